@@ -1,0 +1,1 @@
+"""One file per framework: (Job, Plan) to its own config and back."""

@@ -1,0 +1,38 @@
+"""`Command`: what the shell writes and starts for one attempt, as data."""
+
+from __future__ import annotations
+
+import os
+import shlex
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class File:
+    """A text file to write before the start; `path` is absolute."""
+
+    path: str
+    text: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Command:
+    """How one attempt is started: no shell, `env` on top of the environment oomguard has.
+
+    `files` are written first, in order. `config` is the one of them, or the user's own file,
+    that a person would pass to the framework by hand.
+    """
+
+    argv: tuple[str, ...]
+    cwd: str
+    env: Mapping[str, str] = field(default_factory=dict)
+    files: tuple[File, ...] = ()
+    config: str | None = None
+
+    def by_hand(self) -> str:
+        """Write the command as one would type it in a POSIX shell, `cd` and environment included."""
+        words = [f"{name}={shlex.quote(value)}" for name, value in sorted(self.env.items())]
+        return f"cd {shlex.quote(os.fspath(self.cwd))} && " + " ".join(
+            words + [shlex.join(self.argv)]
+        )

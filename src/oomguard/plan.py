@@ -1,0 +1,139 @@
+"""`Plan`: the memory choices of one attempt, in words that no framework owns."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from enum import Enum
+
+import msgspec
+
+
+class Precision(str, Enum):
+    """Number formats of weights and computation."""
+
+    FP32 = "fp32"
+    BF16_MIXED = "bf16-mixed"  # fp32 weights, bf16 computation
+    FP16_MIXED = "fp16-mixed"
+    BF16_TRUE = "bf16-true"  # weights, gradients and optimizer state in bf16
+    FP16_TRUE = "fp16-true"
+
+
+class Quantization(str, Enum):
+    """How the base model's weights are stored while an adapter is trained."""
+
+    NONE = "none"
+    INT8 = "int8"
+    NF4 = "nf4"
+    NF4_DOUBLE = "nf4-double"  # the quantization constants are quantized too
+    FP4 = "fp4"
+    FP4_DOUBLE = "fp4-double"
+    PREQUANTIZED = "prequantized"  # the checkpoint itself is quantized: GPTQ, AWQ
+
+
+class Tuning(str, Enum):
+    """What is trained."""
+
+    FULL = "full"
+    LORA = "lora"
+    PARTIAL = "partial"  # some layers of the base model
+    OTHER = "other"  # another adapter method of the framework
+
+
+class Part(str, Enum):
+    """A part of a multimodal model that can be frozen by itself."""
+
+    VISION_TOWER = "vision_tower"
+    PROJECTOR = "projector"
+    LANGUAGE_MODEL = "language_model"
+
+
+class Sharding(str, Enum):
+    """What the data-parallel ranks share out between themselves."""
+
+    NONE = "none"
+    ZERO1 = "zero1"  # optimizer state
+    ZERO2 = "zero2"  # and gradients
+    ZERO3 = "zero3"  # and parameters
+    FSDP = "fsdp"
+
+
+class Offload(str, Enum):
+    """What is kept in host memory."""
+
+    OPTIMIZER = "optimizer"
+    PARAMETERS = "parameters"
+    ACTIVATIONS = "activations"
+
+
+class LossKernel(str, Enum):
+    """How the loss over the vocabulary is computed."""
+
+    EAGER = "eager"  # all logits at once
+    FUSED = "fused"  # chunked, logits never whole
+
+
+class Allocator(str, Enum):
+    """How the CUDA caching allocator takes memory."""
+
+    DEFAULT = "default"
+    EXPANDABLE = "expandable_segments"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """The memory choices of one attempt.
+
+    A field is None where the framework has no such choice, or where it is not known.
+    `micro_batch` samples go through the model at once on each data-parallel rank;
+    `accumulation` of them make one optimizer step. `sequence_length` is in tokens,
+    `image_pixels` the most pixels of one image.
+    """
+
+    micro_batch: int
+    accumulation: int
+    sequence_length: int | None = None
+    image_pixels: int | None = None
+    checkpointing: bool | None = None
+    precision: Precision | None = None
+    quantization: Quantization | None = None
+    tuning: Tuning | None = None
+    lora_rank: int | None = None
+    frozen: frozenset[Part] | None = None
+    sharding: Sharding | None = None
+    offload: frozenset[Offload] | None = None
+    optimizer: str | None = None
+    loss_kernel: LossKernel | None = None
+    low_cpu_mem_usage: bool | None = None
+    loader_workers: int | None = None
+    pin_memory: bool | None = None
+    allocator: Allocator | None = None
+    eval_batch: int | None = None
+    auto_find_batch_size: bool | None = None
+
+    @property
+    def rank_batch(self) -> int:
+        """Samples of one optimizer step on one rank: what the ladder never changes."""
+        return self.micro_batch * self.accumulation
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Change:
+    """One field of a plan that was changed; values as they stand in JSON."""
+
+    field: str
+    before: object
+    after: object
+
+
+def differences(before: Plan, after: Plan) -> tuple[Change, ...]:
+    """List the fields in which two plans differ, in the order of `Plan`."""
+    return tuple(
+        Change(field=name, before=as_json(old), after=as_json(new))
+        for name in (field.name for field in fields(Plan))
+        if (old := getattr(before, name)) != (new := getattr(after, name))
+    )
+
+
+def as_json(value: object) -> object:
+    """Turn a noun or one of its fields into what JSON can hold; sets come out sorted."""
+    return msgspec.to_builtins(value, order="deterministic")

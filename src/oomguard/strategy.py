@@ -1,0 +1,105 @@
+"""What a strategy file imports: one rung of the ladder says what it changes, and at which cost."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from enum import Enum
+
+from oomguard.evidence.verdict import Kind, Phase, Verdict
+from oomguard.job import Device, Job
+from oomguard.plan import Part, Plan, Precision, Quantization, Sharding, Tuning
+
+
+class Fidelity(str, Enum):
+    """What a change costs, the cheapest first."""
+
+    SAME_MATH = "same_math"  # the same loss up to rounding
+    SAME_RECIPE = "same_recipe"  # the same objective, other numerics
+    NEW_RECIPE = "new_recipe"  # shorter sequences, frozen parts, a 4-bit base
+
+    @property
+    def cost(self) -> int:
+        """Its place in the order of cost."""
+        return list(Fidelity).index(self)
+
+
+SAME_MATH, SAME_RECIPE, NEW_RECIPE = Fidelity
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Remedy:
+    """A kind of failure that a strategy can cure, in any phase or only in some."""
+
+    kind: Kind
+    phases: frozenset[Phase] | None = None
+
+    def __str__(self) -> str:
+        if self.phases is None:
+            return self.kind.value
+        return self.kind.value + "@" + "+".join(p.value for p in Phase if p in self.phases)
+
+    def cures(self, kind: Kind, phase: Phase) -> bool:
+        """Whether a failure of this kind in this phase is one that it cures."""
+        return kind is self.kind and (self.phases is None or phase in self.phases)
+
+
+#: Phases in which the batch and its activations stand in memory. An unknown phase counts.
+TRAINING = frozenset({Phase.FORWARD, Phase.BACKWARD, Phase.OPTIMIZER, Phase.UNKNOWN})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Strategy:
+    """One rung.
+
+    `change` gives the plan with this rung's change, or None where there is nothing left to
+    give; `otherwise` says what that means. `repeat` rungs are climbed again while they give
+    something. `needs` names the packages that the job's Python must have. A `preflight`
+    strategy is no answer to a failure: it is applied before the first attempt.
+    """
+
+    summary: str
+    fidelity: Fidelity
+    remedies: frozenset[Remedy]
+    change: Callable[[Job, Plan], Plan | None]
+    otherwise: str = "it would change nothing"
+    repeat: bool = False
+    preflight: bool = False
+    needs: tuple[str, ...] = ()
+    id: str = ""  # the file's name without its number; set by the discovery
+
+    def cures(self, job: Job, verdict: Verdict) -> bool:
+        """Whether this rung is a remedy for that failure of that job."""
+        kinds = {verdict.kind}
+        if job.device is Device.CPU and verdict.kind is Kind.HOST_OOM:
+            kinds.add(Kind.DEVICE_OOM)  # on a CPU job the host is the device
+        return any(r.cures(kind, verdict.phase) for r in self.remedies for kind in kinds)
+
+
+def divisor_at_most(number: int, limit: int) -> int:
+    """Give the largest divisor of `number` that is at most `limit` (at least 1)."""
+    return next(d for d in range(max(1, min(number, limit)), 0, -1) if number % d == 0)
+
+
+__all__ = [
+    "NEW_RECIPE",
+    "SAME_MATH",
+    "SAME_RECIPE",
+    "TRAINING",
+    "Device",
+    "Fidelity",
+    "Job",
+    "Kind",
+    "Part",
+    "Phase",
+    "Plan",
+    "Precision",
+    "Quantization",
+    "Remedy",
+    "Sharding",
+    "Strategy",
+    "Tuning",
+    "Verdict",
+    "divisor_at_most",
+    "replace",
+]

@@ -1,0 +1,45 @@
+"""Bytes as people write and read them."""
+
+from __future__ import annotations
+
+import re
+
+KIB, MIB, GIB, TIB = 1 << 10, 1 << 20, 1 << 30, 1 << 40
+
+_FACTORS = {
+    "": 1,
+    "b": 1,
+    "byte": 1,
+    "bytes": 1,
+    **{prefix + "ib": 1 << shift for prefix, shift in zip("kmgt", (10, 20, 30, 40), strict=True)},
+    # A bare letter means the binary unit, as it does for Slurm, Docker and systemd.
+    **{prefix: 1 << shift for prefix, shift in zip("kmgt", (10, 20, 30, 40), strict=True)},
+    **{prefix + "b": 10**power for prefix, power in zip("kmgt", (3, 6, 9, 12), strict=True)},
+}
+_SIZE = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([a-zA-Z]*)\s*")
+
+
+def parse_size(text: str) -> int:
+    """Read a size such as `24GiB`, `24G`, `16 GB` or `1048576` as bytes.
+
+    `KiB`, `MiB`, `GiB`, `TiB` and the bare letters are powers of 1024; `KB` to `TB` powers of 1000.
+
+    Raises:
+        ValueError: if the text is no size, or not a positive one.
+    """
+    match = _SIZE.fullmatch(text)
+    factor = _FACTORS.get(match[2].lower()) if match else None
+    if match is None or factor is None:
+        raise ValueError(f"{text!r} is not a size; write for example 24GiB, 800MiB or 16GB")
+    size = int(float(match[1]) * factor)
+    if size <= 0:
+        raise ValueError(f"{text!r} is not a positive size")
+    return size
+
+
+def show_bytes(size_bytes: int) -> str:
+    """Show a number of bytes in GiB, or in MiB or KiB where GiB would read 0.0x."""
+    for name, unit in (("GiB", GIB), ("MiB", MIB), ("KiB", KIB)):
+        if abs(size_bytes) >= unit / 10 and (unit != GIB or abs(size_bytes) >= unit):
+            return f"{size_bytes / unit:.2f} {name}"
+    return f"{size_bytes} B"
