@@ -1,0 +1,364 @@
+"""What happened, as a list of events, and the record that they add up to.
+
+Everything that oomguard knows of a run follows from its events: `RunRecord` is a fold over them,
+so that a run can be replayed and a report rebuilt from `events.jsonl` alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from enum import Enum
+
+import msgspec
+
+from oomguard.evidence.verdict import Finding, Phase, Verdict
+from oomguard.job import Job
+from oomguard.plan import Change, Plan
+from oomguard.strategy import Fidelity
+
+
+class Status(str, Enum):
+    """How a run ended."""
+
+    FIT = "fit"  # trained to the end
+    EXHAUSTED = "exhausted"  # no rung is left, or no attempt
+    FAILED = "failed"  # for another reason than memory
+    INTERRUPTED = "interrupted"
+
+
+class State(str, Enum):
+    """Where a run stands."""
+
+    NEW = "new"
+    RUNNING = "running"
+    STOPPING = "stopping"  # an attempt was told to stop and has not gone yet
+    WAITING = "waiting"  # for the device to be free, then for the next rung
+    DONE = "done"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Step:
+    """A rung that was taken: what it changed, and at which cost."""
+
+    strategy: str
+    summary: str
+    fidelity: Fidelity
+    changes: tuple[Change, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Skip:
+    """A rung that was passed over, and why."""
+
+    strategy: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    """What bounds the run: which rungs, at which cost, how often, under which caps."""
+
+    ladder: tuple[str, ...]
+    allow: Fidelity
+    max_attempts: int
+    host_memory_bytes: int | None = None
+    host_memory_by: str | None = None
+    gpu_memory_bytes: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Event:
+    """Something that happened; `t` is in seconds since the run began."""
+
+    t: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunStarted(Event):
+    """The first event: what was asked, by which version, at which time of day (ISO 8601, UTC)."""
+
+    run: str
+    version: str
+    at: str
+    job: Job
+    limits: Limits
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Planned(Event):
+    """An attempt was decided on."""
+
+    attempt: int
+    plan: Plan
+    steps: tuple[Step, ...] = ()
+    skipped: tuple[Skip, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Started(Event):
+    """The attempt's process exists; `kernel_watched` says whether OOM kills would be seen."""
+
+    attempt: int
+    pid: int
+    command: str
+    kernel_watched: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Progress(Event):
+    """What a process of the job said of itself; bytes are peaks so far."""
+
+    attempt: int
+    pid: int
+    rank: int | None
+    step: int
+    phase: Phase
+    host_bytes: int | None = None
+    device_bytes: int | None = None
+    reserved_bytes: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Noticed(Event):
+    """A piece of evidence about a failure."""
+
+    attempt: int
+    finding: Finding
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stopping(Event):
+    """The attempt was told to stop."""
+
+    attempt: int
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Exited(Event):
+    """The attempt's process ended; `verdict` is what is concluded from all that was seen."""
+
+    attempt: int
+    returncode: int
+    verdict: Verdict
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Signalled(Event):
+    """oomguard itself was asked to stop."""
+
+    signum: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DeviceFree(Event):
+    """The wait for the device is over: `free`, or `busy` says what still holds it."""
+
+    attempt: int
+    free: bool
+    waited_s: float
+    busy: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ticked(Event):
+    """Time passed; never recorded."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Finished(Event):
+    """The run ended."""
+
+    status: Status
+    reason: str
+    skipped: tuple[Skip, ...] = ()
+
+
+_KINDS = {
+    "run_started": RunStarted,
+    "planned": Planned,
+    "started": Started,
+    "progress": Progress,
+    "noticed": Noticed,
+    "stopping": Stopping,
+    "exited": Exited,
+    "signalled": Signalled,
+    "device_free": DeviceFree,
+    "finished": Finished,
+}
+_NAMES = {kind: name for name, kind in _KINDS.items()}
+
+
+def event_to_json(event: Event) -> dict[str, object]:
+    """Give an event as a JSON object; `event` names its kind."""
+    return {"event": _NAMES[type(event)], **msgspec.to_builtins(event, order="deterministic")}
+
+
+def event_from_json(document: Mapping[str, object]) -> Event:
+    """Read back what `event_to_json` gave.
+
+    Raises:
+        ValueError: if the document is no event of this version.
+    """
+    kind = _KINDS.get(str(document.get("event")))
+    if kind is None:
+        raise ValueError(f"unknown event {document.get('event')!r}")
+    body = {name: value for name, value in document.items() if name != "event"}
+    try:
+        return msgspec.convert(body, kind)
+    except msgspec.ValidationError as error:
+        raise ValueError(str(error)) from error
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Attempt:
+    """One launch of the job, as far as it is known. `steps_done` counts optimizer steps."""
+
+    number: int
+    plan: Plan
+    steps: tuple[Step, ...] = ()
+    skipped: tuple[Skip, ...] = ()
+    started_t: float | None = None
+    ended_t: float | None = None
+    command: str = ""
+    kernel_watched: bool = False
+    reporting: bool = False
+    phase: Phase = Phase.LAUNCH
+    steps_done: int = 0
+    progress_t: float | None = None
+    host_peak_bytes: int | None = None
+    device_peak_bytes: int | None = None
+    reserved_peak_bytes: int | None = None
+    findings: tuple[Finding, ...] = ()
+    suspected_t: float | None = None
+    stopped: str | None = None
+    returncode: int | None = None
+    verdict: Verdict | None = None
+
+    @property
+    def seconds(self) -> float | None:
+        """How long it ran."""
+        if self.started_t is None or self.ended_t is None:
+            return None
+        return self.ended_t - self.started_t
+
+    def with_progress(self, event: Progress) -> Attempt:
+        """Take in what a process said of itself."""
+        advanced = event.step > self.steps_done
+        return replace(
+            self,
+            reporting=True,
+            phase=event.phase,
+            steps_done=max(self.steps_done, event.step),
+            progress_t=event.t if advanced else self.progress_t,
+            host_peak_bytes=_larger(self.host_peak_bytes, event.host_bytes),
+            device_peak_bytes=_larger(self.device_peak_bytes, event.device_bytes),
+            reserved_peak_bytes=_larger(self.reserved_peak_bytes, event.reserved_bytes),
+        )
+
+    def with_finding(self, event: Noticed) -> Attempt:
+        """Take in a piece of evidence; the first unhandled memory failure is the suspicion."""
+        suspicious = event.finding.kind.is_memory and not event.finding.handled
+        first = event.t if suspicious and self.suspected_t is None else self.suspected_t
+        return replace(self, findings=(*self.findings, event.finding), suspected_t=first)
+
+
+def _larger(old: int | None, new: int | None) -> int | None:
+    return max((value for value in (old, new) if value is not None), default=None)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunRecord:
+    """All that is known of a run."""
+
+    run: str = ""
+    version: str = ""
+    at: str = ""
+    job: Job | None = None
+    limits: Limits | None = None
+    state: State = State.NEW
+    attempts: tuple[Attempt, ...] = ()
+    signum: int | None = None
+    status: Status | None = None
+    reason: str = ""
+    skipped_last: tuple[Skip, ...] = ()
+    ended_t: float | None = None
+
+    @property
+    def last(self) -> Attempt:
+        """The newest attempt."""
+        return self.attempts[-1]
+
+    def with_last(self, attempt: Attempt, state: State | None = None) -> RunRecord:
+        """Put another version of the newest attempt in its place."""
+        return replace(self, attempts=(*self.attempts[:-1], attempt), state=state or self.state)
+
+    def apply(self, event: Event) -> RunRecord:
+        """Give the record after one more event."""
+        name = "_" + _NAMES[type(event)] if type(event) in _NAMES else ""
+        handler = getattr(self, name, None)
+        result: RunRecord = handler(event) if handler else self
+        return result
+
+    def _run_started(self, event: RunStarted) -> RunRecord:
+        return replace(
+            self,
+            run=event.run,
+            version=event.version,
+            at=event.at,
+            job=event.job,
+            limits=event.limits,
+        )
+
+    def _planned(self, event: Planned) -> RunRecord:
+        attempt = Attempt(
+            number=event.attempt, plan=event.plan, steps=event.steps, skipped=event.skipped
+        )
+        return replace(self, attempts=(*self.attempts, attempt), state=State.RUNNING)
+
+    def _started(self, event: Started) -> RunRecord:
+        return self.with_last(
+            replace(
+                self.last,
+                started_t=event.t,
+                command=event.command,
+                kernel_watched=event.kernel_watched,
+            )
+        )
+
+    def _progress(self, event: Progress) -> RunRecord:
+        return self.with_last(self.last.with_progress(event))
+
+    def _noticed(self, event: Noticed) -> RunRecord:
+        return self.with_last(self.last.with_finding(event))
+
+    def _stopping(self, event: Stopping) -> RunRecord:
+        return self.with_last(replace(self.last, stopped=event.reason), State.STOPPING)
+
+    def _exited(self, event: Exited) -> RunRecord:
+        ended = replace(
+            self.last, ended_t=event.t, returncode=event.returncode, verdict=event.verdict
+        )
+        return self.with_last(ended, State.WAITING)
+
+    def _signalled(self, event: Signalled) -> RunRecord:
+        return replace(self, signum=self.signum or event.signum)
+
+    def _finished(self, event: Finished) -> RunRecord:
+        return replace(
+            self,
+            state=State.DONE,
+            status=event.status,
+            reason=event.reason,
+            skipped_last=event.skipped,
+            ended_t=event.t,
+        )
+
+
+def replay(events: Iterable[Event]) -> RunRecord:
+    """Fold events into a record."""
+    record = RunRecord()
+    for event in events:
+        record = record.apply(event)
+    return record

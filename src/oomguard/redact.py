@@ -1,0 +1,39 @@
+"""Keep secrets out of whatever is written for others to read."""
+
+from __future__ import annotations
+
+import re
+
+MASK = "***"
+
+_NAMES = r"[\w.-]*(?:token|secret|password|passwd|api[_-]?key|access[_-]?key|credential)s?"
+_RULES = (
+    # name=value, --name value, name: value, "name": "value"
+    re.compile(
+        rf"(?P<keep>(?<![\w.-])(?:--)?{_NAMES}[\"']?(?:\s*[=:]\s*|\s+)[\"']?)"
+        r"(?P<hide>(?!None\b|null\b|true\b|false\b|True\b|False\b|--)[^\s\"',}]{4,})",
+        re.IGNORECASE,
+    ),
+    # the password in a URL
+    re.compile(r"(?P<keep>\b[a-z][a-z0-9+.-]*://[^\s/:@]+:)(?P<hide>[^\s/@]+)(?=@)", re.IGNORECASE),
+    # tokens known by their own shape: Hugging Face, GitHub, OpenAI-like, AWS
+    re.compile(r"(?P<keep>\b)(?P<hide>hf_[A-Za-z0-9]{16,}|gh[pousr]_[A-Za-z0-9]{20,})"),
+    re.compile(r"(?P<keep>\b)(?P<hide>sk-[A-Za-z0-9_-]{20,}|AKIA[A-Z0-9]{16})"),
+)
+_NAMED = re.compile(rf"(?:--)?{_NAMES}", re.IGNORECASE)
+
+
+def redact(text: str) -> str:
+    """Mask what looks like a secret in free text: named values, URL passwords, known tokens."""
+    for rule in _RULES:
+        text = rule.sub(lambda match: match["keep"] + MASK, text)
+    return text
+
+
+def redact_argv(argv: tuple[str, ...]) -> tuple[str, ...]:
+    """Mask secrets in a command line, also where the value is a word of its own."""
+    words: list[str] = []
+    for word in argv:
+        follows = bool(words) and _NAMED.fullmatch(words[-1]) and words[-1].startswith("-")
+        words.append(MASK if follows and not word.startswith("--") else redact(word))
+    return tuple(words)

@@ -1,0 +1,18 @@
+"""Turn off the framework's own batch search, which shrinks the global batch without a word."""
+
+from oomguard.strategy import SAME_MATH, Job, Plan, Strategy, replace
+
+
+def change(_job: Job, plan: Plan) -> Plan | None:
+    """Turn `auto_find_batch_size` off; nothing to do where it is off or unknown."""
+    return replace(plan, auto_find_batch_size=False) if plan.auto_find_batch_size else None
+
+
+STRATEGY = Strategy(
+    summary="turn off auto_find_batch_size, which would change the global batch",
+    fidelity=SAME_MATH,
+    remedies=frozenset(),
+    change=change,
+    otherwise="auto_find_batch_size is not on",
+    preflight=True,
+)

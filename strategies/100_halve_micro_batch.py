@@ -1,0 +1,39 @@
+"""Halve the micro batch and give the accumulation what it loses: the global batch stays."""
+
+from oomguard.strategy import (
+    SAME_MATH,
+    TRAINING,
+    Job,
+    Kind,
+    Phase,
+    Plan,
+    Remedy,
+    Strategy,
+    divisor_at_most,
+    replace,
+)
+
+
+def change(_job: Job, plan: Plan) -> Plan | None:
+    """Take the largest divisor of the rank's batch that is at most half the micro batch."""
+    if plan.micro_batch == 1:
+        return None
+    micro = divisor_at_most(plan.rank_batch, plan.micro_batch // 2)
+    return replace(plan, micro_batch=micro, accumulation=plan.rank_batch // micro)
+
+
+STRATEGY = Strategy(
+    summary="halve the micro batch, double the accumulation",
+    fidelity=SAME_MATH,
+    # Some frameworks evaluate with the micro batch; loader workers hold batches in shared memory.
+    remedies=frozenset(
+        {
+            Remedy(kind=Kind.DEVICE_OOM, phases=TRAINING | {Phase.EVAL}),
+            Remedy(kind=Kind.SHM_OOM),
+            Remedy(kind=Kind.PINNED_OOM),
+        }
+    ),
+    change=change,
+    otherwise="the micro batch is 1",
+    repeat=True,
+)

@@ -1,0 +1,40 @@
+"""Load the base model in 4-bit (QLoRA: NF4, double quantization) under the LoRA adapter."""
+
+from oomguard.strategy import (
+    NEW_RECIPE,
+    TRAINING,
+    Job,
+    Kind,
+    Phase,
+    Plan,
+    Quantization,
+    Remedy,
+    Strategy,
+    Tuning,
+    replace,
+)
+
+
+def change(job: Job, plan: Plan) -> Plan | None:
+    """Quantize the base of a LoRA job; the sharding goes back to what was asked.
+
+    ZeRO-3 and a 4-bit base branch, see `switch_to_zero3`.
+    """
+    if plan.tuning is not Tuning.LORA or plan.quantization is not Quantization.NONE:
+        return None
+    return replace(
+        plan,
+        quantization=Quantization.NF4_DOUBLE,
+        sharding=job.asked.sharding,
+        offload=job.asked.offload,
+    )
+
+
+STRATEGY = Strategy(
+    summary="load the base model in 4-bit (QLoRA)",
+    fidelity=NEW_RECIPE,
+    remedies=frozenset({Remedy(kind=Kind.DEVICE_OOM, phases=TRAINING | {Phase.LOAD})}),
+    change=change,
+    otherwise="this is no LoRA job, the base is quantized already, or the framework cannot",
+    needs=("bitsandbytes",),
+)
