@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -31,8 +30,7 @@ class Command:
     config: str | None = None
 
     def by_hand(self) -> str:
-        """Write the command as one would type it in a POSIX shell, `cd` and environment included."""
+        """Write the command as one would type it in a POSIX shell, environment included."""
         words = [f"{name}={shlex.quote(value)}" for name, value in sorted(self.env.items())]
-        return f"cd {shlex.quote(os.fspath(self.cwd))} && " + " ".join(
-            words + [shlex.join(self.argv)]
-        )
+        words.append(shlex.join(self.argv))
+        return f"cd {shlex.quote(self.cwd)} && {' '.join(words)}"

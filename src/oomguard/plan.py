@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, fields
 from enum import Enum
+from typing import cast
 
 import msgspec
 
@@ -116,13 +117,17 @@ class Plan:
         return self.micro_batch * self.accumulation
 
 
+#: A field of a plan as it stands in JSON; sets are sorted lists.
+Value = bool | int | str | list[str] | None
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Change:
-    """One field of a plan that was changed; values as they stand in JSON."""
+    """One field of a plan that was changed."""
 
     field: str
-    before: object
-    after: object
+    before: Value
+    after: Value
 
 
 def differences(before: Plan, after: Plan) -> tuple[Change, ...]:
@@ -134,6 +139,6 @@ def differences(before: Plan, after: Plan) -> tuple[Change, ...]:
     )
 
 
-def as_json(value: object) -> object:
-    """Turn a noun or one of its fields into what JSON can hold; sets come out sorted."""
-    return msgspec.to_builtins(value, order="deterministic")
+def as_json(value: object) -> Value:
+    """Turn a field of a plan into what JSON can hold."""
+    return cast("Value", msgspec.to_builtins(value, order="deterministic"))

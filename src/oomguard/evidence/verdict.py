@@ -73,7 +73,7 @@ class Finding:
     """One piece of evidence, in the order in which it was seen.
 
     `text` is the line or message it rests on, `signature` the name of the rule that matched,
-    `line` its number in the log (from 1), `handled` says that the job caught the failure and went on.
+    `line` its number in the log (from 1), `handled` says that the job caught it and went on.
     """
 
     witness: Witness
