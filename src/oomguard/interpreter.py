@@ -1,0 +1,98 @@
+"""Find the Python that will run the job, and which packages of the rungs it has."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from oomguard.errors import FrameworkError, Where
+
+#: What rungs may need, by the name that is imported.
+PACKAGES = ("deepspeed", "bitsandbytes")
+_PROBE = (
+    "import importlib.util as u, json, sys;"
+    "print(json.dumps([n for n in sys.argv[1:] if u.find_spec(n)]))"
+)
+# pip writes the second form where the path is too long or has a space in it.
+_SHEBANGS = (
+    re.compile(rb"\A#!\s*(?P<python>[^\s]*python[0-9.]*)\s*(?:-[^\n]*)?\n"),
+    re.compile(rb"\A#!/bin/sh\n'''exec' \"?(?P<python>[^\"\n]*python[0-9.]*)\"? "),
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Interpreter:
+    """The job's Python: its path, the packages it has of `PACKAGES`, and the job's extra env."""
+
+    python: str
+    packages: frozenset[str]
+    env: Mapping[str, str]
+
+
+def find(argv: tuple[str, ...], *, cwd: Path, python: str | None) -> Interpreter:
+    """Find what will run a command as the user's shell would; `python` names another one.
+
+    Raises:
+        FrameworkError: if the program or the named Python is not there.
+    """
+    env = _path_with(python) if python else {}
+    program = _program(argv[0], cwd, env.get("PATH", os.environ.get("PATH", os.defpath)), python)
+    found = python or _python_of(program)
+    return Interpreter(python=found, packages=_packages(found), env=env)
+
+
+def _path_with(python: str) -> dict[str, str]:
+    path = Path(python)
+    if not (path.is_file() and os.access(path, os.X_OK)):
+        raise FrameworkError(
+            "there is no such Python",
+            where=Where(file=python, key="--python"),
+            next_step="Give the path of the interpreter, for example .venv/bin/python.",
+        )
+    folder = str(path.absolute().parent)  # not resolved: a link in a venv's bin is that venv
+    return {"PATH": os.pathsep.join([folder, os.environ.get("PATH", os.defpath)])}
+
+
+def _program(name: str, cwd: Path, search: str, python: str | None) -> Path:
+    candidate = cwd / name if os.sep in name else Path(shutil.which(name, path=search) or "")
+    if candidate.is_file() and os.access(candidate, os.X_OK):
+        return candidate
+    beside = f" beside {python} or" if python else ""
+    raise FrameworkError(
+        f"{name!r} is not installed: it is not found{beside} on the PATH",
+        next_step="Activate the environment of the framework, or name its Python with --python.",
+    )
+
+
+def _python_of(program: Path) -> str:
+    if re.fullmatch(r"python[0-9.]*", program.name):
+        return str(program)
+    try:
+        with program.open("rb") as script:
+            head = script.read(4096)
+    except OSError:
+        head = b""
+    match = next((m for m in (rule.search(head) for rule in _SHEBANGS) if m), None)
+    named = match["python"].decode(errors="replace") if match else ""
+    return named if Path(named).is_file() else shutil.which("python3") or "python3"
+
+
+def _packages(python: str) -> frozenset[str]:
+    """Ask the job's Python; one that does not answer has none of them."""
+    try:
+        answer = subprocess.run(
+            [python, "-c", _PROBE, *PACKAGES],
+            capture_output=True,
+            check=True,
+            timeout=60,
+            stdin=subprocess.DEVNULL,
+        )
+        return frozenset(json.loads(answer.stdout))
+    except (OSError, ValueError, subprocess.SubprocessError):
+        return frozenset()
