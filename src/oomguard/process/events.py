@@ -1,0 +1,42 @@
+"""What the shell tells the supervisor about one attempt, in the order in which it was seen."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Output:
+    """A chunk as the job printed it, stdout and stderr merged; it may end inside a character."""
+
+    data: bytes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Report:
+    """One line of the reporter inside the job, checked against the inside protocol."""
+
+    message: Mapping[str, object]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Kernel:
+    """The kernel's OOM killer struck: kills since the last such event, and since the start."""
+
+    oom_kills: int
+    total: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Exited:
+    """The direct child has ended and all that it printed or reported was emitted before.
+
+    `returncode` is negative for a signal. Other processes of the attempt may still be there.
+    """
+
+    returncode: int
+
+
+ShellEvent = Output | Report | Kernel | Exited
+Emit = Callable[[ShellEvent], None]

@@ -1,0 +1,93 @@
+"""What has to lie ready before an attempt starts: its files, its log, its environment."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+from oomguard.command import File
+from oomguard.errors import RunFolderError, Where
+from oomguard.process.members import MARK
+
+# glibc keeps freed heap; from this size on it gives freed tensors back, as a device would.
+_MMAP_THRESHOLD = {"MALLOC_MMAP_THRESHOLD_": "262144"}
+_INSIDE = ("OOMGUARD_SOCKET", "OOMGUARD_BUFFER", "OOMGUARD_GPU_MEMORY")
+_INSIDE_PATH = Path(__file__).parents[1] / "inside" / "path"
+
+
+def write_files(files: Iterable[File]) -> None:
+    """Write each file beside its place and move it there, in order.
+
+    Raises:
+        RunFolderError: if one cannot be written.
+    """
+    for file in files:
+        target = Path(file.path)
+        beside = target.with_name(f".oomguard-{os.getpid()}.tmp")
+        try:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            with beside.open("w", encoding="utf-8", errors="surrogateescape", newline="") as out:
+                out.write(file.text)
+                out.flush()
+                os.fsync(out.fileno())
+            beside.replace(target)
+        except OSError as error:
+            beside.unlink(missing_ok=True)
+            raise _cannot_write(target, error) from error
+
+
+def make_folder(folder: Path) -> None:
+    """Make a folder with its parents, if it is not there yet.
+
+    Raises:
+        RunFolderError: if it cannot be made.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise _cannot_write(folder, error) from error
+
+
+def open_log(log: Path) -> int:
+    """Open the log to append to, unbuffered; return its descriptor.
+
+    Raises:
+        RunFolderError: if it cannot be opened.
+    """
+    make_folder(log.parent)
+    try:
+        return os.open(log, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
+    except OSError as error:
+        raise _cannot_write(log, error) from error
+
+
+def environment(asked: Mapping[str, str], *, mark: str, capped: bool) -> dict[str, str]:
+    """Return oomguard's environment with what the command asks for, and the mark."""
+    env = {name: value for name, value in os.environ.items() if name not in _INSIDE}
+    if capped:
+        env = _MMAP_THRESHOLD | env
+    return {"PYTHONUNBUFFERED": "1"} | env | dict(asked) | {MARK: mark}
+
+
+def add_inside(
+    env: Mapping[str, str], *, socket: Path, buffer: Path, gpu_memory_bytes: int | None
+) -> dict[str, str]:
+    """Return the environment in which Python finds the reporter, first on its path."""
+    paths = [os.fspath(_INSIDE_PATH), env.get("PYTHONPATH", "")]
+    added = {
+        "PYTHONPATH": os.pathsep.join(filter(None, paths)),
+        "OOMGUARD_SOCKET": os.fspath(socket),
+        "OOMGUARD_BUFFER": os.fspath(buffer),
+    }
+    if gpu_memory_bytes is not None:
+        added["OOMGUARD_GPU_MEMORY"] = str(gpu_memory_bytes)
+    return {**env, **added}
+
+
+def _cannot_write(path: Path, error: OSError) -> RunFolderError:
+    return RunFolderError(
+        f"cannot be written: {error.strerror or error}",
+        where=Where(file=os.fspath(path)),
+        next_step="Make room or give the rights, or choose another run folder.",
+    )

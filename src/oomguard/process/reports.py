@@ -1,0 +1,159 @@
+"""The Unix socket on which the job's own processes report, and the files they fall back to."""
+
+from __future__ import annotations
+
+import os
+import selectors
+import shutil
+import socket
+import struct
+import tempfile
+import threading
+from contextlib import suppress
+from functools import partial
+from pathlib import Path
+
+from oomguard.process.events import Emit, Report
+from oomguard.process.messages import Lines, parse
+
+_CHUNK_BYTES = 64 << 10
+_SUN_PATH_BYTES = 107  # of sockaddr_un on Linux, without the closing NUL
+_BACKLOG = 1024  # all ranks of a node connect at once
+_PAUSE_S = 0.05
+_CLOSE_S = 1.0
+
+
+class ReportServer:
+    """Serves any number of connections of this user in one thread, until closed.
+
+    `refused` counts the lines that do not keep the protocol.
+    """
+
+    def __init__(self, emit: Emit) -> None:
+        self._emit, self.refused = emit, 0
+        self.path = _fresh_folder() / "s"
+        self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self._listener.setblocking(False)
+        self._listener.bind(os.fspath(self.path))
+        self._listener.listen(_BACKLOG)
+        self._ring, self._bell = socket.socketpair()
+        self._bell.setblocking(False)
+        self._closing, self._settle, self._settled = (threading.Event() for _ in range(3))
+        self._selector = selectors.DefaultSelector()
+        self._selector.register(self._listener, selectors.EVENT_READ, self._accept)
+        self._selector.register(self._bell, selectors.EVENT_READ, self._heard)
+        self._thread = threading.Thread(target=self._serve, name="oomguard-reports", daemon=True)
+        self._thread.start()
+
+    def settle(self, timeout_s: float) -> None:
+        """Wait until all that was sent so far is emitted, at most `timeout_s`."""
+        self._settled.clear()
+        self._settle.set()
+        self._wake()
+        self._settled.wait(timeout_s)
+
+    def close(self) -> None:
+        """End the thread and remove the socket with its folder."""
+        self._closing.set()
+        self._wake()
+        self._thread.join(_CLOSE_S)
+        shutil.rmtree(self.path.parent, ignore_errors=True)
+
+    def read_files(self, folder: Path) -> None:
+        """Emit the lines of each `*.jsonl` in the folder, oldest file first."""
+        for path in sorted(folder.glob("*.jsonl"), key=_modified):
+            with suppress(OSError):
+                self._read_file(path)
+
+    def _read_file(self, path: Path) -> None:
+        if not path.is_file():  # a FIFO would block
+            return
+        lines = Lines()
+        with path.open("rb") as file:
+            while chunk := file.read(_CHUNK_BYTES):
+                self._take(lines, chunk)
+        self._take(lines, b"\n")
+
+    def _serve(self) -> None:
+        while not self._closing.is_set():
+            ready = self._selector.select(0 if self._settle.is_set() else None)
+            for key, _ in ready:
+                key.data()
+            if not ready and self._settle.is_set():
+                self._settle.clear()
+                self._settled.set()
+        for key in list(self._selector.get_map().values()):
+            if isinstance(key.fileobj, socket.socket):
+                key.fileobj.close()
+        self._ring.close()
+        self._selector.close()
+
+    def _wake(self) -> None:
+        with suppress(OSError):
+            self._ring.send(b"\0")
+
+    def _heard(self) -> None:
+        with suppress(BlockingIOError):
+            self._bell.recv(_CHUNK_BYTES)
+
+    def _accept(self) -> None:
+        try:
+            connection, _ = self._listener.accept()
+        except BlockingIOError:
+            return
+        except OSError:  # out of descriptors: the caller waits in the backlog
+            self._closing.wait(_PAUSE_S)
+            return
+        if not _same_user(connection):
+            connection.close()
+            return
+        connection.setblocking(False)
+        act = partial(self._read, connection, Lines())
+        self._selector.register(connection, selectors.EVENT_READ, act)
+
+    def _read(self, connection: socket.socket, lines: Lines) -> None:
+        try:
+            data = connection.recv(_CHUNK_BYTES)
+        except BlockingIOError:
+            return
+        except OSError:
+            data = b""
+        self._take(lines, data or b"\n")
+        if not data:
+            self._selector.unregister(connection)
+            connection.close()
+
+    def _take(self, lines: Lines, data: bytes) -> None:
+        dropped = lines.dropped
+        for line in lines.feed(data):
+            message = parse(line)
+            if message is None:
+                self.refused += 1
+            else:
+                self._emit(Report(message=message))
+        self.refused += lines.dropped - dropped
+
+
+def _fresh_folder() -> Path:
+    """Make a folder for this user alone in which a socket's path is short enough."""
+    folder = Path(tempfile.mkdtemp(prefix="oomguard-"))
+    if len(os.fsencode(folder / "s")) <= _SUN_PATH_BYTES:
+        return folder
+    folder.rmdir()
+    return Path(tempfile.mkdtemp(prefix="oomguard-", dir="/tmp"))
+
+
+def _same_user(connection: socket.socket) -> bool:
+    option = getattr(socket, "SO_PEERCRED", None)
+    if option is None:  # not Linux: the folder's mode has to do
+        return True
+    raw = connection.getsockopt(socket.SOL_SOCKET, option, struct.calcsize("3i"))
+    uid: int = struct.unpack("3i", raw)[1]
+    return uid == os.geteuid()
+
+
+def _modified(path: Path) -> float:
+    try:
+        return path.stat().st_mtime
+    except OSError:
+        return 0.0

@@ -1,0 +1,100 @@
+"""One attempt that was started: signalled, stopped, looked up and cleaned up after."""
+
+from __future__ import annotations
+
+import threading
+import time
+from contextlib import ExitStack
+from pathlib import Path
+
+from oomguard.process.child import Child
+from oomguard.process.events import Emit, Exited
+from oomguard.process.kernel import KernelWatch
+from oomguard.process.members import Members
+from oomguard.process.reports import ReportServer
+from oomguard.process.stop import StopReport, send, stop_all
+from oomguard.process.tee import Tee
+
+_LINGER_S = 0.5  # last words of processes that outlive the direct child
+_DRAIN_S = 10.0  # an `emit` that blocks longer is not waited for
+_REAP_S = 1.0
+
+
+class Running:
+    """The processes of an attempt. Every method may be called from any thread, and again.
+
+    `pid` is the direct child, which leads the session; `started` is in seconds since the epoch.
+    """
+
+    def __init__(
+        self, *, emit: Emit, kernel: KernelWatch, reports: ReportServer | None, buffer: Path
+    ) -> None:
+        self._emit, self._kernel, self._reports, self._buffer = emit, kernel, reports, buffer
+        self._stopping, self._closing = threading.Lock(), threading.Lock()
+        self._deadline: float | None = None
+        self._deadline_lock = threading.Lock()
+
+    def begin(self, *, child: Child, tee: Tee, members: Members, resources: ExitStack) -> None:
+        """Take over what `start` has made, and let the events of the end come."""
+        self._child, self._tee, self._members = child, tee, members
+        self._resources = resources
+        self.pid, self.started = child.pid, child.started
+        child.release()
+
+    @property
+    def kernel_watched(self) -> bool:
+        """Whether a kill by the kernel's OOM killer would have been seen."""
+        return self._kernel.watched
+
+    @property
+    def log_error(self) -> str | None:
+        """Why the log ends early, None if it does not."""
+        return self._tee.log_error
+
+    @property
+    def refused_lines(self) -> int:
+        """How many lines on the socket and in the buffer did not keep the inside protocol."""
+        return self._reports.refused if self._reports else 0
+
+    def signal(self, signum: int) -> None:
+        """Send a signal to the whole process group, as Ctrl-C in a terminal would."""
+        if not self._child.signal_group(signum):
+            send(self._members.scan(), signum)
+
+    def alive(self) -> tuple[int, ...]:
+        """Return the pid of every process of the attempt that is still there."""
+        return tuple(sorted(process.pid for process in self._members.scan()))
+
+    def stop(self, *, grace_s: float) -> StopReport:
+        """Send SIGTERM to all, SIGKILL to who is left when `grace_s` is over, and reap.
+
+        A call while another one waits can only bring the shared deadline forward.
+        """
+        with self._deadline_lock:
+            asked = time.monotonic() + grace_s
+            self._deadline = asked if self._deadline is None else min(asked, self._deadline)
+        with self._stopping:
+            report = stop_all(self._members, self._until)
+            self._child.reaped.wait(0 if report.left else _REAP_S)
+        return report
+
+    def close(self) -> None:
+        """Kill what is left, end the threads, remove the socket and the cgroup."""
+        with self._closing:
+            self.stop(grace_s=0)
+            self._child.thread.join(_LINGER_S + _DRAIN_S)
+            self._tee.close()
+            self._resources.close()
+            self._members.forget()
+
+    def exited(self, returncode: int) -> None:
+        """Pass on all that was said before the direct child ended, then that it has ended."""
+        self._tee.drain(linger_s=_LINGER_S, limit_s=_DRAIN_S)
+        if self._reports is not None:
+            self._reports.settle(_DRAIN_S)
+            self._reports.read_files(self._buffer)
+        self._kernel.check()
+        self._emit(Exited(returncode=returncode))
+
+    def _until(self) -> float:
+        return self._deadline if self._deadline is not None else time.monotonic()

@@ -1,0 +1,170 @@
+"""Starts the command of one attempt, with everything that listens to it."""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+from contextlib import ExitStack
+from pathlib import Path
+
+from oomguard.command import Command
+from oomguard.errors import FrameworkError, OomguardError, UsageError, Where
+from oomguard.process.cgroup import Cgroup, name_for, own_cgroup
+from oomguard.process.child import Child, Refusal, Spec
+from oomguard.process.events import Emit
+from oomguard.process.kernel import KernelWatch
+from oomguard.process.limits import Caps
+from oomguard.process.members import Members, become_subreaper
+from oomguard.process.prepare import add_inside, environment, make_folder, open_log, write_files
+from oomguard.process.reports import ReportServer
+from oomguard.process.running import Running
+from oomguard.process.tee import Tee
+
+__all__ = ["Running", "start"]
+
+
+def start(
+    command: Command, *, log: Path, caps: Caps, inside: bool, mark: str, emit: Emit
+) -> Running:
+    """Write the command's files and start it; `emit` is called from several threads.
+
+    The job runs in a session of its own, without input. `mark` is unique to the attempt. With
+    `inside` the reporter is put on the Python path, with a folder beside the log to fall back to.
+
+    Raises:
+        UsageError: if a cap cannot be held here, or the working folder is not there.
+        FrameworkError: if there is no such command, or it cannot be executed.
+        RunFolderError: if the log or a file cannot be written.
+    """
+    _check(caps, inside=inside)
+    become_subreaper()
+    write_files(command.files)
+    with ExitStack() as undo:
+        own = own_cgroup()
+        group = _attempt_cgroup(own, caps, mark)
+        if group:
+            undo.callback(group.remove)
+        kernel = KernelWatch(group or own, emit)
+        undo.callback(kernel.close)
+        env = environment(command.env, mark=mark, capped=caps.host_memory_bytes is not None)
+        reports, buffer = None, log.parent / "buffer"
+        if inside:
+            make_folder(buffer)
+            reports = ReportServer(emit)
+            undo.callback(reports.close)
+            env = add_inside(
+                env, socket=reports.path, buffer=buffer, gpu_memory_bytes=caps.gpu_memory_bytes
+            )
+        log_fd = open_log(log)
+        running = Running(emit=emit, kernel=kernel, reports=reports, buffer=buffer)
+        try:
+            child = _spawn(command, env, group, caps, running)
+            members = Members(leader=child.row, mark=mark, cgroup=group)
+            try:
+                tee = Tee(pipe_fd=child.output_fd, log_fd=log_fd, emit=emit)
+            except BaseException:
+                child.abandon()
+                raise
+        except BaseException:
+            os.close(log_fd)
+            raise
+        running.begin(child=child, tee=tee, members=members, resources=undo.pop_all())
+    return running
+
+
+def _check(caps: Caps, *, inside: bool) -> None:
+    if caps.gpu_memory_bytes is not None and not inside:
+        raise UsageError(
+            "GPU memory can only be capped from inside the job",
+            next_step="Leave out either --no-inside or --gpu-memory.",
+        )
+
+
+def _attempt_cgroup(own: Cgroup | None, caps: Caps, mark: str) -> Cgroup | None:
+    """Make the attempt's own group, capped if asked for; without a cap it may be missing."""
+    size_bytes = caps.cgroup_bytes
+    try:
+        if own is None:
+            raise FileNotFoundError(errno.ENOENT, "there is no memory cgroup")
+        group = own.make(name_for(mark))
+    except OSError as error:
+        if size_bytes is None:
+            return None
+        raise _no_cgroup(error) from error
+    try:
+        if size_bytes is not None:
+            group.cap(size_bytes)
+    except OSError as error:
+        group.remove()
+        raise _no_cgroup(error) from error
+    return group
+
+
+def _no_cgroup(error: OSError) -> UsageError:
+    return UsageError(
+        f"host memory cannot be capped by a cgroup here: {error.strerror or error}",
+        next_step="Cap it by rlimit instead: it holds for each process alone and needs no rights.",
+    )
+
+
+def _spawn(
+    command: Command, env: dict[str, str], group: Cgroup | None, caps: Caps, running: Running
+) -> Child:
+    spec = Spec(
+        argv=command.argv,
+        cwd=command.cwd,
+        env=env,
+        cgroup=os.fspath(group.folder) if group else None,
+        data_bytes=caps.data_bytes,
+    )
+    try:
+        child = Child(spec, running.exited)
+    except (OSError, ValueError) as error:
+        raise _cannot_begin(command, error) from error
+    if child.refusal is not None:
+        child.abandon()
+        raise _refused(command, env, child.refusal)
+    return child
+
+
+def _cannot_begin(command: Command, error: OSError | ValueError) -> OomguardError:
+    if not Path(command.cwd).is_dir():
+        return UsageError(
+            "the working folder is not there",
+            where=Where(file=command.cwd),
+            next_step="Make it, or start from another one.",
+        )
+    reason = getattr(error, "strerror", None) or str(error)
+    return FrameworkError(
+        f"cannot start {command.argv[0]!r}: {reason}",
+        next_step="Check its arguments and its environment.",
+    )
+
+
+def _refused(command: Command, env: dict[str, str], refusal: Refusal) -> OomguardError:
+    if refusal.step == "cgroup":
+        return UsageError(
+            f"the job cannot be put into a memory cgroup: {refusal.text}",
+            next_step="Cap host memory by rlimit instead.",
+        )
+    if refusal.step != "exec":
+        return OomguardError(f"the job could not be prepared: {refusal.text}")
+    program = command.argv[0]
+    return FrameworkError(
+        f"cannot start {program!r}: {refusal.text}",
+        next_step=_remedy(program, command.cwd, env, refusal.errno),
+    )
+
+
+def _remedy(program: str, cwd: str, env: dict[str, str], number: int | None) -> str:
+    found = shutil.which(Path(cwd) / program if "/" in program else program, path=env.get("PATH"))
+    if number == errno.ENOENT and found:
+        return f"{found} is there; the interpreter that its first line names is not."
+    if number == errno.ENOENT:
+        return "Install it, activate its environment, or give its full path."
+    if number == errno.EACCES:
+        return "Make the file executable (chmod +x)."
+    if number == errno.ENOEXEC:
+        return "It is no program: its first line names no interpreter (#!)."
+    return "Try the command by hand."

@@ -1,0 +1,67 @@
+"""Ends every process of an attempt: asked first, killed when the time is over."""
+
+from __future__ import annotations
+
+import signal
+import time
+from collections.abc import Callable, Iterable
+from contextlib import suppress
+from dataclasses import dataclass
+
+import psutil
+
+from oomguard.process.members import Members
+
+_KILL_S = 10.0  # a process may sit in a device driver for a while before it can die
+_FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.005, 0.1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StopReport:
+    """How many processes were asked (SIGTERM) and killed (SIGKILL), who is left, how long it took.
+
+    `left` are pids that not even SIGKILL could end, for example in a hanging driver.
+    """
+
+    asked: int = 0
+    killed: int = 0
+    left: tuple[int, ...] = ()
+    seconds: float = 0.0
+
+
+def stop_all(members: Members, deadline: Callable[[], float]) -> StopReport:
+    """Stop all that belong, those born meanwhile too.
+
+    `deadline` (on time.monotonic) is asked again and again, so that it can be brought forward.
+    """
+    began = time.monotonic()
+    asked: set[psutil.Process] = set()
+    killed: set[psutil.Process] = set()
+    pause_s = _FIRST_PAUSE_S
+    while present := members.scan():
+        now = time.monotonic()
+        if now >= max(deadline(), began) + _KILL_S:
+            break
+        if now < deadline():
+            send(present - asked, signal.SIGTERM, signal.SIGCONT)  # a stopped one cannot obey
+            asked |= present
+            time.sleep(min(pause_s, max(0.0, deadline() - now)))
+            pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
+        else:
+            send(present, signal.SIGKILL)
+            killed |= present
+            time.sleep(_FIRST_PAUSE_S)
+    return StopReport(
+        asked=len(asked),
+        killed=len(killed),
+        left=tuple(sorted(process.pid for process in present)),
+        seconds=time.monotonic() - began,
+    )
+
+
+def send(processes: Iterable[psutil.Process], *signals: int) -> None:
+    """Send each signal to each process that is still there and ours to signal."""
+    for process in processes:
+        with suppress(psutil.Error):
+            for number in signals:
+                process.send_signal(number)
