@@ -23,13 +23,15 @@ _REAP_S = 1.0
 class Running:
     """The processes of an attempt. Every method may be called from any thread, and again.
 
-    `pid` is the direct child, which leads the session; `started` is in seconds since the epoch.
+    `pid` is the direct child, which leads the session; `started` is in seconds since the epoch;
+    `kernel_watched` says whether a kill by the kernel's OOM killer would have been seen.
     """
 
     def __init__(
         self, *, emit: Emit, kernel: KernelWatch, reports: ReportServer | None, buffer: Path
     ) -> None:
         self._emit, self._kernel, self._reports, self._buffer = emit, kernel, reports, buffer
+        self.kernel_watched = kernel.watched
         self._stopping, self._closing = threading.Lock(), threading.Lock()
         self._deadline: float | None = None
         self._deadline_lock = threading.Lock()
@@ -40,11 +42,6 @@ class Running:
         self._resources = resources
         self.pid, self.started = child.pid, child.started
         child.release()
-
-    @property
-    def kernel_watched(self) -> bool:
-        """Whether a kill by the kernel's OOM killer would have been seen."""
-        return self._kernel.watched
 
     @property
     def log_error(self) -> str | None:
