@@ -1,0 +1,164 @@
+"""The account of a run on the terminal: terse, on stderr, beside the job's own output."""
+
+from __future__ import annotations
+
+import sys
+from typing import BinaryIO
+
+from rich.console import Console
+from rich.text import Text
+
+from oomguard.evidence.verdict import Kind, Verdict
+from oomguard.job import Job
+from oomguard.plan import Change, Plan, Value
+from oomguard.record import (
+    Attempt,
+    DeviceFree,
+    Event,
+    Exited,
+    Finished,
+    Noticed,
+    Planned,
+    RunRecord,
+    RunStarted,
+    Status,
+    Step,
+)
+from oomguard.strategy import Fidelity
+from oomguard.units import show_bytes
+
+COSTS = {
+    Fidelity.SAME_MATH: "same math",
+    Fidelity.SAME_RECIPE: "same recipe, other numerics",
+    Fidelity.NEW_RECIPE: "new recipe",
+}
+_KINDS = {
+    Kind.DEVICE_OOM: "out of device memory",
+    Kind.HOST_OOM: "out of host memory",
+    Kind.SHM_OOM: "out of shared memory (/dev/shm)",
+    Kind.PINNED_OOM: "out of pinned host memory",
+}
+
+
+class Account:
+    """Tells what happens, as it happens. `quiet` passes the job's output on to stderr."""
+
+    def __init__(self, *, quiet_stdout: bool) -> None:
+        self._console = Console(stderr=True, highlight=False, soft_wrap=True)
+        self._out: BinaryIO = sys.stderr.buffer if quiet_stdout else sys.stdout.buffer
+        self._fresh_line = True
+
+    def output(self, data: bytes) -> None:
+        """Pass on what the job printed, as it printed it."""
+        self._out.write(data)
+        self._out.flush()
+        self._fresh_line = data.endswith(b"\n")
+
+    def event(self, event: Event, record: RunRecord) -> None:
+        """Say what a reader wants to know of an event."""
+        match event:
+            case RunStarted():
+                self._line(_job_line(event.job))
+            case Planned():
+                self._planned(event)
+            case Exited():
+                self._line(_exit_line(record.last), "red" if _bad(event.verdict) else "green")
+            case DeviceFree() if not event.free:
+                self._line(f"the device did not become free: {event.busy}", "red")
+            case Finished():
+                self._finished(record)
+            case Noticed():
+                pass
+
+    def say(self, text: str, style: str = "") -> None:
+        """Say one line of one's own."""
+        self._line(text, style)
+
+    def _planned(self, event: Planned) -> None:
+        for step in event.steps:
+            self._line(f"{step.summary}: {_changes(step)} [{COSTS[step.fidelity]}]", "yellow")
+        self._line(f"attempt {event.attempt}: {_plan_line(event.plan)}", "bold")
+
+    def _finished(self, record: RunRecord) -> None:
+        if record.status is Status.FIT:
+            count = len(record.attempts)
+            self._line(f"trained, in {count} attempt{'s' if count > 1 else ''}", "bold green")
+            return
+        self._line(f"{record.status.value if record.status else ''}: {record.reason}", "bold red")
+        for skip in record.skipped_last:
+            self._line(f"  not taken: {skip.strategy}: {skip.reason}")
+
+    def _line(self, text: str, style: str = "") -> None:
+        if not self._fresh_line:
+            self._out.write(b"\n")
+            self._out.flush()
+            self._fresh_line = True
+        self._console.print(Text.assemble(("oomguard ", "cyan"), (text, style)))
+
+
+def _bad(verdict: Verdict) -> bool:
+    return verdict.kind is not Kind.OK
+
+
+def _job_line(job: Job) -> str:
+    processes = f"{job.world.size} process{'es' if job.world.size > 1 else ''}"
+    return (
+        f"{job.framework} on {job.device.value}: global batch {job.global_batch} "
+        f"(micro {job.asked.micro_batch} x accumulation {job.asked.accumulation} x {processes})"
+    )
+
+
+def _plan_line(plan: Plan) -> str:
+    words = [f"micro batch {plan.micro_batch} x {plan.accumulation}"]
+    if plan.sequence_length is not None:
+        words.append(f"{plan.sequence_length} tokens")
+    words += [
+        value.value
+        for value in (plan.precision, plan.tuning, plan.quantization, plan.sharding)
+        if value is not None and value.value != "none"
+    ]
+    return ", ".join(words)
+
+
+def _exit_line(attempt: Attempt) -> str:
+    verdict = attempt.verdict
+    if verdict is None:
+        return ""
+    took = f" ({attempt.seconds:.0f} s)" if attempt.seconds is not None else ""
+    steps = f"after {attempt.steps_done} optimizer step{'' if attempt.steps_done == 1 else 's'}"
+    if verdict.kind is Kind.OK:
+        return f"the job ended well {steps}{_peaks(attempt)}{took}"
+    if not verdict.kind.is_memory:
+        return f"the job failed (exit code {attempt.returncode}): {verdict.root}{took}"
+    where = "" if verdict.phase.value == "unknown" else f" in {verdict.phase.value}"
+    rank = "" if verdict.rank is None else f" on rank {verdict.rank}"
+    return f"{_KINDS[verdict.kind]}{where}{rank} {steps}{_missing(verdict)}{took}"
+
+
+def _missing(verdict: Verdict) -> str:
+    asked = verdict.requested_bytes
+    words = f": one allocation of {show_bytes(asked)} failed" if asked else ""
+    if verdict.capacity_bytes:
+        words += f" of {show_bytes(verdict.capacity_bytes)} in all"
+    return words
+
+
+def _peaks(attempt: Attempt) -> str:
+    if attempt.device_peak_bytes is not None:
+        return f", peak {show_bytes(attempt.device_peak_bytes)} on the device"
+    if attempt.host_peak_bytes is not None:
+        return f", peak {show_bytes(attempt.host_peak_bytes)} of host memory"
+    return ""
+
+
+def _changes(step: Step) -> str:
+    return ", ".join(show_change(change) for change in step.changes)
+
+
+def show_change(change: Change) -> str:
+    """Show a change as `field before -> after`."""
+    return f"{change.field} {_value(change.before)} -> {_value(change.after)}"
+
+
+def _value(value: Value) -> str:
+    return "+".join(value) or "none" if isinstance(value, list) else str(value)

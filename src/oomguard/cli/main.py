@@ -1,0 +1,102 @@
+"""The command `oomguard`: finds the subcommand and turns every error into a message and a code."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+import tempfile
+import traceback
+from collections.abc import Sequence
+from pathlib import Path
+
+import click
+
+from oomguard import __version__
+from oomguard.errors import ExitCode, OomguardError, UsageError, did_you_mean
+
+COMMANDS = ("launch", "explain", "ladder")
+
+
+class _Lazy(click.Group):
+    """A group that imports a subcommand when it is used, so that `--help` answers at once."""
+
+    def list_commands(self, _ctx: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, _ctx: click.Context, name: str) -> click.Command | None:
+        if name not in COMMANDS:
+            return None
+        command = importlib.import_module(f"oomguard.cli.{name}").command
+        return command if isinstance(command, click.Command) else None
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        if args and args[0] not in COMMANDS and not args[0].startswith("-"):
+            raise UsageError(
+                f"there is no command {args[0]!r}",
+                next_step=f"{did_you_mean(args[0], COMMANDS)} See oomguard --help.".strip(),
+            )
+        return super().resolve_command(ctx, args)
+
+
+@click.group(cls=_Lazy, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="oomguard", message="%(prog)s %(version)s")
+def cli() -> None:
+    """Bring a fine-tuning job that runs out of memory to the end, and say what was changed."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line and give the exit code; no traceback reaches a user unless it is ours.
+
+    `--json` gets the error as a document as well.
+    """
+    words = list(sys.argv[1:] if argv is None else argv)
+    try:
+        code = cli.main(words, prog_name="oomguard", standalone_mode=False)
+    except OomguardError as error:
+        return _tell(error, words)
+    except click.ClickException as error:
+        return _tell(UsageError(error.format_message(), next_step=_help(error)), words)
+    except (KeyboardInterrupt, click.Abort):
+        return ExitCode.INTERRUPTED
+    except BrokenPipeError:
+        return ExitCode.OWN_FAULT
+    except Exception as error:  # noqa: BLE001 # our own bug: keep the traceback for a bug report
+        return _own_fault(error)
+    return int(code or 0)
+
+
+def _help(error: click.ClickException) -> str:
+    context = getattr(error, "ctx", None)
+    return f"See {context.command_path} --help." if context else "See oomguard --help."
+
+
+def _tell(error: OomguardError, words: Sequence[str]) -> int:
+    click.echo(f"oomguard: {error}", err=True)
+    own = words[: words.index("--")] if "--" in words else words
+    if "--json" in own:
+        from oomguard.cli.output import print_json  # noqa: PLC0415 # only where it is needed
+
+        where = str(error.where) if error.where else None
+        print_json({"error": {"what": error.what, "where": where, "next": error.next_step}})
+    return error.exit_code
+
+
+def _own_fault(error: Exception) -> int:
+    with tempfile.NamedTemporaryFile(
+        "w", prefix="oomguard-fault-", suffix=".txt", delete=False, encoding="utf-8"
+    ) as log:
+        log.write(f"oomguard {__version__}, Python {sys.version}\n")
+        log.writelines(traceback.format_exception(error))
+    click.echo(
+        f"oomguard: this is a fault of oomguard itself: {type(error).__name__}: {error}\n"
+        f"  Please report it with {Path(log.name)}.",
+        err=True,
+    )
+    return ExitCode.OWN_FAULT
+
+
+def run() -> None:
+    """Enter from the console script."""
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""The loop: what happened, what to do about it, doing it."""

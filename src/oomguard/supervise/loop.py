@@ -1,0 +1,281 @@
+"""One queue of events drives one loop: take what happened, decide, act."""
+
+from __future__ import annotations
+
+import queue
+import secrets
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+
+from oomguard.adapters.base import Adapter
+from oomguard.command import Command
+from oomguard.decide import SIGNAL, Action, Finish, Launch, Stop, WaitForDevice, decide
+from oomguard.devices import FreeReport
+from oomguard.engines.base import Engine, Running
+from oomguard.evidence.judge import judge
+from oomguard.job import Job
+from oomguard.ladder import Ladder
+from oomguard.process.events import Exited as ProcessExited
+from oomguard.process.events import Output, Report, ShellEvent
+from oomguard.record import (
+    DeviceFree,
+    Event,
+    Exited,
+    Finished,
+    Planned,
+    RunRecord,
+    RunStarted,
+    Signalled,
+    Started,
+    State,
+    Stopping,
+    Ticked,
+)
+from oomguard.redact import redact, redact_argv
+from oomguard.store import RunFolder, append_json, write_json
+from oomguard.supervise.observe import Observer
+
+#: Seconds that the processes of an attempt get to end by themselves: after an out-of-memory error
+#: their state is worth nothing; after a signal they may be writing a checkpoint.
+GRACE_S = {SIGNAL: 30.0}
+GRACE_OOM_S = 1.0
+GRACE_LEFTOVERS_S = 5.0
+TICK_S = 0.1
+#: Chunks of output that may wait; beyond it the job's own writing waits.
+QUEUE_LENGTH = 512
+
+
+@dataclass(frozen=True, slots=True)
+class _Asked:
+    """A signal that oomguard itself got."""
+
+    signum: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Audience:
+    """Who is told: `event` of everything that is recorded, `output` of what the job prints."""
+
+    event: Callable[[Event, RunRecord], None]
+    output: Callable[[bytes], None]
+
+
+class Supervisor:
+    """Runs a job to one of the four ends."""
+
+    def __init__(
+        self,
+        *,
+        adapter: Adapter,
+        ladder: Ladder,
+        engine: Engine,
+        folder: RunFolder,
+        audience: Audience,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.record = RunRecord()
+        self.command: Command | None = None
+        self._adapter, self._ladder, self._engine = adapter, ladder, engine
+        self._folder, self._audience, self._clock = folder, audience, clock
+        self._begin = clock()
+        self._queue: queue.Queue[ShellEvent | _Asked | FreeReport] = queue.Queue(QUEUE_LENGTH)
+        self._running: Running | None = None
+        self._observer = Observer(0)
+
+    def run(self, started: RunStarted) -> RunRecord:
+        """Walk from the first event to the last; no process of the job is left when it returns."""
+        with self._signals_taken():
+            try:
+                self._happen(started)
+                while self.record.state is not State.DONE:
+                    for event in self._next():
+                        self._happen(event)
+            finally:
+                self._end_processes(grace_s=0.0)
+        return self.record
+
+    @property
+    def _now(self) -> float:
+        return round(self._clock() - self._begin, 4)
+
+    @property
+    def _job(self) -> Job:
+        if self.record.job is None:
+            raise AssertionError("the first event names the job")
+        return self.record.job
+
+    def _happen(self, event: Event) -> None:
+        if not isinstance(event, Ticked):
+            self._folder.append(event)
+        self.record = self.record.apply(event)
+        if not isinstance(event, Ticked):
+            self._audience.event(event, self.record)
+        action = decide(self.record, event, self._ladder)
+        if action is not None:
+            self._act(action)
+
+    def _next(self) -> Iterator[Event]:
+        try:
+            seen = self._queue.get(timeout=TICK_S)
+        except queue.Empty:
+            yield Ticked(t=self._now)
+            return
+        match seen:
+            case _Asked():
+                yield from self._signalled(seen)
+            case FreeReport():
+                yield self._device_free(seen)
+            case ProcessExited():
+                yield from self._exited(seen)
+            case _:
+                self._pass_on(seen)
+                yield from self._observer.take(seen, self._now)
+
+    def _pass_on(self, seen: ShellEvent) -> None:
+        if isinstance(seen, Output):
+            self._audience.output(seen.data)
+        elif isinstance(seen, Report):
+            append_json(self._attempt_folder / "memory.jsonl", seen.message)
+
+    @property
+    def _attempt_folder(self) -> Path:
+        return self._folder.attempt(len(self.record.attempts))
+
+    def _signalled(self, asked: _Asked) -> Iterator[Event]:
+        if self.record.signum is not None:  # asked a second time: no more grace
+            self._end_processes(grace_s=0.0)
+        yield Signalled(t=self._now, signum=asked.signum)
+
+    def _device_free(self, seen: FreeReport) -> Event:
+        return DeviceFree(
+            t=self._now,
+            attempt=len(self.record.attempts),
+            free=seen.free,
+            waited_s=seen.waited_s,
+            busy=seen.busy,
+        )
+
+    def _exited(self, seen: ProcessExited) -> Iterator[Event]:
+        yield from self._observer.close(self._now)
+        self._end_processes(grace_s=GRACE_LEFTOVERS_S)
+        attempt = self.record.last
+        verdict = judge(
+            attempt.findings,
+            seen.returncode,
+            kernel_watched=attempt.kernel_watched,
+            interrupted=self.record.signum is not None,
+        )
+        write_json(self._attempt_folder / "verdict.json", verdict)
+        yield Exited(
+            t=self._now, attempt=attempt.number, returncode=seen.returncode, verdict=verdict
+        )
+
+    def _end_processes(self, *, grace_s: float) -> None:
+        if self._running is not None:
+            self._running.stop(grace_s=grace_s)
+            self._running.close()
+            self._running = None
+
+    def _act(self, action: Action) -> None:
+        match action:
+            case Launch():
+                self._launch(action)
+            case Stop():
+                self._stop(action)
+            case WaitForDevice():
+                self._in_background(lambda: self._queue.put(self._engine.wait_until_free()))
+            case Finish():
+                self._happen(
+                    Finished(
+                        t=self._now,
+                        status=action.status,
+                        reason=action.reason,
+                        skipped=action.skipped,
+                    )
+                )
+
+    def _launch(self, action: Launch) -> None:
+        number = len(self.record.attempts) + 1
+        self._happen(
+            Planned(
+                t=self._now,
+                attempt=number,
+                plan=action.plan,
+                steps=action.steps,
+                skipped=action.skipped,
+            )
+        )
+        folder = self._attempt_folder
+        self.command = self._adapter.write(self._job, action.plan, str(folder))
+        _write_command(self.command, folder)
+        self._observer = Observer(number)
+        self._running = self._engine.start(
+            self.command,
+            log=folder / "log.txt",
+            mark=f"{self.record.run}-{number}-{secrets.token_hex(8)}",
+            emit=self._queue.put,
+        )
+        self._happen(
+            Started(
+                t=self._now,
+                attempt=number,
+                pid=self._running.pid,
+                command=redact(self.command.by_hand()),
+                kernel_watched=self._running.kernel_watched,
+            )
+        )
+
+    def _stop(self, action: Stop) -> None:
+        running = self._running
+        if running is None:
+            return
+        self._happen(Stopping(t=self._now, attempt=self.record.last.number, reason=action.reason))
+        signum = self.record.signum
+        if action.reason == SIGNAL and signum is not None:
+            running.signal(signum)
+        grace_s = GRACE_S.get(action.reason, GRACE_OOM_S)
+        self._in_background(lambda: _stop_after(running, signum, grace_s))
+
+    def _in_background(self, work: Callable[[], object]) -> None:
+        threading.Thread(target=work, daemon=True).start()
+
+    @contextmanager
+    def _signals_taken(self) -> Iterator[None]:
+        def take(signum: int, _frame: FrameType | None) -> None:
+            # Not put(): a full queue would block the very thread that empties it.
+            threading.Thread(target=self._queue.put, args=(_Asked(signum),), daemon=True).start()
+
+        taken = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+        before = {number: signal.signal(number, take) for number in taken}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+
+def _stop_after(running: Running, signum: int | None, grace_s: float) -> None:
+    """Let the job end by the signal it was sent; what is left at the deadline is ended."""
+    deadline = time.monotonic() + grace_s
+    if signum is not None:
+        while running.alive() and time.monotonic() < deadline:
+            time.sleep(0.05)
+    running.stop(grace_s=0.0 if signum is not None else grace_s)
+
+
+def _write_command(command: Command, folder: Path) -> None:
+    document = {
+        "argv": redact_argv(command.argv),
+        "cwd": command.cwd,
+        "env": {
+            name: redact(f"{name}={value}")[len(name) + 1 :] for name, value in command.env.items()
+        },
+        "config": command.config,
+    }
+    write_json(folder / "command.json", document)

@@ -1,0 +1,121 @@
+"""What the shell sees of one attempt, as events of the record."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from oomguard.evidence.log import LogScanner
+from oomguard.evidence.verdict import Finding, Kind, Phase, Witness
+from oomguard.process.events import Kernel, Output, Report, ShellEvent
+from oomguard.record import Event, Noticed, Progress
+
+#: A job that prints out-of-memory errors without end fills no disk with findings.
+MOST_FINDINGS = 60
+#: Seconds between two recorded progress events of one process, beyond its first steps.
+PROGRESS_EVERY_S = 0.5
+FIRST_STEPS = 3
+
+
+class Observer:
+    """Follows one attempt: its log, its own reports, the kernel's counters."""
+
+    def __init__(self, attempt: int) -> None:
+        self._attempt = attempt
+        self._scanner = LogScanner()
+        self._noticed = 0
+        self._last: dict[int, tuple[float, int, Phase]] = {}
+
+    def take(self, seen: ShellEvent, t: float) -> Iterator[Event]:
+        """Give the events that one piece of news adds up to, at time `t`."""
+        match seen:
+            case Output():
+                yield from self._notice(self._scanner.feed(seen.data), t)
+            case Kernel():
+                yield from self._notice([_from_kernel(seen)], t)
+            case Report():
+                yield from self._report(seen.message, t)
+
+    def close(self, t: float) -> Iterator[Event]:
+        """Give what the end of the log adds."""
+        yield from self._notice(self._scanner.close(), t)
+
+    def _notice(self, findings: list[Finding], t: float) -> Iterator[Event]:
+        for finding in findings:
+            if self._noticed < MOST_FINDINGS:
+                self._noticed += 1
+                yield Noticed(t=t, attempt=self._attempt, finding=finding)
+
+    def _report(self, message: Mapping[str, object], t: float) -> Iterator[Event]:
+        progress = _progress(message, self._attempt, t)
+        if message.get("type") in ("oom", "error"):
+            yield progress
+            yield from self._notice([_from_inside(message)], t)
+        elif message.get("type") == "bye" or self._is_news(progress):
+            yield progress
+
+    def _is_news(self, progress: Progress) -> bool:
+        before = self._last.get(progress.pid)
+        fresh = (
+            before is None
+            or (progress.step <= FIRST_STEPS and progress.step != before[1])
+            or (progress.phase is not before[2] and progress.phase in (Phase.EVAL, Phase.SAVE))
+            or progress.t - before[0] >= PROGRESS_EVERY_S
+        )
+        if fresh:
+            self._last[progress.pid] = (progress.t, progress.step, progress.phase)
+        return fresh
+
+
+def _from_kernel(seen: Kernel) -> Finding:
+    text = f"the kernel's OOM killer ended {seen.oom_kills} process(es) of the job's memory cgroup"
+    return Finding(witness=Witness.KERNEL, kind=Kind.HOST_OOM, text=text, signature="oom_kill")
+
+
+def _from_inside(message: Mapping[str, Any]) -> Finding:
+    text = f"{message.get('exception') or 'error'}: {message.get('message') or ''}".strip()
+    return Finding(
+        witness=Witness.INSIDE,
+        kind=_kind(message),
+        text=text,
+        phase=phase_of(message),
+        signature=str(message.get("exception")),
+        rank=message.get("rank"),
+        step=message.get("step"),
+        requested_bytes=message.get("requested_bytes"),
+        capacity_bytes=message.get("capacity_bytes"),
+        handled=message.get("uncaught") is False,
+    )
+
+
+def _kind(message: Mapping[str, Any]) -> Kind:
+    if message.get("type") == "error":
+        return Kind.NOT_OOM
+    frames = " ".join(str(frame) for frame in message.get("frames") or ())
+    if "pin_memory" in frames:
+        return Kind.PINNED_OOM
+    return Kind.DEVICE_OOM if message.get("device") == "cuda" else Kind.HOST_OOM
+
+
+def phase_of(message: Mapping[str, object]) -> Phase:
+    """Read the phase in a report."""
+    try:
+        return Phase(message.get("phase"))
+    except ValueError:
+        return Phase.UNKNOWN
+
+
+def _progress(message: Mapping[str, Any], attempt: int, t: float) -> Progress:
+    memory: Mapping[str, Any] = message.get("memory") or {}
+    cuda = memory.get("cuda") or []
+    return Progress(
+        t=t,
+        attempt=attempt,
+        pid=int(message.get("pid") or 0),
+        rank=message.get("rank"),
+        step=int(message.get("step") or 0),
+        phase=phase_of(message),
+        host_bytes=memory.get("peak_rss_bytes"),
+        device_bytes=max((card["peak_allocated_bytes"] for card in cuda), default=None),
+        reserved_bytes=max((card["peak_reserved_bytes"] for card in cuda), default=None),
+    )

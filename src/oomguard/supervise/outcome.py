@@ -1,0 +1,60 @@
+"""What a run leaves behind: the config that fits, the command, the fit-report."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from oomguard.adapters.base import Adapter
+from oomguard.command import Command
+from oomguard.record import Limits, RunRecord, Status
+from oomguard.report import FitReport, build
+from oomguard.store import RunFolder, write_json, write_text
+
+
+def write_outcome(
+    record: RunRecord, adapter: Adapter, folder: RunFolder, surroundings: dict[str, str]
+) -> tuple[FitReport, Path | None]:
+    """Write `final/` for a run that fits, and the report in any case; give both."""
+    command = _final_command(record, adapter, folder)
+    text = _config_text(command)
+    report = build(
+        record,
+        final_text=text,
+        command=command.by_hand() if command else None,
+        surroundings=surroundings,
+    )
+    write_json(folder.report, report)
+    config = Path(command.config) if command and command.config else None
+    return report, config
+
+
+def _final_command(record: RunRecord, adapter: Adapter, folder: RunFolder) -> Command | None:
+    if record.status is not Status.FIT or record.job is None or record.limits is None:
+        return None
+    command = adapter.write(record.job, record.last.plan, str(folder.final()))
+    for file in command.files:
+        write_text(Path(file.path), file.text)
+    lines = [*_cap_lines(record.limits), command.by_hand()]
+    write_text(folder.final() / "command.txt", "\n".join(lines) + "\n")
+    return command
+
+
+def _config_text(command: Command | None) -> str | None:
+    if command is None:
+        return None
+    return next((file.text for file in command.files if file.path == command.config), None)
+
+
+def _cap_lines(limits: Limits) -> list[str]:
+    """Say under which caps the fit was found, so that it can be had again by hand."""
+    lines = []
+    if limits.host_memory_bytes is not None and limits.host_memory_by == "rlimit":
+        lines.append(
+            "# found under: prlimit --data="
+            f"{limits.host_memory_bytes} env MALLOC_MMAP_THRESHOLD_=262144 COMMAND"
+        )
+    elif limits.host_memory_bytes is not None:
+        lines.append(f"# found under: a memory cgroup of {limits.host_memory_bytes} bytes")
+    if limits.gpu_memory_bytes is not None:
+        lines.append(f"# found under: {limits.gpu_memory_bytes} bytes on each GPU")
+    return lines

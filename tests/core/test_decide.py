@@ -1,0 +1,223 @@
+"""The state machine, by event histories: no process, no clock."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import pytest
+from generators import failures, jobs, make_job, make_ladder
+from hypothesis import given
+from hypothesis import strategies as st
+
+from oomguard.decide import (
+    OUT_OF_MEMORY,
+    PATIENCE_BLIND_S,
+    PATIENCE_S,
+    SIGNAL,
+    Finish,
+    Launch,
+    Stop,
+    WaitForDevice,
+    decide,
+)
+from oomguard.evidence.verdict import Finding, Kind, Phase, Verdict, Witness
+from oomguard.ladder import Ladder
+from oomguard.plan import Plan
+from oomguard.record import (
+    DeviceFree,
+    Event,
+    Exited,
+    Finished,
+    Limits,
+    Noticed,
+    Planned,
+    Progress,
+    RunRecord,
+    RunStarted,
+    Signalled,
+    Started,
+    State,
+    Status,
+    Stopping,
+    Ticked,
+    event_from_json,
+    event_to_json,
+    replay,
+)
+
+OOM = Verdict(kind=Kind.DEVICE_OOM, phase=Phase.FORWARD)
+LIMITS = Limits(ladder=("halve_micro_batch",), allow=make_ladder().allow, max_attempts=20)
+
+
+@dataclass
+class Story:
+    """Applies events and keeps what was decided."""
+
+    job: object = None
+    ladder: Ladder = field(default_factory=make_ladder)
+    limits: Limits = LIMITS
+    record: RunRecord = field(default_factory=RunRecord)
+    events: list[Event] = field(default_factory=list)
+
+    def happen(self, event):
+        self.events.append(event)
+        self.record = self.record.apply(event)
+        return decide(self.record, event, self.ladder)
+
+    def begin(self):
+        job = self.job or make_job()
+        return self.happen(
+            RunStarted(
+                t=0, run="r", version="0", at="2026-01-01T00:00:00Z", job=job, limits=self.limits
+            )
+        )
+
+    def launch(self, action, t=1.0):
+        number = len(self.record.attempts) + 1
+        self.happen(
+            Planned(
+                t=t, attempt=number, plan=action.plan, steps=action.steps, skipped=action.skipped
+            )
+        )
+        return self.happen(
+            Started(t=t, attempt=number, pid=7, command="x", kernel_watched=True)
+        )
+
+    def exit(self, verdict, t=9.0, returncode=1):
+        return self.happen(
+            Exited(
+                t=t, attempt=len(self.record.attempts), returncode=returncode, verdict=verdict
+            )
+        )
+
+    def free(self, free=True):
+        attempt = len(self.record.attempts)
+        return self.happen(DeviceFree(t=10.0, attempt=attempt, free=free, waited_s=0.1, busy="GPU"))
+
+    def notice(self, witness, t, kind=Kind.DEVICE_OOM, **fields):
+        finding = Finding(witness=witness, kind=kind, text="out of memory", **fields)
+        return self.happen(Noticed(t=t, attempt=1, finding=finding))
+
+
+@pytest.fixture
+def story():
+    story = Story()
+    story.launch(story.begin())
+    return story
+
+
+def test_the_first_attempt_is_the_plan_that_was_asked_for():
+    story = Story()
+    assert story.begin() == Launch(plan=make_job().asked)
+
+
+def test_auto_find_batch_size_is_off_before_the_first_attempt_and_it_says_so():
+    story = Story(job=make_job(Plan(micro_batch=4, accumulation=2, auto_find_batch_size=True)))
+    action = story.begin()
+    assert action.plan.auto_find_batch_size is False
+    assert [step.strategy for step in action.steps] == ["disable_auto_find_batch_size"]
+
+
+def test_a_memory_failure_waits_for_the_device_then_climbs(story):
+    assert story.exit(OOM) == WaitForDevice()
+    action = story.free()
+    assert (action.plan.micro_batch, action.plan.accumulation) == (8, 2)
+
+
+def test_a_fit_ends_the_run(story):
+    action = story.exit(Verdict(kind=Kind.OK), returncode=0)
+    assert action == Finish(status=Status.FIT, reason="trained to the end")
+
+
+def test_any_other_failure_ends_the_run_at_once_with_the_jobs_own_error(story):
+    action = story.exit(Verdict(kind=Kind.NOT_OOM, root="ValueError: bad key"))
+    assert action == Finish(status=Status.FAILED, reason="ValueError: bad key")
+
+
+def test_an_oom_that_ends_the_process_stops_the_group_at_once(story):
+    assert story.notice(Witness.INSIDE, t=2.0, rank=1) == Stop(reason=OUT_OF_MEMORY)
+
+
+def test_an_oom_that_the_job_caught_stops_nothing(story):
+    assert story.notice(Witness.INSIDE, t=2.0, handled=True) is None
+    assert story.happen(Ticked(t=60.0)) is None
+
+
+def test_an_oom_in_the_log_alone_gets_patience(story):
+    assert story.notice(Witness.LOG, t=2.0) is None
+    assert story.happen(Ticked(t=2.0 + PATIENCE_BLIND_S - 0.1)) is None
+    assert story.happen(Ticked(t=2.0 + PATIENCE_BLIND_S)) == Stop(reason=OUT_OF_MEMORY)
+
+
+def test_a_reporting_job_gets_less_patience(story):
+    story.happen(Progress(t=1.5, attempt=1, pid=7, rank=None, step=0, phase=Phase.FORWARD))
+    story.notice(Witness.LOG, t=2.0)
+    assert story.happen(Ticked(t=2.0 + PATIENCE_S)) == Stop(reason=OUT_OF_MEMORY)
+
+
+def test_a_step_after_the_oom_text_shows_that_it_was_caught(story):
+    story.notice(Witness.LOG, t=2.0)
+    story.happen(Progress(t=2.5, attempt=1, pid=7, rank=None, step=1, phase=Phase.FORWARD))
+    assert story.happen(Ticked(t=60.0)) is None
+
+
+def test_a_kernel_oom_kill_stops_what_is_left(story):
+    story.notice(Witness.KERNEL, t=2.0, kind=Kind.HOST_OOM)
+    assert story.happen(Ticked(t=2.0 + PATIENCE_BLIND_S)) == Stop(reason=OUT_OF_MEMORY)
+
+
+def test_a_stop_is_decided_once(story):
+    story.notice(Witness.INSIDE, t=2.0)
+    story.happen(Stopping(t=2.0, attempt=1, reason=OUT_OF_MEMORY))
+    assert story.notice(Witness.INSIDE, t=2.1, rank=3) is None
+
+
+def test_a_signal_stops_a_running_attempt_and_ends_the_run(story):
+    assert story.happen(Signalled(t=3.0, signum=15)) == Stop(reason=SIGNAL)
+    story.happen(Stopping(t=3.0, attempt=1, reason=SIGNAL))
+    action = story.exit(Verdict(kind=Kind.INTERRUPTED), returncode=-15)
+    assert action == Finish(status=Status.INTERRUPTED, reason="signal 15")
+
+
+def test_a_job_that_finishes_in_spite_of_the_signal_has_trained(story):
+    story.happen(Signalled(t=3.0, signum=2))
+    assert story.exit(Verdict(kind=Kind.OK), returncode=0).status is Status.FIT
+
+
+def test_a_signal_while_waiting_ends_the_run(story):
+    story.exit(OOM)
+    assert story.happen(Signalled(t=9.5, signum=2)).status is Status.INTERRUPTED
+
+
+def test_a_device_that_stays_busy_fails_the_run_and_climbs_nothing(story):
+    story.exit(OOM)
+    action = story.free(free=False)
+    assert action.status is Status.FAILED
+    assert "GPU" in action.reason
+
+
+def test_max_attempts_exhausts_the_run():
+    limits = Limits(ladder=(), allow=make_ladder().allow, max_attempts=1)
+    story = Story(limits=limits)
+    story.launch(story.begin())
+    story.exit(OOM)
+    assert story.free().status is Status.EXHAUSTED
+
+
+@given(job=jobs, why=st.lists(failures, min_size=1, max_size=6))
+def test_a_run_whose_every_attempt_runs_out_ends_exhausted_and_replays_to_the_same_record(job, why):
+    story = Story(job=job)
+    action = story.begin()
+    while isinstance(action, Launch):
+        story.launch(action)
+        verdict = why[len(story.record.attempts) % len(why)]
+        assert story.exit(verdict) == WaitForDevice()
+        action = story.free()
+    assert action.status is Status.EXHAUSTED
+    story.happen(
+        Finished(t=99, status=action.status, reason=action.reason, skipped=action.skipped)
+    )
+    assert story.record.state is State.DONE
+    again = [event_from_json(event_to_json(event)) for event in story.events]
+    assert again == story.events
+    assert replay(again) == story.record
