@@ -13,7 +13,7 @@ from types import MappingProxyType
 import psutil
 import pynvml  # type: ignore[import-untyped]  # nvidia-ml-py carries no types
 
-from oomguard.units import MIB
+from oomguard.units import MIB, show_bytes
 
 _TOLERANCE_BYTES = 256 * MIB  # other programs' contexts and the driver's own wobble
 _PROC = Path("/proc")
@@ -53,6 +53,14 @@ class FreeReport:
     free: bool
     waited_s: float
     held_bytes: MappingProxyType[str, int] = field(default_factory=lambda: MappingProxyType({}))
+
+    @property
+    def busy(self) -> str:
+        """Say in words what is still held, and where; empty where nothing is."""
+        return ", ".join(
+            f"{uuid} holds {show_bytes(more_bytes)} more than before the attempt"
+            for uuid, more_bytes in self.held_bytes.items()
+        )
 
 
 def gpus() -> tuple[Gpu, ...]:

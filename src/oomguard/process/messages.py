@@ -99,7 +99,8 @@ def _shapes(value: object) -> bool:
 
 
 def _memory(value: object) -> bool:
-    return isinstance(value, dict) and _holds(_MEMORY, value)
+    # Empty where the line would have been too long.
+    return isinstance(value, dict) and (not value or _holds(_MEMORY, value))
 
 
 def _device(value: object) -> bool:

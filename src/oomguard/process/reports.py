@@ -10,6 +10,7 @@ import struct
 import tempfile
 import threading
 from contextlib import suppress
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
@@ -20,17 +21,30 @@ _CHUNK_BYTES = 64 << 10
 _SUN_PATH_BYTES = 107  # of sockaddr_un on Linux, without the closing NUL
 _BACKLOG = 1024  # all ranks of a node connect at once
 _PAUSE_S = 0.05
+_FILES_S = 0.5
 _CLOSE_S = 1.0
+
+
+@dataclass(slots=True)
+class _Tail:
+    """How far a file of the buffer has been read."""
+
+    read_bytes: int = 0
+    lines: Lines = field(default_factory=Lines)
 
 
 class ReportServer:
     """Serves any number of connections of this user in one thread, until closed.
 
+    It follows the files in `buffer` too: a process that could not get rid of a line in time
+    writes there from then on, and may have to say that it is out of memory.
+
     `refused` counts the lines that do not keep the protocol.
     """
 
-    def __init__(self, emit: Emit) -> None:
+    def __init__(self, emit: Emit, *, buffer: Path) -> None:
         self._emit, self.refused = emit, 0
+        self._buffer, self._files = buffer, dict[Path, _Tail]()
         self.path = _fresh_folder() / "s"
         self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         self._listener.setblocking(False)
@@ -46,7 +60,7 @@ class ReportServer:
         self._thread.start()
 
     def settle(self, timeout_s: float) -> None:
-        """Wait until all that was sent so far is emitted, at most `timeout_s`."""
+        """Wait until all that was sent or written so far is emitted, at most `timeout_s`."""
         self._settled.clear()
         self._settle.set()
         self._wake()
@@ -59,34 +73,36 @@ class ReportServer:
         self._thread.join(_CLOSE_S)
         shutil.rmtree(self.path.parent, ignore_errors=True)
 
-    def read_files(self, folder: Path) -> None:
-        """Emit the lines of each `*.jsonl` in the folder, oldest file first."""
-        for path in sorted(folder.glob("*.jsonl"), key=_modified):
-            with suppress(OSError):
-                self._read_file(path)
-
-    def _read_file(self, path: Path) -> None:
-        if not path.is_file():  # a FIFO would block
-            return
-        lines = Lines()
-        with path.open("rb") as file:
-            while chunk := file.read(_CHUNK_BYTES):
-                self._take(lines, chunk)
-        self._take(lines, b"\n")
-
     def _serve(self) -> None:
         while not self._closing.is_set():
-            ready = self._selector.select(0 if self._settle.is_set() else None)
+            ready = self._selector.select(0 if self._settle.is_set() else _FILES_S)
             for key, _ in ready:
                 key.data()
-            if not ready and self._settle.is_set():
-                self._settle.clear()
-                self._settled.set()
+            if not ready:
+                self._read_files()
+                if self._settle.is_set():
+                    self._settle.clear()
+                    self._settled.set()
         for key in list(self._selector.get_map().values()):
             if isinstance(key.fileobj, socket.socket):
                 key.fileobj.close()
         self._ring.close()
         self._selector.close()
+
+    def _read_files(self) -> None:
+        for path in sorted(self._buffer.glob("*.jsonl")):
+            tail = self._files.setdefault(path, _Tail())
+            with suppress(OSError):
+                self._read_file(path, tail)
+
+    def _read_file(self, path: Path, tail: _Tail) -> None:
+        if not path.is_file():  # a FIFO would block
+            return
+        with path.open("rb") as file:
+            file.seek(tail.read_bytes)
+            while chunk := file.read(_CHUNK_BYTES):
+                tail.read_bytes += len(chunk)
+                self._take(tail.lines, chunk)
 
     def _wake(self) -> None:
         with suppress(OSError):
@@ -150,10 +166,3 @@ def _same_user(connection: socket.socket) -> bool:
     raw = connection.getsockopt(socket.SOL_SOCKET, option, struct.calcsize("3i"))
     uid: int = struct.unpack("3i", raw)[1]
     return uid == os.geteuid()
-
-
-def _modified(path: Path) -> float:
-    try:
-        return path.stat().st_mtime
-    except OSError:
-        return 0.0

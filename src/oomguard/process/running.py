@@ -5,7 +5,6 @@ from __future__ import annotations
 import threading
 import time
 from contextlib import ExitStack
-from pathlib import Path
 
 from oomguard.process.child import Child
 from oomguard.process.events import Emit, Exited
@@ -27,10 +26,8 @@ class Running:
     `kernel_watched` says whether a kill by the kernel's OOM killer would have been seen.
     """
 
-    def __init__(
-        self, *, emit: Emit, kernel: KernelWatch, reports: ReportServer | None, buffer: Path
-    ) -> None:
-        self._emit, self._kernel, self._reports, self._buffer = emit, kernel, reports, buffer
+    def __init__(self, *, emit: Emit, kernel: KernelWatch, reports: ReportServer | None) -> None:
+        self._emit, self._kernel, self._reports = emit, kernel, reports
         self.kernel_watched = kernel.watched
         self._stopping, self._closing = threading.Lock(), threading.Lock()
         self._deadline: float | None = None
@@ -89,7 +86,6 @@ class Running:
         self._tee.drain(linger_s=_LINGER_S, limit_s=_DRAIN_S)
         if self._reports is not None:
             self._reports.settle(_DRAIN_S)
-            self._reports.read_files(self._buffer)
         self._kernel.check()
         self._emit(Exited(returncode=returncode))
 

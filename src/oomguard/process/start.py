@@ -51,13 +51,13 @@ def start(
         reports, buffer = None, log.parent / "buffer"
         if inside:
             make_folder(buffer)
-            reports = ReportServer(emit)
+            reports = ReportServer(emit, buffer=buffer)
             undo.callback(reports.close)
             env = add_inside(
                 env, socket=reports.path, buffer=buffer, gpu_memory_bytes=caps.gpu_memory_bytes
             )
         log_fd = open_log(log)
-        running = Running(emit=emit, kernel=kernel, reports=reports, buffer=buffer)
+        running = Running(emit=emit, kernel=kernel, reports=reports)
         try:
             child = _spawn(command, env, group, caps, running)
             members = Members(leader=child.row, mark=mark, cgroup=group)
