@@ -1,1 +1,40 @@
 """What runs inside the processes of the job. Standard library and the torch of the job only."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+#: The folder that goes first on the job's PYTHONPATH.
+PATH = Path(__file__).resolve().parent / "path"
+
+
+def environment(
+    base: Mapping[str, str],
+    *,
+    socket: str,
+    buffer: str,
+    mark: str,
+    gpu_memory_bytes: int | None = None,
+) -> dict[str, str]:
+    """Give what has to be set, on top of `base`, for the reporter to work in the job.
+
+    `socket` is the path of the Unix socket (at most 107 bytes), `buffer` the folder for lines that
+    cannot be sent, `mark` the token of the attempt, `gpu_memory_bytes` the cap of each process on
+    each GPU.
+    """
+    others = [
+        entry
+        for entry in base.get("PYTHONPATH", "").split(os.pathsep)
+        if entry and entry != str(PATH)
+    ]
+    added = {
+        "PYTHONPATH": os.pathsep.join([str(PATH), *others]),
+        "OOMGUARD_SOCKET": socket,
+        "OOMGUARD_BUFFER": buffer,
+        "OOMGUARD_MARK": mark,
+    }
+    if gpu_memory_bytes is not None:
+        added["OOMGUARD_GPU_MEMORY"] = str(gpu_memory_bytes)
+    return added

@@ -1,0 +1,134 @@
+"""Which functions of which libraries show what the job is doing."""
+
+from __future__ import annotations
+
+import functools
+import sys
+
+from . import phases
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Any
+
+    from .imports import Finder
+    from .patches import Function, Patches
+
+#: module -> (class in it, or None for the module itself; function; phase).
+#: What a version does not have is passed over.
+LIBRARIES: dict[str, tuple[tuple[str | None, str, str], ...]] = {
+    "transformers.trainer": (
+        ("Trainer", "training_step", phases.FORWARD),
+        ("Trainer", "evaluation_loop", phases.EVAL),
+        ("Trainer", "prediction_loop", phases.EVAL),
+        ("Trainer", "_save_checkpoint", phases.SAVE),
+        ("Trainer", "save_model", phases.SAVE),
+    ),
+    "transformers.modeling_utils": (
+        ("PreTrainedModel", "from_pretrained", phases.LOAD),
+        ("PreTrainedModel", "save_pretrained", phases.SAVE),
+    ),
+    "datasets.arrow_dataset": (("Dataset", "map", phases.PREPROCESS),),
+    "safetensors.torch": (
+        (None, "save_file", phases.SAVE),
+        (None, "load_file", phases.LOAD),
+    ),
+    "lightning.pytorch.loops.evaluation_loop": (("_EvaluationLoop", "run", phases.EVAL),),
+    "pytorch_lightning.loops.evaluation_loop": (("_EvaluationLoop", "run", phases.EVAL),),
+    **{
+        f"litgpt.{name}": ((None, "validate", phases.EVAL),)
+        for name in (
+            "pretrain",
+            "finetune.full",
+            "finetune.lora",
+            "finetune.lora_legacy",
+            "finetune.adapter",
+            "finetune.adapter_v2",
+        )
+    },
+}
+
+
+def hook_libraries(finder: Finder, patches: Patches) -> None:
+    """Watch the libraries' functions as soon as each is imported."""
+
+    def hook(name: str) -> Callable[[Any], None]:
+        def imported(module: Any) -> None:
+            for class_name, function, phase in LIBRARIES[name]:
+                owner = module if class_name is None else getattr(module, class_name, None)
+                patches.watch(owner, function, phase)
+
+        return imported
+
+    for name in LIBRARIES:
+        finder.on_import(name, hook(name))
+
+
+def hook_torch(torch: Any, patches: Patches) -> None:
+    """Watch torch's own functions: backward, optimizer steps, batches, saving and loading."""
+    patches.watch(getattr(torch, "autograd", None), "backward", phases.BACKWARD)
+    patches.watch(torch, "save", phases.SAVE)
+    patches.watch(torch, "load", phases.LOAD)
+    _hook_optimizer(torch, patches)
+    _hook_data(torch, patches)
+
+
+def _hook_optimizer(torch: Any, patches: Patches) -> None:
+    """Watch `step` of each optimizer class: torch wraps it when the first one is made."""
+    optimizer = getattr(getattr(torch, "optim", None), "Optimizer", None)
+
+    def stepping(original: Function) -> Function:
+        @functools.wraps(original)
+        def profile_hook_step(step: Function) -> Function:
+            return patches.watching(original(step), phases.OPTIMIZER)
+
+        return profile_hook_step
+
+    def clearing(original: Function) -> Function:
+        @functools.wraps(original)
+        def zero_grad(*args: Any, **kwargs: Any) -> Any:
+            if not patches.is_compiling():
+                patches.reporter.begin_training()
+            return original(*args, **kwargs)
+
+        return zero_grad
+
+    patches.replace(optimizer, "profile_hook_step", stepping)
+    patches.replace(optimizer, "zero_grad", clearing)
+
+
+def _hook_data(torch: Any, patches: Patches) -> None:
+    """Watch the fetching of batches, and the failures that a worker hands to its parent."""
+    reporter = patches.reporter
+
+    def fetching(original: Function) -> Function:
+        watched = patches.watching(original, phases.PREPROCESS)
+
+        @functools.wraps(original)
+        def fetch(*args: Any, **kwargs: Any) -> Any:
+            batch = watched(*args, **kwargs)
+            reporter.batch(batch)
+            return batch
+
+        return fetch
+
+    def handing_over(original: Function) -> Function:
+        @functools.wraps(original)
+        def init(self: Any, exc_info: Any = None, *args: Any, **kwargs: Any) -> None:
+            error = (exc_info or sys.exc_info())[1]
+            if error is not None and reporter.quiet:
+                reporter.passed(error, phases.PREPROCESS)
+            original(self, exc_info, *args, **kwargs)
+
+        return init
+
+    data = getattr(getattr(torch, "utils", None), "data", None)
+    patches.replace(
+        getattr(getattr(data, "dataloader", None), "_BaseDataLoaderIter", None),
+        "__next__",
+        fetching,
+    )
+    patches.replace(
+        getattr(getattr(torch, "_utils", None), "ExceptionWrapper", None), "__init__", handing_over
+    )

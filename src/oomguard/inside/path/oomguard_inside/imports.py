@@ -1,0 +1,90 @@
+"""Call back right after a named module was imported; cost nothing for all others."""
+
+from __future__ import annotations
+
+import sys
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+    from importlib.machinery import ModuleSpec
+    from types import ModuleType
+    from typing import Any
+
+    Callback = Callable[[ModuleType], None]
+
+
+class Finder:
+    """Stands first on `sys.meta_path`, finds named modules by the others, wraps their loader."""
+
+    def __init__(self) -> None:
+        self._callbacks: dict[str, Callback] = {}
+
+    def install(self) -> None:
+        """Take the first place among the finders."""
+        sys.meta_path.insert(0, self)
+
+    def uninstall(self) -> None:
+        """Leave the finders; callbacks that still wait are dropped."""
+        self._callbacks.clear()
+        if self in sys.meta_path:
+            sys.meta_path.remove(self)
+
+    def on_import(self, name: str, callback: Callback) -> None:
+        """Call `callback` once with module `name`: now, if it was imported before."""
+        module = sys.modules.get(name)
+        if module is not None:
+            callback(module)
+        else:
+            self._callbacks[name] = callback
+
+    def find_spec(
+        self,
+        fullname: str,
+        path: Sequence[str] | None,
+        target: ModuleType | None = None,
+    ) -> ModuleSpec | None:
+        """Find a module that somebody waits for by the other finders, and wrap its loader."""
+        if fullname not in self._callbacks:
+            return None
+        for finder in [other for other in sys.meta_path if other is not self]:
+            find = getattr(finder, "find_spec", None)
+            spec: ModuleSpec | None = find(fullname, path, target) if find else None
+            if spec is not None:
+                if hasattr(spec.loader, "exec_module"):
+                    spec.loader = _CallingLoader(spec.loader, self)  # type: ignore[assignment]
+                return spec
+        return None
+
+    def imported(self, module: ModuleType) -> None:
+        """Call back, once; what goes wrong in it must not become an error of the import."""
+        callback = self._callbacks.pop(module.__name__, None)
+        if callback is None:
+            return
+        try:
+            callback(module)
+        except Exception:  # noqa: BLE001 - a fault of ours never breaks the job
+            self.uninstall()
+
+
+class _CallingLoader:
+    """The loader of the module, which also calls back; gone once the module is executed."""
+
+    def __init__(self, loader: Any, finder: Finder) -> None:
+        self._loader, self._finder = loader, finder
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self._loader, name)
+
+    def create_module(self, spec: ModuleSpec) -> ModuleType | None:
+        """Let the module's own loader create it."""
+        module: ModuleType | None = self._loader.create_module(spec)
+        return module
+
+    def exec_module(self, module: ModuleType) -> None:
+        """Execute the module under its own loader, then call back."""
+        module.__loader__ = self._loader
+        if module.__spec__ is not None:
+            module.__spec__.loader = self._loader
+        self._loader.exec_module(module)
+        self._finder.imported(module)

@@ -1,0 +1,126 @@
+"""Recognise an out-of-memory exception, and read the sizes that its message states."""
+
+from __future__ import annotations
+
+import errno
+import re
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+CUDA, CPU = "cuda", "cpu"
+
+#: What messages of exceptions say, and which device it was; None where it is another one.
+#: Source: the strings that PyTorch, the CUDA libraries and the kernel's errno texts print.
+_TEXTS: tuple[tuple[str, str | None], ...] = (
+    ("DefaultCPUAllocator: can't allocate memory", CPU),
+    ("DefaultCPUAllocator: not enough memory", CPU),
+    ("std::bad_alloc", CPU),
+    ("[Errno 12]", CPU),
+    ("Cannot allocate memory", CPU),
+    ("unable to allocate shared memory(shm)", CPU),
+    ("caused by insufficient shared memory (shm)", CPU),
+    ("workers are out of shared memory", CPU),
+    ("CUDA out of memory", CUDA),
+    ("CUDA error: out of memory", CUDA),
+    ("CUDA driver error: out of memory", CUDA),
+    ("CUDA failed with error out of memory", CUDA),
+    ("cuda runtime error (2) : out of memory", CUDA),
+    ("Cuda failure 'out of memory'", CUDA),
+    ("CUDA_ERROR_OUT_OF_MEMORY", CUDA),
+    ("cudaErrorMemoryAllocation", CUDA),
+    ("CUBLAS_STATUS_ALLOC_FAILED", CUDA),
+    ("CUDNN_STATUS_ALLOC_FAILED", CUDA),
+    ("HIP out of memory", CUDA),  # ROCm calls its device cuda
+    ("hipErrorOutOfMemory", CUDA),
+    ("XPU out of memory", None),
+    ("UR_RESULT_ERROR_OUT_OF_DEVICE_MEMORY", None),
+    ("NPU out of memory", None),
+    ("MPS backend out of memory", None),
+    ("PT_DEVMEM Allocation failed", None),
+    ("RESOURCE_EXHAUSTED", None),
+    ("No executable batch size found", None),  # accelerate, after an OOM at every batch size
+)
+#: Has the words of an OOM, and is none: the loader ran out of TLS slots.
+_NOT_MEMORY = "static TLS block"
+_DEVICE_TYPES = frozenset({"OutOfMemoryError"})
+
+_UNITS = {"bytes": 0, "byte": 0, "B": 0, "K": 10, "M": 20, "G": 30, "T": 40, "P": 50, "E": 60}
+_SIZE = r"(\d+(?:\.\d+)?) ?(bytes?|[KMGTPE]i?B|B)\b"
+_REQUESTED = re.compile(r"(?:[Tt]ried to allocate|Unable to allocate) " + _SIZE)
+_TOTAL = re.compile(r"total capacity of " + _SIZE + r"|; " + _SIZE + " total capacity")
+_ALLOWED = re.compile(_SIZE + r" allowed;|max allowed: " + _SIZE)
+
+
+class Found:
+    """An out-of-memory exception: the exception itself, its text and its device."""
+
+    __slots__ = ("device", "error", "text")
+
+    def __init__(self, error: BaseException, text: str, device: str | None) -> None:
+        self.error, self.text, self.device = error, text, device
+
+
+def find(error: BaseException) -> Found | None:
+    """Find the out-of-memory exception that `error` is or hides as its cause or context."""
+    for one in _chain(error):
+        text = text_of(one)
+        if _NOT_MEMORY not in text:
+            is_memory, device = _recognise(one, text)
+            if is_memory:
+                return Found(one, text, device)
+    return None
+
+
+def requested_bytes(text: str) -> int | None:
+    """Read how much was asked for; torch states it with two decimals."""
+    return _size(_REQUESTED.search(text))
+
+
+def capacity_bytes(text: str) -> int | None:
+    """Read how much there is: of what the device has and what a cap allows, the smaller."""
+    stated = [_size(_TOTAL.search(text)), _size(_ALLOWED.search(text))]
+    return min((size for size in stated if size is not None), default=None)
+
+
+def text_of(error: BaseException) -> str:
+    """Give the message of an exception; a `__str__` that fails gives nothing."""
+    try:
+        return str(error)
+    except Exception:  # noqa: BLE001 - any class of the job
+        return ""
+
+
+def _chain(error: BaseException, limit: int = 16) -> Iterator[BaseException]:
+    """Walk an exception, its group's members, its causes and contexts, each once."""
+    waiting = [error]
+    seen: set[int] = set()
+    while waiting and len(seen) < limit:
+        one = waiting.pop(0)
+        if id(one) in seen:
+            continue
+        seen.add(id(one))
+        yield one
+        members = getattr(one, "exceptions", None)
+        more = [*(members if isinstance(members, tuple) else ()), one.__cause__, one.__context__]
+        waiting += [other for other in more if isinstance(other, BaseException)]
+
+
+def _recognise(error: BaseException, text: str) -> tuple[bool, str | None]:
+    if isinstance(error, MemoryError):
+        return True, CPU
+    if isinstance(error, OSError) and error.errno == errno.ENOMEM:
+        return True, CPU
+    for fragment, device in _TEXTS:
+        if fragment in text:
+            return True, device
+    return type(error).__name__ in _DEVICE_TYPES, None
+
+
+def _size(match: re.Match[str] | None) -> int | None:
+    if match is None:
+        return None
+    number, unit = [group for group in match.groups() if group is not None]
+    shift = _UNITS[unit] if unit in _UNITS else _UNITS[unit[0]]
+    return round(float(number) * (1 << shift)) if shift else int(float(number))

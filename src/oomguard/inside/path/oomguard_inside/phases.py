@@ -1,0 +1,74 @@
+"""The phases of a job, and which one the frames of a traceback stand in."""
+
+from __future__ import annotations
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+LAUNCH, LOAD, PREPROCESS = "launch", "load", "preprocess"
+FORWARD, BACKWARD, OPTIMIZER = "forward", "backward", "optimizer"
+EVAL, SAVE, UNKNOWN = "eval", "save", "unknown"
+
+#: Before the first training step; a training step that ends never goes back to these.
+BEFORE_TRAINING = frozenset({LAUNCH, LOAD, PREPROCESS, UNKNOWN})
+#: Named by what surrounds them: a batch fetched during an evaluation is still the evaluation.
+ENCLOSING = frozenset({EVAL, SAVE})
+YIELDING = frozenset({FORWARD, PREPROCESS, LOAD})
+
+_EVALUATIONS = frozenset(
+    {
+        "evaluate",
+        "validate",
+        "evaluation_loop",
+        "prediction_loop",
+        "prediction_step",
+        "eval_step",
+        "validation_step",
+    }
+)
+_DATA_FOLDERS = ("/torch/utils/data/", "/datasets/arrow_", "/datasets/builder", "/datasets/load.py")
+_TORCH = "/torch/"
+
+
+def of_frames(frames: Iterable[tuple[str, str]], otherwise: str) -> str:
+    """Read the phase from (file, function) pairs, outermost first.
+
+    What encloses the training step (evaluation, saving, loading, data) is decided by the
+    outermost frame that shows it. Inside a step a module that runs in the backward pass
+    (checkpointing) is backward, one that runs in an optimizer's closure is forward.
+    """
+    inner = None
+    for file, function in frames:
+        outer = _enclosing(file, function)
+        if outer is not None:
+            return outer
+        inner = _inside_step(file, function, inner)
+    if inner is FORWARD and otherwise in ENCLOSING:
+        return otherwise
+    return inner or otherwise
+
+
+def _enclosing(file: str, function: str) -> str | None:
+    if function in _EVALUATIONS and _TORCH not in file:
+        return EVAL
+    if any(folder in file for folder in _DATA_FOLDERS):
+        return PREPROCESS
+    name = function.lstrip("_")
+    if file.endswith("/torch/serialization.py") and name in {"save", "load"}:
+        return SAVE if name == "save" else LOAD
+    if name.startswith("save_"):
+        return SAVE
+    if name == "from_pretrained" or name.startswith(("load_model", "load_checkpoint")):
+        return LOAD
+    return None
+
+
+def _inside_step(file: str, function: str, inner: str | None) -> str | None:
+    if file.endswith("/torch/autograd/__init__.py") and function == "backward":
+        return BACKWARD
+    if "/torch/optim/" in file or file.endswith("/torch/nn/utils/clip_grad.py"):
+        return OPTIMIZER
+    if file.endswith("/torch/nn/modules/module.py") and "call_impl" in function:
+        return inner if inner is BACKWARD else FORWARD
+    return inner

@@ -1,0 +1,103 @@
+"""What this process is doing: its phase, its optimizer steps, the shapes of its last batch."""
+
+from __future__ import annotations
+
+import threading
+from itertools import islice
+
+from . import phases
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+_MAX_SHAPES = 32
+
+
+class State:
+    """Changed by the hooks on every step, so each change is a few assignments.
+
+    Phases are those of one thread, the one that trains: another that saves in the background,
+    or an engine thread in which a checkpointed part runs backward again, changes nothing.
+    """
+
+    __slots__ = ("_fresh_backward", "_thread", "phase", "shapes", "step")
+
+    def __init__(self) -> None:
+        self.phase = phases.LOAD
+        self.step = 0
+        self.shapes: dict[str, tuple[int, ...]] = {}
+        self._thread = threading.get_ident()
+        self._fresh_backward = False
+
+    def enter(self, phase: str) -> str | None:
+        """Enter a phase; give the one to come back to, or None if nothing was changed."""
+        before = self.phase
+        if not self._counts(phase, before):
+            return None
+        if before in phases.ENCLOSING and phase in phases.YIELDING:
+            return None
+        self.phase = phase
+        return before
+
+    def leave(self, phase: str, before: str | None) -> None:
+        """Come back from a phase; one of training never comes back to before the training."""
+        if before is None:
+            return
+        if phase in {phases.BACKWARD, phases.OPTIMIZER, phases.FORWARD}:
+            if before in phases.BEFORE_TRAINING:
+                before = phases.FORWARD
+            if phase == phases.BACKWARD and before != phases.BACKWARD:
+                self._fresh_backward = True
+        self.phase = before
+
+    def finish_step(self) -> bool:
+        """Count a step of an optimizer; only the first after a backward pass is one of the job.
+
+        ZeRO-3 steps once for each of its sub-groups.
+        """
+        if not self._fresh_backward:
+            return False
+        self._fresh_backward = False
+        self.step += 1
+        return True
+
+    def begin_training(self) -> None:
+        """A batch was fetched, or gradients were cleared: what comes next is a forward pass."""
+        if self.phase == phases.LOAD and threading.get_ident() == self._thread:
+            self.phase = phases.FORWARD
+
+    def batch(self, batch: Any) -> None:
+        """Note the shapes of a training batch."""
+        if self.phase != phases.EVAL:
+            self.shapes = shapes_of(batch)
+            self.begin_training()
+
+    def forked(self) -> None:
+        """In a forked child: nothing was done here yet."""
+        self.phase, self.step, self.shapes = phases.UNKNOWN, 0, {}
+        self._thread, self._fresh_backward = threading.get_ident(), False
+
+    def _counts(self, phase: str, before: str) -> bool:
+        thread = threading.get_ident()
+        if thread == self._thread:
+            return True
+        if phase == phases.OPTIMIZER or (phase == phases.BACKWARD and before != phase):
+            self._thread = thread  # some jobs train in another thread than the main one
+            return True
+        return False
+
+
+def shapes_of(batch: Any) -> dict[str, tuple[int, ...]]:
+    """Give name -> shape of the tensors in a mapping or sequence, or of one tensor."""
+    if hasattr(batch, "items"):
+        pairs = batch.items()
+    elif isinstance(batch, (list, tuple)):
+        pairs = enumerate(batch)
+    else:
+        pairs = ((0, batch),)
+    return {
+        str(name): tuple(value.shape)
+        for name, value in islice(pairs, _MAX_SHAPES)
+        if hasattr(value, "shape")
+    }
