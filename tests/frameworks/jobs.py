@@ -1,0 +1,238 @@
+"""A small real job per framework, as a user would have it: 16 samples at once, one step each.
+
+Each function writes a folder with model, data and config, and gives the command that starts
+it by hand. The logits (tokens x vocabulary) outweigh all else, so memory follows the micro
+batch, and `cap_bytes` lies between what a micro batch of 4 and one of 8 need.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import platform
+import subprocess
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import platformdirs
+import yaml
+from assets import QUICKSTART
+from caps import peak_data_bytes
+from environments import environment
+from filelock import FileLock
+
+GLOBAL_BATCH = 16
+
+_LLAMAFACTORY = """\
+# A LoRA fine-tune of a tiny Llama; these comments are the user's own.
+model_name_or_path: model  # random weights
+stage: sft
+do_train: true
+finetuning_type: lora
+lora_rank: 8
+lora_target: all
+
+# data
+dataset: tiny
+dataset_dir: data
+template: default
+cutoff_len: 256
+preprocessing_num_workers: 1
+dataloader_num_workers: 0
+
+# what one optimizer step is made of
+per_device_train_batch_size: 16  # all at once
+gradient_accumulation_steps: 1
+learning_rate: 1.0e-3
+max_steps: 3
+
+output_dir: out
+overwrite_output_dir: true
+logging_steps: 1
+save_strategy: "no"
+plot_loss: false
+report_to: none
+use_cpu: true
+"""
+
+_LITGPT = """\
+# A LoRA fine-tune of a tiny Llama; these comments are the user's own.
+checkpoint_dir: model
+out_dir: out
+precision: 32-true
+devices: 1
+
+data:
+  class_path: litgpt.data.JSON
+  init_args:
+    json_path: data/train.json
+    val_split_fraction: 0.05
+    num_workers: 0
+
+train:
+  # what one optimizer step is made of
+  global_batch_size: 16
+  micro_batch_size: 16  # all at once
+  max_steps: 3
+  epochs: 4
+  lr_warmup_steps: 1
+  max_seq_length: 256
+  save_interval: 100
+
+eval:
+  interval: 100
+  max_iters: 1
+  max_new_tokens: 2
+  initial_validation: false
+  final_validation: false
+logger_name: csv
+"""
+
+_HF_FLAGS = """\
+# What is trained, and on what.
+model_name_or_path: model  # random weights
+train_file: data/train.json
+max_length: 256
+
+# what one optimizer step is made of
+per_device_train_batch_size: 16  # all at once
+gradient_accumulation_steps: 1
+learning_rate: 1.0e-3
+max_steps: 3
+
+output_dir: out
+logging_steps: 1
+save_strategy: "no"
+report_to: none
+use_cpu: true
+"""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TinyJob:
+    """A job in `folder` (its working folder).
+
+    `config` is the file for `oomguard launch`, `argv` the command by hand, `env` its whole
+    environment, `smaller` gives the flags for a micro batch at the same global batch.
+    """
+
+    name: str
+    folder: Path
+    python: Path
+    config: Path
+    argv: tuple[str, ...]
+    env: Mapping[str, str]
+    smaller: Callable[[int], tuple[str, ...]]
+
+    def by_hand(self, micro_batch: int) -> tuple[str, ...]:
+        """Give the command with another micro batch and the accumulation that makes up for it."""
+        return (*self.argv, *self.smaller(micro_batch))
+
+
+def llamafactory_job(folder: Path) -> TinyJob:
+    """Write a LLaMA-Factory LoRA job: `train.yaml` for `llamafactory-cli train`."""
+    python = environment("llamafactory")
+    _make_assets(python, "llama", folder)
+    (folder / "data" / "dataset_info.json").write_text('{"tiny": {"file_name": "train.json"}}')
+    return TinyJob(
+        name="llamafactory",
+        folder=folder,
+        python=python,
+        config=_written(folder / "train.yaml", _LLAMAFACTORY),
+        argv=(str(python.with_name("llamafactory-cli")), "train", "train.yaml"),
+        env=_environ(folder, python),
+        smaller=lambda micro: (
+            f"per_device_train_batch_size={micro}",
+            f"gradient_accumulation_steps={GLOBAL_BATCH // micro}",
+        ),
+    )
+
+
+def litgpt_job(folder: Path) -> TinyJob:
+    """Write a LitGPT LoRA job: `train.yaml` for `litgpt finetune_lora`."""
+    python = environment("litgpt")
+    _make_assets(python, "litgpt", folder)
+    litgpt = str(python.with_name("litgpt"))
+    return TinyJob(
+        name="litgpt",
+        folder=folder,
+        python=python,
+        config=_written(folder / "train.yaml", _LITGPT),
+        argv=(litgpt, "finetune_lora", "model", "--config", "train.yaml"),
+        env=_environ(folder, python),
+        smaller=lambda micro: ("--train.micro_batch_size", str(micro)),
+    )
+
+
+def hf_job(folder: Path) -> TinyJob:
+    """Write a job for the quickstart's training script, its flags in `train.yaml`."""
+    python = environment("hf")
+    _make_assets(python, "llama", folder)
+    script = str(QUICKSTART / "train.py")
+    block = f"oomguard:\n  command: [{json.dumps(str(python))}, {json.dumps(script)}]\n\n"
+    flags = yaml.safe_load(_HF_FLAGS).items()
+    words = [word for key, value in flags for word in (f"--{key}", str(value))]
+    return TinyJob(
+        name="hf",
+        folder=folder,
+        python=python,
+        config=_written(folder / "train.yaml", block + _HF_FLAGS),
+        argv=(str(python), script, *words),
+        env=_environ(folder, python),
+        smaller=lambda micro: (
+            *("--per_device_train_batch_size", str(micro)),
+            *("--gradient_accumulation_steps", str(GLOBAL_BATCH // micro)),
+        ),
+    )
+
+
+def cap_bytes(job: TinyJob) -> int:
+    """Give the limit on data memory under which the job fits at 4 and not at 8.
+
+    Measured once for each environment, config and machine, and kept beside the environments.
+    """
+    what = (job.argv[1:], job.config.read_text(), str(job.python), platform.uname(), os.cpu_count())
+    digest = hashlib.sha256(repr(what).encode()).hexdigest()[:12]
+    kept = platformdirs.user_cache_path("oomguard") / "caps" / f"{job.name}-{digest}.json"
+    kept.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(f"{kept}.lock"):
+        if not kept.exists():
+            peaks = {micro: _peak(job, micro) for micro in (4, 8)}
+            _written(kept, json.dumps(peaks))
+    measured: dict[str, int] = json.loads(kept.read_text())
+    return sum(measured.values()) // len(measured)
+
+
+def _peak(job: TinyJob, micro_batch: int) -> int:
+    return peak_data_bytes(job.by_hand(micro_batch), cwd=job.folder, env=job.env)
+
+
+def _make_assets(python: Path, kind: str, folder: Path) -> None:
+    script = Path(__file__).with_name("assets.py")
+    subprocess.run(
+        [python, script, kind, folder],
+        env=_environ(folder, python),
+        check=True,
+        capture_output=True,
+    )
+
+
+def _environ(folder: Path, python: Path) -> dict[str, str]:
+    """Give a job's environment: no hub, caches in its own folder, torchrun and the like first."""
+    return {
+        "PATH": f"{python.parent}{os.pathsep}{os.environ['PATH']}",
+        "HOME": str(folder),
+        "HF_HOME": str(folder / "hf-home"),
+        "HF_HUB_OFFLINE": "1",
+        "TRANSFORMERS_OFFLINE": "1",
+        "HF_DATASETS_OFFLINE": "1",
+        "OMP_NUM_THREADS": "2",
+    }
+
+
+def _written(path: Path, text: str) -> Path:
+    beside = path.with_suffix(".new")
+    beside.write_text(text)
+    return beside.replace(path)
