@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 
 MASK = "***"
 
@@ -37,3 +38,10 @@ def redact_argv(argv: tuple[str, ...]) -> tuple[str, ...]:
         follows = bool(words) and _NAMED.fullmatch(words[-1]) and words[-1].startswith("-")
         words.append(MASK if follows and not word.startswith("--") else redact(word))
     return tuple(words)
+
+
+def redact_env(env: Mapping[str, str]) -> dict[str, str]:
+    """Mask secrets in environment variables, by their names and by their values."""
+    return {
+        name: MASK if _NAMED.fullmatch(name) else redact(value) for name, value in env.items()
+    }

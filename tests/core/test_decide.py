@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 import pytest
-from generators import failures, jobs, make_job, make_ladder
 from hypothesis import given
 from hypothesis import strategies as st
 
+from generators import failures, jobs, make_job, make_ladder
 from oomguard.decide import (
     OUT_OF_MEMORY,
     PATIENCE_BLIND_S,
@@ -79,15 +79,11 @@ class Story:
                 t=t, attempt=number, plan=action.plan, steps=action.steps, skipped=action.skipped
             )
         )
-        return self.happen(
-            Started(t=t, attempt=number, pid=7, command="x", kernel_watched=True)
-        )
+        return self.happen(Started(t=t, attempt=number, pid=7, command="x", kernel_watched=True))
 
     def exit(self, verdict, t=9.0, returncode=1):
         return self.happen(
-            Exited(
-                t=t, attempt=len(self.record.attempts), returncode=returncode, verdict=verdict
-            )
+            Exited(t=t, attempt=len(self.record.attempts), returncode=returncode, verdict=verdict)
         )
 
     def free(self, free=True):
@@ -214,9 +210,7 @@ def test_a_run_whose_every_attempt_runs_out_ends_exhausted_and_replays_to_the_sa
         assert story.exit(verdict) == WaitForDevice()
         action = story.free()
     assert action.status is Status.EXHAUSTED
-    story.happen(
-        Finished(t=99, status=action.status, reason=action.reason, skipped=action.skipped)
-    )
+    story.happen(Finished(t=99, status=action.status, reason=action.reason, skipped=action.skipped))
     assert story.record.state is State.DONE
     again = [event_from_json(event_to_json(event)) for event in story.events]
     assert again == story.events

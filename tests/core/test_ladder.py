@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from generators import OPEN, Walk, failures, jobs, make_job, make_ladder
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from generators import OPEN, Walk, failures, jobs, make_job, make_ladder
 from oomguard.evidence.verdict import Kind, Phase, Verdict
 from oomguard.job import Device, World
 from oomguard.ladder import Framework, Ladder

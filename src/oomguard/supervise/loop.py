@@ -37,9 +37,10 @@ from oomguard.record import (
     Stopping,
     Ticked,
 )
-from oomguard.redact import redact, redact_argv
+from oomguard.redact import redact, redact_argv, redact_env
 from oomguard.store import RunFolder, append_json, write_json
 from oomguard.supervise.observe import Observer
+from oomguard.units import show_bytes
 
 #: Seconds that the processes of an attempt get to end by themselves: after an out-of-memory error
 #: their state is worth nothing; after a signal they may be writing a checkpoint.
@@ -158,7 +159,10 @@ class Supervisor:
             attempt=len(self.record.attempts),
             free=seen.free,
             waited_s=seen.waited_s,
-            busy=seen.busy,
+            busy=", ".join(
+                f"{show_bytes(held)} above what was in use before on GPU {uuid}"
+                for uuid, held in seen.held_bytes.items()
+            ),
         )
 
     def _exited(self, seen: ProcessExited) -> Iterator[Event]:
@@ -273,9 +277,7 @@ def _write_command(command: Command, folder: Path) -> None:
     document = {
         "argv": redact_argv(command.argv),
         "cwd": command.cwd,
-        "env": {
-            name: redact(f"{name}={value}")[len(name) + 1 :] for name, value in command.env.items()
-        },
+        "env": redact_env(command.env),
         "config": command.config,
     }
     write_json(folder / "command.json", document)
