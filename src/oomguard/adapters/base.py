@@ -17,7 +17,8 @@ class Request:
 
     `source` is the file that `Adapter.config_path` named, without an `oomguard:` block (line
     numbers kept); `env` the environment the job will see; `gpus` how many the job will see;
-    `packages` which of the packages that rungs may need the job's Python can import.
+    `packages` which of the packages that rungs may need the job's Python can import. `files`
+    holds the texts of `Adapter.further_files` by path, without those that cannot be read.
     """
 
     argv: tuple[str, ...]
@@ -27,6 +28,7 @@ class Request:
     gpus: int = 0
     python: str = "python"
     packages: frozenset[str] = frozenset()
+    files: Mapping[str, str] = field(default_factory=dict)
 
 
 class Adapter(Protocol):
@@ -62,6 +64,14 @@ class Adapter(Protocol):
         """Name the config file in a command line, as written there; None if it has none."""
         ...
 
+    def further_files(self, request: Request) -> tuple[str, ...]:
+        """Name the files that `read` wants beside the config (absolute), such as DeepSpeed's.
+
+        Raises:
+            ConfigError: as `read` does.
+        """
+        ...
+
     def read(self, request: Request) -> Job:
         """Read the job, with the framework's own defaults and command-line flags over the file.
 
@@ -83,5 +93,5 @@ class Adapter(Protocol):
         ...
 
     def needs(self, job: Job, plan: Plan) -> frozenset[str]:
-        """Name the packages that the job's Python must have for this plan, beyond the asked one's."""
+        """Name the packages that this plan needs and the asked one does not."""
         ...

@@ -1,0 +1,50 @@
+"""What adapters do alike: carry over the environment, and put an edited config into a folder."""
+
+from __future__ import annotations
+
+import posixpath
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+
+from oomguard.adapters import allocator
+from oomguard.adapters.settings import Settings
+from oomguard.command import File
+from oomguard.job import Job
+from oomguard.plan import Plan
+
+_LAUNCH_NAMES = ("CUDA_VISIBLE_DEVICES", *allocator.NAMES)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Refusal:
+    """A combination that a framework refuses: its own message, and when it says so."""
+
+    message: str
+    when: Callable[[Settings, Job, Plan], bool]
+
+
+def first_refusal(
+    refusals: Iterable[Refusal], settings: Settings, job: Job, plan: Plan
+) -> str | None:
+    """Give the message of the first refusal that holds, None if none does."""
+    return next((r.message for r in refusals if r.when(settings, job, plan)), None)
+
+
+def launch_env(env: Mapping[str, str], names: Iterable[str] = ()) -> dict[str, str]:
+    """Keep those variables of an environment that decide how the job is started."""
+    return {name: env[name] for name in (*_LAUNCH_NAMES, *names) if name in env}
+
+
+def config_copy(settings: Settings, folder: str) -> tuple[File, ...]:
+    """Put the config, under its own name, into a folder; nothing where there is no config."""
+    if settings.file is None:
+        return ()
+    name = posixpath.basename(settings.file.path)
+    return (File(path=posixpath.join(folder, name), text=settings.file.text),)
+
+
+def attempt_env(job: Job, plan: Plan) -> dict[str, str]:
+    """Give the environment of an attempt: the user's, with the plan's allocator if it differs."""
+    if plan.allocator is None or plan.allocator is job.asked.allocator:
+        return dict(job.env)
+    return allocator.with_allocator(job.env, plan.allocator)

@@ -1,0 +1,270 @@
+"""LLaMA-Factory: `llamafactory-cli train x.yaml [key=value ...]`.
+
+Source: llamafactory 0.9.5, launcher.py, hparams/, model/model_utils/quantization.py.
+"""
+
+from __future__ import annotations
+
+import posixpath
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from oomguard.adapters import allocator, common, launchers
+from oomguard.adapters import training_arguments as hf
+from oomguard.adapters.base import Request
+from oomguard.adapters.common import Refusal
+from oomguard.adapters.deepspeed import ZERO
+from oomguard.adapters.document import Document
+from oomguard.adapters.llamafactory_keys import KNOBS, REFUSALS, is_multimodal
+from oomguard.adapters.settings import Settings
+from oomguard.adapters.words import Style, Words
+from oomguard.command import Command, File
+from oomguard.errors import ConfigError, Where
+from oomguard.job import Device, Job, Source, World
+from oomguard.plan import Allocator, Plan
+
+_PROGRAMS = {"llamafactory-cli", "lmf"}
+_ENVIRONMENT = (
+    *("FORCE_TORCHRUN", "NNODES", "NODE_RANK", "NPROC_PER_NODE", "MASTER_ADDR", "MASTER_PORT"),
+    *("RDZV_ID", "MIN_NNODES", "MAX_NNODES", "MAX_RESTARTS", "OPTIM_TORCH", "ALLOW_EXTRA_ARGS"),
+    *("USE_RAY", "USE_KT", "USE_MCA", "USE_V1"),
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Invocation:
+    """A command line taken apart; `launch` is None where LLaMA-Factory's own CLI launches."""
+
+    head: tuple[str, ...]
+    config: str | None
+    words: tuple[str, ...]
+    launch: launchers.Launch | None
+
+    @property
+    def can_distribute(self) -> bool:
+        return self.launch is None or self.launch.launcher is not launchers.Launcher.PYTHON
+
+    def argv(self, config: str | None, words: tuple[str, ...]) -> tuple[str, ...]:
+        return (*self.head, *((config,) if config else ()), *words)
+
+
+def _split(argv: tuple[str, ...]) -> _Invocation | None:
+    launch = launchers.parse(argv)
+    if argv and posixpath.basename(argv[0]) in _PROGRAMS:
+        head, words, launch = argv[:1], argv[1:], None
+    elif launch is None:
+        return None
+    elif launch.is_module and launch.program in ("llamafactory.cli", "llamafactory"):
+        head, words, launch = launch.head, launch.words, None
+    elif launch.program.endswith(("src/train.py", "llamafactory/launcher.py")) or (
+        launch.is_module and launch.program == "llamafactory.launcher"
+    ):
+        return _with_config(launch.head, launch.words, launch)
+    else:
+        return None
+    return _with_config((*head, "train"), words[1:], None) if words[:1] == ("train",) else None
+
+
+def _with_config(
+    head: tuple[str, ...], words: tuple[str, ...], launch: launchers.Launch | None
+) -> _Invocation | None:
+    first = words[0] if words else ""
+    if first.endswith((".yaml", ".yml", ".json")):
+        return _Invocation(head=head, config=first, words=words[1:], launch=launch)
+    if first and not first.startswith("--"):
+        return None
+    return _Invocation(head=head, config=None, words=words, launch=launch)
+
+
+def _invocation(argv: tuple[str, ...]) -> _Invocation:
+    found = _split(argv)
+    if found is None:
+        raise ConfigError(
+            "is no training command of LLaMA-Factory",
+            where=Where(key=" ".join(argv[:2])),
+            next_step="Write llamafactory-cli train x.yaml.",
+        )
+    return found
+
+
+def _settings(argv: tuple[str, ...], source: Source | None) -> Settings:
+    invocation = _invocation(argv)
+    if source is None:
+        return Settings(late=Words(words=invocation.words))
+    if source.path.endswith(".json"):
+        raise ConfigError(
+            "LLaMA-Factory 0.9.5 fails on every JSON config ('PosixPath' object has no attribute "
+            "'read')",
+            where=Where(file=source.path),
+            next_step="Save it as .yaml: JSON is YAML, the text can stay.",
+        )
+    words = Words(words=invocation.words, style=Style.OMEGACONF)
+    return Settings(late=words, file=Document.parse(source))
+
+
+def _enabled(env: Mapping[str, str], name: str, default: str = "0") -> bool:
+    return env.get(name, default).lower() in ("true", "y", "1")
+
+
+def _starts_torchrun(env: Mapping[str, str], gpus: int) -> bool:
+    forced = _enabled(env, "FORCE_TORCHRUN") or _enabled(env, "USE_MCA")
+    return forced or (gpus > 1 and not _enabled(env, "USE_RAY") and not _enabled(env, "USE_KT"))
+
+
+def _world(request: Request, invocation: _Invocation) -> World:
+    if invocation.launch is not None:
+        return invocation.launch.world(request.gpus, request.files)
+    if not _starts_torchrun(request.env, request.gpus):
+        return World()
+    return World(
+        nodes=_count(request.env, "NNODES", 1),
+        per_node=_count(request.env, "NPROC_PER_NODE", max(1, request.gpus)),
+    )
+
+
+def _count(env: Mapping[str, str], name: str, default: int) -> int:
+    text = env.get(name, str(default))
+    if not text.isdecimal() or int(text) < 1:
+        raise ConfigError(
+            f"the environment variable {name} is {text!r}, not a number of at least 1",
+            where=Where(key=name),
+        )
+    return int(text)
+
+
+def _allocator(env: Mapping[str, str], *, torchrun: bool) -> Allocator:
+    # The CLI's torchrun path overwrites what the user set, unless OPTIM_TORCH is off.
+    if torchrun and _enabled(env, "OPTIM_TORCH", "1"):
+        return Allocator.EXPANDABLE
+    return allocator.allocator_of(env)
+
+
+_NO_TORCHRUN = Refusal(
+    message="Please use `FORCE_TORCHRUN=1` to launch DeepSpeed training.",
+    when=lambda _, job, plan: (
+        plan.sharding in ZERO
+        and not hf.zero_as_asked(job, plan)
+        and not _invocation(job.argv).can_distribute
+    ),
+)
+
+
+class LlamaFactory:
+    """LLaMA-Factory."""
+
+    name = "llamafactory"
+    title = "LLaMA-Factory"
+
+    def recognise(self, document: Mapping[str, object]) -> bool:
+        """Take every flat config that names a model the way LLaMA-Factory does."""
+        return "model_name_or_path" in document and not isinstance(document.get("train"), dict)
+
+    def recognise_command(self, argv: tuple[str, ...]) -> bool:
+        """Take `llamafactory-cli train`, `lmf train`, and their Python spellings."""
+        return _split(argv) is not None
+
+    def command_for(
+        self,
+        source: Source,
+        document: Mapping[str, object],  # noqa: ARG002  part of the protocol
+        command: tuple[str, ...],
+    ) -> tuple[str, ...]:
+        """Give `llamafactory-cli train FILE`."""
+        return (*(command or ("llamafactory-cli", "train")), source.path)
+
+    def config_path(self, argv: tuple[str, ...]) -> str | None:
+        """Name the first word after `train`, if it is a file."""
+        invocation = _split(argv)
+        return invocation.config if invocation else None
+
+    def further_files(self, request: Request) -> tuple[str, ...]:
+        """Name the DeepSpeed file, and accelerate's."""
+        launch = _invocation(request.argv).launch
+        config = launch.config_file if launch else None
+        files = (
+            hf.deepspeed_path(_settings(request.argv, request.source), request.cwd),
+            posixpath.join(request.cwd, config) if config else None,
+        )
+        return tuple(path for path in files if path)
+
+    def read(self, request: Request) -> Job:
+        """Read the job."""
+        settings = _settings(request.argv, request.source)
+        device = hf.device(settings, request.gpus)
+        sharding, offload = hf.sharding(settings, request.cwd, request.files)
+        invocation = _invocation(request.argv)
+        torchrun = invocation.launch is None and _starts_torchrun(request.env, request.gpus)
+        plan = Plan(
+            **KNOBS.read(settings),  # type: ignore[arg-type]  # each knob reads its field's type
+            sharding=sharding,
+            offload=offload,
+            allocator=None if device is Device.CPU else _allocator(request.env, torchrun=torchrun),
+        )
+        return Job(
+            framework=self.name,
+            argv=request.argv,
+            cwd=request.cwd,
+            config=request.source,
+            asked=plan,
+            world=_world(request, invocation),
+            device=device,
+            env=common.launch_env(request.env, _ENVIRONMENT),
+            python=request.python,
+            packages=request.packages,
+            multimodal=is_multimodal(settings),
+            output_dir=posixpath.join(request.cwd, hf.OUTPUT_DIR.of(settings)),
+        )
+
+    def write(self, job: Job, plan: Plan, folder: str) -> Command:
+        """Give the user's command with a copy of the config, edited where the plan differs."""
+        invocation = _invocation(job.argv)
+        settings = KNOBS.apply(_settings(job.argv, job.config), job, plan)
+        files: tuple[File, ...] = ()
+        if not hf.zero_as_asked(job, plan):
+            zero = hf.zero_file(job, plan, folder)
+            settings = settings.set(hf.DEEPSPEED.name, zero[0] if zero else None)
+            files = (File(path=zero[0], text=zero[1]),) if zero else ()
+        copy = common.config_copy(settings, folder)
+        config = copy[0].path if copy else None
+        return Command(
+            argv=invocation.argv(config, settings.late.words),
+            cwd=job.cwd,
+            env=self._env(job, plan),
+            files=(*files, *copy),
+            config=config,
+        )
+
+    def refuses(self, job: Job, plan: Plan) -> str | None:
+        """Say LLaMA-Factory's own message for a plan that it refuses."""
+        settings = _settings(job.argv, job.config)
+        return (
+            KNOBS.unwritable(settings, job, plan, elsewhere=hf.ELSEWHERE)
+            or hf.refuses_sharding(job, plan)
+            or common.first_refusal((*REFUSALS, _NO_TORCHRUN), settings, job, plan)
+        )
+
+    def needs(self, job: Job, plan: Plan) -> frozenset[str]:
+        """Name deepspeed, bitsandbytes and liger_kernel where the plan brings them in."""
+        return hf.packages(plan) - hf.packages(job.asked)
+
+    def _env(self, job: Job, plan: Plan) -> dict[str, str]:
+        env = dict(job.env)
+        if plan.allocator is job.asked.allocator and hf.zero_as_asked(job, plan):
+            return env
+        is_cli = _invocation(job.argv).launch is None
+        asked_torchrun = job.world.size > 1 or _enabled(env, "FORCE_TORCHRUN")
+        if (
+            is_cli
+            and plan.sharding in ZERO
+            and not hf.zero_as_asked(job, plan)
+            and not asked_torchrun
+        ):
+            env["FORCE_TORCHRUN"] = "1"
+            if job.device is Device.CPU:
+                env.setdefault("NPROC_PER_NODE", "1")  # it counts GPUs otherwise
+        torchrun = is_cli and (asked_torchrun or _enabled(env, "FORCE_TORCHRUN"))
+        if plan.allocator is None or plan.allocator is _allocator(env, torchrun=torchrun):
+            return env
+        if torchrun:
+            env["OPTIM_TORCH"] = "0"
+        return allocator.with_allocator(env, plan.allocator)

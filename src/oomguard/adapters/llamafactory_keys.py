@@ -1,0 +1,274 @@
+"""The knobs of LLaMA-Factory, and the plans that it refuses.
+
+Source: llamafactory 0.9.5, hparams/ (parser.py for the refusals), data/template.py,
+model/model_utils/quantization.py.
+"""
+
+from __future__ import annotations
+
+import re
+
+from oomguard.adapters import knobs
+from oomguard.adapters import training_arguments as hf
+from oomguard.adapters.common import Refusal
+from oomguard.adapters.deepspeed import ZERO
+from oomguard.adapters.knobs import Edits, Knob, Knobs, as_object, choice, direct, flag
+from oomguard.adapters.settings import Settings
+from oomguard.plan import Part, Plan, Precision, Quantization, Sharding, Tuning
+
+#: Templates whose plugin takes images, sound or video (data/template.py).
+_MULTIMODAL_TEMPLATE = re.compile(
+    r"dots_ocr|ernie_vl|gemma3|gemma3n|gemma4n?|glm4v|glm4_5v|glm_ocr|granite3_vision|intern_vl"
+    r"|intern_s1|keye_vl|kimi_vl|lfm2_vl|llama4|mllama|llava.*|mimo_vl|minicpm_[vo].*"
+    r"|mistral_small|ministral3|paligemma.*|pixtral|qwen\d?_audio|qwen\d_omni.*|qwen\d_vl.*"
+    r"|qwen3_[56].*|video_llava|yi_vl|youtu_vl"
+)
+_MULTIMODAL_MODEL = re.compile(
+    r"\b(qwen[\d.]*-?(vl|audio|omni)|llava|internvl|pixtral|paligemma|minicpm-[vo])", re.IGNORECASE
+)
+_MEDIA_KEYS = ("image_max_pixels", "image_min_pixels", "video_max_pixels", "video_fps", "media_dir")
+_QUANTIZED_MODEL = re.compile(r"(?<![a-z])(gptq|awq|aqlm)(?![a-z])", re.IGNORECASE)
+
+_MODEL = knobs.maybe_text("model_name_or_path")
+_TYPE = knobs.text("finetuning_type", "lora")
+_RANK, _ALPHA = knobs.number("lora_rank", 8), knobs.maybe_number("lora_alpha")
+_PURE_BF16 = flag("pure_bf16")
+_BITS = knobs.maybe_number("quantization_bit")
+_METHOD = knobs.text("quantization_method", "bnb")
+_KIND, _DOUBLE = knobs.text("quantization_type", "nf4"), flag("double_quantization", default=True)
+_PIXELS, _LEAST_PIXELS = (
+    knobs.number("image_max_pixels", 768 * 768),
+    knobs.number("image_min_pixels", 32 * 32),
+)
+_LENGTH = knobs.number("cutoff_len", 2048)
+_PARTS = {
+    Part.VISION_TOWER: flag("freeze_vision_tower", default=True),
+    Part.PROJECTOR: flag("freeze_multi_modal_projector", default=True),
+    Part.LANGUAGE_MODEL: flag("freeze_language_model"),
+}
+_TUNINGS = {
+    "lora": Tuning.LORA,
+    "full": Tuning.FULL,
+    "freeze": Tuning.PARTIAL,
+    "oft": Tuning.OTHER,
+}
+_EIGHT, _FOUR = 8, 4
+
+
+def is_multimodal(settings: Settings) -> bool:
+    """Whether the model takes images, sound or video, as far as the settings tell."""
+    template = settings.get("template")
+    return (
+        (isinstance(template, str) and bool(_MULTIMODAL_TEMPLATE.fullmatch(template)))
+        or bool(_MULTIMODAL_MODEL.search(_MODEL.of(settings) or ""))
+        or any(settings.has(key) for key in _MEDIA_KEYS)
+    )
+
+
+def _sequence_length(settings: Settings) -> int | None:
+    # "Loading dataset from disk will ignore other data arguments."
+    return None if settings.get("tokenized_path") else _LENGTH.of(settings)
+
+
+def _pixels(settings: Settings) -> int | None:
+    return _PIXELS.of(settings) if is_multimodal(settings) else None
+
+
+def _frozen(settings: Settings) -> frozenset[Part] | None:
+    if not is_multimodal(settings):
+        return None
+    return frozenset(part for part, key in _PARTS.items() if key.of(settings))
+
+
+def _frozen_edits(_: Settings, value: object) -> Edits | None:
+    wanted = value if isinstance(value, frozenset) else frozenset()
+    return {as_object(key): part in wanted for part, key in _PARTS.items()}
+
+
+def _precision(settings: Settings) -> Precision:
+    return Precision.BF16_TRUE if _PURE_BF16.of(settings) else hf.mixed_precision(settings)
+
+
+def _precision_edits(settings: Settings, value: object) -> Edits | None:
+    if value is Precision.BF16_TRUE:
+        return {as_object(_PURE_BF16): True, as_object(hf.FP16): False}
+    mixed = hf.precision_edits(settings, value)
+    return None if mixed is None else {**mixed, as_object(_PURE_BF16): False}
+
+
+def _quantization(settings: Settings) -> Quantization | None:
+    bits = _BITS.of(settings)
+    if _QUANTIZED_MODEL.search(_MODEL.of(settings) or ""):
+        return Quantization.PREQUANTIZED
+    if bits is None:
+        return Quantization.NONE
+    if _METHOD.of(settings) != "bnb":
+        return None
+    if bits == _EIGHT:
+        return Quantization.INT8
+    return (
+        hf.BNB_FOUR_BIT.get((_KIND.of(settings), _DOUBLE.of(settings))) if bits == _FOUR else None
+    )
+
+
+def _quantization_edits(_: Settings, value: object) -> Edits | None:
+    if value is Quantization.NONE:
+        return {as_object(_BITS): None}
+    if value is Quantization.INT8:
+        return {as_object(_BITS): _EIGHT, as_object(_METHOD): "bnb"}
+    four = hf.spell_four_bit(value)
+    if four is None:
+        return None
+    kind, double = four
+    return {
+        as_object(_BITS): _FOUR,
+        as_object(_METHOD): "bnb",
+        as_object(_KIND): kind,
+        as_object(_DOUBLE): double,
+    }
+
+
+def _rank(settings: Settings) -> int | None:
+    return _RANK.of(settings) if _TYPE.of(settings) == "lora" else None
+
+
+def _rank_edits(settings: Settings, value: object) -> Edits | None:
+    # An alpha that is not stated follows the rank; changing one must not change the other.
+    alpha = _ALPHA.of(settings) or 2 * _RANK.of(settings)
+    return {as_object(_ALPHA): alpha, as_object(_RANK): value}
+
+
+KNOBS = Knobs(
+    knobs=(
+        *hf.SHARED,
+        Knob(
+            field="sequence_length",
+            read=_sequence_length,
+            edits=lambda _, value: {as_object(_LENGTH): value},
+        ),
+        Knob(
+            field="image_pixels", read=_pixels, edits=lambda _, value: {as_object(_PIXELS): value}
+        ),
+        knobs.switch(
+            "checkpointing",
+            flag("disable_gradient_checkpointing"),
+            on=False,
+            off=True,
+        ),
+        Knob(field="precision", read=_precision, edits=_precision_edits),
+        Knob(field="quantization", read=_quantization, edits=_quantization_edits),
+        choice("tuning", _TYPE, _TUNINGS),
+        Knob(field="lora_rank", read=_rank, edits=_rank_edits),
+        Knob(field="frozen", read=_frozen, edits=_frozen_edits),
+        hf.loss_kernel("enable_liger_kernel"),
+        direct("low_cpu_mem_usage", flag("low_cpu_mem_usage", default=True)),
+    )
+)
+
+
+def _sharded(plan: Plan) -> bool:
+    return plan.sharding in (Sharding.ZERO3, Sharding.FSDP)
+
+
+def _quantized(plan: Plan) -> bool:
+    return plan.quantization in hf.ON_THE_FLY
+
+
+def _with_zero3(key: str, message: str) -> Refusal:
+    return Refusal(
+        message=message, when=lambda s, _, plan: plan.sharding is Sharding.ZERO3 and flag(key).of(s)
+    )
+
+
+def _with_quantization(key: str, message: str) -> Refusal:
+    return Refusal(message=message, when=lambda s, _, plan: _quantized(plan) and bool(s.get(key)))
+
+
+def _galore(settings: Settings) -> bool:
+    return any(flag(key).of(settings) for key in ("use_galore", "use_apollo"))
+
+
+_NO_RESIZE = "Cannot resize embedding layers of a quantized model."
+REFUSALS = (
+    Refusal(
+        message="Quantization is only compatible with the LoRA or OFT method.",
+        when=lambda _, __, plan: _quantized(plan) and plan.tuning in (Tuning.FULL, Tuning.PARTIAL),
+    ),
+    _with_quantization("resize_vocab", _NO_RESIZE),
+    _with_quantization("add_tokens", _NO_RESIZE),
+    _with_quantization("add_special_tokens", _NO_RESIZE),
+    _with_quantization("new_special_tokens_config", _NO_RESIZE),
+    _with_quantization(
+        "pissa_init", "Please use scripts/pissa_init.py to initialize PiSSA for a quantized model."
+    ),
+    _with_quantization("fp8", "FP8 training is not compatible with quantization."),
+    Refusal(
+        message="Cannot create new adapter upon a quantized model.",
+        when=lambda s, _, plan: (
+            _quantized(plan)
+            and bool(s.get("adapter_name_or_path"))
+            and flag("create_new_adapter").of(s)
+        ),
+    ),
+    Refusal(
+        message="Quantized model only accepts a single adapter. Merge them first.",
+        when=lambda s, _, plan: (
+            _quantized(plan) and "," in str(s.get("adapter_name_or_path") or "")
+        ),
+    ),
+    Refusal(
+        message="Only 4-bit quantized model can use fsdp+qlora or auto device map.",
+        when=lambda _, __, plan: _sharded(plan) and plan.quantization is Quantization.INT8,
+    ),
+    Refusal(
+        message="DeepSpeed ZeRO-3 or FSDP is incompatible with PTQ-quantized models.",
+        when=lambda _, __, plan: _sharded(plan) and plan.quantization is Quantization.PREQUANTIZED,
+    ),
+    Refusal(
+        message="HQQ and EETQ quantization is incompatible with DeepSpeed ZeRO-3 or FSDP.",
+        when=lambda s, _, plan: _sharded(plan) and _METHOD.of(s) in ("hqq", "eetq"),
+    ),
+    Refusal(
+        message="`pure_bf16` is incompatible with DeepSpeed ZeRO-3.",
+        when=lambda _, __, plan: (
+            plan.sharding is Sharding.ZERO3 and plan.precision is Precision.BF16_TRUE
+        ),
+    ),
+    _with_zero3("use_unsloth", "Unsloth is incompatible with DeepSpeed ZeRO-3."),
+    _with_zero3("use_kt", "KTransformers is incompatible with DeepSpeed ZeRO-3."),
+    _with_zero3(
+        "predict_with_generate", "`predict_with_generate` is incompatible with DeepSpeed ZeRO-3."
+    ),
+    _with_zero3(
+        "pissa_init", "Please use scripts/pissa_init.py to initialize PiSSA in DeepSpeed ZeRO-3."
+    ),
+    Refusal(
+        message="GaLore and APOLLO are incompatible with DeepSpeed yet.",
+        when=lambda s, _, plan: plan.sharding in ZERO and _galore(s),
+    ),
+    Refusal(
+        message="Cannot use LoRA with GaLore, APOLLO or BAdam together.",
+        when=lambda s, _, plan: (
+            plan.tuning is Tuning.LORA and (_galore(s) or flag("use_badam").of(s))
+        ),
+    ),
+    Refusal(
+        message="Adapter is only valid for the LoRA method.",
+        when=lambda s, _, plan: (
+            plan.tuning is not Tuning.LORA and bool(s.get("adapter_name_or_path"))
+        ),
+    ),
+    Refusal(
+        message="`image_max_pixels` cannot be smaller than `image_min_pixels`.",
+        when=lambda s, _, plan: (
+            plan.image_pixels is not None and plan.image_pixels < _LEAST_PIXELS.of(s)
+        ),
+    ),
+    Refusal(
+        message="low_cpu_mem_usage is switched off by LLaMA-Factory itself under ZeRO-3.",
+        when=lambda _, job, plan: (
+            plan.sharding is Sharding.ZERO3
+            and plan.low_cpu_mem_usage != job.asked.low_cpu_mem_usage
+        ),
+    ),
+)

@@ -1,0 +1,67 @@
+"""All adapters, and which of them a config or a command belongs to."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from oomguard.adapters.base import Adapter
+from oomguard.adapters.hf_trainer import HFTrainer
+from oomguard.adapters.litgpt import LitGPT
+from oomguard.adapters.llamafactory import LlamaFactory
+from oomguard.errors import FrameworkError, Where, did_you_mean
+
+ADAPTERS: tuple[Adapter, ...] = (LlamaFactory(), LitGPT(), HFTrainer())
+
+_CHOOSE = "Choose one with --framework: "
+
+
+def adapter_named(name: str) -> Adapter:
+    """Give the adapter that `--framework NAME` asks for.
+
+    Raises:
+        FrameworkError: if no adapter has that name.
+    """
+    found = next((adapter for adapter in ADAPTERS if adapter.name == name), None)
+    if found is None:
+        known = [adapter.name for adapter in ADAPTERS]
+        guess = did_you_mean(name, known)
+        raise FrameworkError(
+            f"no framework is called {name!r}",
+            next_step=f"{guess} Known are {', '.join(known)}.".strip(),
+        )
+    return found
+
+
+def recognise(
+    document: Mapping[str, object], command: tuple[str, ...] = (), *, file: str | None = None
+) -> Adapter:
+    """Give the one adapter that a config belongs to; its own command decides, where it has one.
+
+    Raises:
+        FrameworkError: if none or several can be meant.
+    """
+    if command:
+        return recognise_command(command)
+    return _only([a for a in ADAPTERS if a.recognise(document)], Where(file=file) if file else None)
+
+
+def recognise_command(argv: tuple[str, ...]) -> Adapter:
+    """Give the one adapter whose framework a command line starts.
+
+    Raises:
+        FrameworkError: if none or several can be meant.
+    """
+    where = Where(key=" ".join(argv[:2]))
+    return _only([a for a in ADAPTERS if a.recognise_command(argv)], where)
+
+
+def _only(found: Sequence[Adapter], where: Where | None) -> Adapter:
+    if len(found) == 1:
+        return found[0]
+    candidates = found or ADAPTERS
+    what = "more than one framework can be meant" if found else "no known framework is recognised"
+    raise FrameworkError(
+        f"{what}: {', '.join(adapter.title for adapter in candidates)}",
+        where=where,
+        next_step=_CHOOSE + ", ".join(adapter.name for adapter in candidates) + ".",
+    )

@@ -1,0 +1,169 @@
+"""What every framework on transformers' TrainingArguments shares: keys, defaults, ZeRO files.
+
+Source: transformers 5.6.0, training_args.py.
+"""
+
+from __future__ import annotations
+
+import posixpath
+from collections.abc import Mapping
+
+from oomguard.adapters import deepspeed, knobs
+from oomguard.adapters.knobs import Key, Knob, direct, flag, number, switch, text
+from oomguard.adapters.settings import Settings
+from oomguard.errors import ConfigError
+from oomguard.job import Device, Job
+from oomguard.plan import LossKernel, Offload, Plan, Precision, Quantization, Sharding
+
+OUTPUT_DIR = text("output_dir", "trainer_output")
+USE_CPU = flag("use_cpu")
+BF16 = flag("bf16")
+FP16 = flag("fp16")
+OPTIMIZER = text("optim", "adamw_torch")  # from torch 2.8 on the fused twin: the same memory
+WORKERS = Key(name="dataloader_num_workers", decode=knobs.natural, default=0)
+DEEPSPEED: Key[object] = Key(name="deepspeed", decode=knobs.anything, default=None)
+FSDP: Key[object] = Key(name="fsdp", decode=knobs.anything, default=None)
+
+# Bitsandbytes' kind of 4-bit, and whether the constants are quantized too.
+_FOUR_BIT = {
+    ("nf4", False): Quantization.NF4,
+    ("nf4", True): Quantization.NF4_DOUBLE,
+    ("fp4", False): Quantization.FP4,
+    ("fp4", True): Quantization.FP4_DOUBLE,
+}
+ON_THE_FLY = frozenset(_FOUR_BIT.values()) | {Quantization.INT8}
+#: Keys that tell a flat config of TrainingArguments, and those that it has for LLaMA-Factory alone.
+ARGUMENTS = frozenset(
+    {"per_device_train_batch_size", "gradient_accumulation_steps", "num_train_epochs", "output_dir"}
+    | {"per_device_eval_batch_size", "gradient_checkpointing", "max_steps"}
+)
+LLAMAFACTORY_KEYS = frozenset({"finetuning_type", "stage", "cutoff_len", "dataset_dir", "template"})
+#: Fields that no key holds: a DeepSpeed file and the environment do.
+ELSEWHERE = ("sharding", "offload", "allocator")
+
+SHARED = (
+    direct("micro_batch", number("per_device_train_batch_size", 8)),
+    direct("accumulation", number("gradient_accumulation_steps", 1)),
+    direct("eval_batch", number("per_device_eval_batch_size", 8)),
+    direct("optimizer", OPTIMIZER),
+    direct("loader_workers", WORKERS),
+    direct("pin_memory", flag("dataloader_pin_memory", default=True)),
+    direct("auto_find_batch_size", flag("auto_find_batch_size")),
+)
+
+
+def loss_kernel(key: str) -> Knob:
+    """Make the knob of the fused loss, which Liger's kernels bring."""
+    enabled = flag(key)
+    return switch("loss_kernel", enabled, on=LossKernel.FUSED, off=LossKernel.EAGER)
+
+
+def mixed_precision(settings: Settings) -> Precision:
+    """Read bf16 and fp16."""
+    if BF16.of(settings):
+        return Precision.BF16_MIXED
+    return Precision.FP16_MIXED if FP16.of(settings) else Precision.FP32
+
+
+def precision_edits(_: Settings, value: object) -> dict[Key[object], object] | None:
+    """Spell a precision by bf16 and fp16; None for those that keep weights in 16 bits."""
+    if value not in (Precision.FP32, Precision.BF16_MIXED, Precision.FP16_MIXED):
+        return None
+    return {
+        knobs.as_object(BF16): value is Precision.BF16_MIXED,
+        knobs.as_object(FP16): value is Precision.FP16_MIXED,
+    }
+
+
+def four_bit(kind: str, double: bool) -> Quantization | None:
+    """Name bitsandbytes' 4-bit formats."""
+    return _FOUR_BIT.get((kind, double))
+
+
+def spell_four_bit(value: object) -> tuple[str, bool] | None:
+    """Give the kind of a 4-bit format, and whether its constants are quantized too."""
+    return next((pair for pair, noun in _FOUR_BIT.items() if noun is value), None)
+
+
+def device(settings: Settings, gpus: int) -> Device:
+    """Say where the job computes."""
+    return Device.CPU if gpus == 0 or USE_CPU.of(settings) else Device.CUDA
+
+
+def deepspeed_path(settings: Settings, cwd: str) -> str | None:
+    """Name the DeepSpeed file (absolute); None if there is none, or it stands in the config."""
+    value = DEEPSPEED.of(settings)
+    path = value if isinstance(value, str) and not value.lstrip().startswith("{") else None
+    return posixpath.join(cwd, path) if path else None
+
+
+def sharding(
+    settings: Settings, cwd: str, files: Mapping[str, str]
+) -> tuple[Sharding | None, frozenset[Offload] | None]:
+    """Read sharding and offload; None for both where the DeepSpeed file was not found.
+
+    Raises:
+        ConfigError: for a DeepSpeed file that fixes a batch size.
+    """
+    if not DEEPSPEED.of(settings):
+        return (Sharding.FSDP if FSDP.of(settings) else Sharding.NONE), frozenset()
+    path = deepspeed_path(settings, cwd)
+    value = files.get(path) if path else DEEPSPEED.of(settings)
+    config = deepspeed.mapping_of(value)
+    if config is None:
+        return None, None
+    fixed = deepspeed.fixed_batch_key(config)
+    if fixed:
+        raise ConfigError(
+            f"the DeepSpeed config fixes {fixed} at {knobs.shown(config[fixed])}; DeepSpeed would "
+            "refuse every other batch",
+            where=settings.origin(DEEPSPEED.name),
+            next_step=f'Write "{fixed}": "auto" there: the run stays the same.',
+        )
+    return deepspeed.zero_of(config)
+
+
+def zero_file(job: Job, plan: Plan, folder: str) -> tuple[str, str] | None:
+    """Give path and text of the DeepSpeed file for a plan; None if it needs no other than asked."""
+    if zero_as_asked(job, plan) or plan.sharding not in deepspeed.ZERO:
+        return None
+    content = deepspeed.zero_config(plan.sharding, plan.offload or frozenset())
+    return posixpath.join(folder, f"deepspeed_{plan.sharding.value}.json"), content
+
+
+def zero_as_asked(job: Job, plan: Plan) -> bool:
+    """Whether sharding and offload are what the user asked for."""
+    return (plan.sharding, plan.offload) == (job.asked.sharding, job.asked.offload)
+
+
+def refuses_sharding(job: Job, plan: Plan) -> str | None:
+    """Say why a change of sharding or offload cannot be written; None if it can."""
+    offload = plan.offload or frozenset()
+    fsdp = Sharding.FSDP in (plan.sharding, job.asked.sharding)
+    reasons = {
+        "the job's DeepSpeed file was not found, so its stage is not known": (
+            job.asked.sharding is None
+        ),
+        "FSDP is neither switched on nor off here": fsdp,
+        "offload needs DeepSpeed ZeRO": bool(offload) and plan.sharding not in deepspeed.ZERO,
+        "there is no setting that offloads activations": Offload.ACTIVATIONS in offload,
+        "parameters are offloaded by ZeRO-3 alone": (
+            Offload.PARAMETERS in offload and plan.sharding is not Sharding.ZERO3
+        ),
+    }
+    found = next((reason for reason, holds in reasons.items() if holds), None)
+    return None if zero_as_asked(job, plan) else found
+
+
+def packages(plan: Plan) -> frozenset[str]:
+    """Name the packages that a plan needs beside transformers itself."""
+    needed = {
+        "deepspeed": plan.sharding in deepspeed.ZERO,
+        "bitsandbytes": plan.quantization in ON_THE_FLY or _is_bitsandbytes(plan.optimizer or ""),
+        "liger_kernel": plan.loss_kernel is LossKernel.FUSED,
+    }
+    return frozenset(name for name, is_needed in needed.items() if is_needed)
+
+
+def _is_bitsandbytes(optimizer: str) -> bool:
+    return any(part in optimizer for part in ("8bit", "bnb", "paged"))

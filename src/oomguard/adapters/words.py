@@ -1,0 +1,125 @@
+"""`Words`: settings that stand as words on a command line."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from enum import Enum
+
+import yaml
+
+from oomguard.errors import Where
+
+_NUMBER = re.compile(r"-\d*\.?\d+(e-?\d+)?", re.IGNORECASE)
+
+
+class Style(Enum):
+    """How a framework wants its settings on a command line."""
+
+    ARGPARSE = "--key value"  # a key without a value is True; null cannot be written
+    JSONARGPARSE = "--a.key value"  # the same, and values are YAML
+    OMEGACONF = "key=value"  # values are YAML
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Use:
+    """One place where a key stands: words `start` to `stop`; `value` None where none follows."""
+
+    start: int
+    stop: int
+    value: str | None
+    joined: bool = False
+    negated: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Words:
+    """A run of words on a command line; of a key that stands twice, the last wins."""
+
+    words: tuple[str, ...] = ()
+    style: Style = Style.ARGPARSE
+
+    def has(self, key: str) -> bool:
+        """Whether some word sets this key."""
+        return any(True for _ in self._uses(key))
+
+    def get(self, key: str) -> object:
+        """Give the value of a key: text for argparse, else what YAML reads; None if not set."""
+        use = self._last(key)
+        if use is None:
+            return None
+        if use.negated or use.value is None:
+            return not use.negated
+        return use.value if self.style is Style.ARGPARSE else _from_yaml(use.value)
+
+    def where(self, key: str) -> Where:
+        """Say that a key stands on the command line."""
+        return Where(key=key if self.style is Style.OMEGACONF else f"--{key}")
+
+    def set(self, key: str, value: object) -> Words:
+        """Write one value over the use that wins, or add it at the end; other words stay."""
+        if value is None and self.style is Style.ARGPARSE:
+            return self.delete(key)
+        use = self._last(key)
+        joined = self.style is Style.OMEGACONF or (use is not None and use.joined)
+        new = self._written(key, self._shown(value), joined=joined)
+        if use is None:
+            return replace(self, words=self.words + new)
+        return replace(self, words=self.words[: use.start] + new + self.words[use.stop :])
+
+    def delete(self, key: str) -> Words:
+        """Take a key out, wherever it stands."""
+        words = self.words
+        for use in reversed(list(self._uses(key))):
+            words = words[: use.start] + words[use.stop :]
+        return replace(self, words=words)
+
+    def _written(self, key: str, value: str, *, joined: bool) -> tuple[str, ...]:
+        name = key if self.style is Style.OMEGACONF else f"--{key}"
+        return (f"{name}={value}",) if joined else (name, value)
+
+    def _shown(self, value: object) -> str:
+        if value is None:
+            return "null"
+        if isinstance(value, bool):
+            return str(value) if self.style is Style.ARGPARSE else str(value).lower()
+        return str(value)
+
+    def _last(self, key: str) -> _Use | None:
+        return next(iter(reversed(list(self._uses(key)))), None)
+
+    def _uses(self, key: str) -> Iterator[_Use]:
+        for start, word in enumerate(self.words):
+            name, equals, value = word.partition("=")
+            if self.style is Style.OMEGACONF:
+                if equals and name == key:
+                    yield _Use(start=start, stop=start + 1, value=value, joined=True)
+            elif name.startswith("--"):
+                use = self._flag(start, name[2:].replace("-", "_"), key)
+                if use and equals:
+                    yield replace(use, stop=start + 1, value=value, joined=True)
+                elif use:
+                    yield use
+
+    def _flag(self, start: int, name: str, key: str) -> _Use | None:
+        if name == f"no_{key}":
+            return _Use(start=start, stop=start + 1, value=None, negated=True)
+        if name != key:
+            return None
+        following = self.words[start + 1 : start + 2]
+        if following and not is_flag(following[0]):
+            return _Use(start=start, stop=start + 2, value=following[0])
+        return _Use(start=start, stop=start + 1, value=None)
+
+
+def is_flag(word: str) -> bool:
+    """Whether argparse would take a word for an option rather than for a value."""
+    return word.startswith("-") and word != "-" and not _NUMBER.fullmatch(word)
+
+
+def _from_yaml(text: str) -> object:
+    try:
+        return yaml.safe_load(text)
+    except (yaml.YAMLError, ValueError):
+        return text
