@@ -21,7 +21,10 @@ def start(environ: Mapping[str, str]) -> bool:
     buffer_folder = environ.get("OOMGUARD_BUFFER") or None
     if socket_path is None and buffer_folder is None:
         return False
-    from .imports import Finder  # noqa: PLC0415 - most processes need none of it
+    from .imports import Finder, is_waiting  # noqa: PLC0415 - most processes need none of it
+
+    if is_waiting():  # another `sitecustomize` has imported ours again
+        return True
 
     def torch_imported(torch: object) -> None:
         from .install import install  # noqa: PLC0415 - only beside torch

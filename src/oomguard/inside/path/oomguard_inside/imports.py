@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from _thread import get_ident  # `threading` would be loaded into every process
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -19,6 +20,7 @@ class Finder:
 
     def __init__(self) -> None:
         self._callbacks: dict[str, Callback] = {}
+        self._searching: set[tuple[str, int]] = set()
 
     def install(self) -> None:
         """Take the first place among the finders."""
@@ -47,12 +49,23 @@ class Finder:
         """Find a module that somebody waits for by the other finders, and wrap its loader."""
         if fullname not in self._callbacks:
             return None
+        search = (fullname, get_ident())
+        if search in self._searching:  # another finder of this kind asks all the others, too
+            return None
+        self._searching.add(search)
+        try:
+            spec = self._find(fullname, path, target)
+        finally:
+            self._searching.discard(search)
+        if spec is not None and hasattr(spec.loader, "exec_module"):
+            spec.loader = _CallingLoader(spec.loader, self)  # type: ignore[assignment]
+        return spec
+
+    def _find(self, *wanted: Any) -> ModuleSpec | None:
         for finder in [other for other in sys.meta_path if other is not self]:
             find = getattr(finder, "find_spec", None)
-            spec: ModuleSpec | None = find(fullname, path, target) if find else None
+            spec: ModuleSpec | None = find(*wanted) if find else None
             if spec is not None:
-                if hasattr(spec.loader, "exec_module"):
-                    spec.loader = _CallingLoader(spec.loader, self)  # type: ignore[assignment]
                 return spec
         return None
 
@@ -65,6 +78,11 @@ class Finder:
             callback(module)
         except Exception:  # noqa: BLE001 - a fault of ours never breaks the job
             self.uninstall()
+
+
+def is_waiting() -> bool:
+    """Whether a finder of ours is in place."""
+    return any(isinstance(finder, Finder) for finder in sys.meta_path)
 
 
 class _CallingLoader:

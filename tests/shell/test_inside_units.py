@@ -1,0 +1,299 @@
+"""The reporter's parts, imported into this process: recognition, phases, lines, the GPU cap."""
+
+from __future__ import annotations
+
+import ast
+import contextlib
+import importlib
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from oomguard import inside
+
+FILES = sorted(inside.PATH.rglob("*.py"))
+CUDA = (
+    "CUDA out of memory. Tried to allocate 1.50 GiB. GPU 0 has a total capacity of 79.15 GiB of "
+    "which 1.20 GiB is free. Including non-PyTorch memory, this process has 77.9 GiB memory in use."
+)
+
+
+@contextlib.contextmanager
+def reporter_package() -> Iterator[None]:
+    sys.path.insert(0, str(inside.PATH))
+    try:
+        yield
+    finally:
+        sys.path.remove(str(inside.PATH))
+
+
+def part(name: str) -> ModuleType:
+    with reporter_package():
+        return importlib.import_module(f"oomguard_inside.{name}")
+
+
+oom, phases, lines, state, cap = map(part, ("oom", "phases", "lines", "state", "cap"))
+
+
+class OutOfMemoryError(RuntimeError):
+    """Named as torch's."""
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: file.name)
+def test_it_is_written_in_python_3_8(file: Path):
+    tree = ast.parse(file.read_text(), feature_version=(3, 8))
+    assert any(
+        isinstance(node, ast.ImportFrom) and node.module == "__future__" for node in tree.body
+    )
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: file.name)
+def test_it_imports_nothing_but_the_standard_library_and_itself(file: Path):
+    nodes = list(ast.walk(ast.parse(file.read_text())))
+    names = {alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names}
+    names |= {node.module for node in nodes if isinstance(node, ast.ImportFrom) and not node.level}
+    tops = {name.split(".")[0] for name in names}
+    assert tops <= sys.stdlib_module_names | {"oomguard_inside"}
+
+
+@pytest.mark.parametrize(
+    ("error", "device", "requested", "capacity"),
+    [
+        (OutOfMemoryError(CUDA), "cuda", 3 << 29, round(79.15 * 2**30)),
+        (OutOfMemoryError("device 0"), None, None, None),
+        (
+            OutOfMemoryError(
+                "CUDA out of memory. Tried to allocate 20.00 MiB (GPU 0; 15.90 GiB total "
+                "capacity; 14.77 GiB already allocated)"
+            ),
+            "cuda",
+            20 << 20,
+            round(15.9 * 2**30),
+        ),
+        (
+            OutOfMemoryError(
+                "CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of "
+                "79.15 GiB of which 70 GiB is free. 24.00 GiB allowed; Of the allocated memory"
+            ),
+            "cuda",
+            2 << 30,
+            24 << 30,
+        ),
+        (RuntimeError("CUDA error: out of memory"), "cuda", None, None),
+        (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling"), "cuda", None, None),
+        (RuntimeError("HIP out of memory. Tried to allocate 4.00 GiB."), "cuda", 4 << 30, None),
+        (
+            RuntimeError(
+                "MPS backend out of memory (MPS allocated: 8.84 GB, other allocations: 1.00 MB, "
+                "max allowed: 9.07 GB). Tried to allocate 256.00 MB on private pool."
+            ),
+            None,
+            256 << 20,
+            round(9.07 * 2**30),
+        ),
+        (
+            RuntimeError(
+                "DefaultCPUAllocator: can't allocate memory: you tried to allocate 40 bytes."
+            ),
+            "cpu",
+            40,
+            None,
+        ),
+        (
+            RuntimeError("DefaultCPUAllocator: not enough memory: you tried to allocate 64 bytes."),
+            "cpu",
+            64,
+            None,
+        ),
+        (MemoryError(), "cpu", None, None),
+        (MemoryError("Unable to allocate 29.8 GiB for an array"), "cpu", round(29.8 * 2**30), None),
+        (RuntimeError("std::bad_alloc"), "cpu", None, None),
+        (OSError(12, "Cannot allocate memory"), "cpu", None, None),
+        (RuntimeError("unable to mmap 64 bytes: Cannot allocate memory (12)"), "cpu", None, None),
+    ],
+)
+def test_an_oom_is_recognised_with_its_sizes(error, device, requested, capacity):
+    found = oom.find(error)
+    assert found.error is error
+    assert found.device == device
+    assert oom.requested_bytes(found.text) == requested
+    assert oom.capacity_bytes(found.text) == capacity
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        RuntimeError("mat1 and mat2 shapes cannot be multiplied"),
+        ImportError("libgomp.so.1: cannot allocate memory in static TLS block"),
+        RuntimeError("out of resource: shared memory, Required: 131072, Hardware limit: 101376"),
+        OSError(28, "No space left on device"),
+        ValueError("set expandable_segments:True against fragmentation"),
+        KeyboardInterrupt(),
+    ],
+)
+def test_what_is_no_oom_is_not_taken_for_one(error):
+    assert oom.find(error) is None
+
+
+def test_a_circle_of_causes_ends():
+    one, two = RuntimeError("one"), RuntimeError("two")
+    one.__cause__, two.__cause__ = two, one
+    assert oom.find(one) is None
+
+
+def test_an_exception_that_cannot_be_shown_is_no_trouble():
+    class MuteError(Exception):
+        def __str__(self) -> str:
+            raise ValueError("mute")
+
+    assert oom.find(MuteError()) is None
+
+
+SITE = "/v/lib/python3.11/site-packages"
+BACKWARD = (f"{SITE}/torch/autograd/__init__.py", "backward")
+MODULE = (f"{SITE}/torch/nn/modules/module.py", "_call_impl")
+STEP = (f"{SITE}/torch/optim/adamw.py", "step")
+
+
+@pytest.mark.parametrize(
+    ("frames", "phase"),
+    [
+        ([("train.py", "main")], "load"),
+        ([("train.py", "main"), MODULE], "forward"),
+        ([("train.py", "main"), BACKWARD, MODULE], "backward"),
+        ([("train.py", "main"), STEP], "optimizer"),
+        ([STEP, ("train.py", "closure"), MODULE], "forward"),
+        ([STEP, ("train.py", "closure"), BACKWARD], "backward"),
+        ([(f"{SITE}/torch/nn/utils/clip_grad.py", "clip_grad_norm_")], "optimizer"),
+        ([(f"{SITE}/transformers/trainer.py", "evaluation_loop"), MODULE], "eval"),
+        ([("train.py", "validate"), MODULE], "eval"),
+        ([(f"{SITE}/transformers/trainer.py", "_save_checkpoint")], "save"),
+        ([(f"{SITE}/torch/serialization.py", "save")], "save"),
+        ([(f"{SITE}/transformers/modeling_utils.py", "from_pretrained")], "load"),
+        ([(f"{SITE}/datasets/arrow_dataset.py", "map"), ("train.py", "tokenize")], "preprocess"),
+        ([(f"{SITE}/torch/utils/data/dataloader.py", "__next__")], "preprocess"),
+    ],
+)
+def test_frames_show_the_phase(frames, phase):
+    assert phases.of_frames(frames, "load") == phase
+
+
+def test_a_long_line_loses_its_frames_and_stays_valid():
+    line = lines.encode({"type": "oom", "message": "m", "frames": ["x" * 1000] * 100})
+    assert json.loads(line) == {"type": "oom", "message": "m", "frames": []}
+
+
+@given(st.text(max_size=9000), st.lists(st.text(max_size=300), max_size=300))
+def test_every_line_is_one_line_of_at_most_64_kib(text, frames):
+    line = lines.encode({"type": "oom", "message": lines.cut(text), "frames": frames})
+    assert len(line) <= 64 << 10
+    assert line.count(b"\n") == 1
+    assert json.loads(line)["message"] == lines.cut(text)
+
+
+@given(st.lists(st.sampled_from(["backward", "optimizer", "eval", "save", "preprocess", "load"])))
+def test_however_phases_nest_they_unwind(names):
+    now = state.State()
+    now.phase = "forward"
+    entered = [(name, now.enter(name)) for name in names]
+    for name, before in reversed(entered):
+        now.leave(name, before)
+    assert now.phase == "forward"
+
+
+class FakeCuda:
+    """`torch.cuda` of a machine with two devices of 80 GB; it cannot be had here."""
+
+    def __init__(self) -> None:
+        self.queued, self.caps, self.contexts, self.selected = [], {}, [], 0
+
+    def _lazy_call(self, call):
+        self.queued.append(call)
+
+    def start(self):
+        for call in self.queued:
+            call()
+
+    def device_count(self):
+        return 2
+
+    def current_device(self):
+        return self.selected
+
+    def set_device(self, number):
+        self.selected = number
+
+    def get_device_properties(self, number):
+        return SimpleNamespace(total_memory=80 * 10**9)
+
+    @contextlib.contextmanager
+    def device(self, number):
+        before, self.selected = self.selected, number
+        yield
+        self.selected = before
+
+    def set_per_process_memory_fraction(self, fraction, number):
+        assert self.selected == number
+        self.caps[number] = fraction
+
+
+def capped(monkeypatch, limit_bytes, local_rank=None):
+    monkeypatch.delenv("LOCAL_RANK", raising=False)
+    if local_rank is not None:
+        monkeypatch.setenv("LOCAL_RANK", local_rank)
+    faults = []
+    reporter = SimpleNamespace(aside=False, step_aside=faults.append)
+    cuda = FakeCuda()
+    namespace = SimpleNamespace(**{n: getattr(cuda, n) for n in dir(cuda) if n[:2] != "__"})
+    patches = part("patches").Patches(reporter, lambda: False)
+    cap.cap_gpu_memory(SimpleNamespace(cuda=namespace), limit_bytes, patches)
+    return cuda, namespace, faults
+
+
+def test_the_gpu_cap_waits_for_cuda_and_covers_all_devices_of_a_process_alone(monkeypatch):
+    cuda, _, faults = capped(monkeypatch, 24 * 10**9)
+    assert cuda.caps == {}
+    cuda.start()
+    assert cuda.caps == {0: 0.3, 1: 0.3}
+    assert (cuda.selected, faults) == (0, [])
+
+
+def test_a_rank_caps_its_own_device_and_those_it_selects(monkeypatch):
+    cuda, namespace, _ = capped(monkeypatch, 24 * 10**9, local_rank="1")
+    cuda.start()
+    assert cuda.caps == {1: 0.3}
+    namespace.set_device(0)
+    assert cuda.caps == {0: 0.3, 1: 0.3}
+
+
+def test_a_cap_above_the_card_is_the_card(monkeypatch):
+    cuda, _, _ = capped(monkeypatch, 10**12)
+    cuda.start()
+    assert cuda.caps == {0: 1.0, 1: 1.0}
+
+
+def test_a_cap_that_cannot_be_set_is_a_fault_and_does_not_stop_cuda(monkeypatch):
+    cuda, namespace, faults = capped(monkeypatch, 10**9)
+    namespace.get_device_properties = lambda number: 1 // 0
+    cuda.start()
+    assert [type(fault) for fault in faults] == [ZeroDivisionError]
+
+
+def test_the_environment_keeps_a_pythonpath_that_is_in_use():
+    ours = str(inside.PATH)
+    given_env = {"PYTHONPATH": f"/theirs:{ours}:/more"}
+    env = inside.environment(given_env, socket="/s", buffer="/b", mark="m", gpu_memory_bytes=5)
+    assert env == {
+        "PYTHONPATH": f"{ours}:/theirs:/more",
+        "OOMGUARD_SOCKET": "/s",
+        "OOMGUARD_BUFFER": "/b",
+        "OOMGUARD_MARK": "m",
+        "OOMGUARD_GPU_MEMORY": "5",
+    }
+    assert inside.environment({}, socket="/s", buffer="/b", mark="m")["PYTHONPATH"] == ours
