@@ -1,0 +1,277 @@
+"""Combines what all witnesses found into one verdict."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from enum import Enum
+
+from oomguard.evidence.log import ABSURD, FRAMES, PROGRESS, PROGRESS_AFTER, classify
+from oomguard.evidence.signatures import BY_ID, Reading
+from oomguard.evidence.verdict import Confidence, Finding, Kind, Phase, Verdict, Witness
+
+EVIDENCE_AT_MOST = 20
+TEXT_CHARS = 400
+#: A handler prints what it did next to the shortage, the traceback between them included.
+_CAUGHT_WITHIN_LINES = 40
+#: Some say that they recover before they print from what (fairseq).
+_CAUGHT_BEFORE_LINES = 5
+
+_SIGKILL_CODES = frozenset({-9, 137, 247})  # 247 is sys.exit(-9), as DeepSpeed's launcher ends
+_INTERRUPT_CODES = frozenset({-2, 130})
+_BARE_KILL = "killed by SIGKILL; nothing shows that memory was the reason"
+_BEFORE_TRAINING = frozenset({Phase.UNKNOWN, Phase.LAUNCH, Phase.LOAD, Phase.PREPROCESS})
+_ORDER = {witness: place for place, witness in enumerate(Witness)}
+
+
+class StoppedBy(str, Enum):
+    """Who ended the job, where oomguard knows."""
+
+    USER = "user"  # a signal that oomguard got and passed on
+    OOMGUARD = "oomguard"  # stopped for what was found; the exit code says nothing
+
+
+@dataclass(frozen=True, slots=True)
+class _Case:
+    """The findings, sorted into what can be a root."""
+
+    findings: tuple[Finding, ...]
+    shortages: tuple[Finding, ...]  # unhandled, each enough by itself
+    caught: tuple[Finding, ...]
+    kills: tuple[Finding, ...]
+    masked: tuple[Finding, ...]
+    errors: tuple[Finding, ...]  # the job's own
+    echoes: tuple[Finding, ...]  # symptoms, launchers, bare frames
+    completed: bool
+    trained: bool  # steps were seen
+
+
+def judge(
+    findings: Sequence[Finding],
+    returncode: int | None,
+    *,
+    stopped_by: StoppedBy | None = None,
+    kernel_watched: bool = False,
+) -> Verdict:
+    """Say what ended a job.
+
+    Args:
+        findings: of all witnesses, in the order in which they were seen.
+        returncode: as `subprocess` gives it or as a shell does; None where it is not known.
+        stopped_by: who stopped the job, if oomguard knows.
+        kernel_watched: whether the kernel's OOM counters were readable all the time, so that
+            no KERNEL finding means that the kernel killed nothing for its memory.
+    """
+    case = _sort(findings)
+    if stopped_by is StoppedBy.USER:
+        first = next(iter(case.shortages), None)
+        return _verdict(Kind.INTERRUPTED, "stopped by the user", Confidence.HIGH, case, first)
+    return (
+        _shortage(case)
+        or _failure(case, returncode, kernel_watched=kernel_watched)
+        or _success(case, returncode)
+        or _unexplained(case, returncode, stopped_by)
+    )
+
+
+def _shortage(case: _Case) -> Verdict | None:
+    """The job ran out of memory: the earliest shortage of the best witness."""
+    if not case.shortages:
+        return None
+    inside_error = next((f for f in case.errors if f.witness is Witness.INSIDE), None)
+    best = min(_ORDER[f.witness] for f in case.shortages)
+    if inside_error and best > _ORDER[Witness.KERNEL]:
+        return None
+    root = next(f for f in case.shortages if _ORDER[f.witness] == best)
+    witnesses = {f.witness for f in case.shortages if f.kind is root.kind}
+    sure = root.witness in (Witness.INSIDE, Witness.KERNEL) or len(witnesses) > 1
+    return _verdict(root.kind, root.text, Confidence.HIGH if sure else root.confidence, case, root)
+
+
+def _failure(case: _Case, code: int | None, *, kernel_watched: bool) -> Verdict | None:
+    """Something else failed, or a SIGKILL that memory may explain."""
+    killed = next(iter(case.kills), None)
+    if case.completed and not code and not any(f.witness is Witness.INSIDE for f in case.errors):
+        return None
+    own = _own_error(case)
+    if own and (code != 0 or own.witness is Witness.INSIDE):
+        return _verdict(Kind.NOT_OOM, own.text, Confidence.MEDIUM, case, own)
+    if killed and (code != 0 or _launcher_says_killed(killed)):
+        return _killed(case, killed, kernel_watched=kernel_watched)
+    if code in _SIGKILL_CODES:
+        return _verdict(Kind.NOT_OOM, _BARE_KILL, Confidence.LOW, case, _exit(code))
+    if code in _INTERRUPT_CODES:
+        return _verdict(Kind.INTERRUPTED, "ended by Ctrl-C", Confidence.MEDIUM, case, _exit(code))
+    if case.echoes and code != 0:
+        last = case.echoes[-1]
+        return _verdict(Kind.NOT_OOM, last.text, Confidence.LOW, case, last)
+    return None
+
+
+def _killed(case: _Case, killed: Finding, *, kernel_watched: bool) -> Verdict:
+    """Weigh a SIGKILL: loading is where host memory runs out, and the kernel would know."""
+    worker = killed.signature in ("dataloader-killed", "map-child-died", "pool-child-died")
+    before_training = not case.trained and killed.phase in _BEFORE_TRAINING
+    if not kernel_watched and (worker or before_training):
+        # The launcher says it several times; the phase is known where it says so first.
+        told = next((f for f in case.kills if f.phase is not Phase.UNKNOWN), killed)
+        return _verdict(Kind.HOST_OOM, killed.text, Confidence.LOW, case, told)
+    return _verdict(Kind.NOT_OOM, _BARE_KILL, Confidence.LOW, case, killed)
+
+
+def _launcher_says_killed(finding: Finding) -> bool:
+    return finding.signature in (
+        "torchrun-sigkill", "torchrun-signal-9", "subprocess-sigkill", "launcher-sigkill",
+    )  # fmt: skip
+
+
+def _success(case: _Case, code: int | None) -> Verdict | None:
+    """The exit code says so, or the log shows an end or steps that go on."""
+    caught = next(iter(case.caught), None)
+    if code == 0:
+        sure = Confidence.HIGH if case.completed else Confidence.MEDIUM
+        return _verdict(Kind.OK, "exit code 0", sure, case, caught or _exit(0))
+    if code is not None:
+        return None
+    shown = next((f for f in reversed(case.findings) if f.kind is Kind.OK), None)
+    if shown is None:
+        return None
+    return _verdict(Kind.OK, shown.text, Confidence.LOW, case, caught or shown)
+
+
+def _unexplained(case: _Case, code: int | None, stopped_by: StoppedBy | None) -> Verdict:
+    if code is None:
+        root = case.masked[0].text if case.masked else "nothing shows a failure or a completed run"
+        return _verdict(Kind.NOT_OOM, root, Confidence.LOW, case, next(iter(case.masked), None))
+    if stopped_by is StoppedBy.OOMGUARD:
+        return _verdict(Kind.NOT_OOM, "stopped by oomguard", Confidence.LOW, case, None)
+    first = next(iter((*case.masked, *case.caught)), None)
+    text = f"ended with exit code {code} and said no reason"
+    return _verdict(Kind.NOT_OOM, first.text if first else text, Confidence.LOW, case, first or _exit(code))
+
+
+def _own_error(case: _Case) -> Finding | None:
+    """The job's own last error; what the process itself reported first."""
+    inside = [f for f in case.errors if f.witness is Witness.INSIDE]
+    if inside:
+        return inside[0]
+    return case.errors[-1] if case.errors else None
+
+
+def _sort(findings: Sequence[Finding]) -> _Case:
+    known = tuple(_reread(finding) for finding in findings)
+    done = max((f.line or 0 for f in known if _reading(f) is Reading.COMPLETED), default=None)
+    groups: dict[str, list[Finding]] = {}
+    for finding in known:
+        groups.setdefault(_group(finding, known), []).append(finding)
+    return _Case(
+        findings=known,
+        shortages=tuple(groups.get("shortages", ())),
+        caught=tuple(groups.get("caught", ())),
+        kills=tuple(groups.get("kills", ())),
+        masked=tuple(groups.get("masked", ())),
+        errors=tuple(f for f in groups.get("errors", ()) if not _is_over(f, done)),
+        echoes=tuple(groups.get("echoes", ())),
+        completed=done is not None,
+        trained=any(f.step or f.signature in (PROGRESS, PROGRESS_AFTER) for f in known),
+    )
+
+
+def _is_over(finding: Finding, done: int | None) -> bool:
+    """Whether an error was overcome, for the training was completed after it."""
+    return done is not None and finding.witness is Witness.LOG and (finding.line or 0) < done
+
+
+def _reread(finding: Finding) -> Finding:
+    """An exception whose own words are of memory is a shortage, whatever its type."""
+    if finding.witness is not Witness.INSIDE or finding.kind is not Kind.NOT_OOM:
+        return finding
+    said = classify(finding.text)
+    if said is None:
+        return finding
+    kind = said.kind if _reading(said) is Reading.SHORTAGE else Kind.NOT_OOM
+    return replace(
+        finding, kind=kind, signature=said.signature, cause=said.cause,
+        requested_bytes=finding.requested_bytes or said.requested_bytes,
+        capacity_bytes=finding.capacity_bytes or said.capacity_bytes,
+    )  # fmt: skip
+
+
+_GROUPS = {
+    Reading.SHORTAGE: "shortages",
+    Reading.MASKED: "masked",
+    Reading.KILLED: "kills",
+    Reading.LOOK_ALIKE: "errors",
+    Reading.ERROR: "errors",
+    Reading.SYMPTOM: "echoes",
+    Reading.WRAPPER: "echoes",
+    Reading.TEARDOWN: "echoes",
+}
+#: Look-alikes that are warnings: no failure follows from them.
+_NOTICES = frozenset(
+    {"retry-not-failure", "tcmalloc-notice", "cache-flush-notice", "not-oom-killed"}
+)
+
+
+def _group(finding: Finding, known: Iterable[Finding]) -> str:
+    reading = _reading(finding)
+    if finding.kind.is_memory and reading in (None, Reading.SHORTAGE):
+        return "caught" if _was_caught(finding, known) else "shortages"
+    if finding.kind is Kind.OK or finding.signature in _NOTICES or finding.kind is Kind.INTERRUPTED:
+        return "other"
+    if finding.signature in (FRAMES, ABSURD):
+        return "echoes"
+    return "errors" if reading is None else _GROUPS[reading]
+
+
+def _was_caught(finding: Finding, known: Iterable[Finding]) -> bool:
+    """Whether the job went on: it says so beside the shortage, or trained on, or was completed."""
+    if finding.handled or finding.witness is not Witness.LOG:
+        return finding.handled
+    return any(_shows_caught(finding, other) for other in known)
+
+
+def _shows_caught(finding: Finding, other: Finding) -> bool:
+    if other.witness is Witness.INSIDE:
+        same = other.requested_bytes in (None, finding.requested_bytes)
+        return other.handled and other.kind is finding.kind and same
+    if other.witness is not Witness.LOG or other.line is None or finding.line is None:
+        return False
+    after = other.line - finding.line
+    if _reading(other) is Reading.HANDLED or (other.handled and other.kind.is_memory):
+        return -_CAUGHT_BEFORE_LINES <= after <= _CAUGHT_WITHIN_LINES and other is not finding
+    same_rank = other.rank is None or other.rank == finding.rank
+    goes_on = other.signature == PROGRESS_AFTER or _reading(other) is Reading.COMPLETED
+    return goes_on and after >= 0 and same_rank
+
+
+def _reading(finding: Finding) -> Reading | None:
+    signature = BY_ID.get(finding.signature or "")
+    return signature.reading if signature else None
+
+
+def _exit(code: int) -> Finding:
+    return Finding(
+        witness=Witness.EXIT, kind=Kind.OK if code == 0 else Kind.NOT_OOM,
+        text=f"exit code {code}", confidence=Confidence.LOW,
+    )  # fmt: skip
+
+
+def _verdict(
+    kind: Kind, text: str, confidence: Confidence, case: _Case, root: Finding | None
+) -> Verdict:
+    others = (f for f in case.findings if f is not root and f.signature != FRAMES)
+    evidence = [*([root] if root else []), *others][:EVIDENCE_AT_MOST]
+    root = root or Finding(witness=Witness.EXIT, kind=kind, text=text)
+    return Verdict(
+        kind=kind, cause=root.cause, phase=_phase(root, case), rank=root.rank, step=root.step,
+        requested_bytes=root.requested_bytes, capacity_bytes=root.capacity_bytes,
+        root=text[:TEXT_CHARS], confidence=confidence,
+        evidence=tuple(replace(f, text=f.text[:TEXT_CHARS]) for f in evidence),
+    )  # fmt: skip
+
+
+def _phase(root: Finding, case: _Case) -> Phase:
+    """The root's own phase, else the one that another finding of the failure tells."""
+    told = (f.phase for f in case.findings if f.phase is not Phase.UNKNOWN and not f.handled)
+    return root.phase if root.phase is not Phase.UNKNOWN else next(told, Phase.UNKNOWN)

@@ -1,0 +1,59 @@
+"""Which signature a line carries, if any, and whether it reports a failure or only speaks of one."""
+
+from __future__ import annotations
+
+import re
+
+from oomguard.evidence.signatures import (
+    ADVICE,
+    ADVICE_AFTER,
+    CODE,
+    REPORTED,
+    SIGNATURES,
+    Reading,
+    Signature,
+)
+
+_MEMORY = frozenset({Reading.SHORTAGE, Reading.MASKED, Reading.KILLED})
+
+
+def match_line(text: str, *, seen: int = 0) -> tuple[Signature, re.Match[str]] | None:
+    """Give the first signature of the table that a line carries.
+
+    Matches that end within the first `seen` characters were met before and do not count.
+    """
+    lowered = text.lower()
+    for signature in SIGNATURES:
+        if signature.needle not in lowered:
+            continue
+        match = signature.pattern.search(text)
+        if match and match.end() > seen and not _only_speaks(signature, text, match):
+            return signature, match
+    return None
+
+
+def is_caught(text: str) -> bool:
+    """Whether the line itself says that the program caught the shortage."""
+    lowered = text.lower()
+    return any(
+        s.reading is Reading.HANDLED and s.needle in lowered and s.pattern.search(text)
+        for s in SIGNATURES
+    )
+
+
+def shortage_in(text: str) -> Signature | None:
+    """Give the shortage that a line reports beside saying that it was caught."""
+    found = (s for s in SIGNATURES if s.reading is Reading.SHORTAGE and s.needle in text.lower())
+    return next((s for s in found if s.pattern.search(text)), None)
+
+
+def _only_speaks(signature: Signature, text: str, match: re.Match[str]) -> bool:
+    """Whether the line is advice, documentation or source code instead of a report."""
+    if signature.reading not in _MEMORY:
+        return False
+    if CODE.search(text[max(0, match.start() - 200) : match.end()]):
+        return True
+    before, after = text[max(0, match.start() - 100) : match.start()], text[match.end() :][:100]
+    if REPORTED.search(before) or "ried to allocate" in after:
+        return False
+    return bool(ADVICE.search(before) or ADVICE_AFTER.match(after))
