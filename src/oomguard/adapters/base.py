@@ -80,6 +80,10 @@ class Adapter(Protocol):
         """
         ...
 
+    def settle(self, job: Job, plan: Plan) -> Plan:
+        """Add the choices that the framework couples to a change; `job.asked` stays as it is."""
+        ...
+
     def write(self, job: Job, plan: Plan, folder: str) -> Command:
         """Give the command that runs `plan`; new files go into `folder` (absolute).
 

@@ -79,6 +79,20 @@ class Document:
             )
         return edited
 
+    def without(self, key: str) -> str:
+        """Give the text without one key of its top; the numbers of all other lines stay."""
+        pair = _pair(self.root, key)
+        if pair is None:
+            return self.text
+        start, stop = pair[0].start_mark.index, _end(pair[1], self.text)
+        filler = ""
+        if self.root.flow_style:
+            (start, stop), filler = _with_comma(self.text, start, stop), " "
+        else:
+            start, stop = self.text.rfind("\n", 0, start) + 1, _line_end(self.text, stop)
+        blank = "".join(c if c in "\r\n" else filler for c in self.text[start:stop])
+        return self.text[:start] + blank + self.text[stop:]
+
     def _edited(self, key: str, value: object) -> str:
         pair = _pair(self.root, key)
         if pair is not None:
@@ -240,6 +254,14 @@ def _end(node: yaml.Node, text: str) -> int:
 def _line_end(text: str, index: int) -> int:
     newline = text.find("\n", index)
     return len(text) if newline < 0 else newline + 1
+
+
+def _with_comma(text: str, start: int, stop: int) -> tuple[int, int]:
+    after = re.compile(r"\s*,").match(text, stop)
+    if after:
+        return start, after.end()
+    before = re.search(r",\s*$", text[:start])
+    return (before.start() if before else start), stop
 
 
 def _with(values: Mapping[str, object], parts: list[str], value: object) -> dict[str, object]:

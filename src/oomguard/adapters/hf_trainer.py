@@ -277,6 +277,10 @@ class HFTrainer:
             output_dir=posixpath.join(request.cwd, hf.OUTPUT_DIR.of(settings)),
         )
 
+    def settle(self, job: Job, plan: Plan) -> Plan:  # noqa: ARG002  part of the protocol
+        """Give the plan as it is: no change brings another with it."""
+        return plan
+
     def write(self, job: Job, plan: Plan, folder: str) -> Command:
         """Give the user's command, its flags or the copy of its config edited."""
         invocation = _split(job.argv, job.config)

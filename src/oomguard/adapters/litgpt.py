@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import posixpath
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from oomguard.adapters import allocator, common, knobs, launchers
 from oomguard.adapters import training_arguments as hf
@@ -96,6 +96,7 @@ _KNOBS = {
     "finetune_adapter": Knobs(knobs=(*_COMMON, *_QUANTIZED)),
     "finetune_adapter_v2": Knobs(knobs=(*_COMMON, *_QUANTIZED)),
 }
+_MIXED = frozenset({Precision.BF16_MIXED, Precision.FP16_MIXED})
 _TUNINGS = {"finetune": Tuning.LORA, "finetune_lora": Tuning.LORA, "finetune_full": Tuning.FULL}
 #: Fields that no key holds by itself: two keys and the world, or the environment.
 _ELSEWHERE = ("accumulation", "allocator")
@@ -120,9 +121,7 @@ _REFUSALS = (
     ),
     Refusal(
         message="Quantization and mixed precision is not supported.",
-        when=lambda _, __, plan: (
-            _quantized(plan) and plan.precision in (Precision.BF16_MIXED, Precision.FP16_MIXED)
-        ),
+        when=lambda _, __, plan: _quantized(plan) and plan.precision in _MIXED,
     ),
     Refusal(
         message="The chosen quantization format only supports the AdamW optimizer.",
@@ -309,6 +308,13 @@ class LitGPT:
             packages=request.packages,
             output_dir=posixpath.join(request.cwd, _OUT.of(settings) or _OUTPUT[command]),
         )
+
+    def settle(self, job: Job, plan: Plan) -> Plan:
+        """Give a newly quantized base weights in bf16: LitGPT refuses mixed precision with it."""
+        gained = _quantized(plan) and plan.quantization is not job.asked.quantization
+        if gained and plan.precision in _MIXED:
+            return replace(plan, precision=Precision.BF16_TRUE)
+        return plan
 
     def write(self, job: Job, plan: Plan, folder: str) -> Command:
         """Give the user's command with a copy of the config, edited where the plan differs."""

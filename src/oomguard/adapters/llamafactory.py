@@ -215,6 +215,10 @@ class LlamaFactory:
             output_dir=posixpath.join(request.cwd, hf.OUTPUT_DIR.of(settings)),
         )
 
+    def settle(self, job: Job, plan: Plan) -> Plan:  # noqa: ARG002  part of the protocol
+        """Give the plan as it is: no change brings another with it."""
+        return plan
+
     def write(self, job: Job, plan: Plan, folder: str) -> Command:
         """Give the user's command with a copy of the config, edited where the plan differs."""
         invocation = _invocation(job.argv)

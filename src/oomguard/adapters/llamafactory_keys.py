@@ -104,11 +104,8 @@ def _quantization(settings: Settings) -> Quantization | None:
         return Quantization.NONE
     if _METHOD.of(settings) != "bnb":
         return None
-    if bits == _EIGHT:
-        return Quantization.INT8
-    return (
-        hf.BNB_FOUR_BIT.get((_KIND.of(settings), _DOUBLE.of(settings))) if bits == _FOUR else None
-    )
+    four = hf.four_bit(_KIND.of(settings), _DOUBLE.of(settings))
+    return {_EIGHT: Quantization.INT8, _FOUR: four}.get(bits)
 
 
 def _quantization_edits(_: Settings, value: object) -> Edits | None:
