@@ -24,6 +24,7 @@ from oomguard.record import (
     Status,
     Step,
 )
+from oomguard.report import FitReport
 from oomguard.strategy import Fidelity
 from oomguard.units import show_bytes
 
@@ -73,6 +74,17 @@ class Account:
     def say(self, text: str, style: str = "") -> None:
         """Say one line of one's own."""
         self._line(text, style)
+
+    def outcome(self, report: FitReport) -> None:
+        """Say what a fit took: each change from what was asked, and the dearest cost."""
+        if report.status is not Status.FIT:
+            return
+        if not report.changes or report.fidelity is None:
+            self._line("it fits as asked; nothing was changed")
+            return
+        self._line(f"changed, at the cost of {COSTS[report.fidelity]}:")
+        for change in report.changes:
+            self._line(f"  {show_change(change)}")
 
     def _planned(self, event: Planned) -> None:
         for step in event.steps:

@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
-import os
-import sys
+import platform
+from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any
 
 import click
 
 from oomguard import __version__
-from oomguard.cli.account import COSTS, Account, show_change
+from oomguard.cli.account import Account
 from oomguard.cli.output import print_json
-from oomguard.cli.request import Asked, prepare
+from oomguard.cli.request import RUNS, Prepared, prepare
+from oomguard.config import Options
+from oomguard.devices import gpus, host_memory
+from oomguard.engines.local import LocalEngine
 from oomguard.errors import ExitCode, UsageError
-from oomguard.record import RunRecord, Status
+from oomguard.process.limits import CapBy
+from oomguard.record import RunRecord, RunStarted, Status
 from oomguard.report import FitReport
+from oomguard.store import RunFolder
+from oomguard.strategy import Fidelity
 from oomguard.supervise.loop import Audience, Supervisor
 from oomguard.supervise.outcome import write_outcome
+from oomguard.units import parse_size, show_bytes
 
 CODES = {
     Status.FIT: ExitCode.TRAINED,
@@ -33,5 +39,146 @@ class WithCommand(click.Command):
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """Put what stands after `--` aside, then parse the rest."""
         own = args[: args.index("--")] if "--" in args else args
-        ctx.meta["oomguard.command"] = tuple(args[len(own) + 1 :])
+        rest = tuple(args[len(own) + 1 :])
+        if "--" in args and not rest:
+            raise UsageError(
+                "no command stands after --",
+                next_step="For example: oomguard launch -- llamafactory-cli train train.yaml",
+            )
+        ctx.meta[_COMMAND] = rest
         return super().parse_args(ctx, own)
+
+    def collect_usage_pieces(self, _ctx: click.Context) -> list[str]:
+        """Show both entrances."""
+        return ["[OPTIONS]", "TRAIN.YAML | -- COMMAND..."]
+
+
+_COMMAND = "oomguard.command"
+
+
+class Size(click.ParamType[int]):
+    """A size such as 24GiB, in bytes."""
+
+    name = "size"
+
+    def convert(
+        self, value: object, param: click.Parameter | None, ctx: click.Context | None
+    ) -> int:
+        """Read it."""
+        try:
+            return value if isinstance(value, int) else parse_size(str(value))
+        except ValueError as error:
+            self.fail(str(error), param, ctx)
+
+
+@click.command("launch", cls=WithCommand)
+@click.argument("train", required=False, type=click.Path(path_type=Path))
+@click.option("--framework", metavar="NAME", help="llamafactory, litgpt or hf_trainer.")
+@click.option("--python", metavar="PATH", help="The Python that has the framework.")
+@click.option("--ladder", metavar="IDS", help="classic, or ids of strategies between commas.")
+@click.option("--allow", type=click.Choice([f.value for f in Fidelity]), help="The dearest cost.")
+@click.option("--strategies", metavar="DIR", help="A folder of strategies of your own.")
+@click.option("--max-attempts", type=click.IntRange(min=1), help="Launches at most (20).")
+@click.option("--host-memory", type=Size(), help="Cap on host memory, such as 16GiB.")
+@click.option(
+    "--host-memory-by",
+    type=click.Choice([by.value for by in CapBy]),
+    help="rlimit: each process by itself (default); cgroup: all together.",
+)
+@click.option("--gpu-memory", type=Size(), help="Cap on the memory of each GPU, such as 24GiB.")
+@click.option("--runs", metavar="DIR", help=f"Where run folders go ({RUNS}).")
+@click.option("--name", metavar="NAME", help="The name of the run folder.")
+@click.option("--no-inside", is_flag=True, help="Without the reporter inside the job.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout.")
+@click.pass_context
+def command(  # the options document themselves
+    ctx: click.Context,
+    /,
+    *,
+    train: Path | None,
+    allow: str | None,
+    host_memory: int | None,
+    gpu_memory: int | None,
+    runs: str | None,
+    no_inside: bool,
+    as_json: bool,
+    **given: str | int | None,
+) -> int:
+    """Launch a training job, and again with less memory until it fits.
+
+    TRAIN.YAML is the framework's own config; or give the whole command after --.
+    """
+    options = Options(
+        allow=Fidelity(allow) if allow else None,
+        host_memory_bytes=host_memory,
+        gpu_memory_bytes=gpu_memory,
+        runs_dir=runs,
+        **given,  # type: ignore[arg-type]  # click has read each option as its field's type
+    )
+    job = prepare(train, ctx.meta[_COMMAND], options)
+    return _launch(job, inside=not no_inside, as_json=as_json)
+
+
+def _launch(prepared: Prepared, *, inside: bool, as_json: bool) -> int:
+    account = Account(quiet_stdout=as_json)
+    folder = RunFolder.create(prepared.runs, prepared.name)
+    try:
+        engine = LocalEngine(caps=prepared.caps, inside=inside)
+        supervisor = Supervisor(
+            adapter=prepared.adapter,
+            ladder=prepared.ladder,
+            engine=engine,
+            folder=folder,
+            audience=Audience(event=account.event, output=account.output),
+        )
+        record = supervisor.run(_first_event(prepared))
+        report, config = write_outcome(record, prepared.adapter, folder, _surroundings(prepared))
+    finally:
+        folder.close()
+    _tell(account, record, report, config, folder)
+    if as_json:
+        print_json(_document(report, config, folder))
+    return CODES[record.status or Status.FAILED]
+
+
+def _first_event(prepared: Prepared) -> RunStarted:
+    return RunStarted(
+        t=0.0,
+        run=prepared.name,
+        version=__version__,
+        at=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        job=prepared.job,
+        limits=prepared.limits,
+    )
+
+
+def _surroundings(prepared: Prepared) -> dict[str, str]:
+    cards = [f"{gpu.name} ({show_bytes(gpu.total_bytes)})" for gpu in gpus()]
+    return {
+        "system": platform.platform(),
+        "host_memory": show_bytes(host_memory().total_bytes),
+        "gpus": ", ".join(cards) or "none",
+        "python": prepared.job.python,
+    }
+
+
+def _document(report: FitReport, config: Path | None, folder: RunFolder) -> dict[str, object]:
+    return {
+        "status": report.status,
+        "run": str(folder.path),
+        "attempts": report.attempts,
+        "final_config": str(config) if config else None,
+        "fit_report": str(folder.report),
+    }
+
+
+def _tell(
+    account: Account, record: RunRecord, report: FitReport, config: Path | None, folder: RunFolder
+) -> None:
+    account.outcome(report)
+    if record.status is Status.FIT:
+        account.say(f"final config  {config or folder.path / 'final' / 'command.txt'}")
+        account.say(f"by hand       {folder.path / 'final' / 'command.txt'}")
+    account.say(f"fit-report    {folder.report}")
+    if folder.lost is not None:
+        account.say(f"the record is not complete: {folder.lost}", "red")

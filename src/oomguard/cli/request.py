@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import os
-import time
-from collections.abc import Mapping
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, fields, replace
+from datetime import datetime, timezone
 from pathlib import Path
 
 from oomguard.adapters.base import Adapter, Request
@@ -22,6 +21,7 @@ from oomguard.record import Limits
 from oomguard.strategy import Fidelity
 
 MAX_ATTEMPTS = 20
+RUNS = "oomguard-runs"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,7 +33,6 @@ class Prepared:
     ladder: Ladder
     limits: Limits
     caps: Caps
-    interpreter: Interpreter
     runs: Path
     name: str
 
@@ -51,19 +50,93 @@ def prepare(train: Path | None, command: tuple[str, ...], given: Options) -> Pre
             "one job is needed: a config file, or a command after --",
             next_step="oomguard launch train.yaml, or oomguard launch -- COMMAND...",
         )
-    cwd = Path.cwd()
-    adapter, argv, loaded = _job_of(train, command, given, cwd)
+    adapter, argv, loaded = _job_of(train, command, given)
     options = _merge(given, loaded.options if loaded else Options())
-    interpreter = find(argv, cwd=cwd, python=options.python)
-    job = adapter.read(
-        Request(
-            argv=argv,
-            cwd=str(cwd),
-            source=loaded.source if loaded else None,
-            env={**os.environ, **interpreter.env},
-            gpus=len(gpus()),
-            python=interpreter.python,
-            packages=interpreter.packages,
-        )
+    interpreter = find(argv, cwd=Path.cwd(), python=options.python)
+    job = _read(adapter, argv, loaded, interpreter)
+    strategies = select(
+        load_strategies(Path(options.strategies) if options.strategies else None), options.ladder
     )
-    return _assemble(job, adapter, options, interpreter)
+    allow = options.allow or Fidelity.NEW_RECIPE
+    framework = Framework(settle=adapter.settle, refuses=adapter.refuses, needs=adapter.needs)
+    return Prepared(
+        job=job,
+        adapter=adapter,
+        ladder=Ladder(strategies=strategies, framework=framework, allow=allow),
+        limits=Limits(
+            ladder=tuple(strategy.id for strategy in strategies if not strategy.preflight),
+            allow=allow,
+            max_attempts=options.max_attempts or MAX_ATTEMPTS,
+            host_memory_bytes=options.host_memory_bytes,
+            host_memory_by=options.host_memory_by if options.host_memory_bytes else None,
+            gpu_memory_bytes=options.gpu_memory_bytes,
+        ),
+        caps=Caps(
+            host_memory_bytes=options.host_memory_bytes,
+            host_memory_by=CapBy(options.host_memory_by or CapBy.RLIMIT),
+            gpu_memory_bytes=options.gpu_memory_bytes,
+        ),
+        runs=Path(options.runs_dir or RUNS),
+        name=options.name or _name(job),
+    )
+
+
+def _job_of(
+    train: Path | None, command: tuple[str, ...], given: Options
+) -> tuple[Adapter, tuple[str, ...], Loaded | None]:
+    """Give the framework, the command that starts the job by hand, and its config if it has one."""
+    named = adapter_named(given.framework) if given.framework else None
+    if train is None:
+        adapter = named or recognise_command(command)
+        path = adapter.config_path(command)
+        return adapter, command, load(Path(path)) if path else None
+    loaded = load(train)
+    options = loaded.options
+    if named is None and options.framework:
+        named = adapter_named(options.framework)
+    adapter = named or recognise(loaded.document, options.command, file=str(train))
+    return adapter, adapter.command_for(loaded.source, loaded.document, options.command), loaded
+
+
+def _read(
+    adapter: Adapter, argv: tuple[str, ...], loaded: Loaded | None, interpreter: Interpreter
+) -> Job:
+    request = Request(
+        argv=argv,
+        cwd=str(Path.cwd()),
+        source=loaded.source if loaded else None,
+        env={**os.environ, **interpreter.env},
+        gpus=len(gpus()),
+        python=interpreter.python,
+        packages=interpreter.packages,
+    )
+    texts = {path: _text(path) for path in adapter.further_files(request)}
+    found = {path: text for path, text in texts.items() if text is not None}
+    job = adapter.read(replace(request, files=found))
+    return replace(job, env={**job.env, **interpreter.env})
+
+
+def _text(path: str) -> str | None:
+    try:
+        return Path(path).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError):
+        return None
+
+
+def _merge(given: Options, block: Options) -> Options:
+    """Lay what was given on the command line over the block of the file."""
+    stated = {one.name: value for one in fields(Options) if (value := getattr(given, one.name))}
+    merged = replace(block, **stated)
+    by = merged.host_memory_by or CapBy.RLIMIT.value
+    if given.host_memory_by and not merged.host_memory_bytes:
+        raise UsageError(
+            "--host-memory-by says how to hold the job to a cap, but none is given",
+            where=Where(key="--host-memory-by"),
+            next_step="Add --host-memory SIZE.",
+        )
+    return replace(merged, host_memory_by=by)
+
+
+def _name(job: Job) -> str:
+    stem = Path(job.config.path).stem if job.config else job.framework
+    return f"{stem}-{datetime.now(timezone.utc):%Y%m%d-%H%M%S}-{os.getpid()}"

@@ -18,12 +18,13 @@ from oomguard.command import Command
 from oomguard.decide import SIGNAL, Action, Finish, Launch, Stop, WaitForDevice, decide
 from oomguard.devices import FreeReport
 from oomguard.engines.base import Engine, Running
-from oomguard.evidence.judge import judge
+from oomguard.evidence.judge import StoppedBy, judge
 from oomguard.job import Job
 from oomguard.ladder import Ladder
 from oomguard.process.events import Exited as ProcessExited
 from oomguard.process.events import Output, Report, ShellEvent
 from oomguard.record import (
+    Attempt,
     DeviceFree,
     Event,
     Exited,
@@ -173,7 +174,7 @@ class Supervisor:
             attempt.findings,
             seen.returncode,
             kernel_watched=attempt.kernel_watched,
-            interrupted=self.record.signum is not None,
+            stopped_by=_stopped_by(attempt),
         )
         write_json(self._attempt_folder / "verdict.json", verdict)
         yield Exited(
@@ -262,6 +263,12 @@ class Supervisor:
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler)
+
+
+def _stopped_by(attempt: Attempt) -> StoppedBy | None:
+    if attempt.stopped is None:
+        return None
+    return StoppedBy.USER if attempt.stopped == SIGNAL else StoppedBy.OOMGUARD
 
 
 def _stop_after(running: Running, signum: int | None, grace_s: float) -> None:
