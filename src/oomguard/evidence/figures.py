@@ -42,9 +42,13 @@ _CAPACITY = _patterns(
 _FREE = _patterns(r"of which SIZE is free", r"SIZE free")
 _OURS = _patterns(r"this process has SIZE memory in use")
 _OTHERS = _patterns(r"Process \d+ has SIZE memory in use")
-_ALLOCATED = _patterns(r"SIZE is allocated by PyTorch", r"SIZE already allocated", r"MPS allocated: SIZE")
+_ALLOCATED = _patterns(
+    r"SIZE is allocated by PyTorch", r"SIZE already allocated", r"MPS allocated: SIZE"
+)
 _RESERVED = _patterns(r"SIZE reserved in total")
-_UNALLOCATED = _patterns(r"SIZE is reserved by PyTorch but unallocated", r"SIZE reserved but unallocated")
+_UNALLOCATED = _patterns(
+    r"SIZE is reserved by PyTorch but unallocated", r"SIZE reserved but unallocated"
+)
 
 
 def _bytes(match: re.Match[str]) -> int:

@@ -20,6 +20,7 @@ _CAUGHT_BEFORE_LINES = 5
 _SIGKILL_CODES = frozenset({-9, 137, 247})  # 247 is sys.exit(-9), as DeepSpeed's launcher ends
 _INTERRUPT_CODES = frozenset({-2, 130})
 _BARE_KILL = "killed by SIGKILL; nothing shows that memory was the reason"
+_WORKERS = frozenset({"dataloader-killed", "map-child-died", "pool-child-died"})
 _BEFORE_TRAINING = frozenset({Phase.UNKNOWN, Phase.LAUNCH, Phase.LOAD, Phase.PREPROCESS})
 _ORDER = {witness: place for place, witness in enumerate(Witness)}
 
@@ -90,14 +91,20 @@ def _shortage(case: _Case) -> Verdict | None:
 
 def _failure(case: _Case, code: int | None, *, kernel_watched: bool) -> Verdict | None:
     """Something else failed, or a SIGKILL that memory may explain."""
-    killed = next(iter(case.kills), None)
-    if case.completed and not code and not any(f.witness is Witness.INSIDE for f in case.errors):
+    own, killed = _own_error(case), next(iter(case.kills), None)
+    reported = own is not None and own.witness is Witness.INSIDE
+    if case.completed and not code and not reported:
         return None
-    own = _own_error(case)
-    if own and (code != 0 or own.witness is Witness.INSIDE):
+    if own and (code != 0 or reported):
         return _verdict(Kind.NOT_OOM, own.text, Confidence.MEDIUM, case, own)
-    if killed and (code != 0 or _launcher_says_killed(killed)):
+    # Launchers end with 0 after a killed child; a loader's worker may be killed at the end.
+    if killed and (code != 0 or killed.signature not in _WORKERS):
         return _killed(case, killed, kernel_watched=kernel_watched)
+    return _by_exit(case, code)
+
+
+def _by_exit(case: _Case, code: int | None) -> Verdict | None:
+    """Nothing but the exit code, and what launchers and other processes say."""
     if code in _SIGKILL_CODES:
         return _verdict(Kind.NOT_OOM, _BARE_KILL, Confidence.LOW, case, _exit(code))
     if code in _INTERRUPT_CODES:
@@ -110,19 +117,13 @@ def _failure(case: _Case, code: int | None, *, kernel_watched: bool) -> Verdict 
 
 def _killed(case: _Case, killed: Finding, *, kernel_watched: bool) -> Verdict:
     """Weigh a SIGKILL: loading is where host memory runs out, and the kernel would know."""
-    worker = killed.signature in ("dataloader-killed", "map-child-died", "pool-child-died")
+    worker = killed.signature in _WORKERS
     before_training = not case.trained and killed.phase in _BEFORE_TRAINING
     if not kernel_watched and (worker or before_training):
         # The launcher says it several times; the phase is known where it says so first.
         told = next((f for f in case.kills if f.phase is not Phase.UNKNOWN), killed)
         return _verdict(Kind.HOST_OOM, killed.text, Confidence.LOW, case, told)
     return _verdict(Kind.NOT_OOM, _BARE_KILL, Confidence.LOW, case, killed)
-
-
-def _launcher_says_killed(finding: Finding) -> bool:
-    return finding.signature in (
-        "torchrun-sigkill", "torchrun-signal-9", "subprocess-sigkill", "launcher-sigkill",
-    )  # fmt: skip
 
 
 def _success(case: _Case, code: int | None) -> Verdict | None:
@@ -147,7 +148,9 @@ def _unexplained(case: _Case, code: int | None, stopped_by: StoppedBy | None) ->
         return _verdict(Kind.NOT_OOM, "stopped by oomguard", Confidence.LOW, case, None)
     first = next(iter((*case.masked, *case.caught)), None)
     text = f"ended with exit code {code} and said no reason"
-    return _verdict(Kind.NOT_OOM, first.text if first else text, Confidence.LOW, case, first or _exit(code))
+    return _verdict(
+        Kind.NOT_OOM, first.text if first else text, Confidence.LOW, case, first or _exit(code)
+    )
 
 
 def _own_error(case: _Case) -> Finding | None:
@@ -189,7 +192,8 @@ def _reread(finding: Finding) -> Finding:
     said = classify(finding.text)
     if said is None:
         return finding
-    kind = said.kind if _reading(said) is Reading.SHORTAGE else Kind.NOT_OOM
+    memory = _reading(said) in (Reading.SHORTAGE, Reading.KILLED)
+    kind = said.kind if memory else Kind.NOT_OOM
     return replace(
         finding, kind=kind, signature=said.signature, cause=said.cause,
         requested_bytes=finding.requested_bytes or said.requested_bytes,
@@ -215,13 +219,13 @@ _NOTICES = frozenset(
 
 def _group(finding: Finding, known: Iterable[Finding]) -> str:
     reading = _reading(finding)
-    if finding.kind.is_memory and reading in (None, Reading.SHORTAGE):
+    if finding.kind.is_memory and reading not in (Reading.MASKED, Reading.KILLED):
         return "caught" if _was_caught(finding, known) else "shortages"
     if finding.kind is Kind.OK or finding.signature in _NOTICES or finding.kind is Kind.INTERRUPTED:
         return "other"
     if finding.signature in (FRAMES, ABSURD):
         return "echoes"
-    return "errors" if reading is None else _GROUPS[reading]
+    return _GROUPS.get(reading, "errors") if reading else "errors"
 
 
 def _was_caught(finding: Finding, known: Iterable[Finding]) -> bool:
@@ -239,7 +243,8 @@ def _shows_caught(finding: Finding, other: Finding) -> bool:
         return False
     after = other.line - finding.line
     if _reading(other) is Reading.HANDLED or (other.handled and other.kind.is_memory):
-        return -_CAUGHT_BEFORE_LINES <= after <= _CAUGHT_WITHIN_LINES and other is not finding
+        before = _CAUGHT_BEFORE_LINES if other.signature == "caught" else 0
+        return -before <= after <= _CAUGHT_WITHIN_LINES
     same_rank = other.rank is None or other.rank == finding.rank
     goes_on = other.signature == PROGRESS_AFTER or _reading(other) is Reading.COMPLETED
     return goes_on and after >= 0 and same_rank

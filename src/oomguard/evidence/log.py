@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter, deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
 from oomguard.evidence.context import (
@@ -15,11 +15,19 @@ from oomguard.evidence.context import (
     read_line,
     read_lines,
     step_of,
+    strip_ansi,
     traceback_before,
 )
 from oomguard.evidence.figures import Stated, read_figures
-from oomguard.evidence.match import is_caught, match_line, shortage_in
-from oomguard.evidence.signatures import DRIVER_FORMS, ROOTS, Figures, Reading, Signature
+from oomguard.evidence.match import candidates, is_caught, match_line, shortage_in
+from oomguard.evidence.signatures import (
+    DRIVER_FORMS,
+    ROOTS,
+    SIGNATURES,
+    Figures,
+    Reading,
+    Signature,
+)
 from oomguard.evidence.verdict import Confidence, Finding, Kind, Phase, Witness
 
 _PIECE_BYTES = 1 << 16  # a longer line is read in pieces
@@ -86,8 +94,10 @@ class LogScanner:
         self._found: list[Finding] = []
         self._message: _Message | None = None
         self._watch: _Watch | None = None
+        self._late_progress: Finding | None = None
+        self._among: Sequence[Signature] = SIGNATURES
         self._counts: Counter[str] = Counter()
-        self._last: dict[str, deque[Finding]] = {}
+        self._last: dict[str, deque[tuple[Signature, Line, int]]] = {}
 
     def feed(self, chunk: bytes) -> list[Finding]:
         """Read a chunk; give the findings that it completed."""
@@ -109,13 +119,17 @@ class LogScanner:
 
     def close(self) -> list[Finding]:
         """Read what is left; give the last findings, and what the end of the log shows."""
+        self._among = SIGNATURES
         if len(self._buffer) > self._seen:
             self._read_line(bytes(self._buffer), (self._before,))
             self._remember(bytes(self._buffer))
         self._buffer.clear()
         self._settle()
-        late = [finding for kept in self._last.values() for finding in kept]
+        late = [
+            _message(*kept, lines=[]).complete() for last in self._last.values() for kept in last
+        ]
         self._found += sorted(late, key=lambda finding: finding.line or 0)
+        self._found += [self._late_progress] if self._late_progress else []
         self._last.clear()
         self._found += self._end_shows()
         return self._take()
@@ -153,6 +167,7 @@ class LogScanner:
     def _read_part(self, part: bytes) -> None:
         """Read lines one by one."""
         done = kept = 0
+        self._among = candidates(_plain(part))
         for match in _PIECE_OF_LINE.finditer(part):
             self._line += part.count(b"\n", done, match.start())
             done, line = match.end(), match[0]
@@ -170,6 +185,7 @@ class LogScanner:
 
     def _cut(self, line: bytes) -> bytes:
         """Read a long line piece by piece; give what is left of it."""
+        self._among = SIGNATURES if len(line) > _PIECE_BYTES else self._among
         while len(line) > _PIECE_BYTES:
             piece = line[:_PIECE_BYTES]
             if _worth_reading(piece):
@@ -182,7 +198,7 @@ class LogScanner:
         if not line.text.strip():
             return
         seen = len(read_line(raw[: self._seen]).text) if self._seen else 0
-        matched = match_line(line.text, seen=seen)
+        matched = match_line(line.text, self._among, seen=seen)
         if self._watch:
             self._watch_progress(line)
         if matched is None:
@@ -204,39 +220,29 @@ class LogScanner:
             self._settle()
 
     def _found_in(self, signature: Signature, line: Line, before: tuple[bytes, ...]) -> None:
-        """Make the finding of a line; keep it back where its message may go on."""
-        caught = signature.reading is Reading.HANDLED
-        if caught:
+        """Make the finding of a line; keep it back where its message may go on.
+
+        Of a signature that matched too often only the last lines are kept, for the end.
+        """
+        if signature.reading is Reading.HANDLED:
             signature = shortage_in(line.text) or signature
-        self._counts[signature.id] += 1
-        late = self._is_late(signature.id)
-        lines = [] if late else [*_lines_before(before), line]
-        finding = _finding(signature, line, lines, self._line)
-        if caught or (signature.reading is Reading.SHORTAGE and is_caught(line.text)):
-            finding = replace(finding, handled=True)
-        message = _Message(signature, finding, line.text.strip())
         if signature.reading is Reading.SHORTAGE:
-            self._watch = _Watch(finding.rank)
-        if message.wants_more:
-            self._message = message
-        else:
-            self._give(signature.id, message.complete())
+            self._watch = _Watch(rank_of(line))
+        self._counts[signature.id] += 1
+        if self._counts[signature.id] > _LIVE_PER_SIGNATURE:
+            last = self._last.setdefault(signature.id, deque(maxlen=_LAST_PER_SIGNATURE))
+            last.append((signature, line, self._line))
+            return
+        message = _message(signature, line, self._line, lines=[*_lines_before(before), line])
+        self._message = message
+        if not message.wants_more:
+            self._settle()
 
     def _settle(self) -> None:
         """Give the memory error that waited."""
         if self._message:
-            message, self._message = self._message, None
-            self._give(message.signature.id, message.complete())
-
-    def _is_late(self, name: str) -> bool:
-        return self._counts[name] > _LIVE_PER_SIGNATURE
-
-    def _give(self, name: str, finding: Finding) -> None:
-        """Give a finding; of a signature that matched too often only the last ones, at the end."""
-        if self._is_late(name):
-            self._last.setdefault(name, deque(maxlen=_LAST_PER_SIGNATURE)).append(finding)
-        else:
-            self._found.append(finding)
+            self._found.append(self._message.complete())
+            self._message = None
 
     def _watch_progress(self, line: Line) -> None:
         """See whether steps follow a shortage."""
@@ -249,11 +255,17 @@ class LogScanner:
             watch.steps.add(step)
         if len(watch.steps) >= _STEPS_THAT_SHOW_PROGRESS:
             self._settle()
-            self._counts[PROGRESS_AFTER] += 1
-            after = _progress(PROGRESS_AFTER, line, step, self._line, handled=True)
-            self._give(PROGRESS_AFTER, after)
+            self._give_progress(_progress(PROGRESS_AFTER, line, step, self._line, handled=True))
         if len(watch.steps) >= _STEPS_THAT_SHOW_PROGRESS or watch.lines > _WATCHED_LINES:
             self._watch = None
+
+    def _give_progress(self, finding: Finding) -> None:
+        """Give it; where there were many, the last one at the end stands for those between."""
+        self._counts[PROGRESS_AFTER] += 1
+        if self._counts[PROGRESS_AFTER] > _LIVE_PER_SIGNATURE:
+            self._late_progress = finding
+        else:
+            self._found.append(finding)
 
     def _end_shows(self) -> Iterator[Finding]:
         """Say whether the log ends in training steps or in a traceback without its last line."""
@@ -282,11 +294,16 @@ def classify(text: str) -> Finding | None:
     return next((f for f in shown if f.kind.is_memory), next(iter(shown), None))
 
 
+def _plain(part: bytes) -> bytes:
+    """Give the text that needles are looked for in: lower case, without colours."""
+    if b"\x1b" in part or b"\0" in part:
+        part = strip_ansi(part.decode("utf-8", "replace")).encode()
+    return part.lower()
+
+
 def _worth_reading(part: bytes) -> bool:
-    lowered = part.lower()
-    if b"\x1b" in lowered or b"\x00" in lowered:
-        lowered = read_line(lowered).text.encode()
-    return any(root in lowered for root in ROOTS)
+    plain = _plain(part)
+    return any(root in plain for root in ROOTS)
 
 
 def _lines_before(before: tuple[bytes, ...]) -> list[Line]:
@@ -301,6 +318,13 @@ def _line_end(block: bytes, start: int) -> int:
 def _excerpt(text: str, match: re.Match[str]) -> str:
     """Cut a very long line to what stands around the match."""
     return text[max(0, match.start() - 2000) : match.end() + 2000]
+
+
+def _message(signature: Signature, line: Line, number: int, *, lines: list[Line]) -> _Message:
+    finding = _finding(signature, line, lines, number)
+    if signature.reading is Reading.SHORTAGE and is_caught(line.text):
+        finding = replace(finding, handled=True)
+    return _Message(signature, finding, line.text.strip())
 
 
 def _finding(signature: Signature, line: Line, lines: list[Line], number: int) -> Finding:

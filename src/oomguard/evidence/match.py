@@ -1,8 +1,9 @@
-"""Which signature a line carries, if any, and whether it reports a failure or only speaks of one."""
+"""Which signature a line carries, and whether it reports a failure or only speaks of one."""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 
 from oomguard.evidence.signatures import (
     ADVICE,
@@ -14,17 +15,25 @@ from oomguard.evidence.signatures import (
     Signature,
 )
 
+_NEEDLES = tuple((signature.needle.encode(), signature) for signature in SIGNATURES)
 _MEMORY = frozenset({Reading.SHORTAGE, Reading.MASKED, Reading.KILLED})
 
 
-def match_line(text: str, *, seen: int = 0) -> tuple[Signature, re.Match[str]] | None:
+def candidates(lowered: bytes) -> list[Signature]:
+    """Give the signatures that a lower-case piece of log may carry, in the table's order."""
+    return [signature for needle, signature in _NEEDLES if needle in lowered]
+
+
+def match_line(
+    text: str, among: Sequence[Signature] = SIGNATURES, *, seen: int = 0
+) -> tuple[Signature, re.Match[str]] | None:
     """Give the first signature of the table that a line carries.
 
     Matches that end within the first `seen` characters were met before and do not count.
     """
-    lowered = text.lower()
-    for signature in SIGNATURES:
-        if signature.needle not in lowered:
+    lowered = text.encode("utf-8", "replace").lower()
+    for signature in among:
+        if signature.needle.encode() not in lowered:
             continue
         match = signature.pattern.search(text)
         if match and match.end() > seen and not _only_speaks(signature, text, match):

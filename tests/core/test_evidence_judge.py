@@ -1,0 +1,294 @@
+"""How the findings of several witnesses become one verdict."""
+
+# ruff: noqa: E501 -- messages are quoted as they are printed
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from oomguard.evidence.explain import explain
+from oomguard.evidence.judge import EVIDENCE_AT_MOST, TEXT_CHARS, StoppedBy, judge
+from oomguard.evidence.log import LogScanner
+from oomguard.evidence.verdict import (
+    Cause,
+    Confidence,
+    Finding,
+    Kind,
+    Phase,
+    Verdict,
+    Witness,
+)
+
+GIB = 1 << 30
+OOM = "torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2.00 GiB\n"
+STEPS = "".join(f"step {i} loss 2.5\n" for i in range(1, 6))
+TORCHRUN_KILL = "failed (exitcode: -9) local_rank: 0 (pid: 8158) of binary: /usr/bin/python3\n"
+INSIDE_OOM = Finding(
+    witness=Witness.INSIDE, kind=Kind.DEVICE_OOM, text="CUDA out of memory. Tried to allocate 2.00 GiB",
+    phase=Phase.BACKWARD, rank=1, step=7, requested_bytes=2 * GIB,
+)  # fmt: skip
+INSIDE_ERROR = Finding(
+    witness=Witness.INSIDE, kind=Kind.NOT_OOM, text="ValueError: bad rows", rank=0
+)
+KERNEL_KILL = Finding(
+    witness=Witness.KERNEL, kind=Kind.HOST_OOM, text="memory.events: oom_kill 0 -> 1"
+)
+
+
+def read(text: str) -> list[Finding]:
+    scanner = LogScanner()
+    return [*scanner.feed(text.encode()), *scanner.close()]
+
+
+def test_what_the_process_itself_reports_is_sure() -> None:
+    verdict = judge([*read(OOM), INSIDE_OOM], 1)
+    assert (verdict.kind, verdict.confidence) == (Kind.DEVICE_OOM, Confidence.HIGH)
+    assert (verdict.rank, verdict.step, verdict.phase) == (1, 7, Phase.BACKWARD)
+    assert verdict.evidence[0] is INSIDE_OOM or verdict.evidence[0] == INSIDE_OOM
+
+
+def test_the_kernel_comes_before_text() -> None:
+    verdict = judge([*read(OOM), KERNEL_KILL], 1)
+    assert (verdict.kind, verdict.root) == (Kind.HOST_OOM, KERNEL_KILL.text)
+
+
+def test_an_own_error_reported_from_inside_comes_before_text_of_memory() -> None:
+    verdict = judge([*read(OOM), INSIDE_ERROR], 1)
+    assert (verdict.kind, verdict.root) == (Kind.NOT_OOM, "ValueError: bad rows")
+
+
+def test_an_own_error_of_a_process_whose_child_the_kernel_killed_is_a_symptom() -> None:
+    assert judge([KERNEL_KILL, INSIDE_ERROR], 1).kind is Kind.HOST_OOM
+
+
+@pytest.mark.parametrize(
+    ("text", "kind"),
+    [
+        (
+            "RuntimeError: worker failed: CUDA out of memory. Tried to allocate 2.00 GiB",
+            Kind.DEVICE_OOM,
+        ),
+        ("DistBackendError: NCCL timeout", Kind.NOT_OOM),
+    ],
+)
+def test_an_exception_is_read_by_its_words(text: str, kind: Kind) -> None:
+    assert judge([replace(INSIDE_ERROR, text=text)], 1).kind is kind
+
+
+def test_a_symptom_from_inside_does_not_hide_the_text_of_the_root() -> None:
+    symptom = replace(INSIDE_ERROR, text="DistBackendError: NCCL communicator was aborted")
+    assert judge([*read(OOM), symptom], 1).kind is Kind.DEVICE_OOM
+
+
+def test_the_earliest_shortage_is_the_root() -> None:
+    verdict = explain([b"std::bad_alloc\n", OOM.encode()], 1)
+    assert (verdict.kind, verdict.evidence[0].line) == (Kind.HOST_OOM, 1)
+
+
+def test_an_absurd_size_after_a_timeout_is_a_symptom() -> None:
+    text = (
+        "[rank3]:[E906 03:02:35 ProcessGroupNCCL.cpp:683] [Rank 3] Watchdog caught collective"
+        " operation timeout: WorkNCCL(SeqNum=3)\n"
+        "RuntimeError: CUDA out of memory. Tried to allocate more than 1EB memory.\n"
+    )
+    verdict = explain([text.encode()], 1)
+    assert verdict.kind is Kind.NOT_OOM
+    assert verdict.requested_bytes is None
+
+
+class TestSigkill:
+    @pytest.mark.parametrize("code", [-9, 137, 247])
+    @pytest.mark.parametrize("watched", [True, False])
+    def test_alone_it_proves_nothing(self, code: int, watched: bool) -> None:
+        verdict = judge(read(STEPS), code, kernel_watched=watched)
+        assert (verdict.kind, verdict.confidence) == (Kind.NOT_OOM, Confidence.LOW)
+        assert verdict.root == "killed by SIGKILL; nothing shows that memory was the reason"
+
+    def test_while_loading_text_alone_suspects_the_host(self) -> None:
+        text = "Loading checkpoint shards:  50% 1/2 [00:49<00:49, 49.97s/it]" + TORCHRUN_KILL
+        verdict = explain([text.encode()], 1)
+        assert (verdict.kind, verdict.phase) == (Kind.HOST_OOM, Phase.LOAD)
+        assert verdict.confidence is Confidence.LOW
+
+    def test_the_kernel_that_counted_nothing_overrules_the_text(self) -> None:
+        verdict = judge(
+            read("Loading checkpoint shards: 50%\n" + TORCHRUN_KILL), 1, kernel_watched=True
+        )
+        assert verdict.kind is Kind.NOT_OOM
+        assert "SIGKILL" in (verdict.root or "")
+
+    def test_the_kernel_that_counted_one_makes_it_sure(self) -> None:
+        verdict = judge([*read(TORCHRUN_KILL), KERNEL_KILL], 1, kernel_watched=True)
+        assert (verdict.kind, verdict.confidence) == (Kind.HOST_OOM, Confidence.HIGH)
+
+    def test_in_the_middle_of_training_text_suspects_nobody(self) -> None:
+        assert explain([STEPS.encode(), TORCHRUN_KILL.encode()], 1).kind is Kind.NOT_OOM
+
+    def test_a_launcher_that_hides_it_behind_zero_is_not_believed(self) -> None:
+        text = "process 811 exits with return code = -9\n"
+        assert explain([STEPS.encode(), text.encode()], 0).kind is Kind.NOT_OOM
+
+    def test_another_rank_with_an_error_of_its_own_explains_it(self) -> None:
+        verdict = explain([b"[rank1]: ValueError: bad rows\n", TORCHRUN_KILL.encode()], 1)
+        assert (verdict.kind, verdict.root) == (Kind.NOT_OOM, "ValueError: bad rows")
+
+
+class TestCaught:
+    def test_training_that_goes_on_shows_that_it_was_caught(self) -> None:
+        verdict = explain([(OOM + STEPS).encode()], 0)
+        assert (verdict.kind, verdict.requested_bytes) == (Kind.OK, 2 * GIB)
+
+    def test_one_more_step_shows_nothing(self) -> None:
+        assert explain([(OOM + "step 9 loss 2.5\n").encode()], 1).kind is Kind.DEVICE_OOM
+
+    def test_other_ranks_that_go_on_show_nothing(self) -> None:
+        steps = "".join("[rank0]: " + line + "\n" for line in STEPS.splitlines())
+        assert explain([("[rank1]: " + OOM + steps).encode()], 1).kind is Kind.DEVICE_OOM
+
+    def test_a_second_one_that_is_not_caught_is_the_root(self) -> None:
+        verdict = explain([(OOM + STEPS + OOM.replace("2.00", "4.00")).encode()], 1)
+        assert (verdict.kind, verdict.requested_bytes) == (Kind.DEVICE_OOM, 4 * GIB)
+
+    def test_another_failure_after_it_is_the_root(self) -> None:
+        verdict = explain([(OOM + STEPS + "ValueError: bad rows\n").encode()], 1)
+        assert (verdict.kind, verdict.root) == (Kind.NOT_OOM, "ValueError: bad rows")
+
+    def test_the_process_says_so(self) -> None:
+        handled = replace(INSIDE_OOM, handled=True)
+        assert judge([*read(OOM), handled], 0).kind is Kind.OK
+        assert judge([*read(OOM), handled, INSIDE_ERROR], 1).kind is Kind.NOT_OOM
+
+    def test_running_out_of_batch_sizes_is_a_shortage(self) -> None:
+        text = "Decreasing batch size to: 1.\nRuntimeError: No executable batch size found, reached zero.\n"
+        assert explain([text.encode()], 1).kind is Kind.DEVICE_OOM
+
+
+class TestEnds:
+    def test_zero_is_success(self) -> None:
+        assert judge([], 0).kind is Kind.OK
+
+    def test_zero_with_an_uncaught_shortage_is_none(self) -> None:
+        assert explain([OOM.encode()], 0).kind is Kind.DEVICE_OOM
+        assert judge([KERNEL_KILL], 0).kind is Kind.HOST_OOM
+
+    def test_a_shortage_after_the_end_of_training_counts(self) -> None:
+        text = "{'train_runtime': 12.5}\n" + OOM
+        assert explain([text.encode()], 1).kind is Kind.DEVICE_OOM
+
+    def test_noise_after_the_end_of_training_does_not(self) -> None:
+        text = "{'train_runtime': 12.5}\nRuntimeError: DataLoader worker (pid 3) is killed by signal: Killed.\n"
+        assert explain([text.encode()], 0).kind is Kind.OK
+        assert explain([text.encode()]).kind is Kind.OK
+
+    def test_the_jobs_own_last_error_stands_below_the_launchers(self) -> None:
+        text = (
+            "Traceback (most recent call last):\n"
+            '  File "train.py", line 9, in main\n'
+            "KeyError: 'labels'\n"
+            "ConnectionResetError: [Errno 104] Connection reset by peer\n"
+            "torch.distributed.elastic.multiprocessing.errors.ChildFailedError:\n"
+            "subprocess.CalledProcessError: Command '['torchrun']' returned non-zero exit status 1.\n"
+        )
+        assert explain([text.encode()], 1).root == "KeyError: 'labels'"
+
+    def test_the_user_interrupts(self) -> None:
+        verdict = judge(read(OOM), -2, stopped_by=StoppedBy.USER)
+        assert (verdict.kind, verdict.confidence) == (Kind.INTERRUPTED, Confidence.HIGH)
+
+    def test_a_stop_by_oomguard_leaves_the_evidence_to_speak(self) -> None:
+        assert judge([INSIDE_OOM], -15, stopped_by=StoppedBy.OOMGUARD).kind is Kind.DEVICE_OOM
+
+    def test_an_empty_log_shows_nothing(self) -> None:
+        verdict = explain([], None)
+        assert (verdict.kind, verdict.confidence) == (Kind.NOT_OOM, Confidence.LOW)
+
+    def test_a_masked_message_alone_proves_nothing(self) -> None:
+        text = b"RuntimeError: CUDA error: CUBLAS_STATUS_NOT_INITIALIZED when calling `cublasCreate(handle)`\n"
+        assert explain([text], 1).kind is Kind.NOT_OOM
+        assert explain([text, OOM.encode()], 1).kind is Kind.DEVICE_OOM
+
+
+PINNED = 'File "torch/utils/data/_utils/pin_memory.py", line 50, in pin_memory\nRuntimeError: CUDA error: out of memory\n'
+
+
+def test_pinning_host_memory_prints_the_words_of_the_device() -> None:
+    assert explain([PINNED.encode()], 1).kind is Kind.PINNED_OOM
+    assert explain([PINNED.replace("pin_memory", "forward").encode()], 1).kind is Kind.DEVICE_OOM
+
+
+def traceback(*frames: str) -> str:
+    lines = "".join(
+        f'  File "{frame.split(":")[0]}", line 1, in {frame.split(":")[1]}\n' for frame in frames
+    )
+    return "Traceback (most recent call last):\n" + lines + OOM
+
+
+@pytest.mark.parametrize(
+    ("frames", "phase"),
+    [
+        (("t/trainer.py:training_step", "torch/nn/modules/linear.py:forward"), Phase.FORWARD),
+        (("t/trainer.py:training_step", "torch/_tensor.py:backward", "torch/utils/checkpoint.py:recompute", "m.py:forward"), Phase.BACKWARD),
+        (("torch/optim/adamw.py:step", "l/precision.py:_wrap_closure", "m.py:forward"), Phase.FORWARD),
+        (("t/trainer.py:_inner_training_loop", "torch/optim/adamw.py:step", "torch/optim/adamw.py:_init_group"), Phase.OPTIMIZER),
+        (("t/trainer.py:evaluate", "t/trainer.py:evaluation_loop", "t/trainer.py:prediction_step", "t/trainer.py:compute_loss", "m.py:forward"), Phase.EVAL),
+        (("t/trainer.py:_save_checkpoint", "torch/serialization.py:save"), Phase.SAVE),
+        (("t/modeling_utils.py:from_pretrained", "t/modeling_utils.py:_load_state_dict_into_meta_model"), Phase.LOAD),
+        (("torch/nn/modules/module.py:to", "torch/nn/modules/module.py:_apply"), Phase.LOAD),
+        (("l/data/loader.py:get_dataset", "datasets/arrow_dataset.py:map"), Phase.PREPROCESS),
+        (("main.py:main",), Phase.UNKNOWN),
+    ],
+)  # fmt: skip
+def test_the_innermost_telling_frame_names_the_phase(frames: tuple[str, ...], phase: Phase) -> None:
+    assert explain([traceback(*frames).encode()], 1).phase is phase
+
+
+LOGGED = {
+    "enomem": Kind.HOST_OOM,
+    "torchrun-sigkill": Kind.HOST_OOM,
+    "caught": Kind.OK,
+    "python-exception": Kind.NOT_OOM,
+    "cuda-libraries-masked": Kind.DEVICE_OOM,
+}
+
+
+def as_the_scanner_gives_it(finding: Finding, signature: str) -> Finding:
+    if finding.witness is not Witness.LOG:
+        return finding
+    return replace(finding, signature=signature, kind=LOGGED[signature], line=finding.line or 1)
+
+
+findings = st.lists(
+    st.builds(
+        as_the_scanner_gives_it,
+        st.builds(
+            Finding,
+            witness=st.sampled_from(Witness), kind=st.sampled_from(Kind), text=st.text(max_size=600),
+            line=st.none() | st.integers(1, 99), handled=st.booleans(),
+            cause=st.sampled_from(Cause),
+        ),
+        st.sampled_from(sorted(LOGGED)),
+    ),
+    max_size=40,
+)  # fmt: skip
+
+
+@given(findings, st.sampled_from([None, 0, 1, -9, -11, 130]), st.booleans())
+def test_any_findings_give_a_bounded_verdict(
+    found: list[Finding], code: int | None, watched: bool
+) -> None:
+    verdict: Verdict = judge(found, code, kernel_watched=watched)
+    assert len(verdict.evidence) <= EVIDENCE_AT_MOST
+    assert all(len(f.text) <= TEXT_CHARS for f in verdict.evidence)
+    assert len(verdict.root or "") <= TEXT_CHARS
+
+
+@given(findings, st.sampled_from([None, 0, 1, -9]))
+def test_a_verdict_of_memory_rests_on_a_finding_of_memory(
+    found: list[Finding], code: int | None
+) -> None:
+    verdict = judge(found, code)
+    if verdict.kind.is_memory:
+        assert verdict.evidence[0].kind is verdict.kind
