@@ -7,9 +7,11 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 from oomguard.adapters import allocator
+from oomguard.adapters.base import Request
+from oomguard.adapters.launchers import Launch
 from oomguard.adapters.settings import Settings
 from oomguard.command import File
-from oomguard.job import Job
+from oomguard.job import Job, World
 from oomguard.plan import Plan
 
 _LAUNCH_NAMES = ("CUDA_VISIBLE_DEVICES", *allocator.NAMES)
@@ -48,3 +50,15 @@ def attempt_env(job: Job, plan: Plan) -> dict[str, str]:
     if plan.allocator is None or plan.allocator is job.asked.allocator:
         return dict(job.env)
     return allocator.with_allocator(job.env, plan.allocator)
+
+
+def launched_world(launch: Launch, request: Request) -> World:
+    """Say how many ranks a launcher starts, from its options or its own config file."""
+    path = launch_config(launch, request)
+    return launch.world(request.gpus, request.files.get(path, "") if path else "")
+
+
+def launch_config(launch: Launch | None, request: Request) -> str | None:
+    """Name the launcher's own config file, absolute; None if it has none."""
+    name = launch.config_file if launch else None
+    return posixpath.join(request.cwd, name) if name else None

@@ -6,7 +6,7 @@ import json
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import cast
+from typing import Any, cast
 
 import yaml
 
@@ -106,13 +106,14 @@ class Document:
 
     def _replaced(self, key: yaml.Node, node: yaml.Node, value: object) -> str:
         start, end = node.start_mark.index, _end(node, self.text)
+        quote = node.style if isinstance(node, yaml.ScalarNode) else None
         alias = _ALIAS.match(self.text, key.end_mark.index)
         if alias:
-            start, end = alias.span(1)
-        quote = node.style if isinstance(node, yaml.ScalarNode) else None
-        shown = self._render(value, quote=None if alias else quote)
-        before = self.text[start - 1 : start]
-        return self.text[:start] + (" " if before == ":" else "") + shown + self.text[end:]
+            (start, end), quote = alias.span(1), None
+        elif _is_block(node):  # it begins on a line of its own
+            start = self.text.index(":", key.end_mark.index) + 1
+        space = " " if self.text[start - 1 : start] == ":" else ""
+        return self.text[:start] + space + self._render(value, quote=quote) + self.text[end:]
 
     def _inserted(self, parent: yaml.MappingNode, key: str, value: object) -> str:
         shown_key = json.dumps(key) if self._is_json else key
@@ -136,12 +137,14 @@ class Document:
         return self.text[:last] + comma + pair + self.text[last:]
 
     def _render(self, value: object, *, quote: str | None = None) -> str:
-        plain = isinstance(value, str) and _PLAIN.fullmatch(value) and not self._is_json
-        if plain and quote not in _QUOTES and yaml.safe_load(str(value)) == value:
-            return str(value)
-        if plain and quote == "'":
-            return f"'{value}'"
-        return json.dumps(value, ensure_ascii=False)
+        if self._is_json:
+            return json.dumps(value, ensure_ascii=False)
+        if not isinstance(value, str):
+            return _dump(value, default_flow_style=True)
+        plain = _PLAIN.fullmatch(value) is not None
+        if plain and quote not in _QUOTES and yaml.safe_load(value) == value:
+            return value
+        return f"'{value}'" if plain and quote == "'" else _dump(value, default_style='"')
 
     @property
     def _is_json(self) -> bool:
@@ -158,10 +161,10 @@ class Document:
 
 def _load_yaml(source: Source) -> tuple[yaml.Node | None, object]:
     try:
-        loader = yaml.SafeLoader(source.text)
-        root = loader.get_single_node()
+        root = yaml.SafeLoader(source.text).get_single_node()
         _refuse_duplicates(root, source)
-        return root, loader.construct_document(root) if root else None
+        # Constructing merges keys into the nodes, so the nodes that show the text are others.
+        return root, yaml.safe_load(source.text)
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         column = f" (column {mark.column + 1})" if mark else ""
@@ -238,7 +241,7 @@ def _deepest(root: yaml.MappingNode, parts: list[str]) -> tuple[yaml.MappingNode
 
 def _end(node: yaml.Node, text: str) -> int:
     """Give the index after a node's last character; block collections end with their last item."""
-    if isinstance(node, yaml.CollectionNode) and not node.flow_style and node.value:
+    if isinstance(node, yaml.CollectionNode) and _is_block(node) and node.value:
         last = node.value[-1]
         key, value = last if isinstance(last, tuple) else (None, last)
         if key is not None and value.start_mark.index < key.start_mark.index:  # an alias
@@ -249,6 +252,15 @@ def _end(node: yaml.Node, text: str) -> int:
     if isinstance(node, yaml.ScalarNode) and node.style in _BLOCK_SCALARS:
         return len(text[:end].rstrip())
     return cast("int", end)
+
+
+def _is_block(node: yaml.Node) -> bool:
+    return isinstance(node, yaml.CollectionNode) and not node.flow_style
+
+
+def _dump(value: object, **style: Any) -> str:
+    text: str = yaml.safe_dump(value, allow_unicode=True, width=1 << 30, sort_keys=False, **style)
+    return text.removesuffix("\n").removesuffix("...").strip()
 
 
 def _line_end(text: str, index: int) -> int:

@@ -190,7 +190,7 @@ def _args_file(launch: Launch) -> str | None:
 
 def _world(launch: Launch, request: Request, device: Device) -> World:
     if launch.launcher is not Launcher.PYTHON:
-        return launch.world(request.gpus, request.files)
+        return common.launched_world(launch, request)
     # Without a launcher the Trainer spreads each batch over all GPUs by nn.DataParallel.
     return World(per_node=max(1, request.gpus) if device is Device.CUDA else 1)
 
@@ -244,10 +244,9 @@ class HFTrainer:
     def further_files(self, request: Request) -> tuple[str, ...]:
         """Name the DeepSpeed file, and accelerate's."""
         invocation = _split(request.argv, request.source)
-        config = invocation.launch.config_file
         files = (
             hf.deepspeed_path(invocation.settings, request.cwd),
-            posixpath.join(request.cwd, config) if config else None,
+            common.launch_config(invocation.launch, request),
         )
         return tuple(path for path in files if path)
 

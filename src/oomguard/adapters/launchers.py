@@ -64,8 +64,8 @@ class Launch:
     head: tuple[str, ...]
     words: tuple[str, ...]
 
-    def world(self, gpus: int, files: Mapping[str, str]) -> World:
-        """Say how many ranks the launcher starts; `files` holds the texts of config files."""
+    def world(self, gpus: int, config: str = "") -> World:
+        """Say how many ranks the launcher starts; `config` is the text of its `config_file`."""
         if self.launcher is Launcher.TORCHRUN:
             nodes = self.options.get("nnodes", "1").split(":")[-1]
             return _world(self.options.get("nproc_per_node", "1"), nodes, gpus)
@@ -73,7 +73,7 @@ class Launch:
             local = self.options.get("num_gpus", "auto")
             return _world(local, self.options.get("num_nodes", "1"), gpus)
         if self.launcher is Launcher.ACCELERATE:
-            return self._accelerate_world(gpus, files)
+            return self._accelerate_world(gpus, _mapping(config))
         return World()
 
     @property
@@ -81,8 +81,7 @@ class Launch:
         """Name the file that `accelerate launch` was given."""
         return self.options.get("config_file") if self.launcher is Launcher.ACCELERATE else None
 
-    def _accelerate_world(self, gpus: int, files: Mapping[str, str]) -> World:
-        config = _mapping(files.get(self.config_file or "", ""))
+    def _accelerate_world(self, gpus: int, config: Mapping[str, object]) -> World:
         total = self.options.get("num_processes") or config.get("num_processes")
         nodes = _count(self.options.get("num_machines") or config.get("num_machines"), 1)
         fallback = 1 if "cpu" in self.options else max(1, gpus)

@@ -113,7 +113,7 @@ def _starts_torchrun(env: Mapping[str, str], gpus: int) -> bool:
 
 def _world(request: Request, invocation: _Invocation) -> World:
     if invocation.launch is not None:
-        return invocation.launch.world(request.gpus, request.files)
+        return common.launched_world(invocation.launch, request)
     if not _starts_torchrun(request.env, request.gpus):
         return World()
     return World(
@@ -179,11 +179,9 @@ class LlamaFactory:
 
     def further_files(self, request: Request) -> tuple[str, ...]:
         """Name the DeepSpeed file, and accelerate's."""
-        launch = _invocation(request.argv).launch
-        config = launch.config_file if launch else None
         files = (
             hf.deepspeed_path(_settings(request.argv, request.source), request.cwd),
-            posixpath.join(request.cwd, config) if config else None,
+            common.launch_config(_invocation(request.argv).launch, request),
         )
         return tuple(path for path in files if path)
 

@@ -1,0 +1,136 @@
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from oomguard.adapters.document import Document
+from oomguard.adapters.settings import Settings
+from oomguard.adapters.words import Style, Words
+from oomguard.job import Source
+
+
+def words(text: str, style: Style = Style.ARGPARSE) -> Words:
+    return Words(words=tuple(text.split()), style=style)
+
+
+@pytest.mark.parametrize(
+    ("text", "key", "value"),
+    [
+        ("--a 1 --b 2", "b", "2"),
+        ("--a=1 --a 3 --b 2", "a", "3"),
+        ("--per-device-train-batch-size 4", "per_device_train_batch_size", "4"),
+        ("--bf16 --x 1", "bf16", True),
+        ("--bf16 True", "bf16", "True"),
+        ("--no_packing", "packing", False),
+        ("--no-packing", "packing", False),
+        ("--lr -1e-3 --b", "lr", "-1e-3"),
+        ("train.py --ab 1", "a", None),
+        ("--a", "b", None),
+    ],
+)
+def test_argparse_words_are_text(text: str, key: str, value: object) -> None:
+    assert words(text).get(key) == value
+    assert words(text).has(key) == (value is not None)
+
+
+@pytest.mark.parametrize(
+    ("text", "key", "value"),
+    [
+        ("cutoff_len=512 cutoff_len=256", "cutoff_len", 256),
+        ("bf16=true", "bf16", True),
+        ("deepspeed=null", "deepspeed", None),
+        ("name=a=b", "name", "a=b"),
+        ("x=[1", "x", "[1"),
+    ],
+)
+def test_omegaconf_words_are_yaml(text: str, key: str, value: object) -> None:
+    found = words(text, Style.OMEGACONF)
+    assert found.has(key)
+    assert found.get(key) == value
+
+
+def test_jsonargparse_words_are_yaml_with_dots() -> None:
+    found = words("ckpt --train.micro_batch_size 4 --quantize null", Style.JSONARGPARSE)
+    assert found.get("train.micro_batch_size") == 4
+    assert found.has("quantize")
+    assert found.get("quantize") is None
+
+
+@pytest.mark.parametrize(
+    ("style", "text", "key", "value", "after"),
+    [
+        (Style.ARGPARSE, "--a 1 --b 2", "a", 4, "--a 4 --b 2"),
+        (Style.ARGPARSE, "--a=1 --b 2", "a", 4, "--a=4 --b 2"),
+        (Style.ARGPARSE, "--a 1 --a 2 --b", "a", 4, "--a 1 --a 4 --b"),
+        (Style.ARGPARSE, "--b --a 1", "b", False, "--b False --a 1"),
+        (Style.ARGPARSE, "--no_b --a 1", "b", True, "--b True --a 1"),
+        (Style.ARGPARSE, "--a 1", "b", True, "--a 1 --b True"),
+        (Style.ARGPARSE, "--ds x --a 1 --ds=y", "ds", None, "--a 1"),
+        (Style.OMEGACONF, "a=1 b=2", "a", True, "a=true b=2"),
+        (Style.OMEGACONF, "a=1", "b", None, "a=1 b=null"),
+        (Style.JSONARGPARSE, "ckpt --q x", "q", None, "ckpt --q null"),
+        (Style.JSONARGPARSE, "ckpt", "t.m", 4, "ckpt --t.m 4"),
+    ],
+)
+def test_an_edit_changes_the_use_that_wins(
+    style: Style, text: str, key: str, value: object, after: str
+) -> None:
+    edited = words(text, style).set(key, value)
+    assert edited.words == tuple(after.split())
+    assert edited.get(key) in (value, str(value))
+
+
+_KEY = st.from_regex(r"[a-m][a-z_]{0,8}", fullmatch=True).filter(lambda k: not k.startswith("no_"))
+
+
+@given(
+    uses=st.lists(st.tuples(_KEY, st.integers(-5, 99), st.booleans()), max_size=5),
+    key=_KEY,
+    value=st.integers(0, 99),
+    style=st.sampled_from(Style),
+)
+def test_what_is_set_is_read_and_nothing_else_changes(
+    uses: list[tuple[str, int, bool]], key: str, value: int, style: Style
+) -> None:
+    before = Words(style=style)
+    for name, number, _ in uses:
+        before = before.set(name, number)
+    after = before.set(key, value)
+    assert str(after.get(key)) == str(value)
+    for name, _, _ in uses:
+        assert name == key or after.get(name) == before.get(name)
+
+
+def layered() -> Settings:
+    text = "a: 1\nb: 1\n"
+    return Settings(
+        late=words("a=3", Style.OMEGACONF),
+        file=Document.parse(Source(path="/x.yaml", text=text)),
+        early=words("b=7 c=7", Style.OMEGACONF),
+    )
+
+
+def test_late_words_beat_the_file_and_the_file_beats_early_words() -> None:
+    settings = layered()
+    assert [settings.get(key) for key in "abcd"] == [3, 1, 7, None]
+    assert [str(settings.origin(key)) for key in "abcd"] == [
+        "command line, key 'a'",
+        "/x.yaml:2, key 'b'",
+        "command line, key 'c'",
+        "/x.yaml, key 'd'",
+    ]
+
+
+def test_an_edit_goes_where_the_key_wins() -> None:
+    settings = layered()
+    for key in "abcd":
+        settings = settings.set(key, 9)
+    assert settings.file is not None
+    assert settings.file.text == "a: 1\nb: 9\nd: 9\n"
+    assert settings.late.words == ("a=9",)
+    assert settings.early.words == ("b=7", "c=9")
+
+
+def test_without_a_file_a_new_key_is_a_new_word() -> None:
+    assert Settings(late=words("--a 1")).set("b", 2).late.words == ("--a", "1", "--b", "2")
