@@ -42,7 +42,7 @@ class RunFolder:
         Raises:
             RunFolderError: if it is in use, holds a run already, cannot be written, or no room.
         """
-        path = base / name
+        path = base.absolute() / name
         try:
             path.mkdir(mode=0o700, parents=True, exist_ok=True)
             _check_room(path)
