@@ -9,6 +9,7 @@ import socket
 import struct
 import tempfile
 import threading
+import time
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
@@ -74,15 +75,18 @@ class ReportServer:
         shutil.rmtree(self.path.parent, ignore_errors=True)
 
     def _serve(self) -> None:
+        files_at = time.monotonic() + _FILES_S
         while not self._closing.is_set():
             ready = self._selector.select(0 if self._settle.is_set() else _FILES_S)
             for key, _ in ready:
                 key.data()
-            if not ready:
+            settled = not ready and self._settle.is_set()
+            if settled or time.monotonic() >= files_at:
                 self._read_files()
-                if self._settle.is_set():
-                    self._settle.clear()
-                    self._settled.set()
+                files_at = time.monotonic() + _FILES_S
+            if settled:
+                self._settle.clear()
+                self._settled.set()
         for key in list(self._selector.get_map().values()):
             if isinstance(key.fileobj, socket.socket):
                 key.fileobj.close()

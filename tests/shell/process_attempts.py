@@ -1,0 +1,110 @@
+"""What the tests of `oomguard.process` share: attempts that are stopped again, and their events."""
+
+from __future__ import annotations
+
+import queue
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TypeVar
+
+import pytest
+
+from oomguard.command import Command, File
+from oomguard.process.cgroup import own_cgroup
+from oomguard.process.events import Exited, Output, ShellEvent
+from oomguard.process.limits import Caps
+from oomguard.process.start import start
+
+PATIENCE_S = 30.0  # how long a test waits for what has to come; no test expects a duration
+WAIT = "import signal; signal.pause()"
+STUBBORN = "import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('ready');" + WAIT
+Kind = TypeVar("Kind", Output, Exited, ShellEvent)
+
+
+class Attempt:
+    """One started attempt and the events seen of it so far."""
+
+    def __init__(self, command: Command, *, log: Path, caps: Caps, inside: bool, mark: str) -> None:
+        self.queue: queue.Queue[ShellEvent] = queue.Queue()
+        self.seen: list[ShellEvent] = []
+        self.log = log
+        self.running = start(
+            command, log=log, caps=caps, inside=inside, mark=mark, emit=self.queue.put
+        )
+
+    def next(self) -> ShellEvent:
+        event = self.queue.get(timeout=PATIENCE_S)
+        self.seen.append(event)
+        return event
+
+    def wait_for(self, kind: type[ShellEvent]) -> ShellEvent:
+        while not isinstance(event := self.next(), kind):
+            pass
+        return event
+
+    def wait_output(self, text: bytes) -> None:
+        while text not in self.output:
+            self.next()
+
+    def exit(self) -> int:
+        event = self.wait_for(Exited)
+        assert isinstance(event, Exited)
+        return event.returncode
+
+    def of(self, kind: type[ShellEvent]) -> list[ShellEvent]:
+        return [event for event in self.seen if isinstance(event, kind)]
+
+    @property
+    def output(self) -> bytes:
+        return b"".join(event.data for event in self.seen if isinstance(event, Output))
+
+
+class Attempts:
+    """Starts attempts in a folder of their own, and closes them."""
+
+    def __init__(self, folder: Path, undo: ExitStack) -> None:
+        self.folder, self._undo, self._number = folder, undo, 0
+
+    def start(
+        self,
+        *argv: str,
+        env: Mapping[str, str] | None = None,
+        files: tuple[File, ...] = (),
+        caps: Caps | None = None,
+        inside: bool = False,
+        log: Path | None = None,
+        cwd: Path | None = None,
+    ) -> Attempt:
+        self._number += 1
+        attempt = Attempt(
+            Command(argv=argv, cwd=str(cwd or self.folder), env=env or {}, files=files),
+            log=log or self.folder / f"{self._number:03}" / "log.txt",
+            caps=caps or Caps(),
+            inside=inside,
+            mark=f"{self.folder.name}-{self._number}",
+        )
+        self._undo.callback(attempt.running.close)
+        return attempt
+
+    def python(self, code: str, *arguments: str, **options: object) -> Attempt:
+        return self.start(sys.executable, "-c", code, *arguments, **options)  # type: ignore[arg-type]
+
+
+def make_attempts(tmp_path: Path) -> Iterator[Attempts]:
+    with ExitStack() as undo:
+        yield Attempts(tmp_path, undo)
+
+
+def cgroup_can_be_made() -> bool:
+    own = own_cgroup()
+    try:
+        return own is not None and own.make("oomguard-0-probe").remove()
+    except OSError:
+        return False
+
+
+needs_cgroup = pytest.mark.skipif(
+    not cgroup_can_be_made(), reason="no memory cgroup may be made here (rights, or v2 delegation)"
+)
