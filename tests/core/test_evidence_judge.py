@@ -135,6 +135,15 @@ class TestSigkill:
         verdict = explain([b"[rank1]: ValueError: bad rows\n", TORCHRUN_KILL.encode()], 1)
         assert (verdict.kind, verdict.root) == (Kind.NOT_OOM, "ValueError: bad rows")
 
+    def test_the_launcher_of_deepspeed_quotes_the_whole_command(self) -> None:
+        text = (
+            "[2023-04-07 13:09:33,201] [INFO] [launch.py:318:sigkill_handler] Killing subprocess 80\n"
+            "[2023-04-07 13:09:33,220] [ERROR] [launch.py:324:sigkill_handler] ['/usr/bin/python3', '-u',"
+            " 'run_clm.py', '--local_rank=0', '--deepspeed', 'ds.json'] exits with return code = -9\n"
+        )
+        assert explain([text.encode()]).kind is Kind.HOST_OOM
+        assert judge(read(text), 247, kernel_watched=True).kind is Kind.NOT_OOM
+
 
 class TestCaught:
     def test_training_that_goes_on_shows_that_it_was_caught(self) -> None:
@@ -217,6 +226,32 @@ PINNED = 'File "torch/utils/data/_utils/pin_memory.py", line 50, in pin_memory\n
 def test_pinning_host_memory_prints_the_words_of_the_device() -> None:
     assert explain([PINNED.encode()], 1).kind is Kind.PINNED_OOM
     assert explain([PINNED.replace("pin_memory", "forward").encode()], 1).kind is Kind.DEVICE_OOM
+
+
+def test_a_progress_bar_may_stand_before_the_traceback_and_the_message() -> None:
+    text = (
+        "  3%|3         | 9/352 [40:55<25:10:16, 264.19s/it][rank1]: Traceback (most recent call last):\n"
+        '[rank1]:   File "transformers/trainer.py", line 1, in training_step\n'
+        '[rank1]:   File "torch/autograd/graph.py", line 744, in _engine_run_backward\n'
+        "[rank1]:     return Variable._execution_engine.run_backward(  # Calls into the C++ engine\n"
+        "[rank1]: " + OOM
+    )
+    verdict = explain([text.encode()], 1)
+    assert (verdict.phase, verdict.rank, verdict.step) == (Phase.BACKWARD, 1, 9)
+    glued = (
+        "Steps:  50%|##| 1/2 [01:17<01:17, 77.90s/it, loss=0.0858] Exception while training: " + OOM
+    )
+    assert explain([glued.encode()], 1).kind is Kind.DEVICE_OOM
+
+
+def test_a_driver_that_cannot_see_the_own_process_does_not_blame_another() -> None:
+    text = (
+        "torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 270.00 MiB. GPU 5 has a total"
+        " capacity of 23.65 GiB of which 208.06 MiB is free. Process 2271800 has 23.44 GiB memory in"
+        " use. Of the allocated memory 22.87 GiB is allocated by PyTorch, and 6.23 MiB is reserved by"
+        " PyTorch but unallocated.\n"
+    )
+    assert explain([text.encode()], 1).cause is Cause.CAPACITY
 
 
 def traceback(*frames: str) -> str:

@@ -60,7 +60,7 @@ _PREPARING = re.compile(
     r"(?i)loading|tokeniz|\bmap\b|generating|converting|download|fetching|examples/s|\bB/s|evaluat|validat|shards"
 )
 _STEPS = (
-    re.compile(r"(?i)\b(?:global[_ ]?)?steps?[\"']?\s*[:=#]?\s*(\d{1,9})\b.{0,200}\bloss\b"),
+    re.compile(r"(?i)\b(?:global[_ ]?|current_)?steps?[\"']?\s*[:=#]?\s*(\d{1,9})\b.{0,200}\bloss\b"),
     re.compile(r"(?i)\b(?:iter(?:ation)?|batch|updates?)\b[\"']?\s*[:=#]?\s*(\d{1,9})\b.{0,200}\bloss\b"),
     re.compile(r"(?i)\bloss\b.{0,200}\b(?:global[_ ]?)?(?:steps?|iter(?:ation)?|num_updates)\b[\"']?\s*[:=]?\s*(\d{1,9})\b"),
     re.compile(r"\|\s*(\d{1,9})/\d{1,9} \[\d+:\d\d"),
@@ -165,7 +165,7 @@ def traceback_before(lines: Sequence[Line], rank: int | None) -> Traceback:
         if match:
             frames.append((match["file"].replace("\\", "/"), match["name"]))
             stray = 0
-        elif line.text.startswith(_BEGIN) or stray >= _STRAY_LINES:
+        elif _BEGIN in line.text or stray >= _STRAY_LINES:
             break
         else:
             stray += 1

@@ -277,9 +277,9 @@ class LogScanner:
         if frames:
             file, name = frames[-1]
             yield Finding(
-                witness=Witness.LOG, kind=Kind.NOT_OOM, text=f"File {file}, in {name}"[:_TEXT_CHARS],
-                phase=phase_before([*lines, Line("", None)], None), signature=FRAMES,
-                line=self._line, confidence=Confidence.LOW,
+                witness=Witness.LOG, kind=Kind.NOT_OOM, signature=FRAMES, line=self._line,
+                text=f"File {file}, in {name}"[:_TEXT_CHARS], confidence=Confidence.LOW,
+                phase=phase_before([*lines, Line("", None)], None),
             )  # fmt: skip
 
 

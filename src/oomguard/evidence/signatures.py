@@ -196,7 +196,7 @@ _KILLED = _rows(
     ("dataloader-killed", "killed by signal", r"DataLoader worker \(pid\W*[\d, ]+\) is killed by signal: Killed", "pytorch/pytorch torch/utils/data"),
     ("map-child-died", "abruptly died", r"subprocesses has abruptly died", "huggingface/datasets py_utils.py", Phase.PREPROCESS),
     ("pool-child-died", "terminated abruptly", r"process pool was terminated abruptly", "CPython concurrent.futures"),
-    ("torchrun-sigkill", "exitcode", r"exitcode\s*: ?-9\b", "pytorch/pytorch elastic"),
+    ("torchrun-sigkill", "exitcode", r"exitcode\s*: ?(?:-9|137|247)\b", "pytorch/pytorch elastic"),
     ("torchrun-signal-9", "signal", r"\bSignal 9 \(SIGKILL\) received\b", "pytorch/pytorch elastic"),
     ("subprocess-sigkill", "signal", r"died with <Signals\.SIGKILL: 9>", "CPython subprocess"),
     ("exit-status-sigkill", "exit", r"(?i)\bexit(?:s|ed)?(?: with)?(?: return)?(?: code| status)?(?: was| of)?\s*[:=]?\s*(?:-9|137)\b", "launchers: 128 + 9"),
