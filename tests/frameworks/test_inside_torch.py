@@ -186,7 +186,7 @@ def test_workers_of_a_loader_do_not_speak_for_the_job(tmp_path, method):
 def test_an_oom_in_a_worker_is_told_by_the_worker_and_by_the_job(tmp_path):
     script = SMALL + (
         "class Data(torch.utils.data.Dataset):\n"
-        "    def __len__(self): return 8\n"
+        "    def __len__(self): return 1\n"
         f"    def __getitem__(self, i): leave_only({16 * MIB}); return torch.ones({64 * MIB})\n"
         "for batch in DataLoader(Data(), num_workers=1): pass\n"
     )
