@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from oomguard.adapters.document import Document
@@ -84,6 +84,7 @@ def test_an_edit_changes_the_use_that_wins(
 _KEY = st.from_regex(r"[a-m][a-z_]{0,8}", fullmatch=True).filter(lambda k: not k.startswith("no_"))
 
 
+@settings(deadline=None, max_examples=100)  # a busy machine is no failure
 @given(
     uses=st.lists(st.tuples(_KEY, st.integers(-5, 99), st.booleans()), max_size=5),
     key=_KEY,
@@ -112,9 +113,9 @@ def layered() -> Settings:
 
 
 def test_late_words_beat_the_file_and_the_file_beats_early_words() -> None:
-    settings = layered()
-    assert [settings.get(key) for key in "abcd"] == [3, 1, 7, None]
-    assert [str(settings.origin(key)) for key in "abcd"] == [
+    layers = layered()
+    assert [layers.get(key) for key in "abcd"] == [3, 1, 7, None]
+    assert [str(layers.origin(key)) for key in "abcd"] == [
         "command line, key 'a'",
         "/x.yaml:2, key 'b'",
         "command line, key 'c'",
@@ -123,13 +124,13 @@ def test_late_words_beat_the_file_and_the_file_beats_early_words() -> None:
 
 
 def test_an_edit_goes_where_the_key_wins() -> None:
-    settings = layered()
+    layers = layered()
     for key in "abcd":
-        settings = settings.set(key, 9)
-    assert settings.file is not None
-    assert settings.file.text == "a: 1\nb: 9\nd: 9\n"
-    assert settings.late.words == ("a=9",)
-    assert settings.early.words == ("b=7", "c=9")
+        layers = layers.set(key, 9)
+    assert layers.file is not None
+    assert layers.file.text == "a: 1\nb: 9\nd: 9\n"
+    assert layers.late.words == ("a=9",)
+    assert layers.early.words == ("b=7", "c=9")
 
 
 def test_without_a_file_a_new_key_is_a_new_word() -> None:

@@ -59,7 +59,9 @@ def _split(argv: tuple[str, ...]) -> _Invocation | None:
     elif launch.program.endswith(("src/train.py", "llamafactory/launcher.py")) or (
         launch.is_module and launch.program == "llamafactory.launcher"
     ):
-        return _with_config(launch.head, launch.words, launch)
+        found = _with_config(launch.head, launch.words, launch)
+        # Flags alone do not tell its src/train.py from anybody else's.
+        return found if found and (found.config or "llamafactory" in launch.program) else None
     else:
         return None
     return _with_config((*head, "train"), words[1:], None) if words[:1] == ("train",) else None

@@ -1,0 +1,68 @@
+from __future__ import annotations
+
+import pytest
+
+from oomguard.adapters.registry import ADAPTERS, adapter_named, recognise, recognise_command
+from oomguard.errors import FrameworkError
+
+
+@pytest.mark.parametrize(
+    ("document", "name"),
+    [
+        ({"model_name_or_path": "m", "finetuning_type": "lora", "output_dir": "o"}, "llamafactory"),
+        ({"model_name_or_path": "m", "dataset": "d"}, "llamafactory"),
+        ({"checkpoint_dir": "c"}, "litgpt"),
+        ({"train": {"micro_batch_size": 1}, "precision": "bf16-true"}, "litgpt"),
+        ({"output_dir": "o", "max_steps": 3}, "hf_trainer"),
+    ],
+)
+def test_a_config_belongs_to_one_framework(document: dict[str, object], name: str) -> None:
+    assert recognise(document).name == name
+
+
+def test_the_files_own_command_decides() -> None:
+    document = {"model_name_or_path": "m", "finetuning_type": "lora"}
+    assert recognise(document, ("python", "train.py")).name == "hf_trainer"
+
+
+def test_an_ambiguous_config_names_the_candidates() -> None:
+    document = {"model_name_or_path": "m", "output_dir": "o"}
+    with pytest.raises(FrameworkError, match="more than one") as caught:
+        recognise(document, file="/x/train.yaml")
+    assert "LLaMA-Factory, Hugging Face Trainer script" in caught.value.what
+    assert caught.value.next_step == "Choose one with --framework: llamafactory, hf_trainer."
+    assert str(caught.value.where) == "/x/train.yaml"
+
+
+def test_an_unknown_config_names_all() -> None:
+    with pytest.raises(FrameworkError, match="no known framework") as caught:
+        recognise({"a": 1})
+    assert caught.value.where is None
+    assert caught.value.next_step.endswith("llamafactory, litgpt, hf_trainer.")
+
+
+@pytest.mark.parametrize(
+    ("argv", "name"),
+    [
+        ("llamafactory-cli train x.yaml", "llamafactory"),
+        ("python src/train.py x.yaml", "llamafactory"),
+        ("litgpt finetune_lora --config x.yaml", "litgpt"),
+        ("torchrun train.py --bf16", "hf_trainer"),
+        ("python src/train.py --bf16", "hf_trainer"),
+    ],
+)
+def test_a_command_belongs_to_one_framework(argv: str, name: str) -> None:
+    assert recognise_command(tuple(argv.split())).name == name
+
+
+def test_an_unknown_command_is_named() -> None:
+    with pytest.raises(FrameworkError, match="no known framework") as caught:
+        recognise_command(("bash", "train.sh", "x"))
+    assert str(caught.value.where) == "command line, key 'bash train.sh'"
+
+
+def test_an_adapter_is_found_by_its_name() -> None:
+    assert [adapter_named(adapter.name) for adapter in ADAPTERS] == list(ADAPTERS)
+    with pytest.raises(FrameworkError, match="no framework is called 'llama-factory'") as caught:
+        adapter_named("llama-factory")
+    assert caught.value.next_step.startswith("Did you mean 'llamafactory'?")
