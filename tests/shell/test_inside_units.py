@@ -38,7 +38,9 @@ def part(name: str) -> ModuleType:
         return importlib.import_module(f"oomguard_inside.{name}")
 
 
-oom, phases, lines, state, cap = map(part, ("oom", "phases", "lines", "state", "cap"))
+oom, phases, lines, state, cap, memory = map(
+    part, ("oom", "phases", "lines", "state", "cap", "memory")
+)
 
 
 class OutOfMemoryError(RuntimeError):
@@ -283,6 +285,46 @@ def test_a_cap_that_cannot_be_set_is_a_fault_and_does_not_stop_cuda(monkeypatch)
     namespace.get_device_properties = lambda number: 1 // 0
     cuda.start()
     assert [type(fault) for fault in faults] == [ZeroDivisionError]
+
+
+def fake_cuda(*, initialized=True, mem_get_info=lambda number: (60, 80)):
+    stats = [
+        {"allocated_bytes.all.current": 1, "allocated_bytes.all.peak": 3}
+        | {"reserved_bytes.all.current": 2, "reserved_bytes.all.peak": 4},
+        {},
+    ]
+    return SimpleNamespace(
+        is_initialized=lambda: initialized,
+        device_count=lambda: 2,
+        memory_stats=stats.__getitem__,
+        mem_get_info=mem_get_info,
+    )
+
+
+def test_devices_in_use_are_measured_and_no_others_touched():
+    asked = []
+    cuda = fake_cuda(mem_get_info=lambda number: asked.append(number) or (60, 80))
+    (device,) = memory.measure(SimpleNamespace(cuda=cuda))["cuda"]
+    assert asked == [0]
+    assert device == {
+        "device": 0,
+        "allocated_bytes": 1,
+        "reserved_bytes": 2,
+        "peak_allocated_bytes": 3,
+        "peak_reserved_bytes": 4,
+        "free_bytes": 60,
+        "total_bytes": 80,
+    }
+
+
+def test_a_broken_device_keeps_what_the_allocator_knows():
+    cuda = fake_cuda(mem_get_info=lambda number: 1 // 0)
+    (device,) = memory.measure(SimpleNamespace(cuda=cuda))["cuda"]
+    assert (device["peak_allocated_bytes"], device["free_bytes"]) == (3, None)
+
+
+def test_cuda_that_is_not_in_use_is_left_alone():
+    assert memory.measure(SimpleNamespace(cuda=fake_cuda(initialized=False)))["cuda"] == []
 
 
 def test_the_environment_keeps_a_pythonpath_that_is_in_use():

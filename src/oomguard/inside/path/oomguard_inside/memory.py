@@ -28,30 +28,38 @@ def _host() -> dict[str, int | None]:
     return found
 
 
-def _cuda(torch: Any) -> list[dict[str, int]]:
+def _cuda(torch: Any) -> list[dict[str, int | None]]:
     """Ask the allocator for each device this process has memory on; nothing initializes CUDA.
 
     `mem_get_info` makes a context of some 500 MB on a device that has none yet, so devices
-    without reserved memory are left out.
+    that never had reserved memory are left out.
     """
     cuda = getattr(torch, "cuda", None)
     try:
         if cuda is None or not cuda.is_initialized():
             return []
-        in_use = [d for d in range(cuda.device_count()) if cuda.memory_reserved(d) > 0]
-        return [_device(cuda, number) for number in in_use]
-    except Exception:  # noqa: BLE001 - after a device fault every call may fail
+        found = [(number, cuda.memory_stats(number)) for number in range(cuda.device_count())]
+        return [_device(cuda, *one) for one in found if one[1].get("reserved_bytes.all.peak")]
+    except Exception:  # noqa: BLE001 - an allocator other than torch's own has no statistics
         return []
 
 
-def _device(cuda: Any, number: int) -> dict[str, int]:
-    free_bytes, total_bytes = cuda.mem_get_info(number)
+def _device(cuda: Any, number: int, stats: dict[str, int]) -> dict[str, int | None]:
+    free_bytes, total_bytes = _free_and_total(cuda, number)
     return {
         "device": number,
-        "allocated_bytes": cuda.memory_allocated(number),
-        "reserved_bytes": cuda.memory_reserved(number),
-        "peak_allocated_bytes": cuda.max_memory_allocated(number),
-        "peak_reserved_bytes": cuda.max_memory_reserved(number),
+        "allocated_bytes": stats.get("allocated_bytes.all.current"),
+        "reserved_bytes": stats.get("reserved_bytes.all.current"),
+        "peak_allocated_bytes": stats.get("allocated_bytes.all.peak"),
+        "peak_reserved_bytes": stats.get("reserved_bytes.all.peak"),
         "free_bytes": free_bytes,
         "total_bytes": total_bytes,
     }
+
+
+def _free_and_total(cuda: Any, number: int) -> tuple[int | None, int | None]:
+    try:
+        free_bytes, total_bytes = cuda.mem_get_info(number)
+    except Exception:  # noqa: BLE001 - after a fault of the device its driver answers nothing
+        return None, None
+    return free_bytes, total_bytes
