@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from oomguard.evidence.explain import explain
-from oomguard.evidence.judge import EVIDENCE_AT_MOST, TEXT_CHARS, StoppedBy, judge
+from oomguard.evidence.judge import EVIDENCE_AT_MOST, TEXT_CHARS, StoppedBy, is_shortage, judge
 from oomguard.evidence.log import LogScanner
 from oomguard.evidence.verdict import (
     Cause,
@@ -76,6 +76,26 @@ def test_an_own_error_of_a_process_whose_child_the_kernel_killed_is_a_symptom() 
 )
 def test_an_exception_is_read_by_its_words(text: str, kind: Kind) -> None:
     assert judge([replace(INSIDE_ERROR, text=text)], 1).kind is kind
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "CalledProcessError: Command '['torchrun']' returned non-zero exit status 1.",
+        "ChildFailedError: train.py FAILED\n  rank      : 1 (local_rank: 1)\n  exitcode  : 1 (pid: 1670)",
+        "ConnectionResetError: [Errno 104] Connection reset by peer",
+    ],
+)
+def test_a_launcher_that_reports_from_inside_is_no_root(text: str) -> None:
+    assert judge([*read(OOM), replace(INSIDE_ERROR, text=text)], 1).kind is Kind.DEVICE_OOM
+    assert not is_shortage(replace(INSIDE_ERROR, text=text))
+
+
+def test_a_loaders_worker_killed_under_a_watched_kernel_is_no_shortage() -> None:
+    error = replace(INSIDE_ERROR, text="DataLoader worker (pid 41) is killed by signal: Killed. ")
+    verdict = judge([error], 1, kernel_watched=True)
+    assert (verdict.kind, verdict.root) == (Kind.NOT_OOM, error.text)
+    assert judge([error, KERNEL_KILL], 1, kernel_watched=True).kind is Kind.HOST_OOM
 
 
 def test_a_symptom_from_inside_does_not_hide_the_text_of_the_root() -> None:
@@ -170,6 +190,20 @@ class TestCaught:
         assert judge([*read(OOM), handled], 0).kind is Kind.OK
         assert judge([*read(OOM), handled, INSIDE_ERROR], 1).kind is Kind.NOT_OOM
 
+    def test_a_handler_that_speaks_first_is_heard_at_once(self) -> None:
+        (_, found) = LogScanner().feed(
+            b"| WARNING: attempting to recover from OOM in forward/backward pass\n"
+            b"| OOM: Ran out of memory with exception: CUDA out of memory. Tried to allocate 62.00 MiB"
+            b" (GPU 0; 15.90 GiB total capacity)\n"
+        )
+        assert found.handled
+        assert not is_shortage(found)
+        assert is_shortage(replace(found, handled=False))
+
+    def test_the_end_of_another_rank_shows_nothing(self) -> None:
+        text = "[rank1]: " + OOM + "{'train_runtime': 12.5}\n"
+        assert explain([text.encode()], 1).kind is Kind.DEVICE_OOM
+
     def test_running_out_of_batch_sizes_is_a_shortage(self) -> None:
         text = "Decreasing batch size to: 1.\nRuntimeError: No executable batch size found, reached zero.\n"
         assert explain([text.encode()], 1).kind is Kind.DEVICE_OOM
@@ -202,6 +236,25 @@ class TestEnds:
             "subprocess.CalledProcessError: Command '['torchrun']' returned non-zero exit status 1.\n"
         )
         assert explain([text.encode()], 1).root == "KeyError: 'labels'"
+
+    @pytest.mark.parametrize(
+        "text",
+        [
+            "train.py: error: unrecognized arguments: --lerning_rate",
+            "error: Parser key train.lr does not exist",
+            "ModuleNotFoundError: No module named 'deepspeed'",
+        ],
+    )
+    def test_an_error_of_usage_is_shown_as_the_job_put_it(self, text: str) -> None:
+        assert explain([f"usage: train.py [-h]\n{text}\n".encode()], 2).root == text
+
+    def test_a_failure_after_the_end_of_training_is_one(self) -> None:
+        text = "{'train_runtime': 12.5}\nPermissionError: [Errno 13] Permission denied: 'out'\n"
+        assert explain([text.encode()]).kind is Kind.NOT_OOM
+
+    def test_ctrl_c_in_the_terminal(self) -> None:
+        assert explain([b"KeyboardInterrupt\n"], 130).kind is Kind.INTERRUPTED
+        assert explain([b"KeyboardInterrupt\n"]).kind is Kind.NOT_OOM
 
     def test_the_user_interrupts(self) -> None:
         verdict = judge(read(OOM), -2, stopped_by=StoppedBy.USER)

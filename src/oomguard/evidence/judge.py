@@ -14,8 +14,6 @@ EVIDENCE_AT_MOST = 20
 TEXT_CHARS = 400
 #: A handler prints what it did next to the shortage, the traceback between them included.
 _CAUGHT_WITHIN_LINES = 40
-#: Some say that they recover before they print from what (fairseq).
-_CAUGHT_BEFORE_LINES = 5
 
 _SIGKILL_CODES = frozenset({-9, 137, 247})  # 247 is sys.exit(-9), as DeepSpeed's launcher ends
 _INTERRUPT_CODES = frozenset({-2, 130})
@@ -75,6 +73,11 @@ def judge(
     )
 
 
+def is_shortage(finding: Finding) -> bool:
+    """Whether a finding is enough to stop the job: memory ran out, and nobody caught it."""
+    return _group(_reread(finding), ()) == "shortages"
+
+
 def _shortage(case: _Case) -> Verdict | None:
     """The job ran out of memory: the earliest shortage of the best witness."""
     if not case.shortages:
@@ -93,8 +96,10 @@ def _failure(case: _Case, code: int | None, *, kernel_watched: bool) -> Verdict 
     """Something else failed, or a SIGKILL that memory may explain."""
     own, killed = _own_error(case), next(iter(case.kills), None)
     reported = own is not None and own.witness is Witness.INSIDE
-    if case.completed and not code and not reported:
+    if case.completed and not code and not (reported or (own and code is None)):
         return None
+    if code in _INTERRUPT_CODES and (own is None or own.signature == "python-interrupt"):
+        return _verdict(Kind.INTERRUPTED, "ended by Ctrl-C", Confidence.MEDIUM, case, _exit(code))
     if own and (code != 0 or reported):
         return _verdict(Kind.NOT_OOM, own.text, Confidence.MEDIUM, case, own)
     # Launchers end with 0 after a killed child; a loader's worker may be killed at the end.
@@ -107,8 +112,6 @@ def _by_exit(case: _Case, code: int | None) -> Verdict | None:
     """Nothing but the exit code, and what launchers and other processes say."""
     if code in _SIGKILL_CODES:
         return _verdict(Kind.NOT_OOM, _BARE_KILL, Confidence.LOW, case, _exit(code))
-    if code in _INTERRUPT_CODES:
-        return _verdict(Kind.INTERRUPTED, "ended by Ctrl-C", Confidence.MEDIUM, case, _exit(code))
     if case.echoes and code != 0:
         last = case.echoes[-1]
         return _verdict(Kind.NOT_OOM, last.text, Confidence.LOW, case, last)
@@ -123,7 +126,8 @@ def _killed(case: _Case, killed: Finding, *, kernel_watched: bool) -> Verdict:
         # The launcher says it several times; the phase is known where it says so first.
         told = next((f for f in case.kills if f.phase is not Phase.UNKNOWN), killed)
         return _verdict(Kind.HOST_OOM, killed.text, Confidence.LOW, case, told)
-    return _verdict(Kind.NOT_OOM, _BARE_KILL, Confidence.LOW, case, killed)
+    root = killed.text if worker else _BARE_KILL
+    return _verdict(Kind.NOT_OOM, root, Confidence.LOW, case, killed)
 
 
 def _success(case: _Case, code: int | None) -> Verdict | None:
@@ -164,9 +168,10 @@ def _own_error(case: _Case) -> Finding | None:
 def _sort(findings: Sequence[Finding]) -> _Case:
     known = tuple(_reread(finding) for finding in findings)
     done = max((f.line or 0 for f in known if _reading(f) is Reading.COMPLETED), default=None)
+    tellers = [f for f in known if f.handled or f.kind is Kind.OK]
     groups: dict[str, list[Finding]] = {}
     for finding in known:
-        groups.setdefault(_group(finding, known), []).append(finding)
+        groups.setdefault(_group(finding, tellers), []).append(finding)
     return _Case(
         findings=known,
         shortages=tuple(groups.get("shortages", ())),
@@ -185,12 +190,17 @@ def _is_over(finding: Finding, done: int | None) -> bool:
     return done is not None and finding.witness is Witness.LOG and (finding.line or 0) < done
 
 
+_WORDS_THAT_COUNT = frozenset(
+    {Reading.SHORTAGE, Reading.KILLED, Reading.MASKED, Reading.SYMPTOM, Reading.WRAPPER}
+)
+
+
 def _reread(finding: Finding) -> Finding:
     """An exception whose own words are of memory is a shortage, whatever its type."""
     if finding.witness is not Witness.INSIDE or finding.kind is not Kind.NOT_OOM:
         return finding
     said = classify(finding.text)
-    if said is None:
+    if said is None or _reading(said) not in _WORDS_THAT_COUNT:
         return finding
     memory = _reading(said) in (Reading.SHORTAGE, Reading.KILLED)
     kind = said.kind if memory else Kind.NOT_OOM
@@ -217,10 +227,10 @@ _NOTICES = frozenset(
 )
 
 
-def _group(finding: Finding, known: Iterable[Finding]) -> str:
+def _group(finding: Finding, tellers: Iterable[Finding]) -> str:
     reading = _reading(finding)
     if finding.kind.is_memory and reading not in (Reading.MASKED, Reading.KILLED):
-        return "caught" if _was_caught(finding, known) else "shortages"
+        return "caught" if _was_caught(finding, tellers) else "shortages"
     if finding.kind is Kind.OK or finding.signature in _NOTICES or finding.kind is Kind.INTERRUPTED:
         return "other"
     if finding.signature in (FRAMES, ABSURD):
@@ -228,11 +238,11 @@ def _group(finding: Finding, known: Iterable[Finding]) -> str:
     return _GROUPS.get(reading, "errors") if reading else "errors"
 
 
-def _was_caught(finding: Finding, known: Iterable[Finding]) -> bool:
+def _was_caught(finding: Finding, tellers: Iterable[Finding]) -> bool:
     """Whether the job went on: it says so beside the shortage, or trained on, or was completed."""
     if finding.handled or finding.witness is not Witness.LOG:
         return finding.handled
-    return any(_shows_caught(finding, other) for other in known)
+    return any(_shows_caught(finding, other) for other in tellers)
 
 
 def _shows_caught(finding: Finding, other: Finding) -> bool:
@@ -243,9 +253,8 @@ def _shows_caught(finding: Finding, other: Finding) -> bool:
         return False
     after = other.line - finding.line
     if _reading(other) is Reading.HANDLED or (other.handled and other.kind.is_memory):
-        before = _CAUGHT_BEFORE_LINES if other.signature == "caught" else 0
-        return -before <= after <= _CAUGHT_WITHIN_LINES
-    same_rank = other.rank is None or other.rank == finding.rank
+        return 0 <= after <= _CAUGHT_WITHIN_LINES
+    same_rank = other.rank == finding.rank
     goes_on = other.signature == PROGRESS_AFTER or _reading(other) is Reading.COMPLETED
     return goes_on and after >= 0 and same_rank
 

@@ -43,6 +43,8 @@ _WATCHED_LINES = 10_000
 _PIECE_OF_LINE = re.compile(rb"[^\r\n]+")
 _PROGRESS_BAR = re.compile(r"\d+%\||it/s|s/it")
 
+#: Some programs say that they recover before they print from what (fairseq).
+CAUGHT_BEFORE, CAUGHT_BEFORE_LINES = "caught", 5
 #: Signatures that the scanner itself gives.
 PROGRESS, PROGRESS_AFTER, FRAMES, ABSURD = "progress", "progress-after", "traceback", "absurd-size"
 
@@ -88,6 +90,7 @@ class LogScanner:
 
     def __init__(self) -> None:
         self._buffer = bytearray()
+        self._caught_line = -CAUGHT_BEFORE_LINES  # where a handler said that it recovers
         self._seen = 0  # bytes at the start of the buffer that were read with the piece before
         self._before = b""
         self._line = 1
@@ -226,14 +229,19 @@ class LogScanner:
         """
         if signature.reading is Reading.HANDLED:
             signature = shortage_in(line.text) or signature
+        if signature.id == CAUGHT_BEFORE:
+            self._caught_line = self._line
         if signature.reading is Reading.SHORTAGE:
-            self._watch = _Watch(rank_of(line))
+            self._watch = _Watch(line.rank)
         self._counts[signature.id] += 1
         if self._counts[signature.id] > _LIVE_PER_SIGNATURE:
             last = self._last.setdefault(signature.id, deque(maxlen=_LAST_PER_SIGNATURE))
             last.append((signature, line, self._line))
             return
         message = _message(signature, line, self._line, lines=[*_lines_before(before), line])
+        announced = self._line - self._caught_line <= CAUGHT_BEFORE_LINES
+        if announced and signature.reading is Reading.SHORTAGE:
+            message.finding = replace(message.finding, handled=True)
         self._message = message
         if not message.wants_more:
             self._settle()
@@ -251,7 +259,7 @@ class LogScanner:
             return
         watch.lines += 1
         step = step_of(line.text[:4096])
-        if step is not None and line.rank in (None, watch.rank):
+        if step is not None and line.rank == watch.rank:
             watch.steps.add(step)
         if len(watch.steps) >= _STEPS_THAT_SHOW_PROGRESS:
             self._settle()

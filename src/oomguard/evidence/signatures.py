@@ -65,7 +65,7 @@ ROOTS = (
     b"memory", b"alloc", b"oom", b"kill", b"error", b"exception", b"interrupt", b"exit", b"signal",
     b"fault", b"abort", b"cuda failure", b"_status_", b"resource", b"no space left",
     b"train_runtime", b"training", b"trainer.fit", b"watchdog", b"batch size", b"abruptly",
-    b"out_of_me", b"unexpectedly", b"rc=", b"paging file", b"available ram", b"caller indicates",
+    b"out_of_me", b"unexpectedly", b"rc=", b"paging file", b"available ram", b"caller indicates", b"zero-fill",
 )  # fmt: skip
 
 
@@ -179,6 +179,7 @@ _HOST = _rows(
     ("rust", "memory allocation of", r"memory allocation of \d+ bytes failed", "rust-lang/rust alloc (tokenizers, safetensors)", _ASKED),
     ("torch-mmap", "cannot allocate memory", r"unable to mmap \d+ bytes from file.{0,400}Cannot allocate memory", "pytorch/pytorch MapAllocator.cpp", _ASKED),
     ("windows-paging", "paging file", r"The paging file is too small for this operation", "Windows error 1455"),
+    ("loader-zero-fill", "zero-fill", r"cannot map zero-fill pages", "glibc elf/dl-map-segments.h"),
     ("bad-alloc", "bad_alloc", r"\bstd::bad_alloc\b", "C++ operator new"),
     ("enomem", "cannot allocate memory", r"\b[Cc]annot allocate memory\b", "errno 12"),
     ("python-memory-error", "memoryerror", r"(?:^|[\s.(])MemoryError\s*(?::|\(|$)", "CPython MemoryError"),
@@ -188,6 +189,7 @@ _MASKED = _rows(
     Reading.MASKED, Kind.DEVICE_OOM,
     ("tf-pool-growth", "failed to alloc", r"failed to alloc(?:ate)? .{0,60}from device: CUDA_ERROR_OUT_OF_MEMORY", "tensorflow/tensorflow: retries with less", _ASKED),
     ("cuda-libraries-masked", "_status_", r"\bCUBLAS_STATUS_NOT_INITIALIZED\b|\bCUSOLVER_STATUS_INTERNAL_ERROR\b|\bCUDNN_STATUS_(?:NOT_INITIALIZED|INTERNAL_ERROR|NOT_SUPPORTED)\b", "NVIDIA math libraries"),
+    ("thread-start", "error", r"\bcan't start new thread\b", "CPython: no room for a stack, or a limit on threads"),
     ("pinned-fallback", "pinned memory", r"failed to allocate .{0,40}of pinned memory", "ggml-org/llama.cpp: falls back to pageable"),
 )  # fmt: skip
 
@@ -247,6 +249,7 @@ _NOISE = (
         ("crash", "fault", r"\bSegmentation fault\b", "the process itself"),
         ("crash-python", "fatal python error", r"\bFatal Python error\b", "CPython"),
         ("abort", "abort", r"\bAborted \((?:core dumped|signal 6)\)", "abort(3)"),
+        ("usage", "error: ", r"^(?:[\w./-]+(?: [\w-]+)?: )?error: ", "CPython argparse, jsonargparse"),
         ("python-interrupt", "interrupt", r"^KeyboardInterrupt\b", "CPython"),
         ("python-exception", "error", r"^(?:[\w.]+\.)?[A-Z_]\w*Error\b(?::| ?$)", "CPython traceback"),
         ("python-other-exception", "exception", r"^(?:[\w.]+\.)?[A-Z_]?\w*Exception\b(?::| ?$)", "CPython traceback"),
