@@ -12,7 +12,7 @@ from typing import TypeVar
 import pytest
 
 from oomguard.command import Command, File
-from oomguard.process.cgroup import own_cgroup
+from oomguard.process.cgroup import name_for, own_cgroup
 from oomguard.process.events import Exited, Output, ShellEvent
 from oomguard.process.limits import Caps
 from oomguard.process.start import start
@@ -100,7 +100,7 @@ def make_attempts(tmp_path: Path) -> Iterator[Attempts]:
 def cgroup_can_be_made() -> bool:
     own = own_cgroup()
     try:
-        return own is not None and own.make("oomguard-0-probe").remove()
+        return own is not None and own.make(name_for("probe")).remove()
     except OSError:
         return False
 

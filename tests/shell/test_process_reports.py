@@ -217,8 +217,8 @@ def test_another_user_is_not_heard(server):
         stranger = connect(server[0])
     finally:
         os.seteuid(0)
-    assert stranger.recv(1) == b""  # hung up on
-    stranger.close()
+    with stranger:
+        assert stranger.recv(1) == b""  # hung up on
     with connect(server[0]) as client:
         client.sendall(line(MESSAGES[5]) + b"\n")
         assert server[1].get(timeout=PATIENCE_S).message == MESSAGES[5]

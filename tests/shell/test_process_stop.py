@@ -26,7 +26,7 @@ for number in range(4):
         if number % 2: os.setsid()
         if os.fork() == 0: os.execlp('sleep', 'sleep', '600')
         break
-print('up', flush=True)
+os.write(1, b'up\\n')
 time.sleep(600)
 """
 # Forks, makes a session, forks again and drops the environment: a daemon by the book.
@@ -39,6 +39,17 @@ if os.fork() == 0:
         os.execve('/bin/sh', argv, {'PATH': os.environ['PATH']})
     os._exit(0)
 os.wait()
+"""
+PARENT_AND_CHILD = """
+import subprocess
+trap = "trap 'echo child got it; exit 0' INT; echo child up; while :; do sleep 0.02; done"
+child = subprocess.Popen(['sh', '-c', trap])
+try:
+    print('parent up')
+    child.wait()
+except KeyboardInterrupt:
+    print('parent got it')
+    child.wait()
 """
 SUPERVISOR = """
 import sys
@@ -152,19 +163,13 @@ def test_a_pid_that_was_used_again_is_not_ours(attempts):
 
 
 def test_a_signal_reaches_the_whole_group(attempts):
-    trap = "trap 'echo {0} got it; exit 0' INT; echo {0} up; while :; do sleep 0.02; done"
-    attempt = attempts.start("sh", "-c", f'sh -c "{trap.format("child")}" & {trap.format("me")}')
-    # A shell has its background children ignore SIGINT, hence a child that is not one.
-    attempt.running.close()
-    code = f"import subprocess; p = subprocess.Popen(['sh', '-c', {trap.format('child')!r}])\n"
-    code += "print('me up')\ntry: p.wait()\nexcept KeyboardInterrupt: print('me got it'); p.wait()"
-    attempt = attempts.python(code)
+    attempt = attempts.python(PARENT_AND_CHILD)
     attempt.wait_output(b"child up")
-    attempt.wait_output(b"me up")
+    attempt.wait_output(b"parent up")
     attempt.running.signal(signal.SIGINT)
     assert attempt.exit() == 0
     assert b"child got it" in attempt.output
-    assert b"me got it" in attempt.output
+    assert b"parent got it" in attempt.output
 
 
 def test_a_signal_after_the_end_reaches_who_is_left(attempts):

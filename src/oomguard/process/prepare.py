@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from pathlib import Path
 
 from oomguard.command import File
@@ -33,7 +34,8 @@ def write_files(files: Iterable[File]) -> None:
                 os.fsync(out.fileno())
             beside.replace(target)
         except OSError as error:
-            beside.unlink(missing_ok=True)
+            with suppress(OSError):
+                beside.unlink()
             raise _cannot_write(target, error) from error
 
 

@@ -44,7 +44,7 @@ class ReportServer:
     """
 
     def __init__(self, emit: Emit, *, buffer: Path) -> None:
-        self._emit, self.refused = emit, 0
+        self._emit, self._uid, self.refused = emit, os.geteuid(), 0
         self._buffer, self._files = buffer, dict[Path, _Tail]()
         self.path = _fresh_folder() / "s"
         self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
@@ -124,7 +124,7 @@ class ReportServer:
         except OSError:  # out of descriptors: the caller waits in the backlog
             self._closing.wait(_PAUSE_S)
             return
-        if not _same_user(connection):
+        if _user(connection) not in (self._uid, None):
             connection.close()
             return
         connection.setblocking(False)
@@ -163,10 +163,11 @@ def _fresh_folder() -> Path:
     return Path(tempfile.mkdtemp(prefix="oomguard-", dir="/tmp"))
 
 
-def _same_user(connection: socket.socket) -> bool:
+def _user(connection: socket.socket) -> int | None:
+    """Ask the kernel who connected; None where it is not Linux, and the folder's mode has to do."""
     option = getattr(socket, "SO_PEERCRED", None)
-    if option is None:  # not Linux: the folder's mode has to do
-        return True
+    if option is None:
+        return None
     raw = connection.getsockopt(socket.SOL_SOCKET, option, struct.calcsize("3i"))
     uid: int = struct.unpack("3i", raw)[1]
-    return uid == os.geteuid()
+    return uid

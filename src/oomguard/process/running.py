@@ -30,6 +30,7 @@ class Running:
         self._emit, self._kernel, self._reports = emit, kernel, reports
         self.kernel_watched = kernel.watched
         self._stopping, self._closing = threading.Lock(), threading.Lock()
+        self._closed = False
         self._deadline: float | None = None
         self._deadline_lock = threading.Lock()
 
@@ -75,6 +76,9 @@ class Running:
     def close(self) -> None:
         """Kill what is left, end the threads, remove the socket and the cgroup."""
         with self._closing:
+            if self._closed:  # the descriptors' numbers may be others' by now
+                return
+            self._closed = True
             self.stop(grace_s=0)
             self._child.thread.join(_LINGER_S + _DRAIN_S)
             self._tee.close()
