@@ -101,6 +101,7 @@ def run_job(
         code, out, err = _run(argv, folder, job_env | dict(env or {}), timeout_s)
     finally:
         listener.close()
+    listener.lines.sort(key=lambda line: line["t"])  # each process has its own connection
     files = {path.stem: _read_lines(path) for path in buffer.iterdir()}
     return Ended(code=code, out=out, err=err, lines=listener.lines, buffered=files)
 

@@ -325,12 +325,28 @@ def test_lines_go_to_a_file_once_the_socket_is_gone(folder):
         "import os, socket\n"
         "server = socket.socket(socket.AF_UNIX); server.bind('own'); server.listen()\n"
         + STEP
-        + "step(); server.accept()[0].close(); server.close(); step()\n"
+        + "import signal; signal.signal(signal.SIGPIPE, signal.SIG_DFL)\n"
+        "step(); server.accept()[0].close(); server.close(); step()\n"
     )
     ended = run_job(folder, script, env={"OOMGUARD_SOCKET": "own"})
     (lines,) = ended.buffered.values()
     assert (ended.code, ended.err) == (0, "")
     assert [(line["type"], line["step"]) for line in lines] == [("step", 2), ("bye", 2)]
+
+
+def test_a_descriptor_that_the_job_took_over_is_left_to_it(folder):
+    script = STEP + (
+        "import os, pathlib\n"
+        "(ours,) = [int(n.name) for n in pathlib.Path('/proc/self/fd').iterdir()\n"
+        "           if n.is_symlink() and os.readlink(n)[:7] == 'socket:']\n"
+        "theirs = os.open('theirs', os.O_RDWR | os.O_CREAT); os.dup2(theirs, ours)\n"
+        "step(); os.write(ours, b'data'); print(os.fstat(ours).st_size)\n"
+    )
+    ended = run_job(folder, script)
+    assert (ended.code, ended.out, ended.err) == (0, "4\n", "")
+    assert [line["type"] for line in ended.lines] == ["hello"]
+    (lines,) = ended.buffered.values()
+    assert lines[-1]["type"] == "bye"
 
 
 def test_a_supervisor_that_does_not_read_stalls_nothing(folder):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import socket
 import threading
@@ -19,7 +20,6 @@ class Channel:
         self._socket_path, self._buffer_folder = socket_path, buffer_folder
         self._lock = threading.RLock()
         self._socket: socket.socket | None = None
-        self._file: int | None = None
 
     def send(self, line: bytes) -> bool:
         """Send one line that ends with a newline; say whether anything took it."""
@@ -31,9 +31,7 @@ class Channel:
         self._lock = threading.RLock()  # a thread that is not here may have held it
         if self._socket is not None:
             self._socket.close()  # closes this process's descriptor; no shutdown
-        if self._file is not None:
-            os.close(self._file)
-        self._socket = self._file = None
+        self._socket = None
 
     def close(self) -> None:
         """Close what is open."""
@@ -46,28 +44,35 @@ class Channel:
                 self._socket = _connect(self._socket_path)
             if self._socket is None:
                 return False
-            self._socket.sendall(line)
-        except OSError:
+            # The job may have given SIGPIPE its default back, which would end it here.
+            self._socket.sendall(line, socket.MSG_NOSIGNAL)
+        except OSError as error:
             # Also a timeout: part of the line may be out, so nothing may follow it there.
-            self._give_up_socket()
+            self._give_up_socket(is_ours=error.errno not in {errno.EBADF, errno.ENOTSOCK})
             return False
         return True
 
-    def _give_up_socket(self) -> None:
+    def _give_up_socket(self, *, is_ours: bool) -> None:
+        """Forget the socket; where the job closed its descriptor, the number is another file's."""
         self._socket_path = None
         if self._socket is not None:
-            self._socket.close()
+            if is_ours:
+                self._socket.close()
+            else:
+                self._socket.detach()
             self._socket = None
 
     def _to_file(self, line: bytes) -> bool:
+        """Append to this process's file; opened each time, as the job may close descriptors."""
         if self._buffer_folder is None:
             return False
         try:
-            if self._file is None:
-                name = os.path.join(self._buffer_folder, f"{os.getpid()}.jsonl")  # noqa: PTH118 - no pathlib
-                flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC
-                self._file = os.open(name, flags, 0o600)
-            return os.write(self._file, line) == len(line)
+            name = os.path.join(self._buffer_folder, f"{os.getpid()}.jsonl")  # noqa: PTH118 - no pathlib
+            descriptor = os.open(name, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+            try:
+                return os.write(descriptor, line) == len(line)
+            finally:
+                os.close(descriptor)
         except OSError:
             self._buffer_folder = None
             return False
