@@ -262,6 +262,8 @@ class TestEnds:
 
     def test_a_stop_by_oomguard_leaves_the_evidence_to_speak(self) -> None:
         assert judge([INSIDE_OOM], -15, stopped_by=StoppedBy.OOMGUARD).kind is Kind.DEVICE_OOM
+        verdict = judge([], -15, stopped_by=StoppedBy.OOMGUARD)
+        assert (verdict.kind, verdict.root) == (Kind.NOT_OOM, "stopped by oomguard")
 
     def test_an_empty_log_shows_nothing(self) -> None:
         verdict = explain([], None)

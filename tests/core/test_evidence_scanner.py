@@ -134,6 +134,19 @@ def test_a_hundred_thousand_shortages_leave_few_findings_and_the_last() -> None:
     assert (shortages[0].line, shortages[-1].line, shortages[-1].rank) == (1, 20_001, 7)
 
 
+def test_a_job_that_catches_each_of_hundreds_is_known_to_go_on() -> None:
+    steps = b"step 1 loss 2\nstep 2 loss 2\nstep 3 loss 2\n"
+    log = (OOM + b"other\n" * 60 + steps) * 200
+    assert explain([log], 0).kind is Kind.OK
+    assert len(scan(log)) < 200
+    assert explain([log, OOM], 0).kind is Kind.DEVICE_OOM
+
+
+def test_steps_much_later_are_those_of_another_run() -> None:
+    log = OOM + b"waiting\n" * 11_000 + b"step 1 loss 2\nstep 2 loss 2\nstep 3 loss 2\n"
+    assert explain([log], 1).kind is Kind.DEVICE_OOM
+
+
 def _peak_bytes(chunks: Iterator[bytes]) -> int:
     scanner = LogScanner()
     tracemalloc.start()
