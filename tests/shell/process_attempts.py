@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import queue
 import sys
 from collections.abc import Iterator, Mapping
@@ -21,6 +22,11 @@ PATIENCE_S = 30.0  # how long a test waits for what has to come; no test expects
 WAIT = "import signal; signal.pause()"
 STUBBORN = "import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('ready');" + WAIT
 Kind = TypeVar("Kind", Output, Exited, ShellEvent)
+
+
+def unique(name: str) -> str:
+    """Make a mark that no other test run on this machine has."""
+    return f"{name}-{os.getpid()}"
 
 
 class Attempt:
@@ -83,7 +89,7 @@ class Attempts:
             log=log or self.folder / f"{self._number:03}" / "log.txt",
             caps=caps or Caps(),
             inside=inside,
-            mark=f"{self.folder.name}-{self._number}",
+            mark=unique(f"{self.folder.name}-{self._number}"),
         )
         self._undo.callback(attempt.running.close)
         return attempt

@@ -15,7 +15,7 @@ from oomguard.process.events import Exited, Output
 from oomguard.process.limits import Caps
 from oomguard.process.start import start
 from oomguard.units import MIB
-from shell.process_attempts import PATIENCE_S, WAIT, make_attempts
+from shell.process_attempts import PATIENCE_S, WAIT, make_attempts, unique
 
 attempts = pytest.fixture(make_attempts)
 
@@ -57,7 +57,7 @@ def test_100_mb_without_a_newline_pass_in_bounded_memory(tmp_path):
 
     command = Command(argv=("head", "-c", "100000000", "/dev/zero"), cwd=str(tmp_path))
     running = start(
-        command, log=tmp_path / "log.txt", caps=Caps(), inside=False, mark="big", emit=emit
+        command, log=tmp_path / "log.txt", caps=Caps(), inside=False, mark=unique("big"), emit=emit
     )
     assert ended.wait(PATIENCE_S)
     running.close()
@@ -76,7 +76,7 @@ def test_a_slow_supervisor_holds_the_job_back_and_loses_nothing(tmp_path):
 
     log = tmp_path / "log.txt"
     command = Command(argv=("head", "-c", "5000000", "/dev/zero"), cwd=str(tmp_path))
-    running = start(command, log=log, caps=Caps(), inside=False, mark="slow", emit=emit)
+    running = start(command, log=log, caps=Caps(), inside=False, mark=unique("slow"), emit=emit)
     assert running.alive() == (running.pid,)  # the pipe is far smaller than what it prints
     assert log.stat().st_size <= MIB
     go.set()

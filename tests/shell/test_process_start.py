@@ -17,7 +17,7 @@ from oomguard.errors import FrameworkError, OomguardError, RunFolderError, Usage
 from oomguard.process.cgroup import own_cgroup
 from oomguard.process.limits import CapBy, Caps
 from oomguard.units import MIB
-from shell.process_attempts import WAIT, Attempts, make_attempts
+from shell.process_attempts import WAIT, Attempts, make_attempts, unique
 
 attempts = pytest.fixture(make_attempts)
 ODD = "a b'c\"d $HOME ü\n\t*"
@@ -55,7 +55,7 @@ def test_environment_is_ours_and_the_commands_and_nothing_else(attempts, monkeyp
     assert attempt.exit() == 0
     found = dict(item.split("=", 1) for item in attempt.output.decode().split("\0") if item)
     mark = found.pop("OOMGUARD_MARK")
-    assert mark == f"{attempts.folder.name}-1"
+    assert mark == unique(f"{attempts.folder.name}-1")
     ours = {name: value for name, value in os.environ.items() if name != "OOMGUARD_SOCKET"}
     assert found == {**ours, "ASKED": ODD, "PYTHONUNBUFFERED": "1"}
 

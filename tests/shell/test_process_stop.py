@@ -13,6 +13,7 @@ from dataclasses import replace
 import psutil
 import pytest
 
+from oomguard.process.cgroup import own_cgroup
 from oomguard.process.members import Members, read_row
 from shell.process_attempts import PATIENCE_S, STUBBORN, WAIT, make_attempts
 
@@ -52,14 +53,15 @@ except KeyboardInterrupt:
     child.wait()
 """
 SUPERVISOR = """
-import sys
+import os, sys
 from pathlib import Path
 from oomguard.command import Command
 from oomguard.process.limits import Caps
 from oomguard.process.start import start
 folder = sys.argv[1]
 command = Command(argv=('sleep', '600'), cwd=folder)
-running = start(command, log=Path(folder, 'log'), caps=Caps(), inside=False, mark='s', emit=id)
+mark = f'supervisor-{os.getpid()}'
+running = start(command, log=Path(folder, 'log'), caps=Caps(), inside=False, mark=mark, emit=id)
 print(running.pid, flush=True)
 sys.stdin.read()
 """
@@ -113,9 +115,9 @@ def test_a_second_stop_brings_the_shared_deadline_forward(attempts):
     assert attempt.exit() == -signal.SIGKILL
 
 
-@pytest.mark.parametrize("own_cgroup", [True, False])
-def test_every_process_of_a_tree_is_found_and_gone(attempts, monkeypatch, own_cgroup):
-    if not own_cgroup:
+@pytest.mark.parametrize("with_cgroup", [True, False])
+def test_every_process_of_a_tree_is_found_and_gone(attempts, monkeypatch, with_cgroup):
+    if not with_cgroup:
         monkeypatch.setattr("oomguard.process.start.own_cgroup", lambda: None)
     attempt = attempts.python(TREE)
     attempt.wait_output(b"up\nup\nup\nup\nup\n")
@@ -127,9 +129,9 @@ def test_every_process_of_a_tree_is_found_and_gone(attempts, monkeypatch, own_cg
     assert [pid for pid in everyone if read_row(pid)] == []  # not even a zombie
 
 
-@pytest.mark.parametrize("own_cgroup", [True, False])
-def test_a_daemon_is_found_and_gone(attempts, monkeypatch, own_cgroup):
-    if not own_cgroup:
+@pytest.mark.parametrize("with_cgroup", [True, False])
+def test_a_daemon_is_found_and_gone(attempts, monkeypatch, with_cgroup):
+    if not with_cgroup:
         monkeypatch.setattr("oomguard.process.start.own_cgroup", lambda: None)
     attempt = attempts.python(DAEMON)
     assert attempt.exit() == 0
@@ -191,7 +193,7 @@ def test_closing_kills_what_is_left(attempts):
     assert attempt.exit() == -signal.SIGKILL
 
 
-def test_killing_the_supervisor_leaves_no_direct_child(tmp_path):
+def test_killing_the_supervisor_leaves_no_direct_child(attempts, tmp_path):
     supervisor = subprocess.Popen(
         [sys.executable, "-c", SUPERVISOR, str(tmp_path)],
         stdin=subprocess.PIPE,
@@ -205,3 +207,6 @@ def test_killing_the_supervisor_leaves_no_direct_child(tmp_path):
     with suppress(psutil.NoSuchProcess):
         handle.wait(PATIENCE_S)
     assert gone(child)
+    attempts.start("true").exit()  # the next start clears away its cgroup
+    own = own_cgroup()
+    assert own is None or list(own.folder.glob(f"oomguard-{supervisor.pid}-*")) == []
