@@ -29,6 +29,7 @@ class Ended:
     err: str
     lines: list[Line]
     buffered: dict[str, list[Line]]
+    connections: int
 
     def of(self, type_: str) -> list[Line]:
         """Give the lines of one type on the socket."""
@@ -53,6 +54,11 @@ class Listener:
         self._readers: list[threading.Thread] = []
         self._accepting = threading.Thread(target=self._accept)
         self._accepting.start()
+
+    @property
+    def connections(self) -> int:
+        """How many were made."""
+        return len(self._readers)
 
     def close(self) -> None:
         """Read what is still on the way, and end."""
@@ -103,7 +109,14 @@ def run_job(
         listener.close()
     listener.lines.sort(key=lambda line: line["t"])  # each process has its own connection
     files = {path.stem: _read_lines(path) for path in buffer.iterdir()}
-    return Ended(code=code, out=out, err=err, lines=listener.lines, buffered=files)
+    return Ended(
+        code=code,
+        out=out,
+        err=err,
+        lines=listener.lines,
+        buffered=files,
+        connections=listener.connections,
+    )
 
 
 def _run(

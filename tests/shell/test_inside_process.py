@@ -16,8 +16,14 @@ def hoard():
     used = int(open("/proc/self/statm").read().split()[0]) * 4096
     resource.setrlimit(resource.RLIMIT_AS, (used + (64 << 20),) * 2)
     kept = []
+    for size in (1 << 20, 1 << 12, 600, 100, 0):  # down to the allocator's last small blocks
+        try:
+            while True:
+                kept.append(bytearray(size))
+        except MemoryError:
+            pass
     while True:
-        kept.append(bytearray(1000))
+        kept = [kept]
 """
 TOO_LARGE = """
 import resource
@@ -95,19 +101,20 @@ def test_a_sitecustomize_behind_runs_once_and_under_its_own_name(folder):
     assert ended.types == ["hello", "bye"]
 
 
-def test_a_sitecustomize_that_chains_by_importing_again_ends(folder):
+@pytest.mark.parametrize("leaves", ["sys.path.remove(here)", "pass"])
+def test_a_sitecustomize_that_chains_by_importing_again_ends(folder, leaves):
     other, last = folder / "other", folder / "last"
     for place in (other, last):
         place.mkdir()
     (other / "sitecustomize.py").write_text(
         "import os, sys; print('other')\n"
-        "here = os.path.dirname(__file__); sys.path.remove(here)\n"
+        f"here = os.path.dirname(__file__); {leaves}\n"
         "sys.modules.pop('sitecustomize', None); import sitecustomize\n"
     )
     (last / "sitecustomize.py").write_text("print('last')\n")
     path = os.pathsep.join([str(inside.PATH), str(other), str(last)])
     ended = run_job(folder, "import torch", env={"PYTHONPATH": path})
-    assert ended.out == "other\nlast\n"
+    assert ended.out == ("other\n" if leaves == "pass" else "other\nlast\n")
     assert ended.types == ["hello", "bye"]
 
 
@@ -253,6 +260,19 @@ def test_an_excepthook_set_during_training_is_followed_at_once(folder):
     assert ended.types[-1] == "error"
 
 
+def test_the_report_follows_the_traceback(folder):
+    script = (
+        "import pathlib, sys, torch\n"
+        "def hook(*args): print(['error' in p.read_text() for p in folder.iterdir()])\n"
+        "folder = pathlib.Path('buffer')\n"
+        "sys.excepthook = hook; torch.save(1, 'x')\nraise KeyError(1)\n"
+    )
+    ended = run_job(folder, script, env={"OOMGUARD_SOCKET": ""})
+    (lines,) = ended.buffered.values()
+    assert ended.out == "[False]\n"
+    assert [line["type"] for line in lines] == ["hello", "phase", "error", "bye"]
+
+
 def test_an_oom_in_a_thread_is_reported(folder):
     script = TOO_LARGE + (
         "import threading, torch\nt = threading.Thread(target=too_large); t.start(); t.join()\n"
@@ -277,6 +297,7 @@ def test_a_fork_that_trains_says_so_itself(folder):
     ended = run_job(folder, script)
     parent = ended.lines[0]["pid"]
     child = [line for line in ended.lines if line["pid"] != parent]
+    assert ended.connections == 2
     assert [(line["type"], line["step"]) for line in child] == [
         ("hello", 1),
         ("step", 1),

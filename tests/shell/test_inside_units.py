@@ -327,6 +327,24 @@ def test_cuda_that_is_not_in_use_is_left_alone():
     assert memory.measure(SimpleNamespace(cuda=fake_cuda(initialized=False)))["cuda"] == []
 
 
+def test_a_report_gives_up_its_reserve_and_then_its_extent(monkeypatch):
+    sent, held = [], []
+    channel = SimpleNamespace(send=lambda line: sent.append(json.loads(line)) or True)
+    reporter = part("reporter").Reporter(SimpleNamespace(), channel, quiet=False)
+
+    def full(torch):
+        held.append(reporter._reserve)
+        raise MemoryError
+
+    monkeypatch.setattr(memory, "measure", full)
+    reporter.ended(MemoryError("a list"))
+    assert held == [None]
+    assert len(reporter._reserve) > 0
+    (line,) = sent
+    assert (line["type"], line["uncaught"], line["message"]) == ("oom", True, "a list")
+    assert line["frames"] == []
+
+
 def test_the_environment_keeps_a_pythonpath_that_is_in_use():
     ours = str(inside.PATH)
     given_env = {"PYTHONPATH": f"/theirs:{ours}:/more"}
