@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 import pytest
 from hypothesis import strategies as st
 
+from oomguard.checkpoint import Mode
 from oomguard.discover import load_strategies, select
 from oomguard.evidence.verdict import Kind, Phase, Verdict
 from oomguard.job import Device, Job, World
@@ -19,6 +20,7 @@ OPEN = Framework(
     settle=lambda _job, plan: plan,
     refuses=lambda _job, _plan: None,
     needs=lambda _job, _plan: frozenset(),
+    keeps=lambda _job, _before, _after: (Mode.FULL, ""),
 )
 
 

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from oomguard.checkpoint import Continuation
 from oomguard.evidence.verdict import Finding, Kind, Verdict, Witness
 from oomguard.ladder import Ladder
 from oomguard.plan import Plan
@@ -49,6 +50,7 @@ class Launch:
     plan: Plan
     steps: tuple[Step, ...] = ()
     skipped: tuple[Skip, ...] = ()
+    begins: Continuation | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -147,4 +149,6 @@ def _on_device(record: RunRecord, event: DeviceFree, ladder: Ladder) -> Action:
         return Finish(
             status=Status.EXHAUSTED, reason="no rung of the ladder is left", skipped=rung.skipped
         )
-    return Launch(plan=rung.plan, steps=(rung.step,), skipped=rung.skipped)
+    damaged = any(attempt.damaged for attempt in record.attempts)
+    begins = ladder.begin(job, rung.plan, record.checkpoints, damaged=damaged)
+    return Launch(plan=rung.plan, steps=(rung.step,), skipped=rung.skipped, begins=begins)

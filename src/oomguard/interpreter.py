@@ -14,7 +14,7 @@ from pathlib import Path
 from oomguard.errors import FrameworkError, Where
 
 #: What rungs may need, by the name that is imported.
-PACKAGES = ("deepspeed", "bitsandbytes")
+PACKAGES = ("deepspeed", "bitsandbytes", "liger_kernel")
 _PROBE = (
     "import importlib.util as u, json, sys;"
     "print(json.dumps([n for n in sys.argv[1:] if u.find_spec(n)]))"

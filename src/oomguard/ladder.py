@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from oomguard.checkpoint import Checkpoint, Continuation, Mode
 from oomguard.evidence.verdict import Verdict
 from oomguard.job import Job
 from oomguard.plan import Plan, differences
@@ -22,17 +23,22 @@ CLASSIC = (
 )
 
 
+_RANK = {mode: rank for rank, mode in enumerate(Mode)}
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Framework:
     """What the ladder has to know of the job's framework; each is pure.
 
     `settle` adds the choices that the framework couples to a change, `refuses` says why it
-    would refuse a plan, `needs` which packages a plan needs beyond what was asked.
+    would refuse a plan, `needs` which packages a plan needs beyond what was asked; `keeps` says
+    what of a checkpoint written under one plan survives under another, and why not more.
     """
 
     settle: Callable[[Job, Plan], Plan]
     refuses: Callable[[Job, Plan], str | None]
     needs: Callable[[Job, Plan], frozenset[str]]
+    keeps: Callable[[Job, Plan, Plan], tuple[Mode, str]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,6 +83,24 @@ class Ladder:
                 return Rung(plan=outcome, step=step, skipped=tuple(skipped))
             skipped.append(Skip(strategy=strategy.id, reason=outcome))
         return Rung(skipped=tuple(skipped))
+
+    def begin(
+        self, job: Job, plan: Plan, written: Sequence[tuple[Checkpoint, Plan]], *, damaged: bool
+    ) -> Continuation:
+        """Say how `plan` begins: from the newest checkpoint that keeps the most under it.
+
+        `written` pairs the whole checkpoints of this run with the plans they were written under;
+        `damaged` says whether it left others.
+        """
+        best = Continuation(
+            mode=Mode.RESTART, reason="no whole checkpoint of this run", hide=damaged
+        )
+        for checkpoint, under in sorted(written, key=lambda pair: pair[0].step):
+            mode, reason = self.framework.keeps(job, under, plan)
+            if _RANK[mode] >= _RANK[best.mode]:
+                kept = checkpoint if mode is not Mode.RESTART else None
+                best = Continuation(mode=mode, checkpoint=kept, reason=reason, hide=kept is None)
+        return best
 
     def _consider(
         self,

@@ -12,6 +12,7 @@ from enum import Enum
 
 import msgspec
 
+from oomguard.checkpoint import Checkpoint, Continuation
 from oomguard.evidence.verdict import Finding, Phase, Verdict
 from oomguard.job import Job
 from oomguard.plan import Change, Plan
@@ -93,6 +94,7 @@ class Planned(Event):
     plan: Plan
     steps: tuple[Step, ...] = ()
     skipped: tuple[Skip, ...] = ()
+    begins: Continuation | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -153,12 +155,17 @@ class Signalled(Event):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DeviceFree(Event):
-    """The wait for the device is over: `free`, or `busy` says what still holds it."""
+    """The wait for the device is over: `free`, or `busy` says what still holds it.
+
+    `checkpoints` are the whole ones that the attempt wrote, `damaged` the paths of the others.
+    """
 
     attempt: int
     free: bool
     waited_s: float
     busy: str = ""
+    checkpoints: tuple[Checkpoint, ...] = ()
+    damaged: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -235,6 +242,9 @@ class Attempt:
     stopped: str | None = None
     returncode: int | None = None
     verdict: Verdict | None = None
+    begins: Continuation | None = None
+    checkpoints: tuple[Checkpoint, ...] = ()
+    damaged: tuple[str, ...] = ()
 
     @property
     def seconds(self) -> float | None:
@@ -290,6 +300,11 @@ class RunRecord:
         """The newest attempt."""
         return self.attempts[-1]
 
+    @property
+    def checkpoints(self) -> tuple[tuple[Checkpoint, Plan], ...]:
+        """The whole checkpoints of this run, each with the plan that it was written under."""
+        return tuple((c, a.plan) for a in self.attempts for c in a.checkpoints)
+
     def with_last(self, attempt: Attempt, state: State | None = None) -> RunRecord:
         """Put another version of the newest attempt in its place."""
         return replace(self, attempts=(*self.attempts[:-1], attempt), state=state or self.state)
@@ -313,7 +328,11 @@ class RunRecord:
 
     def _planned(self, event: Planned) -> RunRecord:
         attempt = Attempt(
-            number=event.attempt, plan=event.plan, steps=event.steps, skipped=event.skipped
+            number=event.attempt,
+            plan=event.plan,
+            steps=event.steps,
+            skipped=event.skipped,
+            begins=event.begins,
         )
         return replace(self, attempts=(*self.attempts, attempt), state=State.RUNNING)
 
@@ -341,6 +360,11 @@ class RunRecord:
             self.last, ended_t=event.t, returncode=event.returncode, verdict=event.verdict
         )
         return self.with_last(ended, State.WAITING)
+
+    def _device_free(self, event: DeviceFree) -> RunRecord:
+        return self.with_last(
+            replace(self.last, checkpoints=event.checkpoints, damaged=event.damaged)
+        )
 
     def _signalled(self, event: Signalled) -> RunRecord:
         return replace(self, signum=self.signum or event.signum)

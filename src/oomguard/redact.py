@@ -42,6 +42,4 @@ def redact_argv(argv: tuple[str, ...]) -> tuple[str, ...]:
 
 def redact_env(env: Mapping[str, str]) -> dict[str, str]:
     """Mask secrets in environment variables, by their names and by their values."""
-    return {
-        name: MASK if _NAMED.fullmatch(name) else redact(value) for name, value in env.items()
-    }
+    return {name: MASK if _NAMED.fullmatch(name) else redact(value) for name, value in env.items()}

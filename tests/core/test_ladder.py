@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from generators import OPEN, Walk, failures, jobs, make_job, make_ladder
 from oomguard.evidence.verdict import Kind, Phase, Verdict
 from oomguard.job import Device, World
-from oomguard.ladder import Framework, Ladder
+from oomguard.ladder import Ladder
 from oomguard.plan import Plan, Quantization, Sharding, Tuning
 from oomguard.strategy import NEW_RECIPE, SAME_MATH, Fidelity, Remedy, Strategy
 
@@ -124,7 +124,7 @@ def test_a_missing_package_skips_the_rung_and_prints_the_install_line():
     needs = lambda _job, plan: frozenset(  # noqa: E731
         {"bitsandbytes"} if plan.quantization is Quantization.NF4_DOUBLE else ()
     )
-    framework = Framework(settle=OPEN.settle, refuses=OPEN.refuses, needs=needs)
+    framework = replace(OPEN, needs=needs)
     ladder = Ladder(strategies=make_ladder(ladder="enable_qlora").strategies, framework=framework)
     job = make_job(LLM, packages=frozenset(), python="/env/bin/python")
     rung = ladder.climb(job, [LLM], [], FORWARD)

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from oomguard.checkpoint import Continuation, Layout, Mode
 from oomguard.command import Command
 from oomguard.job import Job, Source
 from oomguard.plan import Plan
@@ -84,11 +85,22 @@ class Adapter(Protocol):
         """Add the choices that the framework couples to a change; `job.asked` stays as it is."""
         ...
 
-    def write(self, job: Job, plan: Plan, folder: str) -> Command:
+    def layout(self, job: Job) -> Layout | None:
+        """Say where the job puts its checkpoints; None where nothing can go on from them."""
+        ...
+
+    def keeps(self, job: Job, before: Plan, after: Plan) -> tuple[Mode, str]:
+        """Say what of a checkpoint under `before` survives under `after`, and why not more."""
+        ...
+
+    def write(
+        self, job: Job, plan: Plan, folder: str, begins: Continuation | None = None
+    ) -> Command:
         """Give the command that runs `plan`; new files go into `folder` (absolute).
 
         Only settings in which `plan` differs from `job.asked` are edited, each where it wins
-        (a flag on the command line, else the file); comments, order and other keys stay.
+        (a flag on the command line, else the file); comments, order and other keys stay. `begins`
+        says from which checkpoint to go on; without one the user's own settings hold.
         """
         ...
 

@@ -10,7 +10,7 @@ import posixpath
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from oomguard.adapters import allocator, common, knobs, launchers
+from oomguard.adapters import allocator, common, knobs, launchers, resuming
 from oomguard.adapters import training_arguments as hf
 from oomguard.adapters.base import Request
 from oomguard.adapters.common import Refusal
@@ -20,6 +20,7 @@ from oomguard.adapters.knobs import Edits, Knob, Knobs, as_object, flag
 from oomguard.adapters.launchers import Launch, Launcher
 from oomguard.adapters.settings import Settings
 from oomguard.adapters.words import Words
+from oomguard.checkpoint import Continuation, Layout, Mode
 from oomguard.command import Command, File
 from oomguard.errors import ConfigError, Where
 from oomguard.job import Device, Job, Source, World
@@ -280,10 +281,21 @@ class HFTrainer:
         """Give the plan as it is: no change brings another with it."""
         return plan
 
-    def write(self, job: Job, plan: Plan, folder: str) -> Command:
+    def layout(self, job: Job) -> Layout | None:
+        """Name the Trainer's checkpoints."""
+        return resuming.layout(job)
+
+    def keeps(self, job: Job, before: Plan, after: Plan) -> tuple[Mode, str]:
+        """Say what survives."""
+        settings = _split(job.argv, job.config).settings
+        return resuming.keeps(settings, before, after, packs=bool(settings.get("packing")))
+
+    def write(
+        self, job: Job, plan: Plan, folder: str, begins: Continuation | None = None
+    ) -> Command:
         """Give the user's command, its flags or the copy of its config edited."""
         invocation = _split(job.argv, job.config)
-        settings = _KNOBS.apply(invocation.settings, job, plan)
+        settings = resuming.resumed(_KNOBS.apply(invocation.settings, job, plan), begins)
         head, files = invocation.launch.head, tuple[File, ...]()
         if not hf.zero_as_asked(job, plan):
             zero = hf.zero_file(job, plan, folder)

@@ -17,6 +17,7 @@ from oomguard.adapters.document import Document
 from oomguard.adapters.knobs import Edits, Key, Knob, Knobs, as_object, choice
 from oomguard.adapters.settings import Settings
 from oomguard.adapters.words import Style, Words, is_flag
+from oomguard.checkpoint import Continuation, Layout, Mode
 from oomguard.command import Command
 from oomguard.errors import ConfigError, Where
 from oomguard.job import Device, Job, Source, World
@@ -197,8 +198,11 @@ def _settings(argv: tuple[str, ...], source: Source | None) -> Settings:
 
 
 def _checkpoint(settings: Settings) -> str | None:
-    named = _CHECKPOINT.of(settings)
-    return named or _positional(settings.early.words) or _positional(settings.late.words)
+    return (
+        _positional(settings.late.words)
+        or _CHECKPOINT.of(settings)
+        or _positional(settings.early.words)
+    )
 
 
 def _positional(words: tuple[str, ...]) -> str | None:
@@ -316,13 +320,34 @@ class LitGPT:
             return replace(plan, precision=Precision.BF16_TRUE)
         return plan
 
-    def write(self, job: Job, plan: Plan, folder: str) -> Command:
+    def layout(self, job: Job) -> Layout | None:
+        """Name the checkpoints of finetune_full; the others hold weights alone."""
+        if _invocation(job.argv).command != "finetune_full" or job.output_dir is None:
+            return None
+        return Layout(folder=job.output_dir, name=r"step-(?P<step>\d+)", needs=("lit_model.pth",))
+
+    def keeps(self, job: Job, before: Plan, after: Plan) -> tuple[Mode, str]:
+        """Say what survives: LitGPT counts micro-batches, another size would repeat samples."""
+        if _invocation(job.argv).command != "finetune_full":
+            return Mode.RESTART, "LitGPT saves only weights here and has no way to go on"
+        if before.micro_batch != after.micro_batch:
+            return Mode.RESTART, "LitGPT would train on samples twice after another micro batch"
+        if before.optimizer != after.optimizer:
+            return Mode.RESTART, "the optimizer changes"
+        return Mode.FULL, ""
+
+    def write(
+        self, job: Job, plan: Plan, folder: str, begins: Continuation | None = None
+    ) -> Command:
         """Give the user's command with a copy of the config, edited where the plan differs."""
         invocation = _invocation(job.argv)
         settings = _settings(job.argv, job.config)
         settings = _KNOBS[invocation.command].apply(settings, job, plan)
         if _GLOBAL.of(settings) // job.world.size // plan.micro_batch != plan.accumulation:
             settings = settings.set(_GLOBAL.name, plan.rank_batch * job.world.size)
+        if begins is not None and begins.checkpoint is not None:
+            path = posixpath.join(begins.checkpoint.path, "lit_model.pth")
+            settings = settings.set("resume", path)
         copy = common.config_copy(settings, folder)
         config = copy[0].path if copy else None
         return Command(

@@ -9,7 +9,7 @@ import posixpath
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from oomguard.adapters import allocator, common, launchers
+from oomguard.adapters import allocator, common, launchers, resuming
 from oomguard.adapters import training_arguments as hf
 from oomguard.adapters.base import Request
 from oomguard.adapters.common import Refusal
@@ -18,6 +18,7 @@ from oomguard.adapters.document import Document
 from oomguard.adapters.llamafactory_keys import KNOBS, REFUSALS, is_multimodal
 from oomguard.adapters.settings import Settings
 from oomguard.adapters.words import Style, Words
+from oomguard.checkpoint import Continuation, Layout, Mode
 from oomguard.command import Command, File
 from oomguard.errors import ConfigError, Where
 from oomguard.job import Device, Job, Source, World
@@ -219,10 +220,23 @@ class LlamaFactory:
         """Give the plan as it is: no change brings another with it."""
         return plan
 
-    def write(self, job: Job, plan: Plan, folder: str) -> Command:
+    def layout(self, job: Job) -> Layout | None:
+        """Name the Trainer's checkpoints."""
+        return resuming.layout(job)
+
+    def keeps(self, job: Job, before: Plan, after: Plan) -> tuple[Mode, str]:
+        """Say what survives; a packed data set depends on the sequence length."""
+        settings = _settings(job.argv, job.config)
+        packs = bool(settings.get("packing")) or settings.get("stage") == "pt"
+        return resuming.keeps(settings, before, after, packs=packs)
+
+    def write(
+        self, job: Job, plan: Plan, folder: str, begins: Continuation | None = None
+    ) -> Command:
         """Give the user's command with a copy of the config, edited where the plan differs."""
         invocation = _invocation(job.argv)
         settings = KNOBS.apply(_settings(job.argv, job.config), job, plan)
+        settings = resuming.restarted(resuming.resumed(settings, begins), begins)
         files: tuple[File, ...] = ()
         if not hf.zero_as_asked(job, plan):
             zero = hf.zero_file(job, plan, folder)

@@ -58,7 +58,9 @@ def prepare(train: Path | None, command: tuple[str, ...], given: Options) -> Pre
         load_strategies(Path(options.strategies) if options.strategies else None), options.ladder
     )
     allow = options.allow or Fidelity.NEW_RECIPE
-    framework = Framework(settle=adapter.settle, refuses=adapter.refuses, needs=adapter.needs)
+    framework = Framework(
+        settle=adapter.settle, refuses=adapter.refuses, needs=adapter.needs, keeps=adapter.keeps
+    )
     return Prepared(
         job=job,
         adapter=adapter,

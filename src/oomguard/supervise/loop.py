@@ -14,6 +14,8 @@ from pathlib import Path
 from types import FrameType
 
 from oomguard.adapters.base import Adapter
+from oomguard.checkpoint import Layout
+from oomguard.checkpoints import Found, Stamp, find, stamp
 from oomguard.command import Command
 from oomguard.decide import SIGNAL, Action, Finish, Launch, Stop, WaitForDevice, decide
 from oomguard.devices import FreeReport
@@ -89,6 +91,8 @@ class Supervisor:
         self._queue: queue.Queue[ShellEvent | _Asked | FreeReport] = queue.Queue(QUEUE_LENGTH)
         self._running: Running | None = None
         self._observer = Observer(0)
+        self._layout: Layout | None = None
+        self._stamp: Stamp = {}
 
     def run(self, started: RunStarted) -> RunRecord:
         """Walk from the first event to the last; no process of the job is left when it returns."""
@@ -155,6 +159,7 @@ class Supervisor:
         yield Signalled(t=self._now, signum=asked.signum)
 
     def _device_free(self, seen: FreeReport) -> Event:
+        found = find(self._layout, before=self._stamp) if self._layout else Found()
         return DeviceFree(
             t=self._now,
             attempt=len(self.record.attempts),
@@ -164,6 +169,8 @@ class Supervisor:
                 f"{show_bytes(held)} above what was in use before on GPU {uuid}"
                 for uuid, held in seen.held_bytes.items()
             ),
+            checkpoints=found.whole,
+            damaged=found.damaged,
         )
 
     def _exited(self, seen: ProcessExited) -> Iterator[Event]:
@@ -214,10 +221,13 @@ class Supervisor:
                 plan=action.plan,
                 steps=action.steps,
                 skipped=action.skipped,
+                begins=action.begins,
             )
         )
         folder = self._attempt_folder
-        self.command = self._adapter.write(self._job, action.plan, str(folder))
+        self.command = self._adapter.write(self._job, action.plan, str(folder), action.begins)
+        self._layout = self._adapter.layout(self._job)
+        self._stamp = stamp(self._layout) if self._layout else {}
         _write_command(self.command, folder)
         self._observer = Observer(number)
         self._running = self._engine.start(

@@ -1,0 +1,74 @@
+"""Going on from a checkpoint of transformers' Trainer: where it lies, what survives a change.
+
+What a change does to a resume was run with transformers 4.57 to 5.6 and peft 0.18: another batch
+under the same global batch and a LoRA adapter on a base now in 4-bit go on; another optimizer
+fails with `KeyError: 'state1'`, another LoRA rank with a size mismatch, another ZeRO stage with
+`Can't find a valid checkpoint` or a bare AssertionError.
+"""
+
+from __future__ import annotations
+
+from oomguard.adapters.knobs import Key, anything, flag
+from oomguard.adapters.settings import Settings
+from oomguard.checkpoint import Continuation, Layout, Mode
+from oomguard.job import Job
+from oomguard.plan import Plan
+
+RESUME: Key[object] = Key(name="resume_from_checkpoint", decode=anything, default=None)
+OVERWRITE = flag("overwrite_output_dir")
+SAVE_ONLY_MODEL = flag("save_only_model")
+
+#: A change of one of these leaves an optimizer state that does not belong to the new run.
+_STATEFUL = {
+    "optimizer": "the optimizer changes",
+    "sharding": "the sharding changes",
+    "offload": "the offload changes",
+    "lora_rank": "the LoRA rank changes",
+    "tuning": "what is trained changes",
+    "frozen": "what is frozen changes",
+}
+
+
+def layout(job: Job) -> Layout | None:
+    """Name the Trainer's checkpoints: weights, optimizer state and `trainer_state.json`."""
+    if job.output_dir is None:
+        return None
+    return Layout(
+        folder=job.output_dir,
+        name=r"checkpoint-(?P<step>\d+)",
+        needs=(
+            "trainer_state.json",
+            "*.safetensors|*.bin|pytorch_model_fsdp*|global_step*",
+            "optimizer*|global_step*",
+        ),
+    )
+
+
+def keeps(settings: Settings, before: Plan, after: Plan, *, packs: bool) -> tuple[Mode, str]:
+    """Say what of a checkpoint written under `before` survives under `after`.
+
+    `packs` says that samples are packed into sequences: a shorter one then holds other samples.
+    """
+    if SAVE_ONLY_MODEL.of(settings):
+        return Mode.RESTART, "the checkpoints hold no optimizer state (save_only_model)"
+    if packs and before.sequence_length != after.sequence_length:
+        return Mode.RESTART, "samples are packed, and the sequence length changes"
+    changed = (
+        why for field, why in _STATEFUL.items() if getattr(before, field) != getattr(after, field)
+    )
+    reason = next(changed, None)
+    return (Mode.RESTART, reason) if reason else (Mode.FULL, "")
+
+
+def resumed(settings: Settings, begins: Continuation | None) -> Settings:
+    """Write from which checkpoint the Trainer is to go on; nothing where the user's own holds."""
+    if begins is None or begins.checkpoint is None:
+        return settings
+    return settings.set(RESUME.name, begins.checkpoint.path)
+
+
+def restarted(settings: Settings, begins: Continuation | None) -> Settings:
+    """Keep LLaMA-Factory from going on, unasked, from a checkpoint that does not fit."""
+    if begins is None or not begins.hide:
+        return settings
+    return settings.set(OVERWRITE.name, value=True)
