@@ -171,6 +171,11 @@ def test_a_new_key_in_an_open_last_line_and_in_flow_mappings() -> None:
     assert json.loads(parse("args.json").set("b", 2).text)["b"] == 2
 
 
+def test_a_new_key_follows_an_alias() -> None:
+    after = parse("x.yaml", "a: &x 1\nb: *x  # as a\n# end\n").set("c", 2)
+    assert after.text == "a: &x 1\nb: *x  # as a\nc: 2\n# end\n"
+
+
 def test_a_null_mapping_gets_its_first_key() -> None:
     after = parse("x.yaml", "train:\nother: 1\n").set("train.micro_batch_size", 4)
     assert yaml.safe_load(after.text) == {"train": {"micro_batch_size": 4}, "other": 1}
@@ -220,6 +225,7 @@ def test_numbers_keep_the_meaning_that_pyyaml_gives_them() -> None:
         ("x.yaml", "a: 1\n? {c: 1}\n: 2\n", 2, "unhashable"),
         ("x.json", '{"a": }', 1, "is no valid JSON"),
         ("x.json", "[1]", 1, "no mapping"),
+        ("x.json", '{"a": ' + "[" * 5000 + "]" * 5000 + "}", None, "is no JSON that can be"),
     ],
 )
 def test_a_broken_file_is_named_with_its_line(

@@ -106,6 +106,7 @@ def test_a_flag_is_read_into_its_field(
         ("python train.py", 0, World(), Device.CPU),
         ("python train.py", 4, World(per_node=4), Device.CUDA),  # nn.DataParallel
         ("python train.py --use_cpu", 4, World(), Device.CPU),
+        ("python -m accelerate.commands.launch t.py", 2, World(per_node=2), Device.CUDA),
         ("torchrun --nproc-per-node 2 train.py", 4, World(per_node=2), Device.CUDA),
         ("accelerate launch train.py", 2, World(per_node=2), Device.CUDA),
         ("deepspeed train.py", 2, World(per_node=2), Device.CUDA),

@@ -132,6 +132,8 @@ def test_a_key_is_read_into_its_field(
     ("argv", "text"),
     [
         (CLI, EMPTY),
+        (f"{CLI} c", "checkpoint_dir: other\n"),
+        ("litgpt finetune_lora x --config train.yaml", EMPTY),
         ("litgpt finetune_lora c --config train.yaml", "precision: bf16-true\n"),
         ("litgpt finetune_lora --devices 1 c --config train.yaml", "precision: bf16-true\n"),
         ("litgpt finetune_lora --config train.yaml --checkpoint_dir c", "precision: bf16-true\n"),

@@ -103,6 +103,13 @@ def test_the_file_and_the_words_after_it_are_read(read: Callable[..., Job]) -> N
         ("fsdp: full_shard", "sharding", Sharding.FSDP),
         ("deepspeed: gone.json", "sharding", None),
         ("deepspeed: {zero_optimization: {stage: 2}}", "sharding", Sharding.ZERO2),
+        ('deepspeed: \'{"zero_optimization": {"stage": 1}}\'', "sharding", Sharding.ZERO1),
+        ("deepspeed: '{broken'", "sharding", None),
+        (
+            "deepspeed: {zero_optimization: {stage: 2, cpu_offload: true}}",
+            "offload",
+            frozenset({Offload.OPTIMIZER}),
+        ),
     ],
 )
 def test_a_key_is_read_into_its_field(
@@ -385,6 +392,7 @@ NF4 = {"quantization": Quantization.NF4}
             "offloaded by ZeRO-3 alone",
         ),
         ("", {"frozen": frozenset(Part)}, "no setting that makes frozen"),
+        ("", {"quantization": Quantization.PREQUANTIZED}, "makes quantization 'prequantized'"),
         ("", {"image_pixels": 512}, "no setting that makes image_pixels 512"),
         ("", {"precision": Precision.FP16_TRUE}, "no setting that makes precision 'fp16-true'"),
     ],
