@@ -35,9 +35,11 @@ from oomguard.record import (
 )
 
 #: Seconds that a job may go on after its log said out of memory. It may have caught the error and
-#: be about to take another step; where no reporter inside can say so, it gets longer.
+#: be about to take another step; where no reporter inside can say so, it gets longer, and where
+#: the reporter says that the error has not ended the process, longer still.
 PATIENCE_S = 1.0
 PATIENCE_BLIND_S = 5.0
+PATIENCE_CAUGHT_S = 60.0
 
 OUT_OF_MEMORY = "out of memory"
 SIGNAL = "signal"
@@ -110,12 +112,17 @@ def _is_sure(attempt: Attempt, now: float) -> bool:
         return False
     if attempt.progress_t is not None and attempt.progress_t > attempt.suspected_t:
         return False  # it caught the error and took another step
-    patience = PATIENCE_S if attempt.reporting else PATIENCE_BLIND_S
-    return now - attempt.suspected_t >= patience
+    return now - attempt.suspected_t >= _patience_s(attempt)
 
 
 def _decisive(finding: Finding) -> bool:
     return finding.witness is Witness.INSIDE and finding.kind.is_memory and not finding.handled
+
+
+def _patience_s(attempt: Attempt) -> float:
+    if attempt.caught:
+        return PATIENCE_CAUGHT_S
+    return PATIENCE_S if attempt.reporting else PATIENCE_BLIND_S
 
 
 def _on_exit(record: RunRecord, verdict: Verdict) -> Action:

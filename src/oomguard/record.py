@@ -13,6 +13,7 @@ from enum import Enum
 import msgspec
 
 from oomguard.checkpoint import Checkpoint, Continuation
+from oomguard.evidence.judge import is_shortage
 from oomguard.evidence.verdict import Finding, Phase, Verdict
 from oomguard.job import Job
 from oomguard.plan import Change, Plan
@@ -109,7 +110,10 @@ class Started(Event):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Progress(Event):
-    """What a process of the job said of itself; bytes are peaks so far."""
+    """What a process of the job said of itself; bytes are peaks so far.
+
+    `caught` says that an out-of-memory error passes through it, which it may yet catch.
+    """
 
     attempt: int
     pid: int
@@ -119,6 +123,7 @@ class Progress(Event):
     host_bytes: int | None = None
     device_bytes: int | None = None
     reserved_bytes: int | None = None
+    caught: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -239,6 +244,7 @@ class Attempt:
     reserved_peak_bytes: int | None = None
     findings: tuple[Finding, ...] = ()
     suspected_t: float | None = None
+    caught: bool = False
     stopped: str | None = None
     returncode: int | None = None
     verdict: Verdict | None = None
@@ -262,6 +268,7 @@ class Attempt:
             phase=event.phase,
             steps_done=max(self.steps_done, event.step),
             progress_t=event.t if advanced else self.progress_t,
+            caught=event.caught or (self.caught and not advanced),
             host_peak_bytes=_larger(self.host_peak_bytes, event.host_bytes),
             device_peak_bytes=_larger(self.device_peak_bytes, event.device_bytes),
             reserved_peak_bytes=_larger(self.reserved_peak_bytes, event.reserved_bytes),
@@ -269,7 +276,7 @@ class Attempt:
 
     def with_finding(self, event: Noticed) -> Attempt:
         """Take in a piece of evidence; the first unhandled memory failure is the suspicion."""
-        suspicious = event.finding.kind.is_memory and not event.finding.handled
+        suspicious = is_shortage(event.finding)
         first = event.t if suspicious and self.suspected_t is None else self.suspected_t
         return replace(self, findings=(*self.findings, event.finding), suspected_t=first)
 

@@ -12,6 +12,7 @@ from generators import failures, jobs, make_job, make_ladder
 from oomguard.decide import (
     OUT_OF_MEMORY,
     PATIENCE_BLIND_S,
+    PATIENCE_CAUGHT_S,
     PATIENCE_S,
     SIGNAL,
     Finish,
@@ -45,6 +46,7 @@ from oomguard.record import (
     replay,
 )
 
+TEXT = "torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2.00 GiB"
 OOM = Verdict(kind=Kind.DEVICE_OOM, phase=Phase.FORWARD)
 LIMITS = Limits(ladder=("halve_micro_batch",), allow=make_ladder().allow, max_attempts=20)
 
@@ -91,7 +93,12 @@ class Story:
         return self.happen(DeviceFree(t=10.0, attempt=attempt, free=free, waited_s=0.1, busy="GPU"))
 
     def notice(self, witness, t, kind=Kind.DEVICE_OOM, **fields):
-        finding = Finding(witness=witness, kind=kind, text="out of memory", **fields)
+        finding = Finding(
+            witness=witness,
+            kind=kind,
+            text=TEXT,
+            **fields,
+        )
         return self.happen(Noticed(t=t, attempt=1, finding=finding))
 
 
@@ -136,7 +143,16 @@ def test_an_oom_that_ends_the_process_stops_the_group_at_once(story):
 
 def test_an_oom_that_the_job_caught_stops_nothing(story):
     assert story.notice(Witness.INSIDE, t=2.0, handled=True) is None
-    assert story.happen(Ticked(t=60.0)) is None
+    assert story.happen(Ticked(t=600.0)) is None
+
+
+def test_an_error_that_the_process_may_yet_catch_gets_a_minute(story):
+    story.happen(
+        Progress(t=1.5, attempt=1, pid=7, rank=None, step=3, phase=Phase.BACKWARD, caught=True)
+    )
+    story.notice(Witness.LOG, t=2.0)
+    assert story.happen(Ticked(t=2.0 + PATIENCE_CAUGHT_S - 1)) is None
+    assert story.happen(Ticked(t=2.0 + PATIENCE_CAUGHT_S)) == Stop(reason=OUT_OF_MEMORY)
 
 
 def test_an_oom_in_the_log_alone_gets_patience(story):

@@ -130,6 +130,7 @@ class Supervisor:
         try:
             seen = self._queue.get(timeout=TICK_S)
         except queue.Empty:
+            yield from self._observer.wait(self._now)
             yield Ticked(t=self._now)
             return
         match seen:
@@ -174,7 +175,7 @@ class Supervisor:
         )
 
     def _exited(self, seen: ProcessExited) -> Iterator[Event]:
-        yield from self._observer.close(self._now)
+        yield from self._observer.close(self._now, well=seen.returncode == 0)
         self._end_processes(grace_s=GRACE_LEFTOVERS_S)
         attempt = self.record.last
         verdict = judge(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
 from oomguard.evidence.log import LogScanner
@@ -24,21 +25,34 @@ class Observer:
         self._attempt = attempt
         self._scanner = LogScanner()
         self._noticed = 0
+        self._peeked = True
         self._last: dict[int, tuple[float, int, Phase]] = {}
+        self._caught: dict[int, Finding] = {}
 
     def take(self, seen: ShellEvent, t: float) -> Iterator[Event]:
         """Give the events that one piece of news adds up to, at time `t`."""
         match seen:
             case Output():
+                self._peeked = False
                 yield from self._notice(self._scanner.feed(seen.data), t)
             case Kernel():
                 yield from self._notice([_from_kernel(seen)], t)
             case Report():
                 yield from self._report(seen.message, t)
 
-    def close(self, t: float) -> Iterator[Event]:
-        """Give what the end of the log adds."""
-        yield from self._notice(self._scanner.close(), t)
+    def wait(self, t: float) -> Iterator[Event]:
+        """Give what a silence adds: a message that is not complete may be the last one."""
+        if not self._peeked:
+            self._peeked = True
+            yield from self._notice(self._scanner.peek(), t)
+
+    def close(self, t: float, *, well: bool) -> Iterator[Event]:
+        """Give what the end adds: the rest of the log, and errors that were caught.
+
+        `well` says that the job ended well: then they were dealt with.
+        """
+        caught = [replace(finding, handled=well) for finding in self._caught.values()]
+        yield from self._notice([*self._scanner.close(), *caught], t)
 
     def _notice(self, findings: list[Finding], t: float) -> Iterator[Event]:
         for finding in findings:
@@ -48,16 +62,30 @@ class Observer:
 
     def _report(self, message: Mapping[str, object], t: float) -> Iterator[Event]:
         progress = _progress(message, self._attempt, t)
-        if message.get("type") in ("oom", "error"):
+        kind, pid = message.get("type"), progress.pid
+        if kind == "oom" and message.get("uncaught") is False:
+            self._caught[pid] = _from_inside(message)
+            yield progress
+        elif kind in ("oom", "error"):
+            self._caught.pop(pid, None)
             yield progress
             yield from self._notice([_from_inside(message)], t)
-        elif message.get("type") == "bye" or self._is_news(progress):
+        elif kind == "bye" or self._is_news(progress):
             yield progress
+            yield from self._went_on(progress)
+
+    def _went_on(self, progress: Progress) -> Iterator[Event]:
+        """Take another step as proof that an error was caught and dealt with."""
+        caught = self._caught.get(progress.pid)
+        if caught is not None and progress.step > (caught.step or 0):
+            del self._caught[progress.pid]
+            yield from self._notice([replace(caught, handled=True)], progress.t)
 
     def _is_news(self, progress: Progress) -> bool:
         before = self._last.get(progress.pid)
         fresh = (
             before is None
+            or progress.pid in self._caught
             or (progress.step <= FIRST_STEPS and progress.step != before[1])
             or (progress.phase is not before[2] and progress.phase in (Phase.EVAL, Phase.SAVE))
             or progress.t - before[0] >= PROGRESS_EVERY_S
@@ -84,7 +112,6 @@ def _from_inside(message: Mapping[str, Any]) -> Finding:
         step=message.get("step"),
         requested_bytes=message.get("requested_bytes"),
         capacity_bytes=message.get("capacity_bytes"),
-        handled=message.get("uncaught") is False,
     )
 
 
@@ -118,4 +145,5 @@ def _progress(message: Mapping[str, Any], attempt: int, t: float) -> Progress:
         host_bytes=memory.get("peak_rss_bytes"),
         device_bytes=max((card["peak_allocated_bytes"] for card in cuda), default=None),
         reserved_bytes=max((card["peak_reserved_bytes"] for card in cuda), default=None),
+        caught=message.get("type") == "oom" and message.get("uncaught") is False,
     )

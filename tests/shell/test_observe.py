@@ -1,0 +1,99 @@
+"""What the supervisor makes of an attempt's output, reports and kernel counters."""
+
+from __future__ import annotations
+
+import pytest
+
+from oomguard.evidence.verdict import Kind, Phase, Witness
+from oomguard.process.events import Kernel, Output, Report
+from oomguard.record import Noticed, Progress
+from oomguard.supervise.observe import MOST_FINDINGS, Observer
+
+TEXT = b"torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2.00 GiB.\n"
+
+
+def report(kind, *, step=0, pid=7, **fields):
+    message = {"v": 1, "type": kind, "pid": pid, "rank": None, "step": step, "phase": "forward"}
+    return Report(message={**message, **fields})
+
+
+def oom(*, uncaught, step=0):
+    return report(
+        "oom",
+        step=step,
+        uncaught=uncaught,
+        exception="torch.OutOfMemoryError",
+        message="CUDA out of memory.",
+        device="cuda",
+        frames=[],
+        requested_bytes=5,
+        capacity_bytes=9,
+    )
+
+
+@pytest.fixture
+def observer():
+    return Observer(1)
+
+
+def findings(events):
+    return [event.finding for event in events if isinstance(event, Noticed)]
+
+
+def test_an_uncaught_error_from_inside_is_a_finding_with_its_figures(observer):
+    (found,) = findings(observer.take(oom(uncaught=True), 1.0))
+    assert (found.witness, found.kind, found.phase) == (
+        Witness.INSIDE,
+        Kind.DEVICE_OOM,
+        Phase.FORWARD,
+    )
+    assert (found.requested_bytes, found.capacity_bytes, found.handled) == (5, 9, False)
+
+
+def test_a_caught_error_is_a_finding_once_the_process_has_taken_another_step(observer):
+    first = list(observer.take(oom(uncaught=False, step=3), 1.0))
+    assert findings(first) == []
+    assert [e.caught for e in first if isinstance(e, Progress)] == [True]
+    (found,) = findings(observer.take(report("step", step=4), 2.0))
+    assert found.handled is True
+
+
+@pytest.mark.parametrize("well", [True, False])
+def test_a_caught_error_without_another_step_is_judged_by_how_the_job_ended(observer, well):
+    list(observer.take(oom(uncaught=False, step=3), 1.0))
+    (found,) = findings(observer.close(2.0, well=well))
+    assert found.handled is well
+
+
+def test_an_error_that_passes_a_hook_and_then_ends_the_process_counts_once(observer):
+    list(observer.take(oom(uncaught=False), 1.0))
+    assert len(findings(observer.take(oom(uncaught=True), 1.1))) == 1
+    assert findings(observer.close(2.0, well=False)) == []
+
+
+def test_a_message_cut_off_by_silence_is_seen(observer):
+    cut = b"torch.OutOfMemoryError: CUDA out of memory. Tried to allocate\n"
+    seen = findings(observer.take(Output(data=cut), 1.0)) + findings(observer.wait(1.1))
+    assert [found.kind for found in seen] == [Kind.DEVICE_OOM]
+    assert list(observer.wait(1.2)) == []
+
+
+def test_the_kernels_counter_is_a_finding(observer):
+    (found,) = findings(observer.take(Kernel(oom_kills=2, total=2), 1.0))
+    assert (found.witness, found.kind) == (Witness.KERNEL, Kind.HOST_OOM)
+    assert "2 process" in found.text
+
+
+def test_a_job_that_prints_errors_without_end_fills_no_record(observer):
+    seen = [
+        found for _ in range(200) for found in findings(observer.take(Output(data=TEXT * 5), 1.0))
+    ]
+    assert len(seen) <= MOST_FINDINGS
+
+
+def test_progress_is_thinned_out_after_the_first_steps(observer):
+    events = [e for n in range(1, 101) for e in observer.take(report("step", step=n), n / 100)]
+    assert [e.step for e in events[:3]] == [1, 2, 3]
+    assert 3 < len(events) < 10
+    (bye,) = observer.take(report("bye", step=100), 1.01)
+    assert bye.step == 100
