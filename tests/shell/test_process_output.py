@@ -85,6 +85,27 @@ def test_a_slow_supervisor_holds_the_job_back_and_loses_nothing(tmp_path):
     assert sum(got) == log.stat().st_size == 5_000_000
 
 
+def test_the_end_waits_for_output_that_a_slow_supervisor_has_not_taken(tmp_path):
+    go, ended, got = threading.Event(), threading.Event(), []
+
+    def emit(event: object) -> None:
+        if isinstance(event, Exited):
+            ended.set()
+        else:
+            assert go.wait(PATIENCE_S)
+            got.append(event.data)
+
+    # The grandchild holds the pipe: its end does not tell that all was read.
+    command = Command(argv=("sh", "-c", "sleep 600 & echo last words"), cwd=str(tmp_path))
+    log = tmp_path / "log.txt"
+    running = start(command, log=log, caps=Caps(), inside=False, mark=unique("words"), emit=emit)
+    assert not ended.wait(1.0)
+    go.set()
+    assert ended.wait(PATIENCE_S)
+    assert b"".join(got) == b"last words\n"
+    running.close()
+
+
 def test_a_log_that_cannot_be_written_does_not_stop_the_job(attempts):
     attempt = attempts.start("head", "-c", "200000", "/dev/zero", log=Path("/dev/full"))
     assert attempt.exit() == 0

@@ -9,7 +9,7 @@ import socket
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from oomguard.process.events import Exited, Report
@@ -118,6 +118,7 @@ def test_a_field_of_another_type_is_refused(wrong):
     assert parse(line({**MESSAGES[3], **wrong})) is None
 
 
+@settings(deadline=None)  # the machine may be busy
 @given(
     st.sampled_from(MESSAGES), st.dictionaries(st.sampled_from([*HEAD, *OOM, "type"]), json_values)
 )
@@ -126,12 +127,14 @@ def test_what_is_read_is_what_was_written_or_nothing(message, changes):
     assert parse(line(changed)) in (None, json.loads(line(changed)))
 
 
+@settings(deadline=None)  # the machine may be busy
 @given(st.binary())
 def test_no_bytes_make_it_fail(data):
     read = parse(data)
     assert read is None or json.loads(data) == read
 
 
+@settings(deadline=None)  # the machine may be busy
 @given(
     st.lists(st.binary(max_size=20).map(lambda b: b.replace(b"\n", b"")).filter(bool)), st.data()
 )

@@ -201,6 +201,17 @@ def left_behind() -> tuple[object, ...]:
     return threading.active_count(), me.num_fds(), me.children(), groups
 
 
+def test_a_start_that_fails_half_way_leaves_no_process(attempts, monkeypatch):
+    def no_thread(**_: object) -> None:
+        raise RuntimeError("can't start new thread")
+
+    before = left_behind()
+    monkeypatch.setattr("oomguard.process.start.Tee", no_thread)
+    with pytest.raises(RuntimeError, match="new thread"):
+        attempts.python(WAIT, inside=True)
+    assert left_behind() == before
+
+
 @pytest.mark.parametrize("argv", [("no-such-trainer",), (sys.executable, "-c", WAIT)])
 def test_nothing_is_left_behind(attempts, tmp_path, monkeypatch, argv):
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))

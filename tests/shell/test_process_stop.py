@@ -143,15 +143,17 @@ def test_a_daemon_is_found_and_gone(attempts, monkeypatch, with_cgroup):
 
 
 def test_processes_of_others_are_let_alone(attempts):
+    older = subprocess.Popen(["sleep", "600"], start_new_session=True)
     attempt, other = attempts.python(WAIT), attempts.python(WAIT)
     helper = subprocess.Popen(["sleep", "600"])
     try:
         assert attempt.running.stop(grace_s=LONG_S).asked == 1
         assert other.running.alive() == (other.running.pid,)
-        assert helper.poll() is None
+        assert (older.poll(), helper.poll()) == (None, None)
     finally:
-        helper.kill()
-        helper.wait()
+        for process in (older, helper):
+            process.kill()
+            process.wait()
 
 
 def test_a_pid_that_was_used_again_is_not_ours(attempts):
