@@ -20,6 +20,7 @@ from transformers import (
     PreTrainedTokenizerBase,
     Trainer,
     TrainingArguments,
+    set_seed,
 )
 
 
@@ -52,6 +53,7 @@ def main() -> None:
     """Train as the flags say, and save the adapter."""
     parser = HfArgumentParser((ScriptArguments, TrainingArguments))
     script, training = parser.parse_args_into_dataclasses()
+    set_seed(training.seed)  # before LoRA draws its weights
     tokenizer = AutoTokenizer.from_pretrained(script.model_name_or_path)
     model = AutoModelForCausalLM.from_pretrained(script.model_name_or_path)
     lora = LoraConfig(
