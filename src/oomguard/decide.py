@@ -110,8 +110,6 @@ def _is_sure(attempt: Attempt, now: float) -> bool:
         return True
     if attempt.suspected_t is None:
         return False
-    if attempt.progress_t is not None and attempt.progress_t > attempt.suspected_t:
-        return False  # it caught the error and took another step
     return now - attempt.suspected_t >= _patience_s(attempt)
 
 

@@ -14,7 +14,8 @@ import msgspec
 
 from oomguard.checkpoint import Checkpoint, Continuation
 from oomguard.evidence.judge import is_shortage
-from oomguard.evidence.verdict import Finding, Phase, Verdict
+from oomguard.evidence.log import PROGRESS_AFTER
+from oomguard.evidence.verdict import Finding, Phase, Verdict, Witness
 from oomguard.job import Job
 from oomguard.plan import Change, Plan
 from oomguard.strategy import Fidelity
@@ -113,6 +114,7 @@ class Progress(Event):
     """What a process of the job said of itself; bytes are peaks so far.
 
     `caught` says that an out-of-memory error passes through it, which it may yet catch.
+    `said_t` is when it said so: on its way the report may have been overtaken by the log.
     """
 
     attempt: int
@@ -124,6 +126,7 @@ class Progress(Event):
     device_bytes: int | None = None
     reserved_bytes: int | None = None
     caught: bool = False
+    said_t: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -238,7 +241,6 @@ class Attempt:
     reporting: bool = False
     phase: Phase = Phase.LAUNCH
     steps_done: int = 0
-    progress_t: float | None = None
     host_peak_bytes: int | None = None
     device_peak_bytes: int | None = None
     reserved_peak_bytes: int | None = None
@@ -262,12 +264,13 @@ class Attempt:
     def with_progress(self, event: Progress) -> Attempt:
         """Take in what a process said of itself."""
         advanced = event.step > self.steps_done
+        at = event.t if event.said_t is None else event.said_t
+        went_on = advanced and self.suspected_t is not None and at > self.suspected_t
         return replace(
-            self,
+            self._gone_on() if went_on else self,
             reporting=True,
             phase=event.phase,
             steps_done=max(self.steps_done, event.step),
-            progress_t=event.t if advanced else self.progress_t,
             caught=event.caught or (self.caught and not advanced),
             host_peak_bytes=_larger(self.host_peak_bytes, event.host_bytes),
             device_peak_bytes=_larger(self.device_peak_bytes, event.device_bytes),
@@ -276,9 +279,21 @@ class Attempt:
 
     def with_finding(self, event: Noticed) -> Attempt:
         """Take in a piece of evidence; the first unhandled memory failure is the suspicion."""
+        if event.finding.signature == PROGRESS_AFTER and self.suspected_t is not None:
+            return self._gone_on().with_finding(event)
         suspicious = is_shortage(event.finding)
         first = event.t if suspicious and self.suspected_t is None else self.suspected_t
         return replace(self, findings=(*self.findings, event.finding), suspected_t=first)
+
+    def _gone_on(self) -> Attempt:
+        """Take a step after a shortage in the log as proof that the job dealt with it."""
+        findings = tuple(
+            replace(found, handled=True)
+            if found.witness is Witness.LOG and is_shortage(found)
+            else found
+            for found in self.findings
+        )
+        return replace(self, findings=findings, suspected_t=None)
 
 
 def _larger(old: int | None, new: int | None) -> int | None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-import sysconfig
 import venv
 import zipfile
 from pathlib import Path
@@ -53,7 +52,8 @@ def installed(wheel, tmp_path_factory):
         *("--disable-pip-version-check", "--no-deps", "--no-index", wheel),
         cwd=home,
     )
-    (site / "dependencies.pth").write_text(sysconfig.get_path("purelib") + "\n")
+    folders = [path for path in sys.path if path.endswith("site-packages")]
+    (site / "dependencies.pth").write_text("\n".join(folders) + "\n")
     return home / "bin"
 
 

@@ -230,7 +230,7 @@ class Supervisor:
         self._layout = self._adapter.layout(self._job)
         self._stamp = stamp(self._layout) if self._layout else {}
         _write_command(self.command, folder)
-        self._observer = Observer(number)
+        self._observer = Observer(number, begin=self._begin)
         self._running = self._engine.start(
             self.command,
             log=folder / "log.txt",

@@ -19,10 +19,13 @@ FIRST_STEPS = 3
 
 
 class Observer:
-    """Follows one attempt: its log, its own reports, the kernel's counters."""
+    """Follows one attempt: its log, its own reports, the kernel's counters.
 
-    def __init__(self, attempt: int) -> None:
-        self._attempt = attempt
+    `begin` is when the run began, on the clock of the reports (seconds).
+    """
+
+    def __init__(self, attempt: int, *, begin: float = 0.0) -> None:
+        self._attempt, self._begin = attempt, begin
         self._scanner = LogScanner()
         self._noticed = 0
         self._peeked = True
@@ -60,8 +63,8 @@ class Observer:
                 self._noticed += 1
                 yield Noticed(t=t, attempt=self._attempt, finding=finding)
 
-    def _report(self, message: Mapping[str, object], t: float) -> Iterator[Event]:
-        progress = _progress(message, self._attempt, t)
+    def _report(self, message: Mapping[str, Any], t: float) -> Iterator[Event]:
+        progress = replace(_progress(message, self._attempt, t), said_t=self._said_t(message, t))
         kind, pid = message.get("type"), progress.pid
         if kind == "oom" and message.get("uncaught") is False:
             self._caught[pid] = _from_inside(message)
@@ -73,6 +76,10 @@ class Observer:
         elif kind == "bye" or self._is_news(progress):
             yield progress
             yield from self._went_on(progress)
+
+    def _said_t(self, message: Mapping[str, Any], t: float) -> float | None:
+        said = message.get("t")
+        return None if said is None else round(min(t, said - self._begin), 4)
 
     def _went_on(self, progress: Progress) -> Iterator[Event]:
         """Take another step as proof that an error was caught and dealt with."""

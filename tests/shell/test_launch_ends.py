@@ -1,0 +1,259 @@
+"""Every end of `oomguard launch`: its exit code, its account, what it leaves behind."""
+
+from __future__ import annotations
+
+import json
+import resource
+import shlex
+import subprocess
+from pathlib import Path
+
+import jsonschema
+import pytest
+
+import oomguard
+from shell.launches import (
+    CAP_BYTES,
+    OOMGUARD,
+    REPORT,
+    TORCH_OOM,
+    launch,
+    make_live,
+    write_job,
+)
+
+live = pytest.fixture(make_live)
+CAP = ("--host-memory", str(CAP_BYTES))
+TRAINS = "say('micro', micro, 'accumulation', accumulation); batch = hold(micro); say('trained')"
+SCHEMA = json.loads(Path(oomguard.__file__).with_name("fit-report.schema.json").read_text())
+
+
+@pytest.fixture(scope="module")
+def fit(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("fit")
+    return launch(folder, *CAP, "--", *write_job(folder, TRAINS))
+
+
+def test_a_job_that_runs_out_of_memory_twice_ends_trained(fit):
+    assert fit.code == 0, fit.err
+    assert fit.report["status"] == "fit"
+    assert fit.micro_batches == [16, 8, 4]
+    kinds = [attempt["verdict"]["kind"] for attempt in fit.report["attempts"]]
+    assert kinds == ["host_oom", "host_oom", "ok"]
+    plans = [attempt["plan"] for attempt in fit.report["attempts"]]
+    assert {plan["micro_batch"] * plan["accumulation"] for plan in plans} == {16}
+
+
+def test_what_the_job_printed_is_on_stdout_and_in_its_logs(fit):
+    assert fit.out == "".join(fit.log(number) for number in (1, 2, 3))
+    said = [line for line in fit.out.splitlines() if line.startswith("micro")]
+    assert said == [f"micro {n} accumulation {16 // n}" for n in (16, 8, 4)]
+    assert fit.log(3).endswith("trained\n")
+
+
+def test_the_account_is_on_stderr_and_says_each_change_with_its_cost(fit):
+    lines = [line.removeprefix("oomguard ") for line in fit.err.splitlines()]
+    assert lines[0] == (
+        "hf_trainer on cpu: global batch 16 (micro 16 x accumulation 1 x 1 process)"
+    )
+    assert [line for line in lines if line.startswith("attempt")] == [
+        f"attempt {number}: micro batch {micro} x {16 // micro}, fp32"
+        for number, micro in ((1, 16), (2, 8), (3, 4))
+    ]
+    assert sum(line.startswith("out of host memory") for line in lines) == 2
+    assert sum(line.endswith("[same math]") for line in lines) == 2
+    assert "trained, in 3 attempts" in lines
+    assert "  micro_batch 16 -> 4" in lines
+    assert str(fit.run / "fit-report.json") in lines[-1]
+
+
+def test_the_report_keeps_the_published_schema(fit):
+    jsonschema.validate(fit.report, SCHEMA)
+
+
+def test_the_final_command_trains_by_hand_under_the_same_cap(fit):
+    *notes, command = (fit.run / "final" / "command.txt").read_text().splitlines()
+    assert str(CAP_BYTES) in notes[0]
+
+    def cap() -> None:
+        resource.setrlimit(resource.RLIMIT_DATA, (CAP_BYTES, CAP_BYTES))
+
+    done = subprocess.run(
+        ["sh", "-c", command], preexec_fn=cap, capture_output=True, text=True, check=False
+    )
+    assert done.stdout == "micro 4 accumulation 4\ntrained\n", done.stderr
+
+
+def test_the_run_is_told_event_by_event(fit):
+    kinds = [event["event"] for event in fit.events()]
+    assert kinds[0] == "run_started"
+    assert kinds[-1] == "finished"
+    assert [kinds.count(kind) for kind in ("planned", "started", "exited")] == [3, 3, 3]
+    times = [event["t"] for event in fit.events()]
+    assert times == sorted(times)
+
+
+def test_a_job_that_fits_as_asked_is_run_once_and_unchanged(tmp_path):
+    ended = launch(tmp_path, "--", *write_job(tmp_path, TRAINS))
+    assert ended.code == 0
+    assert ended.micro_batches == [16]
+    assert ended.report["changes"] == []
+    assert "it fits as asked; nothing was changed" in ended.err
+
+
+def test_when_no_rung_is_left_the_report_says_what_was_tried_and_what_was_missing(tmp_path):
+    code = f"say({TORCH_OOM!r}, to=sys.stderr); sys.exit(1)"
+    ended = launch(tmp_path, "--ladder", "halve_micro_batch", "--", *write_job(tmp_path, code))
+    assert ended.code == 3
+    assert ended.micro_batches == [16, 8, 4, 2, 1]
+    report = ended.report
+    assert (report["status"], report["final"]) == ("exhausted", None)
+    assert report["not_taken"] == [
+        {"strategy": "halve_micro_batch", "reason": "the micro batch is 1"}
+    ]
+    assert report["requested_bytes"] == 256 << 20
+    assert "one allocation of 256.00 MiB failed" in ended.err
+    assert "exhausted: no rung of the ladder is left" in ended.err
+    assert "not taken: halve_micro_batch: the micro batch is 1" in ended.err
+    assert not (ended.run / "final").exists()
+
+
+def test_no_more_attempts_than_allowed(tmp_path):
+    job = write_job(tmp_path, "raise MemoryError")
+    ended = launch(tmp_path, "--max-attempts", "2", "--", *job)
+    assert (ended.code, ended.micro_batches) == (3, [16, 8])
+    assert "2 attempts, and none fits" in ended.err
+
+
+@pytest.mark.parametrize(
+    ("code", "returncode", "message"),
+    [
+        ("raise ValueError('loss is nan')", 1, "ValueError: loss is nan"),
+        ("say('no such dataset', to=sys.stderr); sys.exit(7)", 7, "exit code 7"),
+        ("os.kill(os.getpid(), signal.SIGSEGV)", -11, "exit code -11"),
+        ("os.kill(os.getpid(), signal.SIGKILL)", -9, "nothing shows that memory was the reason"),
+    ],
+)
+def test_any_other_failure_is_the_jobs_own_and_ends_the_run(tmp_path, code, returncode, message):
+    ended = launch(tmp_path, *CAP, "--", *write_job(tmp_path, code))
+    assert ended.code == 1
+    (attempt,) = ended.report["attempts"]
+    assert attempt["returncode"] == returncode
+    assert attempt["verdict"]["kind"] == "not_oom"
+    assert ended.report["status"] == "failed"
+    assert message in ended.report["reason"]
+    assert message in ended.err
+
+
+def test_an_error_after_a_caught_shortage_is_no_shortage(tmp_path):
+    code = (
+        "try:\n    hold(64)\nexcept MemoryError:\n    say('smaller, then')\n"
+        "raise ValueError('loss is nan')"
+    )
+    ended = launch(tmp_path, *CAP, "--", *write_job(tmp_path, code))
+    assert (ended.code, ended.micro_batches) == (1, [16])
+    assert "loss is nan" in ended.err
+
+
+def test_a_job_that_says_so_and_never_exits_is_stopped(tmp_path):
+    # The last step was taken before the error, though its report comes after it.
+    code = f"""
+if micro <= 4: sys.exit()
+before = time.monotonic()
+step(1)
+say({TORCH_OOM!r}, to=sys.stderr)
+time.sleep(0.3)
+step(2, t=before)
+signal.pause()
+"""
+    ended = launch(tmp_path, "--", *write_job(tmp_path, REPORT + code))
+    assert (ended.code, ended.micro_batches) == (0, [16, 8, 4])
+    assert [a["stopped"] for a in ended.report["attempts"]] == ["out of memory"] * 2 + [None]
+
+
+def test_it_is_stopped_without_a_reporter_too(tmp_path):
+    code = f"if micro <= 8: sys.exit()\nsay({TORCH_OOM!r}, to=sys.stderr)\nsignal.pause()"
+    ended = launch(tmp_path, "--no-inside", "--", *write_job(tmp_path, code))
+    assert (ended.code, ended.micro_batches) == (0, [16, 8])
+
+
+def test_a_job_that_catches_its_shortage_and_goes_on_is_left_alone(tmp_path):
+    code = f"""
+step(1)
+say({TORCH_OOM!r}, to=sys.stderr)
+for number in range(2, 32):
+    time.sleep(0.1)
+    step(number)
+say('trained')
+"""
+    ended = launch(tmp_path, "--", *write_job(tmp_path, REPORT + code))
+    assert (ended.code, ended.micro_batches) == (0, [16])
+    assert ended.report["attempts"][0]["stopped"] is None
+
+
+def test_a_shortage_that_a_process_reports_as_its_end_stops_the_others_at_once(tmp_path):
+    code = """
+if micro > 8 and os.fork() == 0:
+    report("oom", exception="RuntimeError", message="no memory", uncaught=True, frames=[],
+           memory=None, shapes=None, device="cpu", requested_bytes=5, capacity_bytes=None)
+    os._exit(1)
+if micro > 8: signal.pause()
+"""
+    ended = launch(tmp_path, "--", *write_job(tmp_path, REPORT + code))
+    assert (ended.code, ended.micro_batches) == (0, [16, 8])
+    first = ended.report["attempts"][0]
+    assert (first["stopped"], first["verdict"]["requested_bytes"]) == ("out of memory", 5)
+    assert first["verdict"]["confidence"] == "high"
+
+
+def test_what_the_job_prints_is_passed_on_without_delay(live, tmp_path):
+    run = live(
+        "sys.stdout.write('half a line'); sys.stdout.flush()\n"
+        "while not os.path.exists('go'): time.sleep(0.01)\nsay(' and the rest')"
+    )
+    run.wait_for("half a line")
+    wait = run.run / "attempts" / "001" / "log.txt"
+    assert wait.read_text() == "half a line"
+    (tmp_path / "go").touch()
+    assert run.ended().out == "half a line and the rest\n"
+
+
+def test_bytes_that_are_no_text_are_passed_on_as_they_are(tmp_path):
+    raw = bytes(range(256)) * 64 + b"\n"
+    job = write_job(tmp_path, f"sys.stdout.buffer.write({raw!r})")
+    done = subprocess.run(
+        [*OOMGUARD, "launch", "--name", "raw", "--", *job],
+        cwd=tmp_path, capture_output=True, check=False,
+    )  # fmt: skip
+    assert (done.returncode, done.stdout) == (0, raw)
+    assert (tmp_path / "oomguard-runs/raw/attempts/001/log.txt").read_bytes() == raw
+
+
+def test_a_file_of_flags_is_a_config_whose_comments_stay(tmp_path):
+    argv = shlex.join(write_job(tmp_path, TRAINS)[:2])
+    text = (
+        f"# mine\noomguard:\n  command: [{', '.join(shlex.split(argv))}]\n"
+        f"  host_memory: {CAP_BYTES}\n\n"
+        "per_device_train_batch_size: 16  # all at once\noutput_dir: out  # stays\n"
+    )
+    (tmp_path / "train.yaml").write_text(text)
+    ended = launch(tmp_path, "train.yaml")
+    assert (ended.code, ended.micro_batches) == (0, [16, 8, 4])
+    final = (ended.run / "final" / "train.yaml").read_text()
+    assert "per_device_train_batch_size: 4  # all at once\n" in final
+    assert "output_dir: out  # stays\n" in final
+    assert "# mine\n" in final
+    assert "gradient_accumulation_steps: 4\n" in final
+    assert (tmp_path / "train.yaml").read_text() == text
+
+
+def test_secrets_are_in_no_file_that_one_would_show_around(tmp_path):
+    secret = "hf_" + "a1B2" * 8
+    job = (*write_job(tmp_path, ""), "--output_dir", secret)
+    ended = launch(tmp_path, "--", *job, env={"WANDB_API_KEY": secret})
+    assert ended.code == 0, ended.err
+    files = [path for path in ended.run.rglob("*") if path.is_file()]
+    told = {path.name for path in files if secret in path.read_text()}
+    # What one types to have the run again has to work; the folder is its owner's alone.
+    assert told <= {"events.jsonl", "command.txt"}
+    assert ended.run.stat().st_mode & 0o77 == 0
