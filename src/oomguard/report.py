@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 
 import msgspec
 
+from oomguard.checkpoint import Continuation
 from oomguard.evidence.verdict import Verdict
 from oomguard.job import Device, Job, World
 from oomguard.plan import Change, Plan, differences
@@ -26,6 +27,7 @@ class AttemptReport:
     plan: Plan
     steps: tuple[Step, ...]
     skipped: tuple[Skip, ...]
+    begins: Continuation | None
     seconds: float | None
     optimizer_steps: int
     returncode: int | None
@@ -135,6 +137,7 @@ def _attempt(attempt: Attempt) -> AttemptReport:
         plan=attempt.plan,
         steps=attempt.steps,
         skipped=attempt.skipped,
+        begins=attempt.begins,
         seconds=attempt.seconds,
         optimizer_steps=attempt.steps_done,
         returncode=attempt.returncode,

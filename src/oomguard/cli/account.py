@@ -8,6 +8,7 @@ from typing import BinaryIO
 from rich.console import Console
 from rich.text import Text
 
+from oomguard.checkpoint import Continuation, Mode
 from oomguard.evidence.verdict import Kind, Verdict
 from oomguard.job import Job
 from oomguard.plan import Change, Plan, Value
@@ -61,7 +62,7 @@ class Account:
             case RunStarted():
                 self._line(_job_line(event.job))
             case Planned():
-                self._planned(event)
+                self._planned(event, record)
             case Exited():
                 self._line(_exit_line(record.last), "red" if _bad(event.verdict) else "green")
             case DeviceFree() if not event.free:
@@ -86,9 +87,12 @@ class Account:
         for change in report.changes:
             self._line(f"  {show_change(change)}")
 
-    def _planned(self, event: Planned) -> None:
+    def _planned(self, event: Planned, record: RunRecord) -> None:
         for step in event.steps:
             self._line(f"{step.summary}: {_changes(step)} [{COSTS[step.fidelity]}]", "yellow")
+        lost = max((attempt.steps_done for attempt in record.attempts), default=0)
+        if event.begins is not None and (event.begins.checkpoint or lost):
+            self._line(_begin_line(event.begins))
         self._line(f"attempt {event.attempt}: {_plan_line(event.plan)}", "bold")
 
     def _finished(self, record: RunRecord) -> None:
@@ -130,6 +134,13 @@ def _plan_line(plan: Plan) -> str:
         if value is not None and value.value != "none"
     ]
     return ", ".join(words)
+
+
+def _begin_line(begins: Continuation) -> str:
+    if begins.checkpoint is None:
+        return f"starts again at step 0: {begins.reason}"
+    kept = "" if begins.mode is Mode.FULL else f", with its weights only: {begins.reason}"
+    return f"goes on from step {begins.checkpoint.step}: {begins.checkpoint.path}{kept}"
 
 
 def _exit_line(attempt: Attempt) -> str:
