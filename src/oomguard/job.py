@@ -38,6 +38,37 @@ class World:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Lengths:
+    """How long the training samples are, in tokens, before anything is cut.
+
+    `sorted_tokens` are the lengths of at most a few hundred samples, spread evenly over all of
+    them in the order of their length; the last is the longest. `counted_by` says how tokens were
+    counted. `least` is the shortest cut that leaves every sample's media tokens whole, 0 where
+    no sample holds any. `filled` says that sequences are as long as the limit whatever the data
+    (packing), `chunked` that what is cut off a text is trained on as another sample.
+    """
+
+    samples: int
+    sorted_tokens: tuple[int, ...]
+    counted_by: str
+    least: int = 0
+    filled: bool = False
+    chunked: bool = False
+
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest sample."""
+        return self.sorted_tokens[-1]
+
+    def lost(self, limit: int) -> float:
+        """Give the share of all tokens that a limit cuts off."""
+        if self.chunked:
+            return 0.0
+        cut = sum(max(0, tokens - limit) for tokens in self.sorted_tokens)
+        return cut / max(1, sum(self.sorted_tokens))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Job:
     """A training job as the user would start it by hand.
 
@@ -45,7 +76,11 @@ class Job:
     every setting stands in `argv`), `env` what the user asked to set for the job. `python` is
     the interpreter that will run the framework; `packages` are those of the packages that
     rungs may need which that interpreter can import. `asked` is the plan in the user's own
-    settings, with the framework's defaults filled in. `output_dir` is where checkpoints go.
+    settings, with the framework's defaults filled in. `output_dir` is where checkpoints go. `files`
+    holds the texts of further files of the user's that an adapter edits, by absolute path.
+    `trained_embeddings` names the matrices over the vocabulary that new tokens make the framework
+    train in full, `lengths` is known where the data could be read, `bfloat16` says whether the
+    device computes in it.
     """
 
     framework: str
@@ -60,6 +95,10 @@ class Job:
     packages: frozenset[str] = frozenset()
     multimodal: bool = False
     output_dir: str | None = None
+    trained_embeddings: tuple[str, ...] = ()
+    lengths: Lengths | None = None
+    bfloat16: bool = True
+    files: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def global_batch(self) -> int:

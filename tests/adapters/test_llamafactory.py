@@ -284,11 +284,17 @@ def test_a_deepspeed_file_is_asked_for_and_read(bench: Callable[..., Any]) -> No
     assert (asked.sharding, asked.offload) == (Sharding.ZERO2, frozenset({Offload.OPTIMIZER}))
 
 
-def test_a_deepspeed_file_that_fixes_the_batch_is_refused(bench: Callable[..., Any]) -> None:
+def test_a_new_batch_frees_a_batch_that_the_deepspeed_file_fixes(
+    bench: Callable[..., Any], folder: str
+) -> None:
     path = "/home/me/project/z2.json"
-    table = bench(LlamaFactory(), files={path: '{"train_micro_batch_size_per_gpu": 4}'})
-    with pytest.raises(ConfigError, match="fixes train_micro_batch_size_per_gpu at 4"):
-        table.job(CLI, EMPTY + "deepspeed: z2.json\n")
+    text = '{"train_micro_batch_size_per_gpu": 4, "zero_optimization": {"stage": 2}}'
+    table = bench(LlamaFactory(), files={path: text})
+    job = table.job("lmf train train.yaml", "model_name_or_path: m\ndeepspeed: z2.json\n")
+    assert table.adapter.write(job, job.asked, folder).files[0].path == f"{folder}/train.yaml"
+    command = table.adapter.write(job, replace(job.asked, micro_batch=4, accumulation=2), folder)
+    assert command.files[0].text == text.replace("4", '"auto"')
+    assert f"deepspeed: {command.files[0].path}\n" in command.files[1].text
 
 
 @pytest.mark.parametrize(

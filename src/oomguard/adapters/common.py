@@ -8,10 +8,11 @@ from dataclasses import dataclass
 
 from oomguard.adapters import allocator
 from oomguard.adapters.base import Request
+from oomguard.adapters.document import Document
 from oomguard.adapters.launchers import Launch
 from oomguard.adapters.settings import Settings
 from oomguard.command import File
-from oomguard.job import Job, World
+from oomguard.job import Job, Source, World
 from oomguard.plan import Plan
 
 _LAUNCH_NAMES = ("CUDA_VISIBLE_DEVICES", *allocator.NAMES)
@@ -62,3 +63,10 @@ def launch_config(launch: Launch | None, request: Request) -> str | None:
     """Name the launcher's own config file, absolute; None if it has none."""
     name = launch.config_file if launch else None
     return posixpath.join(request.cwd, name) if name else None
+
+
+def own_launch_config(launch: Launch, job: Job) -> Document | None:
+    """Give accelerate's config file as the user wrote it; None where there is none."""
+    path = posixpath.join(job.cwd, launch.config_file) if launch.config_file else ""
+    text = job.files.get(path)
+    return Document.parse(Source(path=path, text=text)) if text is not None else None

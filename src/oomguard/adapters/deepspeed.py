@@ -1,4 +1,8 @@
-"""DeepSpeed's config: which ZeRO stage a file asks for, and the file that asks for one."""
+"""DeepSpeed's config, a document that every framework on transformers shares.
+
+What stands in it wins over the trainer's own settings; "auto" follows them. Source: transformers
+5.6.0, integrations/deepspeed.py; deepspeed 0.19.8, runtime/config.py and runtime/zero/config.py.
+"""
 
 from __future__ import annotations
 
@@ -6,12 +10,17 @@ import json
 from collections.abc import Mapping
 from typing import cast
 
-from oomguard.plan import Offload, Sharding
+from oomguard.adapters.document import Document
+from oomguard.job import Source
+from oomguard.plan import Offload, Plan, Sharding
 
 STAGES = {1: Sharding.ZERO1, 2: Sharding.ZERO2, 3: Sharding.ZERO3}
 ZERO = frozenset(STAGES.values())
 
 _OFFLOADS = {"offload_optimizer": Offload.OPTIMIZER, "offload_param": Offload.PARAMETERS}
+#: What DeepSpeed's own optimizers are called in the trainer's words.
+_OPTIMIZERS = {"adamw": "adamw_torch", "adam": "adamw_torch"}
+_ON = {"device": "cpu", "pin_memory": True}
 #: DeepSpeed refuses a number that differs from the trainer's; "auto" follows it.
 BATCH_KEYS = ("train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps")
 
@@ -37,9 +46,58 @@ def zero_of(config: Mapping[str, object]) -> tuple[Sharding, frozenset[Offload]]
     return stage, frozenset(offload)
 
 
-def fixed_batch_key(config: Mapping[str, object]) -> str | None:
-    """Name the first batch key that holds a number; None if all follow the trainer."""
-    return next((key for key in BATCH_KEYS if config.get(key, "auto") != "auto"), None)
+def optimizer_of(config: Mapping[str, object]) -> str | None:
+    """Name the optimizer that a config brings, in the trainer's words; None if it brings none."""
+    block = config.get("optimizer")
+    name = block.get("type") if isinstance(block, dict) else None
+    return _OPTIMIZERS.get(str(name).lower(), str(name).lower()) if name else None
+
+
+def edited(document: Document, asked: Plan, plan: Plan) -> Document:
+    """Change a user's config to `plan`; keys that it need not touch stay as they are.
+
+    Batch keys go back to "auto" with a new batch, since DeepSpeed refuses a number that differs
+    from the trainer's; the `optimizer` block goes with a new optimizer, which it would override.
+    """
+    if (plan.micro_batch, plan.accumulation) != (asked.micro_batch, asked.accumulation):
+        for key in BATCH_KEYS:
+            if document.get(key) not in (None, "auto"):
+                document = document.set(key, "auto")
+    if plan.optimizer != asked.optimizer and document.has("optimizer"):
+        document = _without(document, "optimizer")
+    if (plan.sharding, plan.offload) != (asked.sharding, asked.offload):
+        document = _resharded(document, plan)
+    return document
+
+
+def _resharded(document: Document, plan: Plan) -> Document:
+    zero = "zero_optimization"
+    number = next(n for n, sharding in STAGES.items() if sharding is plan.sharding)
+    document = document.set(f"{zero}.stage", number)
+    gather = f"{zero}.stage3_gather_16bit_weights_on_model_save"
+    if plan.sharding is Sharding.ZERO3 and not document.has(gather):
+        document = document.set(gather, value=True)  # else no weights are saved
+    for key, noun in _OFFLOADS.items():
+        wanted = noun in (plan.offload or frozenset())
+        block = document.get(f"{zero}.{key}")
+        if wanted is _is_offloaded(block):
+            continue
+        if isinstance(block, dict):
+            document = document.set(f"{zero}.{key}.device", "cpu" if wanted else "none")
+        else:
+            document = document.set(f"{zero}.{key}", _ON)
+    return document.set(f"{zero}.cpu_offload", False) if _is_old(document) else document
+
+
+def _is_old(document: Document) -> bool:
+    return document.get("zero_optimization.cpu_offload") is True
+
+
+def _without(document: Document, key: str) -> Document:
+    before, after = document.text, document.without(key)
+    lines = zip(after.splitlines(keepends=True), before.splitlines(keepends=True), strict=True)
+    kept = "".join(new for new, old in lines if new.strip() or not old.strip())
+    return Document.parse(Source(path=document.path, text=kept))
 
 
 def zero_config(stage: Sharding, offload: frozenset[Offload]) -> str:
@@ -55,7 +113,7 @@ def zero_config(stage: Sharding, offload: frozenset[Offload]) -> str:
         }
     for key, noun in _OFFLOADS.items():
         if noun in offload:
-            zero[key] = {"device": "cpu", "pin_memory": True}
+            zero[key] = _ON
     config = {
         **dict.fromkeys((*BATCH_KEYS, "gradient_clipping"), "auto"),
         "zero_allow_untested_optimizer": True,

@@ -5,32 +5,33 @@ Source: transformers 5.6.0, hf_argparser.py, trainer.py; trl 1.16.0, trainer/mod
 
 from __future__ import annotations
 
-import json
 import posixpath
 from collections.abc import Mapping
-from dataclasses import dataclass
 
-from oomguard.adapters import allocator, common, knobs, launchers, resuming
+from oomguard.adapters import accelerate, allocator, common, knobs, launchers, resuming
 from oomguard.adapters import training_arguments as hf
 from oomguard.adapters.base import Request
 from oomguard.adapters.common import Refusal
 from oomguard.adapters.deepspeed import ZERO
-from oomguard.adapters.document import Document
+from oomguard.adapters.hf_recipe import recipe_of
+from oomguard.adapters.invocation import Invocation, args_file, split
 from oomguard.adapters.knobs import Edits, Knob, Knobs, as_object, flag
 from oomguard.adapters.launchers import Launch, Launcher
+from oomguard.adapters.recognition import is_known_config, is_known_script
 from oomguard.adapters.settings import Settings
 from oomguard.adapters.words import Words
 from oomguard.checkpoint import Continuation, Layout, Mode
 from oomguard.command import Command, File
 from oomguard.errors import ConfigError, Where
 from oomguard.job import Device, Job, Source, World
-from oomguard.plan import Plan, Quantization, Sharding, Tuning
+from oomguard.plan import Offload, Plan, Quantization, Sharding, Tuning
+from oomguard.recipe import Recipe
 
-_ENVIRONMENT = (
+ENVIRONMENT = (
     *("MASTER_ADDR", "MASTER_PORT", "RANK", "LOCAL_RANK", "WORLD_SIZE", "NODE_RANK"),
     *("ACCELERATE_MIXED_PRECISION", "ACCELERATE_USE_DEEPSPEED", "ACCELERATE_USE_FSDP"),
 )
-_MODULES_OF_OTHERS = {"llamafactory", "litgpt", "axolotl", "swift", "torchtune"}
+_MODULES_OF_OTHERS = {"llamafactory", "litgpt", "axolotl", "swift", "torchtune", "trl"}
 _LENGTHS = (
     *("max_length", "max_seq_length", "block_size", "model_max_length", "cutoff_len"),
     "max_source_length",
@@ -75,7 +76,7 @@ def _quantization_edits(settings: Settings, value: object) -> Edits | None:
     return edits if _quantization(after) is value else None
 
 
-_KNOBS = Knobs(
+KNOBS = Knobs(
     knobs=(
         *hf.SHARED,
         knobs.stated("sequence_length", *(knobs.maybe_number(name) for name in _LENGTHS)),
@@ -89,7 +90,7 @@ _KNOBS = Knobs(
     )
 )
 
-_REFUSALS = (
+REFUSALS = (
     Refusal(
         message="You cannot perform fine-tuning on purely quantized models.",
         when=lambda _, __, plan: plan.quantization in hf.ON_THE_FLY and plan.tuning is Tuning.FULL,
@@ -114,88 +115,6 @@ _REFUSALS = (
 )
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Invocation:
-    """A command line taken apart. `flags` are those that come from a flat YAML config."""
-
-    launch: Launch
-    words: tuple[str, ...]
-    source: Source | None
-    is_json: bool = False
-
-    @property
-    def settings(self) -> Settings:
-        words = Words(words=self.words)
-        if self.source is None:
-            return Settings(late=words)
-        return Settings(file=Document.parse(self.source), early=words)
-
-    def argv(
-        self, head: tuple[str, ...], settings: Settings, config: str | None
-    ) -> tuple[str, ...]:
-        if settings.file is None:
-            return (*head, *settings.late.words)
-        if self.is_json:
-            return (*head, *((config,) if config else ()))
-        return (*head, *settings.early.words, *flags_of(settings.file))
-
-
-def flags_of(document: Document) -> tuple[str, ...]:
-    """Turn a flat config into the flags of a script: `--key value`, null left out.
-
-    Raises:
-        ConfigError: for a list of lists or of mappings.
-    """
-    words: list[str] = []
-    for key, value in document.values.items():
-        values = value if isinstance(value, list) else [value]
-        if any(isinstance(item, list | dict) for item in values) and isinstance(value, list):
-            raise ConfigError(
-                f"{key} is no list of plain values, it cannot become words of a command line",
-                where=document.where(key),
-            )
-        if value is not None:
-            words += [f"--{key}", *(_as_word(item) for item in values)]
-    return tuple(words)
-
-
-def _as_word(value: object) -> str:
-    return json.dumps(value) if isinstance(value, dict) else str(value)
-
-
-def _split(argv: tuple[str, ...], source: Source | None) -> _Invocation:
-    launch = launchers.parse(argv)
-    if launch is None:
-        raise ConfigError(
-            "starts no Python script in a way known here",
-            where=Where(key=" ".join(argv[:2])),
-            next_step="Write python, torchrun, accelerate launch or deepspeed, then the script.",
-        )
-    if source is None or _args_file(launch):
-        return _Invocation(
-            launch=launch,
-            words=() if source else launch.words,
-            source=source,
-            is_json=source is not None,
-        )
-    flags = flags_of(Document.parse(source))
-    is_derived = bool(flags) and launch.words[-len(flags) :] == flags
-    words = launch.words[: -len(flags)] if is_derived else launch.words
-    return _Invocation(launch=launch, words=words, source=source)
-
-
-def _args_file(launch: Launch) -> str | None:
-    only = launch.words[0] if len(launch.words) == 1 else ""
-    return only if only.endswith(".json") else None
-
-
-def _world(launch: Launch, request: Request, device: Device) -> World:
-    if launch.launcher is not Launcher.PYTHON:
-        return common.launched_world(launch, request)
-    # Without a launcher the Trainer spreads each batch over all GPUs by nn.DataParallel.
-    return World(per_node=max(1, request.gpus) if device is Device.CUDA else 1)
-
-
 def _distributed(launch: Launch, ranks: int, python: str) -> tuple[str, ...]:
     """Put torchrun before a program that `python` starts: DeepSpeed wants a process group."""
     options = ("-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}")
@@ -204,14 +123,17 @@ def _distributed(launch: Launch, ranks: int, python: str) -> tuple[str, ...]:
 
 
 class HFTrainer:
-    """Scripts on Hugging Face's Trainer."""
+    """Scripts on Hugging Face's Trainer; adapters of one such script state their difference."""
 
     name = "hf_trainer"
     title = "Hugging Face Trainer script"
+    knobs: Knobs = KNOBS
+    refusals: tuple[Refusal, ...] = REFUSALS
+    environment: tuple[str, ...] = ENVIRONMENT
 
     def recognise(self, document: Mapping[str, object]) -> bool:
-        """Take flat configs of TrainingArguments, unless a key belongs to LLaMA-Factory alone."""
-        return not hf.ARGUMENTS.isdisjoint(document) and hf.LLAMAFACTORY_KEYS.isdisjoint(document)
+        """Take flat configs of TrainingArguments, unless a key belongs to another framework."""
+        return not hf.ARGUMENTS.isdisjoint(document) and not is_known_config(document)
 
     def recognise_command(self, argv: tuple[str, ...]) -> bool:
         """Take a Python script or module behind any launcher, but no other framework's."""
@@ -220,7 +142,7 @@ class HFTrainer:
             return False
         if launch.is_module:
             return launch.program.split(".")[0] not in _MODULES_OF_OTHERS
-        return launch.program.endswith(".py")
+        return launch.program.endswith(".py") and not is_known_script(launch)
 
     def command_for(
         self,
@@ -240,42 +162,63 @@ class HFTrainer:
     def config_path(self, argv: tuple[str, ...]) -> str | None:
         """Name the `.json` that is a script's only word."""
         launch = launchers.parse(argv)
-        return _args_file(launch) if launch else None
+        return args_file(launch) if launch else None
 
     def further_files(self, request: Request) -> tuple[str, ...]:
         """Name the DeepSpeed file, and accelerate's."""
-        invocation = _split(request.argv, request.source)
+        invocation = self.split(request.argv, request.source)
         files = (
             hf.deepspeed_path(invocation.settings, request.cwd),
             common.launch_config(invocation.launch, request),
         )
         return tuple(path for path in files if path)
 
+    def split(self, argv: tuple[str, ...], source: Source | None) -> Invocation:
+        """Take a command line apart."""
+        return split(argv, source)
+
     def read(self, request: Request) -> Job:
         """Read the job."""
-        invocation = _split(request.argv, request.source)
+        invocation = self.split(request.argv, request.source)
         settings = invocation.settings
         device = hf.device(settings, request.gpus)
-        sharding, offload = hf.sharding(settings, request.cwd, request.files)
-        plan = Plan(
-            **_KNOBS.read(settings),  # type: ignore[arg-type]  # each knob reads its field's type
-            sharding=sharding,
-            offload=offload,
-            allocator=None if device is Device.CPU else allocator.allocator_of(request.env),
-        )
+        fields = self.knobs.read(settings)
+        fields["optimizer"] = hf.optimizer(settings, request.cwd, request.files)
+        fields["sharding"], fields["offload"] = self.sharding(invocation, request)
+        if device is not Device.CPU:
+            fields["allocator"] = allocator.allocator_of(request.env)
         return Job(
             framework=self.name,
-            argv=invocation.argv(invocation.launch.head, settings, _args_file(invocation.launch)),
+            argv=invocation.argv(invocation.launch.head, settings, invocation.config),
             cwd=request.cwd,
             config=request.source,
-            asked=plan,
-            world=_world(invocation.launch, request, device),
+            asked=Plan(**fields),  # type: ignore[arg-type]  # each knob reads its field's type
+            world=self.world(invocation, request, device),
             device=device,
-            env=common.launch_env(request.env, _ENVIRONMENT),
+            env=common.launch_env(request.env, self.environment),
             python=request.python,
             packages=request.packages,
             output_dir=posixpath.join(request.cwd, hf.OUTPUT_DIR.of(settings)),
+            files=dict(request.files),
         )
+
+    def sharding(
+        self, invocation: Invocation, request: Request
+    ) -> tuple[Sharding | None, frozenset[Offload] | None]:
+        """Read sharding and offload: the trainer's own DeepSpeed config, else accelerate's."""
+        settings, launch = invocation.settings, invocation.launch
+        stated = hf.DEEPSPEED.of(settings) or hf.FSDP.of(settings)
+        if stated or launch.launcher is not Launcher.ACCELERATE:
+            return hf.sharding(settings, request.cwd, request.files)
+        path = common.launch_config(launch, request)
+        return accelerate.sharding(launch.options, request.files.get(path or "", ""))
+
+    def world(self, invocation: Invocation, request: Request, device: Device) -> World:
+        """Say how many ranks the job has."""
+        if invocation.launch.launcher is not Launcher.PYTHON:
+            return common.launched_world(invocation.launch, request)
+        # Without a launcher the Trainer spreads each batch over all GPUs by nn.DataParallel.
+        return World(per_node=max(1, request.gpus) if device is Device.CUDA else 1)
 
     def settle(self, job: Job, plan: Plan) -> Plan:  # noqa: ARG002  part of the protocol
         """Give the plan as it is: no change brings another with it."""
@@ -287,22 +230,16 @@ class HFTrainer:
 
     def keeps(self, job: Job, before: Plan, after: Plan) -> tuple[Mode, str]:
         """Say what survives."""
-        settings = _split(job.argv, job.config).settings
+        settings = self.split(job.argv, job.config).settings
         return resuming.keeps(settings, before, after, packs=bool(settings.get("packing")))
 
     def write(
         self, job: Job, plan: Plan, folder: str, begins: Continuation | None = None
     ) -> Command:
         """Give the user's command, its flags or the copy of its config edited."""
-        invocation = _split(job.argv, job.config)
-        settings = resuming.resumed(_KNOBS.apply(invocation.settings, job, plan), begins)
-        head, files = invocation.launch.head, tuple[File, ...]()
-        if not hf.zero_as_asked(job, plan):
-            zero = hf.zero_file(job, plan, folder)
-            settings = settings.set(hf.DEEPSPEED.name, zero[0] if zero else None)
-            files = (File(path=zero[0], text=zero[1]),) if zero else ()
-        if plan.sharding in ZERO and invocation.launch.launcher is Launcher.PYTHON and files:
-            head = _distributed(invocation.launch, job.world.size, job.python)
+        invocation = self.split(job.argv, job.config)
+        settings = resuming.resumed(self.knobs.apply(invocation.settings, job, plan), begins)
+        head, settings, files = self.shard(invocation, settings, job, plan, folder)
         copy = common.config_copy(settings, folder)
         config = copy[0].path if copy else None
         return Command(
@@ -313,13 +250,34 @@ class HFTrainer:
             config=config,
         )
 
+    def shard(
+        self, invocation: Invocation, settings: Settings, job: Job, plan: Plan, folder: str
+    ) -> tuple[tuple[str, ...], Settings, tuple[File, ...]]:
+        """Write sharding and offload where the job has them; give head, settings and files."""
+        launch = invocation.launch
+        own = common.own_launch_config(launch, job)
+        if own is not None and not hf.DEEPSPEED.of(settings):
+            file = accelerate.edited(own, job, plan, folder)
+            head = Words(words=launch.head).set("config_file", file.path).words if file else ()
+            return head or launch.head, settings, (file,) if file else ()
+        settings, files = hf.with_zero_file(settings, job, plan, folder)
+        if launch.launcher is Launcher.PYTHON and files and job.asked.sharding not in ZERO:
+            return _distributed(launch, job.world.size, job.python), settings, files
+        return launch.head, settings, files
+
+    def recipe(self, job: Job) -> Recipe:
+        """Read what the flags say of memory beyond the plan."""
+        return recipe_of(self.split(job.argv, job.config).settings, job)
+
     def refuses(self, job: Job, plan: Plan) -> str | None:
         """Say the Trainer's own message for a plan that it refuses."""
-        settings = _split(job.argv, job.config).settings
+        invocation = self.split(job.argv, job.config)
+        settings = invocation.settings
         return (
-            common.first_refusal(_REFUSALS, settings, job, plan)
+            common.first_refusal(self.refusals, settings, job, plan)
             or hf.refuses_sharding(job, plan)
-            or _KNOBS.unwritable(settings, job, plan, elsewhere=hf.ELSEWHERE)
+            or accelerate.refuses(invocation.launch.options, job, plan)
+            or self.knobs.unwritable(settings, job, plan, elsewhere=hf.ELSEWHERE)
         )
 
     def needs(self, job: Job, plan: Plan) -> frozenset[str]:

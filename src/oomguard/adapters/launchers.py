@@ -73,7 +73,7 @@ class Launch:
             local = self.options.get("num_gpus", "auto")
             return _world(local, self.options.get("num_nodes", "1"), gpus)
         if self.launcher is Launcher.ACCELERATE:
-            return self._accelerate_world(gpus, _mapping(config))
+            return self._accelerate_world(gpus, mapping(config))
         return World()
 
     @property
@@ -82,6 +82,9 @@ class Launch:
         return self.options.get("config_file") if self.launcher is Launcher.ACCELERATE else None
 
     def _accelerate_world(self, gpus: int, config: Mapping[str, object]) -> World:
+        one = str(config.get("distributed_type", "")).upper() == "NO"
+        if one and "multi_gpu" not in self.options:
+            return World()  # whatever num_processes says
         total = self.options.get("num_processes") or config.get("num_processes")
         nodes = _count(self.options.get("num_machines") or config.get("num_machines"), 1)
         fallback = 1 if "cpu" in self.options else max(1, gpus)
@@ -162,7 +165,8 @@ def _count(value: object, default: int) -> int:
     return int(str(value)) if str(value).isdecimal() and int(str(value)) > 0 else default
 
 
-def _mapping(text: str) -> Mapping[str, object]:
+def mapping(text: str) -> Mapping[str, object]:
+    """Read a launcher's YAML config; empty where it is none."""
     try:
         document = yaml.safe_load(text)
     except (yaml.YAMLError, ValueError):

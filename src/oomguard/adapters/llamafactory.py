@@ -16,13 +16,16 @@ from oomguard.adapters.common import Refusal
 from oomguard.adapters.deepspeed import ZERO
 from oomguard.adapters.document import Document
 from oomguard.adapters.llamafactory_keys import KNOBS, REFUSALS, is_multimodal
+from oomguard.adapters.llamafactory_recipe import recipe_of
+from oomguard.adapters.recognition import is_trl_config
 from oomguard.adapters.settings import Settings
 from oomguard.adapters.words import Style, Words
 from oomguard.checkpoint import Continuation, Layout, Mode
-from oomguard.command import Command, File
+from oomguard.command import Command
 from oomguard.errors import ConfigError, Where
 from oomguard.job import Device, Job, Source, World
 from oomguard.plan import Allocator, Plan
+from oomguard.recipe import Recipe
 
 _PROGRAMS = {"llamafactory-cli", "lmf"}
 _ENVIRONMENT = (
@@ -160,7 +163,9 @@ class LlamaFactory:
 
     def recognise(self, document: Mapping[str, object]) -> bool:
         """Take every flat config that names a model the way LLaMA-Factory does."""
-        return "model_name_or_path" in document and not isinstance(document.get("train"), dict)
+        if is_trl_config(document) or isinstance(document.get("train"), dict):
+            return False
+        return "model_name_or_path" in document
 
     def recognise_command(self, argv: tuple[str, ...]) -> bool:
         """Take `llamafactory-cli train`, `lmf train`, and their Python spellings."""
@@ -195,8 +200,10 @@ class LlamaFactory:
         sharding, offload = hf.sharding(settings, request.cwd, request.files)
         invocation = _invocation(request.argv)
         torchrun = invocation.launch is None and _starts_torchrun(request.env, request.gpus)
+        fields = KNOBS.read(settings)
+        fields["optimizer"] = hf.optimizer(settings, request.cwd, request.files)
         plan = Plan(
-            **KNOBS.read(settings),  # type: ignore[arg-type]  # each knob reads its field's type
+            **fields,  # type: ignore[arg-type]  # each knob reads its field's type
             sharding=sharding,
             offload=offload,
             allocator=None if device is Device.CPU else _allocator(request.env, torchrun=torchrun),
@@ -214,6 +221,7 @@ class LlamaFactory:
             packages=request.packages,
             multimodal=is_multimodal(settings),
             output_dir=posixpath.join(request.cwd, hf.OUTPUT_DIR.of(settings)),
+            files=dict(request.files),
         )
 
     def settle(self, job: Job, plan: Plan) -> Plan:  # noqa: ARG002  part of the protocol
@@ -237,11 +245,7 @@ class LlamaFactory:
         invocation = _invocation(job.argv)
         settings = KNOBS.apply(_settings(job.argv, job.config), job, plan)
         settings = resuming.restarted(resuming.resumed(settings, begins), begins)
-        files: tuple[File, ...] = ()
-        if not hf.zero_as_asked(job, plan):
-            zero = hf.zero_file(job, plan, folder)
-            settings = settings.set(hf.DEEPSPEED.name, zero[0] if zero else None)
-            files = (File(path=zero[0], text=zero[1]),) if zero else ()
+        settings, files = hf.with_zero_file(settings, job, plan, folder)
         copy = common.config_copy(settings, folder)
         config = copy[0].path if copy else None
         return Command(
@@ -251,6 +255,10 @@ class LlamaFactory:
             files=(*files, *copy),
             config=config,
         )
+
+    def recipe(self, job: Job) -> Recipe:
+        """Read what the settings say of memory beyond the plan."""
+        return recipe_of(_settings(job.argv, job.config), job)
 
     def refuses(self, job: Job, plan: Plan) -> str | None:
         """Say LLaMA-Factory's own message for a plan that it refuses."""

@@ -5,14 +5,16 @@ Source: transformers 5.6.0, training_args.py.
 
 from __future__ import annotations
 
+import json
 import posixpath
 from collections.abc import Mapping
 
 from oomguard.adapters import deepspeed, knobs
+from oomguard.adapters.document import Document
 from oomguard.adapters.knobs import Key, Knob, direct, flag, number, switch, text
 from oomguard.adapters.settings import Settings
-from oomguard.errors import ConfigError
-from oomguard.job import Device, Job
+from oomguard.command import File
+from oomguard.job import Device, Job, Source
 from oomguard.plan import LossKernel, Offload, Plan, Precision, Quantization, Sharding
 
 OUTPUT_DIR = text("output_dir", "trainer_output")
@@ -32,12 +34,11 @@ _FOUR_BIT = {
     ("fp4", True): Quantization.FP4_DOUBLE,
 }
 ON_THE_FLY = frozenset(_FOUR_BIT.values()) | {Quantization.INT8}
-#: Keys that tell a flat config of TrainingArguments, and those that it has for LLaMA-Factory alone.
+#: Keys that tell a flat config of TrainingArguments.
 ARGUMENTS = frozenset(
     {"per_device_train_batch_size", "gradient_accumulation_steps", "num_train_epochs", "output_dir"}
     | {"per_device_eval_batch_size", "gradient_checkpointing", "max_steps"}
 )
-LLAMAFACTORY_KEYS = frozenset({"finetuning_type", "stage", "cutoff_len", "dataset_dir", "template"})
 #: Fields that no key holds: a DeepSpeed file and the environment do.
 ELSEWHERE = ("sharding", "offload", "allocator")
 
@@ -100,35 +101,52 @@ def deepspeed_path(settings: Settings, cwd: str) -> str | None:
 def sharding(
     settings: Settings, cwd: str, files: Mapping[str, str]
 ) -> tuple[Sharding | None, frozenset[Offload] | None]:
-    """Read sharding and offload; None for both where the DeepSpeed file was not found.
-
-    Raises:
-        ConfigError: for a DeepSpeed file that fixes a batch size.
-    """
+    """Read sharding and offload; None for both where the DeepSpeed file was not found."""
     if not DEEPSPEED.of(settings):
         return (Sharding.FSDP if FSDP.of(settings) else Sharding.NONE), frozenset()
     path = deepspeed_path(settings, cwd)
     value = files.get(path) if path else DEEPSPEED.of(settings)
     config = deepspeed.mapping_of(value)
-    if config is None:
-        return None, None
-    fixed = deepspeed.fixed_batch_key(config)
-    if fixed:
-        raise ConfigError(
-            f"the DeepSpeed config fixes {fixed} at {knobs.shown(config[fixed])}; DeepSpeed would "
-            "refuse every other batch",
-            where=settings.origin(DEEPSPEED.name),
-            next_step=f'Write "{fixed}": "auto" there: the run stays the same.',
-        )
-    return deepspeed.zero_of(config)
+    return (None, None) if config is None else deepspeed.zero_of(config)
 
 
-def zero_file(job: Job, plan: Plan, folder: str) -> tuple[str, str] | None:
-    """Give path and text of the DeepSpeed file for a plan; None if it needs no other than asked."""
-    if zero_as_asked(job, plan) or plan.sharding not in deepspeed.ZERO:
-        return None
-    content = deepspeed.zero_config(plan.sharding, plan.offload or frozenset())
-    return posixpath.join(folder, f"deepspeed_{plan.sharding.value}.json"), content
+def optimizer(settings: Settings, cwd: str, files: Mapping[str, str]) -> str:
+    """Name the optimizer: the one of a DeepSpeed config wins over `optim`."""
+    path = deepspeed_path(settings, cwd)
+    value = files.get(path) if path else DEEPSPEED.of(settings)
+    config = deepspeed.mapping_of(value) or {}
+    return deepspeed.optimizer_of(config) or OPTIMIZER.of(settings)
+
+
+def with_zero_file(
+    settings: Settings, job: Job, plan: Plan, folder: str
+) -> tuple[Settings, tuple[File, ...]]:
+    """Name in the settings the DeepSpeed file that a plan needs, and give that file.
+
+    It is the user's own with the plan's changes, a new one where there was none, and nothing
+    where the user's own holds as it is.
+    """
+    if plan.sharding not in deepspeed.ZERO:
+        gone = settings if zero_as_asked(job, plan) else settings.set(DEEPSPEED.name, None)
+        return gone, ()
+    path = posixpath.join(folder, f"deepspeed_{plan.sharding.value}.json")
+    own = _own_zero_config(settings, job, path)
+    text = deepspeed.zero_config(plan.sharding, plan.offload or frozenset())
+    if own is not None:
+        text = deepspeed.edited(own, job.asked, plan).text
+    if own is not None and text == own.text:
+        return settings, ()
+    return settings.set(DEEPSPEED.name, path), (File(path=path, text=text),)
+
+
+def _own_zero_config(settings: Settings, job: Job, path: str) -> Document | None:
+    """Give the DeepSpeed config that the job has, as a document at `path`."""
+    own = deepspeed_path(settings, job.cwd)
+    inline = deepspeed.mapping_of(DEEPSPEED.of(settings))
+    text = job.files.get(own) if own else None
+    if text is None and inline is not None:
+        text = json.dumps(inline, indent=2) + "\n"
+    return Document.parse(Source(path=path, text=text)) if text is not None else None
 
 
 def zero_as_asked(job: Job, plan: Plan) -> bool:

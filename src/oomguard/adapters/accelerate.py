@@ -1,0 +1,111 @@
+"""Accelerate's config: what its DeepSpeed and FSDP plugins share out, read and edited in place.
+
+Source: accelerate 1.15.0, commands/launch.py, utils/launch.py, utils/dataclasses.py.
+"""
+
+from __future__ import annotations
+
+import posixpath
+from collections.abc import Mapping
+
+import yaml
+
+from oomguard.adapters.deepspeed import STAGES, ZERO
+from oomguard.adapters.document import Document
+from oomguard.adapters.launchers import mapping
+from oomguard.command import File
+from oomguard.job import Device, Job
+from oomguard.plan import Offload, Plan, Sharding
+
+_PLUGIN = "deepspeed_config"
+_STEPS = f"{_PLUGIN}.gradient_accumulation_steps"
+_DEVICES = {
+    "offload_optimizer_device": Offload.OPTIMIZER,
+    "offload_param_device": Offload.PARAMETERS,
+}
+#: Words of `accelerate launch` that decide over sharding and beat its file.
+_WORDS = ("use_deepspeed", "zero_stage", "use_fsdp", "deepspeed_config_file", *_DEVICES)
+_DEFAULT_STAGE = "2"
+
+
+def sharding(
+    options: Mapping[str, str], config: str
+) -> tuple[Sharding | None, frozenset[Offload] | None]:
+    """Read sharding and offload from the launcher's words over its file.
+
+    None for both where the plugin names a DeepSpeed file, which is not followed.
+    """
+    document = mapping(config)
+    kind = str(document.get("distributed_type", "NO")).upper()
+    if "use_fsdp" in options or kind == "FSDP":
+        return Sharding.FSDP, frozenset()
+    if "use_deepspeed" not in options and kind != "DEEPSPEED":
+        return Sharding.NONE, frozenset()
+    plugin = document.get(_PLUGIN)
+    stated = {**(plugin if isinstance(plugin, dict) else {}), **options}
+    if stated.get("deepspeed_config_file"):
+        return None, None
+    stage = str(stated.get("zero_stage", _DEFAULT_STAGE))
+    offload = {noun for key, noun in _DEVICES.items() if stated.get(key) in ("cpu", "nvme")}
+    found = STAGES.get(int(stage), Sharding.NONE) if stage.isdecimal() else None
+    return found, frozenset(offload)
+
+
+def edited(document: Document, job: Job, plan: Plan, folder: str) -> File | None:
+    """Change a user's config to `plan`, as a file in `folder`; None if it holds as it is."""
+    after = document
+    batch = (plan.micro_batch, plan.accumulation) != (job.asked.micro_batch, job.asked.accumulation)
+    if batch and after.get(_STEPS) not in (None, "auto"):
+        after = after.set(_STEPS, "auto")  # the Trainer refuses a number that differs from its own
+    if (plan.sharding, plan.offload) != (job.asked.sharding, job.asked.offload):
+        after = _resharded(after, job, plan)
+    if after.text == document.text:
+        return None
+    return File(path=posixpath.join(folder, posixpath.basename(document.path)), text=after.text)
+
+
+def new_config(job: Job, plan: Plan, folder: str) -> File:
+    """Write the config of a job that had none, for as many processes as it has."""
+    values: dict[str, object] = {
+        "compute_environment": "LOCAL_MACHINE",
+        "distributed_type": "DEEPSPEED",
+        _PLUGIN: _plugin(plan),
+        "mixed_precision": "no",  # the trainer's own setting decides
+        "num_machines": job.world.nodes,
+        "num_processes": job.world.size,
+        "use_cpu": False,
+    }
+    path = posixpath.join(folder, "accelerate.yaml")
+    return File(path=path, text=yaml.safe_dump(values, sort_keys=False))
+
+
+def refuses(options: Mapping[str, str], job: Job, plan: Plan) -> str | None:
+    """Say why a change cannot be written: the launcher's own words would win over it."""
+    if (plan.sharding, plan.offload) == (job.asked.sharding, job.asked.offload):
+        return None
+    stated = next((word for word in _WORDS if word in options), None)
+    return f"accelerate launch --{stated} decides over the sharding" if stated else None
+
+
+def _resharded(document: Document, job: Job, plan: Plan) -> Document:
+    if plan.sharding not in ZERO:
+        ranks = job.world.size > 1
+        multi = "MULTI_CPU" if job.device is Device.CPU else "MULTI_GPU"
+        return document.set("distributed_type", multi if ranks else "NO")
+    document = document.set("distributed_type", "DEEPSPEED")
+    for key, value in _plugin(plan).items():
+        if document.get(f"{_PLUGIN}.{key}") != value:
+            document = document.set(f"{_PLUGIN}.{key}", value)
+    return document
+
+
+def _plugin(plan: Plan) -> dict[str, object]:
+    number = next(n for n, stage in STAGES.items() if stage is plan.sharding)
+    offload = plan.offload or frozenset()
+    is_three = plan.sharding is Sharding.ZERO3
+    return {
+        "zero_stage": number,
+        **{key: "cpu" if noun in offload else "none" for key, noun in _DEVICES.items()},
+        "zero3_init_flag": is_three,
+        "zero3_save_16bit_model": is_three,
+    }

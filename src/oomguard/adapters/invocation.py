@@ -1,0 +1,102 @@
+"""The command line of a training script: flags, a JSON as its only word, or a YAML as flags."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+
+from oomguard.adapters import launchers
+from oomguard.adapters.document import Document
+from oomguard.adapters.launchers import Launch
+from oomguard.adapters.settings import Settings
+from oomguard.adapters.words import Words
+from oomguard.errors import ConfigError, Where
+from oomguard.job import Source
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Invocation:
+    """The command line of a script taken apart: its launcher, its own words, its config."""
+
+    launch: Launch
+    words: tuple[str, ...]
+    source: Source | None
+    is_json: bool = False
+
+    @property
+    def settings(self) -> Settings:
+        """Lay flags and config over each other as the program does."""
+        words = Words(words=self.words)
+        if self.source is None:
+            return Settings(late=words)
+        return Settings(file=Document.parse(self.source), early=words)
+
+    @property
+    def config(self) -> str | None:
+        """Give the word that names the config, None where its settings become flags."""
+        return args_file(self.launch) if self.is_json else None
+
+    def argv(
+        self, head: tuple[str, ...], settings: Settings, config: str | None
+    ) -> tuple[str, ...]:
+        """Write the command for edited settings; `config` is the word that names the file."""
+        if settings.file is None:
+            return (*head, *settings.late.words)
+        if self.is_json:
+            return (*head, *((config,) if config else ()))
+        return (*head, *settings.early.words, *flags_of(settings.file))
+
+
+def flags_of(document: Document) -> tuple[str, ...]:
+    """Turn a flat config into the flags of a script: `--key value`, null left out.
+
+    Raises:
+        ConfigError: for a list of lists or of mappings.
+    """
+    words: list[str] = []
+    for key, value in document.values.items():
+        values = value if isinstance(value, list) else [value]
+        if any(isinstance(item, list | dict) for item in values) and isinstance(value, list):
+            raise ConfigError(
+                f"{key} is no list of plain values, it cannot become words of a command line",
+                where=document.where(key),
+            )
+        if value is not None:
+            words += [f"--{key}", *(_as_word(item) for item in values)]
+    return tuple(words)
+
+
+def _as_word(value: object) -> str:
+    return json.dumps(value) if isinstance(value, dict) else str(value)
+
+
+def split(argv: tuple[str, ...], source: Source | None) -> Invocation:
+    """Take the command line of a Python program apart.
+
+    Raises:
+        ConfigError: if it starts none in a way known here.
+    """
+    launch = launchers.parse(argv)
+    if launch is None:
+        raise ConfigError(
+            "starts no Python script in a way known here",
+            where=Where(key=" ".join(argv[:2])),
+            next_step="Write python, torchrun, accelerate launch or deepspeed, then the script.",
+        )
+    if source is None or args_file(launch):
+        return Invocation(
+            launch=launch,
+            words=() if source else launch.words,
+            source=source,
+            is_json=source is not None,
+        )
+    flags = flags_of(Document.parse(source))
+    is_derived = bool(flags) and launch.words[-len(flags) :] == flags
+    words = launch.words[: -len(flags)] if is_derived else launch.words
+    return Invocation(launch=launch, words=words, source=source)
+
+
+def args_file(launch: Launch) -> str | None:
+    """Name the `.json` that is a script's only word."""
+    only = launch.words[0] if len(launch.words) == 1 else ""
+    return only if only.endswith(".json") else None
