@@ -7,13 +7,38 @@ SHORTEST = 256
 
 
 def change(job: Job, plan: Plan) -> Plan | None:
-    """Halve the sequence length down to 256 tokens.
+    """Halve the sequence length down to 256 tokens, and further at once while no sample is cut.
 
-    Not for a multimodal job: truncating a sample below its own image tokens breaks it.
+    A multimodal sample must keep its own media tokens (`Image features and image tokens do not
+    match` otherwise), so without knowing them such a job is not cut.
     """
-    if plan.sequence_length is None or job.multimodal or plan.sequence_length <= SHORTEST:
+    least = _least(job)
+    if plan.sequence_length is None or least is None or plan.sequence_length <= least:
         return None
-    return replace(plan, sequence_length=max(SHORTEST, plan.sequence_length // 2))
+    shorter = max(least, plan.sequence_length // 2)
+    while shorter > least and not _cuts(job, shorter):
+        shorter = max(least, shorter // 2)
+    return replace(plan, sequence_length=shorter)
+
+
+def _least(job: Job) -> int | None:
+    media = job.lengths.least if job.lengths else 0
+    return None if job.multimodal and media == 0 else max(SHORTEST, media)
+
+
+def _cuts(job: Job, limit: int) -> bool:
+    """Whether memory follows the limit: not where every sample is shorter than it."""
+    return job.lengths is None or job.lengths.filled or job.lengths.longest > limit
+
+
+def tell(job: Job, _before: Plan, after: Plan) -> str:
+    """Say what share of the tokens the cut loses."""
+    if job.lengths is None or after.sequence_length is None:
+        return ""
+    if job.lengths.chunked:
+        return "loses no token: what is cut off is trained on as another sample"
+    share = job.lengths.lost(after.sequence_length)
+    return f"loses {share:.1%} of the tokens (counted by {job.lengths.counted_by})"
 
 
 STRATEGY = Strategy(
@@ -22,5 +47,6 @@ STRATEGY = Strategy(
     remedies=frozenset({Remedy(kind=Kind.DEVICE_OOM, phases=TRAINING)}),
     change=change,
     otherwise="no sequence length is set, it is 256 tokens or less, or samples hold media tokens",
+    tell=tell,
     repeat=True,
 )

@@ -18,15 +18,15 @@ LESS = frozenset({Sharding.NONE, Sharding.ZERO1, Sharding.ZERO2})
 
 
 def change(job: Job, plan: Plan) -> Plan | None:
-    """Switch to ZeRO-3, where there are ranks to share with and the base is not quantized.
+    """Switch to ZeRO-3, where there are ranks to share with and no quantized base was asked for.
 
-    ZeRO-3 and a 4-bit base branch: together they can need more memory than either
-    (transformers#24395, peft#2016).
+    ZeRO-3 and a quantized base branch: together they can need more memory than either
+    (transformers#24395, peft#2016), so a quantization that a rung brought in goes again.
     """
-    quantized = plan.quantization not in (None, Quantization.NONE)
-    if job.world.size == 1 or quantized or plan.sharding not in LESS:
+    asked = job.asked.quantization
+    if job.world.size == 1 or asked not in (None, Quantization.NONE) or plan.sharding not in LESS:
         return None
-    return replace(plan, sharding=Sharding.ZERO3)
+    return replace(plan, sharding=Sharding.ZERO3, quantization=asked)
 
 
 STRATEGY = Strategy(

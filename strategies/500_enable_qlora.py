@@ -14,13 +14,15 @@ from oomguard.strategy import (
     replace,
 )
 
+GREATER = frozenset({Quantization.NONE, Quantization.INT8})
+
 
 def change(job: Job, plan: Plan) -> Plan | None:
     """Quantize the base of a LoRA job; the sharding goes back to what was asked.
 
     ZeRO-3 and a 4-bit base branch, see `switch_to_zero3`.
     """
-    if plan.tuning is not Tuning.LORA or plan.quantization is not Quantization.NONE:
+    if plan.tuning is not Tuning.LORA or plan.quantization not in GREATER:
         return None
     return replace(
         plan,
@@ -35,6 +37,6 @@ STRATEGY = Strategy(
     fidelity=NEW_RECIPE,
     remedies=frozenset({Remedy(kind=Kind.DEVICE_OOM, phases=TRAINING | {Phase.LOAD})}),
     change=change,
-    otherwise="this is no LoRA job, the base is quantized already, or the framework cannot",
+    otherwise="this is no LoRA job, the base is in 4-bit already, or the framework cannot",
     needs=("bitsandbytes",),
 )

@@ -64,22 +64,35 @@ class Ladder:
         for strategy in self.strategies:
             changed = strategy.change(job, plan) if strategy.preflight else None
             if changed is not None:
-                steps.append(_step(strategy, plan, changed))
+                steps.append(_step(strategy, job, plan, changed))
                 plan = changed
         return plan, tuple(steps)
 
-    def climb(self, job: Job, tried: Sequence[Plan], taken: Sequence[str], why: Verdict) -> Rung:
+    def climb(
+        self,
+        job: Job,
+        tried: Sequence[Plan],
+        taken: Sequence[str],
+        why: Verdict,
+        *,
+        trained: bool = False,
+    ) -> Rung:
         """Find the first strategy that answers `why` with a plan that was not tried.
 
-        `tried` are the plans so far, the failed one last; `taken` the ids of the steps so far.
+        `tried` are the plans so far, the failed one last; `taken` the ids of the steps that led
+        to it; `trained` says that work would be lost by beginning again.
         """
         skipped: list[Skip] = []
         for strategy in self.strategies:
             if strategy.preflight:
                 continue
-            outcome = self._consider(strategy, job, tried, taken, why)
+            outcome = (
+                "it would throw away what was trained so far"
+                if strategy.fresh and trained
+                else self._consider(strategy, job, tried, taken, why)
+            )
             if isinstance(outcome, Plan):
-                step = _step(strategy, tried[-1], outcome)
+                step = _step(strategy, job, tried[-1], outcome)
                 return Rung(plan=outcome, step=step, skipped=tuple(skipped))
             skipped.append(Skip(strategy=strategy.id, reason=outcome))
         return Rung(skipped=tuple(skipped))
@@ -136,10 +149,11 @@ class Ladder:
         return plan
 
 
-def _step(strategy: Strategy, before: Plan, after: Plan) -> Step:
+def _step(strategy: Strategy, job: Job, before: Plan, after: Plan) -> Step:
+    told = strategy.tell(job, before, after)
     return Step(
         strategy=strategy.id,
-        summary=strategy.summary,
+        summary=f"{strategy.summary}; {told}" if told else strategy.summary,
         fidelity=strategy.fidelity,
         changes=differences(before, after),
     )

@@ -73,6 +73,13 @@ class LossKernel(str, Enum):
     FUSED = "fused"  # chunked, logits never whole
 
 
+class EmbeddingRows(str, Enum):
+    """Which rows of the embedding and the output head are trained beside an adapter."""
+
+    ALL = "all"  # the whole matrices, as PEFT's modules_to_save does
+    NEW = "new"  # those of the new tokens alone, as PEFT's trainable_token_indices does
+
+
 class Allocator(str, Enum):
     """How the CUDA caching allocator takes memory."""
 
@@ -87,18 +94,21 @@ class Plan:
     A field is None where the framework has no such choice, or where it is not known.
     `micro_batch` samples go through the model at once on each data-parallel rank;
     `accumulation` of them make one optimizer step. `sequence_length` is in tokens,
-    `image_pixels` the most pixels of one image.
+    `image_pixels` the most pixels of one image, `video_pixels` of one frame of a video.
+    `eval_accumulation` evaluation steps pass before predictions leave the device; 0: all of them.
     """
 
     micro_batch: int
     accumulation: int
     sequence_length: int | None = None
     image_pixels: int | None = None
+    video_pixels: int | None = None
     checkpointing: bool | None = None
     precision: Precision | None = None
     quantization: Quantization | None = None
     tuning: Tuning | None = None
     lora_rank: int | None = None
+    embedding_rows: EmbeddingRows | None = None
     frozen: frozenset[Part] | None = None
     sharding: Sharding | None = None
     offload: frozenset[Offload] | None = None
@@ -107,8 +117,11 @@ class Plan:
     low_cpu_mem_usage: bool | None = None
     loader_workers: int | None = None
     pin_memory: bool | None = None
+    preprocess_workers: int | None = None
     allocator: Allocator | None = None
     eval_batch: int | None = None
+    eval_accumulation: int | None = None
+    prediction_loss_only: bool | None = None
     auto_find_batch_size: bool | None = None
 
     @property

@@ -8,7 +8,18 @@ from enum import Enum
 
 from oomguard.evidence.verdict import Kind, Phase, Verdict
 from oomguard.job import Device, Job
-from oomguard.plan import Part, Plan, Precision, Quantization, Sharding, Tuning
+from oomguard.plan import (
+    Allocator,
+    EmbeddingRows,
+    LossKernel,
+    Offload,
+    Part,
+    Plan,
+    Precision,
+    Quantization,
+    Sharding,
+    Tuning,
+)
 
 
 class Fidelity(str, Enum):
@@ -55,7 +66,9 @@ class Strategy:
     `change` gives the plan with this rung's change, or None where there is nothing left to
     give; `otherwise` says what that means. `repeat` rungs are climbed again while they give
     something. `needs` names the packages that the job's Python must have. A `preflight`
-    strategy is no answer to a failure: it is applied before the first attempt.
+    strategy is no answer to a failure: it is applied before the first attempt. A `fresh` one
+    would throw away what was trained, so it is taken only while nothing was. `tell` says what
+    the changed plan means for this job, beyond the summary; empty where there is nothing to say.
     """
 
     summary: str
@@ -65,7 +78,9 @@ class Strategy:
     otherwise: str = "it would change nothing"
     repeat: bool = False
     preflight: bool = False
+    fresh: bool = False
     needs: tuple[str, ...] = ()
+    tell: Callable[[Job, Plan, Plan], str] = lambda _job, _before, _after: ""
     id: str = ""  # the file's name without its number; set by the discovery
 
     def cures(self, job: Job, verdict: Verdict) -> bool:
@@ -74,6 +89,11 @@ class Strategy:
         if job.device is Device.CPU and verdict.kind is Kind.HOST_OOM:
             kinds.add(Kind.DEVICE_OOM)  # on a CPU job the host is the device
         return any(r.cures(kind, verdict.phase) for r in self.remedies for kind in kinds)
+
+
+def trains_much(job: Job, plan: Plan) -> bool:
+    """Whether optimizer state and gradients weigh: not those of a plain adapter."""
+    return plan.tuning is not Tuning.LORA or bool(job.trained_embeddings)
 
 
 def divisor_at_most(number: int, limit: int) -> int:
@@ -86,10 +106,14 @@ __all__ = [
     "SAME_MATH",
     "SAME_RECIPE",
     "TRAINING",
+    "Allocator",
     "Device",
+    "EmbeddingRows",
     "Fidelity",
     "Job",
     "Kind",
+    "LossKernel",
+    "Offload",
     "Part",
     "Phase",
     "Plan",
@@ -102,4 +126,5 @@ __all__ = [
     "Verdict",
     "divisor_at_most",
     "replace",
+    "trains_much",
 ]

@@ -115,9 +115,10 @@ def test_what_the_framework_refuses_is_skipped_in_its_own_words():
     job = make_job(LLM)
     rung = ladder.climb(job, [LLM], [], FORWARD)
 
-    assert rung.skipped[1].reason == "refused by llamafactory: no"
+    reasons = {skip.strategy: skip.reason for skip in rung.skipped}
+    assert reasons["halve_micro_batch"] == "refused by llamafactory: no"
     assert rung.step is not None
-    assert rung.step.strategy == "cut_cutoff_len"
+    assert rung.step.strategy == "eight_bit_base"
 
 
 def test_a_missing_package_skips_the_rung_and_prints_the_install_line():
@@ -131,6 +132,16 @@ def test_a_missing_package_skips_the_rung_and_prints_the_install_line():
 
     assert rung.plan is None
     assert rung.skipped[0].reason.endswith("/env/bin/python -m pip install bitsandbytes")
+
+
+def test_a_rung_that_throws_away_what_was_trained_is_for_a_fresh_start_only():
+    ladder = make_ladder(ladder="halve_lora_rank")
+    job = make_job(replace(LLM, lora_rank=64))
+    assert ladder.climb(job, [job.asked], [], FORWARD).plan == replace(LLM, lora_rank=32)
+
+    rung = ladder.climb(job, [job.asked], [], FORWARD, trained=True)
+    assert rung.plan is None
+    assert rung.skipped[0].reason == "it would throw away what was trained so far"
 
 
 def test_a_strategy_that_changes_the_global_batch_is_never_taken():

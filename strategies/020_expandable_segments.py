@@ -1,0 +1,30 @@
+"""Let the CUDA caching allocator grow its segments, so that freed memory does not lie in pieces."""
+
+from oomguard.strategy import (
+    SAME_MATH,
+    TRAINING,
+    Allocator,
+    Job,
+    Kind,
+    Phase,
+    Plan,
+    Remedy,
+    Strategy,
+    replace,
+)
+
+
+def change(_job: Job, plan: Plan) -> Plan | None:
+    """Turn expandable segments on (torchtune#1185: 16.39 -> 10.83 GiB of reserved memory)."""
+    if plan.allocator is not Allocator.DEFAULT:
+        return None
+    return replace(plan, allocator=Allocator.EXPANDABLE)
+
+
+STRATEGY = Strategy(
+    summary="let the CUDA allocator expand its segments",
+    fidelity=SAME_MATH,
+    remedies=frozenset({Remedy(kind=Kind.DEVICE_OOM, phases=TRAINING | {Phase.EVAL})}),
+    change=change,
+    otherwise="they are on already (LLaMA-Factory's torchrun path sets them), or there is no GPU",
+)

@@ -1,0 +1,34 @@
+"""Compute the loss over the vocabulary in chunks, so that the logits never stand whole."""
+
+from oomguard.strategy import (
+    SAME_MATH,
+    Device,
+    Job,
+    Kind,
+    LossKernel,
+    Phase,
+    Plan,
+    Remedy,
+    Strategy,
+    replace,
+)
+
+#: The logits stand from the end of the forward pass to the start of the backward pass.
+PHASES = frozenset({Phase.FORWARD, Phase.BACKWARD, Phase.UNKNOWN})
+
+
+def change(job: Job, plan: Plan) -> Plan | None:
+    """Take the fused kernel, which is written for GPUs."""
+    if plan.loss_kernel is not LossKernel.EAGER or job.device is Device.CPU:
+        return None
+    return replace(plan, loss_kernel=LossKernel.FUSED)
+
+
+STRATEGY = Strategy(
+    summary="compute the loss in chunks, by a fused kernel",
+    fidelity=SAME_MATH,
+    remedies=frozenset({Remedy(kind=Kind.DEVICE_OOM, phases=PHASES)}),
+    change=change,
+    otherwise="it is fused already, the framework has no such kernel, or there is no GPU for it",
+    needs=("liger_kernel",),
+)

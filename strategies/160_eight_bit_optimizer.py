@@ -1,0 +1,42 @@
+"""Keep the optimizer's state in 8 bits, as bitsandbytes does."""
+
+from oomguard.strategy import (
+    SAME_RECIPE,
+    TRAINING,
+    Job,
+    Kind,
+    Offload,
+    Plan,
+    Remedy,
+    Strategy,
+    replace,
+    trains_much,
+)
+
+#: Each AdamW in the frameworks' own words, and its 8-bit twin.
+TWINS = {
+    "adamw_torch": "adamw_bnb_8bit",
+    "adamw_torch_fused": "adamw_bnb_8bit",
+    "adamw_hf": "adamw_bnb_8bit",
+    "AdamW": "bitsandbytes.optim.AdamW8bit",
+    "torch.optim.AdamW": "bitsandbytes.optim.AdamW8bit",
+}
+
+
+def change(job: Job, plan: Plan) -> Plan | None:
+    """Take the 8-bit twin of AdamW: 2 bytes of state for each weight instead of 8."""
+    offloaded = plan.offload is not None and Offload.OPTIMIZER in plan.offload
+    if plan.optimizer not in TWINS or offloaded or not trains_much(job, plan):
+        return None
+    return replace(plan, optimizer=TWINS[plan.optimizer])
+
+
+STRATEGY = Strategy(
+    summary="keep the optimizer's state in 8 bits",
+    fidelity=SAME_RECIPE,
+    remedies=frozenset({Remedy(kind=Kind.DEVICE_OOM, phases=TRAINING)}),
+    change=change,
+    otherwise="the optimizer has no 8-bit twin, its state is in host memory, or an adapter is all"
+    " that is trained",
+    needs=("bitsandbytes",),
+)

@@ -1,0 +1,32 @@
+"""Train the multimodal projector alone; vision tower and language model are frozen."""
+
+from oomguard.strategy import (
+    NEW_RECIPE,
+    TRAINING,
+    Job,
+    Kind,
+    Part,
+    Plan,
+    Remedy,
+    Strategy,
+    Tuning,
+    replace,
+)
+
+FROZEN = frozenset({Part.VISION_TOWER, Part.LANGUAGE_MODEL})
+
+
+def change(job: Job, plan: Plan) -> Plan | None:
+    """Freeze all but the projector of a model that is trained in full."""
+    if not job.multimodal or plan.frozen is None or plan.tuning is not Tuning.FULL:
+        return None
+    return replace(plan, frozen=FROZEN) if plan.frozen != FROZEN else None
+
+
+STRATEGY = Strategy(
+    summary="train the multimodal projector alone",
+    fidelity=NEW_RECIPE,
+    remedies=frozenset({Remedy(kind=Kind.DEVICE_OOM, phases=TRAINING)}),
+    change=change,
+    otherwise="the model has no projector, it is trained alone already, or this is no full tuning",
+)
