@@ -11,9 +11,20 @@ from hypothesis import strategies as st
 from oomguard.checkpoint import Mode
 from oomguard.discover import load_strategies, select
 from oomguard.evidence.verdict import Kind, Phase, Verdict
-from oomguard.job import Device, Job, World
+from oomguard.job import Device, Job, Lengths, World
 from oomguard.ladder import Framework, Ladder, Rung
-from oomguard.plan import Part, Plan, Precision, Quantization, Sharding, Tuning
+from oomguard.plan import (
+    Allocator,
+    EmbeddingRows,
+    LossKernel,
+    Offload,
+    Part,
+    Plan,
+    Precision,
+    Quantization,
+    Sharding,
+    Tuning,
+)
 from oomguard.strategy import Fidelity
 
 OPEN = Framework(
@@ -46,24 +57,52 @@ plans = st.builds(
     micro_batch=st.integers(1, 96),
     accumulation=st.integers(1, 48),
     sequence_length=st.none() | st.integers(1, 1 << 17),
+    image_pixels=st.none() | st.integers(1, 1 << 21),
+    video_pixels=st.none() | st.integers(1, 1 << 21),
+    checkpointing=st.none() | st.booleans(),
     precision=st.none() | st.sampled_from(Precision),
     quantization=st.none() | st.sampled_from(Quantization),
     tuning=st.none() | st.sampled_from(Tuning),
+    lora_rank=st.none() | st.integers(1, 256),
+    embedding_rows=st.none() | st.sampled_from(EmbeddingRows),
     frozen=st.none() | st.frozensets(st.sampled_from(Part)),
     sharding=st.none() | st.sampled_from(Sharding),
+    offload=st.none() | st.frozensets(st.sampled_from(Offload)),
+    optimizer=st.none() | st.sampled_from(["adamw_torch", "AdamW", "adamw_8bit", "adafactor"]),
+    loss_kernel=st.none() | st.sampled_from(LossKernel),
+    loader_workers=st.none() | st.integers(0, 16),
+    pin_memory=st.none() | st.booleans(),
+    preprocess_workers=st.none() | st.integers(0, 64),
+    allocator=st.none() | st.sampled_from(Allocator),
     low_cpu_mem_usage=st.none() | st.booleans(),
     eval_batch=st.none() | st.integers(1, 64),
+    eval_accumulation=st.none() | st.integers(0, 8),
+    prediction_loss_only=st.none() | st.booleans(),
     auto_find_batch_size=st.none() | st.booleans(),
 )
 jobs = st.builds(
-    lambda asked, nodes, per_node, device, multimodal: make_job(
-        asked, world=World(nodes=nodes, per_node=per_node), device=device, multimodal=multimodal
+    lambda asked, nodes, per_node, **fields: make_job(
+        asked, world=World(nodes=nodes, per_node=per_node), **fields
     ),
     plans,
     st.integers(1, 3),
     st.integers(1, 8),
-    st.sampled_from(Device),
-    st.booleans(),
+    device=st.sampled_from(Device),
+    multimodal=st.booleans(),
+    bfloat16=st.booleans(),
+    trained_embeddings=st.sampled_from([(), ("embed_tokens", "lm_head")]),
+    lengths=st.none()
+    | st.builds(
+        Lengths,
+        samples=st.just(4),
+        sorted_tokens=st.lists(st.integers(1, 1 << 14), min_size=1, max_size=4).map(
+            lambda tokens: tuple(sorted(tokens))
+        ),
+        counted_by=st.just("a guess"),
+        least=st.integers(0, 1 << 12),
+        filled=st.booleans(),
+        chunked=st.booleans(),
+    ),
 )
 failures = st.builds(
     Verdict,
