@@ -1,0 +1,1 @@
+"""Traces training steps on fake tensors and replays their allocations: one request, one answer."""

@@ -1,0 +1,128 @@
+"""Traces the plans of a request and says what each would take."""
+
+from __future__ import annotations
+
+import gc
+import sys
+import time
+from typing import Any
+
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from . import hf, steps
+from .allocator import fits, replay
+from .built import Built, Unsupported
+from .control import RealControl
+from .cuda import CUBLAS_WORKSPACE_BYTES, CudaOperators
+from .expand import Irregular, expand
+from .places import attach
+from .quantized import QuantizedLinear
+from .request import Request, Variant
+from .trace import Event, Trace, peak
+from .tracer import Tracer
+
+
+def answer(request: Request) -> dict[str, Any]:
+    """Answer a request: one result per plan, an error in place of an estimate where it fails."""
+    results = [_result(request, variant) for variant in request.variants]
+    return {"v": 1, "results": results, "versions": _versions()}
+
+
+def _result(request: Request, variant: Variant) -> dict[str, Any]:
+    start = time.perf_counter()
+    try:
+        trace, method = traced(request, variant)
+        result = {"id": variant.id, **estimate(trace, request.capacity_bytes)}
+        result["estimate"]["method"] = method
+    except Unsupported as error:
+        return {"id": variant.id, "error": {"kind": "unsupported", "message": str(error)}}
+    except Exception as error:  # noqa: BLE001  any model code may fail; the caller falls back
+        message = f"{type(error).__name__}: {error}".splitlines()[0]
+        return {"id": variant.id, "error": {"kind": "trace_failed", "message": message}}
+    result["seconds"] = round(time.perf_counter() - start, 3)
+    return result
+
+
+def traced(request: Request, variant: Variant) -> tuple[Trace, str]:
+    """Trace a plan, over all layers or over a few and extrapolated."""
+    built, trace = _run(request, variant)
+    if built.depth.missing == 0:
+        return trace, "trace"
+    try:
+        return expand(trace, built.depth.stack, built.depth.missing), "trace-extrapolated"
+    except Irregular as reason:
+        print(f"tracing all layers: {reason}", file=sys.stderr)  # noqa: T201  stdout is the answer
+        full = {name: getattr(variant, name) for name in Variant.__dataclass_fields__}
+        return _run(request, Variant(**{**full, "full_depth": True}))[1], "trace"
+
+
+def _run(request: Request, variant: Variant) -> tuple[Built, Trace]:
+    family = _families()[request.family]
+    built = family.build(request, variant)
+    gc.collect()
+    gc.disable()  # a collection in the middle of a step would make traces differ
+    try:
+        with FakeTensorMode(allow_non_fake_inputs=True) as fake, RealControl(fake):
+            family.finish(built)
+            tracer = Tracer()
+            tracer.sequence_length = variant.sequence_length
+            for module in built.model.modules():
+                if isinstance(module, QuantizedLinear):
+                    module.tracer = tracer
+            attach(tracer, built)
+            if variant.cuda:
+                with tracer, CudaOperators():
+                    steps.run(built, variant, tracer)
+            else:
+                with tracer:
+                    steps.run(built, variant, tracer)
+            tracer.closed = True
+    finally:
+        gc.enable()
+    if variant.cuda:
+        _workspaces(tracer.trace)
+    return built, tracer.trace
+
+
+def _families() -> dict[str, Any]:
+    return {"hf": hf}
+
+
+def _workspaces(trace: Trace) -> None:
+    """Add what cuBLAS keeps for itself."""
+    numbers = [max(trace.terms, default=0) + len(trace.events) + extra for extra in (1, 2)]
+    for number in numbers:
+        trace.events.insert(0, Event(number, CUBLAS_WORKSPACE_BYTES, None))
+        trace.terms[number] = "workspace"
+
+
+def estimate(trace: Trace, capacity_bytes: int | None) -> dict[str, Any]:
+    """Replay a trace and sum it up."""
+    most = peak(trace)
+    default = replay(trace.events)
+    expandable = replay(trace.events, expandable=True)
+    terms = dict(most.terms)
+    terms["allocator_slack"] = default.peak_reserved_bytes - most.size_bytes
+    found = None if capacity_bytes is None else fits(trace.events, capacity_bytes)
+    return {
+        "estimate": {
+            "allocated_bytes": default.peak_allocated_bytes,
+            "reserved_bytes": default.peak_reserved_bytes,
+            "reserved_expandable_bytes": expandable.peak_reserved_bytes,
+            "terms": terms,
+        },
+        "fits_replay": found,
+    }
+
+
+def _versions() -> dict[str, str]:
+    from importlib import metadata  # noqa: PLC0415  only needed once
+
+    names = ("torch", "transformers", "peft", "litgpt", "bitsandbytes")
+    found = {}
+    for name in names:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return found

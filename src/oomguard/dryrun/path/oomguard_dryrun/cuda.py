@@ -1,0 +1,164 @@
+"""Lets a run on fake CPU tensors take the operators that CUDA would take."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+import torch.nn.functional as F  # noqa: N812  the name that PyTorch's users know
+from torch.overrides import TorchFunctionMode
+
+HALF = (torch.float16, torch.bfloat16)
+#: Operators that CUDA's autocast runs in float32 and the CPU's does not ("Automatic Mixed
+#: Precision package", PyTorch's documentation).
+FLOAT32 = frozenset(
+    {
+        F.layer_norm, F.group_norm, F.softmax, F.log_softmax, F.cross_entropy, F.nll_loss,
+        F.mse_loss, F.l1_loss, F.smooth_l1_loss, F.cosine_similarity, F.softplus, F.normalize,
+        torch.softmax, torch.log_softmax, torch.layer_norm, torch.exp, torch.log, torch.pow,
+        torch.rsqrt, torch.reciprocal, torch.norm,
+        torch.Tensor.softmax, torch.Tensor.log_softmax, torch.Tensor.exp, torch.Tensor.log,
+        torch.Tensor.pow, torch.Tensor.__pow__, torch.Tensor.rsqrt, torch.Tensor.reciprocal,
+        torch.Tensor.norm,
+    }
+)  # fmt: skip
+FLASH_HEAD_LIMIT = 256
+#: cuBLAS's default workspace, one for the forward's thread and one for the backward's:
+#: ":4096:2:16:8" KiB (CUBLAS_WORKSPACE_CONFIG, PyTorch's "CUDA semantics" notes).
+CUBLAS_WORKSPACE_BYTES = (2 * 4096 + 8 * 16) << 10
+
+
+class CudaOperators(TorchFunctionMode):
+    """Replaces what the CPU would run by CUDA's choice: dropout, attention, autocast's float32."""
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if func is F.dropout:
+            return dropout(*args, **kwargs)
+        if func is F.scaled_dot_product_attention:
+            return attention(*args, **kwargs)
+        if func in FLOAT32 and torch.is_autocast_cpu_enabled():
+            args = tuple(_float32(value) for value in args)
+        return func(*args, **kwargs)
+
+
+def _float32(value: Any) -> Any:
+    if isinstance(value, torch.Tensor) and value.dtype in HALF:
+        return value.float()
+    return value
+
+
+def dropout(
+    tensor: torch.Tensor,
+    p: float = 0.5,
+    training: bool = True,  # noqa: FBT001, FBT002, RUF100  the signature that it replaces
+    inplace: bool = False,  # noqa: ARG001, FBT001, FBT002, RUF100
+) -> torch.Tensor:
+    """CUDA's fused dropout keeps a boolean mask."""
+    return torch.native_dropout(tensor, p, True)[0] if training and p > 0 else tensor
+
+
+def attention(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attn_mask: torch.Tensor | None = None,
+    dropout_p: float = 0.0,  # noqa: ARG001
+    is_causal: bool = False,  # noqa: ARG001, FBT001, FBT002, RUF100  the signature that it replaces
+    *,
+    scale: float | None = None,  # noqa: ARG001
+    enable_gqa: bool = False,  # noqa: ARG001
+) -> torch.Tensor:
+    """Take the flash kernel where its conditions hold, else the memory-efficient one."""
+    if torch.is_autocast_cpu_enabled():
+        half = torch.get_autocast_dtype("cpu")
+        query, key, value = (tensor.to(half) for tensor in (query, key, value))
+    width = query.shape[-1]
+    flash = attn_mask is None and query.dtype in HALF and width <= FLASH_HEAD_LIMIT
+    if not flash and key.shape[1] != query.shape[1]:
+        groups = query.shape[1] // key.shape[1]
+        key, value = (tensor.repeat_interleave(groups, 1) for tensor in (key, value))
+    missing = -width % 8
+    if missing:
+        query, key, value = (F.pad(tensor, (0, missing)) for tensor in (query, key, value))
+    bias = None if flash else _bias(query, key, attn_mask)
+    out = _Attention.apply(query, key, value, bias, flash)
+    return out[..., :width] if missing else out
+
+
+class _Attention(torch.autograd.Function):
+    """What CUDA's fused kernels keep and take: inputs, output and row sums; no score matrix."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        bias: torch.Tensor | None,
+        flash: bool,  # noqa: FBT001, RUF100  autograd functions take positions only
+    ) -> torch.Tensor:
+        out = _rows_first(query, value.shape[-1])
+        batch, heads, rows, _ = query.shape
+        sums = query.new_empty((batch, heads, rows), dtype=torch.float32)
+        ctx.save_for_backward(query, key, value, bias, out, sums)
+        ctx.flash = flash
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        query, key, value, *_ = ctx.saved_tensors
+        temporary = (_flash_temporaries if ctx.flash else _efficient_temporaries)(query)
+        grad_query = _rows_first(query, query.shape[-1])
+        grad_key = _rows_first(key, key.shape[-1], heads=query.shape[1])
+        grad_value = _rows_first(value, value.shape[-1], heads=query.shape[1])
+        del temporary
+        return grad_query, _grouped(grad_key, key), _grouped(grad_value, value), None, None
+
+
+def _rows_first(like: torch.Tensor, width: int, heads: int | None = None) -> torch.Tensor:
+    """Give an empty (batch, heads, rows, width), laid out by rows as the kernels do."""
+    batch, own, rows, _ = like.shape
+    return like.new_empty((batch, rows, heads or own, width)).transpose(1, 2)
+
+
+def _grouped(grad: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
+    """Sum a gradient over the query heads that share a key head."""
+    if grad.shape[1] == like.shape[1]:
+        return grad
+    return grad.unflatten(1, (like.shape[1], -1)).sum(2)
+
+
+def _flash_temporaries(query: torch.Tensor) -> list[torch.Tensor]:
+    """Float32 query gradient and row sums, rows rounded up to 128 and widths to 32."""
+    batch, heads, rows, width = query.shape
+    rows, width = -(-rows // 128) * 128, -(-width // 32) * 32
+    sums = query.new_empty((batch, heads, rows), dtype=torch.float32)
+    return [sums, query.new_empty((batch, heads, rows, width), dtype=torch.float32)]
+
+
+def _efficient_temporaries(query: torch.Tensor) -> list[torch.Tensor]:
+    """Float32 row sums, and a float32 query gradient where the input is narrower."""
+    batch, heads, rows, width = query.shape
+    sums = [query.new_empty((batch, heads, rows), dtype=torch.float32)]
+    if query.dtype != torch.float32:
+        sums.append(query.new_empty((batch, heads, rows, width), dtype=torch.float32))
+    return sums
+
+
+def _bias(
+    query: torch.Tensor, key: torch.Tensor, mask: torch.Tensor | None
+) -> torch.Tensor | None:
+    """Turn a mask into the additive bias that the kernel wants, its rows aligned."""
+    if mask is None:
+        return None
+    if mask.dtype == torch.bool:
+        zero = torch.zeros((), dtype=query.dtype)
+        mask = torch.where(mask, zero, torch.full((), -math.inf, dtype=query.dtype))
+    missing = -mask.shape[-1] % 16
+    if missing:
+        mask = F.pad(mask, (0, missing))[..., : mask.shape[-1]]
+    return mask.expand(query.shape[0], query.shape[1], query.shape[2], key.shape[2])

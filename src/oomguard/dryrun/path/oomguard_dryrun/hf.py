@@ -1,0 +1,244 @@
+"""Builds a transformers model on fake tensors as its framework would load it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from . import lora
+from .batches import causal
+from .built import DTYPES, Built, Depth, Unsupported, half, mixed, reduced
+from .fakes import materialize
+from .losses import fuse
+from .quantized import quantize
+from .request import Request, Variant
+
+DEPTHS = ("num_hidden_layers", "n_layer", "num_layers", "n_layers")
+TOWERS = {
+    "visual": "vision_tower",
+    "vision_tower": "vision_tower",
+    "vision_model": "vision_tower",
+    "audio_tower": "audio_tower",
+}
+PROJECTORS = ("visual.merger", "multi_modal_projector", "aligner", "connector")
+
+
+def build(request: Request, variant: Variant) -> Built:
+    """Build the model of a request with a plan applied. Call it outside the fake mode.
+
+    Raises:
+        Unsupported: if this transformers has no such model, or the plan no such form.
+    """
+    config, depth = _config(request, variant)
+    with torch.device("meta"):
+        model = _model(request, variant, config)
+    _resize(model, variant)
+    model.to(_weights_dtype(variant))
+    depth.stack = _stack(model, depth.built)
+    towers = {name: term for name, term in TOWERS.items() if _has(model, name)}
+    head = model.get_output_embeddings()
+    _quantize(model, variant)
+    _checkpoint(model, variant)
+    called = _train(model, variant, head, towers)
+    if variant.loss_kernel == "fused":
+        fuse(model)
+        head = model.get_output_embeddings()
+    return Built(
+        model=called, depth=depth, loss=_loss(called, variant), batch=causal(config),
+        towers=towers, head=head,
+    )  # fmt: skip
+
+
+def finish(built: Built) -> None:
+    """Make the model's tensors fake. Call it under the fake mode."""
+    materialize(built.model)
+    built.model.train()
+
+
+def _config(request: Request, variant: Variant) -> tuple[Any, Depth]:
+    from transformers import AutoConfig  # noqa: PLC0415  not in every Python
+
+    values = dict(request.config)
+    kind = values.pop("model_type", None)
+    if kind is None:
+        raise Unsupported("the config has no model_type")
+    try:
+        config = AutoConfig.for_model(kind, **values)
+    except ValueError as error:
+        raise Unsupported(f"this transformers has no model_type {kind!r}") from error
+    text = config.get_text_config()
+    name = next(name for name in DEPTHS if hasattr(text, name))
+    full = int(getattr(text, name))
+    period = _period(getattr(text, "layer_types", None), full)
+    built = full if variant.full_depth else reduced(full, period)
+    setattr(text, name, built)
+    if getattr(text, "layer_types", None):
+        text.layer_types = list(text.layer_types)[:built]
+    config.use_cache = text.use_cache = False
+    return config, Depth(stack="", full=full, built=built, period=period)
+
+
+def _period(kinds: list[str] | None, full: int) -> int:
+    """Find after how many layers their kinds repeat."""
+    if not kinds:
+        return 1
+    return next(
+        (p for p in range(1, full) if all(kinds[i] == kinds[i % p] for i in range(full))), full
+    )
+
+
+def _model(request: Request, variant: Variant, config: Any) -> Any:
+    import transformers  # noqa: PLC0415  not in every Python
+
+    config._attn_implementation = "eager" if variant.attention == "eager" else "sdpa"
+    names = [request.model_class, *(request.config.get("architectures") or [])]
+    for name in names:
+        found = getattr(transformers, name, None) if name else None
+        if found is not None:
+            return found._from_config(config)
+    for auto in ("AutoModelForCausalLM", "AutoModelForImageTextToText", "AutoModelForSeq2SeqLM"):
+        mapping = getattr(transformers, auto)
+        if type(config) in mapping._model_mapping:
+            return mapping.from_config(config)
+    raise Unsupported(f"this transformers cannot build {names or config.model_type!r}")
+
+
+def _resize(model: Any, variant: Variant) -> None:
+    if variant.new_tokens:
+        rows = model.get_input_embeddings().weight.shape[0] + variant.new_tokens
+        with torch.device("meta"):
+            model.resize_token_embeddings(rows, mean_resizing=False)
+
+
+def _weights_dtype(variant: Variant) -> torch.dtype:
+    """Give what the base weights are held in: each framework has its rule."""
+    if variant.weights_dtype:
+        return DTYPES[variant.weights_dtype]
+    narrow = half(variant.precision)
+    if narrow is None:
+        return torch.float32
+    casts = variant.framework in ("llamafactory", "qwen") or variant.quantization != "none"
+    return narrow if casts or not mixed(variant.precision) else torch.float32
+
+
+def _trainable_dtype(variant: Variant) -> torch.dtype | None:
+    """Give what trained weights are cast to, None for as they are."""
+    if variant.trainable_dtype:
+        return DTYPES[variant.trainable_dtype]
+    if variant.precision.endswith("-true"):
+        return half(variant.precision)
+    return torch.float32 if variant.framework == "llamafactory" else None
+
+
+def _stack(model: nn.Module, length: int) -> str:
+    """Find the list of the text model's repeated layers."""
+    for path, module in model.named_modules():
+        tower = any(f".{name}." in f".{path}." for name in TOWERS)
+        if isinstance(module, nn.ModuleList) and len(module) == length and not tower:
+            return path
+    raise Unsupported("the model's repeated layers were not found")
+
+
+def _has(model: nn.Module, name: str) -> bool:
+    return any(path.rsplit(".", 1)[-1] == name for path, _ in model.named_modules())
+
+
+def _quantize(model: Any, variant: Variant) -> None:
+    if variant.quantization in ("none", "prequantized"):
+        return
+    compute = half(variant.precision) or torch.float32
+    head = next((p for p, m in model.named_modules() if m is model.get_output_embeddings()), "")
+    quantize(model, variant.quantization, compute, skip=(head,) if head else ())
+    for module in model.modules():
+        if hasattr(module, "keeps_input"):
+            module.keeps_input = variant.bitsandbytes_keeps_input
+    if _kbit_float32(variant):
+        for parameter in model.parameters():
+            if parameter.dtype in (torch.float16, torch.bfloat16):
+                parameter.data = parameter.data.to(torch.float32)
+
+
+def _kbit_float32(variant: Variant) -> bool:
+    """PEFT's `prepare_model_for_kbit_training` casts what is not quantized to float32."""
+    if variant.kbit_float32 is not None:
+        return variant.kbit_float32
+    return variant.framework in ("trl", "hf_trainer")
+
+
+def _checkpoint(model: Any, variant: Variant) -> None:
+    if not variant.checkpointing:
+        return
+    reentrant = variant.use_reentrant
+    if reentrant is None:
+        reentrant = variant.framework in ("llamafactory", "qwen")
+    model.gradient_checkpointing_enable(
+        {"use_reentrant": reentrant, "preserve_rng_state": False}
+    )
+    if reentrant:
+        model.enable_input_require_grads()
+
+
+def _train(model: Any, variant: Variant, head: Any, towers: dict[str, str]) -> nn.Module:
+    """Decide what is trained, and in which format."""
+    frozen = _frozen(model, variant, towers)
+    called = model
+    if variant.tuning == "lora":
+        if variant.lora is None:
+            raise Unsupported("the plan tunes an adapter and the recipe has none")
+        called = lora.adapt(model, variant.lora, lora.targets(model, variant.lora, head, frozen))
+        if variant.train_embeddings or variant.new_tokens:
+            model.get_input_embeddings().requires_grad_(True)
+            head.requires_grad_(True)
+    elif variant.tuning == "full":
+        for path, parameter in model.named_parameters():
+            parameter.requires_grad_(not any(f".{part}." in f".{path}" for part in frozen))
+    else:
+        raise Unsupported(f"tuning {variant.tuning!r} cannot be traced")
+    _cast(called, _trainable_dtype(variant))
+    return called
+
+
+def _cast(model: nn.Module, dtype: torch.dtype | None) -> None:
+    for parameter in model.parameters():
+        if parameter.requires_grad and dtype is not None and parameter.dtype != dtype:
+            parameter.data = parameter.data.to(dtype)
+
+
+def _frozen(model: nn.Module, variant: Variant, towers: dict[str, str]) -> tuple[str, ...]:
+    """Name the parts that stay as they are."""
+    parts: list[str] = []
+    if "vision_tower" in variant.frozen:
+        parts += [f"{name}.{child}" for name in towers for child in _blocks(model, name)]
+    if "projector" in variant.frozen:
+        parts += [name for name in PROJECTORS if f".{name}." in _paths(model)]
+    if "language_model" in variant.frozen:
+        parts += ["language_model", "lm_head"]
+    return tuple(parts)
+
+
+def _blocks(model: nn.Module, tower: str) -> list[str]:
+    """List the children of a tower that are not its projector."""
+    for path, module in model.named_modules():
+        if path.rsplit(".", 1)[-1] == tower:
+            return [name for name, _ in module.named_children() if name != "merger"]
+    return []
+
+
+def _paths(model: nn.Module) -> str:
+    return " ".join(f".{path}." for path, _ in model.named_modules())
+
+
+def _loss(model: nn.Module, variant: Variant) -> Any:
+    widen = mixed(variant.precision)
+
+    def loss(inputs: dict[str, Any]) -> torch.Tensor:
+        outputs = model(**inputs)
+        if widen:  # accelerate's convert_outputs_to_fp32
+            outputs = {
+                name: value.float() for name, value in outputs.items() if torch.is_tensor(value)
+            }
+        return outputs["loss"]
+
+    return loss

@@ -1,0 +1,106 @@
+"""Low-rank adapters: PEFT's own where it is installed, otherwise an equivalent."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+import torch
+from torch import nn
+
+from .built import Unsupported
+from .quantized import QuantizedLinear
+from .request import Lora
+
+
+def adapt(model: nn.Module, lora: Lora, targets: tuple[str, ...]) -> nn.Module:
+    """Add the adapter; give the model to call, which may wrap the one that came in.
+
+    `targets` are full names of linear layers.
+
+    Raises:
+        Unsupported: if there is no layer to adapt.
+    """
+    if not targets:
+        raise Unsupported(f"no linear layer matches the adapter's targets {lora.targets!r}")
+    try:
+        import peft  # noqa: PLC0415  installed in some jobs' Pythons only
+    except ImportError:
+        return _own(model, lora, targets)
+    for module in model.modules():
+        if isinstance(module, QuantizedLinear):
+            module.defensive_clone = True
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        config = peft.LoraConfig(
+            r=lora.rank,
+            lora_alpha=lora.alpha,
+            lora_dropout=lora.dropout,
+            target_modules=list(targets),
+            modules_to_save=list(lora.modules_to_save) or None,
+        )
+        return peft.get_peft_model(model, config)
+
+
+def targets(model: nn.Module, lora: Lora, head: nn.Module | None, frozen: tuple[str, ...]) -> tuple[str, ...]:
+    """List the linear layers to adapt: all but the head and frozen towers, or those named."""
+    linear = [
+        (name, module)
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Linear) or type(module).__name__ == "Conv1D"
+    ]
+    wanted = lora.targets or "all-linear"
+    names = (wanted,) if isinstance(wanted, str) else wanted
+    if names in (("all-linear",), ("all",)):
+        return tuple(
+            name
+            for name, module in linear
+            if module is not head and not any(f".{part}." in f".{name}." for part in frozen)
+        )
+    return tuple(
+        name for name, _ in linear if any(name == one or name.endswith(f".{one}") for one in names)
+    )
+
+
+def _own(model: nn.Module, lora: Lora, names: tuple[str, ...]) -> nn.Module:
+    for parameter in model.parameters():
+        parameter.requires_grad_(False)
+    chosen = set(names)
+    for path, module in list(model.named_modules()):
+        for name, child in list(module.named_children()):
+            if (f"{path}.{name}" if path else name) in chosen:
+                setattr(module, name, LoraLinear(child, lora))
+    for path, module in model.named_modules():
+        if path.rsplit(".", 1)[-1] in lora.modules_to_save:
+            module.requires_grad_(True)
+    return model
+
+
+class LoraLinear(nn.Module):
+    """A frozen linear layer beside a trained pair of narrow ones, kept in float32."""
+
+    def __init__(self, base: nn.Module, lora: Lora) -> None:
+        super().__init__()
+        self.base_layer = base
+        self.scaling = lora.alpha / lora.rank
+        self.dropout = nn.Dropout(lora.dropout) if lora.dropout else nn.Identity()
+        inputs, outputs = _widths(base)
+        device = next(base.parameters()).device
+        self.lora_A = nn.Linear(inputs, lora.rank, bias=False, device=device)
+        self.lora_B = nn.Linear(lora.rank, outputs, bias=False, device=device)
+
+    def forward(self, value: torch.Tensor) -> torch.Tensor:
+        result = self.base_layer(value)
+        narrow: Any = value.to(self.lora_A.weight.dtype)
+        if isinstance(self.base_layer, QuantizedLinear):
+            result = result.clone()
+            narrow = value if torch.is_autocast_cpu_enabled() else narrow
+        added = self.lora_B(self.lora_A(self.dropout(narrow))) * self.scaling
+        return (result + added).to(result.dtype)
+
+
+def _widths(base: nn.Module) -> tuple[int, int]:
+    if isinstance(base, nn.Linear):
+        return base.in_features, base.out_features
+    rows, columns = base.weight.shape
+    return rows, columns

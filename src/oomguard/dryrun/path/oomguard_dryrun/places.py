@@ -1,0 +1,107 @@
+"""Tells the tracer where it is: which repeated layer, tower or head runs."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from .built import Built
+from .tracer import NOWHERE, Layer, Place, Tracer
+
+
+def attach(tracer: Tracer, built: Built) -> None:
+    """Hook the modules that give a place, and adopt the parameters and buffers."""
+    _follow_head(tracer, built)
+    for path, module in built.model.named_modules():
+        place = _place(path, module, built)
+        if place is not None:
+            _hook(tracer, module, place)
+    _adopt(tracer, built)
+
+
+def _follow_head(tracer: Tracer, built: Built) -> None:
+    """From the head on, until the next forward pass, all is logits and loss."""
+
+    def at_root(_: nn.Module, __: Any) -> None:
+        tracer.rest(NOWHERE)
+
+    def at_head(_: nn.Module, __: Any) -> None:
+        tracer.rest((None, "logits_and_loss"))
+
+    built.model.register_forward_pre_hook(at_root)
+    if built.head is not None:
+        built.head.register_forward_pre_hook(at_head)
+
+
+def layer_of(path: str, built: Built) -> Layer | None:
+    """Find the repeated layer that a module or parameter lies in; PEFT prefixes the paths."""
+    stack = built.depth.stack
+    at = path.find(stack + ".")
+    if at < 0 or (at > 0 and path[at - 1] != "."):
+        return None
+    index = path[at + len(stack) + 1 :].split(".", maxsplit=1)[0]
+    return (stack, int(index) // built.depth.period) if index.isdigit() else None
+
+
+def _place(path: str, module: nn.Module, built: Built) -> Place | None:
+    tower = next((term for name, term in built.towers.items() if path.endswith(name)), None)
+    if tower is not None:
+        return (None, tower)
+    layer = layer_of(path, built)
+    if layer is not None and path.endswith(_tail(built, path)):
+        return (layer, None)
+    return None
+
+
+def _tail(built: Built, path: str) -> str:
+    """Give what the path of a whole layer ends with."""
+    return f"{built.depth.stack}.{path.rsplit('.', 1)[-1]}"
+
+
+def _hook(tracer: Tracer, module: nn.Module, place: Place) -> None:
+    def before(_: nn.Module, __: Any) -> None:
+        tracer.enter(place)
+
+    def after(_: nn.Module, __: Any, ___: Any) -> None:
+        tracer.leave()
+
+    module.register_forward_pre_hook(before)
+    module.register_forward_hook(after, always_call=True)
+
+
+def _adopt(tracer: Tracer, built: Built) -> None:
+    trained_base = set(_trained_embeddings(built.model))
+    for path, parameter in built.model.named_parameters():
+        layer = layer_of(path, built)
+        tracer.owns(parameter, layer)
+        tracer.adopt(parameter, _term(path, parameter, built, trained_base), layer)
+    for path, buffer in built.model.named_buffers():
+        quantized = "absmax" in path or path.endswith(".code")
+        tracer.adopt(buffer, "quantization" if quantized else "weights", layer_of(path, built))
+
+
+def _term(path: str, parameter: torch.Tensor, built: Built, trained: set[int]) -> str:
+    if id(parameter) in trained:
+        return "trained_embeddings"
+    for name, term in built.towers.items():
+        if f".{name}." in f".{path}":
+            return term
+    return "weights"
+
+
+def _trained_embeddings(model: nn.Module) -> list[int]:
+    """List the embeddings and heads that are trained in full beside an adapter."""
+    if not any("lora_" in name for name, _ in model.named_parameters()):
+        return []
+    return [
+        id(parameter)
+        for name, parameter in model.named_parameters()
+        if parameter.requires_grad and "lora_" not in name and parameter.dim() == 2
+    ]
+
+
+def trained_terms(model: nn.Module) -> dict[int, str]:
+    """Map trained parameters to the term of their gradients and states, where it is a special one."""
+    return dict.fromkeys(_trained_embeddings(model), "trained_embeddings")

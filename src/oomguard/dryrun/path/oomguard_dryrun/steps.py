@@ -1,0 +1,143 @@
+"""The loops of the frameworks, as far as they decide what is alive when."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from itertools import cycle
+from typing import Any
+
+import torch
+from torch import nn
+
+from . import optimizers
+from .built import Built, half, mixed
+from .places import trained_terms
+from .request import Variant
+from .tracer import Tracer
+
+
+def run(built: Built, variant: Variant, tracer: Tracer) -> None:
+    """Run optimizer steps as the framework's loop would."""
+    trained = [parameter for parameter in built.model.parameters() if parameter.requires_grad]
+    optimizer = optimizers.make(variant, trained)
+    naming = Naming(built.model, optimizer, tracer)
+    if variant.eval_only:
+        return _evaluate(built, variant)
+    loop = _litgpt if variant.framework == "litgpt" else _trainer
+    loop(built, variant, optimizer, naming)
+
+
+class Naming:
+    """Names gradients and states in the trace as they appear."""
+
+    def __init__(self, model: nn.Module, optimizer: optimizers.Optimizer, tracer: Tracer) -> None:
+        self._special = trained_terms(model)
+        self._model = model
+        self._optimizer = optimizer
+        self._tracer = tracer
+
+    def gradients(self) -> None:
+        for parameter in self._model.parameters():
+            if parameter.grad is not None:
+                self._label(parameter, parameter.grad, "gradients")
+
+    @contextmanager
+    def stepping(self) -> Iterator[None]:
+        """Let what the optimizer allocates belong to the layers of what it works on."""
+        self._tracer.stepping = True
+        yield
+        for parameter, state in self._optimizer.states():
+            self._label(parameter, state, "optimizer")
+        self._tracer.stepping = False
+
+    def _label(self, parameter: nn.Parameter, tensor: torch.Tensor, term: str) -> None:
+        self._tracer.label(tensor, self._special.get(id(parameter), term))
+
+
+def _trainer(
+    built: Built, variant: Variant, optimizer: optimizers.Optimizer, naming: Naming
+) -> None:
+    """Follow transformers' Trainer: the loss is detached, nothing of a forward outlives it."""
+    batches = _batches(variant)
+    for _ in range(variant.steps):
+        for _ in range(_accumulation(variant)):
+            _training_step(built, variant, next(batches))
+            naming.gradients()
+        with naming.stepping():
+            _clip(optimizer.parameters, variant)
+            optimizer.step()
+        with naming.stepping():
+            optimizer.zero_grad()
+
+
+def _training_step(built: Built, variant: Variant, lengths: tuple[int, ...]) -> None:
+    inputs = built.batch(variant, lengths)
+    with _autocast(variant):
+        loss = _compute_loss(built, variant, inputs)
+    del inputs
+    if variant.accumulation > 1:
+        loss = loss / variant.accumulation
+    torch.autograd.backward(loss)  # Tensor.backward would suspend the operators' replacement
+
+
+def _compute_loss(built: Built, variant: Variant, inputs: dict[str, Any]) -> torch.Tensor:
+    return built.loss(inputs)
+
+
+def _litgpt(
+    built: Built, variant: Variant, optimizer: optimizers.Optimizer, naming: Naming
+) -> None:
+    """Follow LitGPT's `fit`: the logits of an iteration live until the next one's are there."""
+    batches = _batches(variant)
+    kept: Any = None
+    for _ in range(variant.steps):
+        for _ in range(_accumulation(variant)):
+            batch = built.batch(variant, next(batches))
+            with _autocast(variant):
+                logits, loss = built.loss(batch), None
+                kept = logits
+                loss = batch["criterion"](logits, batch)
+            torch.autograd.backward(loss / variant.accumulation)
+            naming.gradients()
+        with naming.stepping():
+            optimizer.step()
+        with naming.stepping():
+            optimizer.zero_grad()
+    del kept
+
+
+def _evaluate(built: Built, variant: Variant) -> None:
+    """Follow an evaluation: forward passes without gradients, the logits of each returned."""
+    built.model.eval()
+    batches = _batches(variant)
+    with torch.no_grad():
+        for _ in range(variant.steps):
+            inputs = built.batch(variant, next(batches))
+            with _autocast(variant):
+                built.loss(inputs)
+
+
+def _batches(variant: Variant) -> Iterator[tuple[int, ...]]:
+    full = ((variant.sequence_length,) * variant.micro_batch,)
+    return cycle(variant.lengths or full)
+
+
+def _accumulation(variant: Variant) -> int:
+    """Two micro batches show all that any further one would."""
+    return min(variant.accumulation, 2)
+
+
+def _clip(parameters: list[nn.Parameter], variant: Variant) -> None:
+    if variant.max_grad_norm:
+        nn.utils.clip_grad_norm_(parameters, variant.max_grad_norm, foreach=variant.foreach)
+
+
+def _autocast(variant: Variant) -> Any:
+    dtype = half(variant.precision)
+    if dtype is None or not mixed(variant.precision):
+        return nullcontext()
+    return torch.autocast("cpu", dtype=dtype)
+
+
+Loop = Callable[[Built, Variant, optimizers.Optimizer, Naming], None]
