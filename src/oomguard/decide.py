@@ -4,9 +4,12 @@
 |----------|----------------------------------------------|-----------------------------|
 | NEW      | RunStarted                                   | Launch the asked plan       |
 | RUNNING  | an out-of-memory error is sure, on any rank  | Stop the whole group        |
+| RUNNING  | Saved, and growing memory will run out first | Stop, to begin again there  |
+| RUNNING  | no sign of life for the hang timeout         | Stop                        |
 | RUNNING  | Signalled                                    | Stop the whole group        |
 | RUNNING, STOPPING | Exited, for want of memory          | WaitForDevice               |
 | RUNNING, STOPPING | Exited, otherwise                   | Finish                      |
+| WAITING  | DeviceFree, the plan was not at fault        | Launch the same plan        |
 | WAITING  | DeviceFree, a rung is left                   | Launch the next plan        |
 | WAITING  | DeviceFree, none is left                     | Finish EXHAUSTED            |
 | NEW, WAITING | Signalled                                | Finish INTERRUPTED          |
@@ -17,7 +20,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from oomguard.checkpoint import Continuation
-from oomguard.evidence.verdict import Finding, Kind, Verdict, Witness
+from oomguard.evidence.verdict import Cause, Finding, Kind, Verdict, Witness
 from oomguard.ladder import Ladder
 from oomguard.plan import Plan
 from oomguard.record import (
@@ -27,6 +30,7 @@ from oomguard.record import (
     Exited,
     RunRecord,
     RunStarted,
+    Saved,
     Signalled,
     Skip,
     State,
@@ -40,9 +44,13 @@ from oomguard.record import (
 PATIENCE_S = 1.0
 PATIENCE_BLIND_S = 5.0
 PATIENCE_CAUGHT_S = 60.0
+#: A forecast may be a tenth too late, and a step needs room itself.
+RECYCLE_MARGIN = 1.2
 
 OUT_OF_MEMORY = "out of memory"
 SIGNAL = "signal"
+RECYCLE = "recycle"  # memory grows: begin again from the checkpoint before it runs out
+HANG = "hang"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,9 +99,16 @@ def decide(record: RunRecord, event: Event, ladder: Ladder) -> Action | None:
         case RunStarted():
             plan, steps = ladder.prepare(event.job)
             return Launch(plan=plan, steps=steps)
-        case _ if record.state is State.RUNNING and _is_sure(record.last, event.t):
-            return Stop(reason=OUT_OF_MEMORY)
-    return None
+    return _on_news(record, event) if record.state is State.RUNNING else None
+
+
+def _on_news(record: RunRecord, event: Event) -> Action | None:
+    """Say whether a running attempt has to be stopped."""
+    if _is_sure(record.last, event.t):
+        return Stop(reason=OUT_OF_MEMORY)
+    if isinstance(event, Saved) and _runs_out_before_next(record.last):
+        return Stop(reason=RECYCLE)
+    return Stop(reason=HANG) if _hangs(record, event.t) else None
 
 
 def _on_signal(record: RunRecord, event: Signalled) -> Action | None:
@@ -113,6 +128,25 @@ def _is_sure(attempt: Attempt, now: float) -> bool:
     return now - attempt.suspected_t >= _patience_s(attempt)
 
 
+def _runs_out_before_next(attempt: Attempt) -> bool:
+    """Whether growing memory will not last from the checkpoint just written to the next one."""
+    growth = attempt.growth
+    if growth is None or growth.forecast_step is None:
+        return False
+    *_, before, newest = (0, 0, *attempt.saved)
+    left = growth.forecast_step - attempt.steps_done  # both count from the process's own start
+    return left <= (newest - max(before, attempt.first_step)) * RECYCLE_MARGIN
+
+
+def _hangs(record: RunRecord, now: float) -> bool:
+    """Whether a job that has taken steps has said nothing for longer than it may."""
+    limit_s = record.limits.hang_timeout_s if record.limits else None
+    attempt = record.last
+    if limit_s is None or attempt.heard_t is None or not attempt.steps_done:
+        return False
+    return now - attempt.heard_t >= limit_s
+
+
 def _decisive(finding: Finding) -> bool:
     return finding.witness is Witness.INSIDE and finding.kind.is_memory and not finding.handled
 
@@ -128,11 +162,29 @@ def _on_exit(record: RunRecord, verdict: Verdict) -> Action:
         return Finish(status=Status.INTERRUPTED, reason=f"signal {record.signum}")
     if verdict.kind is Kind.OK:
         return Finish(status=Status.FIT, reason="trained to the end")
-    if verdict.kind.is_memory:
+    if verdict.kind.is_memory or record.last.stopped == RECYCLE:
         return WaitForDevice()
+    if record.last.stopped == HANG:
+        limit_s = record.limits.hang_timeout_s if record.limits else None
+        return Finish(
+            status=Status.FAILED, reason=f"no sign of life from the job for {limit_s:g} s"
+        )
     if verdict.kind is Kind.INTERRUPTED:
         return Finish(status=Status.INTERRUPTED, reason=verdict.root or "interrupted")
     return Finish(status=Status.FAILED, reason=verdict.root or "the job failed")
+
+
+def _same_plan_goes_on(record: RunRecord, why: Verdict, again: Continuation) -> bool:
+    """Whether the plan itself was not at fault: memory grew, or another program held it.
+
+    Each such launch begins beyond the one before it, or is the only one: a walk still ends.
+    """
+    attempt = record.last
+    grew = attempt.stopped == RECYCLE or why.cause is Cause.GROWTH
+    if grew:
+        return again.checkpoint is not None and again.checkpoint.step > attempt.first_step
+    before = record.attempts[-2].plan if len(record.attempts) > 1 else None
+    return why.cause is Cause.OTHER_PROCESS and before != attempt.plan
 
 
 def _on_device(record: RunRecord, event: DeviceFree, ladder: Ladder) -> Action:
@@ -143,7 +195,11 @@ def _on_device(record: RunRecord, event: DeviceFree, ladder: Ladder) -> Action:
         raise AssertionError("a device is waited for only after an attempt of a started run")
     if not event.free:
         return Finish(status=Status.FAILED, reason=f"the device did not become free: {event.busy}")
-    if len(record.attempts) >= limits.max_attempts:
+    damaged = any(attempt.damaged for attempt in record.attempts)
+    again = ladder.begin(job, record.last.plan, record.checkpoints, damaged=damaged)
+    if _same_plan_goes_on(record, why, again):
+        return Launch(plan=record.last.plan, begins=again)
+    if record.rungs_tried >= limits.max_attempts:
         return Finish(
             status=Status.EXHAUSTED, reason=f"{limits.max_attempts} attempts, and none fits"
         )
@@ -154,6 +210,5 @@ def _on_device(record: RunRecord, event: DeviceFree, ladder: Ladder) -> Action:
         return Finish(
             status=Status.EXHAUSTED, reason="no rung of the ladder is left", skipped=rung.skipped
         )
-    damaged = any(attempt.damaged for attempt in record.attempts)
     begins = ladder.begin(job, rung.plan, record.checkpoints, damaged=damaged)
     return Launch(plan=rung.plan, steps=(rung.step,), skipped=rung.skipped, begins=begins)

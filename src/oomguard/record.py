@@ -16,6 +16,7 @@ from oomguard.checkpoint import Checkpoint, Continuation
 from oomguard.evidence.judge import is_shortage
 from oomguard.evidence.log import PROGRESS_AFTER
 from oomguard.evidence.verdict import Finding, Phase, Verdict, Witness
+from oomguard.growth import Growth
 from oomguard.job import Job
 from oomguard.plan import Change, Plan
 from oomguard.strategy import Fidelity
@@ -68,6 +69,7 @@ class Limits:
     host_memory_bytes: int | None = None
     host_memory_by: str | None = None
     gpu_memory_bytes: int | None = None
+    hang_timeout_s: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -138,6 +140,23 @@ class Noticed(Event):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Growing(Event):
+    """Memory rises from step to step in a process of the job."""
+
+    attempt: int
+    rank: int | None
+    growth: Growth
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Saved(Event):
+    """The attempt has written a whole checkpoint and goes on."""
+
+    attempt: int
+    checkpoint: Checkpoint
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Stopping(Event):
     """The attempt was told to stop."""
 
@@ -196,6 +215,8 @@ _KINDS = {
     "started": Started,
     "progress": Progress,
     "noticed": Noticed,
+    "growing": Growing,
+    "saved": Saved,
     "stopping": Stopping,
     "exited": Exited,
     "signalled": Signalled,
@@ -245,6 +266,7 @@ class Attempt:
     device_peak_bytes: int | None = None
     reserved_peak_bytes: int | None = None
     findings: tuple[Finding, ...] = ()
+    heard_t: float | None = None
     suspected_t: float | None = None
     caught: bool = False
     stopped: str | None = None
@@ -253,6 +275,14 @@ class Attempt:
     begins: Continuation | None = None
     checkpoints: tuple[Checkpoint, ...] = ()
     damaged: tuple[str, ...] = ()
+    growth: Growth | None = None
+    saved: tuple[int, ...] = ()
+
+    @property
+    def first_step(self) -> int:
+        """How many optimizer steps of the run were done when it began."""
+        from_ = self.begins.checkpoint if self.begins else None
+        return from_.step if from_ else 0
 
     @property
     def seconds(self) -> float | None:
@@ -269,6 +299,7 @@ class Attempt:
         return replace(
             self._gone_on() if went_on else self,
             reporting=True,
+            heard_t=event.t,
             phase=event.phase,
             steps_done=max(self.steps_done, event.step),
             caught=event.caught or (self.caught and not advanced),
@@ -296,6 +327,14 @@ class Attempt:
         return replace(self, findings=findings, suspected_t=None)
 
 
+def _sooner(old: Growth | None, new: Growth) -> Growth:
+    """Keep the trend that ends first: of several ranks the first to run out counts."""
+    if old is None or old.forecast_step is None or new.forecast_step is None:
+        return new
+    is_newer = new.step > old.step
+    return new if is_newer or new.forecast_step < old.forecast_step else old
+
+
 def _larger(old: int | None, new: int | None) -> int | None:
     return max((value for value in (old, new) if value is not None), default=None)
 
@@ -321,6 +360,11 @@ class RunRecord:
     def last(self) -> Attempt:
         """The newest attempt."""
         return self.attempts[-1]
+
+    @property
+    def rungs_tried(self) -> int:
+        """How many attempts had a plan of their own; those that only went on do not count."""
+        return sum(1 for attempt in self.attempts if attempt.number == 1 or attempt.steps)
 
     @property
     def checkpoints(self) -> tuple[tuple[Checkpoint, Plan], ...]:
@@ -373,6 +417,13 @@ class RunRecord:
 
     def _noticed(self, event: Noticed) -> RunRecord:
         return self.with_last(self.last.with_finding(event))
+
+    def _growing(self, event: Growing) -> RunRecord:
+        return self.with_last(replace(self.last, growth=_sooner(self.last.growth, event.growth)))
+
+    def _saved(self, event: Saved) -> RunRecord:
+        saved = (*self.last.saved, event.checkpoint.step)
+        return self.with_last(replace(self.last, saved=saved))
 
     def _stopping(self, event: Stopping) -> RunRecord:
         return self.with_last(replace(self.last, stopped=event.reason), State.STOPPING)

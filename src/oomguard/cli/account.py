@@ -9,7 +9,9 @@ from rich.console import Console
 from rich.text import Text
 
 from oomguard.checkpoint import Continuation, Mode
+from oomguard.decide import RECYCLE
 from oomguard.evidence.verdict import Kind, Verdict
+from oomguard.growth import Growth
 from oomguard.job import Job
 from oomguard.plan import Change, Plan, Value
 from oomguard.record import (
@@ -18,12 +20,14 @@ from oomguard.record import (
     Event,
     Exited,
     Finished,
+    Growing,
     Noticed,
     Planned,
     RunRecord,
     RunStarted,
     Status,
     Step,
+    Stopping,
 )
 from oomguard.report import FitReport
 from oomguard.strategy import Fidelity
@@ -65,6 +69,10 @@ class Account:
                 self._planned(event, record)
             case Exited():
                 self._line(_exit_line(record.last), "red" if _bad(event.verdict) else "green")
+            case Growing():
+                self._line(_growth_line(event.growth), "yellow")
+            case Stopping() if event.reason == RECYCLE:
+                self._line("stopped at this checkpoint, before memory runs out", "yellow")
             case DeviceFree() if not event.free:
                 self._line(f"the device did not become free: {event.busy}", "red")
             case Finished():
@@ -134,6 +142,14 @@ def _plan_line(plan: Plan) -> str:
         if value is not None and value.value != "none"
     ]
     return ", ".join(words)
+
+
+def _growth_line(growth: Growth) -> str:
+    words = f"memory grows by {show_bytes(growth.bytes_per_step)} a step"
+    if growth.forecast_step is None:
+        return words
+    left = max(0, growth.forecast_step - growth.step)
+    return f"{words}; it will run out in about {left} steps"
 
 
 def _begin_line(begins: Continuation) -> str:

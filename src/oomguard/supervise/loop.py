@@ -21,6 +21,7 @@ from oomguard.decide import SIGNAL, Action, Finish, Launch, Stop, WaitForDevice,
 from oomguard.devices import FreeReport
 from oomguard.engines.base import Engine, Running
 from oomguard.evidence.judge import StoppedBy, judge
+from oomguard.evidence.verdict import Phase
 from oomguard.job import Job
 from oomguard.ladder import Ladder
 from oomguard.process.events import Exited as ProcessExited
@@ -34,6 +35,7 @@ from oomguard.record import (
     Planned,
     RunRecord,
     RunStarted,
+    Saved,
     Signalled,
     Started,
     State,
@@ -48,7 +50,7 @@ from oomguard.units import show_bytes
 #: Seconds that the processes of an attempt get to end by themselves: after an out-of-memory error
 #: their state is worth nothing; after a signal they may be writing a checkpoint.
 GRACE_S = {SIGNAL: 30.0}
-GRACE_OOM_S = 1.0
+GRACE_OOM_S = 1.0  # also for a stop that begins again from a checkpoint
 GRACE_LEFTOVERS_S = 5.0
 TICK_S = 0.1
 #: Chunks of output that may wait; beyond it the job's own writing waits.
@@ -93,6 +95,7 @@ class Supervisor:
         self._observer = Observer(0)
         self._layout: Layout | None = None
         self._stamp: Stamp = {}
+        self._saving = False
 
     def run(self, started: RunStarted) -> RunRecord:
         """Walk from the first event to the last; no process of the job is left when it returns."""
@@ -143,6 +146,7 @@ class Supervisor:
             case _:
                 self._pass_on(seen)
                 yield from self._observer.take(seen, self._now)
+                yield from self._newly_saved(seen)
 
     def _pass_on(self, seen: ShellEvent) -> None:
         if isinstance(seen, Output):
@@ -153,6 +157,20 @@ class Supervisor:
     @property
     def _attempt_folder(self) -> Path:
         return self._folder.attempt(len(self.record.attempts))
+
+    def _newly_saved(self, seen: ShellEvent) -> Iterator[Event]:
+        """Look for a new checkpoint when a process has saved something and goes on."""
+        if not isinstance(seen, Report) or self._layout is None:
+            return
+        saves = seen.message.get("phase") == Phase.SAVE.value
+        if saves or not self._saving:
+            self._saving = self._saving or saves
+            return
+        self._saving = False
+        known = self.record.last.saved
+        for checkpoint in reversed(find(self._layout, before=self._stamp).whole):
+            if checkpoint.step not in known:
+                yield Saved(t=self._now, attempt=self.record.last.number, checkpoint=checkpoint)
 
     def _signalled(self, asked: _Asked) -> Iterator[Event]:
         if self.record.signum is not None:  # asked a second time: no more grace
@@ -230,7 +248,7 @@ class Supervisor:
         self._layout = self._adapter.layout(self._job)
         self._stamp = stamp(self._layout) if self._layout else {}
         _write_command(self.command, folder)
-        self._observer = Observer(number, begin=self._begin)
+        self._observer = self._new_observer(number)
         self._running = self._engine.start(
             self.command,
             log=folder / "log.txt",
@@ -245,6 +263,16 @@ class Supervisor:
                 command=redact(self.command.by_hand()),
                 kernel_watched=self._running.kernel_watched,
             )
+        )
+
+    def _new_observer(self, number: int) -> Observer:
+        limits = self.record.limits
+        by_rlimit = limits is not None and limits.host_memory_by == "rlimit"
+        return Observer(
+            number,
+            begin=self._begin,
+            data_limit_bytes=limits.host_memory_bytes if limits and by_rlimit else None,
+            gpu_limit_bytes=limits.gpu_memory_bytes if limits else None,
         )
 
     def _stop(self, action: Stop) -> None:

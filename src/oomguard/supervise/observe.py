@@ -9,7 +9,8 @@ from typing import Any
 from oomguard.evidence.log import LogScanner
 from oomguard.evidence.verdict import Finding, Kind, Phase, Witness
 from oomguard.process.events import Kernel, Output, Report, ShellEvent
-from oomguard.record import Event, Noticed, Progress
+from oomguard.record import Event, Growing, Noticed, Progress
+from oomguard.supervise.trends import Trends
 
 #: A job that prints out-of-memory errors without end fills no disk with findings.
 MOST_FINDINGS = 60
@@ -21,11 +22,20 @@ FIRST_STEPS = 3
 class Observer:
     """Follows one attempt: its log, its own reports, the kernel's counters.
 
-    `begin` is when the run began, on the clock of the reports (seconds).
+    `begin` is when the run began, on the clock of the reports (seconds); `data_limit_bytes`
+    caps the private data of each process, `gpu_limit_bytes` what it has on each GPU.
     """
 
-    def __init__(self, attempt: int, *, begin: float = 0.0) -> None:
+    def __init__(
+        self,
+        attempt: int,
+        *,
+        begin: float = 0.0,
+        data_limit_bytes: int | None = None,
+        gpu_limit_bytes: int | None = None,
+    ) -> None:
         self._attempt, self._begin = attempt, begin
+        self._trends = Trends(data_limit_bytes=data_limit_bytes, gpu_limit_bytes=gpu_limit_bytes)
         self._scanner = LogScanner()
         self._noticed = 0
         self._peeked = True
@@ -66,16 +76,22 @@ class Observer:
     def _report(self, message: Mapping[str, Any], t: float) -> Iterator[Event]:
         progress = replace(_progress(message, self._attempt, t), said_t=self._said_t(message, t))
         kind, pid = message.get("type"), progress.pid
+        growth = self._trends.take(message)
+        if growth is not None:
+            yield Growing(t=t, attempt=self._attempt, rank=progress.rank, growth=growth)
         if kind == "oom" and message.get("uncaught") is False:
-            self._caught[pid] = _from_inside(message)
+            self._caught[pid] = self._finding(message)
             yield progress
         elif kind in ("oom", "error"):
             self._caught.pop(pid, None)
             yield progress
-            yield from self._notice([_from_inside(message)], t)
+            yield from self._notice([self._finding(message)], t)
         elif kind == "bye" or self._is_news(progress):
             yield progress
             yield from self._went_on(progress)
+
+    def _finding(self, message: Mapping[str, Any]) -> Finding:
+        return replace(_from_inside(message), cause=self._trends.cause(message))
 
     def _said_t(self, message: Mapping[str, Any], t: float) -> float | None:
         said = message.get("t")

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import resource
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
-_FIELDS = {b"VmRSS:": "rss_bytes", b"VmHWM:": "peak_rss_bytes"}
+_FIELDS = {b"VmRSS:": "rss_bytes", b"VmHWM:": "peak_rss_bytes", b"VmData": "data_bytes"}
+_PAGE_BYTES = resource.getpagesize()
 
 
 def measure(torch: Any) -> dict[str, object]:
@@ -16,7 +19,7 @@ def measure(torch: Any) -> dict[str, object]:
 
 def _host() -> dict[str, int | None]:
     """Read the resident set and its peak; null where there is no /proc."""
-    found: dict[str, int | None] = {"rss_bytes": None, "peak_rss_bytes": None}
+    found: dict[str, int | None] = dict.fromkeys(_FIELDS.values())
     try:
         with open("/proc/self/status", "rb") as status:  # noqa: PTH123 - no pathlib
             for line in status:
@@ -26,6 +29,15 @@ def _host() -> dict[str, int | None]:
     except OSError:
         pass
     return found
+
+
+def data_bytes() -> int:
+    """Read the private data of this process, as RLIMIT_DATA counts it: cheap enough for a hook."""
+    try:
+        with open("/proc/self/statm", "rb") as statm:  # noqa: PTH123 - no pathlib
+            return int(statm.read().split()[5]) * _PAGE_BYTES
+    except (OSError, IndexError):
+        return 0
 
 
 def _cuda(torch: Any) -> list[dict[str, int | None]]:

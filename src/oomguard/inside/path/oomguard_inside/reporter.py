@@ -62,6 +62,7 @@ class Reporter:
         self._entered: set[str] = set()
         self._last_step = self._last_phase = time.monotonic()
         self._reserve: bytearray | None = bytearray(_RESERVE_BYTES)
+        self._peak_data_bytes = 0
 
     @_guarded
     def hello(self) -> None:
@@ -80,6 +81,8 @@ class Reporter:
     def enter(self, phase: str) -> str | None:
         """A hooked function begins; give what `leave` and `failed` need."""
         before = self.state.enter(phase)
+        if phase == phases.BACKWARD:
+            self._sample()
         if before not in {None, phase}:
             self._note_phase(phase)
         return before
@@ -88,6 +91,8 @@ class Reporter:
     def leave(self, phase: str, before: str | None) -> None:
         """A hooked function came back."""
         self.state.leave(phase, before)
+        if phase == phases.BACKWARD:
+            self._sample()
         if phase == phases.OPTIMIZER and self.state.finish_step():
             self._note_step()
 
@@ -192,12 +197,17 @@ class Reporter:
             self.quiet = False
             self.hello()
         seconds, self._last_step = now - self._last_step, now
+        peak_bytes, self._peak_data_bytes = self._peak_data_bytes, 0
         self._send(
             "step",
-            memory=memory.measure(self._torch),
+            memory={**memory.measure(self._torch), "peak_data_bytes": peak_bytes},
             seconds=seconds,
             shapes=self._shapes(),
         )
+
+    def _sample(self) -> None:
+        """Note what stands in memory around a backward pass: the most of a step, or nearly."""
+        self._peak_data_bytes = max(self._peak_data_bytes, memory.data_bytes())
 
     def _oom(self, found: oom.Found, phase: str | None, *, uncaught: bool) -> None:
         """Report an OOM, if need be without frames and memory, out of the reserve."""
