@@ -7,6 +7,7 @@ import os
 import re
 import shutil
 import subprocess
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -45,6 +46,23 @@ def find(argv: tuple[str, ...], *, cwd: Path, python: str | None) -> Interpreter
     program = _program(argv[0], cwd, env.get("PATH", os.environ.get("PATH", os.defpath)), python)
     found = python or _python_of(program)
     return Interpreter(python=found, packages=_packages(found), env=env)
+
+
+def find_or_guess(argv: tuple[str, ...], *, cwd: Path, python: str | None) -> Interpreter:
+    """Find what would run a command, for a plan: a program that is not here is no error.
+
+    The packages that rungs may need are taken to be where the job will run.
+
+    Raises:
+        FrameworkError: if the named Python is not there.
+    """
+    env = _path_with(python) if python else {}
+    search = env.get("PATH", os.environ.get("PATH", os.defpath))
+    try:
+        found = python or _python_of(_program(argv[0], cwd, search, python))
+    except FrameworkError:
+        found = sys.executable
+    return Interpreter(python=found, packages=frozenset(PACKAGES), env=env)
 
 
 def _path_with(python: str) -> dict[str, str]:

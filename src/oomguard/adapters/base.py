@@ -10,6 +10,7 @@ from oomguard.checkpoint import Continuation, Layout, Mode
 from oomguard.command import Command
 from oomguard.job import Job, Source
 from oomguard.plan import Plan
+from oomguard.recipe import Recipe
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -102,6 +103,10 @@ class Adapter(Protocol):
         (a flag on the command line, else the file); comments, order and other keys stay. `begins`
         says from which checkpoint to go on; without one the user's own settings hold.
         """
+        ...
+
+    def recipe(self, job: Job) -> Recipe:
+        """Say what of the job, beyond its plan, decides how much memory it takes."""
         ...
 
     def refuses(self, job: Job, plan: Plan) -> str | None:

@@ -191,6 +191,20 @@ def maybe_number(name: str) -> Key[int | None]:
     return Key(name=name, decode=whole, default=None)
 
 
+def real(value: object) -> float:
+    """Read a number of at least 0; YAML 1.1 leaves `1e-4` a text."""
+    if isinstance(value, int | float | str) and not isinstance(value, bool):
+        number = float(value)  # its own ValueError says what it could not read
+        if number >= 0:
+            return number
+    raise ValueError(f"must be a number of at least 0, not {shown(value)}")
+
+
+def fraction(name: str, default: float) -> Key[float]:
+    """Make a key that holds a number of at least 0."""
+    return Key(name=name, decode=real, default=default)
+
+
 def flag(name: str, *, default: bool = False) -> Key[bool]:
     """Make a key that holds true or false."""
     return Key(name=name, decode=truth, default=default)

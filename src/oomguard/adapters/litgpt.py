@@ -15,6 +15,7 @@ from oomguard.adapters.base import Request
 from oomguard.adapters.common import Refusal
 from oomguard.adapters.document import Document
 from oomguard.adapters.knobs import Edits, Key, Knob, Knobs, as_object, choice
+from oomguard.adapters.litgpt_recipe import recipe_of
 from oomguard.adapters.settings import Settings
 from oomguard.adapters.words import Style, Words, is_flag
 from oomguard.checkpoint import Continuation, Layout, Mode
@@ -22,6 +23,7 @@ from oomguard.command import Command
 from oomguard.errors import ConfigError, Where
 from oomguard.job import Device, Job, Source, World
 from oomguard.plan import Plan, Precision, Quantization, Tuning
+from oomguard.recipe import Recipe
 
 _OUTPUT = {
     "finetune": "out/finetune/lora",
@@ -357,6 +359,11 @@ class LitGPT:
             files=copy,
             config=config,
         )
+
+    def recipe(self, job: Job) -> Recipe:
+        """Read what the settings say of memory beyond the plan."""
+        settings = _settings(job.argv, job.config)
+        return recipe_of(settings, job, _checkpoint(settings))
 
     def refuses(self, job: Job, plan: Plan) -> str | None:
         """Say LitGPT's own message for a plan that it refuses."""

@@ -10,12 +10,13 @@ import click
 
 from oomguard import __version__
 from oomguard.cli.account import Account
+from oomguard.cli.options import COMMAND, Size, WithCommand, shared
 from oomguard.cli.output import print_json
 from oomguard.cli.request import RUNS, Prepared, prepare
 from oomguard.config import Options
 from oomguard.devices import gpus, host_memory
 from oomguard.engines.local import LocalEngine
-from oomguard.errors import ExitCode, UsageError
+from oomguard.errors import ExitCode
 from oomguard.process.limits import CapBy
 from oomguard.record import RunRecord, RunStarted, Status
 from oomguard.report import FitReport
@@ -23,7 +24,7 @@ from oomguard.store import RunFolder
 from oomguard.strategy import Fidelity
 from oomguard.supervise.loop import Audience, Supervisor
 from oomguard.supervise.outcome import write_outcome
-from oomguard.units import parse_size, show_bytes
+from oomguard.units import show_bytes
 
 CODES = {
     Status.FIT: ExitCode.TRAINED,
@@ -33,51 +34,8 @@ CODES = {
 }
 
 
-class WithCommand(click.Command):
-    """A command whose words after `--` are another program's command line, kept as they are."""
-
-    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        """Put what stands after `--` aside, then parse the rest."""
-        own = args[: args.index("--")] if "--" in args else args
-        rest = tuple(args[len(own) + 1 :])
-        if "--" in args and not rest:
-            raise UsageError(
-                "no command stands after --",
-                next_step="For example: oomguard launch -- llamafactory-cli train train.yaml",
-            )
-        ctx.meta[_COMMAND] = rest
-        return super().parse_args(ctx, own)
-
-    def collect_usage_pieces(self, _ctx: click.Context) -> list[str]:
-        """Show both entrances."""
-        return ["[OPTIONS]", "TRAIN.YAML | -- COMMAND..."]
-
-
-_COMMAND = "oomguard.command"
-
-
-class Size(click.ParamType[int]):
-    """A size such as 24GiB, in bytes."""
-
-    name = "size"
-
-    def convert(
-        self, value: object, param: click.Parameter | None, ctx: click.Context | None
-    ) -> int:
-        """Read it."""
-        try:
-            return value if isinstance(value, int) else parse_size(str(value))
-        except ValueError as error:
-            self.fail(str(error), param, ctx)
-
-
 @click.command("launch", cls=WithCommand)
-@click.argument("train", required=False, type=click.Path(path_type=Path))
-@click.option("--framework", metavar="NAME", help="llamafactory, litgpt or hf_trainer.")
-@click.option("--python", metavar="PATH", help="The Python that has the framework.")
-@click.option("--ladder", metavar="IDS", help="classic, or ids of strategies between commas.")
-@click.option("--allow", type=click.Choice([f.value for f in Fidelity]), help="The dearest cost.")
-@click.option("--strategies", metavar="DIR", help="A folder of strategies of your own.")
+@shared
 @click.option("--max-attempts", type=click.IntRange(min=1), help="Launches at most (20).")
 @click.option("--host-memory", type=Size(), help="Cap on host memory, such as 16GiB.")
 @click.option(
@@ -86,6 +44,19 @@ class Size(click.ParamType[int]):
     help="rlimit: each process by itself (default); cgroup: all together.",
 )
 @click.option("--gpu-memory", type=Size(), help="Cap on the memory of each GPU, such as 24GiB.")
+@click.option(
+    "--hang-timeout",
+    "hang_timeout_s",
+    type=click.FloatRange(min=0, min_open=True),
+    metavar="SECONDS",
+    help="Stop a job that has taken steps and then says nothing for so long.",
+)
+@click.option(
+    "--checkpoint-every",
+    type=click.IntRange(min=1),
+    metavar="STEPS",
+    help="Save a checkpoint so often, where the job saves none itself.",
+)
 @click.option("--runs", metavar="DIR", help=f"Where run folders go ({RUNS}).")
 @click.option("--name", metavar="NAME", help="The name of the run folder.")
 @click.option("--no-inside", is_flag=True, help="Without the reporter inside the job.")
@@ -102,7 +73,7 @@ def command(  # the options document themselves
     runs: str | None,
     no_inside: bool,
     as_json: bool,
-    **given: str | int | None,
+    **given: str | float | None,
 ) -> int:
     """Launch a training job, and again with less memory until it fits.
 
@@ -115,7 +86,7 @@ def command(  # the options document themselves
         runs_dir=runs,
         **given,  # type: ignore[arg-type]  # click has read each option as its field's type
     )
-    job = prepare(train, ctx.meta[_COMMAND], options)
+    job = prepare(train, ctx.meta[COMMAND], options)
     return _launch(job, inside=not no_inside, as_json=as_json)
 
 

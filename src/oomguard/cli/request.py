@@ -13,7 +13,7 @@ from oomguard.config import Loaded, Options, load
 from oomguard.devices import gpus
 from oomguard.discover import load_strategies, select
 from oomguard.errors import UsageError, Where
-from oomguard.interpreter import Interpreter, find
+from oomguard.interpreter import Interpreter, find, find_or_guess
 from oomguard.job import Job
 from oomguard.ladder import Framework, Ladder
 from oomguard.process.limits import CapBy, Caps
@@ -37,10 +37,18 @@ class Prepared:
     name: str
 
 
-def prepare(train: Path | None, command: tuple[str, ...], given: Options) -> Prepared:
+def prepare(
+    train: Path | None,
+    command: tuple[str, ...],
+    given: Options,
+    *,
+    planned_gpus: int | None = None,
+) -> Prepared:
     """Find framework, Python, strategies and caps for a config file or a command line.
 
-    What is `given` on the command line beats the `oomguard:` block of the file.
+    What is `given` on the command line beats the `oomguard:` block of the file. With
+    `planned_gpus` the job is read as it would be on a machine with so many GPUs and with all
+    that rungs may need, whatever this machine has.
 
     Raises:
         UsageError: for whatever cannot be done as asked; nothing was started by then.
@@ -52,8 +60,12 @@ def prepare(train: Path | None, command: tuple[str, ...], given: Options) -> Pre
         )
     adapter, argv, loaded = _job_of(train, command, given)
     options = _merge(given, loaded.options if loaded else Options())
-    interpreter = find(argv, cwd=Path.cwd(), python=options.python)
-    job = _read(adapter, argv, loaded, interpreter)
+    cwd = Path.cwd()
+    if planned_gpus is None:
+        interpreter, cards = find(argv, cwd=cwd, python=options.python), len(gpus())
+    else:
+        interpreter, cards = find_or_guess(argv, cwd=cwd, python=options.python), planned_gpus
+    job = _read(adapter, argv, loaded, interpreter, cards)
     strategies = select(
         load_strategies(Path(options.strategies) if options.strategies else None), options.ladder
     )
@@ -101,14 +113,18 @@ def _job_of(
 
 
 def _read(
-    adapter: Adapter, argv: tuple[str, ...], loaded: Loaded | None, interpreter: Interpreter
+    adapter: Adapter,
+    argv: tuple[str, ...],
+    loaded: Loaded | None,
+    interpreter: Interpreter,
+    cards: int,
 ) -> Job:
     request = Request(
         argv=argv,
         cwd=str(Path.cwd()),
         source=loaded.source if loaded else None,
         env={**os.environ, **interpreter.env},
-        gpus=len(gpus()),
+        gpus=cards,
         python=interpreter.python,
         packages=interpreter.packages,
     )

@@ -1,0 +1,80 @@
+"""What the flags of a script on Hugging Face's Trainer say of memory beyond the plan.
+
+Source: trl 1.16.0, trainer/model_config.py; peft 0.21 (adapter weights in fp32 over a base in
+half precision); transformers 5.6.0, training_args.py; QwenLM/Qwen finetune.py.
+"""
+
+from __future__ import annotations
+
+import posixpath
+
+from oomguard.adapters import knobs
+from oomguard.adapters import training_arguments as hf
+from oomguard.adapters.settings import Settings
+from oomguard.job import Job
+from oomguard.plan import Tuning
+from oomguard.recipe import ALL_LINEAR, Attention, Format, Lora, Recipe
+
+_MODELS = ("model_name_or_path", "model_name", "model", "model_id", "base_model")
+_DTYPES = ("torch_dtype", "dtype", "model_dtype")
+_TARGETS = ("lora_target_modules", "target_modules", "lora_target")
+_SAVED = ("modules_to_save", "lora_modules_to_save", "additional_target")
+_DATA = ("train_file", "data_path", "dataset_name", "dataset_path", "data")
+_FORMATS = {
+    "bfloat16": Format.BF16,
+    "bf16": Format.BF16,
+    "float16": Format.FP16,
+    "fp16": Format.FP16,
+    "half": Format.FP16,
+    "float32": Format.FP32,
+    "fp32": Format.FP32,
+}
+_ATTENTIONS = {"eager": Attention.EAGER, "flash_attention_2": Attention.FLASH}
+
+
+def recipe_of(settings: Settings, job: Job) -> Recipe:
+    """Read what the flags name; a script's own defaults stay unknown."""
+    lora = _lora(settings) if job.asked.tuning is Tuning.LORA else None
+    optimizer = hf.OPTIMIZER.of(settings)
+    return Recipe(
+        framework=job.framework,
+        model=_first(settings, _MODELS),
+        trust_remote_code=knobs.flag("trust_remote_code").of(settings),
+        base=_FORMATS.get((_first(settings, _DTYPES) or "").removeprefix("torch.")),
+        trained_fp32=lora is not None,
+        lora=lora,
+        optimizer=optimizer,
+        fused="fused" in optimizer,
+        attention=_ATTENTIONS.get(str(settings.get("attn_implementation")), Attention.SDPA),
+        packing=knobs.flag("packing").of(settings),
+        data=tuple(
+            posixpath.join(job.cwd, path) for path in [_first(settings, _DATA)] if path is not None
+        ),
+    )
+
+
+def _lora(settings: Settings) -> Lora:
+    rank = next((n for n in (_number(settings, key) for key in ("lora_r", "lora_rank")) if n), 8)
+    targets = _list(settings, _TARGETS)
+    return Lora(
+        rank=rank,
+        alpha=_number(settings, "lora_alpha") or 2 * rank,
+        targets=targets or (ALL_LINEAR,),
+        dropout=knobs.fraction("lora_dropout", 0.0).of(settings),
+        saved=_list(settings, _SAVED),
+    )
+
+
+def _number(settings: Settings, key: str) -> int | None:
+    return knobs.maybe_number(key).of(settings)
+
+
+def _first(settings: Settings, keys: tuple[str, ...]) -> str | None:
+    values = (settings.get(key) for key in keys)
+    return next((value for value in values if isinstance(value, str) and value), None)
+
+
+def _list(settings: Settings, keys: tuple[str, ...]) -> tuple[str, ...]:
+    value = next((settings.get(key) for key in keys if settings.get(key)), None)
+    words = value if isinstance(value, list) else str(value).split(",") if value else []
+    return tuple(str(word).strip() for word in words if str(word).strip())

@@ -1,0 +1,165 @@
+"""Find the config of the model that a job names: its own folder first, the network last."""
+
+from __future__ import annotations
+
+import json
+import os
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import yaml
+
+from oomguard.catalogue import shipped
+from oomguard.errors import ConfigError, Where, did_you_mean
+from oomguard.estimate.architecture import Architecture, from_config, from_litgpt
+from oomguard.recipe import Family
+
+HUB = "https://huggingface.co"
+_TIMEOUT_S = 10
+_MOST_BYTES = 1 << 20
+_OFFLINE = ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Model:
+    """A model's config in the words of `family`, and where it came from."""
+
+    name: str
+    family: Family
+    config: Mapping[str, object]
+    source: str
+
+    @property
+    def architecture(self) -> Architecture:
+        """Read its shape."""
+        read = from_litgpt if self.family is Family.LITGPT else from_config
+        return read(self.config)
+
+
+def find_model(
+    name: str | None,
+    family: Family,
+    *,
+    cwd: Path,
+    environment: Mapping[str, str] = os.environ,
+    ask_framework: Callable[[str], Mapping[str, object] | None] = lambda _: None,
+) -> Model:
+    """Find a model's config; its weights are never needed.
+
+    Looked at in turn: its folder; the hub's cache on this machine; the framework's own names
+    (`ask_framework`); the facts that are shipped; the hub, unless it is switched off.
+
+    Raises:
+        ConfigError: if none of them has it, saying what to give.
+    """
+    if not name:
+        raise ConfigError(
+            "the job's settings name no model, so its size is not known",
+            next_step="Name it in the settings: model_name_or_path, or checkpoint_dir for LitGPT.",
+        )
+    places: tuple[Callable[[], tuple[Family, Mapping[str, object], str] | None], ...] = (
+        lambda: _folder(cwd / Path(name).expanduser()),
+        lambda: _cache(name, environment),
+        lambda: _asked(name, family, ask_framework),
+        lambda: _shipped(name, family),
+        lambda: _hub(name, environment),
+    )
+    found = next((answer for answer in (place() for place in places) if answer), None)
+    if found is None:
+        raise _unknown(name, cwd)
+    kind, config, source = found
+    return Model(name=name, family=kind, config=config, source=source)
+
+
+def _folder(path: Path) -> tuple[Family, Mapping[str, object], str] | None:
+    for file, family in (("model_config.yaml", Family.LITGPT), ("config.json", Family.HF)):
+        text = _read(path / file)
+        if text is not None:
+            return family, _parse(text, path / file), str(path / file)
+    return None
+
+
+def _cache(
+    name: str, environment: Mapping[str, str]
+) -> tuple[Family, Mapping[str, object], str] | None:
+    home = Path(environment.get("HF_HOME") or Path.home() / ".cache" / "huggingface")
+    hub = Path(environment.get("HF_HUB_CACHE") or home / "hub")
+    folder = hub / f"models--{name.replace('/', '--')}" / "snapshots"
+    files = sorted(folder.glob("*/config.json")) if folder.is_dir() else []
+    text = _read(files[-1]) if files else None
+    return None if text is None else (Family.HF, _parse(text, files[-1]), str(files[-1]))
+
+
+def _asked(
+    name: str, family: Family, ask: Callable[[str], Mapping[str, object] | None]
+) -> tuple[Family, Mapping[str, object], str] | None:
+    config = ask(name) if family is Family.LITGPT else None
+    return (family, config, "litgpt's own list of configs") if config else None
+
+
+def _shipped(name: str, family: Family) -> tuple[Family, Mapping[str, object], str] | None:
+    if family is Family.LITGPT:
+        own = shipped.litgpt_config(name)
+        if own is not None:
+            return Family.LITGPT, *own
+    found = shipped.transformers_config(name)
+    return None if found is None else (Family.HF, *found)
+
+
+def _hub(
+    name: str, environment: Mapping[str, str]
+) -> tuple[Family, Mapping[str, object], str] | None:
+    """Fetch config.json alone; a hub that is off, out of reach or has no such model gives None."""
+    off = any(environment.get(key, "").lower() in ("1", "true", "yes", "on") for key in _OFFLINE)
+    if off or name.count("/") != 1 or name.startswith((".", "/")):
+        return None
+    base = environment.get("HF_ENDPOINT", HUB).rstrip("/")
+    url = f"{base}/{name}/resolve/main/config.json"
+    if not url.startswith(("https://", "http://")):
+        return None
+    headers = {"User-Agent": "oomguard"}
+    token = environment.get("HF_TOKEN")
+    if token:
+        headers["Authorization"] = f"Bearer {token}"
+    try:
+        request = urllib.request.Request(url, headers=headers)  # noqa: S310  checked above
+        with urllib.request.urlopen(request, timeout=_TIMEOUT_S) as answer:  # noqa: S310
+            document = json.loads(answer.read(_MOST_BYTES))
+    except (OSError, ValueError, urllib.error.URLError):
+        return None
+    return (Family.HF, document, url) if isinstance(document, dict) else None
+
+
+def _read(path: Path) -> str | None:
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError):
+        return None
+
+
+def _parse(text: str, path: Path) -> Mapping[str, object]:
+    try:
+        document = json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
+    except (ValueError, yaml.YAMLError) as error:
+        raise ConfigError(
+            "the model's config cannot be read", where=Where(file=str(path)), next_step=str(error)
+        ) from error
+    if not isinstance(document, dict):
+        raise ConfigError("the model's config is no mapping", where=Where(file=str(path)))
+    return document
+
+
+def _unknown(name: str, cwd: Path) -> ConfigError:
+    by_name = {one.rsplit("/", 1)[-1]: one for one in shipped.known()}
+    guess = did_you_mean(name.rsplit("/", 1)[-1], by_name)
+    return ConfigError(
+        f"nothing is known of the model {name!r}: it is no folder with a config.json under {cwd}, "
+        "and not among the models that oomguard carries",
+        next_step=(
+            f"{guess} Or put the model's config.json (no weights) into a folder and give that "
+            "folder as the model."
+        ).strip(),
+    )

@@ -1,0 +1,166 @@
+"""`oomguard plan`: say before the first launch what will fit."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import click
+
+from oomguard.catalogue.lookup import Model, find_model
+from oomguard.cli.options import COMMAND, Size, WithCommand, shared
+from oomguard.cli.outlook import show_outlook
+from oomguard.cli.output import print_json
+from oomguard.cli.request import Prepared, prepare
+from oomguard.config import Options
+from oomguard.errors import UsageError, Where
+from oomguard.estimate.cards import card_named
+from oomguard.estimate.explain import arithmetic
+from oomguard.plan import Plan
+from oomguard.prediction.outlook import Outlook, Room, RungOutlook, outlook
+from oomguard.prediction.predict import Question, predict
+from oomguard.recipe import Recipe
+from oomguard.strategy import Fidelity
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Planned:
+    """A job with what it needs, before anything of it was started."""
+
+    prepared: Prepared
+    recipe: Recipe
+    model: Model
+    outlook: Outlook
+    room: Room
+    seconds: float
+
+    def question(self, plans: Sequence[Plan]) -> Question:
+        """Ask for the peaks of some plans."""
+        return question(self.prepared, self.recipe, self.model, self.room, plans)
+
+
+@click.command("plan", cls=WithCommand)
+@shared
+@click.option("--gpu", metavar="NAME", help="The card, such as 'RTX 3090' or a100-80.")
+@click.option("--gpu-memory", type=Size(), help="What one GPU has, such as 24GiB.")
+@click.option("--gpus", type=click.IntRange(min=1), default=1, help="How many GPUs (1).")
+@click.option("--host-memory", type=Size(), help="What the host has, such as 64GiB.")
+@click.option("--explain-terms", is_flag=True, help="The arithmetic of the plan that is chosen.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout.")
+@click.pass_context
+def command(  # the options document themselves
+    ctx: click.Context,
+    /,
+    *,
+    train: Path | None,
+    allow: str | None,
+    gpu: str | None,
+    gpu_memory: int | None,
+    gpus: int,
+    host_memory: int | None,
+    explain_terms: bool,
+    as_json: bool,
+    **given: str | None,
+) -> None:
+    """Say what a job will take on each rung of the ladder, and the first that fits.
+
+    Needs no GPU, no weights and no network. TRAIN.YAML is the framework's own config; or give
+    the whole command after --.
+    """
+    options = Options(
+        allow=Fidelity(allow) if allow else None,
+        **given,  # type: ignore[arg-type]  # click has read each option as its field's type
+    )
+    room = Room(device_bytes=_capacity(gpu, gpu_memory), host_bytes=host_memory)
+    planned = plan_job(prepare(train, ctx.meta[COMMAND], options, planned_gpus=gpus), room)
+    explained = _arithmetic(planned) if explain_terms else None
+    if as_json:
+        print_json(_document(planned, explained))
+    else:
+        show_outlook(planned.prepared.job, planned.model, planned.room, planned.outlook, explained)
+
+
+def plan_job(prepared: Prepared, room: Room) -> Planned:
+    """Predict what was asked and every rung.
+
+    Raises:
+        ConfigError: if nothing is known of the job's model.
+    """
+    begin = time.monotonic()
+    recipe = prepared.adapter.recipe(prepared.job)
+    model = find_model(recipe.model, recipe.family, cwd=Path(prepared.job.cwd))
+    found = outlook(
+        prepared.job,
+        prepared.ladder,
+        room,
+        lambda plans: question(prepared, recipe, model, room, plans),
+        predict,
+    )
+    return Planned(
+        prepared=prepared,
+        recipe=recipe,
+        model=model,
+        outlook=found,
+        room=room,
+        seconds=round(time.monotonic() - begin, 3),
+    )
+
+
+def question(
+    prepared: Prepared, recipe: Recipe, model: Model, room: Room, plans: Sequence[Plan]
+) -> Question:
+    """Put the plans of a job as a prediction takes them."""
+    return Question(
+        job=prepared.job,
+        recipe=recipe,
+        model=model,
+        plans=plans,
+        capacity_bytes=room.device_bytes,
+    )
+
+
+def _capacity(gpu: str | None, gpu_memory: int | None) -> int:
+    if (gpu is None) == (gpu_memory is None):
+        raise UsageError(
+            "one of --gpu and --gpu-memory is needed",
+            where=Where(key="--gpu"),
+            next_step="For example: --gpu 'RTX 3090', or --gpu-memory 24GiB.",
+        )
+    return card_named(gpu).usable_bytes if gpu is not None else gpu_memory or 0
+
+
+def _arithmetic(planned: Planned) -> dict[str, str]:
+    found, chosen = planned.outlook, planned.outlook.chosen
+    rung = found.asked if chosen is None else found.rungs[chosen]
+    lines = arithmetic(planned.question(()).problem(rung.plan or found.asked.plan))
+    terms = rung.estimate.terms if rung.estimate else {}
+    return {term: text for term, text in lines.items() if term in terms}
+
+
+def _document(planned: Planned, explained: dict[str, str] | None) -> dict[str, object]:
+    found = planned.outlook
+    document: dict[str, object] = {
+        "framework": planned.prepared.job.framework,
+        "model": planned.model.name,
+        "model_source": planned.model.source,
+        "capacity_bytes": planned.room.device_bytes,
+        "asked": found.asked,
+        "rungs": [_rung(rung) for rung in found.rungs],
+        "chosen": found.chosen,
+        "notes": found.notes,
+        "seconds": planned.seconds,
+    }
+    return document if explained is None else {**document, "arithmetic": explained}
+
+
+def _rung(rung: RungOutlook) -> dict[str, object]:
+    return {
+        "strategy": rung.strategy,
+        "fidelity": rung.step.fidelity if rung.step else None,
+        "plan": rung.plan,
+        "estimate": rung.estimate,
+        "fits": rung.fits,
+        "skipped": rung.skipped,
+    }

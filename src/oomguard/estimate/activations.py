@@ -1,0 +1,195 @@
+"""What the forward pass keeps for the backward pass, and what a layer and the loss work with.
+
+All figures are bytes. Derivation: which inputs torch's autograd formulas save for each operation
+of a decoder layer (tools/autograd/derivatives.yaml), for transformers' and LitGPT's modules.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from oomguard.estimate.architecture import Architecture, Linear
+from oomguard.estimate.counts import targeted
+from oomguard.estimate.formats import Formats
+from oomguard.plan import LossKernel, Part, Plan, Tuning
+from oomguard.recipe import Attention, Family, Recipe
+
+_FP32 = 4
+#: Tokens whose logits a fused loss holds at once, as a share: Liger's chunks are about V / h times
+#: smaller than the whole (liger_kernel/ops/fused_linear_cross_entropy.py).
+_FUSED_COPIES = 3
+#: Copies that transformers' unfused "gelu_new" keeps (activations.py, NewGELUActivation).
+_GELU_COPIES = {"gpt2": 5, "gpt_neo": 5, "phi": 4}
+#: Matrices that read the same tensor, by role.
+_READS = {
+    **dict.fromkeys(("query", "key", "value", "qkv"), "attention"),
+    **dict.fromkeys(("gate", "up", "gate_up", "router"), "mlp"),
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Step:
+    """One micro batch through the model: `tokens` of it in all, `length` of one sample."""
+
+    model: Architecture
+    plan: Plan
+    recipe: Recipe
+    formats: Formats
+    length: int
+
+    @property
+    def tokens(self) -> int:
+        """Tokens that go through the decoder at once."""
+        return self.length * self.plan.micro_batch
+
+    @property
+    def checkpoints(self) -> int:
+        """Inputs of all layers, which checkpointing keeps."""
+        return self.model.layers * self.tokens * self.model.hidden * self.formats.computed_bytes
+
+    @property
+    def layer(self) -> int:
+        """What one layer keeps when it is not checkpointed."""
+        per_token = self._norms + self._linear_inputs + self._attention + self._mlp
+        return self.tokens * per_token
+
+    @property
+    def working(self) -> int:
+        """Gradients of activations while one layer goes backward."""
+        model, size = self.model, self.formats.computed_bytes
+        copies = _FP32 if self._casts_inputs else size
+        return self.tokens * (
+            2 * self._inner * size + model.intermediate * copies + 8 * model.hidden
+        )
+
+    @property
+    def attention_workspace(self) -> int:
+        """What flash attention's backward takes: dq in fp32, and k and v expanded to all heads."""
+        model = self.model
+        expanded = 0 if model.kv_heads == model.heads else 2 * model.query
+        size = self.formats.computed_bytes
+        return self.tokens * (_FP32 * model.query + expanded * size + _FP32 * model.heads)
+
+    @property
+    def loss_forward(self) -> int:
+        """Logits, their fp32 copy and log-probabilities."""
+        if self.plan.loss_kernel is LossKernel.FUSED:
+            return self._fused_loss
+        if self.recipe.loss_chunk:
+            return 2 * self._logits * self._loss_size
+        size = self.formats.computed_bytes
+        return self._logits * (size + _FP32 + (_FP32 if size < _FP32 else 0))
+
+    @property
+    def loss_backward(self) -> int:
+        """Log-probabilities and the gradients of log-probabilities and logits, all in fp32."""
+        if self.plan.loss_kernel is LossKernel.FUSED:
+            return self._fused_loss
+        if self.recipe.loss_chunk:  # chunk by chunk: the gradients of one chunk at a time
+            return self._logits * (self._loss_size + self.formats.computed_bytes)
+        return 3 * self._logits * _FP32
+
+    @property
+    def largest_logits(self) -> int:
+        """The logits of a micro batch in fp32, where they exist at once."""
+        at_once = self.plan.loss_kernel is not LossKernel.FUSED and not self.recipe.loss_chunk
+        return self._logits * _FP32 if at_once else 0
+
+    @property
+    def tower(self) -> int:
+        """What a vision or audio tower keeps (trained) or works with (frozen)."""
+        tower = self.model.tower
+        if tower is None:
+            return 0
+        patches = self._patches
+        per_layer = patches * (10 * tower.hidden + 3 * tower.intermediate)
+        trained = self.plan.tuning is Tuning.FULL and (
+            Part.VISION_TOWER not in (self.plan.frozen or ())
+        )
+        kept = tower.layers if trained and not self.plan.checkpointing else 2
+        return per_layer * self.formats.computed_bytes * kept
+
+    @property
+    def _patches(self) -> int:
+        tower = self.model.tower
+        if tower is None:
+            return 0
+        if tower.kind == "audio":
+            return 1500 * self.plan.micro_batch  # 30 s of sound
+        pixels = self.plan.image_pixels or 768 * 768
+        per_image = pixels // tower.patch**2
+        most = self.length * tower.merge**2  # a sample holds no more image tokens than tokens
+        return min(per_image * max(1, self.recipe.images), most) * self.plan.micro_batch
+
+    @property
+    def _norms(self) -> int:
+        size = self.formats.computed_bytes
+        kept = _FP32 if not self.model.layer_norm or self.formats.autocast else size
+        return 2 * self.model.hidden * kept
+
+    @property
+    def _inner(self) -> int:
+        return self.model.intermediate * max(1, self.model.expert_tokens)
+
+    @property
+    def _casts_inputs(self) -> bool:
+        """Whether LoRA turns its inputs into fp32 (PEFT, without autocast)."""
+        wider = self.formats.trained_bytes > self.formats.computed_bytes
+        return self.recipe.lora is not None and wider and not self.formats.autocast
+
+    @property
+    def _linear_inputs(self) -> int:
+        size = self.formats.computed_bytes
+        if self.plan.tuning is not Tuning.LORA:
+            matrices = self.model.linears
+            if self.formats.autocast and self.formats.base_bytes > size:
+                return size * sum(self._input(m) for m in matrices)  # a cast for each matrix
+            return size * self._distinct(matrices)
+        matrices = targeted(self.model, self.recipe.lora)
+        if self._casts_inputs:
+            return _FP32 * sum(self._input(m) for m in matrices)
+        dropout = self.recipe.lora is not None and self.recipe.lora.dropout > 0
+        if dropout and self.recipe.family is Family.HF:
+            return (size + 1) * sum(self._input(m) for m in matrices)
+        if self.formats.autocast and self.formats.trained_bytes > size:
+            return size * sum(self._input(m) for m in matrices)
+        return (size + (1 if dropout else 0)) * self._distinct(matrices)
+
+    def _input(self, linear: Linear) -> int:
+        return linear.inputs * (max(1, self.model.expert_tokens) if linear.count > 1 else 1)
+
+    def _distinct(self, matrices: tuple[Linear, ...]) -> int:
+        inputs = {_READS.get(m.role, m.role): self._input(m) for m in matrices}
+        return sum(inputs.values())
+
+    @property
+    def _attention(self) -> int:
+        model, size = self.model, self.formats.computed_bytes
+        if self.recipe.attention is Attention.EAGER or model.softcapped:
+            return size * 3 * model.query + model.heads * self.length * (_FP32 + size)
+        if self.recipe.attention is Attention.FLASH:
+            return size * 2 * (model.query + model.key_value) + _FP32 * model.heads
+        kept = 4 * model.query
+        if self.recipe.family is Family.LITGPT:  # v is a view, so all of q, k, v stays
+            kept += model.query + model.key_value
+        return size * kept + _FP32 * model.heads
+
+    @property
+    def _mlp(self) -> int:
+        size = self.formats.computed_bytes
+        if self.model.gated:
+            return 3 * self._inner * size
+        return _GELU_COPIES.get(self.model.model_type, 1) * self._inner * size
+
+    @property
+    def _logits(self) -> int:
+        return self.tokens * (self.model.vocab + self.recipe.new_tokens)
+
+    @property
+    def _loss_size(self) -> int:
+        return _FP32 if self.formats.autocast else self.formats.computed_bytes
+
+    @property
+    def _fused_loss(self) -> int:
+        hidden = self.tokens * self.model.hidden
+        return _FUSED_COPIES * hidden * _FP32

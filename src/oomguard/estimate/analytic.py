@@ -1,0 +1,208 @@
+"""The analytic tier: the peak as the largest of a few moments of a step, in milliseconds."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from oomguard.estimate import constants, sharding
+from oomguard.estimate.activations import Step
+from oomguard.estimate.architecture import Architecture
+from oomguard.estimate.counts import Counts, counts
+from oomguard.estimate.formats import FOUR_BIT, PACKED_BYTES, ZERO, Formats, formats
+from oomguard.estimate.memory import Spread, Term
+from oomguard.plan import Allocator, Plan, Quantization, Tuning
+from oomguard.recipe import Recipe
+
+#: Where the truth was found around this formula, on the rows of docs/prediction.md.
+SPREAD = Spread(low=0.75, high=1.4, context_bytes=constants.CUDA_CONTEXT_SPREAD_BYTES)
+#: Sequence length where neither the settings nor the data say one.
+LONGEST = 2048
+#: State bytes per number of a bitsandbytes 8-bit Adam: two moments, one fp32 per 256 numbers each.
+_EIGHT_BIT = 2 * (1 + 4 / 256)
+_STATES = {"sgd": 0, "lion": 1, "adafactor": 0.01, "rmsprop": 1, "adagrad": 1}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Problem:
+    """A plan of a job on a model, on `ranks` GPUs."""
+
+    model: Architecture
+    plan: Plan
+    recipe: Recipe
+    ranks: int = 1
+    ranks_of_node: int = 1
+
+    @property
+    def formats(self) -> Formats:
+        """How numbers are stored."""
+        return formats(self.plan, self.recipe)
+
+    @property
+    def counts(self) -> Counts:
+        """How many there are."""
+        return counts(self.model, self.plan, self.recipe)
+
+    @property
+    def step(self) -> Step:
+        """One micro batch of the longest samples."""
+        return Step(
+            model=self.model,
+            plan=self.plan,
+            recipe=self.recipe,
+            formats=self.formats,
+            length=self.plan.sequence_length or LONGEST,
+        )
+
+
+def analytic(problem: Problem) -> dict[Term, int]:
+    """Give the terms of the peak: those of the moment at which they are the most."""
+    terms = max(_moments(problem), key=lambda moment: sum(moment.values()))
+    return {
+        **terms,
+        Term.ALLOCATOR_SLACK: _slack(problem, sum(terms.values())),
+        Term.CUDA_CONTEXT: constants.CUDA_CONTEXT_BYTES,
+    }
+
+
+def _slack(problem: Problem, allocated_bytes: int) -> int:
+    expandable = problem.plan.allocator is Allocator.EXPANDABLE
+    logits = problem.step.largest_logits * constants.SLACK_LOGITS[expandable]
+    return int(allocated_bytes * constants.SLACK[expandable] + logits)
+
+
+def static(problem: Problem) -> dict[Term, int]:
+    """Give what stands in memory through the whole step: weights, optimizer state, buffers."""
+    numbers, stored = problem.counts, problem.formats
+    share = sharding.shares(problem.plan, problem.ranks)
+    kept = share.weights
+    state = state_bytes(problem) + share.master_bytes
+    trained = numbers.trained - numbers.embeddings
+    gradients = stored.trained_bytes * numbers.trained
+    each = stored.trained_bytes * kept + state * share.optimizer
+    return {
+        Term.WEIGHTS: int(base_weights(problem) * kept),
+        Term.ADAPTER: int(stored.trained_bytes * numbers.adapter * kept),
+        Term.TRAINED_EMBEDDINGS: int(each * numbers.embeddings),
+        Term.MEDIA_TOWERS: int(_tower_weights(problem) * kept),
+        Term.OPTIMIZER: int(state * trained * share.optimizer),
+        Term.ZERO_BUCKETS: sharding.buckets(
+            problem.model, problem.plan, problem.recipe, numbers.trained
+        ),
+        Term.COMMUNICATION_BUFFERS: sharding.communication(problem.plan, problem.ranks, gradients),
+        Term.WORKSPACES: constants.CUBLAS_WORKSPACE_BYTES,
+    }
+
+
+def base_weights(problem: Problem) -> int:
+    """Give the bytes of the decoder as stored; what full tuning trains is stored as trained."""
+    numbers, stored, plan = problem.counts, problem.formats, problem.plan
+    rest = numbers.rest + numbers.embeddings_base
+    packed = PACKED_BYTES.get(plan.quantization or Quantization.NONE)
+    if packed is not None:
+        return int(numbers.linear * packed) + rest * stored.base_bytes
+    trained = min(numbers.base_trained, numbers.linear + rest)
+    frozen = numbers.linear + rest - trained
+    return trained * stored.trained_bytes + frozen * stored.base_bytes
+
+
+def state_bytes(problem: Problem) -> float:
+    """Give the optimizer's bytes per trained number on the GPU."""
+    name = (problem.plan.optimizer or problem.recipe.optimizer).lower()
+    if "paged" in name or (
+        problem.recipe.framework == "litgpt" and problem.plan.quantization in FOUR_BIT
+    ):
+        return 0.0  # in managed memory: the driver moves it to the host when the GPU is full
+    if "8bit" in name or "8-bit" in name:
+        return _EIGHT_BIT
+    moment = 4 if problem.plan.sharding in ZERO else problem.formats.trained_bytes
+    return next((n for word, n in _STATES.items() if word in name), 2) * float(moment)
+
+
+def _tower_weights(problem: Problem) -> int:
+    numbers, stored = problem.counts, problem.formats
+    if problem.plan.quantization in PACKED_BYTES and problem.plan.tuning is Tuning.LORA:
+        packed = PACKED_BYTES[problem.plan.quantization or Quantization.NF4]
+        return int(numbers.tower * packed)
+    trained = numbers.tower_trained
+    return trained * stored.trained_bytes + (numbers.tower - trained) * stored.base_bytes
+
+
+def _moments(problem: Problem) -> Iterator[dict[Term, int]]:
+    step, held = problem.step, static(problem)
+    gradients = _gradients(problem)
+    accumulated = gradients if problem.plan.accumulation > 1 else {}
+    checkpointing = bool(problem.plan.checkpointing)
+    model = problem.model
+    saved = step.checkpoints if checkpointing else model.layers * step.layer
+    casts = _autocast_copies(problem)
+    at_loss = {Term.LOGITS_AND_LOSS: step.loss_forward, Term.ACTIVATIONS: saved + casts}
+    yield _sum(held, accumulated, at_loss)
+    kept_casts = 0 if checkpointing else casts
+    turn = {Term.LOGITS_AND_LOSS: step.loss_backward, Term.ACTIVATIONS: saved + kept_casts}
+    yield _sum(held, accumulated, turn)
+    one = {
+        Term.ACTIVATIONS: saved + kept_casts + step.working + (step.layer if checkpointing else 0),
+        Term.ATTENTION_WORKSPACE: step.attention_workspace,
+        Term.QUANTIZATION_TEMPORARIES: dequantized(problem),
+    }
+    yield _sum(held, accumulated or _part(gradients, 1 / model.layers), one)
+    last = {Term.ACTIVATIONS: step.working + step.layer}
+    yield _sum(held, gradients, last)
+    yield _sum(held, gradients, {Term.OPTIMIZER: _step_temporaries(problem)})
+    if model.tower is not None:
+        yield _sum(held, accumulated, {Term.MEDIA_TOWERS: step.tower})
+
+
+def dequantized(problem: Problem) -> int:
+    """Give the bytes of the largest matrix while it is unpacked."""
+    plan = problem.plan
+    if plan.quantization in (None, Quantization.NONE):
+        return 0
+    largest = max(linear.inputs * linear.outputs for linear in problem.model.linears)
+    constants_bytes = 4 * (largest // 64) if plan.quantization in FOUR_BIT else 0
+    return largest * problem.formats.computed_bytes + constants_bytes
+
+
+def _gradients(problem: Problem) -> dict[Term, int]:
+    numbers, stored = problem.counts, problem.formats
+    share = sharding.shares(problem.plan, problem.ranks).gradients
+    each = stored.trained_bytes * share
+    return {
+        Term.GRADIENTS: int(each * (numbers.trained - numbers.embeddings)),
+        Term.TRAINED_EMBEDDINGS: int(each * numbers.embeddings),
+    }
+
+
+def _autocast_copies(problem: Problem) -> int:
+    """Give the bytes of the half-precision copies that autocast keeps of fp32 weights."""
+    stored, numbers = problem.formats, problem.counts
+    if not stored.autocast:
+        return 0
+    wide_base = numbers.linear if stored.base_bytes > stored.computed_bytes else 0
+    wide = numbers.base_trained if stored.trained_bytes > stored.computed_bytes else 0
+    # Only leaves that are trained are cached; a frozen matrix is cast for its own use alone.
+    cached = min(wide_base or numbers.linear, wide) if wide else 0
+    return cached * stored.computed_bytes
+
+
+def _step_temporaries(problem: Problem) -> int:
+    recipe, numbers = problem.recipe, problem.counts
+    name = (problem.plan.optimizer or recipe.optimizer).lower()
+    plain = not any(word in name for word in ("8bit", "paged", "sgd", "fused", "bnb"))
+    if not plain or recipe.fused or not recipe.foreach:
+        return 0
+    share = sharding.shares(problem.plan, problem.ranks).optimizer
+    return int(problem.formats.trained_bytes * numbers.trained * share)
+
+
+def _part(terms: dict[Term, int], share: float) -> dict[Term, int]:
+    return {term: int(size * share) for term, size in terms.items()}
+
+
+def _sum(*parts: dict[Term, int]) -> dict[Term, int]:
+    total: dict[Term, int] = {}
+    for part in parts:
+        for term, size in part.items():
+            total[term] = total.get(term, 0) + size
+    return total

@@ -1,0 +1,38 @@
+"""What no formula gives: contexts, workspaces and buffers, each with its source."""
+
+from __future__ import annotations
+
+from oomguard.units import GIB, MIB
+
+#: What a CUDA context and the loaded kernels of PyTorch, cuBLAS and cuDNN take outside PyTorch's
+#: allocator. Out-of-memory messages of single processes ("Including non-PyTorch memory, this
+#: process has ...") put it between about 0.25 GiB (Ampere, lazy loading) and 0.6 GiB (Hopper).
+CUDA_CONTEXT_BYTES = 450 * MIB
+CUDA_CONTEXT_SPREAD_BYTES = 200 * MIB
+#: PyTorch's cuBLAS workspaces: `:4096:2:16:8` is 8.125 MiB, per handle and stream
+#: (torch docs, notes/cuda.rst, CUBLAS_WORKSPACE_CONFIG).
+CUBLAS_WORKSPACE_BYTES = 8 * MIB + 128 * 1024
+#: Buffers of one NCCL communicator over NVLink or PCIe: channels x NCCL_BUFFSIZE (4 MiB) for
+#: each of the protocols (NCCL user guide, environment variables).
+NCCL_BYTES = 256 * MIB
+#: DeepSpeed's defaults in elements (deepspeed/runtime/zero/config.py).
+REDUCE_BUCKET = 500_000_000
+ALLGATHER_BUCKET = 500_000_000
+#: Under ZeRO-3 at most this many gathered numbers are alive (stage3_max_live_parameters).
+MAX_LIVE_PARAMETERS = 1_000_000_000
+#: transformers fills "auto" in: reduce h^2, prefetch 0.9 h^2 (integrations/deepspeed.py).
+AUTO_PREFETCH = 0.9
+#: PyTorch's DDP copies gradients into buckets of their full size
+#: (torch/nn/parallel/distributed.py, gradient_as_bucket_view=False).
+DDP_GRADIENT_COPIES = 1
+#: Reserved and not allocated, where no trace says it: a share of what is allocated, and copies of
+#: the fp32 logits, the largest tensors of a step, whose freed blocks are split and not reused.
+#: From replays of traced steps: Llama-2-7B QLoRA, 32,768 tokens: 24.06 GiB allocated, 32.14
+#: reserved, 27.38 with expandable segments.
+SLACK = {False: 0.02, True: 0.01}
+SLACK_LOGITS = {False: 1.0, True: 0.4}
+
+#: A Python process with torch and transformers imported and a CUDA context, in host memory.
+PROCESS_BYTES = 2 * GIB + 512 * MIB
+#: Tensors that a loader which maps its files holds in host memory at once.
+TENSORS_IN_FLIGHT = 2

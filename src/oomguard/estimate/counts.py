@@ -1,0 +1,106 @@
+"""How many numbers a plan stores and trains."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from oomguard.estimate.architecture import Architecture, Linear
+from oomguard.plan import Part, Plan, Tuning
+from oomguard.recipe import ALL_LINEAR, Lora, Recipe
+
+_EMBEDDINGS = {"embed_tokens", "wte", "lm_head", "embed_in", "embed_out", "word_embeddings"}
+_HEADS = {"lm_head", "embed_out"}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Counts:
+    """Numbers, not bytes. `linear` matrices can be quantized, `rest` of the base cannot.
+
+    `adapter` is what LoRA adds, `embeddings` what is trained in full beside it (and `copied`:
+    PEFT keeps the original too), `base_trained` what full or partial tuning trains of the base.
+    """
+
+    linear: int
+    rest: int
+    embeddings_base: int
+    tower: int
+    adapter: int = 0
+    embeddings: int = 0
+    base_trained: int = 0
+    tower_trained: int = 0
+
+    @property
+    def trained(self) -> int:
+        """Everything with a gradient."""
+        return self.adapter + self.embeddings + self.base_trained + self.tower_trained
+
+
+def counts(model: Architecture, plan: Plan, recipe: Recipe) -> Counts:
+    """Count; new tokens make the embeddings larger."""
+    grown = (model.vocab + recipe.new_tokens) * model.hidden
+    embeddings = grown * (1 if model.tied else 2)
+    linear = model.layers * model.layer_linear
+    rest = model.decoder - model.layers * model.layer_linear - model.embedding - model.head
+    tower = model.tower.parameters + model.tower.projector if model.tower else 0
+    frozen_tower = _frozen_tower(model, plan)
+    if plan.tuning is Tuning.FULL:
+        text = 0 if Part.LANGUAGE_MODEL in (plan.frozen or ()) else linear + rest + embeddings
+        return Counts(
+            linear=linear,
+            rest=rest,
+            embeddings_base=embeddings,
+            tower=tower,
+            base_trained=text,
+            tower_trained=tower - frozen_tower,
+        )
+    if plan.tuning is Tuning.PARTIAL:
+        part = min(recipe.trained_layers, model.layers) * (model.layer_linear + model.layer_small)
+        return Counts(
+            linear=linear, rest=rest, embeddings_base=embeddings, tower=tower, base_trained=part
+        )
+    return Counts(
+        linear=linear,
+        rest=rest,
+        embeddings_base=embeddings,
+        tower=tower,
+        adapter=adapter(model, plan, recipe),
+        embeddings=_trained_embeddings(model, recipe, grown),
+    )
+
+
+def targeted(model: Architecture, lora: Lora | None) -> tuple[Linear, ...]:
+    """List the matrices of one layer that LoRA adapts."""
+    if lora is None:
+        return ()
+    if ALL_LINEAR in lora.targets or "all" in lora.targets:
+        return tuple(linear for linear in model.linears if linear.role != "router")
+    names = {target.rsplit(".", 1)[-1] for target in lora.targets}
+    return tuple(linear for linear in model.linears if names & {*linear.names})
+
+
+def adapter(model: Architecture, plan: Plan, recipe: Recipe) -> int:
+    """Count what LoRA adds to the decoder's layers, and to the head where it is a target."""
+    if recipe.lora is None:
+        return 0
+    rank = plan.lora_rank or recipe.lora.rank
+    matrices = targeted(model, recipe.lora)
+    per_layer = sum(rank * (m.inputs + m.outputs) * m.count for m in matrices)
+    head = rank * (model.hidden + model.vocab) if _HEADS & {*recipe.lora.targets} else 0
+    return model.layers * per_layer + head
+
+
+def _trained_embeddings(model: Architecture, recipe: Recipe, grown: int) -> int:
+    saved = {name.rsplit(".", 1)[-1] for name in recipe.lora.saved} if recipe.lora else set()
+    if recipe.train_embeddings or (recipe.new_tokens and not saved & _EMBEDDINGS):
+        return grown * (1 if model.tied else 2)
+    heads = 1 if saved & _HEADS else 0
+    inputs = 1 if saved & (_EMBEDDINGS - _HEADS) else 0
+    return grown * (min(1, heads + inputs) if model.tied else heads + inputs)
+
+
+def _frozen_tower(model: Architecture, plan: Plan) -> int:
+    if model.tower is None:
+        return 0
+    frozen = plan.frozen or frozenset()
+    vision = model.tower.parameters if Part.VISION_TOWER in frozen else 0
+    return vision + (model.tower.projector if Part.PROJECTOR in frozen else 0)

@@ -1,0 +1,82 @@
+"""The host-side peak of one node while the weights are loaded, and what stays there after."""
+
+from __future__ import annotations
+
+from oomguard.estimate import constants, sharding
+from oomguard.estimate.analytic import Problem
+from oomguard.estimate.architecture import Architecture
+from oomguard.estimate.counts import targeted
+from oomguard.estimate.formats import PACKED_BYTES
+from oomguard.plan import Plan, Quantization, Sharding
+from oomguard.recipe import Family, Loftq
+
+_FP32 = 4
+#: LoftQ keeps the difference to every level and its absolute value at once (peft/utils/loftq_utils,
+#: NFQuantizer.quantize_block).
+_LOFTQ_COPIES = 2
+_BITSANDBYTES_BITS = 4
+
+
+def host_peak(problem: Problem) -> dict[str, int]:
+    """Give the terms of the peak in bytes, summed over the ranks of one node."""
+    ranks = problem.ranks_of_node
+    terms = {
+        "processes": ranks * constants.PROCESS_BYTES,
+        "checkpoint_on_load": ranks * _on_load(problem),
+        "offloaded": sharding.offloaded(
+            problem.plan,
+            ranks,
+            problem.ranks,
+            weights=problem.model.parameters,
+            trained=problem.counts.trained,
+        ),
+        "loftq": _loftq(problem),
+    }
+    return {name: size for name, size in terms.items() if size}
+
+
+def _on_load(problem: Problem) -> int:
+    """Give what one rank holds of the checkpoint beside what goes to the GPU."""
+    plan, stored = problem.plan, problem.formats
+    whole = problem.model.parameters * stored.base_bytes
+    # The files are mapped: what is read into the page cache can be given back at any time.
+    mapped = constants.TENSORS_IN_FLIGHT * _largest(problem.model) * stored.base_bytes
+    if problem.recipe.loftq is not None:
+        return mapped if problem.recipe.loftq.replaces else whole
+    if problem.recipe.family is Family.LITGPT:
+        return mapped if _is_single(plan) else whole  # FSDP reads all of it
+    if plan.low_cpu_mem_usage is False and plan.sharding is not Sharding.ZERO3:
+        return 2 * whole  # the model as initialised, and the checkpoint beside it
+    return mapped if _goes_to_gpu(plan) else whole
+
+
+def _is_single(plan: Plan) -> bool:
+    return plan.sharding in (None, Sharding.NONE)
+
+
+def _goes_to_gpu(plan: Plan) -> bool:
+    """Whether the framework places weights on the GPU as they are read (a device_map)."""
+    quantized = plan.quantization not in (None, Quantization.NONE)
+    return quantized or (plan.low_cpu_mem_usage is True and plan.sharding is not Sharding.ZERO3)
+
+
+def _loftq(problem: Problem) -> int:
+    loftq = problem.recipe.loftq
+    if loftq is None:
+        return 0
+    matrices = targeted(problem.model, problem.recipe.lora) or problem.model.linears
+    largest = max(matrix.inputs * matrix.outputs for matrix in matrices)
+    if loftq.replaces:  # one matrix: fp32, its residual, and what it unpacks to
+        return 3 * largest * _FP32
+    return _levels(loftq, largest) + 4 * largest * _FP32
+
+
+def _largest(model: Architecture) -> int:
+    return max(model.embedding, *(matrix.inputs * matrix.outputs for matrix in model.linears))
+
+
+def _levels(loftq: Loftq, numbers: int) -> int:
+    """Give the bytes of a matrix's distance to each level of the format, for every number."""
+    if loftq.bits == _BITSANDBYTES_BITS:  # bitsandbytes quantizes in place
+        return int(numbers * PACKED_BYTES[Quantization.NF4])
+    return _LOFTQ_COPIES * numbers * (1 << loftq.bits) * _FP32

@@ -1,0 +1,94 @@
+"""`Recipe`: what of a job, beyond its `Plan`, decides how much memory it takes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum
+
+
+class Family(str, Enum):
+    """Whose model code runs, and whose words name its layers."""
+
+    HF = "hf"  # transformers
+    LITGPT = "litgpt"
+
+
+class Attention(str, Enum):
+    """How attention is computed."""
+
+    EAGER = "eager"  # all scores at once
+    SDPA = "sdpa"  # torch's scaled_dot_product_attention
+    FLASH = "flash"  # the flash-attn package
+
+
+class Format(str, Enum):
+    """How one number is stored."""
+
+    FP32 = "fp32"
+    BF16 = "bf16"
+    FP16 = "fp16"
+
+    @property
+    def size_bytes(self) -> int:
+        """Bytes of one number."""
+        return 4 if self is Format.FP32 else 2
+
+
+#: The LoRA target that stands for every linear layer but the output head.
+ALL_LINEAR = "all-linear"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Lora:
+    """A LoRA adapter; `targets` in the words of the model's code, `saved` trained in full."""
+
+    rank: int
+    alpha: int
+    targets: tuple[str, ...] = (ALL_LINEAR,)
+    dropout: float = 0.0
+    saved: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Loftq:
+    """LoftQ's start of an adapter; `replaces` quantizes first, then one tensor at a time."""
+
+    bits: int = 4
+    iterations: int = 1
+    replaces: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Recipe:
+    """What the prediction needs to know of a job.
+
+    `model` is the hub id or the folder as the user wrote it. `base` is the format that the
+    framework loads weights in, None where it follows `Plan.precision`; `trained_fp32` says that
+    trained parameters are raised to fp32. `new_tokens` are added to the vocabulary;
+    `trained_layers` counts the layers that partial tuning trains. `loss_chunk` is the number of
+    tokens whose logits are computed at once, None for all. `fused` is the optimizer that updates
+    without temporaries, `foreach` the one that makes them for all parameters together. `data`
+    are paths of training files as far as the settings name them.
+    """
+
+    framework: str
+    model: str | None = None
+    family: Family = Family.HF
+    trust_remote_code: bool = False
+    base: Format | None = None
+    trained_fp32: bool = True
+    lora: Lora | None = None
+    loftq: Loftq | None = None
+    new_tokens: int = 0
+    train_embeddings: bool = False
+    trained_layers: int = 2
+    optimizer: str = "adamw"
+    foreach: bool = True
+    fused: bool = False
+    max_grad_norm: float | None = 1.0
+    attention: Attention = Attention.SDPA
+    loss_chunk: int | None = None
+    packing: bool = False
+    images: int = 0
+    data: tuple[str, ...] = ()
+    reduce_bucket: int | None = None

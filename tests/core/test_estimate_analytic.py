@@ -1,0 +1,151 @@
+"""The analytic tier: the hand calculation term by term, and what must hold for every plan."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from oomguard.estimate.analytic import SPREAD, Problem, analytic
+from oomguard.estimate.host import host_peak
+from oomguard.estimate.memory import Fits, MemoryEstimate, Term, estimate
+from oomguard.plan import (
+    Allocator,
+    LossKernel,
+    Offload,
+    Plan,
+    Precision,
+    Quantization,
+    Sharding,
+    Tuning,
+)
+from oomguard.recipe import Attention, Format, Lora, Recipe
+from oomguard.units import GIB, MIB
+from shapes import FACTORY, LITGPT, LLAMA3, LORA, model, problem
+
+# Llama-3-8B in bf16 without autocast, LoRA of rank 8 in fp32 on all linear layers, 1 x 2048.
+HAND = {"precision": Precision.FP32}
+
+
+def peak(given: Problem) -> MemoryEstimate:
+    return estimate(analytic(given), method="analytic", spread=SPREAD, host=host_peak(given))
+
+
+def test_the_hand_calculation_term_by_term():
+    terms = analytic(problem(**HAND))
+    shown = {term: size / GIB for term, size in terms.items()}
+    assert shown[Term.WEIGHTS] == pytest.approx(14.958, abs=0.01)
+    assert shown[Term.ADAPTER] == pytest.approx(0.078, abs=0.001)
+    assert shown[Term.OPTIMIZER] == pytest.approx(0.156, abs=0.001)
+    assert shown[Term.ACTIVATIONS] == pytest.approx(0.516, abs=0.02)
+    assert shown[Term.LOGITS_AND_LOSS] == pytest.approx(2.936, abs=0.001)
+    allocated = peak(problem(**HAND)).allocated_bytes / GIB
+    assert allocated == pytest.approx(18.66, rel=0.01)
+
+
+def test_what_one_layer_keeps_without_checkpointing():
+    # 7 fp32 LoRA inputs 304, RMSNorm 64, SwiGLU 168, q/k/v/o 64 MiB; a mask that is not kept: 8
+    kept = problem(**HAND, checkpointing=False).step.layer / MIB
+    assert kept == pytest.approx(600, rel=0.01)
+
+
+plans = st.builds(
+    Plan,
+    micro_batch=st.sampled_from([1, 2, 4, 8]),
+    accumulation=st.sampled_from([2, 4, 8]),
+    sequence_length=st.sampled_from([512, 1024, 4096, 16384]),
+    checkpointing=st.booleans(),
+    precision=st.sampled_from([Precision.BF16_MIXED, Precision.BF16_TRUE, Precision.FP32]),
+    quantization=st.sampled_from([Quantization.NONE, Quantization.NF4, Quantization.NF4_DOUBLE]),
+    tuning=st.just(Tuning.LORA),
+    lora_rank=st.sampled_from([8, 64]),
+    sharding=st.sampled_from([Sharding.NONE, Sharding.ZERO2, Sharding.ZERO3, Sharding.FSDP]),
+    optimizer=st.sampled_from(["adamw_torch", "adamw_bnb_8bit", "paged_adamw_8bit", "sgd"]),
+    allocator=st.sampled_from(Allocator),
+)
+recipes = st.sampled_from([FACTORY, LITGPT, replace(FACTORY, attention=Attention.FLASH)])
+
+
+@given(plan=plans, recipe=recipes, ranks=st.sampled_from([1, 2, 8]))
+def test_terms_add_up_and_bounds_enclose(plan, recipe, ranks):
+    found = peak(problem(plan, recipe, ranks=ranks))
+    assert sum(found.terms.values()) == found.expected_bytes
+    assert sum(found.host_terms.values()) == found.host_bytes
+    assert found.low_bytes <= found.expected_bytes <= found.high_bytes
+    assert found.allocated_bytes <= found.reserved_bytes < found.expected_bytes
+    assert all(size > 0 for size in found.terms.values())
+
+
+@given(plan=plans, recipe=recipes)
+def test_less_work_never_takes_more(plan, recipe):
+    whole = peak(problem(plan, recipe)).expected_bytes
+    halved = replace(plan, micro_batch=max(1, plan.micro_batch // 2))
+    shorter = replace(plan, sequence_length=(plan.sequence_length or 0) // 2)
+    fused = replace(plan, loss_kernel=LossKernel.FUSED)
+    assert all(
+        peak(problem(one, recipe)).expected_bytes <= whole for one in (halved, shorter, fused)
+    )
+
+
+@given(plan=plans, recipe=recipes, ranks=st.sampled_from([2, 4, 8]))
+def test_zero3_holds_less_of_the_weights_the_more_ranks_there_are(plan, recipe, ranks):
+    sharded = replace(plan, sharding=Sharding.ZERO3)
+    few, many = (analytic(problem(sharded, recipe, ranks=n)) for n in (ranks, 2 * ranks))
+    assert many[Term.WEIGHTS] < few[Term.WEIGHTS]
+
+
+def test_offload_moves_the_optimizer_to_the_host():
+    full = problem(
+        LORA,
+        Recipe(framework="llamafactory", base=Format.BF16),
+        tuning=Tuning.FULL,
+        ranks=4,
+        sharding=Sharding.ZERO3,
+        quantization=Quantization.NONE,
+    )
+    offloaded = replace(full, plan=replace(full.plan, offload=frozenset({Offload.OPTIMIZER})))
+    here, there = analytic(full), analytic(offloaded)
+    assert there[Term.OPTIMIZER] == 0 < here[Term.OPTIMIZER]
+    # fp32 copy, two moments, one gradient: 16 bytes for each of the 8.03e9 numbers of the node
+    assert host_peak(offloaded)["offloaded"] == pytest.approx(16 * 8.03e9, rel=0.01)
+    assert "offloaded" not in host_peak(full)
+
+
+def test_full_tuning_takes_16_bytes_a_number_and_zero2_shares_them_out():
+    recipe = Recipe(framework="llamafactory", base=Format.BF16)
+    alone = analytic(problem(LORA, recipe, tuning=Tuning.FULL, quantization=Quantization.NONE))
+    fixed = sum(alone.get(t, 0) for t in (Term.WEIGHTS, Term.GRADIENTS, Term.OPTIMIZER))
+    assert fixed >= 16 * LLAMA3.parameters
+    zero2 = problem(LORA, recipe, tuning=Tuning.FULL, sharding=Sharding.ZERO2, ranks=8)
+    shared = analytic(zero2)
+    assert shared[Term.WEIGHTS] == pytest.approx(2 * LLAMA3.parameters, rel=0.01)
+    assert shared[Term.OPTIMIZER] == pytest.approx(12 * LLAMA3.parameters / 8, rel=0.01)
+    assert shared[Term.ZERO_BUCKETS] == 2 * (500_000_000 + 500_000_000)
+
+
+def test_new_tokens_are_a_term_of_their_own():
+    audio = model("Qwen/Qwen2-Audio-7B-Instruct")
+    saved = Lora(rank=8, alpha=16, saved=("embed_tokens", "lm_head"))
+    recipe = replace(FACTORY, lora=saved, new_tokens=3)
+    terms = analytic(problem(LORA, recipe, audio, accumulation=8))
+    # a copy, a gradient and two moments in fp32 for each number of both matrices
+    expected = 16 * 2 * (156032 + 3) * 4096
+    assert terms[Term.TRAINED_EMBEDDINGS] == pytest.approx(expected, rel=0.001)
+
+
+def test_eager_attention_grows_with_the_square_of_the_length():
+    eager = replace(FACTORY, attention=Attention.EAGER)
+    short, long = (
+        problem(LORA, eager, sequence_length=n, checkpointing=False).step.layer
+        for n in (2048, 4096)
+    )
+    assert long > 2.5 * short
+
+
+def test_a_capacity_between_low_and_high_is_unsure():
+    found = peak(problem())
+    assert found.fits(found.high_bytes) is Fits.YES
+    assert found.fits(found.expected_bytes) is Fits.UNSURE
+    assert found.fits(found.low_bytes - 1) is Fits.NO

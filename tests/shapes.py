@@ -1,0 +1,57 @@
+"""Model shapes, recipes and problems that the tests of the estimate share."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from oomguard.catalogue.shipped import transformers_config
+from oomguard.estimate.analytic import Problem
+from oomguard.estimate.architecture import Architecture, from_config
+from oomguard.plan import Plan, Precision, Quantization, Tuning
+from oomguard.recipe import Family, Format, Lora, Recipe
+
+
+def model(name: str) -> Architecture:
+    found = transformers_config(name)
+    assert found is not None, name
+    return from_config(found[0])
+
+
+LLAMA3 = model("meta-llama/Meta-Llama-3-8B")
+LORA = Plan(
+    micro_batch=1,
+    accumulation=8,
+    sequence_length=2048,
+    checkpointing=True,
+    precision=Precision.BF16_MIXED,
+    quantization=Quantization.NONE,
+    tuning=Tuning.LORA,
+    lora_rank=8,
+    optimizer="adamw_torch",
+)
+FACTORY = Recipe(framework="llamafactory", base=Format.BF16, lora=Lora(rank=8, alpha=16))
+LITGPT = Recipe(
+    framework="litgpt",
+    family=Family.LITGPT,
+    trained_fp32=False,
+    lora=Lora(rank=8, alpha=16, targets=("query", "value"), dropout=0.05),
+    loss_chunk=128,
+    max_grad_norm=None,
+)
+
+
+def problem(
+    plan: Plan = LORA,
+    recipe: Recipe = FACTORY,
+    model: Architecture = LLAMA3,
+    *,
+    ranks: int = 1,
+    **changes: object,
+) -> Problem:
+    return Problem(
+        model=model,
+        plan=replace(plan, **changes),  # type: ignore[arg-type]
+        recipe=recipe,
+        ranks=ranks,
+        ranks_of_node=ranks,
+    )
