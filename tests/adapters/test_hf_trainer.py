@@ -65,6 +65,8 @@ def test_the_defaults_are_the_trainers(read: Callable[..., Job]) -> None:
         pin_memory=True,
         allocator=Allocator.DEFAULT,
         eval_batch=8,
+        eval_accumulation=0,
+        prediction_loss_only=False,
         auto_find_batch_size=False,
     )
     assert (job.world, job.device, job.config) == (World(), Device.CUDA, None)
@@ -297,3 +299,33 @@ def test_a_bare_file_needs_a_command(bench: Callable[..., Any]) -> None:
     assert adapter.config_path((*command, "--args", "args.json")) is None
     with pytest.raises(ConfigError, match="which script"):
         adapter.command_for(flat, {}, ())
+
+
+@pytest.mark.parametrize(
+    ("argv", "words"),
+    [
+        ("python train.py", ("--gradient_checkpointing_kwargs", '{"use_reentrant": false}')),
+        ("python train.py --gradient_checkpointing_kwargs {}", ("{}",)),
+    ],
+)
+def test_checkpointing_reaches_an_adapter_behind_a_frozen_embedding(
+    read: Callable[..., Job], folder: str, argv: str, words: tuple[str, ...]
+) -> None:
+    job = read(argv)
+    plan = replace(job.asked, checkpointing=True)
+    written = HFTrainer().write(job, plan, folder).argv
+    assert "--gradient_checkpointing" in written
+    assert written.count("--gradient_checkpointing_kwargs") == 1
+    assert set(words) <= set(written)
+
+
+def test_loss_alone_is_refused_where_another_metric_picks_the_best_model(
+    read: Callable[..., Job],
+) -> None:
+    job = read("python train.py --metric_for_best_model accuracy")
+    assert HFTrainer().refuses(job, job.asked) is None
+    refusal = HFTrainer().refuses(job, replace(job.asked, prediction_loss_only=True))
+    assert refusal is not None
+    assert "metric_for_best_model" in refusal
+    by_loss = read("python train.py --metric_for_best_model eval_loss")
+    assert HFTrainer().refuses(by_loss, replace(job.asked, prediction_loss_only=True)) is None

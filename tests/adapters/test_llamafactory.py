@@ -12,6 +12,7 @@ from oomguard.errors import ConfigError
 from oomguard.job import Device, Job, World
 from oomguard.plan import (
     Allocator,
+    EmbeddingRows,
     LossKernel,
     Offload,
     Part,
@@ -70,6 +71,8 @@ def test_the_defaults_are_llamafactorys(read: Callable[..., Job]) -> None:
         pin_memory=True,
         allocator=Allocator.DEFAULT,
         eval_batch=8,
+        eval_accumulation=0,
+        prediction_loss_only=False,
         auto_find_batch_size=False,
     )
     assert (job.multimodal, job.world, job.device) == (False, World(), Device.CUDA)
@@ -384,6 +387,27 @@ NF4 = {"quantization": Quantization.NF4}
             "`image_max_pixels` cannot be smaller than `image_min_pixels`",
         ),
         (
+            "template: qwen2_vl\nvideo_min_pixels: 1024",
+            {"video_pixels": 512},
+            "`video_max_pixels` cannot be smaller than `video_min_pixels`",
+        ),
+        (
+            "use_cpu: true",
+            {"precision": Precision.BF16_TRUE},
+            "This device does not support `pure_bf16`.",
+        ),
+        (
+            "add_tokens: a,b",
+            {"embedding_rows": EmbeddingRows.NEW},
+            "has no setting for PEFT's trainable_token_indices",
+        ),
+        ("adapter_name_or_path: a", {"lora_rank": 4}, "The LoRA rank is that of the adapter"),
+        (
+            "metric_for_best_model: rouge",
+            {"prediction_loss_only": True},
+            "`metric_for_best_model` training argument is set to a metric that is not found",
+        ),
+        (
             "",
             {**ZERO3, "low_cpu_mem_usage": False},
             "low_cpu_mem_usage is switched off by LLaMA-Factory itself",
@@ -462,3 +486,35 @@ def test_a_bare_file_is_started_by_the_cli(bench: Callable[..., Any]) -> None:
     assert command == ("llamafactory-cli", "train", "/home/me/project/train.yaml")
     own = LlamaFactory().command_for(source, {}, ("lmf", "train"))
     assert own == ("lmf", "train", "/home/me/project/train.yaml")
+
+
+@pytest.mark.parametrize(
+    ("lines", "names"),
+    [
+        ("", ()),
+        ("add_tokens: a,b", ("embed_tokens", "lm_head")),
+        ("add_special_tokens: <a>", ("embed_tokens", "lm_head")),
+        ("resize_vocab: true", ("embed_tokens", "lm_head")),
+        ("resize_vocab: true\nadditional_target: embed_tokens,norm", ("embed_tokens",)),
+        ("additional_target: norm", ()),
+        ("add_tokens: a,b\nfinetuning_type: full", ()),
+    ],
+)
+def test_the_embeddings_that_new_tokens_make_it_train_are_named(
+    read: Callable[..., Job], lines: str, names: tuple[str, ...]
+) -> None:
+    job = read(f"{EMPTY}{lines}\n")
+    assert job.trained_embeddings == names
+    assert job.asked.embedding_rows is (EmbeddingRows.ALL if names else None)
+
+
+def test_a_full_job_that_becomes_lora_is_read_back_with_what_comes_with_lora(
+    bench: Callable[..., Any], folder: str
+) -> None:
+    table = bench(LlamaFactory())
+    job = table.job(CLI, f"{EMPTY}finetuning_type: full\nadd_tokens: a,b\nlora_rank: 32\n")
+    plan = LlamaFactory().settle(job, replace(job.asked, tuning=Tuning.LORA))
+    assert (plan.lora_rank, plan.embedding_rows) == (32, EmbeddingRows.ALL)
+    assert LlamaFactory().refuses(job, plan) is None
+    again = table.reread(job, LlamaFactory().write(job, plan, folder))
+    assert again.asked == plan

@@ -45,6 +45,9 @@ TRAINER: dict[str, st.SearchStrategy[Any]] = {
     "sequence_length": SMALL,
     "checkpointing": st.booleans(),
     "eval_batch": SMALL,
+    "eval_accumulation": st.integers(0, 8),
+    "prediction_loss_only": st.booleans(),
+    "preprocess_workers": SMALL,
     "optimizer": st.sampled_from(["adamw_torch", "adafactor", "paged_adamw_8bit"]),
     "loader_workers": st.integers(0, 8),
     "pin_memory": st.booleans(),
@@ -74,6 +77,7 @@ LF = {
     "quantization": st.sampled_from(ON_THE_FLY),
     "frozen": st.frozensets(st.sampled_from(Part)),
     "image_pixels": SMALL,
+    "video_pixels": SMALL,
 }
 LF_FILE = """\
 model_name_or_path: Qwen/Qwen2-VL-7B-Instruct  # vision
@@ -81,6 +85,7 @@ template: qwen2_vl
 finetuning_type: lora
 per_device_train_batch_size: 4
 cutoff_len: 33
+preprocessing_num_workers: 3
 """
 LF_WORDS = (
     "per_device_train_batch_size=2 gradient_accumulation_steps=3 cutoff_len=9 image_max_pixels=9"
@@ -94,11 +99,13 @@ HF = {
     "quantization": st.sampled_from(ON_THE_FLY),
 }
 HF_FLAGS = (
-    "--max_length 8 --lora_r 4 --low_cpu_mem_usage False --load_in_4bit --load_in_8bit False"
+    "--dataset_num_proc 2 --max_length 8 --lora_r 4 --low_cpu_mem_usage False --load_in_4bit"
+    " --load_in_8bit False"
     " --use_bnb_nested_quant False --bnb_4bit_quant_type=fp4"
 )
 HF_FILE = """\
 max_length: 8  # tokens
+dataset_num_proc: 2
 lora_r: 4
 low_cpu_mem_usage: false
 load_in_4bit: true
@@ -107,7 +114,8 @@ use_bnb_nested_quant: false
 bnb_4bit_quant_type: nf4
 """
 HF_JSON = (
-    '{"max_length": 8, "lora_r": 4, "low_cpu_mem_usage": false, "load_in_4bit": true,'
+    '{"max_length": 8, "dataset_num_proc": 2, "lora_r": 4, "low_cpu_mem_usage": false,'
+    ' "load_in_4bit": true,'
     ' "load_in_8bit": false, "use_bnb_nested_quant": false, "bnb_4bit_quant_type": "nf4"}'
 )
 LIT = {
@@ -136,7 +144,10 @@ CASES = {
     "llamafactory-file": Case(LlamaFactory(), "lmf train train.yaml", LF_FILE, LF),
     "llamafactory-words": Case(LlamaFactory(), f"lmf train train.yaml {LF_WORDS}", LF_FILE, LF),
     "llamafactory-flags": Case(
-        LlamaFactory(), "lmf train --model_name_or_path Qwen/Qwen2-VL --fp16", None, LF
+        LlamaFactory(),
+        "lmf train --model_name_or_path Qwen/Qwen2-VL --fp16 --preprocessing_num_workers 2",
+        None,
+        LF,
     ),
     "litgpt-file": Case(LitGPT(), "litgpt finetune --config train.yaml", LIT_FILE, LIT, zero=False),
     "litgpt-late": Case(

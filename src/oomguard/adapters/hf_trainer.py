@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import posixpath
 from collections.abc import Mapping
+from dataclasses import replace
 
 from oomguard.adapters import accelerate, allocator, common, knobs, launchers, resuming
 from oomguard.adapters import training_arguments as hf
@@ -15,7 +16,7 @@ from oomguard.adapters.common import Refusal
 from oomguard.adapters.deepspeed import ZERO
 from oomguard.adapters.hf_recipe import recipe_of
 from oomguard.adapters.invocation import Invocation, args_file, split
-from oomguard.adapters.knobs import Edits, Knob, Knobs, as_object, flag
+from oomguard.adapters.knobs import Edits, Key, Knob, Knobs, as_object, flag
 from oomguard.adapters.launchers import Launch, Launcher
 from oomguard.adapters.recognition import is_known_config, is_known_script
 from oomguard.adapters.settings import Settings
@@ -36,6 +37,7 @@ _LENGTHS = (
     *("max_length", "max_seq_length", "block_size", "model_max_length", "cutoff_len"),
     "max_source_length",
 )
+_WORKERS = ("preprocessing_num_workers", "dataset_num_proc")
 _LOAD_4BIT, _LOAD_8BIT = flag("load_in_4bit"), flag("load_in_8bit")
 _NESTED = flag("use_bnb_nested_quant")
 _KIND = knobs.text("bnb_4bit_quant_type", "nf4")
@@ -80,38 +82,39 @@ KNOBS = Knobs(
     knobs=(
         *hf.SHARED,
         knobs.stated("sequence_length", *(knobs.maybe_number(name) for name in _LENGTHS)),
-        knobs.direct("checkpointing", flag("gradient_checkpointing")),
+        hf.checkpointing("gradient_checkpointing"),
         Knob(field="precision", read=hf.mixed_precision, edits=hf.precision_edits),
         Knob(field="quantization", read=_quantization, edits=_quantization_edits),
         Knob(field="tuning", read=_tuning, edits=lambda _, __: None),
         knobs.stated("lora_rank", *(knobs.maybe_number(name) for name in _RANKS)),
         hf.loss_kernel("use_liger_kernel"),
         knobs.stated("low_cpu_mem_usage", flag("low_cpu_mem_usage")),
+        knobs.stated("preprocess_workers", *(knobs.maybe_number(name) for name in _WORKERS)),
     )
 )
 
+QUANTIZED_ALONE = Refusal(
+    message="You cannot perform fine-tuning on purely quantized models.",
+    when=lambda _, __, plan: plan.quantization in hf.ON_THE_FLY and plan.tuning is Tuning.FULL,
+)
+ZERO3_WITH_DEVICE_MAP = Refusal(
+    message="DeepSpeed Zero-3 is not compatible with passing a `device_map`.",
+    when=lambda _, __, plan: plan.quantization in hf.ON_THE_FLY and plan.sharding is Sharding.ZERO3,
+)
+ZERO3_WITH_BATCH_SEARCH = Refusal(
+    message="`auto_find_batch_size` isn't supported yet with DeepSpeed Zero-3.",
+    when=lambda _, __, plan: plan.sharding is Sharding.ZERO3 and plan.auto_find_batch_size is True,
+)
+_ZERO3_WITH_LOW_CPU_MEM = Refusal(
+    # transformers before 5; later ones ignore the argument
+    message="DeepSpeed Zero-3 is not compatible with `low_cpu_mem_usage=True`",
+    when=lambda _, __, plan: plan.sharding is Sharding.ZERO3 and plan.low_cpu_mem_usage is True,
+)
 REFUSALS = (
-    Refusal(
-        message="You cannot perform fine-tuning on purely quantized models.",
-        when=lambda _, __, plan: plan.quantization in hf.ON_THE_FLY and plan.tuning is Tuning.FULL,
-    ),
-    Refusal(
-        message="DeepSpeed Zero-3 is not compatible with passing a `device_map`.",
-        when=lambda _, __, plan: (
-            plan.quantization in hf.ON_THE_FLY and plan.sharding is Sharding.ZERO3
-        ),
-    ),
-    Refusal(
-        # transformers before 5; later ones ignore the argument
-        message="DeepSpeed Zero-3 is not compatible with `low_cpu_mem_usage=True`",
-        when=lambda _, __, plan: plan.sharding is Sharding.ZERO3 and plan.low_cpu_mem_usage is True,
-    ),
-    Refusal(
-        message="`auto_find_batch_size` isn't supported yet with DeepSpeed Zero-3.",
-        when=lambda _, __, plan: (
-            plan.sharding is Sharding.ZERO3 and plan.auto_find_batch_size is True
-        ),
-    ),
+    QUANTIZED_ALONE,
+    ZERO3_WITH_DEVICE_MAP,
+    _ZERO3_WITH_LOW_CPU_MEM,
+    ZERO3_WITH_BATCH_SEARCH,
 )
 
 
@@ -130,6 +133,8 @@ class HFTrainer:
     knobs: Knobs = KNOBS
     refusals: tuple[Refusal, ...] = REFUSALS
     environment: tuple[str, ...] = ENVIRONMENT
+    #: Where the script can switch to LoRA by itself: the key of the rank that it then takes.
+    rank: Key[int] | None = None
 
     def recognise(self, document: Mapping[str, object]) -> bool:
         """Take flat configs of TrainingArguments, unless a key belongs to another framework."""
@@ -220,13 +225,18 @@ class HFTrainer:
         # Without a launcher the Trainer spreads each batch over all GPUs by nn.DataParallel.
         return World(per_node=max(1, request.gpus) if device is Device.CUDA else 1)
 
-    def settle(self, job: Job, plan: Plan) -> Plan:  # noqa: ARG002  part of the protocol
-        """Give the plan as it is: no change brings another with it."""
-        return plan
+    def settle(self, job: Job, plan: Plan) -> Plan:
+        """Give a plan that switches LoRA on the script's own rank, and one without it none."""
+        if self.rank is None or plan.tuning is job.asked.tuning:
+            return plan
+        if plan.tuning is not Tuning.LORA:
+            return replace(plan, lora_rank=None)
+        rank = self.rank.of(self.split(job.argv, job.config).settings)
+        return replace(plan, lora_rank=plan.lora_rank or rank)
 
     def layout(self, job: Job) -> Layout | None:
         """Name the Trainer's checkpoints."""
-        return resuming.layout(job)
+        return resuming.layout(job, self.split(job.argv, job.config).settings)
 
     def keeps(self, job: Job, before: Plan, after: Plan) -> tuple[Mode, str]:
         """Say what survives."""
@@ -239,6 +249,7 @@ class HFTrainer:
         """Give the user's command, its flags or the copy of its config edited."""
         invocation = self.split(job.argv, job.config)
         settings = resuming.resumed(self.knobs.apply(invocation.settings, job, plan), begins)
+        settings = resuming.saving(settings, job)
         head, settings, files = self.shard(invocation, settings, job, plan, folder)
         copy = common.config_copy(settings, folder)
         config = copy[0].path if copy else None
@@ -277,8 +288,12 @@ class HFTrainer:
             common.first_refusal(self.refusals, settings, job, plan)
             or hf.refuses_sharding(job, plan)
             or accelerate.refuses(invocation.launch.options, job, plan)
-            or self.knobs.unwritable(settings, job, plan, elsewhere=hf.ELSEWHERE)
+            or self.knobs.unwritable(settings, job, plan, elsewhere=self._elsewhere(job, plan))
         )
+
+    def _elsewhere(self, job: Job, plan: Plan) -> tuple[str, ...]:
+        switched = self.rank is not None and plan.tuning is not job.asked.tuning
+        return (*hf.ELSEWHERE, *(("lora_rank",) if switched else ()))
 
     def needs(self, job: Job, plan: Plan) -> frozenset[str]:
         """Name deepspeed, bitsandbytes and liger_kernel where the plan brings them in."""

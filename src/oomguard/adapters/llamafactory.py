@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import posixpath
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from oomguard.adapters import allocator, common, launchers, resuming
 from oomguard.adapters import training_arguments as hf
@@ -15,7 +15,13 @@ from oomguard.adapters.base import Request
 from oomguard.adapters.common import Refusal
 from oomguard.adapters.deepspeed import ZERO
 from oomguard.adapters.document import Document
-from oomguard.adapters.llamafactory_keys import KNOBS, REFUSALS, is_multimodal
+from oomguard.adapters.llamafactory_keys import (
+    KNOBS,
+    LORA_RANK,
+    REFUSALS,
+    VOCABULARY,
+    is_multimodal,
+)
 from oomguard.adapters.llamafactory_recipe import recipe_of
 from oomguard.adapters.recognition import is_trl_config
 from oomguard.adapters.settings import Settings
@@ -24,7 +30,7 @@ from oomguard.checkpoint import Continuation, Layout, Mode
 from oomguard.command import Command
 from oomguard.errors import ConfigError, Where
 from oomguard.job import Device, Job, Source, World
-from oomguard.plan import Allocator, Plan
+from oomguard.plan import Allocator, EmbeddingRows, Plan, Tuning
 from oomguard.recipe import Recipe
 
 _PROGRAMS = {"llamafactory-cli", "lmf"}
@@ -145,6 +151,18 @@ def _allocator(env: Mapping[str, str], *, torchrun: bool) -> Allocator:
     return allocator.allocator_of(env)
 
 
+def _trained_embeddings(settings: Settings, job: Job) -> tuple[str, ...]:
+    """Name the matrices over the vocabulary that are trained in full beside the adapter."""
+    lora = recipe_of(settings, job).lora
+    return tuple(name for name in (lora.saved if lora else ()) if name in VOCABULARY)
+
+
+def _elsewhere(job: Job) -> tuple[str, ...]:
+    # The rows follow from the vocabulary; the rank comes with LoRA.
+    brought = () if job.asked.tuning is Tuning.LORA else ("lora_rank",)
+    return (*hf.ELSEWHERE, "embedding_rows", *brought)
+
+
 _NO_TORCHRUN = Refusal(
     message="Please use `FORCE_TORCHRUN=1` to launch DeepSpeed training.",
     when=lambda _, job, plan: (
@@ -208,7 +226,7 @@ class LlamaFactory:
             offload=offload,
             allocator=None if device is Device.CPU else _allocator(request.env, torchrun=torchrun),
         )
-        return Job(
+        job = Job(
             framework=self.name,
             argv=request.argv,
             cwd=request.cwd,
@@ -223,14 +241,22 @@ class LlamaFactory:
             output_dir=posixpath.join(request.cwd, hf.OUTPUT_DIR.of(settings)),
             files=dict(request.files),
         )
+        names = _trained_embeddings(settings, job)
+        rows = EmbeddingRows.ALL if names else None
+        return replace(job, asked=replace(plan, embedding_rows=rows), trained_embeddings=names)
 
-    def settle(self, job: Job, plan: Plan) -> Plan:  # noqa: ARG002  part of the protocol
-        """Give the plan as it is: no change brings another with it."""
-        return plan
+    def settle(self, job: Job, plan: Plan) -> Plan:
+        """Give a job that becomes LoRA what LLaMA-Factory sets for one."""
+        if plan.tuning is not Tuning.LORA or job.asked.tuning is Tuning.LORA:
+            return plan
+        settings = _settings(job.argv, job.config)
+        changed = replace(job, asked=plan)
+        rows = EmbeddingRows.ALL if _trained_embeddings(settings, changed) else None
+        return replace(plan, lora_rank=LORA_RANK.of(settings), embedding_rows=rows)
 
     def layout(self, job: Job) -> Layout | None:
         """Name the Trainer's checkpoints."""
-        return resuming.layout(job)
+        return resuming.layout(job, _settings(job.argv, job.config))
 
     def keeps(self, job: Job, before: Plan, after: Plan) -> tuple[Mode, str]:
         """Say what survives; a packed data set depends on the sequence length."""
@@ -245,6 +271,7 @@ class LlamaFactory:
         invocation = _invocation(job.argv)
         settings = KNOBS.apply(_settings(job.argv, job.config), job, plan)
         settings = resuming.restarted(resuming.resumed(settings, begins), begins)
+        settings = resuming.saving(settings, job)
         settings, files = hf.with_zero_file(settings, job, plan, folder)
         copy = common.config_copy(settings, folder)
         config = copy[0].path if copy else None
@@ -264,7 +291,7 @@ class LlamaFactory:
         """Say LLaMA-Factory's own message for a plan that it refuses."""
         settings = _settings(job.argv, job.config)
         return (
-            KNOBS.unwritable(settings, job, plan, elsewhere=hf.ELSEWHERE)
+            KNOBS.unwritable(settings, job, plan, elsewhere=_elsewhere(job))
             or hf.refuses_sharding(job, plan)
             or common.first_refusal((*REFUSALS, _NO_TORCHRUN), settings, job, plan)
         )

@@ -14,7 +14,8 @@ from oomguard.adapters.common import Refusal
 from oomguard.adapters.deepspeed import ZERO
 from oomguard.adapters.knobs import Edits, Knob, Knobs, as_object, choice, direct, flag
 from oomguard.adapters.settings import Settings
-from oomguard.plan import Part, Plan, Precision, Quantization, Sharding, Tuning
+from oomguard.job import Device
+from oomguard.plan import EmbeddingRows, Part, Plan, Precision, Quantization, Sharding, Tuning
 
 #: Templates whose plugin takes images, sound or video (data/template.py).
 _MULTIMODAL_TEMPLATE = re.compile(
@@ -31,7 +32,11 @@ _QUANTIZED_MODEL = re.compile(r"(?<![a-z])(gptq|awq|aqlm)(?![a-z])", re.IGNORECA
 
 _MODEL = knobs.maybe_text("model_name_or_path")
 _TYPE = knobs.text("finetuning_type", "lora")
-_RANK, _ALPHA = knobs.number("lora_rank", 8), knobs.maybe_number("lora_alpha")
+LORA_RANK, _ALPHA = knobs.number("lora_rank", 8), knobs.maybe_number("lora_alpha")
+#: What models call their matrices over the vocabulary.
+VOCABULARY = frozenset(
+    {"embed_tokens", "lm_head", "wte", "word_embeddings", "embed_in", "embed_out"}
+)
 _PURE_BF16 = flag("pure_bf16")
 _BITS = knobs.maybe_number("quantization_bit")
 _METHOD = knobs.text("quantization_method", "bnb")
@@ -39,6 +44,10 @@ _KIND, _DOUBLE = knobs.text("quantization_type", "nf4"), flag("double_quantizati
 _PIXELS, _LEAST_PIXELS = (
     knobs.number("image_max_pixels", 768 * 768),
     knobs.number("image_min_pixels", 32 * 32),
+)
+_VIDEO, _LEAST_VIDEO = (
+    knobs.number("video_max_pixels", 256 * 256),
+    knobs.number("video_min_pixels", 16 * 16),
 )
 _LENGTH = knobs.number("cutoff_len", 2048)
 _PARTS = {
@@ -72,6 +81,10 @@ def _sequence_length(settings: Settings) -> int | None:
 
 def _pixels(settings: Settings) -> int | None:
     return _PIXELS.of(settings) if is_multimodal(settings) else None
+
+
+def _video_pixels(settings: Settings) -> int | None:
+    return _VIDEO.of(settings) if is_multimodal(settings) else None
 
 
 def _frozen(settings: Settings) -> frozenset[Part] | None:
@@ -126,13 +139,13 @@ def _quantization_edits(_: Settings, value: object) -> Edits | None:
 
 
 def _rank(settings: Settings) -> int | None:
-    return _RANK.of(settings) if _TYPE.of(settings) == "lora" else None
+    return LORA_RANK.of(settings) if _TYPE.of(settings) == "lora" else None
 
 
 def _rank_edits(settings: Settings, value: object) -> Edits | None:
     # An alpha that is not stated follows the rank; changing one must not change the other.
-    alpha = _ALPHA.of(settings) or 2 * _RANK.of(settings)
-    return {as_object(_ALPHA): alpha, as_object(_RANK): value}
+    alpha = _ALPHA.of(settings) or 2 * LORA_RANK.of(settings)
+    return {as_object(_ALPHA): alpha, as_object(LORA_RANK): value}
 
 
 KNOBS = Knobs(
@@ -146,6 +159,12 @@ KNOBS = Knobs(
         Knob(
             field="image_pixels", read=_pixels, edits=lambda _, value: {as_object(_PIXELS): value}
         ),
+        Knob(
+            field="video_pixels",
+            read=_video_pixels,
+            edits=lambda _, value: {as_object(_VIDEO): value},
+        ),
+        knobs.stated("preprocess_workers", knobs.maybe_number("preprocessing_num_workers")),
         knobs.switch(
             "checkpointing",
             flag("disable_gradient_checkpointing"),
@@ -261,6 +280,34 @@ REFUSALS = (
             plan.image_pixels is not None and plan.image_pixels < _LEAST_PIXELS.of(s)
         ),
     ),
+    Refusal(
+        message="`video_max_pixels` cannot be smaller than `video_min_pixels`.",
+        when=lambda s, _, plan: (
+            plan.video_pixels is not None and plan.video_pixels < _LEAST_VIDEO.of(s)
+        ),
+    ),
+    Refusal(
+        message="This device does not support `pure_bf16`.",
+        when=lambda _, job, plan: (
+            plan.precision is Precision.BF16_TRUE and (job.device is Device.CPU or not job.bfloat16)
+        ),
+    ),
+    Refusal(
+        message="LLaMA-Factory 0.9.5 has no setting for PEFT's trainable_token_indices.",
+        when=lambda _, job, plan: (
+            plan.embedding_rows is not job.asked.embedding_rows
+            and plan.embedding_rows is EmbeddingRows.NEW
+        ),
+    ),
+    Refusal(
+        message="The LoRA rank is that of the adapter in `adapter_name_or_path`.",
+        when=lambda s, job, plan: (
+            plan.lora_rank != job.asked.lora_rank
+            and job.asked.lora_rank is not None
+            and bool(s.get("adapter_name_or_path"))
+        ),
+    ),
+    hf.NO_METRIC,
     Refusal(
         message="low_cpu_mem_usage is switched off by LLaMA-Factory itself under ZeRO-3.",
         when=lambda _, job, plan: (

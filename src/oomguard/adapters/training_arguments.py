@@ -10,8 +10,9 @@ import posixpath
 from collections.abc import Mapping
 
 from oomguard.adapters import deepspeed, knobs
+from oomguard.adapters.common import Refusal
 from oomguard.adapters.document import Document
-from oomguard.adapters.knobs import Key, Knob, direct, flag, number, switch, text
+from oomguard.adapters.knobs import Key, Knob, as_object, direct, flag, number, switch, text
 from oomguard.adapters.settings import Settings
 from oomguard.command import File
 from oomguard.job import Device, Job, Source
@@ -42,6 +43,12 @@ ARGUMENTS = frozenset(
 #: Fields that no key holds: a DeepSpeed file and the environment do.
 ELSEWHERE = ("sharding", "offload", "allocator")
 
+_REENTRANT: Key[object] = Key(
+    name="gradient_checkpointing_kwargs", decode=knobs.anything, default=None
+)
+_EVAL_ACCUMULATION = Key(name="eval_accumulation_steps", decode=knobs.natural, default=0)
+LOSS_ONLY, BEST = flag("prediction_loss_only"), knobs.maybe_text("metric_for_best_model")
+
 SHARED = (
     direct("micro_batch", number("per_device_train_batch_size", 8)),
     direct("accumulation", number("gradient_accumulation_steps", 1)),
@@ -50,13 +57,54 @@ SHARED = (
     direct("loader_workers", WORKERS),
     direct("pin_memory", flag("dataloader_pin_memory", default=True)),
     direct("auto_find_batch_size", flag("auto_find_batch_size")),
+    direct("prediction_loss_only", LOSS_ONLY),
+    Knob(
+        field="eval_accumulation",
+        read=_EVAL_ACCUMULATION.of,
+        edits=lambda _, value: {as_object(_EVAL_ACCUMULATION): value or None},
+    ),
 )
+
+#: The Trainer looks for the metric of the best model among those of each evaluation.
+NO_METRIC = Refusal(
+    message="The `metric_for_best_model` training argument is set to a metric that is not found.",
+    when=lambda settings, job, plan: (
+        plan.prediction_loss_only is True
+        and not job.asked.prediction_loss_only
+        and BEST.of(settings) not in (None, "loss", "eval_loss")
+    ),
+)
+
+
+def checkpointing(key: str) -> Knob:
+    """Make the knob of gradient checkpointing.
+
+    Switched on, it does not reenter autograd unless the user says so: reentrant checkpointing
+    finds no gradient behind the frozen embedding of an adapter.
+    """
+    enabled = flag(key)
+
+    def edits(settings: Settings, value: object) -> knobs.Edits:
+        stated = not value or settings.has(_REENTRANT.name)
+        how = {} if stated else {as_object(_REENTRANT): '{"use_reentrant": false}'}
+        return {as_object(enabled): value, **how}
+
+    return Knob(field="checkpointing", read=enabled.of, edits=edits)
 
 
 def loss_kernel(key: str) -> Knob:
     """Make the knob of the fused loss, which Liger's kernels bring."""
     enabled = flag(key)
     return switch("loss_kernel", enabled, on=LossKernel.FUSED, off=LossKernel.EAGER)
+
+
+def rank_under(adapter: Key[bool], rank: Key[int]) -> Knob:
+    """Make the knob of a LoRA rank that holds only where a flag switches LoRA on."""
+    return Knob(
+        field="lora_rank",
+        read=lambda settings: rank.of(settings) if adapter.of(settings) else None,
+        edits=lambda _, value: {knobs.as_object(rank): value} if value is not None else {},
+    )
 
 
 def mixed_precision(settings: Settings) -> Precision:
