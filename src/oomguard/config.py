@@ -37,6 +37,8 @@ class Options:
     name: str | None = None
     runs_dir: str | None = None
     strategies: str | None = None
+    hang_timeout_s: float | None = None
+    checkpoint_every: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -139,10 +141,16 @@ def _size(value: object) -> int:
     return parse_size(str(value) if is_size else repr(value))
 
 
-def _attempts(value: object) -> int:
+def _count(value: object) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
         raise ValueError(f"must be a whole number of at least 1, not {value!r}")
     return value
+
+
+def _seconds(value: object) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float) or value <= 0:
+        raise ValueError(f"must be a positive number of seconds, not {value!r}")
+    return float(value)
 
 
 def _one_of(known: tuple[str, ...]) -> Callable[[object], str]:
@@ -166,11 +174,13 @@ _READERS: Mapping[str, tuple[str, Callable[[object], object]]] = {
     "python": ("python", _word),
     "ladder": ("ladder", _ladder),
     "allow": ("allow", _fidelity),
-    "max_attempts": ("max_attempts", _attempts),
+    "max_attempts": ("max_attempts", _count),
     "host_memory": ("host_memory_bytes", _size),
     "host_memory_by": ("host_memory_by", _one_of(("rlimit", "cgroup"))),
     "gpu_memory": ("gpu_memory_bytes", _size),
     "name": ("name", _word),
     "runs_dir": ("runs_dir", _word),
     "strategies": ("strategies", _word),
+    "hang_timeout": ("hang_timeout_s", _seconds),
+    "checkpoint_every": ("checkpoint_every", _count),
 }

@@ -95,6 +95,7 @@ class Job:
     packages: frozenset[str] = frozenset()
     multimodal: bool = False
     output_dir: str | None = None
+    checkpoint_every: int | None = None
     trained_embeddings: tuple[str, ...] = ()
     lengths: Lengths | None = None
     bfloat16: bool = True

@@ -8,7 +8,7 @@ fails with `KeyError: 'state1'`, another LoRA rank with a size mismatch, another
 
 from __future__ import annotations
 
-from oomguard.adapters.knobs import Key, anything, flag
+from oomguard.adapters.knobs import Key, anything, flag, number
 from oomguard.adapters.settings import Settings
 from oomguard.checkpoint import Continuation, Layout, Mode
 from oomguard.job import Job
@@ -17,6 +17,8 @@ from oomguard.plan import Plan
 RESUME: Key[object] = Key(name="resume_from_checkpoint", decode=anything, default=None)
 OVERWRITE = flag("overwrite_output_dir")
 SAVE_ONLY_MODEL = flag("save_only_model")
+STRATEGY: Key[object] = Key(name="save_strategy", decode=anything, default="steps")
+EVERY = number("save_steps", 500)
 
 #: A change of one of these leaves an optimizer state that does not belong to the new run.
 _STATEFUL = {
@@ -29,9 +31,21 @@ _STATEFUL = {
 }
 
 
-def layout(job: Job) -> Layout | None:
+def saves(settings: Settings) -> bool:
+    """Whether the job saves checkpoints of its own accord."""
+    return STRATEGY.of(settings) not in ("no", False)  # YAML 1.1 reads a bare no as false
+
+
+def saving(settings: Settings, job: Job) -> Settings:
+    """Have checkpoints saved where `--checkpoint-every` asks for them and the job saves none."""
+    if job.checkpoint_every is None or saves(settings):
+        return settings
+    return settings.set(STRATEGY.name, "steps").set(EVERY.name, job.checkpoint_every)
+
+
+def layout(job: Job, settings: Settings) -> Layout | None:
     """Name the Trainer's checkpoints: weights, optimizer state and `trainer_state.json`."""
-    if job.output_dir is None:
+    if job.output_dir is None or not saves(saving(settings, job)):
         return None
     return Layout(
         folder=job.output_dir,

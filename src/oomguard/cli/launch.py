@@ -102,6 +102,7 @@ def _launch(prepared: Prepared, *, inside: bool, as_json: bool) -> int:
             folder=folder,
             audience=Audience(event=account.event, output=account.output),
         )
+        _offer_checkpoints(account, prepared)
         record = supervisor.run(_first_event(prepared))
         report, config = write_outcome(record, prepared.adapter, folder, _surroundings(prepared))
     finally:
@@ -110,6 +111,14 @@ def _launch(prepared: Prepared, *, inside: bool, as_json: bool) -> int:
     if as_json:
         print_json(_document(report, config, folder))
     return CODES[record.status or Status.FAILED]
+
+
+def _offer_checkpoints(account: Account, prepared: Prepared) -> None:
+    if prepared.adapter.layout(prepared.job) is None:
+        account.say(
+            "this job saves no checkpoint to go on from: running out of memory late costs every "
+            "step done by then (--checkpoint-every STEPS, where the framework can)"
+        )
 
 
 def _first_event(prepared: Prepared) -> RunStarted:

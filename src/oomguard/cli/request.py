@@ -66,6 +66,7 @@ def prepare(
     else:
         interpreter, cards = find_or_guess(argv, cwd=cwd, python=options.python), planned_gpus
     job = _read(adapter, argv, loaded, interpreter, cards)
+    job = replace(job, checkpoint_every=options.checkpoint_every)
     strategies = select(
         load_strategies(Path(options.strategies) if options.strategies else None), options.ladder
     )
@@ -84,6 +85,7 @@ def prepare(
             host_memory_bytes=options.host_memory_bytes,
             host_memory_by=options.host_memory_by if options.host_memory_bytes else None,
             gpu_memory_bytes=options.gpu_memory_bytes,
+            hang_timeout_s=options.hang_timeout_s,
         ),
         caps=Caps(
             host_memory_bytes=options.host_memory_bytes,
