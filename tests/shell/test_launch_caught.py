@@ -18,7 +18,8 @@ def follow():
     """Give a function that follows an attempt: (time, what was seen) pairs to its state."""
 
     def fold(*seen):
-        observer, attempt = Observer(1, begin=100.0), Attempt(number=1, plan=Plan(micro_batch=1, accumulation=1))
+        plan = Plan(micro_batch=1, accumulation=1)
+        observer, attempt = Observer(1, begin=100.0), Attempt(number=1, plan=plan)
         for t, news in seen:
             for event in observer.take(news, t):
                 match event:

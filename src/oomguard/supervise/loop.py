@@ -24,8 +24,10 @@ from oomguard.evidence.judge import StoppedBy, judge
 from oomguard.evidence.verdict import Phase
 from oomguard.job import Job
 from oomguard.ladder import Ladder
+from oomguard.process.cgroup import name_for
 from oomguard.process.events import Exited as ProcessExited
 from oomguard.process.events import Output, Report, ShellEvent
+from oomguard.process.members import MARK
 from oomguard.record import (
     Attempt,
     DeviceFree,
@@ -44,6 +46,7 @@ from oomguard.record import (
 )
 from oomguard.redact import redact, redact_argv, redact_env
 from oomguard.store import RunFolder, append_json, write_json
+from oomguard.supervise.guard import Guard
 from oomguard.supervise.observe import Observer
 from oomguard.units import show_bytes
 
@@ -93,13 +96,15 @@ class Supervisor:
         self._queue: queue.Queue[ShellEvent | _Asked | FreeReport] = queue.Queue(QUEUE_LENGTH)
         self._running: Running | None = None
         self._observer = Observer(0)
+        self._mark = ""  # of each process of the run, with the attempt's number
         self._layout: Layout | None = None
         self._stamp: Stamp = {}
         self._saving = False
 
     def run(self, started: RunStarted) -> RunRecord:
         """Walk from the first event to the last; no process of the job is left when it returns."""
-        with self._signals_taken():
+        self._mark = f"{started.run}-{secrets.token_hex(8)}"
+        with self._signals_taken(), self._guarded():
             try:
                 self._happen(started)
                 while self.record.state is not State.DONE:
@@ -252,7 +257,7 @@ class Supervisor:
         self._running = self._engine.start(
             self.command,
             log=folder / "log.txt",
-            mark=f"{self.record.run}-{number}-{secrets.token_hex(8)}",
+            mark=f"{self._mark}-{number}",
             emit=self._queue.put,
         )
         self._happen(
@@ -288,6 +293,14 @@ class Supervisor:
 
     def _in_background(self, work: Callable[[], object]) -> None:
         threading.Thread(target=work, daemon=True).start()
+
+    @contextmanager
+    def _guarded(self) -> Iterator[None]:
+        guard = Guard(mark=f"{MARK}={self._mark}-", cgroup=name_for(f"{self._mark}-"))
+        try:
+            yield
+        finally:
+            guard.close()
 
     @contextmanager
     def _signals_taken(self) -> Iterator[None]:

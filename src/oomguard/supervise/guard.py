@@ -1,0 +1,93 @@
+"""Ends the processes of a run whose oomguard was killed, for which it waits beside it.
+
+The file runs by its path as `python -I -S guard.py MARK CGROUP`, standard library only: a byte on
+standard input says that the run has ended, an end of it without one that oomguard is gone.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+_PROC = Path("/proc")
+_GRACE_S, _KILL_S, _PAUSE_S = 5.0, 10.0, 0.05
+
+
+class Guard:
+    """Watches over a run: its processes end when oomguard does, however that happens.
+
+    They are those with `mark`, a `NAME=prefix`, in their environment, and those in a cgroup with
+    `cgroup` in its path. Where there is no /proc it finds nobody.
+    """
+
+    def __init__(self, *, mark: str, cgroup: str) -> None:
+        self._process = subprocess.Popen(
+            [sys.executable, "-I", "-S", __file__, mark, cgroup],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+
+    def close(self) -> None:
+        """Let it go: the run has ended, and so have its processes."""
+        with contextlib.suppress(OSError):  # somebody has killed it
+            self._process.communicate(b"\n")
+        self._process.wait()
+
+
+def main(mark: str, cgroup: str) -> None:
+    """Wait for the end, then ask whoever is left to end, and kill whoever does not."""
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
+    # A group of its own, which a kill of oomguard's does not reach, in the same session: of another
+    # one it would look like a daemon that the job has left.
+    os.setpgid(0, 0)
+    if os.read(0, 1):
+        return
+    began = time.monotonic()
+    asked: set[int] = set()
+    while left := set(_left(os.fsencode(mark), os.fsencode(cgroup))):
+        waited_s = time.monotonic() - began
+        if waited_s < _GRACE_S:
+            _send(left - asked, signal.SIGTERM)
+            asked |= left
+        elif waited_s < _GRACE_S + _KILL_S:
+            _send(left, signal.SIGKILL)
+        else:
+            break
+        time.sleep(_PAUSE_S)
+
+
+def _send(pids: set[int], number: int) -> None:
+    for pid in pids:
+        with contextlib.suppress(OSError):
+            os.kill(pid, number)
+
+
+def _left(mark: bytes, cgroup: bytes) -> Iterator[int]:
+    for folder in _PROC.iterdir() if _PROC.is_dir() else ():
+        if folder.name.isdigit() and _is_alive(folder):
+            marked = any(entry.startswith(mark) for entry in _read(folder / "environ").split(b"\0"))
+            if marked or cgroup in _read(folder / "cgroup"):
+                yield int(folder.name)
+
+
+def _is_alive(folder: Path) -> bool:
+    return _read(folder / "stat").rpartition(b")")[2].split()[:1] not in ([b"Z"], [b"X"], [])
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError:
+        return b""
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
