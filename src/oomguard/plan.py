@@ -80,6 +80,13 @@ class EmbeddingRows(str, Enum):
     NEW = "new"  # those of the new tokens alone, as PEFT's trainable_token_indices does
 
 
+class Loftq(str, Enum):
+    """How LoftQ starts a LoRA adapter."""
+
+    AT_ONCE = "at_once"  # on the whole unquantized model
+    STAGED = "staged"  # the base in 4-bit first, then one tensor at a time
+
+
 class Allocator(str, Enum):
     """How the CUDA caching allocator takes memory."""
 
@@ -109,6 +116,7 @@ class Plan:
     tuning: Tuning | None = None
     lora_rank: int | None = None
     embedding_rows: EmbeddingRows | None = None
+    loftq: Loftq | None = None
     frozen: frozenset[Part] | None = None
     sharding: Sharding | None = None
     offload: frozenset[Offload] | None = None

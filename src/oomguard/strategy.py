@@ -11,6 +11,7 @@ from oomguard.job import Device, Job
 from oomguard.plan import (
     Allocator,
     EmbeddingRows,
+    Loftq,
     LossKernel,
     Offload,
     Part,
@@ -112,6 +113,7 @@ __all__ = [
     "Fidelity",
     "Job",
     "Kind",
+    "Loftq",
     "LossKernel",
     "Offload",
     "Part",

@@ -38,7 +38,7 @@ def test_an_unknown_config_names_all() -> None:
     with pytest.raises(FrameworkError, match="no known framework") as caught:
         recognise({"a": 1})
     assert caught.value.where is None
-    assert caught.value.next_step.endswith("llamafactory, litgpt, hf_trainer.")
+    assert caught.value.next_step.startswith("Choose one with --framework: llamafactory, litgpt,")
 
 
 @pytest.mark.parametrize(

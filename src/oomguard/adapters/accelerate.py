@@ -26,6 +26,7 @@ _DEVICES = {
 #: Words of `accelerate launch` that decide over sharding and beat its file.
 _WORDS = ("use_deepspeed", "zero_stage", "use_fsdp", "deepspeed_config_file", *_DEVICES)
 _DEFAULT_STAGE = "2"
+_NAME = "accelerate.yaml"
 
 
 def sharding(
@@ -61,7 +62,7 @@ def edited(document: Document, job: Job, plan: Plan, folder: str) -> File | None
         after = _resharded(after, job, plan)
     if after.text == document.text:
         return None
-    return File(path=posixpath.join(folder, posixpath.basename(document.path)), text=after.text)
+    return File(path=posixpath.join(folder, _NAME), text=after.text)
 
 
 def new_config(job: Job, plan: Plan, folder: str) -> File:
@@ -75,8 +76,7 @@ def new_config(job: Job, plan: Plan, folder: str) -> File:
         "num_processes": job.world.size,
         "use_cpu": False,
     }
-    path = posixpath.join(folder, "accelerate.yaml")
-    return File(path=path, text=yaml.safe_dump(values, sort_keys=False))
+    return File(path=posixpath.join(folder, _NAME), text=yaml.safe_dump(values, sort_keys=False))
 
 
 def refuses(options: Mapping[str, str], job: Job, plan: Plan) -> str | None:

@@ -111,10 +111,12 @@ _ZERO3_WITH_LOW_CPU_MEM = Refusal(
     when=lambda _, __, plan: plan.sharding is Sharding.ZERO3 and plan.low_cpu_mem_usage is True,
 )
 REFUSALS = (
+    hf.NO_METRIC,
     QUANTIZED_ALONE,
     ZERO3_WITH_DEVICE_MAP,
     _ZERO3_WITH_LOW_CPU_MEM,
     ZERO3_WITH_BATCH_SEARCH,
+    hf.NO_METRIC,
 )
 
 

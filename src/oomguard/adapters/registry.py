@@ -8,9 +8,12 @@ from oomguard.adapters.base import Adapter
 from oomguard.adapters.hf_trainer import HFTrainer
 from oomguard.adapters.litgpt import LitGPT
 from oomguard.adapters.llamafactory import LlamaFactory
+from oomguard.adapters.peft_loftq import PeftLoftq
+from oomguard.adapters.qwen import Qwen
+from oomguard.adapters.trl import Trl
 from oomguard.errors import FrameworkError, Where, did_you_mean
 
-ADAPTERS: tuple[Adapter, ...] = (LlamaFactory(), LitGPT(), HFTrainer())
+ADAPTERS: tuple[Adapter, ...] = (LlamaFactory(), LitGPT(), HFTrainer(), Trl(), Qwen(), PeftLoftq())
 
 _CHOOSE = "Choose one with --framework: "
 
@@ -41,7 +44,7 @@ def recognise(
         FrameworkError: if none or several can be meant.
     """
     if command:
-        return recognise_command(command)
+        return recognise_command((*command, *_as_flags(document)))
     return _only([a for a in ADAPTERS if a.recognise(document)], Where(file=file) if file else None)
 
 
@@ -53,6 +56,12 @@ def recognise_command(argv: tuple[str, ...]) -> Adapter:
     """
     where = Where(key=" ".join(argv[:2]))
     return _only([a for a in ADAPTERS if a.recognise_command(argv)], where)
+
+
+def _as_flags(document: Mapping[str, object]) -> tuple[str, ...]:
+    """Give what a script would see of a flat config: some are told by their flags alone."""
+    plain = {key: value for key, value in document.items() if not isinstance(value, dict | list)}
+    return tuple(word for key, value in plain.items() for word in (f"--{key}", str(value)))
 
 
 def _only(found: Sequence[Adapter], where: Where | None) -> Adapter:

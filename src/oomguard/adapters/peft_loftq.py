@@ -1,0 +1,95 @@
+"""Scripts that let PEFT's LoftQ start a LoRA adapter: all at once, or in stages.
+
+At once, `get_peft_model` with `init_lora_weights="loftq"` takes several copies of each weight of
+the unquantized model in fp32; in stages, the base is loaded in 4-bit, a plain adapter is added
+and `replace_lora_weights_loftq` reads one tensor at a time. A script is expected to have
+`--staged` for it, as recipes/peft_loftq/train.py does. Source: peft 0.18.1,
+utils/loftq_utils.py; huggingface/peft#1708.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+from oomguard.adapters import hf_trainer, knobs, launchers
+from oomguard.adapters.common import Refusal
+from oomguard.adapters.hf_trainer import HFTrainer
+from oomguard.adapters.knobs import Edits, Knob, Knobs, as_object, flag
+from oomguard.adapters.recognition import is_loftq
+from oomguard.adapters.settings import Settings
+from oomguard.job import Job
+from oomguard.plan import Loftq, Plan, Quantization, Tuning
+
+_STAGED = flag("staged")
+_BITS, _ITERATIONS = knobs.number("loftq_bits", 4), knobs.number("loftq_iter", 1)
+_FOUR = 4
+_OWN = {"quantization", "tuning"}
+
+
+def _staged_edits(settings: Settings, value: object) -> Edits | None:
+    """Spell a stage; what `replace_lora_weights_loftq` does is 4 bits and one iteration."""
+    if value not in (Loftq.AT_ONCE, Loftq.STAGED) or not settings.has(_STAGED.name):
+        return None
+    staged = value is Loftq.STAGED
+    one = {as_object(_BITS): _FOUR, as_object(_ITERATIONS): 1} if staged else {}
+    return {as_object(_STAGED): staged, **one}
+
+
+KNOBS = Knobs(
+    knobs=(
+        *(knob for knob in hf_trainer.KNOBS.knobs if knob.field not in _OWN),
+        knobs.switch("quantization", _STAGED, on=Quantization.NF4, off=Quantization.NONE),
+        Knob(field="tuning", read=lambda _: Tuning.LORA, edits=lambda _, __: None),
+        Knob(
+            field="loftq",
+            read=lambda settings: Loftq.STAGED if _STAGED.of(settings) else Loftq.AT_ONCE,
+            edits=_staged_edits,
+        ),
+    )
+)
+
+
+def _belong_together(plan: Plan) -> bool:
+    staged = plan.loftq is Loftq.STAGED
+    return (plan.quantization is Quantization.NF4) is staged
+
+
+_REFUSALS = (
+    Refusal(
+        message="this script has no --staged: let it load the base in 4-bit, call "
+        "prepare_model_for_kbit_training and get_peft_model with a plain LoraConfig, then "
+        "replace_lora_weights_loftq",
+        when=lambda s, job, plan: plan.loftq is not job.asked.loftq and not s.has(_STAGED.name),
+    ),
+    Refusal(
+        message="LoftQ all at once wants the unquantized model, in stages one in NF4",
+        when=lambda _, __, plan: not _belong_together(plan),
+    ),
+    *hf_trainer.REFUSALS,
+)
+
+
+class PeftLoftq(HFTrainer):
+    """PEFT scripts with LoftQ."""
+
+    name = "peft_loftq"
+    title = "PEFT script with LoftQ"
+    knobs = KNOBS
+    refusals = _REFUSALS
+
+    def recognise(self, document: Mapping[str, object]) -> bool:  # noqa: ARG002  a script's flags
+        """Take no config without a command."""
+        return False
+
+    def recognise_command(self, argv: tuple[str, ...]) -> bool:
+        """Take a script whose flags ask for LoftQ."""
+        launch = launchers.parse(argv)
+        return launch is not None and is_loftq(launch)
+
+    def settle(self, job: Job, plan: Plan) -> Plan:
+        """Give the staged way the 4-bit base that it begins with."""
+        if plan.loftq is job.asked.loftq:
+            return plan
+        staged = plan.loftq is Loftq.STAGED
+        return replace(plan, quantization=Quantization.NF4 if staged else Quantization.NONE)

@@ -1,0 +1,149 @@
+"""QwenLM/Qwen: `torchrun finetune.py ...`, and the shell scripts that wrap it.
+
+Source: QwenLM/Qwen, finetune.py and finetune/*.sh; its pins are transformers >=4.32,<4.38.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+from oomguard.adapters import knobs, launchers, qwen_scripts
+from oomguard.adapters import training_arguments as hf
+from oomguard.adapters.base import Request
+from oomguard.adapters.common import Refusal
+from oomguard.adapters.hf_trainer import (
+    ENVIRONMENT,
+    ZERO3_WITH_BATCH_SEARCH,
+    HFTrainer,
+)
+from oomguard.adapters.knobs import Knob, Knobs, flag
+from oomguard.adapters.recognition import is_qwen
+from oomguard.adapters.settings import Settings
+from oomguard.checkpoint import Layout, Mode
+from oomguard.job import Job
+from oomguard.plan import Plan, Precision, Quantization, Sharding, Tuning
+
+_MODEL = knobs.text("model_name_or_path", "Qwen/Qwen-7B")
+_LORA, _QLORA = flag("use_lora"), flag("q_lora")
+_RANK = knobs.number("lora_r", 64)
+_IGNORED = (
+    "finetune.py accepts --resume_from_checkpoint and ignores it: trainer.train() gets no "
+    "checkpoint"
+)
+
+KNOBS = Knobs(
+    knobs=(
+        *hf.SHARED,
+        # Every sample is padded to it: memory follows this flag, not the data.
+        knobs.direct("sequence_length", knobs.number("model_max_length", 8192)),
+        knobs.direct("checkpointing", flag("gradient_checkpointing")),
+        Knob(field="precision", read=hf.mixed_precision, edits=hf.precision_edits),
+        Knob(
+            field="quantization",
+            read=lambda settings: (
+                Quantization.PREQUANTIZED if _QLORA.of(settings) else Quantization.NONE
+            ),
+            edits=lambda _, __: None,
+        ),
+        knobs.switch("tuning", _LORA, on=Tuning.LORA, off=Tuning.FULL),
+        hf.rank_under(_LORA, _RANK),
+    )
+)
+
+
+def _is_chat(settings: Settings) -> bool:
+    return "chat" in _MODEL.of(settings).lower()
+
+
+_REFUSALS = (
+    Refusal(
+        message="--q_lora trains a checkpoint that GPTQ has quantized (a name with -Int4); "
+        "finetune.py quantizes nothing by itself.",
+        when=lambda _, job, plan: plan.quantization is not job.asked.quantization,
+    ),
+    Refusal(
+        message="ZeRO3 is incompatible with LoRA when finetuning on base model.",
+        when=lambda s, _, plan: (
+            plan.sharding is Sharding.ZERO3
+            and plan.tuning is Tuning.LORA
+            and plan.quantization is Quantization.NONE
+            and not _is_chat(s)
+        ),
+    ),
+    Refusal(
+        message="DeepSpeed Zero-3 is not compatible with passing a device_map.",
+        when=lambda _, __, plan: (
+            plan.sharding is Sharding.ZERO3 and plan.quantization is Quantization.PREQUANTIZED
+        ),
+    ),
+    Refusal(
+        message="A GPTQ checkpoint is trained with --fp16: AutoGPTQ has no other kernels.",
+        when=lambda _, job, plan: (
+            plan.quantization is Quantization.PREQUANTIZED
+            and plan.precision is not Precision.FP16_MIXED
+            and plan.precision is not job.asked.precision
+        ),
+    ),
+    Refusal(
+        message="--q_lora without --use_lora is ignored.",
+        when=lambda _, __, plan: (
+            plan.quantization is Quantization.PREQUANTIZED and plan.tuning is Tuning.FULL
+        ),
+    ),
+    ZERO3_WITH_BATCH_SEARCH,
+    hf.NO_METRIC,
+)
+
+
+class Qwen(HFTrainer):
+    """QwenLM/Qwen's finetune.py."""
+
+    name = "qwen"
+    title = "QwenLM/Qwen finetune.py"
+    knobs = KNOBS
+    refusals = _REFUSALS
+    environment = (*ENVIRONMENT, "NNODES", "CUDA_DEVICE_MAX_CONNECTIONS")
+    rank = _RANK
+
+    def recognise(self, document: Mapping[str, object]) -> bool:  # noqa: ARG002  it has none
+        """Take no config: finetune.py reads flags alone."""
+        return False
+
+    def recognise_command(self, argv: tuple[str, ...]) -> bool:
+        """Take finetune.py with two flags of its own, and its shell scripts."""
+        launch = launchers.parse(argv)
+        return qwen_scripts.is_script(argv) or (launch is not None and is_qwen(launch))
+
+    def config_path(self, argv: tuple[str, ...]) -> str | None:  # noqa: ARG002  it has none
+        """Name no file."""
+        return None
+
+    def further_files(self, request: Request) -> tuple[str, ...]:
+        """Name the shell script, or the DeepSpeed file and accelerate's."""
+        if not qwen_scripts.is_script(request.argv):
+            return super().further_files(request)
+        script = qwen_scripts.path(request)
+        return (script, *super().further_files(qwen_scripts.unwrapped(request)))
+
+    def read(self, request: Request) -> Job:
+        """Read the job; a shell script becomes the line that it would start."""
+        if not qwen_scripts.is_script(request.argv):
+            return super().read(request)
+        plain = qwen_scripts.unwrapped(request)
+        job = super().read(plain)
+        exported = {name: plain.env[name] for name in qwen_scripts.EXPORTED if name in plain.env}
+        return replace(job, env={**job.env, **exported})
+
+    def layout(self, job: Job) -> Layout | None:  # noqa: ARG002  part of the protocol
+        """Name no checkpoints: finetune.py cannot go on from them."""
+        return None
+
+    def keeps(
+        self,
+        job: Job,  # noqa: ARG002  part of the protocol
+        before: Plan,  # noqa: ARG002
+        after: Plan,  # noqa: ARG002
+    ) -> tuple[Mode, str]:
+        """Say that nothing survives."""
+        return Mode.RESTART, _IGNORED

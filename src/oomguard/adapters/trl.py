@@ -1,0 +1,295 @@
+"""TRL's supervised fine-tuning: `trl sft --config x.yaml`, `torchrun -m trl.scripts.sft ...`.
+
+Source: trl 1.16.0, cli/, scripts/sft.py, scripts/utils.py (TrlParser), trainer/sft_config.py,
+trainer/base_config.py, trainer/model_config.py.
+"""
+
+from __future__ import annotations
+
+import posixpath
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+import yaml
+
+from oomguard.adapters import accelerate, knobs, launchers
+from oomguard.adapters import training_arguments as hf
+from oomguard.adapters.base import Request
+from oomguard.adapters.document import Document
+from oomguard.adapters.hf_trainer import (
+    QUANTIZED_ALONE,
+    ZERO3_WITH_BATCH_SEARCH,
+    HFTrainer,
+)
+from oomguard.adapters.invocation import Invocation, split
+from oomguard.adapters.knobs import Edits, Key, Knob, Knobs, as_object, flag
+from oomguard.adapters.launchers import Launch, Launcher
+from oomguard.adapters.recognition import is_trl, is_trl_config
+from oomguard.adapters.settings import Settings
+from oomguard.adapters.words import Words
+from oomguard.command import File
+from oomguard.job import Device, Job, Source, World
+from oomguard.plan import LossKernel, Offload, Plan, Precision, Quantization, Sharding, Tuning
+
+_MODULES = {"trl.scripts.sft"}
+_ACCELERATE = knobs.maybe_text("accelerate_config")
+#: Words that TRL hands on to `accelerate launch`; they may stand in its config as well.
+_HANDED_ON = (
+    *("num_processes", "num_machines", "multi_gpu", "cpu", "config_file", "use_deepspeed"),
+    *("zero_stage", "offload_optimizer_device", "offload_param_device", "use_fsdp"),
+)
+_PROCESSES = 8  # in every config that comes with TRL
+_BF16: Key[bool | None] = Key(name="bf16", decode=knobs.truth, default=None)
+_DTYPE = knobs.text("dtype", "float32")
+_LOAD_4BIT, _LOAD_8BIT = flag("load_in_4bit"), flag("load_in_8bit")
+_NESTED, _KIND = flag("use_bnb_nested_quant"), knobs.text("bnb_4bit_quant_type", "nf4")
+_PEFT, _RANK = flag("use_peft"), knobs.number("lora_r", 16)
+_ACTIVATIONS = flag("activation_offloading")
+_LENGTH: Key[int | None] = Key(name="max_length", decode=knobs.whole, default=1024)
+_LOSS = knobs.text("loss_type", "nll")
+
+
+def _precision(settings: Settings) -> Precision | None:
+    dtype = _DTYPE.of(settings).removeprefix("torch.")
+    if dtype in ("bfloat16", "float16"):
+        return Precision.BF16_TRUE if dtype == "bfloat16" else Precision.FP16_TRUE
+    if dtype != "float32":
+        return None  # "auto": what the checkpoint holds
+    if hf.FP16.of(settings):
+        return Precision.FP16_MIXED
+    return Precision.FP32 if _BF16.of(settings) is False else Precision.BF16_MIXED
+
+
+def _precision_edits(settings: Settings, value: object) -> Edits | None:
+    true = value is Precision.BF16_TRUE
+    mixed = hf.precision_edits(settings, Precision.BF16_MIXED if true else value)
+    if mixed is None:
+        return None
+    wanted = {key.name: setting for key, setting in mixed.items()}
+    return {
+        as_object(_DTYPE): "bfloat16" if true else "float32",
+        as_object(_BF16): wanted["bf16"],
+        as_object(hf.FP16): wanted["fp16"],
+    }
+
+
+def _quantization(settings: Settings) -> Quantization | None:
+    if _LOAD_8BIT.of(settings):
+        return Quantization.INT8
+    four = hf.four_bit(_KIND.of(settings), _NESTED.of(settings))
+    return four if _LOAD_4BIT.of(settings) else Quantization.NONE
+
+
+def _quantization_edits(_: Settings, value: object) -> Edits | None:
+    if value is Quantization.PREQUANTIZED:
+        return None
+    four = hf.spell_four_bit(value)
+    bits = {
+        as_object(_LOAD_4BIT): four is not None,
+        as_object(_LOAD_8BIT): value is Quantization.INT8,
+    }
+    return {**bits, as_object(_KIND): four[0], as_object(_NESTED): four[1]} if four else bits
+
+
+def _loss_kernel(settings: Settings) -> LossKernel:
+    # From 1.16 on the plain loss is computed without the full logits.
+    return LossKernel.EAGER if _LOSS.of(settings) == "dft" else LossKernel.FUSED
+
+
+KNOBS = Knobs(
+    knobs=(
+        *hf.SHARED,
+        knobs.direct("sequence_length", _LENGTH),
+        knobs.direct("checkpointing", flag("gradient_checkpointing", default=True)),
+        Knob(field="precision", read=_precision, edits=_precision_edits),
+        Knob(field="quantization", read=_quantization, edits=_quantization_edits),
+        knobs.switch("tuning", _PEFT, on=Tuning.LORA, off=Tuning.FULL),
+        hf.rank_under(_PEFT, _RANK),
+        Knob(field="loss_kernel", read=_loss_kernel, edits=lambda _, __: None),
+    )
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Invocation(Invocation):
+    """TRL's words: they beat the file that `--config` names."""
+
+    @property
+    def settings(self) -> Settings:
+        file = Document.parse(self.source) if self.source else None
+        return Settings(late=Words(words=self.words), file=file)
+
+    @property
+    def config(self) -> str | None:
+        path = Words(words=self.words).get("config")
+        return str(path) if path else None
+
+    def argv(
+        self, head: tuple[str, ...], settings: Settings, config: str | None
+    ) -> tuple[str, ...]:
+        late = settings.late.set("config", config) if config else settings.late
+        return (*head, *late.words)
+
+
+def _is_cli(argv: tuple[str, ...]) -> bool:
+    return len(argv) > 1 and posixpath.basename(argv[0]) == "trl" and argv[1] == "sft"
+
+
+def _launch(argv: tuple[str, ...]) -> Launch | None:
+    if _is_cli(argv):
+        return Launch(
+            launcher=Launcher.ACCELERATE,
+            options={},
+            program="sft",
+            is_module=False,
+            head=argv[:2],
+            words=argv[2:],
+        )
+    launch = launchers.parse(argv)
+    found = launch is not None and (
+        launch.program in _MODULES if launch.is_module else is_trl(launch)
+    )
+    return launch if found else None
+
+
+def _handed_on(settings: Settings) -> Mapping[str, str]:
+    return {name: str(settings.get(name)) for name in _HANDED_ON if settings.has(name)}
+
+
+def _coming_with_trl(name: str) -> str | None:
+    """Give accelerate's config that TRL ships under a name, in what decides over memory."""
+    kinds: dict[str, dict[str, object]] = {
+        "single_gpu": {"distributed_type": "NO"},
+        "multi_gpu": {"distributed_type": "MULTI_GPU"},
+        "fsdp1": {"distributed_type": "FSDP"},
+        "fsdp2": {"distributed_type": "FSDP"},
+        "zero1": {"zero_stage": 1, "gradient_accumulation_steps": 1},
+        "zero2": {"zero_stage": 2},
+        "zero3": {"zero_stage": 3, "zero3_init_flag": True, "zero3_save_16bit_model": True},
+    }
+    if name not in kinds:
+        return None
+    kind = kinds[name]
+    if "zero_stage" in kind:
+        kind = {"distributed_type": "DEEPSPEED", "deepspeed_config": kind}
+    common_keys = {"num_machines": 1, "num_processes": _PROCESSES, "use_cpu": False}
+    values = {"compute_environment": "LOCAL_MACHINE", **kind, "mixed_precision": "bf16"}
+    return yaml.safe_dump({**values, **common_keys}, sort_keys=False)
+
+
+def _accelerate(settings: Settings, cwd: str, files: Mapping[str, str]) -> Document | None:
+    """Give accelerate's config: a file of the user's, or one that comes with TRL."""
+    name = _ACCELERATE.of(settings)
+    if name is None:
+        return None
+    path = posixpath.join(cwd, name)
+    text = files.get(path, _coming_with_trl(name))
+    return Document.parse(Source(path=path, text=text)) if text is not None else None
+
+
+def _without_activations(plan: Plan) -> Plan:
+    return replace(plan, offload=plan.offload and plan.offload - {Offload.ACTIVATIONS})
+
+
+class Trl(HFTrainer):
+    """TRL."""
+
+    name = "trl"
+    title = "TRL (trl sft)"
+    knobs = KNOBS
+    refusals = (QUANTIZED_ALONE, ZERO3_WITH_BATCH_SEARCH, hf.NO_METRIC)
+    rank = _RANK
+
+    def recognise(self, document: Mapping[str, object]) -> bool:
+        """Take flat configs with a key of TRL's own."""
+        return is_trl_config(document)
+
+    def recognise_command(self, argv: tuple[str, ...]) -> bool:
+        """Take `trl sft` and its script behind any launcher."""
+        return _launch(argv) is not None
+
+    def command_for(
+        self,
+        source: Source,
+        document: Mapping[str, object],  # noqa: ARG002  part of the protocol
+        command: tuple[str, ...],
+    ) -> tuple[str, ...]:
+        """Give `trl sft --config FILE`."""
+        return (*(command or ("trl", "sft")), "--config", source.path)
+
+    def config_path(self, argv: tuple[str, ...]) -> str | None:
+        """Name the file after `--config`."""
+        launch = _launch(argv)
+        path = Words(words=launch.words).get("config") if launch else None
+        return str(path) if path else None
+
+    def further_files(self, request: Request) -> tuple[str, ...]:
+        """Name the DeepSpeed file, and accelerate's."""
+        settings = self.split(request.argv, request.source).settings
+        name = _ACCELERATE.of(settings)
+        own = (posixpath.join(request.cwd, name),) if name else ()
+        return (*super().further_files(request), *own)
+
+    def split(self, argv: tuple[str, ...], source: Source | None) -> Invocation:
+        """Take a command line apart."""
+        launch = _launch(argv)
+        if launch is None:
+            return split(argv, source)
+        found = _Invocation(launch=launch, words=launch.words, source=source)
+        if not _is_cli(argv):
+            return found
+        options = _handed_on(found.settings)
+        return replace(found, launch=replace(launch, options=options))
+
+    def read(self, request: Request) -> Job:
+        """Read the job."""
+        job = super().read(request)
+        settings = self.split(request.argv, request.source).settings
+        if job.asked.offload is None or not _ACTIVATIONS.of(settings):
+            return job
+        offload = job.asked.offload | {Offload.ACTIVATIONS}
+        return replace(job, asked=replace(job.asked, offload=offload))
+
+    def sharding(
+        self, invocation: Invocation, request: Request
+    ) -> tuple[Sharding | None, frozenset[Offload] | None]:
+        """Read sharding and offload: `deepspeed` in TRL's own config, else accelerate's."""
+        settings = invocation.settings
+        own = _accelerate(settings, request.cwd, request.files)
+        if own is None or hf.DEEPSPEED.of(settings) or hf.FSDP.of(settings):
+            missing = _ACCELERATE.of(settings) is not None and own is None
+            return (None, None) if missing else super().sharding(invocation, request)
+        return accelerate.sharding(invocation.launch.options, own.text)
+
+    def world(self, invocation: Invocation, request: Request, device: Device) -> World:
+        """Say how many ranks accelerate starts."""
+        own = _accelerate(invocation.settings, request.cwd, request.files)
+        if own is None:
+            return super().world(invocation, request, device)
+        return invocation.launch.world(request.gpus, own.text)
+
+    def shard(
+        self, invocation: Invocation, settings: Settings, job: Job, plan: Plan, folder: str
+    ) -> tuple[tuple[str, ...], Settings, tuple[File, ...]]:
+        """Write sharding and offload: into accelerate's config, unless TRL's own states them."""
+        activations = Offload.ACTIVATIONS in (plan.offload or ())
+        if activations is not _ACTIVATIONS.of(settings):
+            settings = settings.set(_ACTIVATIONS.name, activations)
+        job = replace(job, asked=_without_activations(job.asked))
+        plan = _without_activations(plan)
+        head = invocation.launch.head
+        if not _is_cli((*head, "")) or hf.DEEPSPEED.of(settings):
+            return super().shard(invocation, settings, job, plan, folder)
+        own = _accelerate(settings, job.cwd, job.files)
+        if own is not None:
+            file = accelerate.edited(own, job, plan, folder)
+        else:
+            file = None if hf.zero_as_asked(job, plan) else accelerate.new_config(job, plan, folder)
+        if file is None:
+            return head, settings, ()
+        return head, settings.set(_ACCELERATE.name, file.path), (file,)
+
+    def refuses(self, job: Job, plan: Plan) -> str | None:
+        """Say TRL's own message for a plan that it refuses."""
+        bare = replace(job, asked=_without_activations(job.asked))
+        return super().refuses(bare, _without_activations(plan))

@@ -1,0 +1,25 @@
+"""Let LoftQ start the adapter in stages: the base in 4-bit first, then one tensor at a time."""
+
+from oomguard.strategy import NEW_RECIPE, Job, Kind, Loftq, Phase, Plan, Remedy, Strategy, replace
+
+
+def change(_job: Job, plan: Plan) -> Plan | None:
+    """Stage a LoftQ that was asked for all at once.
+
+    Staged it is 4 bits and one iteration, over a base that stays in 4-bit: with 8 bits, 2 bits or
+    more iterations another start, hence a new recipe. Asked with 4 bits and one, it is the same.
+    """
+    return replace(plan, loftq=Loftq.STAGED) if plan.loftq is Loftq.AT_ONCE else None
+
+
+STRATEGY = Strategy(
+    summary="start the adapter by LoftQ in stages, over a base in 4-bit",
+    fidelity=NEW_RECIPE,
+    # At once takes copies of whole weights in host memory, before the first step.
+    remedies=frozenset(
+        {Remedy(kind=Kind.HOST_OOM, phases=frozenset({Phase.LAUNCH, Phase.LOAD, Phase.UNKNOWN}))}
+    ),
+    change=change,
+    otherwise="LoftQ does not start the adapter, or is staged already",
+    needs=("bitsandbytes",),
+)
