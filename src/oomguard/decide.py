@@ -6,10 +6,13 @@
 | RUNNING  | an out-of-memory error is sure, on any rank  | Stop the whole group        |
 | RUNNING  | Saved, and growing memory will run out first | Stop, to begin again there  |
 | RUNNING  | no sign of life for the hang timeout         | Stop                        |
+| RUNNING  | it is seen to fit, and less change may do    | Stop, for a trial of that   |
 | RUNNING  | Signalled                                    | Stop the whole group        |
 | RUNNING, STOPPING | Exited, for want of memory          | WaitForDevice               |
 | RUNNING, STOPPING | Exited, otherwise                   | Finish                      |
 | WAITING  | DeviceFree, the plan was not at fault        | Launch the same plan        |
+| WAITING  | DeviceFree, a trial is left                  | Launch it                   |
+| WAITING  | DeviceFree, after the trials                 | Launch the best that fits   |
 | WAITING  | DeviceFree, a rung is left                   | Launch the next plan        |
 | WAITING  | DeviceFree, none is left                     | Finish EXHAUSTED            |
 | NEW, WAITING | Signalled                                | Finish INTERRUPTED          |
@@ -19,8 +22,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from oomguard import relax
 from oomguard.checkpoint import Continuation
 from oomguard.evidence.verdict import Cause, Finding, Kind, Verdict, Witness
+from oomguard.job import Job
 from oomguard.ladder import Ladder
 from oomguard.plan import Plan
 from oomguard.record import (
@@ -28,6 +33,8 @@ from oomguard.record import (
     DeviceFree,
     Event,
     Exited,
+    Progress,
+    Purpose,
     RunRecord,
     RunStarted,
     Saved,
@@ -44,23 +51,27 @@ from oomguard.record import (
 PATIENCE_S = 1.0
 PATIENCE_BLIND_S = 5.0
 PATIENCE_CAUGHT_S = 60.0
-#: A forecast may be a tenth too late, and a step needs room itself.
-RECYCLE_MARGIN = 1.2
+#: A forecast may be a tenth too late.
+FORECAST_SHARE = 0.9
 
 OUT_OF_MEMORY = "out of memory"
 SIGNAL = "signal"
 RECYCLE = "recycle"  # memory grows: begin again from the checkpoint before it runs out
 HANG = "hang"
+FITS = "fits"  # a plan with less changed is tried, and the best goes to the end
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Launch:
-    """Start an attempt."""
+    """Start an attempt; the fields are those of `Planned`."""
 
     plan: Plan
     steps: tuple[Step, ...] = ()
     skipped: tuple[Skip, ...] = ()
     begins: Continuation | None = None
+    purpose: Purpose = Purpose.TRAIN
+    path: tuple[str, ...] = ()
+    undone: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -97,17 +108,27 @@ def decide(record: RunRecord, event: Event, ladder: Ladder) -> Action | None:
         case DeviceFree():
             return _on_device(record, event, ladder)
         case RunStarted():
-            plan, steps = ladder.prepare(event.job)
-            return Launch(plan=plan, steps=steps)
-    return _on_news(record, event) if record.state is State.RUNNING else None
+            return _first(event, ladder)
+    return _on_news(record, event, ladder) if record.state is State.RUNNING else None
 
 
-def _on_news(record: RunRecord, event: Event) -> Action | None:
+def _first(event: RunStarted, ladder: Ladder) -> Launch:
+    if event.limits.grow:
+        plan, steps, path = relax.smallest(event.job, ladder)
+        return Launch(plan=plan, steps=steps, path=path)
+    plan, steps = ladder.prepare(event.job)
+    return Launch(plan=plan, steps=steps)
+
+
+def _on_news(record: RunRecord, event: Event, ladder: Ladder) -> Action | None:
     """Say whether a running attempt has to be stopped."""
     if _is_sure(record.last, event.t):
         return Stop(reason=OUT_OF_MEMORY)
     if isinstance(event, Saved) and _runs_out_before_next(record.last):
         return Stop(reason=RECYCLE)
+    proven = isinstance(event, Progress) and relax.is_proven(record)
+    if proven and relax.next_trial(record, ladder, record.last) is not None:
+        return Stop(reason=FITS)
     return Stop(reason=HANG) if _hangs(record, event.t) else None
 
 
@@ -134,8 +155,9 @@ def _runs_out_before_next(attempt: Attempt) -> bool:
     if growth is None or growth.forecast_step is None:
         return False
     *_, before, newest = (0, 0, *attempt.saved)
-    left = growth.forecast_step - attempt.steps_done  # both count from the process's own start
-    return left <= (newest - max(before, attempt.first_step)) * RECYCLE_MARGIN
+    interval = newest - max(before, attempt.first_step)
+    # Forecast and steps done both count from the start of the process.
+    return attempt.steps_done + interval >= FORECAST_SHARE * growth.forecast_step
 
 
 def _hangs(record: RunRecord, now: float) -> bool:
@@ -162,7 +184,7 @@ def _on_exit(record: RunRecord, verdict: Verdict) -> Action:
         return Finish(status=Status.INTERRUPTED, reason=f"signal {record.signum}")
     if verdict.kind is Kind.OK:
         return Finish(status=Status.FIT, reason="trained to the end")
-    if verdict.kind.is_memory or record.last.stopped == RECYCLE:
+    if _goes_on(record.last, verdict):
         return WaitForDevice()
     if record.last.stopped == HANG:
         limit_s = record.limits.hang_timeout_s if record.limits else None
@@ -172,6 +194,13 @@ def _on_exit(record: RunRecord, verdict: Verdict) -> Action:
     if verdict.kind is Kind.INTERRUPTED:
         return Finish(status=Status.INTERRUPTED, reason=verdict.root or "interrupted")
     return Finish(status=Status.FAILED, reason=verdict.root or "the job failed")
+
+
+def _goes_on(attempt: Attempt, verdict: Verdict) -> bool:
+    """Whether another attempt may follow."""
+    # A trial that fails otherwise costs nothing: what is the job's own fault shows again after it.
+    trial_failed = attempt.purpose is Purpose.TRIAL and verdict.kind is Kind.NOT_OOM
+    return verdict.kind.is_memory or attempt.stopped in (RECYCLE, FITS) or trial_failed
 
 
 def _same_plan_goes_on(record: RunRecord, why: Verdict, again: Continuation) -> bool:
@@ -188,27 +217,56 @@ def _same_plan_goes_on(record: RunRecord, why: Verdict, again: Continuation) -> 
 
 
 def _on_device(record: RunRecord, event: DeviceFree, ladder: Ladder) -> Action:
-    job, limits, why = record.job, record.limits, record.last.verdict
+    job, why, last = record.job, record.last.verdict, record.last
     if record.signum is not None:
         return Finish(status=Status.INTERRUPTED, reason=f"signal {record.signum}")
-    if job is None or limits is None or why is None:
+    if job is None or why is None:
         raise AssertionError("a device is waited for only after an attempt of a started run")
     if not event.free:
         return Finish(status=Status.FAILED, reason=f"the device did not become free: {event.busy}")
-    damaged = any(attempt.damaged for attempt in record.attempts)
-    again = ladder.begin(job, record.last.plan, record.checkpoints, damaged=damaged)
+    again = ladder.begin(job, last.plan, record.checkpoints, damaged=_damaged(record))
     if _same_plan_goes_on(record, why, again):
-        return Launch(plan=record.last.plan, begins=again)
-    if record.rungs_tried >= limits.max_attempts:
-        return Finish(
-            status=Status.EXHAUSTED, reason=f"{limits.max_attempts} attempts, and none fits"
-        )
-    tried = [attempt.plan for attempt in record.attempts]
-    taken = [step.strategy for attempt in record.attempts for step in attempt.steps]
-    rung = ladder.climb(job, tried, taken, why)
+        return Launch(plan=last.plan, begins=again, purpose=last.purpose, path=last.path)
+    if last.stopped == FITS or last.purpose is Purpose.TRIAL:
+        return _after_trial(record, job, ladder)
+    return _climb(record, job, why, ladder)
+
+
+def _climb(record: RunRecord, job: Job, why: Verdict, ladder: Ladder) -> Action:
+    most = record.limits.max_attempts if record.limits else 0
+    if record.rungs_tried >= most:
+        return Finish(status=Status.EXHAUSTED, reason=f"{most} attempts, and none fits")
+    tried, path = [attempt.plan for attempt in record.attempts], record.last.path
+    rung = ladder.climb(job, tried, path, why, trained=bool(record.checkpoints))
     if rung.plan is None or rung.step is None:
         return Finish(
             status=Status.EXHAUSTED, reason="no rung of the ladder is left", skipped=rung.skipped
         )
-    begins = ladder.begin(job, rung.plan, record.checkpoints, damaged=damaged)
-    return Launch(plan=rung.plan, steps=(rung.step,), skipped=rung.skipped, begins=begins)
+    return Launch(
+        plan=rung.plan,
+        steps=(rung.step,),
+        skipped=rung.skipped,
+        begins=ladder.begin(job, rung.plan, record.checkpoints, damaged=_damaged(record)),
+        path=(*path, rung.step.strategy),
+    )
+
+
+def _damaged(record: RunRecord) -> bool:
+    return any(attempt.damaged for attempt in record.attempts)
+
+
+def _after_trial(record: RunRecord, job: Job, ladder: Ladder) -> Launch:
+    """Try the next plan with less changed than in the best so far, or give that one its run."""
+    best = next(attempt for attempt in reversed(record.attempts) if attempt.stopped == FITS)
+    trial = relax.next_trial(record, ladder, best)
+    plan, path = (trial.plan, trial.path) if trial else (best.plan, best.path)
+    fitting = [attempt for attempt in record.attempts if relax.may_resume(attempt, path)]
+    written = [(found, attempt.plan) for attempt in fitting for found in attempt.checkpoints]
+    damaged = any(a.damaged or (a.checkpoints and a not in fitting) for a in record.attempts)
+    return Launch(
+        plan=plan,
+        begins=ladder.begin(job, plan, written, damaged=damaged),
+        purpose=Purpose.TRIAL if trial else Purpose.BEST,
+        path=path,
+        undone=trial.undone if trial else (),
+    )

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from generators import failures, jobs, make_job, make_ladder
+from oomguard.checkpoint import Checkpoint
 from oomguard.decide import (
+    HANG,
     OUT_OF_MEMORY,
     PATIENCE_BLIND_S,
     PATIENCE_CAUGHT_S,
     PATIENCE_S,
+    RECYCLE,
     SIGNAL,
     Finish,
     Launch,
@@ -21,7 +24,8 @@ from oomguard.decide import (
     WaitForDevice,
     decide,
 )
-from oomguard.evidence.verdict import Finding, Kind, Phase, Verdict, Witness
+from oomguard.evidence.verdict import Cause, Finding, Kind, Phase, Verdict, Witness
+from oomguard.growth import Growth
 from oomguard.ladder import Ladder
 from oomguard.plan import Plan
 from oomguard.record import (
@@ -29,12 +33,14 @@ from oomguard.record import (
     Event,
     Exited,
     Finished,
+    Growing,
     Limits,
     Noticed,
     Planned,
     Progress,
     RunRecord,
     RunStarted,
+    Saved,
     Signalled,
     Started,
     State,
@@ -214,6 +220,79 @@ def test_max_attempts_exhausts_the_run():
     story.launch(story.begin())
     story.exit(OOM)
     assert story.free().status is Status.EXHAUSTED
+
+
+def growing(step, forecast, t=5.0):
+    growth = Growth(
+        step=step, bytes_per_step=1, used_bytes=1, limit_bytes=9, forecast_step=forecast
+    )
+    return Growing(t=t, attempt=1, rank=None, growth=growth)
+
+
+def stepped(step, t=5.0, attempt=1):
+    return Progress(t=t, attempt=attempt, pid=7, rank=None, step=step, phase=Phase.SAVE)
+
+
+def saved(step, t=5.0):
+    return Saved(t=t, attempt=1, checkpoint=Checkpoint(path=f"/c/{step}", step=step))
+
+
+def test_growing_memory_is_begun_again_at_the_last_checkpoint_that_it_lasts_for(story):
+    story.happen(growing(step=12, forecast=38))
+    for step in (10, 20):
+        story.happen(stepped(step))
+        assert story.happen(saved(step)) is None
+    story.happen(stepped(30))
+    assert story.happen(saved(30)) == Stop(reason=RECYCLE)
+    story.happen(Stopping(t=5.1, attempt=1, reason=RECYCLE))
+    assert story.exit(Verdict(kind=Kind.NOT_OOM), returncode=-15) == WaitForDevice()
+    action = story.happen(
+        DeviceFree(t=6.0, attempt=1, free=True, waited_s=0, checkpoints=(saved(30).checkpoint,))
+    )
+    assert action.plan == make_job().asked
+    assert action.begins.checkpoint.step == 30
+    assert story.record.rungs_tried == 1
+
+
+def test_without_growth_a_checkpoint_stops_nothing(story):
+    story.happen(stepped(30))
+    assert story.happen(saved(30)) is None
+
+
+def test_growth_that_ran_out_begins_again_only_where_there_was_progress(story):
+    grew = Verdict(kind=Kind.DEVICE_OOM, phase=Phase.FORWARD, cause=Cause.GROWTH)
+    story.exit(grew)
+    again = story.happen(
+        DeviceFree(t=6.0, attempt=1, free=True, waited_s=0, checkpoints=(saved(30).checkpoint,))
+    )
+    assert (again.plan, again.begins.checkpoint.step) == (make_job().asked, 30)
+    story.happen(Planned(t=6.0, attempt=2, plan=again.plan, begins=again.begins))
+    story.exit(grew)
+    climbed = story.free()
+    assert climbed.plan.micro_batch == 8
+    assert climbed.begins.checkpoint.step == 30
+
+
+def test_another_program_on_the_card_is_no_reason_to_climb_the_first_time(story):
+    other = Verdict(kind=Kind.DEVICE_OOM, phase=Phase.LOAD, cause=Cause.OTHER_PROCESS)
+    story.exit(other)
+    again = story.free()
+    assert again.plan == make_job().asked
+    story.launch(again)
+    story.exit(other)
+    assert story.free() != again
+
+
+def test_a_job_that_says_nothing_for_too_long_is_stopped_and_has_failed():
+    story = Story(limits=replace(LIMITS, hang_timeout_s=30.0))
+    story.launch(story.begin())
+    assert story.happen(Ticked(t=1000.0)) is None, "loading may take its time"
+    story.happen(stepped(1, t=1000.0))
+    assert story.happen(Ticked(t=1029.0)) is None
+    assert story.happen(Ticked(t=1030.0)) == Stop(reason=HANG)
+    story.happen(Stopping(t=1030.0, attempt=1, reason=HANG))
+    action = story.exit(Verdict(kind=Kind.NOT_OOM), returncode=-15)
+    assert action == Finish(status=Status.FAILED, reason="no sign of life from the job for 30 s")
 
 
 @given(job=jobs, why=st.lists(failures, min_size=1, max_size=6))

@@ -165,6 +165,8 @@ def _exit_line(attempt: Attempt) -> str:
         return ""
     took = f" ({attempt.seconds:.0f} s)" if attempt.seconds is not None else ""
     steps = f"after {attempt.steps_done} optimizer step{'' if attempt.steps_done == 1 else 's'}"
+    if attempt.stopped == RECYCLE:
+        return f"stopped {steps}{_peaks(attempt)}{took}"
     if verdict.kind is Kind.OK:
         return f"the job ended well {steps}{_peaks(attempt)}{took}"
     if not verdict.kind.is_memory:
