@@ -59,11 +59,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     except click.ClickException as error:
         return _tell(UsageError(error.format_message(), next_step=_help(error)), words)
     except (KeyboardInterrupt, click.Abort):
-        return ExitCode.INTERRUPTED
+        return _interrupted(words)
     except BrokenPipeError:
         return ExitCode.OWN_FAULT
     except Exception as error:  # noqa: BLE001 # our own bug: keep the traceback for a bug report
-        return _own_fault(error)
+        return _own_fault(error, words)
     return int(code or 0)
 
 
@@ -74,26 +74,37 @@ def _help(error: click.ClickException) -> str:
 
 def _tell(error: OomguardError, words: Sequence[str]) -> int:
     click.echo(f"oomguard: {error}", err=True)
+    where = str(error.where) if error.where else None
+    _document(words, what=error.what, where=where, next_step=error.next_step)
+    return error.exit_code
+
+
+def _document(words: Sequence[str], *, what: str, where: str | None, next_step: str) -> None:
+    """Print an error as a document on stdout, where one was asked for."""
     own = words[: words.index("--")] if "--" in words else words
     if "--json" in own:
         from oomguard.cli.output import print_json  # noqa: PLC0415 # only where it is needed
 
-        where = str(error.where) if error.where else None
-        print_json({"error": {"what": error.what, "where": where, "next": error.next_step}})
-    return error.exit_code
+        print_json({"error": {"what": what, "where": where, "next": next_step}})
 
 
-def _own_fault(error: Exception) -> int:
+def _interrupted(words: Sequence[str]) -> int:
+    """Say that Ctrl-C came where no job ran; a run that it ends says so itself."""
+    click.echo("oomguard: interrupted", err=True)
+    _document(words, what="interrupted", where=None, next_step="")
+    return ExitCode.INTERRUPTED
+
+
+def _own_fault(error: Exception, words: Sequence[str]) -> int:
     with tempfile.NamedTemporaryFile(
         "w", prefix="oomguard-fault-", suffix=".txt", delete=False, encoding="utf-8"
     ) as log:
         log.write(f"oomguard {__version__}, Python {sys.version}\n")
         log.writelines(traceback.format_exception(error))
-    click.echo(
-        f"oomguard: this is a fault of oomguard itself: {type(error).__name__}: {error}\n"
-        f"  Please report it with {Path(log.name)}.",
-        err=True,
-    )
+    what = f"this is a fault of oomguard itself: {type(error).__name__}: {error}"
+    next_step = f"Please report it with {Path(log.name)}."
+    click.echo(f"oomguard: {what}\n  {next_step}", err=True)
+    _document(words, what=what, where=None, next_step=next_step)
     return ExitCode.OWN_FAULT
 
 

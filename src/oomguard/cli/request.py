@@ -9,7 +9,7 @@ from pathlib import Path
 
 from oomguard.adapters.base import Adapter, Request
 from oomguard.adapters.registry import adapter_named, recognise, recognise_command
-from oomguard.config import Loaded, Options, load
+from oomguard.config import BLOCK, Loaded, Options, load
 from oomguard.devices import gpus
 from oomguard.discover import load_strategies, select
 from oomguard.errors import UsageError, Where
@@ -19,8 +19,11 @@ from oomguard.ladder import Framework, Ladder
 from oomguard.process.limits import CapBy, Caps
 from oomguard.record import Limits
 from oomguard.strategy import Fidelity
+from oomguard.units import MIB, show_bytes
 
 MAX_ATTEMPTS = 20
+#: A cap below it is a slip of the unit: not even an interpreter with nothing imported starts.
+LEAST_HOST_MEMORY_BYTES = 64 * MIB
 RUNS = "oomguard-runs"
 
 
@@ -60,6 +63,7 @@ def prepare(
         )
     adapter, argv, loaded = _job_of(train, command, given)
     options = _merge(given, loaded.options if loaded else Options())
+    _check(options, given, file=str(train) if train else None)
     cwd = Path.cwd()
     if planned_gpus is None:
         interpreter, cards = find(argv, cwd=cwd, python=options.python), len(gpus())
@@ -155,6 +159,28 @@ def _merge(given: Options, block: Options) -> Options:
             next_step="Add --host-memory SIZE.",
         )
     return replace(merged, host_memory_by=by)
+
+
+def _check(options: Options, given: Options, *, file: str | None) -> None:
+    """Refuse values that could not be meant, wherever they were written."""
+    cap_bytes, name = options.host_memory_bytes, options.name
+    if cap_bytes is not None and cap_bytes < LEAST_HOST_MEMORY_BYTES:
+        raise UsageError(
+            f"{show_bytes(cap_bytes)} of host memory is less than a Python needs to start",
+            where=_where("host_memory", file=None if given.host_memory_bytes else file),
+            next_step=f"Give at least {show_bytes(LEAST_HOST_MEMORY_BYTES)}, with its unit.",
+        )
+    if name is not None and (name in (".", "..") or "/" in name):
+        raise UsageError(
+            f"{name!r} is no name of a folder",
+            where=_where("name", file=None if given.name else file),
+            next_step="Choose the place with --runs DIR, and a name without a slash.",
+        )
+
+
+def _where(option: str, *, file: str | None) -> Where:
+    flag = f"--{option.replace('_', '-')}"
+    return Where(file=file, key=f"{BLOCK}.{option}") if file else Where(key=flag)
 
 
 def _name(job: Job) -> str:

@@ -1,0 +1,210 @@
+"""Every mistake of a user: one message with what, where and what next; exit 2; nothing lost."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+
+import pytest
+from filelock import FileLock
+
+from oomguard.cli.main import main
+
+JOB = "open('started', 'w').close()"
+FLAGS = "per_device_train_batch_size: 16\noutput_dir: out\n"
+COMMAND = (sys.executable, "job.py", "--per_device_train_batch_size", "16")
+GOOD = f"oomguard:\n  command: [{sys.executable}, job.py]\n{FLAGS}"
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "job.py").write_text(JOB)
+    (tmp_path / "train.yaml").write_text(GOOD)
+    return tmp_path
+
+
+@pytest.fixture
+def refused(folder, capsys):
+    """Give a function that runs a command line to its refusal and gives the message."""
+
+    def run(*words):
+        before = _files(folder)
+        capsys.readouterr()
+        assert main(words) == 2
+        said = capsys.readouterr()
+        assert said.err.startswith("oomguard: ")
+        assert len(said.err.splitlines()) <= 3
+        assert "Traceback" not in said.err
+        assert said.out == ""
+        _nothing_started(folder)
+        assert {path: text for path, text in _files(folder).items() if path in before} == before
+        assert main((words[0], "--json", *words[1:])) == 2
+        said_again = capsys.readouterr()
+        assert said_again.err == said.err
+        error = json.loads(said_again.out)["error"]
+        assert set(error) == {"what", "where", "next"}
+        assert error["what"] in said.err
+        return said.err.removeprefix("oomguard: ")
+
+    return run
+
+
+def _files(folder):
+    paths = [path for path in folder.rglob("*") if path.is_file()]
+    return {path: path.read_bytes() for path in paths}
+
+
+def _nothing_started(folder):
+    assert not (folder / "started").exists()
+    assert not list(folder.rglob("attempts"))
+
+
+CASES = {
+    "no such file": (("launch", "trian.yaml"), ("trian.yaml", "does not exist", "'train.yaml'?")),
+    "a folder": (("launch", "."), ("is a folder",)),
+    "neither": (("launch",), ("one job is needed", "oomguard launch train.yaml")),
+    "both": (("launch", "train.yaml", "--", *COMMAND), ("one job is needed",)),
+    "an empty command": (("launch", "--"), ("no command stands after --",)),
+    "a command unknown": (("launch", "--", "make", "train"), ("make",)),
+    "an option": (("launch", "--lader", "classic", "train.yaml"), ("--lader", "--help")),
+    "a rung": (
+        ("launch", "--ladder", "halve_micro_bach", "train.yaml"),
+        ("key '--ladder'", "halve_micro_bach", "'halve_micro_batch'?"),
+    ),
+    "a size": (("launch", "--host-memory", "lots", "train.yaml"), ("--host-memory", "24GiB")),
+    "no size": (("launch", "--host-memory", "-3GiB", "train.yaml"), ("--host-memory",)),
+    "too small a size": (
+        ("launch", "--host-memory", "16", "train.yaml"),
+        ("key '--host-memory'", "16 B", "64.00 MiB"),
+    ),
+    "a cost": (("launch", "--allow", "anything", "train.yaml"), ("--allow", "same_math")),
+    "no attempt": (("launch", "--max-attempts", "0", "train.yaml"), ("--max-attempts",)),
+    "a framework": (("launch", "--framework", "torchtun", "train.yaml"), ("torchtun",)),
+    "a python": (("launch", "--python", "no/python", "train.yaml"), ("no/python", "--python")),
+    "strategies": (("launch", "--strategies", "none", "train.yaml"), ("none", "no such folder")),
+    "a cap by nothing": (
+        ("launch", "--host-memory-by", "cgroup", "train.yaml"),
+        ("--host-memory-by", "Add --host-memory SIZE"),
+    ),
+    "a subcommand": (("lunch", "train.yaml"), ("'lunch'", "'launch'?")),
+    "a log": (("explain", "log.txt"), ("log.txt", "cannot be read")),
+    "a ladder": (("ladder", "--ladder", "nope"), ("'nope'", "oomguard ladder")),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_a_mistake_on_the_command_line(refused, name):
+    words, told = CASES[name]
+    message = refused(*words)
+    assert [word for word in told if word not in message] == [], message
+
+
+FILES = {
+    "no YAML": ("a: 1\nb: [1\nc: 2\n", "train.yaml:"),
+    "a tab": ("a: 1\n\tb: 2\n", "train.yaml:2"),
+    "a key twice": ("a: 1\na: 2\n", "train.yaml:2"),
+    "no mapping": ("- 1\n- 2\n", "train.yaml"),
+    "empty": ("", "train.yaml"),
+    "no text": (b"\xff\xfe\x00", "train.yaml:1"),
+    "a python object": ("a: !!python/object/apply:os.system ['touch started']\n", "train.yaml:1"),
+    "an option": (f"{FLAGS}oomguard:\n  laddr: classic\n", "train.yaml:4, key 'oomguard.laddr'"),
+    "a type": (
+        f"{FLAGS}oomguard:\n  max_attempts: many\n",
+        "train.yaml:4, key 'oomguard.max_attempts'",
+    ),
+    "a size": (f"{FLAGS}oomguard: {{host_memory: much}}\n", "key 'oomguard.host_memory'"),
+    "too small a size": (
+        f"{FLAGS}oomguard:\n  command: [{sys.executable}, job.py]\n  host_memory: 16\n",
+        "train.yaml, key 'oomguard.host_memory'",
+    ),
+    "a block that is none": (f"{FLAGS}oomguard: yes please\n", "train.yaml:3, key 'oomguard'"),
+    "a batch": (GOOD.replace("16", "sixteen"), "key 'per_device_train_batch_size'"),
+    "no batch": (GOOD.replace("16", "0"), "key 'per_device_train_batch_size'"),
+    "no command": (FLAGS, "command: [python, train.py]"),
+    "no framework": ("a: 1\n", "train.yaml"),
+}
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_mistake_in_the_file(refused, folder, name):
+    text, told = FILES[name]
+    (folder / "train.yaml").write_bytes(text if isinstance(text, bytes) else text.encode())
+    message = refused("launch", "train.yaml")
+    assert told in message
+    assert message.startswith((str(folder), "train.yaml"))
+
+
+def test_a_framework_that_is_not_installed(refused, folder):
+    (folder / "train.yaml").write_text(
+        "model_name_or_path: model\nstage: sft\ndo_train: true\nfinetuning_type: lora\n"
+        f"dataset: tiny\n{FLAGS}"
+    )
+    message = refused("launch", "train.yaml", "--python", sys.executable)
+    assert "'llamafactory-cli' is not installed" in message
+    assert "--python" in message
+
+
+def test_a_folder_that_holds_a_run_already(refused, folder):
+    assert main(("launch", "--name", "r", "--", *COMMAND)) == 0
+    (folder / "started").unlink()
+    run = folder / "oomguard-runs" / "r"
+    shutil.rmtree(run / "attempts")
+    kept = (run / "fit-report.json").read_bytes()
+    message = refused("launch", "--name", "r", "--", *COMMAND)
+    assert (run / "fit-report.json").read_bytes() == kept
+    assert str(run) in message
+    assert "Choose another --name" in message
+
+
+def test_a_folder_in_which_another_oomguard_is_at_work(refused, folder):
+    run = folder / "oomguard-runs" / "r"
+    run.mkdir(parents=True)
+    with FileLock(run / ".lock"):
+        message = refused("launch", "--name", "r", "train.yaml")
+    assert "another oomguard is at work" in message
+    assert str(run) in message
+
+
+def test_a_place_where_nothing_can_be_written(refused, folder):
+    (folder / "file").touch()
+    message = refused("launch", "--runs", "file", "train.yaml")
+    assert "cannot be written" in message
+    assert "--runs DIR" in message
+
+
+@pytest.mark.parametrize("name", ["../elsewhere", "a/b", "..", "."])
+def test_a_name_is_no_path(refused, name):
+    assert "--name" in refused("launch", "--name", name, "train.yaml")
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    place = tmp_path / "small"
+    place.mkdir()
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", place], capture_output=True, check=False
+    )
+    if mounted.returncode != 0:
+        pytest.skip("no file system may be mounted here")
+    yield place
+    subprocess.run(["umount", place], check=True)
+
+
+def test_no_room_on_the_disk(refused, small_disk):
+    message = refused("launch", "--runs", str(small_disk), "train.yaml")
+    assert "1.00 MiB are left on this disk" in message
+    assert "--runs DIR" in message
+
+
+def test_the_files_are_not_touched_by_a_user_who_may_not_write_them(folder, refused):
+    if os.geteuid() == 0:
+        pytest.skip("root may write everything")
+    folder.chmod(0o500)
+    try:
+        assert "cannot be written" in refused("launch", "train.yaml")
+    finally:
+        folder.chmod(0o700)
