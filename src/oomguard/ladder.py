@@ -97,6 +97,24 @@ class Ladder:
             skipped.append(Skip(strategy=strategy.id, reason=outcome))
         return Rung(skipped=tuple(skipped))
 
+    def retake(self, job: Job, path: Sequence[str]) -> tuple[Plan, tuple[Step, ...]] | None:
+        """Take the rungs that `path` names one after another, from the plan that was asked for.
+
+        A rung that finds nothing left to change falls away. None where the framework refuses
+        what comes out.
+        """
+        known = {s.id: s for s in self.strategies if not s.preflight}
+        plan, prepared = self.prepare(job)
+        steps = list(prepared)
+        for strategy in (known[name] for name in path if name in known):
+            changed = strategy.change(job, plan)
+            if changed is not None and changed != plan:
+                settled = self.framework.settle(job, changed)
+                steps.append(_step(strategy, job, plan, settled))
+                plan = settled
+        admitted = self._admit(job, (), plan)
+        return (plan, tuple(steps)) if isinstance(admitted, Plan) else None
+
     def begin(
         self, job: Job, plan: Plan, written: Sequence[tuple[Checkpoint, Plan]], *, damaged: bool
     ) -> Continuation:

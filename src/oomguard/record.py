@@ -41,6 +41,14 @@ class State(str, Enum):
     DONE = "done"
 
 
+class Purpose(str, Enum):
+    """What an attempt is for."""
+
+    TRAIN = "train"  # the plan that the ladder gives
+    TRIAL = "trial"  # with less changed than in a plan that fits: is that enough?
+    BEST = "best"  # the least changed of the plans that were seen to fit, to the end
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Step:
     """A rung that was taken: what it changed, and at which cost."""
@@ -61,7 +69,11 @@ class Skip:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
-    """What bounds the run: which rungs, at which cost, how often, under which caps."""
+    """What bounds the run: which rungs, at which cost, how often, under which caps.
+
+    `relax` takes back changes that turn out to be unnecessary; `grow` begins small instead of as
+    asked, and grows to the largest that fits.
+    """
 
     ladder: tuple[str, ...]
     allow: Fidelity
@@ -70,6 +82,8 @@ class Limits:
     host_memory_by: str | None = None
     gpu_memory_bytes: int | None = None
     hang_timeout_s: float | None = None
+    relax: bool = False
+    grow: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -92,13 +106,20 @@ class RunStarted(Event):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Planned(Event):
-    """An attempt was decided on."""
+    """An attempt was decided on.
+
+    `path` names the strategies that lead from what was asked to its plan, in their order;
+    `steps` are those that are new in it, `undone` those of the plan before that are not.
+    """
 
     attempt: int
     plan: Plan
     steps: tuple[Step, ...] = ()
     skipped: tuple[Skip, ...] = ()
     begins: Continuation | None = None
+    purpose: Purpose = Purpose.TRAIN
+    path: tuple[str, ...] = ()
+    undone: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -277,6 +298,13 @@ class Attempt:
     damaged: tuple[str, ...] = ()
     growth: Growth | None = None
     saved: tuple[int, ...] = ()
+    purpose: Purpose = Purpose.TRAIN
+    path: tuple[str, ...] = ()
+
+    @property
+    def ran_out(self) -> bool:
+        """Whether it ended for want of memory."""
+        return self.verdict is not None and self.verdict.kind.is_memory
 
     @property
     def first_step(self) -> int:
@@ -399,6 +427,8 @@ class RunRecord:
             steps=event.steps,
             skipped=event.skipped,
             begins=event.begins,
+            purpose=event.purpose,
+            path=event.path,
         )
         return replace(self, attempts=(*self.attempts, attempt), state=State.RUNNING)
 

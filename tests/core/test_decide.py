@@ -84,7 +84,15 @@ class Story:
         number = len(self.record.attempts) + 1
         self.happen(
             Planned(
-                t=t, attempt=number, plan=action.plan, steps=action.steps, skipped=action.skipped
+                t=t,
+                attempt=number,
+                plan=action.plan,
+                steps=action.steps,
+                skipped=action.skipped,
+                begins=action.begins,
+                purpose=action.purpose,
+                path=action.path,
+                undone=action.undone,
             )
         )
         return self.happen(Started(t=t, attempt=number, pid=7, command="x", kernel_watched=True))

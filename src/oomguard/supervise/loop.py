@@ -246,6 +246,9 @@ class Supervisor:
                 steps=action.steps,
                 skipped=action.skipped,
                 begins=action.begins,
+                purpose=action.purpose,
+                path=action.path,
+                undone=action.undone,
             )
         )
         folder = self._attempt_folder

@@ -1,0 +1,298 @@
+"""Giving back: the search for the plan that fits with the least changed, by event histories."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field, replace
+from zlib import crc32
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from generators import OPEN, jobs, make_job, make_ladder
+from oomguard.checkpoint import Checkpoint, Continuation, Mode
+from oomguard.decide import FITS, Action, Finish, Launch, Stop, WaitForDevice, decide
+from oomguard.evidence.verdict import Kind, Phase, Verdict
+from oomguard.ladder import Ladder
+from oomguard.plan import Plan, Quantization, Tuning
+from oomguard.record import (
+    DeviceFree,
+    Event,
+    Exited,
+    Limits,
+    Planned,
+    Progress,
+    Purpose,
+    RunRecord,
+    RunStarted,
+    Started,
+    Status,
+    Stopping,
+    event_from_json,
+    event_to_json,
+    replay,
+)
+from oomguard.relax import MOST_TRIALS, PROOF_STEPS_AT_MOST
+from oomguard.strategy import Fidelity
+
+OOM = Verdict(kind=Kind.DEVICE_OOM, phase=Phase.FORWARD)
+STOPPED = Verdict(kind=Kind.INTERRUPTED)
+OK = Verdict(kind=Kind.OK)
+LLM = Plan(
+    micro_batch=4,
+    accumulation=1,
+    sequence_length=2048,
+    tuning=Tuning.LORA,
+    quantization=Quantization.NONE,
+)
+THREE = ("halve_micro_batch", "cut_cutoff_len", "enable_qlora")
+COSTS = {strategy.id: strategy.fidelity.cost for strategy in make_ladder().strategies}
+
+
+@dataclass
+class Run:
+    """A job of ten steps that is out of memory at `late` unless `fits` says otherwise."""
+
+    fits: object  # of a Launch
+    job: object = field(default_factory=lambda: make_job(LLM))
+    ladder: Ladder = field(default_factory=make_ladder)
+    relax: bool = True
+    grow: bool = False
+    late: int = 1
+    saves: bool = False
+    trial_fails: bool = False
+    record: RunRecord = field(default_factory=RunRecord)
+    events: list[Event] = field(default_factory=list)
+    launches: list[Launch] = field(default_factory=list)
+
+    def happen(self, event: Event) -> Action | None:
+        self.events.append(event)
+        self.record = self.record.apply(event)
+        return decide(self.record, event, self.ladder)
+
+    def to_the_end(self, most: int = 500) -> Finish:
+        limits = Limits(
+            ladder=(), allow=self.ladder.allow, max_attempts=400, relax=self.relax, grow=self.grow
+        )
+        action = self.happen(
+            RunStarted(t=0, run="r", version="0", at="now", job=self.job, limits=limits)
+        )
+        for _ in range(most):
+            if isinstance(action, Finish):
+                return action
+            assert isinstance(action, Launch)
+            self.launches.append(action)
+            action = self.attempt(action, len(self.launches))
+        pytest.fail(f"the run did not end after {most} attempts")
+
+    def attempt(self, action: Launch, number: int) -> Action | None:
+        self.happen(
+            Planned(
+                t=1,
+                attempt=number,
+                plan=action.plan,
+                steps=action.steps,
+                begins=action.begins,
+                purpose=action.purpose,
+                path=action.path,
+                undone=action.undone,
+            )
+        )
+        self.happen(Started(t=1, attempt=number, pid=7, command="x", kernel_watched=True))
+        verdict = self.train(action, number)
+        action_ = self.happen(Exited(t=3, attempt=number, returncode=1, verdict=verdict))
+        if not isinstance(action_, WaitForDevice):
+            return action_
+        saved = (Checkpoint(path=f"/out/{number}", step=number),) if self.saves else ()
+        return self.happen(
+            DeviceFree(t=4, attempt=number, free=True, waited_s=0, checkpoints=saved)
+        )
+
+    def train(self, action: Launch, number: int) -> Verdict:
+        fits = self.fits(action)
+        for step in range(1, 11):
+            if not fits and step > self.late:
+                return OOM
+            if self.trial_fails and action.purpose is Purpose.TRIAL:
+                return Verdict(kind=Kind.NOT_OOM, root="ValueError: not these two together")
+            said = self.happen(
+                Progress(t=2, attempt=number, pid=7, rank=0, step=step, phase=Phase.FORWARD)
+            )
+            if isinstance(said, Stop):
+                assert said.reason == FITS
+                self.happen(Stopping(t=2, attempt=number, reason=said.reason))
+                return STOPPED
+        return OK
+
+    @property
+    def first_fit(self) -> Launch:
+        return next(one for one in self.launches if self.fits(one))
+
+
+def needs(*rungs: str):
+    """A job that fits when these rungs are taken, each as often as named."""
+    wanted = Counter(rungs)
+    return lambda launch: not wanted - Counter(launch.path)
+
+
+def test_sequences_are_given_back_where_qlora_alone_is_enough():
+    run = Run(fits=needs("enable_qlora"), ladder=make_ladder(ladder=",".join(THREE)))
+    assert run.to_the_end().status is Status.FIT
+
+    assert "cut_cutoff_len" in run.first_fit.path
+    last = run.launches[-1]
+    assert last.purpose is Purpose.TRIAL
+    assert last.undone == ("cut_cutoff_len",) * 3
+    assert last.plan.sequence_length == 2048
+    assert last.plan.quantization is Quantization.NF4_DOUBLE
+    assert run.record.attempts[-2].stopped == FITS
+
+
+def test_the_best_that_fits_is_launched_again_when_less_is_not_enough():
+    fits = needs("enable_qlora", "cut_cutoff_len")
+    run = Run(fits=fits, ladder=make_ladder(ladder=",".join(THREE)))
+    assert run.to_the_end().status is Status.FIT
+
+    trials = [one for one in run.launches if one.purpose is Purpose.TRIAL]
+    # All three cuts are one too many to give back; one of them has to stay.
+    assert [Counter(one.undone)["cut_cutoff_len"] for one in trials] == [3, 2]
+    assert run.launches[-1] == trials[-1]
+    assert run.launches[-1].plan.sequence_length == 1024
+
+
+def test_a_trial_that_fails_otherwise_ends_in_the_best_that_fits():
+    run = Run(
+        fits=needs("enable_qlora"),
+        ladder=make_ladder(ladder=",".join(THREE)),
+        trial_fails=True,
+    )
+    assert run.to_the_end().status is Status.FIT
+    assert run.launches[-1].purpose is Purpose.BEST
+    assert run.launches[-1].plan == run.first_fit.plan
+
+
+def test_a_late_shortage_is_shown_to_be_gone_by_more_steps():
+    run = Run(fits=needs("enable_qlora"), ladder=make_ladder(ladder=",".join(THREE)), late=6)
+    run.to_the_end()
+    fitted = next(attempt for attempt in run.record.attempts if attempt.stopped == FITS)
+    assert fitted.steps_done == 7
+
+
+def test_nothing_is_given_back_where_showing_it_would_cost_too_much():
+    run = Run(
+        fits=needs("enable_qlora"),
+        ladder=make_ladder(ladder=",".join(THREE)),
+        late=PROOF_STEPS_AT_MOST,
+    )
+    run.to_the_end()
+    assert all(one.purpose is Purpose.TRAIN for one in run.launches)
+
+
+@pytest.mark.parametrize(
+    "fits",
+    [needs(), needs("halve_micro_batch"), needs("cut_cutoff_len")],
+    ids=["as asked", "same math", "nothing before it"],
+)
+def test_a_fit_with_nothing_to_give_back_is_not_stopped(fits):
+    run = Run(fits=fits, ladder=make_ladder(ladder=",".join(THREE)))
+    assert run.to_the_end().status is Status.FIT
+    assert all(attempt.stopped is None for attempt in run.record.attempts)
+    assert run.launches[-1] == run.first_fit
+
+
+def test_without_relax_the_first_fit_is_the_last():
+    run = Run(fits=needs("enable_qlora"), relax=False)
+    run.to_the_end()
+    assert run.launches[-1] == run.first_fit
+
+
+def test_a_trial_does_not_go_on_from_what_was_trained_at_a_higher_cost():
+    keeps = lambda _job, before, after: (  # noqa: E731
+        (Mode.FULL, "") if before.quantization is after.quantization else (Mode.RESTART, "base")
+    )
+    ladder = Ladder(
+        strategies=make_ladder(ladder=",".join(THREE)).strategies,
+        framework=replace(OPEN, keeps=keeps),
+    )
+    run = Run(fits=needs("enable_qlora"), ladder=ladder, saves=True)
+    run.to_the_end()
+    trial = run.launches[-1]
+    assert trial.purpose is Purpose.TRIAL
+    assert trial.begins == Continuation(mode=Mode.RESTART, reason="base", hide=True)
+
+
+def test_growing_begins_small_and_ends_with_the_largest_that_fits():
+    fits = needs("cut_cutoff_len", "halve_micro_batch")
+    run = Run(fits=fits, grow=True)
+    assert run.to_the_end().status is Status.FIT
+
+    first, last = run.launches[0], run.launches[-1]
+    assert (first.plan.sequence_length, first.plan.micro_batch) == (256, 1)
+    assert (last.plan.sequence_length, last.plan.micro_batch) == (1024, 2)
+    assert last.purpose is Purpose.BEST
+    lengths = [one.plan.sequence_length for one in run.launches]
+    assert lengths == [256, 512, 1024, 2048, 1024, 1024, 1024]
+
+
+def test_growing_a_job_that_fits_as_asked_ends_as_asked():
+    run = Run(fits=needs(), grow=True)
+    run.to_the_end()
+    assert run.launches[-1].plan == LLM
+    assert run.launches[-1].path == ()
+
+
+def test_growing_takes_what_may_change_only():
+    run = Run(fits=needs(), grow=True, ladder=make_ladder(Fidelity.SAME_MATH))
+    run.to_the_end()
+    assert {one.plan.sequence_length for one in run.launches} == {2048}
+    assert [one.plan.micro_batch for one in run.launches] == [1, 2, 4]
+
+
+@given(
+    job=jobs,
+    weights=st.dictionaries(st.sampled_from(sorted(COSTS)), st.integers(0, 9)),
+    need=st.integers(0, 30),
+    relax=st.booleans(),
+    grow=st.booleans(),
+)
+@settings(max_examples=150, deadline=None)
+def test_every_search_ends_with_no_plan_tried_twice_and_no_more_changed_than_its_first_fit(
+    job, weights, need, relax, grow
+):
+    run = Run(
+        fits=lambda launch: sum(weights.get(name, 0) for name in launch.path) >= need,
+        job=job,
+        relax=relax,
+        grow=grow,
+    )
+    end = run.to_the_end()
+
+    tried = [one.plan for one in run.launches if one.purpose is not Purpose.BEST]
+    assert all(a != b for i, a in enumerate(tried) for b in tried[i + 1 :])
+    assert {plan.rank_batch * job.world.size for plan in tried} == {job.global_batch}
+    trials = [one for one in run.launches if one.purpose is Purpose.TRIAL]
+    assert len(trials) <= MOST_TRIALS
+    if end.status is Status.FIT:
+        last, first = run.launches[-1], run.first_fit
+        assert run.fits(last)
+        assert not Counter(last.path) - Counter(first.path)
+        dearest = [max((COSTS[name] for name in one.path), default=0) for one in (last, first)]
+        assert dearest[0] <= dearest[1]
+    again = [event_from_json(event_to_json(event)) for event in run.events]
+    assert replay(again) == run.record
+
+
+@given(seed=st.integers(0, 1 << 30), relax=st.booleans(), grow=st.booleans())
+@settings(max_examples=60, deadline=None)
+def test_a_search_ends_even_where_memory_follows_no_rule(seed, relax, grow):
+    asked = replace(LLM, micro_batch=8)
+    run = Run(
+        fits=lambda launch: crc32(f"{seed}{launch.plan}".encode()) % 3 == 0,
+        job=make_job(asked),
+        relax=relax,
+        grow=grow,
+    )
+    end = run.to_the_end()
+    assert end.status in (Status.FIT, Status.EXHAUSTED)
+    assert end.status is Status.EXHAUSTED or run.fits(run.launches[-1])
