@@ -38,6 +38,8 @@ class Options:
     runs_dir: str | None = None
     strategies: str | None = None
     hang_timeout_s: float | None = None
+    relax: bool | None = None
+    grow: bool | None = None
     checkpoint_every: int | None = None
 
 
@@ -153,6 +155,12 @@ def _seconds(value: object) -> float:
     return float(value)
 
 
+def _truth(value: object) -> bool:
+    if not isinstance(value, bool):
+        raise ValueError(f"must be true or false, not {value!r}")  # noqa: TRY004  as all readers
+    return value
+
+
 def _one_of(known: tuple[str, ...]) -> Callable[[object], str]:
     def read(value: object) -> str:
         if value not in known:
@@ -182,5 +190,7 @@ _READERS: Mapping[str, tuple[str, Callable[[object], object]]] = {
     "runs_dir": ("runs_dir", _word),
     "strategies": ("strategies", _word),
     "hang_timeout": ("hang_timeout_s", _seconds),
+    "relax": ("relax", _truth),
+    "grow": ("grow", _truth),
     "checkpoint_every": ("checkpoint_every", _count),
 }

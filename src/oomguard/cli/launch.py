@@ -16,7 +16,7 @@ from oomguard.cli.request import RUNS, Prepared, prepare
 from oomguard.config import Options
 from oomguard.devices import gpus, host_memory
 from oomguard.engines.local import LocalEngine
-from oomguard.errors import ExitCode
+from oomguard.errors import ExitCode, UsageError, Where
 from oomguard.process.limits import CapBy
 from oomguard.record import RunRecord, RunStarted, Status
 from oomguard.report import FitReport
@@ -57,6 +57,17 @@ CODES = {
     metavar="STEPS",
     help="Save a checkpoint so often, where the job saves none itself.",
 )
+@click.option(
+    "--relax/--no-relax",
+    default=None,
+    help="Take back changes that a fit did not need, each shown by a short run (on).",
+)
+@click.option(
+    "--grow",
+    is_flag=True,
+    default=None,
+    help="Begin with short sequences and a micro batch of 1, and grow to the largest that fits.",
+)
 @click.option("--runs", metavar="DIR", help=f"Where run folders go ({RUNS}).")
 @click.option("--name", metavar="NAME", help="The name of the run folder.")
 @click.option("--no-inside", is_flag=True, help="Without the reporter inside the job.")
@@ -87,6 +98,12 @@ def command(  # the options document themselves
         **given,  # type: ignore[arg-type]  # click has read each option as its field's type
     )
     job = prepare(train, ctx.meta[COMMAND], options)
+    if no_inside and job.limits.grow:
+        raise UsageError(
+            "--grow has to see optimizer steps, which the reporter inside the job counts",
+            where=Where(key="--grow"),
+            next_step="Leave out --no-inside.",
+        )
     return _launch(job, inside=not no_inside, as_json=as_json)
 
 

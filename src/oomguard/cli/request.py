@@ -90,6 +90,8 @@ def prepare(
             host_memory_by=options.host_memory_by if options.host_memory_bytes else None,
             gpu_memory_bytes=options.gpu_memory_bytes,
             hang_timeout_s=options.hang_timeout_s,
+            relax=options.relax is not False,
+            grow=bool(options.grow),
         ),
         caps=Caps(
             host_memory_bytes=options.host_memory_bytes,
