@@ -13,7 +13,7 @@ from . import hf, steps
 from .allocator import fits, replay
 from .built import Built, Unsupported
 from .control import RealControl
-from .cuda import CUBLAS_WORKSPACE_BYTES, CudaOperators
+from .cuda import CUBLAS_WORKSPACE_BYTES, cuda_operators
 from .expand import Irregular, expand
 from .places import attach
 from .quantized import QuantizedLinear
@@ -71,12 +71,12 @@ def _run(request: Request, variant: Variant) -> tuple[Built, Trace]:
                     module.tracer = tracer
             attach(tracer, built)
             if variant.cuda:
-                with tracer, CudaOperators():
+                with tracer, cuda_operators():
                     steps.run(built, variant, tracer)
             else:
                 with tracer:
                     steps.run(built, variant, tracer)
-            tracer.closed = True
+            tracer.close()
     finally:
         gc.enable()
     if variant.cuda:

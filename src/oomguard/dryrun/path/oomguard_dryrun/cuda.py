@@ -3,25 +3,23 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import wraps
 from typing import Any
 
 import torch
 import torch.nn.functional as F  # noqa: N812  the name that PyTorch's users know
-from torch.overrides import TorchFunctionMode
 
 HALF = (torch.float16, torch.bfloat16)
 #: Operators that CUDA's autocast runs in float32 and the CPU's does not ("Automatic Mixed
 #: Precision package", PyTorch's documentation).
-FLOAT32 = frozenset(
-    {
-        F.layer_norm, F.group_norm, F.softmax, F.log_softmax, F.cross_entropy, F.nll_loss,
-        F.mse_loss, F.l1_loss, F.smooth_l1_loss, F.cosine_similarity, F.softplus, F.normalize,
-        torch.softmax, torch.log_softmax, torch.layer_norm, torch.exp, torch.log, torch.pow,
-        torch.rsqrt, torch.reciprocal, torch.norm,
-        torch.Tensor.softmax, torch.Tensor.log_softmax, torch.Tensor.exp, torch.Tensor.log,
-        torch.Tensor.pow, torch.Tensor.__pow__, torch.Tensor.rsqrt, torch.Tensor.reciprocal,
-        torch.Tensor.norm,
-    }
+FLOAT32 = (
+    (F, ("layer_norm", "group_norm", "softmax", "log_softmax", "cross_entropy", "nll_loss",
+         "mse_loss", "l1_loss", "smooth_l1_loss", "cosine_similarity", "softplus")),
+    (torch, ("softmax", "log_softmax", "exp", "log", "pow", "rsqrt", "reciprocal")),
+    (torch.Tensor, ("softmax", "log_softmax", "exp", "log", "pow", "__pow__", "rsqrt",
+                    "reciprocal")),
 )  # fmt: skip
 FLASH_HEAD_LIMIT = 256
 #: cuBLAS's default workspace, one for the forward's thread and one for the backward's:
@@ -29,20 +27,36 @@ FLASH_HEAD_LIMIT = 256
 CUBLAS_WORKSPACE_BYTES = (2 * 4096 + 8 * 16) << 10
 
 
-class CudaOperators(TorchFunctionMode):
-    """Replaces what the CPU would run by CUDA's choice: dropout, attention, autocast's float32."""
+@contextmanager
+def cuda_operators() -> Iterator[None]:
+    """Replace what the CPU would run by CUDA's choice: dropout, attention, autocast's float32.
 
-    def __torch_function__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        kwargs = kwargs or {}
-        if func is F.dropout:
-            return dropout(*args, **kwargs)
-        if func is F.scaled_dot_product_attention:
-            return attention(*args, **kwargs)
-        if func in FLOAT32 and torch.is_autocast_cpu_enabled():
+    By name and not by a function mode, which is suspended where a checkpoint runs again.
+    """
+    changed: list[tuple[Any, str, Any]] = [
+        (F, "dropout", dropout),
+        (F, "scaled_dot_product_attention", attention),
+    ]
+    for owner, names in FLOAT32:
+        changed += [(owner, name, _widened(getattr(owner, name))) for name in names]
+    before = [(owner, name, getattr(owner, name)) for owner, name, _ in changed]
+    try:
+        for owner, name, value in changed:
+            setattr(owner, name, value)
+        yield
+    finally:
+        for owner, name, value in before:
+            setattr(owner, name, value)
+
+
+def _widened(function: Callable[..., Any]) -> Callable[..., Any]:
+    @wraps(function)
+    def widened(*args: Any, **kwargs: Any) -> Any:
+        if torch.is_autocast_cpu_enabled():
             args = tuple(_float32(value) for value in args)
-        return func(*args, **kwargs)
+        return function(*args, **kwargs)
+
+    return widened
 
 
 def _float32(value: Any) -> Any:

@@ -127,9 +127,8 @@ def _trainable_dtype(variant: Variant) -> torch.dtype | None:
     """Give what trained weights are cast to, None for as they are."""
     if variant.trainable_dtype:
         return DTYPES[variant.trainable_dtype]
-    if variant.precision.endswith("-true"):
-        return half(variant.precision)
-    return torch.float32 if variant.framework == "llamafactory" else None
+    casts = variant.framework == "llamafactory" and not variant.precision.endswith("-true")
+    return torch.float32 if casts else None
 
 
 def _stack(model: nn.Module, length: int) -> str:

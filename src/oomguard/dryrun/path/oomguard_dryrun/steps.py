@@ -78,7 +78,7 @@ def _training_step(built: Built, variant: Variant, lengths: tuple[int, ...]) -> 
     del inputs
     if variant.accumulation > 1:
         loss = loss / variant.accumulation
-    torch.autograd.backward(loss)  # Tensor.backward would suspend the operators' replacement
+    loss.backward()
 
 
 def _compute_loss(built: Built, variant: Variant, inputs: dict[str, Any]) -> torch.Tensor:
@@ -98,7 +98,7 @@ def _litgpt(
                 logits, loss = built.loss(batch), None
                 kept = logits
                 loss = batch["criterion"](logits, batch)
-            torch.autograd.backward(loss / variant.accumulation)
+            (loss / variant.accumulation).backward()
             naming.gradients()
         with naming.stepping():
             optimizer.step()

@@ -18,6 +18,8 @@ Place = tuple["Layer | None", "str | None"]
 NOWHERE: Place = (None, None)
 #: Accumulating a gradient has no place of its own in the forward pass.
 NO_SEQUENCE = 1 << 62
+#: Step counts and norms, one per parameter: a trifle, and PyTorch keeps most of them on the host.
+SCALAR_BYTES = 8
 
 
 class Tracer(TorchDispatchMode):
@@ -41,6 +43,7 @@ class Tracer(TorchDispatchMode):
         self._grad_layers: dict[int, Layer | None] = {}
         self._count = 0
         self._rest = NOWHERE
+        self._released: list[Event] = []
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -53,6 +56,11 @@ class Tracer(TorchDispatchMode):
         elif isinstance(out, (list, tuple)):
             self._see_all(out, args)
         return out
+
+    def close(self) -> None:
+        """End the recording: what is let go from now on is no part of the run."""
+        self._flush()
+        self.closed = True
 
     def adopt(self, tensor: torch.Tensor, term: str, layer: Layer | None = None) -> None:
         """Record a tensor that was there before the run, and what it is."""
@@ -141,7 +149,7 @@ class Tracer(TorchDispatchMode):
             if known[1] == size_bytes:
                 return
             self._gone(key, known[0])
-        if size_bytes == 0:
+        if size_bytes == 0 or (self.stepping and size_bytes <= SCALAR_BYTES):
             return
         layer, term = place or self.here()
         if layer is None and self.stepping:
@@ -166,6 +174,7 @@ class Tracer(TorchDispatchMode):
     def _new(self, size_bytes: int, layer: Layer | None, term: str | None) -> int:
         number = self._count
         self._count += 1
+        self._flush()
         self._layers.append(layer)
         self.trace.events.append(Event(number, size_bytes, layer))
         if term is not None:
@@ -177,11 +186,19 @@ class Tracer(TorchDispatchMode):
         if self.closed or known is None or known[0] != number:
             return
         del self._alive[key]
-        self.trace.events.append(Event(number, -known[1], self._releaser(number)))
-
-    def _releaser(self, number: int) -> Layer | None:
-        """Say which layer lets go: after the head, what nobody computes with goes by its owner."""
         idle = not self._places and torch._C._current_autograd_node() is None
         if self.stepping or (idle and self._rest != NOWHERE):
-            return self._layers[number]
-        return self.here()[0]
+            self._released.append(Event(number, -known[1], self._layers[number]))
+        else:
+            self._flush()
+            self.trace.events.append(Event(number, -known[1], self.here()[0]))
+
+    def _flush(self) -> None:
+        """Write what was let go while nobody computed: in any order, so in that of the layers."""
+        if len(self._released) == 1:  # a variable was reassigned: at the layer that is at work
+            last = self.trace.events[-1].layer
+            self.trace.events.append(self._released.pop()._replace(layer=last))
+        elif self._released:
+            self._released.sort(key=lambda event: (event.layer or ("", -1), event.storage))
+            self.trace.events.extend(self._released)
+            self._released.clear()
