@@ -17,6 +17,7 @@ from oomguard.units import MIB, show_bytes
 
 _TOLERANCE_BYTES = 256 * MIB  # other programs' contexts and the driver's own wobble
 _PROC = Path("/proc")
+_AMPERE = 8  # the compute capability from which on bf16 is native
 # Files of limit, usage and reclaimable page cache (a line of memory.stat) by cgroup version.
 _CGROUP_FILES = {
     "cgroup": ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
@@ -26,13 +27,17 @@ _CGROUP_FILES = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Gpu:
-    """One GPU that the job may use; `index` counts as nvidia-smi does."""
+    """One GPU that the job may use; `index` counts as nvidia-smi does.
+
+    `bfloat16` says whether it computes in bf16 (Ampere and later).
+    """
 
     index: int
     uuid: str
     name: str
     total_bytes: int
     used_bytes: int
+    bfloat16: bool = True
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -154,6 +159,7 @@ def _gpu(index: int) -> Gpu | None:
             name=str(pynvml.nvmlDeviceGetName(handle)),
             total_bytes=int(memory.total),
             used_bytes=int(memory.used),
+            bfloat16=pynvml.nvmlDeviceGetCudaComputeCapability(handle)[0] >= _AMPERE,
         )
     except pynvml.NVMLError:
         return None

@@ -40,22 +40,24 @@ ALL_LINEAR = "all-linear"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Lora:
-    """A LoRA adapter; `targets` in the words of the model's code, `saved` trained in full."""
+    """A LoRA adapter; `targets` in the words of the model's code (none: PEFT's own choice).
+
+    `saved` modules are trained in full beside it.
+    """
 
     rank: int
     alpha: int
-    targets: tuple[str, ...] = (ALL_LINEAR,)
+    targets: tuple[str, ...] = ()
     dropout: float = 0.0
     saved: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Loftq:
-    """LoftQ's start of an adapter; `replaces` quantizes first, then one tensor at a time."""
+class LoftqStart:
+    """How many bits and iterations LoftQ starts an adapter with."""
 
     bits: int = 4
     iterations: int = 1
-    replaces: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,8 +69,9 @@ class Recipe:
     trained parameters are raised to fp32. `new_tokens` are added to the vocabulary;
     `trained_layers` counts the layers that partial tuning trains. `loss_chunk` is the number of
     tokens whose logits are computed at once, None for all. `fused` is the optimizer that updates
-    without temporaries, `foreach` the one that makes them for all parameters together. `data`
-    are paths of training files as far as the settings name them.
+    without temporaries, `foreach` the one that makes them for all parameters together. `chunks`
+    says that what is cut off a text is trained on as another sample. `data` are paths of
+    training files as far as the settings name them.
     """
 
     framework: str
@@ -78,7 +81,7 @@ class Recipe:
     base: Format | None = None
     trained_fp32: bool = True
     lora: Lora | None = None
-    loftq: Loftq | None = None
+    loftq: LoftqStart | None = None
     new_tokens: int = 0
     train_embeddings: bool = False
     trained_layers: int = 2
@@ -89,6 +92,7 @@ class Recipe:
     attention: Attention = Attention.SDPA
     loss_chunk: int | None = None
     packing: bool = False
+    chunks: bool = False
     images: int = 0
     data: tuple[str, ...] = ()
     reduce_bucket: int | None = None

@@ -7,14 +7,16 @@ half precision); transformers 5.6.0, training_args.py; QwenLM/Qwen finetune.py.
 from __future__ import annotations
 
 import posixpath
+from dataclasses import replace
 
 from oomguard.adapters import knobs
 from oomguard.adapters import training_arguments as hf
 from oomguard.adapters.settings import Settings
 from oomguard.job import Job
 from oomguard.plan import Tuning
-from oomguard.recipe import ALL_LINEAR, Attention, Format, Lora, Recipe
+from oomguard.recipe import ALL_LINEAR, Attention, Format, LoftqStart, Lora, Recipe
 
+_QWEN = "Qwen/Qwen-7B"
 _MODELS = ("model_name_or_path", "model_name", "model", "model_id", "base_model")
 _DTYPES = ("torch_dtype", "dtype", "model_dtype")
 _TARGETS = ("lora_target_modules", "target_modules", "lora_target")
@@ -29,6 +31,7 @@ _FORMATS = {
     "float32": Format.FP32,
     "fp32": Format.FP32,
 }
+_EVERY = {(ALL_LINEAR,), ("all",)}
 _ATTENTIONS = {"eager": Attention.EAGER, "flash_attention_2": Attention.FLASH}
 
 
@@ -46,10 +49,47 @@ def recipe_of(settings: Settings, job: Job) -> Recipe:
         optimizer=optimizer,
         fused="fused" in optimizer,
         attention=_ATTENTIONS.get(str(settings.get("attn_implementation")), Attention.SDPA),
-        packing=knobs.flag("packing").of(settings),
+        packing=knobs.flag("packing").of(settings) or settings.has("block_size"),
+        chunks=settings.has("block_size"),  # as run_clm groups texts
+        loftq=_loftq(settings),
         data=tuple(
             posixpath.join(job.cwd, path) for path in [_first(settings, _DATA)] if path is not None
         ),
+    )
+
+
+def trl_recipe(settings: Settings, job: Job) -> Recipe:
+    """Read TRL's own flags, with its defaults: weights in fp32, rank 16, dropout 0.05."""
+    recipe = recipe_of(settings, job)
+    lora = recipe.lora
+    if lora is not None:
+        lora = replace(
+            lora,
+            rank=_number(settings, "lora_r") or 16,
+            alpha=_number(settings, "lora_alpha") or 32,
+            dropout=knobs.fraction("lora_dropout", 0.05).of(settings),
+        )
+    return replace(recipe, base=recipe.base or Format.FP32, lora=lora)
+
+
+def qwen_recipe(settings: Settings, job: Job) -> Recipe:
+    """Read finetune.py's flags, with its defaults; a base model gets its vocabulary trained."""
+    recipe = recipe_of(settings, job)
+    model = recipe.model or _QWEN
+    saved = () if "chat" in model.lower() or settings.get("q_lora") else ("wte", "lm_head")
+    lora = recipe.lora
+    if lora is not None:
+        lora = replace(
+            lora,
+            rank=_number(settings, "lora_r") or 64,
+            alpha=_number(settings, "lora_alpha") or 16,
+            targets=_list(settings, _TARGETS) or ("c_attn", "c_proj", "w1", "w2"),
+            dropout=knobs.fraction("lora_dropout", 0.05).of(settings),
+            saved=saved,
+        )
+    half = Format.FP16 if hf.FP16.of(settings) else Format.BF16
+    return replace(
+        recipe, model=model, trust_remote_code=True, base=half, trained_fp32=False, lora=lora
     )
 
 
@@ -59,9 +99,18 @@ def _lora(settings: Settings) -> Lora:
     return Lora(
         rank=rank,
         alpha=_number(settings, "lora_alpha") or 2 * rank,
-        targets=targets or (ALL_LINEAR,),
+        targets=(ALL_LINEAR,) if targets in _EVERY else targets,
         dropout=knobs.fraction("lora_dropout", 0.0).of(settings),
         saved=_list(settings, _SAVED),
+    )
+
+
+def _loftq(settings: Settings) -> LoftqStart | None:
+    if settings.get("init_lora_weights") != "loftq":
+        return None
+    return LoftqStart(
+        bits=knobs.number("loftq_bits", 4).of(settings),
+        iterations=knobs.number("loftq_iter", 1).of(settings),
     )
 
 

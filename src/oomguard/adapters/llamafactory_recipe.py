@@ -40,6 +40,7 @@ def recipe_of(settings: Settings, job: Job) -> Recipe:
         max_grad_norm=1.0,
         attention=_ATTENTIONS.get(str(settings.get("flash_attn")), Attention.SDPA),
         packing=_packing(settings),
+        chunks=_STAGE.of(settings) == "pt",
         images=1 if job.multimodal else 0,
         data=_data(settings, job.cwd),
     )

@@ -10,6 +10,7 @@ from pathlib import Path
 from oomguard.adapters.base import Adapter, Request
 from oomguard.adapters.registry import adapter_named, recognise, recognise_command
 from oomguard.config import BLOCK, Loaded, Options, load
+from oomguard.data import measured
 from oomguard.devices import gpus
 from oomguard.discover import load_strategies, select
 from oomguard.errors import UsageError, Where
@@ -65,12 +66,15 @@ def prepare(
     options = _merge(given, loaded.options if loaded else Options())
     _check(options, given, file=str(train) if train else None)
     cwd = Path.cwd()
+    here = gpus() if planned_gpus is None else ()
     if planned_gpus is None:
-        interpreter, cards = find(argv, cwd=cwd, python=options.python), len(gpus())
+        interpreter, cards = find(argv, cwd=cwd, python=options.python), len(here)
     else:
         interpreter, cards = find_or_guess(argv, cwd=cwd, python=options.python), planned_gpus
     job = _read(adapter, argv, loaded, interpreter, cards)
-    job = replace(job, checkpoint_every=options.checkpoint_every)
+    bfloat16 = all(gpu.bfloat16 for gpu in here)
+    job = replace(job, checkpoint_every=options.checkpoint_every, bfloat16=bfloat16)
+    job = measured(job, adapter.recipe(job))
     strategies = select(
         load_strategies(Path(options.strategies) if options.strategies else None), options.ladder
     )

@@ -1,0 +1,116 @@
+"""The lengths of a job's own data, from real files."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import pytest
+
+from generators import make_job
+from oomguard.data import AUDIO_TOKENS, MARKS, MOST_KEPT, TEMPLATE_TOKENS, measured
+from oomguard.plan import Plan
+from oomguard.recipe import Recipe
+
+PLAN = Plan(micro_batch=1, accumulation=1, sequence_length=4096, image_pixels=784 * 100)
+WORDS = "word" * 100  # 100 tokens by the ratio
+
+
+@pytest.fixture
+def lengths(tmp_path):
+    def of(records, name="train.json", model="Qwen/Qwen2.5-VL-7B", plan=PLAN, **recipe):
+        path = tmp_path / name
+        lines = "\n".join(json.dumps(record) for record in records)
+        path.write_text(json.dumps(records) if name.endswith(".json") else lines)
+        job = replace(make_job(plan), cwd=str(tmp_path))
+        asked = Recipe(framework="x", model=model, data=(str(path),), **recipe)
+        return measured(job, asked).lengths
+
+    return of
+
+
+@pytest.mark.parametrize(
+    "record",
+    [
+        {"instruction": WORDS, "input": "", "output": WORDS},
+        {"text": WORDS + WORDS},
+        {"messages": [{"role": "user", "content": WORDS}, {"role": "assistant", "content": WORDS}]},
+        {"conversations": [{"from": "human", "value": WORDS}, {"from": "gpt", "value": WORDS}]},
+        {"instruction": WORDS, "output": "", "history": [[WORDS[:200], WORDS[:200]]]},
+    ],
+    ids=["alpaca", "text", "messages", "sharegpt", "history"],
+)
+@pytest.mark.parametrize("name", ["train.json", "train.jsonl"])
+def test_every_layout_is_counted(lengths, record, name):
+    found = lengths([record], name)
+    assert found.longest == pytest.approx(200, abs=2)
+    assert "a guess" in found.counted_by
+
+
+def test_the_share_that_a_cut_loses(lengths):
+    found = lengths([{"text": WORDS * n} for n in (1, 2, 3, 4)])
+    assert found.sorted_tokens == (100, 200, 300, 400)
+    assert found.lost(400) == 0
+    assert found.lost(200) == pytest.approx(0.3)
+    assert lengths([{"text": WORDS}], chunks=True).lost(1) == 0
+
+
+def test_many_samples_are_kept_by_an_even_spread_with_the_longest(lengths):
+    found = lengths([{"text": "word" * n} for n in range(1, 3001)])
+    assert found.samples == 3000
+    assert len(found.sorted_tokens) == MOST_KEPT
+    assert (found.sorted_tokens[0], found.longest) == (1, 3000)
+    assert found.lost(1500) == pytest.approx(0.25, abs=0.01)
+
+
+def test_a_cut_leaves_each_sample_its_own_media_tokens(lengths):
+    image = {"instruction": "<image>" + WORDS, "output": WORDS, "images": ["a.png"]}
+    sound = {"instruction": "<audio>" + WORDS, "output": "", "audios": ["a.wav"]}
+    assert lengths([{"text": WORDS}]).least == 0
+
+    one = lengths([image, {"text": WORDS * 20}])
+    tokens = 100 + MARKS
+    assert tokens + TEMPLATE_TOKENS < one.least < tokens + TEMPLATE_TOKENS + 2 * 102
+    two = lengths([{**image, "images": ["a.png", "b.png"]}])
+    assert two.least > one.least
+    assert lengths([sound]).least > AUDIO_TOKENS
+
+
+@pytest.mark.parametrize(
+    ("record", "model"),
+    [
+        ({"text": "<video>", "videos": ["a.mp4"]}, "Qwen/Qwen2.5-VL-7B"),
+        ({"text": "<image>", "images": ["a.png"]}, "somebody/unknown-vision"),
+    ],
+    ids=["video", "unknown tower"],
+)
+def test_media_whose_tokens_are_not_known_leave_no_cut_that_is_safe(lengths, record, model):
+    assert lengths([record], model=model).least == 0
+
+
+def test_the_models_own_files_say_how_an_image_becomes_tokens(tmp_path, lengths):
+    folder = tmp_path / "model"
+    folder.mkdir()
+    (folder / "preprocessor_config.json").write_text('{"patch_size": 28, "merge_size": 2}')
+    image = {"text": "<image>", "images": ["a.png"]}
+    assert lengths([image], model="model").least < lengths([image]).least
+
+
+def test_a_data_set_is_found_by_its_name(tmp_path):
+    (tmp_path / "dataset_info.json").write_text('{"mine": {"file_name": "real.json"}}')
+    (tmp_path / "real.json").write_text(json.dumps([{"text": WORDS}]))
+    job = replace(make_job(PLAN), cwd=str(tmp_path))
+    found = measured(job, Recipe(framework="x", data=(str(tmp_path / "mine"),)))
+    assert found.lengths is not None
+    assert found.lengths.longest == 100
+
+
+@pytest.mark.parametrize(
+    "text", ["", "[", "{}", "[1, 2]", '{"a": 1}\n{"b"', "\udcff"], ids=range(6)
+)
+def test_what_cannot_be_read_leaves_the_lengths_unknown(tmp_path, text):
+    path = tmp_path / "train.json"
+    path.write_bytes(text.encode("utf-8", errors="surrogateescape"))
+    job = make_job(PLAN)
+    found = measured(job, Recipe(framework="x", data=(str(path), str(tmp_path / "gone"))))
+    assert found.lengths is None or found.lengths.samples == 1
