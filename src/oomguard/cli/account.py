@@ -23,6 +23,7 @@ from oomguard.record import (
     Growing,
     Noticed,
     Planned,
+    Purpose,
     RunRecord,
     RunStarted,
     Status,
@@ -65,6 +66,9 @@ class Account:
         match event:
             case RunStarted():
                 self._line(_job_line(event.job))
+                if event.job.trained_embeddings:
+                    names = " and ".join(event.job.trained_embeddings)
+                    self._line(f"new tokens make it train {names} in full, beside the adapter")
             case Planned():
                 self._planned(event, record)
             case Exited():
@@ -96,6 +100,11 @@ class Account:
             self._line(f"  {show_change(change)}")
 
     def _planned(self, event: Planned, record: RunRecord) -> None:
+        if event.purpose is Purpose.TRIAL:
+            undone = ", ".join(dict.fromkeys(event.undone))
+            self._line(f"it fits; is all of it needed? Tried without: {undone}", "yellow")
+        elif event.purpose is Purpose.BEST:
+            self._line("less change does not fit: the best that does goes to the end", "yellow")
         for step in event.steps:
             self._line(f"{step.summary}: {_changes(step)} [{COSTS[step.fidelity]}]", "yellow")
         lost = max((attempt.steps_done for attempt in record.attempts), default=0)
@@ -169,6 +178,8 @@ def _exit_line(attempt: Attempt) -> str:
         return f"stopped {steps}{_peaks(attempt)}{took}"
     if verdict.kind is Kind.OK:
         return f"the job ended well {steps}{_peaks(attempt)}{took}"
+    if attempt.refused_step is not None:
+        return f"the framework refuses this change: {verdict.root}{took}"
     if not verdict.kind.is_memory:
         return f"the job failed (exit code {attempt.returncode}): {verdict.root}{took}"
     where = "" if verdict.phase.value == "unknown" else f" in {verdict.phase.value}"
