@@ -3,6 +3,7 @@
 from oomguard.strategy import (
     SAME_MATH,
     TRAINING,
+    Device,
     Job,
     Kind,
     Phase,
@@ -13,9 +14,11 @@ from oomguard.strategy import (
 )
 
 
-def change(_job: Job, plan: Plan) -> Plan | None:
-    """Turn pinning off."""
-    return replace(plan, pin_memory=False) if plan.pin_memory else None
+def change(job: Job, plan: Plan) -> Plan | None:
+    """Turn pinning off; without a GPU nothing is pinned."""
+    if job.device is Device.CPU or not plan.pin_memory:
+        return None
+    return replace(plan, pin_memory=False)
 
 
 STRATEGY = Strategy(

@@ -200,7 +200,12 @@ def _goes_on(attempt: Attempt, verdict: Verdict) -> bool:
     """Whether another attempt may follow."""
     # A trial that fails otherwise costs nothing: what is the job's own fault shows again after it.
     trial_failed = attempt.purpose is Purpose.TRIAL and verdict.kind is Kind.NOT_OOM
-    return verdict.kind.is_memory or attempt.stopped in (RECYCLE, FITS) or trial_failed
+    return (
+        verdict.kind.is_memory
+        or attempt.stopped in (RECYCLE, FITS)
+        or trial_failed
+        or attempt.refused_step is not None
+    )
 
 
 def _same_plan_goes_on(record: RunRecord, why: Verdict, again: Continuation) -> bool:
@@ -236,7 +241,9 @@ def _climb(record: RunRecord, job: Job, why: Verdict, ladder: Ladder) -> Action:
     most = record.limits.max_attempts if record.limits else 0
     if record.rungs_tried >= most:
         return Finish(status=Status.EXHAUSTED, reason=f"{most} attempts, and none fits")
-    tried, path = [attempt.plan for attempt in record.attempts], record.last.path
+    base = _base(record)
+    tried = [*(attempt.plan for attempt in record.attempts if attempt is not base), base.plan]
+    path, why = base.path, base.verdict or why
     rung = ladder.climb(job, tried, path, why, trained=bool(record.checkpoints))
     if rung.plan is None or rung.step is None:
         return Finish(
@@ -249,6 +256,11 @@ def _climb(record: RunRecord, job: Job, why: Verdict, ladder: Ladder) -> Action:
         begins=ladder.begin(job, rung.plan, record.checkpoints, damaged=_damaged(record)),
         path=(*path, rung.step.strategy),
     )
+
+
+def _base(record: RunRecord) -> Attempt:
+    """Give the attempt to climb from: the newest whose plan the framework did not refuse."""
+    return next(a for a in reversed(record.attempts) if a.refused_step is None)
 
 
 def _damaged(record: RunRecord) -> bool:

@@ -15,7 +15,8 @@ import msgspec
 from oomguard.checkpoint import Checkpoint, Continuation
 from oomguard.evidence.judge import is_shortage
 from oomguard.evidence.log import PROGRESS_AFTER
-from oomguard.evidence.verdict import Finding, Phase, Verdict, Witness
+from oomguard.evidence.refusals import is_refusal
+from oomguard.evidence.verdict import Finding, Kind, Phase, Verdict, Witness
 from oomguard.growth import Growth
 from oomguard.job import Job
 from oomguard.plan import Change, Plan
@@ -311,6 +312,17 @@ class Attempt:
         """How many optimizer steps of the run were done when it began."""
         from_ = self.begins.checkpoint if self.begins else None
         return from_.step if from_ else 0
+
+    @property
+    def refused_step(self) -> Step | None:
+        """The step that the framework refused, if this attempt ended with that.
+
+        The first attempt is the user's own; what fails there is the job's own failure.
+        """
+        if self.verdict is None or self.verdict.kind is not Kind.NOT_OOM or self.number == 1:
+            return None
+        refused = not self.steps_done and is_refusal(self.verdict.root or "")
+        return self.steps[-1] if self.steps and refused else None
 
     @property
     def seconds(self) -> float | None:

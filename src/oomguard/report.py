@@ -117,8 +117,11 @@ def build(
 
 
 def dearest(record: RunRecord) -> Fidelity | None:
-    """Give the highest cost of all steps of a run."""
-    costs = [step.fidelity for attempt in record.attempts for step in attempt.steps]
+    """Give the highest cost of the steps that lead to the last plan."""
+    first, last = record.attempts[0], record.last
+    kept = {*last.path, *(step.strategy for step in first.steps if not first.path)}
+    steps = (step for attempt in record.attempts for step in attempt.steps)
+    costs = [step.fidelity for step in steps if step.strategy in kept]
     return max(costs, key=lambda fidelity: fidelity.cost, default=None)
 
 

@@ -118,14 +118,15 @@ class Story:
 
 @pytest.fixture
 def story():
-    story = Story()
+    asked = Plan(micro_batch=16, accumulation=1, sequence_length=4096)
+    story = Story(job=make_job(asked))
     story.launch(story.begin())
     return story
 
 
 def test_the_first_attempt_is_the_plan_that_was_asked_for():
     story = Story()
-    assert story.begin() == Launch(plan=make_job().asked)
+    assert story.begin() == Launch(plan=story.record.job.asked)
 
 
 def test_auto_find_batch_size_is_off_before_the_first_attempt_and_it_says_so():
@@ -230,6 +231,33 @@ def test_max_attempts_exhausts_the_run():
     assert story.free().status is Status.EXHAUSTED
 
 
+REFUSAL = Verdict(kind=Kind.NOT_OOM, root="job.py: error: unrecognized arguments: --bf16 True")
+
+
+def test_a_change_that_the_framework_refuses_ends_the_rung_and_not_the_run(story):
+    story.exit(OOM)
+    story.launch(story.free())
+    assert story.exit(REFUSAL, returncode=2) == WaitForDevice()
+    action = story.free()
+    refused, after = story.record.last.plan, action.plan
+    assert after not in (refused, story.record.job.asked)
+    assert refused.micro_batch == 8
+    assert after.micro_batch == story.record.job.asked.micro_batch, (
+        "it climbs from what was not refused"
+    )
+
+
+def test_a_refusal_of_what_the_user_wrote_ends_the_run(story):
+    assert story.exit(REFUSAL, returncode=2).status is Status.FAILED
+
+
+def test_a_failure_after_a_step_is_no_refusal(story):
+    story.exit(OOM)
+    story.launch(story.free())
+    story.happen(stepped(1, attempt=2))
+    assert story.exit(REFUSAL, returncode=2).status is Status.FAILED
+
+
 def growing(step, forecast, t=5.0):
     growth = Growth(
         step=step, bytes_per_step=1, used_bytes=1, limit_bytes=9, forecast_step=forecast
@@ -257,7 +285,7 @@ def test_growing_memory_is_begun_again_at_the_last_checkpoint_that_it_lasts_for(
     action = story.happen(
         DeviceFree(t=6.0, attempt=1, free=True, waited_s=0, checkpoints=(saved(30).checkpoint,))
     )
-    assert action.plan == make_job().asked
+    assert action.plan == story.record.job.asked
     assert action.begins.checkpoint.step == 30
     assert story.record.rungs_tried == 1
 
@@ -273,7 +301,7 @@ def test_growth_that_ran_out_begins_again_only_where_there_was_progress(story):
     again = story.happen(
         DeviceFree(t=6.0, attempt=1, free=True, waited_s=0, checkpoints=(saved(30).checkpoint,))
     )
-    assert (again.plan, again.begins.checkpoint.step) == (make_job().asked, 30)
+    assert (again.plan, again.begins.checkpoint.step) == (story.record.job.asked, 30)
     story.happen(Planned(t=6.0, attempt=2, plan=again.plan, begins=again.begins))
     story.exit(grew)
     climbed = story.free()
@@ -285,7 +313,7 @@ def test_another_program_on_the_card_is_no_reason_to_climb_the_first_time(story)
     other = Verdict(kind=Kind.DEVICE_OOM, phase=Phase.LOAD, cause=Cause.OTHER_PROCESS)
     story.exit(other)
     again = story.free()
-    assert again.plan == make_job().asked
+    assert again.plan == story.record.job.asked
     story.launch(again)
     story.exit(other)
     assert story.free() != again

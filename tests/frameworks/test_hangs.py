@@ -1,0 +1,87 @@
+"""Ranks that wait for one that is not coming: real torchrun, real gloo, a real cap."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from environments import environment
+
+JOB = Path(__file__).parent / "standins" / "two_ranks.py"
+SAMPLE_MIB = 64
+
+
+@pytest.fixture(scope="module")
+def python():
+    return environment("hf")
+
+
+def launch(folder: Path, python: Path, *options: str, job: tuple[str, ...] = ()):
+    torchrun = [str(python.with_name("torchrun")), "--nproc-per-node", "2", str(JOB)]
+    flags = ["--per_device_train_batch_size", "8", "--sample_mib", str(SAMPLE_MIB), *job]
+    oomguard = [sys.executable, "-m", "oomguard", "launch", *options, "--name", "run"]
+    return subprocess.run(
+        [*oomguard, "--", *torchrun, *flags],
+        cwd=folder,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def events(folder: Path, name: str) -> list[dict[str, object]]:
+    lines = (folder / "oomguard-runs" / "run" / "events.jsonl").read_text().splitlines()
+    return [event for event in map(json.loads, lines) if event["event"] == name]
+
+
+def cap_bytes(python: Path) -> int:
+    """Give what a rank that has imported torch may have, and six samples more."""
+    code = (
+        "import torch, torch.distributed as d, os\n"
+        "os.environ.update(MASTER_ADDR='127.0.0.1', MASTER_PORT='0')\n"
+        "torch.nn.Linear(8, 8)(torch.ones(2, 8)).sum().backward()\n"
+        "print([l.split()[1] for l in open('/proc/self/status') if l.startswith('VmData')][0])"
+    )
+    baseline = subprocess.run(
+        [python, "-c", code], capture_output=True, text=True, check=True
+    ).stdout
+    return int(baseline) * 1024 + 6 * SAMPLE_MIB * 2**20
+
+
+@pytest.fixture(scope="module")
+def one_rank_ran_out(tmp_path_factory, python):
+    folder = tmp_path_factory.mktemp("ranks")
+    ended = launch(folder, python, "--host-memory", str(cap_bytes(python)))
+    return folder, ended
+
+
+def test_a_rank_out_of_memory_in_mid_collective_does_not_keep_the_others_waiting(one_rank_ran_out):
+    folder, ended = one_rank_ran_out
+    assert ended.returncode == 0, ended.stderr[-3000:]
+    first, *_ = events(folder, "exited")
+    noticed = min(event["t"] for event in events(folder, "noticed"))
+    assert first["verdict"]["kind"] == "host_oom"
+    assert first["verdict"]["rank"] == 1
+    assert first["t"] - noticed < 3.0  # the promise; gloo itself would wait for 30 minutes
+
+
+def test_it_trains_with_the_same_global_batch_over_both_ranks(one_rank_ran_out):
+    folder, _ = one_rank_ran_out
+    report = json.loads((folder / "oomguard-runs" / "run" / "fit-report.json").read_text())
+    assert report["global_batch"] == 16
+    assert report["final"]["micro_batch"] == 4
+    assert report["final"]["accumulation"] == 2
+    assert report["attempts"][-1]["optimizer_steps"] == 4
+
+
+def test_a_rank_that_stops_stepping_without_a_word_is_a_failure_and_not_retried(tmp_path, python):
+    ended = launch(tmp_path, python, "--hang-timeout", "4", job=("--stop_at", "3"))
+    assert ended.returncode == 1
+    assert len(events(tmp_path, "planned")) == 1
+    (finished,) = events(tmp_path, "finished")
+    assert finished["reason"] == "no sign of life from the job for 4 s"
