@@ -23,6 +23,8 @@ OOMGUARD = (sys.executable, "-m", "oomguard")
 #: At the cap 16 and 8 samples are too many, 4 fit: an interpreter takes less than half a sample.
 SAMPLE_BYTES = 32 << 20
 CAP_BYTES = 6 * SAMPLE_BYTES
+#: What the default ladder holds before it is no concern of these jobs; a further --ladder wins.
+LADDER = ("--ladder", "halve_micro_batch")
 #: A job without any framework; the flags are those of the Trainer. `hold` takes real memory.
 SETUP = f"""
 import argparse, os, signal, subprocess, sys, time
@@ -96,7 +98,7 @@ class Live:
         self.said = {"out": b"", "err": b""}
         self._news = threading.Condition()
         self.process = subprocess.Popen(
-            [*OOMGUARD, "launch", "--name", self.name, *words],
+            [*OOMGUARD, "launch", "--name", self.name, *LADDER, *words],
             cwd=folder,
             env={**os.environ, **(env or {})},
             stdin=subprocess.DEVNULL,

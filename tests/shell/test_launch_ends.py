@@ -103,7 +103,7 @@ def test_a_job_that_fits_as_asked_is_run_once_and_unchanged(tmp_path):
 
 def test_when_no_rung_is_left_the_report_says_what_was_tried_and_what_was_missing(tmp_path):
     code = f"say({TORCH_OOM!r}, to=sys.stderr); sys.exit(1)"
-    ended = launch(tmp_path, "--ladder", "halve_micro_batch", "--", *write_job(tmp_path, code))
+    ended = launch(tmp_path, "--", *write_job(tmp_path, code))
     assert ended.code == 3
     assert ended.micro_batches == [16, 8, 4, 2, 1]
     report = ended.report

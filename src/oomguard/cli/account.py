@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import sys
+from pathlib import Path
 from typing import BinaryIO
 
 from rich.console import Console
@@ -57,8 +59,7 @@ class Account:
 
     def output(self, data: bytes) -> None:
         """Pass on what the job printed, as it printed it."""
-        self._out.write(data)
-        self._out.flush()
+        self._write(data)
         self._fresh_line = data.endswith(b"\n")
 
     def event(self, event: Event, record: RunRecord) -> None:
@@ -99,6 +100,15 @@ class Account:
         for change in report.changes:
             self._line(f"  {show_change(change)}")
 
+    def _write(self, data: bytes) -> None:
+        """Write to where the job's output goes; a reader that has gone away stops no training."""
+        try:
+            self._out.write(data)
+            self._out.flush()
+        except BrokenPipeError:
+            with Path(os.devnull).open("wb") as nowhere:
+                os.dup2(nowhere.fileno(), self._out.fileno())
+
     def _planned(self, event: Planned, record: RunRecord) -> None:
         if event.purpose is Purpose.TRIAL:
             undone = ", ".join(dict.fromkeys(event.undone))
@@ -123,8 +133,7 @@ class Account:
 
     def _line(self, text: str, style: str = "") -> None:
         if not self._fresh_line:
-            self._out.write(b"\n")
-            self._out.flush()
+            self._write(b"\n")
             self._fresh_line = True
         self._console.print(Text.assemble(("oomguard ", "cyan"), (text, style)))
 
