@@ -9,7 +9,7 @@ from typing import Any
 
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from . import hf, steps
+from . import hf, lit, steps
 from .allocator import fits, replay
 from .built import Built, Unsupported
 from .control import RealControl
@@ -85,7 +85,7 @@ def _run(request: Request, variant: Variant) -> tuple[Built, Trace]:
 
 
 def _families() -> dict[str, Any]:
-    return {"hf": hf}
+    return {"hf": hf, "litgpt": lit}
 
 
 def _workspaces(trace: Trace) -> None:

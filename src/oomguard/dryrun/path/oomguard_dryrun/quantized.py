@@ -65,7 +65,6 @@ class Linear4bit(QuantizedLinear):
     def _dequantize(self, like: torch.Tensor) -> torch.Tensor:
         if self.double:
             constants = like.new_empty(self.absmax.numel(), dtype=torch.float32)
-            constants = constants + 0.0  # the offset is added out of place
         weight = like.new_empty(self.out_features, self.in_features)
         if self.double:
             del constants

@@ -161,7 +161,9 @@ class Tracer(TorchDispatchMode):
     def _guess(self, tensor: torch.Tensor) -> str | None:
         shape = tensor.shape
         square = len(shape) > 2 and shape[-1] == shape[-2] == self.sequence_length
-        return "attention_workspace" if square else None
+        if square:
+            return "attention_workspace"
+        return "optimizer" if self.stepping else None
 
     def _layer_of(self, args: tuple[Any, ...]) -> Layer | None:
         for value in args:
