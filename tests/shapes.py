@@ -8,7 +8,7 @@ from oomguard.catalogue.shipped import transformers_config
 from oomguard.estimate.analytic import Problem
 from oomguard.estimate.architecture import Architecture, from_config
 from oomguard.plan import Plan, Precision, Quantization, Tuning
-from oomguard.recipe import Family, Format, Lora, Recipe
+from oomguard.recipe import ALL_LINEAR, Family, Format, Lora, Recipe
 
 
 def model(name: str) -> Architecture:
@@ -29,7 +29,9 @@ LORA = Plan(
     lora_rank=8,
     optimizer="adamw_torch",
 )
-FACTORY = Recipe(framework="llamafactory", base=Format.BF16, lora=Lora(rank=8, alpha=16))
+FACTORY = Recipe(
+    framework="llamafactory", base=Format.BF16, lora=Lora(rank=8, alpha=16, targets=(ALL_LINEAR,))
+)
 LITGPT = Recipe(
     framework="litgpt",
     family=Family.LITGPT,

@@ -70,8 +70,9 @@ class Recipe:
     `trained_layers` counts the layers that partial tuning trains. `loss_chunk` is the number of
     tokens whose logits are computed at once, None for all. `fused` is the optimizer that updates
     without temporaries, `foreach` the one that makes them for all parameters together. `chunks`
-    says that what is cut off a text is trained on as another sample. `data` are paths of
-    training files as far as the settings name them.
+    says that what is cut off a text is trained on as another sample, `padded` that every sample
+    is padded to the limit. `images` are those of one sample. `data` are paths of training files
+    as far as the settings name them; `reduce_bucket` counts numbers in DeepSpeed's bucket.
     """
 
     framework: str
@@ -93,6 +94,7 @@ class Recipe:
     loss_chunk: int | None = None
     packing: bool = False
     chunks: bool = False
+    padded: bool = False
     images: int = 0
     data: tuple[str, ...] = ()
     reduce_bucket: int | None = None

@@ -21,7 +21,7 @@ from oomguard.plan import (
     Sharding,
     Tuning,
 )
-from oomguard.recipe import Attention, Format, Lora, Recipe
+from oomguard.recipe import ALL_LINEAR, Attention, Format, Lora, Recipe
 from oomguard.units import GIB, MIB
 from shapes import FACTORY, LITGPT, LLAMA3, LORA, model, problem
 
@@ -127,7 +127,7 @@ def test_full_tuning_takes_16_bytes_a_number_and_zero2_shares_them_out():
 
 def test_new_tokens_are_a_term_of_their_own():
     audio = model("Qwen/Qwen2-Audio-7B-Instruct")
-    saved = Lora(rank=8, alpha=16, saved=("embed_tokens", "lm_head"))
+    saved = Lora(rank=8, alpha=16, targets=(ALL_LINEAR,), saved=("embed_tokens", "lm_head"))
     recipe = replace(FACTORY, lora=saved, new_tokens=3)
     terms = analytic(problem(LORA, recipe, audio, accumulation=8))
     # a copy, a gradient and two moments in fp32 for each number of both matrices

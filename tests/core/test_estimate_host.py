@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 
 from oomguard.estimate.host import host_peak
-from oomguard.plan import Plan, Precision, Quantization, Sharding, Tuning
-from oomguard.recipe import Format, Loftq, Lora, Recipe
+from oomguard.plan import Loftq, Plan, Precision, Quantization, Sharding, Tuning
+from oomguard.recipe import ALL_LINEAR, Format, LoftqStart, Lora, Recipe
 from shapes import LORA, model, problem
 
 PHI = model("microsoft/Phi-3-mini-4k-instruct")
@@ -17,8 +17,8 @@ def loftq(bits: int, *, replaces: bool) -> int:
     recipe = Recipe(
         framework="hf_trainer",
         base=Format.FP32 if not replaces else Format.BF16,
-        lora=Lora(rank=16, alpha=16),
-        loftq=Loftq(bits=bits, replaces=replaces),
+        lora=Lora(rank=16, alpha=16, targets=(ALL_LINEAR,)),
+        loftq=LoftqStart(bits=bits),
     )
     plan = Plan(
         micro_batch=1,
@@ -26,6 +26,7 @@ def loftq(bits: int, *, replaces: bool) -> int:
         sequence_length=512,
         tuning=Tuning.LORA,
         precision=Precision.FP32,
+        loftq=Loftq.STAGED if replaces else Loftq.AT_ONCE,
         quantization=Quantization.NF4 if replaces else Quantization.NONE,
     )
     return sum(host_peak(problem(plan, recipe, PHI)).values())
@@ -40,8 +41,8 @@ def test_one_square_matrix_of_the_report_takes_nine_gigabytes_for_its_distances(
     distances = 147456 * 64 * 256 * 4
     assert 9.5 * GB < distances < 9.7 * GB
     square = Lora(rank=16, alpha=16, targets=("o_proj",))
-    recipe = Recipe(framework="hf_trainer", base=Format.FP32, lora=square, loftq=Loftq(bits=8))
-    levels = host_peak(problem(LORA, recipe, PHI))["loftq"]
+    recipe = Recipe(framework="hf_trainer", base=Format.FP32, lora=square, loftq=LoftqStart(bits=8))
+    levels = host_peak(problem(LORA, recipe, PHI, loftq=Loftq.AT_ONCE))["loftq"]
     assert 2 * distances < levels < 2.1 * distances
 
 

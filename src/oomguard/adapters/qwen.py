@@ -12,6 +12,7 @@ from oomguard.adapters import knobs, launchers, qwen_scripts
 from oomguard.adapters import training_arguments as hf
 from oomguard.adapters.base import Request
 from oomguard.adapters.common import Refusal
+from oomguard.adapters.hf_recipe import qwen_recipe
 from oomguard.adapters.hf_trainer import (
     ENVIRONMENT,
     ZERO3_WITH_BATCH_SEARCH,
@@ -23,6 +24,7 @@ from oomguard.adapters.settings import Settings
 from oomguard.checkpoint import Layout, Mode
 from oomguard.job import Job
 from oomguard.plan import Plan, Precision, Quantization, Sharding, Tuning
+from oomguard.recipe import Recipe
 
 _MODEL = knobs.text("model_name_or_path", "Qwen/Qwen-7B")
 _LORA, _QLORA = flag("use_lora"), flag("q_lora")
@@ -134,6 +136,10 @@ class Qwen(HFTrainer):
         job = super().read(plain)
         exported = {name: plain.env[name] for name in qwen_scripts.EXPORTED if name in plain.env}
         return replace(job, env={**job.env, **exported})
+
+    def recipe(self, job: Job) -> Recipe:
+        """Read what the flags say of memory beyond the plan."""
+        return qwen_recipe(self.split(job.argv, job.config).settings, job)
 
     def layout(self, job: Job) -> Layout | None:  # noqa: ARG002  part of the protocol
         """Name no checkpoints: finetune.py cannot go on from them."""

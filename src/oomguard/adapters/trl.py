@@ -16,6 +16,7 @@ from oomguard.adapters import accelerate, knobs, launchers
 from oomguard.adapters import training_arguments as hf
 from oomguard.adapters.base import Request
 from oomguard.adapters.document import Document
+from oomguard.adapters.hf_recipe import trl_recipe
 from oomguard.adapters.hf_trainer import (
     QUANTIZED_ALONE,
     ZERO3_WITH_BATCH_SEARCH,
@@ -30,6 +31,7 @@ from oomguard.adapters.words import Words
 from oomguard.command import File
 from oomguard.job import Device, Job, Source, World
 from oomguard.plan import LossKernel, Offload, Plan, Precision, Quantization, Sharding, Tuning
+from oomguard.recipe import Recipe
 
 _MODULES = {"trl.scripts.sft"}
 _ACCELERATE = knobs.maybe_text("accelerate_config")
@@ -288,6 +290,10 @@ class Trl(HFTrainer):
         if file is None:
             return head, settings, ()
         return head, settings.set(_ACCELERATE.name, file.path), (file,)
+
+    def recipe(self, job: Job) -> Recipe:
+        """Read what the settings say of memory beyond the plan."""
+        return trl_recipe(self.split(job.argv, job.config).settings, job)
 
     def refuses(self, job: Job, plan: Plan) -> str | None:
         """Say TRL's own message for a plan that it refuses."""

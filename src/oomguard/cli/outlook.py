@@ -20,7 +20,13 @@ _COLOURS = {Fits.YES: "green", Fits.NO: "red", Fits.UNSURE: "yellow"}
 
 
 def show_outlook(
-    job: Job, model: Model, room: Room, found: Outlook, explained: Mapping[str, str] | None
+    job: Job,
+    model: Model,
+    room: Room,
+    found: Outlook,
+    *,
+    notes: tuple[str, ...],
+    explained: Mapping[str, str] | None,
 ) -> None:
     """Print the asked plan, every rung, and the one that is chosen."""
     click.echo(f"{model.name} ({model.source})")
@@ -37,7 +43,7 @@ def show_outlook(
     _conclusion(found, room)
     for term, text in (explained or {}).items():
         click.echo(f"    {term:<26}{text}")
-    for note in found.notes:
+    for note in notes:
         click.echo(f"note: {note}")
 
 
@@ -86,8 +92,15 @@ def _line(name: str, what: str, estimate: MemoryEstimate, fits: Fits) -> None:
     click.echo(f"    {peak} ({between}, {estimate.method})")
 
 
+def _host(found: Outlook, room: Room) -> None:
+    if room.host_bytes is not None and room.host_fits(found.asked.estimate) is not Fits.YES:
+        need, have = show_bytes(found.asked.estimate.host_bytes), show_bytes(room.host_bytes)
+        click.secho(f"Loading takes {need} of host memory, and there are {have}.", bold=True)
+
+
 def _conclusion(found: Outlook, room: Room) -> None:
     chosen = found.chosen
+    _host(found, room)
     if found.asked.fits is Fits.YES:
         click.secho("It fits as asked.", bold=True)
     elif chosen is None:

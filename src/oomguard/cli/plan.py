@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import click
@@ -19,8 +20,10 @@ from oomguard.errors import UsageError, Where
 from oomguard.estimate.cards import card_named
 from oomguard.estimate.explain import arithmetic
 from oomguard.plan import Plan
+from oomguard.prediction.dryrun import tracer_of
 from oomguard.prediction.outlook import Outlook, Room, RungOutlook, outlook
-from oomguard.prediction.predict import Question, predict
+from oomguard.prediction.predict import Predictor
+from oomguard.prediction.question import Question
 from oomguard.recipe import Recipe
 from oomguard.strategy import Fidelity
 
@@ -35,6 +38,14 @@ class Planned:
     outlook: Outlook
     room: Room
     seconds: float
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What a reader should know beside the figures."""
+        job = self.prepared.job
+        refusal = self.prepared.adapter.refuses(job, job.asked)
+        refused = (f"{job.framework} refuses this job as asked: {refusal}",) if refusal else ()
+        return (*refused, *self.outlook.notes)
 
     def question(self, plans: Sequence[Plan]) -> Question:
         """Ask for the peaks of some plans."""
@@ -73,13 +84,23 @@ def command(  # the options document themselves
         allow=Fidelity(allow) if allow else None,
         **given,  # type: ignore[arg-type]  # click has read each option as its field's type
     )
-    room = Room(device_bytes=_capacity(gpu, gpu_memory), host_bytes=host_memory)
-    planned = plan_job(prepare(train, ctx.meta[COMMAND], options, planned_gpus=gpus), room)
+    device_bytes, bfloat16 = _device(gpu, gpu_memory)
+    prepared = prepare(train, ctx.meta[COMMAND], options, planned_gpus=gpus)
+    job = replace(prepared.job, bfloat16=bfloat16)
+    room = Room(device_bytes=device_bytes, host_bytes=host_memory)
+    planned = plan_job(replace(prepared, job=job), room)
     explained = _arithmetic(planned) if explain_terms else None
     if as_json:
         print_json(_document(planned, explained))
     else:
-        show_outlook(planned.prepared.job, planned.model, planned.room, planned.outlook, explained)
+        show_outlook(
+            planned.prepared.job,
+            planned.model,
+            planned.room,
+            planned.outlook,
+            notes=planned.notes,
+            explained=explained,
+        )
 
 
 def plan_job(prepared: Prepared, room: Room) -> Planned:
@@ -96,7 +117,7 @@ def plan_job(prepared: Prepared, room: Room) -> Planned:
         prepared.ladder,
         room,
         lambda plans: question(prepared, recipe, model, room, plans),
-        predict,
+        Predictor(tracer=tracer_of((prepared.job.python, sys.executable), model.family.value)),
     )
     return Planned(
         prepared=prepared,
@@ -121,14 +142,18 @@ def question(
     )
 
 
-def _capacity(gpu: str | None, gpu_memory: int | None) -> int:
+def _device(gpu: str | None, gpu_memory: int | None) -> tuple[int, bool]:
+    """Give the bytes of one GPU, and whether it computes in bf16."""
     if (gpu is None) == (gpu_memory is None):
         raise UsageError(
             "one of --gpu and --gpu-memory is needed",
             where=Where(key="--gpu"),
             next_step="For example: --gpu 'RTX 3090', or --gpu-memory 24GiB.",
         )
-    return card_named(gpu).usable_bytes if gpu is not None else gpu_memory or 0
+    if gpu is None:
+        return gpu_memory or 0, True
+    card = card_named(gpu)
+    return card.usable_bytes, card.bfloat16
 
 
 def _arithmetic(planned: Planned) -> dict[str, str]:
@@ -149,7 +174,7 @@ def _document(planned: Planned, explained: dict[str, str] | None) -> dict[str, o
         "asked": found.asked,
         "rungs": [_rung(rung) for rung in found.rungs],
         "chosen": found.chosen,
-        "notes": found.notes,
+        "notes": planned.notes,
         "seconds": planned.seconds,
     }
     return document if explained is None else {**document, "arithmetic": explained}

@@ -20,6 +20,9 @@ _FP32 = 4
 _FUSED_COPIES = 3
 #: Copies that transformers' unfused "gelu_new" keeps (activations.py, NewGELUActivation).
 _GELU_COPIES = {"gpt2": 5, "gpt_neo": 5, "phi": 4}
+#: Copies of the logits in LitGPT's loop, which drops those of an iteration when the next ones are
+#: there (finetune/lora.py, fit): with log-probabilities, and with their gradients.
+_CHUNKED_FORWARD, _CHUNKED_BACKWARD = 3, 5
 #: Matrices that read the same tensor, by role.
 _READS = {
     **dict.fromkeys(("query", "key", "value", "qkv"), "attention"),
@@ -76,7 +79,7 @@ class Step:
         if self.plan.loss_kernel is LossKernel.FUSED:
             return self._fused_loss
         if self.recipe.loss_chunk:
-            return 2 * self._logits * self._loss_size
+            return _CHUNKED_FORWARD * self._logits * self._loss_size
         size = self.formats.computed_bytes
         return self._logits * (size + _FP32 + (_FP32 if size < _FP32 else 0))
 
@@ -85,9 +88,16 @@ class Step:
         """Log-probabilities and the gradients of log-probabilities and logits, all in fp32."""
         if self.plan.loss_kernel is LossKernel.FUSED:
             return self._fused_loss
-        if self.recipe.loss_chunk:  # chunk by chunk: the gradients of one chunk at a time
-            return self._logits * (self._loss_size + self.formats.computed_bytes)
+        if self.recipe.loss_chunk:
+            return _CHUNKED_BACKWARD * self._logits * self._loss_size
         return 3 * self._logits * _FP32
+
+    @property
+    def loss_kept(self) -> int:
+        """What of the loss stays while the layers go backward: a loop that holds on to logits."""
+        fused = self.plan.loss_kernel is LossKernel.FUSED
+        held = self.recipe.loss_chunk and not fused
+        return _CHUNKED_FORWARD * self._logits * self._loss_size if held else 0
 
     @property
     def largest_logits(self) -> int:

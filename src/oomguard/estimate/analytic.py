@@ -11,7 +11,7 @@ from oomguard.estimate.architecture import Architecture
 from oomguard.estimate.counts import Counts, counts
 from oomguard.estimate.formats import FOUR_BIT, PACKED_BYTES, ZERO, Formats, formats
 from oomguard.estimate.memory import Spread, Term
-from oomguard.plan import Allocator, Plan, Quantization, Tuning
+from oomguard.plan import Allocator, EmbeddingRows, Offload, Plan, Quantization, Tuning
 from oomguard.recipe import Recipe
 
 #: Where the truth was found around this formula, on the rows of docs/prediction.md.
@@ -20,6 +20,8 @@ SPREAD = Spread(low=0.75, high=1.4, context_bytes=constants.CUDA_CONTEXT_SPREAD_
 LONGEST = 2048
 #: State bytes per number of a bitsandbytes 8-bit Adam: two moments, one fp32 per 256 numbers each.
 _EIGHT_BIT = 2 * (1 + 4 / 256)
+#: Layers whose activations are on the GPU while the others wait on the host.
+_LAYERS_ON_THEIR_WAY = 2
 _STATES = {"sgd": 0, "lion": 1, "adafactor": 0.01, "rmsprop": 1, "adagrad": 1}
 
 
@@ -130,12 +132,14 @@ def _tower_weights(problem: Problem) -> int:
 
 def _moments(problem: Problem) -> Iterator[dict[Term, int]]:
     step, held = problem.step, static(problem)
-    gradients = _gradients(problem)
-    accumulated = gradients if problem.plan.accumulation > 1 else {}
+    grown = gradients(problem)
+    accumulated = grown if problem.plan.accumulation > 1 else {}
     checkpointing = bool(problem.plan.checkpointing)
     model = problem.model
-    saved = step.checkpoints if checkpointing else model.layers * step.layer
+    saved = _kept(problem)
     casts = _autocast_copies(problem)
+    merged = {Term.TRAINED_EMBEDDINGS: _merged_embeddings(problem)}
+    held = _sum(held, merged)
     at_loss = {Term.LOGITS_AND_LOSS: step.loss_forward, Term.ACTIVATIONS: saved + casts}
     yield _sum(held, accumulated, at_loss)
     kept_casts = 0 if checkpointing else casts
@@ -143,15 +147,37 @@ def _moments(problem: Problem) -> Iterator[dict[Term, int]]:
     yield _sum(held, accumulated, turn)
     one = {
         Term.ACTIVATIONS: saved + kept_casts + step.working + (step.layer if checkpointing else 0),
+        Term.LOGITS_AND_LOSS: step.loss_kept,
         Term.ATTENTION_WORKSPACE: step.attention_workspace,
         Term.QUANTIZATION_TEMPORARIES: dequantized(problem),
     }
-    yield _sum(held, accumulated or _part(gradients, 1 / model.layers), one)
+    yield _sum(held, accumulated or _part(grown, 1 / model.layers), one)
     last = {Term.ACTIVATIONS: step.working + step.layer}
-    yield _sum(held, gradients, last)
-    yield _sum(held, gradients, {Term.OPTIMIZER: _step_temporaries(problem)})
+    yield _sum(held, grown, last)
+    yield _sum(held, grown, {Term.OPTIMIZER: _step_temporaries(problem)})
     if model.tower is not None:
         yield _sum(held, accumulated, {Term.MEDIA_TOWERS: step.tower})
+
+
+def _kept(problem: Problem) -> int:
+    """Give the bytes that the forward pass leaves on the GPU for the backward pass."""
+    step, layers = problem.step, problem.model.layers
+    saved = step.checkpoints if problem.plan.checkpointing else layers * step.layer
+    if Offload.ACTIVATIONS in (problem.plan.offload or ()):
+        return _LAYERS_ON_THEIR_WAY * saved // layers
+    return saved
+
+
+def _merged_embeddings(problem: Problem) -> int:
+    """Give the bytes of the matrices into which PEFT puts new rows, and of one's gradient.
+
+    Source: peft 0.18, tuners/trainable_tokens/layer.py (index_copy into the whole matrix).
+    """
+    if problem.plan.embedding_rows is not EmbeddingRows.NEW or not problem.recipe.new_tokens:
+        return 0
+    matrices = 1 if problem.model.tied else 2
+    size = problem.model.embedding * problem.formats.base_bytes
+    return (matrices + 1) * size
 
 
 def dequantized(problem: Problem) -> int:
@@ -164,7 +190,8 @@ def dequantized(problem: Problem) -> int:
     return largest * problem.formats.computed_bytes + constants_bytes
 
 
-def _gradients(problem: Problem) -> dict[Term, int]:
+def gradients(problem: Problem) -> dict[Term, int]:
+    """Give the bytes of all gradients on one GPU."""
     numbers, stored = problem.counts, problem.formats
     share = sharding.shares(problem.plan, problem.ranks).gradients
     each = stored.trained_bytes * share

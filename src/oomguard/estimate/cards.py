@@ -27,6 +27,11 @@ class Card:
     source: str
     names: tuple[str, ...] = ()
 
+    @property
+    def bfloat16(self) -> bool:
+        """Whether it computes in bf16: NVIDIA's from Ampere on."""
+        return not self.name.startswith(("T4", "V100"))
+
 
 def _card(name: str, usable_gib: float, source: str, *names: str) -> Card:
     return Card(name=name, usable_bytes=int(usable_gib * GIB), source=source, names=names)

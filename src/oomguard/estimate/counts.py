@@ -5,10 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from oomguard.estimate.architecture import Architecture, Linear
-from oomguard.plan import Part, Plan, Tuning
+from oomguard.plan import EmbeddingRows, Part, Plan, Tuning
 from oomguard.recipe import ALL_LINEAR, Lora, Recipe
 
 _EMBEDDINGS = {"embed_tokens", "wte", "lm_head", "embed_in", "embed_out", "word_embeddings"}
+_PEFT_CHOICE = {"query", "value", "qkv"}
 _HEADS = {"lm_head", "embed_out"}
 
 
@@ -64,7 +65,7 @@ def counts(model: Architecture, plan: Plan, recipe: Recipe) -> Counts:
         embeddings_base=embeddings,
         tower=tower,
         adapter=adapter(model, plan, recipe),
-        embeddings=_trained_embeddings(model, recipe, grown),
+        embeddings=_trained_embeddings(model, plan, recipe, grown),
     )
 
 
@@ -72,6 +73,8 @@ def targeted(model: Architecture, lora: Lora | None) -> tuple[Linear, ...]:
     """List the matrices of one layer that LoRA adapts."""
     if lora is None:
         return ()
+    if not lora.targets:  # peft, TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
+        return tuple(linear for linear in model.linears if linear.role in _PEFT_CHOICE)
     if ALL_LINEAR in lora.targets or "all" in lora.targets:
         return tuple(linear for linear in model.linears if linear.role != "router")
     names = {target.rsplit(".", 1)[-1] for target in lora.targets}
@@ -89,7 +92,9 @@ def adapter(model: Architecture, plan: Plan, recipe: Recipe) -> int:
     return model.layers * per_layer + head
 
 
-def _trained_embeddings(model: Architecture, recipe: Recipe, grown: int) -> int:
+def _trained_embeddings(model: Architecture, plan: Plan, recipe: Recipe, grown: int) -> int:
+    if plan.embedding_rows is EmbeddingRows.NEW:
+        return recipe.new_tokens * model.hidden * (1 if model.tied else 2)
     saved = {name.rsplit(".", 1)[-1] for name in recipe.lora.saved} if recipe.lora else set()
     if recipe.train_embeddings or (recipe.new_tokens and not saved & _EMBEDDINGS):
         return grown * (1 if model.tied else 2)

@@ -7,8 +7,8 @@ from oomguard.estimate.analytic import Problem
 from oomguard.estimate.architecture import Architecture
 from oomguard.estimate.counts import targeted
 from oomguard.estimate.formats import PACKED_BYTES
-from oomguard.plan import Plan, Quantization, Sharding
-from oomguard.recipe import Family, Loftq
+from oomguard.plan import Loftq, Offload, Plan, Quantization, Sharding
+from oomguard.recipe import Family, LoftqStart
 
 _FP32 = 4
 #: LoftQ keeps the difference to every level and its absolute value at once (peft/utils/loftq_utils,
@@ -30,6 +30,7 @@ def host_peak(problem: Problem) -> dict[str, int]:
             weights=problem.model.parameters,
             trained=problem.counts.trained,
         ),
+        "offloaded_activations": ranks * _activations(problem),
         "loftq": _loftq(problem),
     }
     return {name: size for name, size in terms.items() if size}
@@ -41,13 +42,20 @@ def _on_load(problem: Problem) -> int:
     whole = problem.model.parameters * stored.base_bytes
     # The files are mapped: what is read into the page cache can be given back at any time.
     mapped = constants.TENSORS_IN_FLIGHT * _largest(problem.model) * stored.base_bytes
-    if problem.recipe.loftq is not None:
-        return mapped if problem.recipe.loftq.replaces else whole
+    if plan.loftq is not None:
+        return mapped if plan.loftq is Loftq.STAGED else whole
     if problem.recipe.family is Family.LITGPT:
         return mapped if _is_single(plan) else whole  # FSDP reads all of it
     if plan.low_cpu_mem_usage is False and plan.sharding is not Sharding.ZERO3:
         return 2 * whole  # the model as initialised, and the checkpoint beside it
     return mapped if _goes_to_gpu(plan) else whole
+
+
+def _activations(problem: Problem) -> int:
+    if Offload.ACTIVATIONS not in (problem.plan.offload or ()):
+        return 0
+    step = problem.step
+    return step.checkpoints if problem.plan.checkpointing else problem.model.layers * step.layer
 
 
 def _is_single(plan: Plan) -> bool:
@@ -61,22 +69,22 @@ def _goes_to_gpu(plan: Plan) -> bool:
 
 
 def _loftq(problem: Problem) -> int:
-    loftq = problem.recipe.loftq
-    if loftq is None:
+    if problem.plan.loftq is None:
         return 0
     matrices = targeted(problem.model, problem.recipe.lora) or problem.model.linears
     largest = max(matrix.inputs * matrix.outputs for matrix in matrices)
-    if loftq.replaces:  # one matrix: fp32, its residual, and what it unpacks to
+    if problem.plan.loftq is Loftq.STAGED:  # one matrix: fp32, its residual, and what it unpacks to
         return 3 * largest * _FP32
-    return _levels(loftq, largest) + 4 * largest * _FP32
+    start = problem.recipe.loftq or LoftqStart()
+    return _levels(start, largest) + 4 * largest * _FP32
 
 
 def _largest(model: Architecture) -> int:
     return max(model.embedding, *(matrix.inputs * matrix.outputs for matrix in model.linears))
 
 
-def _levels(loftq: Loftq, numbers: int) -> int:
+def _levels(start: LoftqStart, numbers: int) -> int:
     """Give the bytes of a matrix's distance to each level of the format, for every number."""
-    if loftq.bits == _BITSANDBYTES_BITS:  # bitsandbytes quantizes in place
+    if start.bits == _BITSANDBYTES_BITS:  # bitsandbytes quantizes in place
         return int(numbers * PACKED_BYTES[Quantization.NF4])
-    return _LOFTQ_COPIES * numbers * (1 << loftq.bits) * _FP32
+    return _LOFTQ_COPIES * numbers * (1 << start.bits) * _FP32

@@ -39,8 +39,10 @@ Terms = Mapping[Term, int]
 class Method(str, Enum):
     """How an estimate was made."""
 
-    TRACE = "trace"  # one training step on fake tensors, replayed through the allocator's policy
+    TRACE = "trace"  # training steps on fake tensors, replayed through the allocator's policy
+    EXTRAPOLATED = "trace-extrapolated"  # the same over few layers, extended to all
     ANALYTIC = "analytic"  # a formula over the model's shape
+    SCALED = "analytic-scaled"  # the formula, corrected by a trace of another plan of the job
 
 
 class Fits(str, Enum):

@@ -10,7 +10,8 @@ from oomguard.evidence.verdict import Verdict
 from oomguard.job import Job
 from oomguard.ladder import Ladder
 from oomguard.plan import Plan
-from oomguard.prediction.predict import Prediction, Question, by_arithmetic
+from oomguard.prediction.predict import by_arithmetic
+from oomguard.prediction.question import Prediction, Question
 from oomguard.record import Step
 from oomguard.walk import DEVICE, HOST, walk
 

@@ -1,0 +1,143 @@
+"""Bring a traced step and the arithmetic together: names, sharding, scaling, cross-check."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+from oomguard.estimate import constants
+from oomguard.estimate.analytic import Problem, analytic, gradients, static
+from oomguard.estimate.formats import FOUR_BIT, PACKED_BYTES
+from oomguard.estimate.memory import Spread, Term, allocated
+from oomguard.plan import Allocator, Plan, Sharding
+
+#: Between trace and arithmetic more than this factor apart, one of them misses something.
+DISAGREEMENT = 1.35
+#: Around a trace: replays of jobs whose batches differ in length reserve up to a sixth more.
+SPREAD = Spread(low=0.96, high=1.1, context_bytes=constants.CUDA_CONTEXT_SPREAD_BYTES)
+#: Around arithmetic that was scaled to a trace of another plan of the same job.
+SCALED_SPREAD = Spread(low=0.85, high=1.2, context_bytes=constants.CUDA_CONTEXT_SPREAD_BYTES)
+_SCALE_AT_MOST = 3.0
+
+#: The dry run's words -> terms.
+_NAMES = {
+    "weights": Term.WEIGHTS,
+    "quantization": Term.QUANTIZATION_TEMPORARIES,
+    "quantization_temporaries": Term.QUANTIZATION_TEMPORARIES,
+    "trained_embeddings": Term.TRAINED_EMBEDDINGS,
+    "vision_tower": Term.MEDIA_TOWERS,
+    "audio_tower": Term.MEDIA_TOWERS,
+    "gradients": Term.GRADIENTS,
+    "optimizer": Term.OPTIMIZER,
+    "activations": Term.ACTIVATIONS,
+    "logits_and_loss": Term.LOGITS_AND_LOSS,
+    "attention_workspace": Term.ATTENTION_WORKSPACE,
+    "workspace": Term.WORKSPACES,
+}
+#: What arithmetic only guesses, and a trace knows.
+DYNAMIC = frozenset(
+    {
+        Term.ACTIVATIONS,
+        Term.LOGITS_AND_LOSS,
+        Term.ATTENTION_WORKSPACE,
+        Term.QUANTIZATION_TEMPORARIES,
+        Term.ALLOCATOR_SLACK,
+    }
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Traced:
+    """What the dry run answered for one plan: bytes, by its own words for the terms."""
+
+    allocated_bytes: int
+    reserved_bytes: int
+    reserved_expandable_bytes: int
+    terms: Mapping[str, int]
+    method: str
+    fits_replay: bool | None = None
+
+
+def is_sharded(plan: Plan) -> bool:
+    """Whether ranks share out more than the batch."""
+    return plan.sharding not in (None, Sharding.NONE)
+
+
+def traced_terms(traced: Traced, problem: Problem) -> dict[Term, int]:
+    """Give the terms of a traced step, with what stands outside of it on every rank."""
+    terms = _named(traced)
+    terms[Term.ALLOCATOR_SLACK] = _slack(traced, problem.plan)
+    if is_sharded(problem.plan):
+        return _shared_out(terms, problem)
+    fixed = static(problem)
+    adapter = min(fixed[Term.ADAPTER], terms.get(Term.WEIGHTS, 0))
+    quantized = _quantization_constants(problem, terms)
+    moved = {
+        Term.WEIGHTS: terms.get(Term.WEIGHTS, 0) - adapter + quantized,
+        Term.ADAPTER: adapter,
+        Term.QUANTIZATION_TEMPORARIES: terms.get(Term.QUANTIZATION_TEMPORARIES, 0) - quantized,
+        Term.COMMUNICATION_BUFFERS: fixed[Term.COMMUNICATION_BUFFERS],
+        Term.CUDA_CONTEXT: constants.CUDA_CONTEXT_BYTES,
+    }
+    return {**terms, **moved}
+
+
+def scaled(problem: Problem, reference: Problem, traced: Mapping[Term, int]) -> dict[Term, int]:
+    """Correct the arithmetic of one plan by the trace of another plan of the same job."""
+    terms, guessed = analytic(problem), analytic(reference)
+    for term in DYNAMIC:
+        known, guess = traced.get(term, 0), guessed.get(term, 0)
+        if known and guess:
+            ratio = min(_SCALE_AT_MOST, max(1 / _SCALE_AT_MOST, known / guess))
+            terms[term] = int(terms.get(term, 0) * ratio)
+    return terms
+
+
+def disagreement(traced: Mapping[Term, int], problem: Problem) -> float | None:
+    """Give traced over computed where they are further apart than they should be."""
+    ratio = allocated(traced) / allocated(analytic(problem))
+    apart = ratio > DISAGREEMENT or ratio < 1 / DISAGREEMENT
+    return ratio if apart else None
+
+
+def _named(traced: Traced) -> dict[Term, int]:
+    terms: dict[Term, int] = {}
+    for name, size in traced.terms.items():
+        if name != Term.ALLOCATOR_SLACK.value:
+            term = _NAMES.get(name, Term.OTHER)
+            terms[term] = terms.get(term, 0) + size
+    missing = traced.allocated_bytes - sum(terms.values())
+    # The allocator rounds every block up; what that adds belongs to no term of its own.
+    terms[Term.OTHER] = terms.get(Term.OTHER, 0) + max(0, missing)
+    return terms
+
+
+def _slack(traced: Traced, plan: Plan) -> int:
+    expandable = plan.allocator is Allocator.EXPANDABLE
+    reserved = traced.reserved_expandable_bytes if expandable else traced.reserved_bytes
+    return max(0, reserved - traced.allocated_bytes)
+
+
+def _quantization_constants(problem: Problem, terms: Mapping[Term, int]) -> int:
+    """Give the bytes of quantization constants, which stay: they are counted as weights."""
+    quantization = problem.plan.quantization
+    if quantization not in FOUR_BIT or quantization is None:
+        return 0
+    kept = int(problem.counts.linear * (PACKED_BYTES[quantization] - 0.5))
+    return min(kept, terms.get(Term.QUANTIZATION_TEMPORARIES, 0))
+
+
+def _shared_out(terms: dict[Term, int], problem: Problem) -> dict[Term, int]:
+    """Take what a step works with from the trace, and what stands in memory from arithmetic."""
+    dynamic = {term: terms.get(term, 0) for term in (*DYNAMIC, Term.OTHER)}
+    held = static(problem)
+    kept = gradients(problem) if problem.plan.accumulation > 1 else {}
+    both = {term: held.get(term, 0) + kept.get(term, 0) for term in {*held, *kept}}
+    tower = max(0, terms.get(Term.MEDIA_TOWERS, 0) - static(_alone(problem))[Term.MEDIA_TOWERS])
+    both[Term.MEDIA_TOWERS] = both.get(Term.MEDIA_TOWERS, 0) + tower
+    return {**both, **dynamic, Term.CUDA_CONTEXT: constants.CUDA_CONTEXT_BYTES}
+
+
+def _alone(problem: Problem) -> Problem:
+    plan = replace(problem.plan, sharding=Sharding.NONE, offload=frozenset())
+    return replace(problem, plan=plan, ranks=1, ranks_of_node=1)

@@ -1,0 +1,83 @@
+"""Put the plans of a job as the dry run takes them: JSON, one variant for each different step."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import msgspec
+
+from oomguard.estimate.analytic import LONGEST
+from oomguard.estimate.combine import is_sharded
+from oomguard.estimate.formats import formats
+from oomguard.plan import EmbeddingRows, Offload, Plan, Precision
+from oomguard.prediction.question import Question
+from oomguard.recipe import ALL_LINEAR, Attention, Format, Lora, Recipe
+
+VERSION = 1
+#: Fields of a plan that leave a training step as it is, or that are shared out beside it.
+_ELSEWHERE = (
+    *("low_cpu_mem_usage", "loader_workers", "pin_memory", "preprocess_workers", "allocator"),
+    *("eval_batch", "eval_accumulation", "prediction_loss_only", "auto_find_batch_size"),
+    *("sharding", "embedding_rows", "loftq"),
+)
+
+
+def variant(question: Question, plan: Plan) -> dict[str, object] | None:
+    """Give the step of one plan, without an id; None where the dry run has no such step.
+
+    Of a sharded plan only what the step works with is wanted: it is traced on one GPU, in the
+    formats that sharding brings, with an optimizer that adds nothing.
+    """
+    if plan.embedding_rows is EmbeddingRows.NEW:
+        return None
+    recipe = question.recipe
+    stored = formats(plan, recipe)
+    offload = (plan.offload or frozenset()) & {Offload.ACTIVATIONS}
+    step = replace(question.batched(plan), offload=offload)
+    if is_sharded(plan):
+        precision = plan.precision if stored.autocast else Precision.BF16_TRUE
+        step = replace(
+            step, optimizer="sgd", precision=precision, accumulation=max(2, plan.accumulation)
+        )
+    if step.sequence_length is None:
+        step = replace(step, sequence_length=LONGEST)
+    fields = msgspec.to_builtins(step, order="deterministic")
+    half = "fp16" if recipe.base is Format.FP16 else "bf16"
+    return {
+        "plan": {name: value for name, value in fields.items() if name not in _ELSEWHERE},
+        "recipe": {
+            **_recipe(recipe, plan),
+            "weights_dtype": half if stored.base_bytes == Format.BF16.size_bytes else "fp32",
+            "trainable_dtype": half if stored.trained_bytes == Format.BF16.size_bytes else "fp32",
+        },
+    }
+
+
+def model(question: Question) -> dict[str, object]:
+    """Give the model as the dry run builds it."""
+    return {"family": question.model.family.value, "config": dict(question.model.config)}
+
+
+def _recipe(recipe: Recipe, plan: Plan) -> dict[str, object]:
+    attention = Attention.SDPA if recipe.attention is Attention.FLASH else recipe.attention
+    return {
+        "framework": recipe.framework,
+        "lora": _lora(recipe.lora, plan) if recipe.lora is not None else None,
+        "new_tokens": recipe.new_tokens,
+        "train_embeddings": recipe.train_embeddings,
+        "foreach": recipe.foreach,
+        "max_grad_norm": recipe.max_grad_norm,
+        "attention": attention.value,
+        "media": {"images": recipe.images} if recipe.images else {},
+    }
+
+
+def _lora(lora: Lora, plan: Plan) -> dict[str, object]:
+    every = ALL_LINEAR in lora.targets
+    return {
+        "rank": plan.lora_rank or lora.rank,
+        "alpha": lora.alpha,
+        "targets": ALL_LINEAR if every else list(lora.targets) or None,
+        "dropout": lora.dropout,
+        "modules_to_save": list(lora.saved),
+    }
