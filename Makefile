@@ -7,7 +7,7 @@ export HF_HUB_OFFLINE = 1
 export TRANSFORMERS_OFFLINE = 1
 export HF_DATASETS_OFFLINE = 1
 
-.PHONY: quickstart test gates unit frameworks environments overhead schema clean
+.PHONY: quickstart test gates unit frameworks environments overhead schema strategies-table clean
 
 $(VENV)/.dev: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -50,6 +50,11 @@ overhead: $(VENV)/.dev
 schema: $(VENV)/.dev
 	$(BIN)/python -c "import json; from oomguard.report import schema; print(json.dumps(schema(), indent=2))" \
 	  > src/oomguard/fit-report.schema.json
+
+# The table of the guide follows the strategies' files.
+strategies-table: $(VENV)/.dev
+	sed -i '/^<!-- made by/q' docs/strategies.md
+	$(BIN)/oomguard ladder --markdown >> docs/strategies.md
 
 clean:
 	rm -rf $(VENV) dist build .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

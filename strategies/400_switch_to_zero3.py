@@ -7,10 +7,10 @@ from oomguard.strategy import (
     Kind,
     Phase,
     Plan,
-    Quantization,
     Remedy,
     Sharding,
     Strategy,
+    ready_for_zero3,
     replace,
 )
 
@@ -18,15 +18,11 @@ LESS = frozenset({Sharding.NONE, Sharding.ZERO1, Sharding.ZERO2})
 
 
 def change(job: Job, plan: Plan) -> Plan | None:
-    """Switch to ZeRO-3, where there are ranks to share with and no quantized base was asked for.
-
-    ZeRO-3 and a quantized base branch: together they can need more memory than either
-    (transformers#24395, peft#2016), so a quantization that a rung brought in goes again.
-    """
-    asked = job.asked.quantization
-    if job.world.size == 1 or asked not in (None, Quantization.NONE) or plan.sharding not in LESS:
+    """Switch to ZeRO-3, where there are ranks to share with."""
+    base = ready_for_zero3(job, plan)
+    if job.world.size == 1 or base is None or plan.sharding not in LESS:
         return None
-    return replace(plan, sharding=Sharding.ZERO3, quantization=asked)
+    return replace(base, sharding=Sharding.ZERO3)
 
 
 STRATEGY = Strategy(

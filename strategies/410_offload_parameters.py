@@ -9,10 +9,10 @@ from oomguard.strategy import (
     Offload,
     Phase,
     Plan,
-    Quantization,
     Remedy,
     Sharding,
     Strategy,
+    ready_for_zero3,
     replace,
 )
 
@@ -21,15 +21,10 @@ def change(job: Job, plan: Plan) -> Plan | None:
     """Offload the parameters; on one GPU too, where ZeRO-3 by itself would be no remedy."""
     if job.device is Device.CPU or plan.offload is None or Offload.PARAMETERS in plan.offload:
         return None
-    asked = job.asked.quantization
-    if asked not in (None, Quantization.NONE) or plan.sharding in (None, Sharding.FSDP):
+    base = ready_for_zero3(job, plan)
+    if base is None or plan.sharding in (None, Sharding.FSDP):
         return None
-    return replace(
-        plan,
-        sharding=Sharding.ZERO3,
-        offload=plan.offload | {Offload.PARAMETERS},
-        quantization=asked,  # see `switch_to_zero3`
-    )
+    return replace(base, sharding=Sharding.ZERO3, offload=plan.offload | {Offload.PARAMETERS})
 
 
 STRATEGY = Strategy(

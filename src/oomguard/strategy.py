@@ -97,6 +97,20 @@ def trains_much(job: Job, plan: Plan) -> bool:
     return plan.tuning is not Tuning.LORA or bool(job.trained_embeddings)
 
 
+def ready_for_zero3(job: Job, plan: Plan) -> Plan | None:
+    """Give back what does not stack with ZeRO-3; None where the user asked for it.
+
+    With a quantized base both can need more memory than either (transformers#24395, peft#2016);
+    weights in bf16 alone leave it no fp32 copy to share out.
+    """
+    if job.asked.quantization not in (None, Quantization.NONE):
+        return None
+    brought_in = plan.precision is not job.asked.precision
+    if plan.precision is Precision.BF16_TRUE and brought_in:
+        plan = replace(plan, precision=Precision.BF16_MIXED)
+    return replace(plan, quantization=job.asked.quantization)
+
+
 def divisor_at_most(number: int, limit: int) -> int:
     """Give the largest divisor of `number` that is at most `limit` (at least 1)."""
     return next(d for d in range(max(1, min(number, limit)), 0, -1) if number % d == 0)
@@ -127,6 +141,7 @@ __all__ = [
     "Tuning",
     "Verdict",
     "divisor_at_most",
+    "ready_for_zero3",
     "replace",
     "trains_much",
 ]

@@ -293,6 +293,14 @@ REFUSALS = (
         ),
     ),
     Refusal(
+        message="LLaMA-Factory loads the base of an adapter in bf16 already.",
+        when=lambda _, job, plan: (
+            plan.precision is Precision.BF16_TRUE
+            and job.asked.precision is not Precision.BF16_TRUE
+            and job.asked.tuning is Tuning.LORA
+        ),
+    ),
+    Refusal(
         message="LLaMA-Factory 0.9.5 has no setting for PEFT's trainable_token_indices.",
         when=lambda _, job, plan: (
             plan.embedding_rows is not job.asked.embedding_rows

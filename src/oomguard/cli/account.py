@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.text import Text
 
 from oomguard.checkpoint import Continuation, Mode
-from oomguard.decide import RECYCLE
+from oomguard.decide import FITS, RECYCLE
 from oomguard.evidence.verdict import Kind, Verdict
 from oomguard.growth import Growth
 from oomguard.job import Job
@@ -183,7 +183,7 @@ def _exit_line(attempt: Attempt) -> str:
         return ""
     took = f" ({attempt.seconds:.0f} s)" if attempt.seconds is not None else ""
     steps = f"after {attempt.steps_done} optimizer step{'' if attempt.steps_done == 1 else 's'}"
-    if attempt.stopped == RECYCLE:
+    if attempt.stopped in (RECYCLE, FITS):
         return f"stopped {steps}{_peaks(attempt)}{took}"
     if verdict.kind is Kind.OK:
         return f"the job ended well {steps}{_peaks(attempt)}{took}"

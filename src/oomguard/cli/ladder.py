@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import click
@@ -16,10 +17,14 @@ from oomguard.strategy import Strategy
 @click.option(
     "--strategies", type=click.Path(path_type=Path), help="A folder of strategies of your own."
 )
+@click.option("--markdown", is_flag=True, help="As the table of the guide.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout.")
-def command(ladder: str | None, strategies: Path | None, as_json: bool) -> None:
+def command(ladder: str | None, strategies: Path | None, markdown: bool, as_json: bool) -> None:
     """List the strategies in the order in which they are tried."""
     rungs = select(load_strategies(strategies), ladder)
+    if markdown:
+        click.echo(table(rungs))
+        return
     if as_json:
         print_json({"strategies": [_row(strategy) for strategy in rungs]})
         return
@@ -29,6 +34,23 @@ def command(ladder: str | None, strategies: Path | None, as_json: bool) -> None:
         answers = ", ".join(strategy_remedies(strategy)) or "applied before the first attempt"
         click.echo(f"{strategy.id:<{width}}  {row['fidelity']:<11}  {strategy.summary}")
         click.echo(f"{'':<{width}}  {'':<11}  for: {answers}")
+
+
+def table(rungs: Sequence[Strategy]) -> str:
+    """Give the strategies as a Markdown table."""
+    rows = [
+        "| strategy | what it does | cost | answers | passed over where |",
+        "|---|---|---|---|---|",
+    ]
+    for strategy in rungs:
+        answers = "<br>".join(strategy_remedies(strategy)) or "before the first attempt"
+        again = " (again while it gives something)" if strategy.repeat else ""
+        needs = "".join(f"; needs {package}" for package in strategy.needs)
+        rows.append(
+            f"| `{strategy.id}` | {strategy.summary}{again}{needs} | {strategy.fidelity.value} "
+            f"| {answers} | {strategy.otherwise} |"
+        )
+    return "\n".join(rows)
 
 
 def strategy_remedies(strategy: Strategy) -> list[str]:

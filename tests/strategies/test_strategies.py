@@ -1,0 +1,237 @@
+"""Each strategy by itself: what it changes, where it has nothing to give, what it answers."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+
+from generators import jobs, make_job
+from oomguard.cli.ladder import table
+from oomguard.discover import load_strategies
+from oomguard.evidence.verdict import Kind, Phase, Verdict
+from oomguard.job import Device, Job, Lengths, World
+from oomguard.ladder import CLASSIC
+from oomguard.plan import (
+    Allocator,
+    EmbeddingRows,
+    LossKernel,
+    Offload,
+    Part,
+    Plan,
+    Precision,
+    Quantization,
+    Sharding,
+    Tuning,
+    differences,
+)
+from oomguard.strategy import Fidelity
+
+ALL = {strategy.id: strategy for strategy in load_strategies()}
+GUIDE = Path(__file__).parents[2] / "docs" / "strategies.md"
+CPU: dict[str, Any] = {"device": Device.CPU}
+TWO: dict[str, Any] = {"world": World(per_node=2)}
+MEDIA: dict[str, Any] = {"multimodal": True}
+LORA = {"tuning": Tuning.LORA, "quantization": Quantization.NONE}
+FULL = {"tuning": Tuning.FULL, "optimizer": "adamw_torch"}
+NOTHING = frozenset[Offload]()
+PINNED: dict[str, Any] = {"offload": NOTHING, "sharding": Sharding.NONE}
+TOWER = frozenset({Part.VISION_TOWER})
+
+
+def job_of(plan: dict[str, Any], job: dict[str, Any] | None = None) -> Job:
+    return make_job(Plan(**{"micro_batch": 4, "accumulation": 2, **plan}), **(job or {}))
+
+
+def lengths(*tokens: int, **more: Any) -> dict[str, Any]:
+    found = Lengths(samples=len(tokens), sorted_tokens=tokens, counted_by="a guess", **more)
+    return {"lengths": found}
+
+
+@pytest.mark.parametrize(
+    ("name", "plan", "job", "changed"),
+    [
+        ("disable_auto_find_batch_size", {"auto_find_batch_size": True}, {},
+         {"auto_find_batch_size": False}),
+        ("expandable_segments", {"allocator": Allocator.DEFAULT}, {},
+         {"allocator": Allocator.EXPANDABLE}),
+        ("fused_loss", {"loss_kernel": LossKernel.EAGER}, {}, {"loss_kernel": LossKernel.FUSED}),
+        ("halve_eval_batch", {"eval_batch": 8}, {}, {"eval_batch": 4}),
+        ("move_predictions_to_host", {"eval_accumulation": 0}, {}, {"eval_accumulation": 1}),
+        ("evaluate_loss_only", {"prediction_loss_only": False}, {}, {"prediction_loss_only": True}),
+        ("fewer_loader_workers", {"loader_workers": 5}, {}, {"loader_workers": 2}),
+        ("fewer_loader_workers", {"loader_workers": 1}, {}, {"loader_workers": 0}),
+        ("fewer_preprocess_workers", {"preprocess_workers": 16}, {}, {"preprocess_workers": 8}),
+        ("unpin_memory", {"pin_memory": True}, {}, {"pin_memory": False}),
+        ("halve_micro_batch", {}, {}, {"micro_batch": 2, "accumulation": 4}),
+        ("gradient_checkpointing", {"checkpointing": False}, {}, {"checkpointing": True}),
+        ("switch_to_zero2", {**FULL, **PINNED}, TWO, {"sharding": Sharding.ZERO2}),
+        ("switch_to_zero2", {**LORA, **PINNED}, {**TWO, "trained_embeddings": ("lm_head",)},
+         {"sharding": Sharding.ZERO2}),
+        ("offload_optimizer", {**FULL, **PINNED}, {},
+         {"sharding": Sharding.ZERO2, "offload": frozenset({Offload.OPTIMIZER})}),
+        ("offload_optimizer", {**FULL, "offload": NOTHING, "sharding": Sharding.ZERO3}, TWO,
+         {"offload": frozenset({Offload.OPTIMIZER})}),
+        ("offload_activations", PINNED, {}, {"offload": frozenset({Offload.ACTIVATIONS})}),
+        ("bf16_for_fp32", {"precision": Precision.FP32}, {}, {"precision": Precision.BF16_MIXED}),
+        ("bf16_weights", {"precision": Precision.BF16_MIXED}, {},
+         {"precision": Precision.BF16_TRUE}),
+        ("eight_bit_optimizer", FULL, {}, {"optimizer": "adamw_bnb_8bit"}),
+        ("eight_bit_optimizer", {"optimizer": "AdamW"}, {},
+         {"optimizer": "bitsandbytes.optim.AdamW8bit"}),
+        ("paged_optimizer", {"optimizer": "adamw_bnb_8bit"}, {}, {"optimizer": "paged_adamw_8bit"}),
+        ("eight_bit_base", LORA, {}, {"quantization": Quantization.INT8}),
+        ("train_new_rows", {"embedding_rows": EmbeddingRows.ALL},
+         {"trained_embeddings": ("embed_tokens",)}, {"embedding_rows": EmbeddingRows.NEW}),
+        ("cut_media_pixels", {"image_pixels": 768**2, "video_pixels": 256**2}, MEDIA,
+         {"image_pixels": 768**2 // 2, "video_pixels": 256**2 // 2}),
+        ("cut_media_pixels", {"image_pixels": 60_000}, MEDIA, {"image_pixels": 224**2}),
+        ("cut_cutoff_len", {"sequence_length": 2048}, {}, {"sequence_length": 1024}),
+        ("cut_cutoff_len", {"sequence_length": 300}, {}, {"sequence_length": 256}),
+        ("cut_cutoff_len", {"sequence_length": 8192}, lengths(100, 1500),
+         {"sequence_length": 1024}),
+        ("cut_cutoff_len", {"sequence_length": 8192}, lengths(100, 1500, filled=True),
+         {"sequence_length": 4096}),
+        ("cut_cutoff_len", {"sequence_length": 2048}, {**MEDIA, **lengths(3000, least=1500)},
+         {"sequence_length": 1500}),
+        ("freeze_vision_tower_and_projector", {"frozen": frozenset()}, MEDIA,
+         {"frozen": TOWER | {Part.PROJECTOR}}),
+        ("projector_only", {**FULL, "frozen": TOWER | {Part.PROJECTOR}}, MEDIA,
+         {"frozen": TOWER | {Part.LANGUAGE_MODEL}}),
+        ("switch_to_zero3", PINNED, TWO, {"sharding": Sharding.ZERO3}),
+        ("offload_parameters", PINNED, {},
+         {"sharding": Sharding.ZERO3, "offload": frozenset({Offload.PARAMETERS})}),
+        ("lora_instead_of_full", FULL, {}, {"tuning": Tuning.LORA}),
+        ("halve_lora_rank", {**LORA, "lora_rank": 24}, {}, {"lora_rank": 12}),
+        ("halve_lora_rank", {**LORA, "lora_rank": 10}, {}, {"lora_rank": 8}),
+        ("enable_qlora", LORA, {}, {"quantization": Quantization.NF4_DOUBLE}),
+        ("low_cpu_mem_usage", {"low_cpu_mem_usage": False}, {}, {"low_cpu_mem_usage": True}),
+    ],
+)  # fmt: skip
+def test_what_a_strategy_changes(name, plan, job, changed):
+    asked = job_of(plan, job)
+    assert ALL[name].change(asked, asked.asked) == replace(asked.asked, **changed)
+
+
+@pytest.mark.parametrize(
+    ("name", "plan", "job"),
+    [
+        ("expandable_segments", {"allocator": Allocator.EXPANDABLE}, {}),
+        ("fused_loss", {"loss_kernel": LossKernel.EAGER}, CPU),
+        ("halve_eval_batch", {"eval_batch": 1}, {}),
+        ("move_predictions_to_host", {"eval_accumulation": 0}, CPU),
+        ("fewer_loader_workers", {"loader_workers": 0}, {}),
+        ("fewer_preprocess_workers", {"preprocess_workers": 1}, {}),
+        ("unpin_memory", {"pin_memory": True}, CPU),
+        ("halve_micro_batch", {"micro_batch": 1}, {}),
+        ("switch_to_zero2", {**FULL, **PINNED}, {}),
+        ("switch_to_zero2", {**LORA, **PINNED}, TWO),
+        ("offload_optimizer", {**FULL, **PINNED}, CPU),
+        ("offload_optimizer", {**LORA, **PINNED, "optimizer": "adamw_torch"}, {}),
+        ("offload_optimizer", {**FULL, **PINNED, "optimizer": "adamw_bnb_8bit"}, {}),
+        ("offload_activations", PINNED, CPU),
+        ("bf16_for_fp32", {"precision": Precision.FP32}, {"bfloat16": False}),
+        ("bf16_weights", {"precision": Precision.FP16_MIXED}, {}),
+        ("eight_bit_optimizer", {**LORA, "optimizer": "adamw_torch"}, {}),
+        ("eight_bit_optimizer", {**FULL, "offload": frozenset({Offload.OPTIMIZER})}, {}),
+        ("paged_optimizer", {"optimizer": "adamw_bnb_8bit"}, CPU),
+        ("eight_bit_base", {**LORA, "quantization": Quantization.NF4}, {}),
+        ("train_new_rows", {"embedding_rows": EmbeddingRows.ALL}, {}),
+        ("cut_media_pixels", {"image_pixels": 224**2, "video_pixels": 112**2}, MEDIA),
+        ("cut_cutoff_len", {"sequence_length": 256}, {}),
+        ("cut_cutoff_len", {"sequence_length": 2048}, MEDIA),
+        ("cut_cutoff_len", {"sequence_length": 1500}, {**MEDIA, **lengths(3000, least=1500)}),
+        ("projector_only", {**LORA, "frozen": TOWER}, MEDIA),
+        ("switch_to_zero3", PINNED, {}),
+        ("switch_to_zero3", {**PINNED, "quantization": Quantization.NF4}, TWO),
+        ("offload_parameters", {**PINNED, "quantization": Quantization.NF4}, {}),
+        ("offload_parameters", PINNED, CPU),
+        ("lora_instead_of_full", LORA, {}),
+        ("halve_lora_rank", {**LORA, "lora_rank": 8}, {}),
+        ("enable_qlora", {**LORA, "quantization": Quantization.FP4}, {}),
+    ],
+)
+def test_where_a_strategy_has_nothing_to_give(name, plan, job):
+    asked = job_of(plan, job)
+    assert ALL[name].change(asked, asked.asked) is None
+
+
+@pytest.mark.parametrize("strategy", ALL.values(), ids=ALL)
+def test_a_framework_that_has_no_such_choice_is_left_alone(strategy):
+    """A plan of which nothing is known but the batch; only that one changes."""
+    job = job_of({"micro_batch": 1})
+    assert strategy.change(job, job.asked) is None
+    assert strategy.otherwise != "it would change nothing", "say what it means"
+
+
+@pytest.mark.parametrize("strategy", ALL.values(), ids=ALL)
+@given(job=jobs)
+@settings(max_examples=30)
+def test_a_change_keeps_the_batch_of_a_step_and_comes_to_an_end(strategy, job):
+    plan = job.asked
+    for _ in range(64):
+        changed = strategy.change(job, plan)
+        if changed is None:
+            return
+        assert differences(plan, changed)
+        assert changed.rank_batch == plan.rank_batch
+        strategy.tell(job, plan, changed)
+        plan = changed
+        if not strategy.repeat:
+            return
+    pytest.fail("it gives something without end")
+
+
+@pytest.mark.parametrize(
+    ("kind", "phase", "first"),
+    [
+        (Kind.DEVICE_OOM, Phase.EVAL, "expandable_segments"),
+        (Kind.HOST_OOM, Phase.EVAL, "evaluate_loss_only"),
+        (Kind.HOST_OOM, Phase.PREPROCESS, "fewer_preprocess_workers"),
+        (Kind.HOST_OOM, Phase.FORWARD, "fewer_loader_workers"),
+        (Kind.SHM_OOM, Phase.UNKNOWN, "fewer_loader_workers"),
+        (Kind.PINNED_OOM, Phase.UNKNOWN, "unpin_memory"),
+        (Kind.HOST_OOM, Phase.LOAD, "low_cpu_mem_usage"),
+        (Kind.DEVICE_OOM, Phase.LOAD, "bf16_weights"),
+    ],
+)
+def test_the_first_remedy_for_a_failure(kind, phase, first):
+    job = job_of({})
+    verdict = Verdict(kind=kind, phase=phase)
+    assert next(s.id for s in ALL.values() if s.cures(job, verdict)) == first
+
+
+def test_the_classic_six_keep_their_order_in_the_whole_ladder():
+    assert [name for name in ALL if name in CLASSIC] == list(CLASSIC)
+
+
+def test_what_costs_nothing_stands_before_what_costs_something_but_for_the_classic_order():
+    classic_math = {"switch_to_zero3", "offload_parameters", "low_cpu_mem_usage"}
+    costs = [s.fidelity.cost for s in ALL.values() if s.id not in classic_math]
+    assert costs == sorted(costs)
+
+
+def test_a_cut_says_what_share_of_the_tokens_it_loses():
+    cut = ALL["cut_cutoff_len"]
+    plan = {"sequence_length": 2000}
+    known = job_of(plan, lengths(500, 1500, 2000))
+    shorter = cut.change(known, known.asked)
+    assert cut.tell(known, known.asked, shorter) == (
+        "loses 37.5% of the tokens (counted by a guess)"
+    )
+    chunked = job_of(plan, lengths(2000, chunked=True))
+    assert "loses no token" in cut.tell(chunked, chunked.asked, shorter)
+    assert cut.tell(job_of(plan), job_of(plan).asked, shorter) == ""
+
+
+def test_the_table_of_the_guide_is_that_of_the_files():
+    _, written = GUIDE.read_text().split("do not edit below -->\n")
+    assert written == table(tuple(ALL.values())) + "\n", "run: make strategies-table"
+
+
+def test_every_summary_fits_a_line_of_the_account():
+    assert [s.id for s in ALL.values() if len(s.summary) > 100] == []
+    assert {s.fidelity for s in ALL.values()} == set(Fidelity)
