@@ -2,7 +2,7 @@
 
 | state    | event                                        | action                      |
 |----------|----------------------------------------------|-----------------------------|
-| NEW      | RunStarted                                   | Launch the asked plan       |
+| NEW      | RunStarted, Resumed                          | Launch the asked plan       |
 | RUNNING  | an out-of-memory error is sure, on any rank  | Stop the whole group        |
 | RUNNING  | Saved, and growing memory will run out first | Stop, to begin again there  |
 | RUNNING  | no sign of life for the hang timeout         | Stop                        |
@@ -10,6 +10,8 @@
 | RUNNING  | Signalled                                    | Stop the whole group        |
 | RUNNING, STOPPING | Exited, for want of memory          | WaitForDevice               |
 | RUNNING, STOPPING | Exited, otherwise                   | Finish                      |
+| WAITING  | Resumed                                      | as after the Exited before  |
+| RUNNING, WAITING | CutShort                             | WaitForDevice               |
 | WAITING  | DeviceFree, the plan was not at fault        | Launch the same plan        |
 | WAITING  | DeviceFree, a trial is left                  | Launch it                   |
 | WAITING  | DeviceFree, after the trials                 | Launch the best that fits   |
@@ -30,11 +32,13 @@ from oomguard.ladder import Ladder
 from oomguard.plan import Plan
 from oomguard.record import (
     Attempt,
+    CutShort,
     DeviceFree,
     Event,
     Exited,
     Progress,
     Purpose,
+    Resumed,
     RunRecord,
     RunStarted,
     Saved,
@@ -43,6 +47,7 @@ from oomguard.record import (
     State,
     Status,
     Step,
+    begun,
 )
 
 #: Seconds that a job may go on after its log said out of memory. It may have caught the error and
@@ -107,16 +112,17 @@ def decide(record: RunRecord, event: Event, ladder: Ladder) -> Action | None:
             return _on_exit(record, event.verdict)
         case DeviceFree():
             return _on_device(record, event, ladder)
-        case RunStarted():
-            return _first(event, ladder)
+        case RunStarted() | Resumed() | CutShort():
+            return _on_beginning(record, event, ladder)
     return _on_news(record, event, ladder) if record.state is State.RUNNING else None
 
 
-def _first(event: RunStarted, ladder: Ladder) -> Launch:
-    if event.limits.grow:
-        plan, steps, path = relax.smallest(event.job, ladder)
+def _first(record: RunRecord, ladder: Ladder) -> Launch:
+    job, limits = begun(record)
+    if limits.grow:
+        plan, steps, path = relax.smallest(job, ladder)
         return Launch(plan=plan, steps=steps, path=path)
-    plan, steps = ladder.prepare(event.job)
+    plan, steps = ladder.prepare(job)
     return Launch(plan=plan, steps=steps)
 
 
@@ -130,6 +136,21 @@ def _on_news(record: RunRecord, event: Event, ladder: Ladder) -> Action | None:
     if proven and relax.next_trial(record, ladder, record.last) is not None:
         return Stop(reason=FITS)
     return Stop(reason=HANG) if _hangs(record, event.t) else None
+
+
+def _on_beginning(record: RunRecord, event: Event, ladder: Ladder) -> Action | None:
+    """Begin, or go on where another supervisor ended.
+
+    Of an attempt that it left, an event will say how it ended: Exited or CutShort.
+    """
+    if not record.attempts:
+        return _first(record, ladder)
+    if isinstance(event, CutShort):
+        return WaitForDevice()
+    verdict = record.last.verdict
+    if verdict is None or verdict.kind is Kind.INTERRUPTED:
+        return None
+    return _on_exit(record, verdict)
 
 
 def _on_signal(record: RunRecord, event: Signalled) -> Action | None:
@@ -230,7 +251,7 @@ def _on_device(record: RunRecord, event: DeviceFree, ladder: Ladder) -> Action:
     if not event.free:
         return Finish(status=Status.FAILED, reason=f"the device did not become free: {event.busy}")
     again = ladder.begin(job, last.plan, record.checkpoints, damaged=_damaged(record))
-    if _same_plan_goes_on(record, why, again):
+    if why.kind is Kind.INTERRUPTED or _same_plan_goes_on(record, why, again):
         return Launch(plan=last.plan, begins=again, purpose=last.purpose, path=last.path)
     if last.stopped == FITS or last.purpose is Purpose.TRIAL:
         return _after_trial(record, job, ladder)

@@ -74,6 +74,8 @@ class Limits:
 
     `relax` takes back changes that turn out to be unnecessary; `grow` begins small instead of as
     asked, and grows to the largest that fits.
+    `grace_s` is what the job gets to write a checkpoint once oomguard is asked to stop;
+    `strategies` a user's own folder of them (absolute), `inside` whether the reporter is used.
     """
 
     ladder: tuple[str, ...]
@@ -85,6 +87,9 @@ class Limits:
     hang_timeout_s: float | None = None
     relax: bool = False
     grow: bool = False
+    grace_s: float = 30.0
+    strategies: str | None = None
+    inside: bool = True
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -96,13 +101,31 @@ class Event:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunStarted(Event):
-    """The first event: what was asked, by which version, at which time of day (ISO 8601, UTC)."""
+    """The first event: what was asked, by which version, at which time of day (ISO 8601, UTC).
+
+    `masked` says that secrets in the job are masked, and `job.json` holds it as it was asked.
+    """
 
     run: str
     version: str
     at: str
     job: Job
     limits: Limits
+    masked: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Resumed(Event):
+    """Another supervisor took the run over, `at` this time of day; `t` went on without the gap.
+
+    `cut_bytes` is how much of an incomplete last event was dropped; `grace_s` is from now on what
+    the job gets, where it was given anew.
+    """
+
+    version: str
+    at: str
+    cut_bytes: int = 0
+    grace_s: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -111,9 +134,13 @@ class Planned(Event):
 
     `path` names the strategies that lead from what was asked to its plan, in their order;
     `steps` are those that are new in it, `undone` those of the plan before that are not.
+    `mark` is in the environment of all its processes; `before` are the checkpoints that lay there
+    already, each with the time of its newest change (ns), None where that is not known.
     """
 
     attempt: int
+    mark: str = ""
+    before: Mapping[str, int] | None = None
     plan: Plan
     steps: tuple[Step, ...] = ()
     skipped: tuple[Skip, ...] = ()
@@ -125,12 +152,16 @@ class Planned(Event):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Started(Event):
-    """The attempt's process exists; `kernel_watched` says whether OOM kills would be seen."""
+    """The attempt's process exists; `kernel_watched` says whether OOM kills would be seen.
+
+    `cgroup` is the folder of the memory cgroup of its own, where it has one.
+    """
 
     attempt: int
     pid: int
     command: str
     kernel_watched: bool
+    cgroup: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -188,10 +219,21 @@ class Stopping(Event):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Exited(Event):
-    """The attempt's process ended; `verdict` is what is concluded from all that was seen."""
+    """The attempt's process ended; `verdict` is what is concluded from all that was seen.
+
+    `returncode` is None where nobody was there to see it.
+    """
 
     attempt: int
-    returncode: int
+    returncode: int | None
+    verdict: Verdict
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CutShort(Event):
+    """The attempt ended with its supervisor, or by a signal to it: its plan is not at fault."""
+
+    attempt: int
     verdict: Verdict
 
 
@@ -233,6 +275,7 @@ class Finished(Event):
 
 _KINDS = {
     "run_started": RunStarted,
+    "resumed": Resumed,
     "planned": Planned,
     "started": Started,
     "progress": Progress,
@@ -241,6 +284,7 @@ _KINDS = {
     "saved": Saved,
     "stopping": Stopping,
     "exited": Exited,
+    "cut_short": CutShort,
     "signalled": Signalled,
     "device_free": DeviceFree,
     "finished": Finished,
@@ -409,7 +453,12 @@ class RunRecord:
     @property
     def checkpoints(self) -> tuple[tuple[Checkpoint, Plan], ...]:
         """The whole checkpoints of this run, each with the plan that it was written under."""
-        return tuple((c, a.plan) for a in self.attempts for c in a.checkpoints)
+        kept: dict[str, tuple[Checkpoint, Plan]] = {}
+        for attempt in self.attempts:
+            for path in attempt.damaged:
+                kept.pop(path, None)
+            kept.update({found.path: (found, attempt.plan) for found in attempt.checkpoints})
+        return tuple(kept.values())
 
     def with_last(self, attempt: Attempt, state: State | None = None) -> RunRecord:
         """Put another version of the newest attempt in its place."""
@@ -431,6 +480,24 @@ class RunRecord:
             job=event.job,
             limits=event.limits,
         )
+
+    def _resumed(self, event: Resumed) -> RunRecord:
+        limits = self.limits
+        if limits is not None and event.grace_s is not None:
+            limits = replace(limits, grace_s=event.grace_s)
+        going_on = replace(
+            self,
+            limits=limits,
+            signum=None,
+            status=None,
+            reason="",
+            skipped_last=(),
+            ended_t=None,
+        )
+        if not self.attempts:
+            return replace(going_on, state=State.NEW)
+        ended = self.last.verdict is not None
+        return replace(going_on, state=State.WAITING if ended else State.RUNNING)
 
     def _planned(self, event: Planned) -> RunRecord:
         attempt = Attempt(
@@ -476,6 +543,12 @@ class RunRecord:
         )
         return self.with_last(ended, State.WAITING)
 
+    def _cut_short(self, event: CutShort) -> RunRecord:
+        ended_t = event.t if self.last.ended_t is None else self.last.ended_t
+        return self.with_last(
+            replace(self.last, ended_t=ended_t, verdict=event.verdict), State.WAITING
+        )
+
     def _device_free(self, event: DeviceFree) -> RunRecord:
         return self.with_last(
             replace(self.last, checkpoints=event.checkpoints, damaged=event.damaged)
@@ -493,6 +566,13 @@ class RunRecord:
             skipped_last=event.skipped,
             ended_t=event.t,
         )
+
+
+def begun(record: RunRecord) -> tuple[Job, Limits]:
+    """Give the job and the limits of a run that was started."""
+    if record.job is None or record.limits is None:
+        raise AssertionError("the first event names job and limits")
+    return record.job, record.limits
 
 
 def replay(events: Iterable[Event]) -> RunRecord:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import msgspec
 
 from oomguard.checkpoint import Continuation
 from oomguard.evidence.verdict import Verdict
 from oomguard.job import Device, Job, World
+from oomguard.masking import mask_verdict
 from oomguard.plan import Change, Plan, differences
 from oomguard.record import Attempt, Limits, RunRecord, Skip, Status, Step
 from oomguard.redact import redact
@@ -145,20 +146,12 @@ def _attempt(attempt: Attempt) -> AttemptReport:
         optimizer_steps=attempt.steps_done,
         returncode=attempt.returncode,
         stopped=attempt.stopped,
-        verdict=_redacted(attempt.verdict),
+        verdict=mask_verdict(attempt.verdict) if attempt.verdict else None,
         host_peak_bytes=attempt.host_peak_bytes,
         device_peak_bytes=attempt.device_peak_bytes,
         reserved_peak_bytes=attempt.reserved_peak_bytes,
         command=redact(attempt.command),
     )
-
-
-def _redacted(verdict: Verdict | None) -> Verdict | None:
-    if verdict is None:
-        return None
-    evidence = tuple(replace(found, text=redact(found.text)) for found in verdict.evidence)
-    root = redact(verdict.root) if verdict.root else None
-    return replace(verdict, root=root, evidence=evidence)
 
 
 def _requested(record: RunRecord) -> int | None:

@@ -7,9 +7,16 @@ from pathlib import Path
 
 import pytest
 
+from generators import make_job, make_ladder
 from oomguard.errors import RunFolderError
-from oomguard.record import Signalled, replay
-from oomguard.store import RunFolder, read_events, write_json, write_text
+from oomguard.history import parse_history, read_events
+from oomguard.record import Limits, RunStarted, Signalled, replay
+from oomguard.store import RunFolder, write_json, write_text
+
+LIMITS = Limits(ladder=("halve_micro_batch",), allow=make_ladder().allow, max_attempts=20)
+STARTED = RunStarted(
+    t=0.0, run="run", version="0", at="2026-01-01T00:00:00Z", job=make_job(), limits=LIMITS
+)
 
 
 def test_a_run_folder_is_its_owners_alone(tmp_path):
@@ -21,14 +28,14 @@ def test_a_run_folder_is_its_owners_alone(tmp_path):
 
 def test_events_are_read_back_and_a_line_cut_off_is_left_out(tmp_path):
     folder = RunFolder.create(tmp_path, "run")
-    folder.append(Signalled(t=1.0, signum=2))
-    folder.append(Signalled(t=2.0, signum=15))
+    for event in (STARTED, Signalled(t=1.0, signum=2), Signalled(t=2.0, signum=15)):
+        folder.append(event)
     folder.close()
     path = folder.path / "events.jsonl"
     path.write_bytes(path.read_bytes()[:-7])
 
     events = list(read_events(path))
-    assert events == [Signalled(t=1.0, signum=2)]
+    assert events == [STARTED, Signalled(t=1.0, signum=2)]
     assert replay(events).signum == 2
 
 
@@ -79,12 +86,16 @@ def test_a_disk_without_room_is_an_error_before_anything_starts(tmp_path):
 
 def test_a_disk_that_fills_up_is_noted_and_the_run_goes_on(tmp_path):
     folder = RunFolder.create(tmp_path, "run")
-    os.close(folder._events.fileno())
-    full = os.open("/dev/full", os.O_WRONLY)
-    assert full == folder._events.fileno()
-    folder.append(Signalled(t=1.0, signum=2))
+    own, folder._events = folder._events, os.open("/dev/full", os.O_WRONLY)
+    folder.append(STARTED)
     assert isinstance(folder.lost, OSError)
+    os.close(folder._events)
+    folder._events = own
+    folder.append(Signalled(t=1.0, signum=2))
+    assert folder.lost is None
     folder.close()
+    events = parse_history((folder.path / "events.jsonl").read_bytes(), "events").events
+    assert events == (STARTED, Signalled(t=1.0, signum=2))
 
 
 def test_a_file_is_replaced_whole_or_not_at_all(tmp_path):

@@ -18,14 +18,15 @@ from oomguard.job import Job
 from oomguard.plan import Change, Plan, Value
 from oomguard.record import (
     Attempt,
+    CutShort,
     DeviceFree,
     Event,
     Exited,
     Finished,
     Growing,
-    Noticed,
     Planned,
     Purpose,
+    Resumed,
     RunRecord,
     RunStarted,
     Status,
@@ -70,6 +71,8 @@ class Account:
                 if event.job.trained_embeddings:
                     names = " and ".join(event.job.trained_embeddings)
                     self._line(f"new tokens make it train {names} in full, beside the adapter")
+            case Resumed() | CutShort():
+                self._line(_taken_over_line(event, record))
             case Planned():
                 self._planned(event, record)
             case Exited():
@@ -82,8 +85,6 @@ class Account:
                 self._line(f"the device did not become free: {event.busy}", "red")
             case Finished():
                 self._finished(record)
-            case Noticed():
-                pass
 
     def say(self, text: str, style: str = "") -> None:
         """Say one line of one's own."""
@@ -148,6 +149,15 @@ def _job_line(job: Job) -> str:
         f"{job.framework} on {job.device.value}: global batch {job.global_batch} "
         f"(micro {job.asked.micro_batch} x accumulation {job.asked.accumulation} x {processes})"
     )
+
+
+def _taken_over_line(event: Resumed | CutShort, record: RunRecord) -> str:
+    if isinstance(event, CutShort):
+        return f"attempt {event.attempt} was cut short: {event.verdict.root}"
+    cut = (
+        f"; {event.cut_bytes} bytes of an incomplete event were dropped" if event.cut_bytes else ""
+    )
+    return f"goes on with {record.run}, begun {record.at}{cut}"
 
 
 def _plan_line(plan: Plan) -> str:

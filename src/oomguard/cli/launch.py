@@ -2,36 +2,25 @@
 
 from __future__ import annotations
 
-import platform
-from datetime import datetime, timezone
+from dataclasses import replace
 from pathlib import Path
 
 import click
 
 from oomguard import __version__
 from oomguard.cli.account import Account
-from oomguard.cli.options import COMMAND, Size, WithCommand, shared
-from oomguard.cli.output import print_json
+from oomguard.cli.ending import now_at, surroundings, tell_end
+from oomguard.cli.options import COMMAND, GRACE_S, Size, WithCommand, grace, shared
 from oomguard.cli.request import RUNS, Prepared, prepare
 from oomguard.config import Options
-from oomguard.devices import gpus, host_memory
 from oomguard.engines.local import LocalEngine
-from oomguard.errors import ExitCode, UsageError, Where
+from oomguard.errors import UsageError, Where
 from oomguard.process.limits import CapBy
-from oomguard.record import RunRecord, RunStarted, Status
-from oomguard.report import FitReport
+from oomguard.record import RunStarted
 from oomguard.store import RunFolder
 from oomguard.strategy import Fidelity
 from oomguard.supervise.loop import Audience, Supervisor
 from oomguard.supervise.outcome import write_outcome
-from oomguard.units import show_bytes
-
-CODES = {
-    Status.FIT: ExitCode.TRAINED,
-    Status.FAILED: ExitCode.JOB_FAILED,
-    Status.EXHAUSTED: ExitCode.EXHAUSTED,
-    Status.INTERRUPTED: ExitCode.INTERRUPTED,
-}
 
 
 @click.command("launch", cls=WithCommand)
@@ -68,6 +57,7 @@ CODES = {
     default=None,
     help="Begin with short sequences and a micro batch of 1, and grow to the largest that fits.",
 )
+@grace
 @click.option("--runs", metavar="DIR", help=f"Where run folders go ({RUNS}).")
 @click.option("--name", metavar="NAME", help="The name of the run folder.")
 @click.option("--no-inside", is_flag=True, help="Without the reporter inside the job.")
@@ -82,6 +72,7 @@ def command(  # the options document themselves
     host_memory: int | None,
     gpu_memory: int | None,
     runs: str | None,
+    grace_s: float | None,
     no_inside: bool,
     as_json: bool,
     **given: str | float | None,
@@ -104,14 +95,17 @@ def command(  # the options document themselves
             where=Where(key="--grow"),
             next_step="Leave out --no-inside.",
         )
-    return _launch(job, inside=not no_inside, as_json=as_json)
+    limits = replace(
+        job.limits, inside=not no_inside, grace_s=GRACE_S if grace_s is None else grace_s
+    )
+    return _launch(replace(job, limits=limits), as_json=as_json)
 
 
-def _launch(prepared: Prepared, *, inside: bool, as_json: bool) -> int:
+def _launch(prepared: Prepared, *, as_json: bool) -> int:
     account = Account(quiet_stdout=as_json)
     folder = RunFolder.create(prepared.runs, prepared.name)
     try:
-        engine = LocalEngine(caps=prepared.caps, inside=inside)
+        engine = LocalEngine(caps=prepared.caps, inside=prepared.limits.inside)
         supervisor = Supervisor(
             adapter=prepared.adapter,
             ladder=prepared.ladder,
@@ -121,13 +115,10 @@ def _launch(prepared: Prepared, *, inside: bool, as_json: bool) -> int:
         )
         _offer_checkpoints(account, prepared)
         record = supervisor.run(_first_event(prepared))
-        report, config = write_outcome(record, prepared.adapter, folder, _surroundings(prepared))
+        outcome = write_outcome(record, prepared.adapter, folder, surroundings(prepared.job))
     finally:
         folder.close()
-    _tell(account, record, report, config, folder)
-    if as_json:
-        print_json(_document(report, config, folder))
-    return CODES[record.status or Status.FAILED]
+    return tell_end(account, record, outcome, folder, as_json=as_json)
 
 
 def _offer_checkpoints(account: Account, prepared: Prepared) -> None:
@@ -143,39 +134,7 @@ def _first_event(prepared: Prepared) -> RunStarted:
         t=0.0,
         run=prepared.name,
         version=__version__,
-        at=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        at=now_at(),
         job=prepared.job,
         limits=prepared.limits,
     )
-
-
-def _surroundings(prepared: Prepared) -> dict[str, str]:
-    cards = [f"{gpu.name} ({show_bytes(gpu.total_bytes)})" for gpu in gpus()]
-    return {
-        "system": platform.platform(),
-        "host_memory": show_bytes(host_memory().total_bytes),
-        "gpus": ", ".join(cards) or "none",
-        "python": prepared.job.python,
-    }
-
-
-def _document(report: FitReport, config: Path | None, folder: RunFolder) -> dict[str, object]:
-    return {
-        "status": report.status,
-        "run": str(folder.path),
-        "attempts": report.attempts,
-        "final_config": str(config) if config else None,
-        "fit_report": str(folder.report),
-    }
-
-
-def _tell(
-    account: Account, record: RunRecord, report: FitReport, config: Path | None, folder: RunFolder
-) -> None:
-    account.outcome(report)
-    if record.status is Status.FIT:
-        account.say(f"final config  {config or folder.path / 'final' / 'command.txt'}")
-        account.say(f"by hand       {folder.path / 'final' / 'command.txt'}")
-    account.say(f"fit-report    {folder.report}")
-    if folder.lost is not None:
-        account.say(f"the record is not complete: {folder.lost}", "red")

@@ -14,7 +14,7 @@ import click
 from oomguard import __version__
 from oomguard.errors import ExitCode, OomguardError, UsageError, did_you_mean
 
-COMMANDS = ("launch", "plan", "explain", "ladder")
+COMMANDS = ("launch", "resume", "plan", "explain", "ladder")
 
 
 class _Lazy(click.Group):

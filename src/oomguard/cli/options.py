@@ -51,6 +51,16 @@ class Size(click.ParamType[int]):
             self.fail(str(error), param, ctx)
 
 
+GRACE_S = 30.0
+#: Of `launch` and `resume`.
+grace = click.option(
+    "--grace",
+    "grace_s",
+    type=click.FloatRange(min=0),
+    metavar="SECONDS",
+    help="What the job gets to save a checkpoint when oomguard is told to stop (30).",
+)
+
 _SHARED = (
     click.argument("train", required=False, type=click.Path(path_type=Path)),
     click.option("--framework", metavar="NAME", help="Which framework, where the file leaves it."),

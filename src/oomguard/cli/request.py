@@ -19,7 +19,7 @@ from oomguard.job import Job
 from oomguard.ladder import Framework, Ladder
 from oomguard.process.limits import CapBy, Caps
 from oomguard.record import Limits
-from oomguard.strategy import Fidelity
+from oomguard.strategy import Fidelity, Strategy
 from oomguard.units import MIB, show_bytes
 
 MAX_ATTEMPTS = 20
@@ -78,32 +78,47 @@ def prepare(
     strategies = select(
         load_strategies(Path(options.strategies) if options.strategies else None), options.ladder
     )
-    allow = options.allow or Fidelity.NEW_RECIPE
-    framework = Framework(
-        settle=adapter.settle, refuses=adapter.refuses, needs=adapter.needs, keeps=adapter.keeps
-    )
+    limits = _limits(options, strategies)
     return Prepared(
         job=job,
         adapter=adapter,
-        ladder=Ladder(strategies=strategies, framework=framework, allow=allow),
-        limits=Limits(
-            ladder=tuple(strategy.id for strategy in strategies if not strategy.preflight),
-            allow=allow,
-            max_attempts=options.max_attempts or MAX_ATTEMPTS,
-            host_memory_bytes=options.host_memory_bytes,
-            host_memory_by=options.host_memory_by if options.host_memory_bytes else None,
-            gpu_memory_bytes=options.gpu_memory_bytes,
-            hang_timeout_s=options.hang_timeout_s,
-            relax=options.relax is not False,
-            grow=bool(options.grow),
-        ),
-        caps=Caps(
-            host_memory_bytes=options.host_memory_bytes,
-            host_memory_by=CapBy(options.host_memory_by or CapBy.RLIMIT),
-            gpu_memory_bytes=options.gpu_memory_bytes,
-        ),
+        ladder=ladder_of(adapter, strategies, limits.allow),
+        limits=limits,
+        caps=caps_of(limits),
         runs=Path(options.runs_dir or RUNS),
         name=options.name or _name(job),
+    )
+
+
+def ladder_of(adapter: Adapter, strategies: tuple[Strategy, ...], allow: Fidelity) -> Ladder:
+    """Give the ladder of a run from its strategies and its framework."""
+    framework = Framework(
+        settle=adapter.settle, refuses=adapter.refuses, needs=adapter.needs, keeps=adapter.keeps
+    )
+    return Ladder(strategies=strategies, framework=framework, allow=allow)
+
+
+def caps_of(limits: Limits) -> Caps:
+    """Give the caps of each attempt."""
+    return Caps(
+        host_memory_bytes=limits.host_memory_bytes,
+        host_memory_by=CapBy(limits.host_memory_by or CapBy.RLIMIT),
+        gpu_memory_bytes=limits.gpu_memory_bytes,
+    )
+
+
+def _limits(options: Options, strategies: tuple[Strategy, ...]) -> Limits:
+    return Limits(
+        ladder=tuple(strategy.id for strategy in strategies if not strategy.preflight),
+        allow=options.allow or Fidelity.NEW_RECIPE,
+        max_attempts=options.max_attempts or MAX_ATTEMPTS,
+        host_memory_bytes=options.host_memory_bytes,
+        host_memory_by=options.host_memory_by if options.host_memory_bytes else None,
+        gpu_memory_bytes=options.gpu_memory_bytes,
+        hang_timeout_s=options.hang_timeout_s,
+        relax=options.relax is not False,
+        grow=bool(options.grow),
+        strategies=str(Path(options.strategies).absolute()) if options.strategies else None,
     )
 
 

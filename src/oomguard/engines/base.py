@@ -12,10 +12,11 @@ from oomguard.process.events import ShellEvent
 
 
 class Running(Protocol):
-    """An attempt that was started."""
+    """An attempt that was started; `cgroup` is the folder of its own, where it has one."""
 
     pid: int
     kernel_watched: bool
+    cgroup: str | None
 
     def signal(self, signum: int) -> None:
         """Send a signal to every process of the attempt."""

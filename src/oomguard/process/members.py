@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import re
 import sys
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
@@ -95,6 +96,16 @@ def mark_of(pid: int) -> str | None:
     return None if found is None else os.fsdecode(found[len(head) :])
 
 
+def catches(pid: int, signum: int) -> bool:
+    """Whether a process has a handler for a signal (Linux; False elsewhere)."""
+    try:
+        status = (_PROC / str(pid) / "status").read_text(errors="replace")
+    except OSError:
+        return False
+    caught = re.search(r"^SigCgt:\s*([0-9a-f]+)$", status, re.MULTILINE)
+    return caught is not None and bool(int(caught[1], 16) >> (signum - 1) & 1)
+
+
 class Members:
     """The processes of the attempt with direct child `leader`, looked up anew at each call.
 
@@ -115,7 +126,7 @@ class Members:
             if rows[pid].zombie and rows[pid].ppid == os.getpid() and pid not in _leaders:
                 with suppress(ChildProcessError):
                     os.waitpid(pid, os.WNOHANG)
-        return set(_identified(rows[pid] for pid in mine if not rows[pid].zombie))
+        return set(identified(rows[pid] for pid in mine if not rows[pid].zombie))
 
     def forget(self) -> None:
         """Give up the direct child's pid, which the kernel may use again."""
@@ -164,7 +175,7 @@ class Members:
         )
 
 
-def _identified(rows: Iterable[Row]) -> Iterator[psutil.Process]:
+def identified(rows: Iterable[Row]) -> Iterator[psutil.Process]:
     """Make handles that refuse to signal another process that got the same pid later."""
     for row in rows:
         with suppress(psutil.NoSuchProcess):

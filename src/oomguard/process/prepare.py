@@ -46,7 +46,7 @@ def make_folder(folder: Path) -> None:
         RunFolderError: if it cannot be made.
     """
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     except OSError as error:
         raise _cannot_write(folder, error) from error
 
@@ -59,7 +59,7 @@ def open_log(log: Path) -> int:
     """
     make_folder(log.parent)
     try:
-        return os.open(log, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
+        return os.open(log, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
     except OSError as error:
         raise _cannot_write(log, error) from error
 
@@ -91,5 +91,5 @@ def _cannot_write(path: Path, error: OSError) -> RunFolderError:
     return RunFolderError(
         f"cannot be written: {error.strerror or error}",
         where=Where(file=os.fspath(path)),
-        next_step="Make room or give the rights, or choose another run folder.",
+        next_step="Make room or give the rights, then go on with `oomguard resume`.",
     )

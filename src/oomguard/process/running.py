@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import signal
 import threading
 import time
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
+from pathlib import Path
 
 from oomguard.process.child import Child
 from oomguard.process.events import Emit, Exited
 from oomguard.process.kernel import KernelWatch
-from oomguard.process.members import Members
+from oomguard.process.members import Members, catches
 from oomguard.process.reports import ReportServer
 from oomguard.process.stop import StopReport, send, stop_all
 from oomguard.process.tee import Tee
@@ -23,11 +25,22 @@ class Running:
     """The processes of an attempt. Every method may be called from any thread, and again.
 
     `pid` is the direct child, which leads the session; `started` is in seconds since the epoch;
-    `kernel_watched` says whether a kill by the kernel's OOM killer would have been seen.
+    `kernel_watched` says whether a kill by the kernel's OOM killer would have been seen; `cgroup`
+    is the folder of the attempt's own. The exit code is written to `exit_file` at once: this
+    process may be killed before it could tell anybody.
     """
 
-    def __init__(self, *, emit: Emit, kernel: KernelWatch, reports: ReportServer | None) -> None:
+    def __init__(
+        self,
+        *,
+        emit: Emit,
+        kernel: KernelWatch,
+        reports: ReportServer | None,
+        cgroup: str | None,
+        exit_file: Path,
+    ) -> None:
         self._emit, self._kernel, self._reports = emit, kernel, reports
+        self.cgroup, self._exit_file = cgroup, exit_file
         self.kernel_watched = kernel.watched
         self._stopping, self._closing = threading.Lock(), threading.Lock()
         self._closed = False
@@ -52,8 +65,16 @@ class Running:
         return self._reports.refused if self._reports else 0
 
     def signal(self, signum: int) -> None:
-        """Send a signal to the whole process group, as Ctrl-C in a terminal would."""
-        if not self._child.signal_group(signum):
+        """Send a signal to the whole process group, as Ctrl-C in a terminal would.
+
+        SIGUSR1 ends who does not expect it: it goes to those alone that catch it, wherever the
+        launchers have put them; where nobody does, SIGTERM says the same to all.
+        """
+        if signum == signal.SIGUSR1:
+            waiting = [one for one in self._members.scan() if catches(one.pid, signum)]
+            send(waiting, signum)
+            signum = 0 if waiting else signal.SIGTERM
+        if signum and not self._child.signal_group(signum):
             send(self._members.scan(), signum)
 
     def alive(self) -> tuple[int, ...]:
@@ -87,6 +108,8 @@ class Running:
 
     def exited(self, returncode: int) -> None:
         """Pass on all that was said before the direct child ended, then that it has ended."""
+        with suppress(OSError):  # a full disk; the record will have it
+            self._exit_file.write_text(str(returncode))
         self._tee.drain(linger_s=_LINGER_S, limit_s=_DRAIN_S)
         if self._reports is not None:
             self._reports.settle(_DRAIN_S)

@@ -21,7 +21,9 @@ from oomguard.process.reports import ReportServer
 from oomguard.process.running import Running
 from oomguard.process.tee import Tee
 
-__all__ = ["Running", "start"]
+__all__ = ["EXIT_FILE", "Running", "start"]
+
+EXIT_FILE = "exit-code.txt"
 
 
 def start(
@@ -57,7 +59,13 @@ def start(
                 env, socket=reports.path, buffer=buffer, gpu_memory_bytes=caps.gpu_memory_bytes
             )
         log_fd = open_log(log)
-        running = Running(emit=emit, kernel=kernel, reports=reports)
+        running = Running(
+            emit=emit,
+            kernel=kernel,
+            reports=reports,
+            cgroup=os.fspath(group.folder) if group else None,
+            exit_file=log.with_name(EXIT_FILE),
+        )
         try:
             child = _spawn(command, env, group, caps, running)
             members = Members(leader=child.row, mark=mark, cgroup=group)

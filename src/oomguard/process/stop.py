@@ -7,13 +7,20 @@ import time
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass
+from typing import Protocol
 
 import psutil
 
-from oomguard.process.members import Members
-
 _KILL_S = 10.0  # a process may sit in a device driver for a while before it can die
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.005, 0.1
+
+
+class Scanned(Protocol):
+    """A set of processes that is looked up anew at each call."""
+
+    def scan(self) -> set[psutil.Process]:
+        """Return those that are alive."""
+        ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,7 +36,7 @@ class StopReport:
     seconds: float = 0.0
 
 
-def stop_all(members: Members, deadline: Callable[[], float]) -> StopReport:
+def stop_all(members: Scanned, deadline: Callable[[], float]) -> StopReport:
     """Stop all that belong, those born meanwhile too.
 
     `deadline` (on time.monotonic) is asked again and again, so that it can be brought forward.

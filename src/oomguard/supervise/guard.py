@@ -1,7 +1,8 @@
 """Ends the processes of a run whose oomguard was killed, for which it waits beside it.
 
-The file runs by its path as `python -I -S guard.py MARK CGROUP`, standard library only: a byte on
-standard input says that the run has ended, an end of it without one that oomguard is gone.
+The file runs by its path as `python -I -S guard.py MARK CGROUP GRACE_S`, standard library only:
+a byte on standard input says that the run has ended, an end of it without one that oomguard is
+gone.
 """
 
 from __future__ import annotations
@@ -16,19 +17,20 @@ from collections.abc import Iterator
 from pathlib import Path
 
 _PROC = Path("/proc")
-_GRACE_S, _KILL_S, _PAUSE_S = 5.0, 10.0, 0.05
+_KILL_S, _PAUSE_S = 10.0, 0.05
 
 
 class Guard:
     """Watches over a run: its processes end when oomguard does, however that happens.
 
     They are those with `mark`, a `NAME=prefix`, in their environment, and those in a cgroup with
-    `cgroup` in its path. Where there is no /proc it finds nobody.
+    `cgroup` in its path. Where there is no /proc it finds nobody. They get `grace_s` seconds: one
+    may be writing a checkpoint.
     """
 
-    def __init__(self, *, mark: str, cgroup: str) -> None:
+    def __init__(self, *, mark: str, cgroup: str, grace_s: float) -> None:
         self._process = subprocess.Popen(
-            [sys.executable, "-I", "-S", __file__, mark, cgroup],
+            [sys.executable, "-I", "-S", __file__, mark, cgroup, str(grace_s)],
             stdin=subprocess.PIPE,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
@@ -41,7 +43,7 @@ class Guard:
         self._process.wait()
 
 
-def main(mark: str, cgroup: str) -> None:
+def main(mark: str, cgroup: str, grace: str) -> None:
     """Wait for the end, then ask whoever is left to end, and kill whoever does not."""
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
@@ -50,14 +52,14 @@ def main(mark: str, cgroup: str) -> None:
     os.setpgid(0, 0)
     if os.read(0, 1):
         return
-    began = time.monotonic()
+    began, grace_s = time.monotonic(), float(grace)
     asked: set[int] = set()
     while left := set(_left(os.fsencode(mark), os.fsencode(cgroup))):
         waited_s = time.monotonic() - began
-        if waited_s < _GRACE_S:
+        if waited_s < grace_s:
             _send(left - asked, signal.SIGTERM)
             asked |= left
-        elif waited_s < _GRACE_S + _KILL_S:
+        elif waited_s < grace_s + _KILL_S:
             _send(left, signal.SIGKILL)
         else:
             break

@@ -7,34 +7,35 @@ import secrets
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import FrameType
 
 from oomguard.adapters.base import Adapter
 from oomguard.checkpoint import Layout
-from oomguard.checkpoints import Found, Stamp, find, stamp
+from oomguard.checkpoints import Found, Stamp, find, is_whole, stamp
 from oomguard.command import Command
 from oomguard.decide import SIGNAL, Action, Finish, Launch, Stop, WaitForDevice, decide
 from oomguard.devices import FreeReport
 from oomguard.engines.base import Engine, Running
-from oomguard.evidence.judge import StoppedBy, judge
 from oomguard.evidence.verdict import Phase
 from oomguard.job import Job
 from oomguard.ladder import Ladder
+from oomguard.masking import mask_verdict
 from oomguard.process.cgroup import name_for
 from oomguard.process.events import Exited as ProcessExited
 from oomguard.process.events import Output, Report, ShellEvent
 from oomguard.process.members import MARK
 from oomguard.record import (
-    Attempt,
     DeviceFree,
     Event,
     Exited,
     Finished,
+    Limits,
     Planned,
+    Resumed,
     RunRecord,
     RunStarted,
     Saved,
@@ -43,16 +44,18 @@ from oomguard.record import (
     State,
     Stopping,
     Ticked,
+    begun,
+    replay,
 )
 from oomguard.redact import redact, redact_argv, redact_env
-from oomguard.store import RunFolder, append_json, write_json
+from oomguard.store import RunFolder, append_json
+from oomguard.supervise.adopt import stamp_of, take_over, verdict_of
 from oomguard.supervise.guard import Guard
 from oomguard.supervise.observe import Observer
 from oomguard.units import show_bytes
 
 #: Seconds that the processes of an attempt get to end by themselves: after an out-of-memory error
-#: their state is worth nothing; after a signal they may be writing a checkpoint.
-GRACE_S = {SIGNAL: 30.0}
+#: their state is worth nothing. After a signal they may be writing a checkpoint: `Limits.grace_s`.
 GRACE_OOM_S = 1.0  # also for a stop that begins again from a checkpoint
 GRACE_LEFTOVERS_S = 5.0
 TICK_S = 0.1
@@ -98,15 +101,39 @@ class Supervisor:
         self._observer = Observer(0)
         self._mark = ""  # of each process of the run, with the attempt's number
         self._layout: Layout | None = None
-        self._stamp: Stamp = {}
+        self._stamp: Stamp | None = {}
         self._saving = False
 
     def run(self, started: RunStarted) -> RunRecord:
         """Walk from the first event to the last; no process of the job is left when it returns."""
-        self._mark = f"{started.run}-{secrets.token_hex(8)}"
-        with self._signals_taken(), self._guarded():
+        return self._walk(started.run, started.limits, lambda: iter([started]))
+
+    def resume(self, events: Sequence[Event], resumed: Resumed, *, oom_kills: int) -> RunRecord:
+        """Go on with a run whose supervisor is gone, and whose processes have ended.
+
+        `events` are those of the run until now; its clock goes on from there, without the time
+        between. `oom_kills` is how many of its last attempt the kernel had killed.
+        """
+        self.record = replay(events)
+        self._begin = self._clock() - events[-1].t
+        self._layout = self._adapter.layout(self._job)
+        self._stamp = stamp_of(events)
+        attempts = self.record.attempts
+
+        def first() -> Iterator[Event]:
+            yield replace(resumed, t=self._now)
+            if attempts:
+                folder = self._folder.attempt(len(attempts))
+                yield from take_over(attempts[-1], folder, lambda: self._now, oom_kills=oom_kills)
+
+        return self._walk(self.record.run, begun(self.record)[1], first)
+
+    def _walk(self, run: str, limits: Limits, first: Callable[[], Iterator[Event]]) -> RunRecord:
+        self._mark = f"{run}-{secrets.token_hex(8)}"
+        with self._signals_taken(), self._guarded(limits.grace_s):
             try:
-                self._happen(started)
+                for event in first():
+                    self._happen(event)
                 while self.record.state is not State.DONE:
                     for event in self._next():
                         self._happen(event)
@@ -120,9 +147,7 @@ class Supervisor:
 
     @property
     def _job(self) -> Job:
-        if self.record.job is None:
-            raise AssertionError("the first event names the job")
-        return self.record.job
+        return begun(self.record)[0]
 
     def _happen(self, event: Event) -> None:
         if not isinstance(event, Ticked):
@@ -165,7 +190,7 @@ class Supervisor:
 
     def _newly_saved(self, seen: ShellEvent) -> Iterator[Event]:
         """Look for a new checkpoint when a process has saved something and goes on."""
-        if not isinstance(seen, Report) or self._layout is None:
+        if not isinstance(seen, Report) or self._layout is None or self._stamp is None:
             return
         saves = seen.message.get("phase") == Phase.SAVE.value
         if saves or not self._saving:
@@ -178,12 +203,15 @@ class Supervisor:
                 yield Saved(t=self._now, attempt=self.record.last.number, checkpoint=checkpoint)
 
     def _signalled(self, asked: _Asked) -> Iterator[Event]:
-        if self.record.signum is not None:  # asked a second time: no more grace
+        before = self.record.signum
+        if before == signal.SIGUSR1 != asked.signum and self._running is not None:
+            self._running.signal(asked.signum)  # the warning first, now the end: the grace goes on
+        elif before is not None:  # asked a second time: no more grace
             self._end_processes(grace_s=0.0)
         yield Signalled(t=self._now, signum=asked.signum)
 
     def _device_free(self, seen: FreeReport) -> Event:
-        found = find(self._layout, before=self._stamp) if self._layout else Found()
+        found = self._found()
         return DeviceFree(
             t=self._now,
             attempt=len(self.record.attempts),
@@ -197,17 +225,22 @@ class Supervisor:
             damaged=found.damaged,
         )
 
+    def _found(self) -> Found:
+        """Look for what the attempt has saved, and whether what others saved is still there."""
+        if self._layout is None or self._stamp is None:
+            return Found()
+        found = find(self._layout, before=self._stamp)
+        known = {found.path for found in found.whole} | set(found.damaged)
+        others = (c for c, _ in self.record.checkpoints if c.path not in known)
+        gone = (c.path for c in others if not is_whole(Path(c.path), c.step, self._layout.needs))
+        return replace(found, damaged=(*found.damaged, *gone))
+
     def _exited(self, seen: ProcessExited) -> Iterator[Event]:
         yield from self._observer.close(self._now, well=seen.returncode == 0)
         self._end_processes(grace_s=GRACE_LEFTOVERS_S)
         attempt = self.record.last
-        verdict = judge(
-            attempt.findings,
-            seen.returncode,
-            kernel_watched=attempt.kernel_watched,
-            stopped_by=_stopped_by(attempt),
-        )
-        write_json(self._attempt_folder / "verdict.json", verdict)
+        verdict = verdict_of(attempt, seen.returncode)
+        self._folder.keep(self._attempt_folder / "verdict.json", mask_verdict(verdict))
         yield Exited(
             t=self._now, attempt=attempt.number, returncode=seen.returncode, verdict=verdict
         )
@@ -238,10 +271,15 @@ class Supervisor:
 
     def _launch(self, action: Launch) -> None:
         number = len(self.record.attempts) + 1
+        mark = f"{self._mark}-{number}"
+        self._layout = self._adapter.layout(self._job)
+        self._stamp = stamp(self._layout) if self._layout else {}
         self._happen(
             Planned(
                 t=self._now,
                 attempt=number,
+                mark=mark,
+                before=self._stamp,
                 plan=action.plan,
                 steps=action.steps,
                 skipped=action.skipped,
@@ -253,14 +291,12 @@ class Supervisor:
         )
         folder = self._attempt_folder
         self.command = self._adapter.write(self._job, action.plan, str(folder), action.begins)
-        self._layout = self._adapter.layout(self._job)
-        self._stamp = stamp(self._layout) if self._layout else {}
-        _write_command(self.command, folder)
+        self._folder.keep(folder / "command.json", _shown(self.command))
         self._observer = self._new_observer(number)
         self._running = self._engine.start(
             self.command,
             log=folder / "log.txt",
-            mark=f"{self._mark}-{number}",
+            mark=mark,
             emit=self._queue.put,
         )
         self._happen(
@@ -270,6 +306,7 @@ class Supervisor:
                 pid=self._running.pid,
                 command=redact(self.command.by_hand()),
                 kernel_watched=self._running.kernel_watched,
+                cgroup=self._running.cgroup,
             )
         )
 
@@ -291,15 +328,18 @@ class Supervisor:
         signum = self.record.signum
         if action.reason == SIGNAL and signum is not None:
             running.signal(signum)
-        grace_s = GRACE_S.get(action.reason, GRACE_OOM_S)
+        limits = self.record.limits
+        grace_s = limits.grace_s if action.reason == SIGNAL and limits else GRACE_OOM_S
         self._in_background(lambda: _stop_after(running, signum, grace_s))
 
     def _in_background(self, work: Callable[[], object]) -> None:
         threading.Thread(target=work, daemon=True).start()
 
     @contextmanager
-    def _guarded(self) -> Iterator[None]:
-        guard = Guard(mark=f"{MARK}={self._mark}-", cgroup=name_for(f"{self._mark}-"))
+    def _guarded(self, grace_s: float) -> Iterator[None]:
+        guard = Guard(
+            mark=f"{MARK}={self._mark}-", cgroup=name_for(f"{self._mark}-"), grace_s=grace_s
+        )
         try:
             yield
         finally:
@@ -311,7 +351,9 @@ class Supervisor:
             # Not put(): a full queue would block the very thread that empties it.
             threading.Thread(target=self._queue.put, args=(_Asked(signum),), daemon=True).start()
 
-        taken = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+        taken = [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1]
+        if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # as `nohup` leaves it
+            taken.append(signal.SIGHUP)
         before = {number: signal.signal(number, take) for number in taken}
         try:
             yield
@@ -320,26 +362,23 @@ class Supervisor:
                 signal.signal(number, handler)
 
 
-def _stopped_by(attempt: Attempt) -> StoppedBy | None:
-    if attempt.stopped is None:
-        return None
-    return StoppedBy.USER if attempt.stopped == SIGNAL else StoppedBy.OOMGUARD
-
-
 def _stop_after(running: Running, signum: int | None, grace_s: float) -> None:
     """Let the job end by the signal it was sent; what is left at the deadline is ended."""
     deadline = time.monotonic() + grace_s
     if signum is not None:
         while running.alive() and time.monotonic() < deadline:
             time.sleep(0.05)
-    running.stop(grace_s=0.0 if signum is not None else grace_s)
+    if signum == signal.SIGUSR1:  # a warning; who has saved and gone on is told to end
+        grace_s = GRACE_LEFTOVERS_S
+    elif signum is not None:
+        grace_s = 0.0
+    running.stop(grace_s=grace_s)
 
 
-def _write_command(command: Command, folder: Path) -> None:
-    document = {
+def _shown(command: Command) -> dict[str, object]:
+    return {
         "argv": redact_argv(command.argv),
         "cwd": command.cwd,
         "env": redact_env(command.env),
         "config": command.config,
     }
-    write_json(folder / "command.json", document)

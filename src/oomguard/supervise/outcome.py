@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import msgspec
+
 from oomguard.adapters.base import Adapter
 from oomguard.command import Command
 from oomguard.record import Limits, RunRecord, Status
@@ -26,6 +28,22 @@ def write_outcome(
     write_json(folder.report, report)
     config = Path(command.config) if command and command.config else None
     return report, config
+
+
+def read_outcome(
+    record: RunRecord, adapter: Adapter, folder: RunFolder
+) -> tuple[FitReport, Path | None] | None:
+    """Read what `write_outcome` left; None where it is not there or of another end."""
+    try:
+        report = msgspec.json.decode(folder.report.read_bytes(), type=FitReport)
+    except (OSError, msgspec.DecodeError):
+        return None
+    if report.status is not record.status or len(report.attempts) != len(record.attempts):
+        return None
+    if record.status is not Status.FIT or record.job is None:
+        return report, None
+    config = adapter.write(record.job, record.last.plan, str(folder.path / "final")).config
+    return report, Path(config) if config else None
 
 
 def _final_command(record: RunRecord, adapter: Adapter, folder: RunFolder) -> Command | None:
