@@ -122,6 +122,9 @@ def _first(record: RunRecord, ladder: Ladder) -> Launch:
     if limits.grow:
         plan, steps, path = relax.smallest(job, ladder)
         return Launch(plan=plan, steps=steps, path=path)
+    start = record.start
+    if start is not None:
+        return Launch(plan=start.plan, steps=start.steps, path=start.path)
     plan, steps = ladder.prepare(job)
     return Launch(plan=plan, steps=steps)
 

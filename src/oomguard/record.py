@@ -100,6 +100,16 @@ class Event:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Start:
+    """A rung to begin at instead of at what was asked; the fields are those of `Planned`."""
+
+    plan: Plan
+    steps: tuple[Step, ...]
+    path: tuple[str, ...]
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class RunStarted(Event):
     """The first event: what was asked, by which version, at which time of day (ISO 8601, UTC).
 
@@ -112,6 +122,7 @@ class RunStarted(Event):
     job: Job
     limits: Limits
     masked: bool = False
+    start: Start | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -431,6 +442,7 @@ class RunRecord:
     version: str = ""
     at: str = ""
     job: Job | None = None
+    start: Start | None = None
     limits: Limits | None = None
     state: State = State.NEW
     attempts: tuple[Attempt, ...] = ()
@@ -478,6 +490,7 @@ class RunRecord:
             version=event.version,
             at=event.at,
             job=event.job,
+            start=event.start,
             limits=event.limits,
         )
 

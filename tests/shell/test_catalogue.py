@@ -129,7 +129,7 @@ def test_a_litgpt_folder_and_the_hubs_cache_are_read(tmp_path):
     assert cached.architecture.hidden == 32
 
 
-def test_litgpts_own_names_are_asked_for_before_what_is_carried(tmp_path):
+def test_litgpts_own_names_are_asked_for_what_is_not_carried(tmp_path):
     def ask(name: str) -> dict[str, object]:
         return {"name": name, "n_layer": 1, "n_embd": 8, "n_head": 1}
 

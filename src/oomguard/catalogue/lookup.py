@@ -49,8 +49,8 @@ def find_model(
 ) -> Model:
     """Find a model's config; its weights are never needed.
 
-    Looked at in turn: its folder; the hub's cache on this machine; the framework's own names
-    (`ask_framework`); the facts that are shipped; the hub, unless it is switched off.
+    Looked at in turn: its folder; the hub's cache on this machine; the facts that are shipped;
+    the framework's own names (`ask_framework`); the hub, unless it is switched off.
 
     Raises:
         ConfigError: if none of them has it, saying what to give.
@@ -63,8 +63,8 @@ def find_model(
     places: tuple[Callable[[], tuple[Family, Mapping[str, object], str] | None], ...] = (
         lambda: _folder(cwd / Path(name).expanduser()),
         lambda: _cache(name, environment),
-        lambda: _asked(name, family, ask_framework),
         lambda: _shipped(name, family),
+        lambda: _asked(name, family, ask_framework),
         lambda: _hub(name, environment),
     )
     found = next((answer for answer in (place() for place in places) if answer), None)

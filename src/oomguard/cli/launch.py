@@ -10,13 +10,15 @@ import click
 from oomguard import __version__
 from oomguard.cli.account import Account
 from oomguard.cli.ending import now_at, surroundings, tell_end
+from oomguard.cli.foresight import Foresight, foresee
 from oomguard.cli.options import COMMAND, GRACE_S, Size, WithCommand, grace, shared
 from oomguard.cli.request import RUNS, Prepared, prepare
 from oomguard.config import Options
 from oomguard.engines.local import LocalEngine
 from oomguard.errors import UsageError, Where
+from oomguard.fits import FitIndex
 from oomguard.process.limits import CapBy
-from oomguard.record import RunStarted
+from oomguard.record import RunStarted, Start
 from oomguard.store import RunFolder
 from oomguard.strategy import Fidelity
 from oomguard.supervise.loop import Audience, Supervisor
@@ -60,6 +62,8 @@ from oomguard.supervise.outcome import write_outcome
 @grace
 @click.option("--runs", metavar="DIR", help=f"Where run folders go ({RUNS}).")
 @click.option("--name", metavar="NAME", help="The name of the run folder.")
+@click.option("--no-predict", is_flag=True, help="Begin with what was asked, whatever it takes.")
+@click.option("--fits", metavar="PATH", help="The index of fits (in the user's data folder).")
 @click.option("--no-inside", is_flag=True, help="Without the reporter inside the job.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout.")
 @click.pass_context
@@ -72,6 +76,8 @@ def command(  # the options document themselves
     host_memory: int | None,
     gpu_memory: int | None,
     runs: str | None,
+    no_predict: bool,
+    fits: str | None,
     grace_s: float | None,
     no_inside: bool,
     as_json: bool,
@@ -98,11 +104,16 @@ def command(  # the options document themselves
     limits = replace(
         job.limits, inside=not no_inside, grace_s=GRACE_S if grace_s is None else grace_s
     )
-    return _launch(replace(job, limits=limits), as_json=as_json)
-
-
-def _launch(prepared: Prepared, *, as_json: bool) -> int:
     account = Account(quiet_stdout=as_json)
+    prepared = replace(job, limits=limits)
+    index = FitIndex(Path(fits) if fits else None)
+    foresight = None if no_predict else foresee(prepared, account, index=index)
+    return _launch(prepared, account, foresight, as_json=as_json)
+
+
+def _launch(
+    prepared: Prepared, account: Account, foresight: Foresight | None, *, as_json: bool
+) -> int:
     folder = RunFolder.create(prepared.runs, prepared.name)
     try:
         engine = LocalEngine(caps=prepared.caps, inside=prepared.limits.inside)
@@ -114,10 +125,12 @@ def _launch(prepared: Prepared, *, as_json: bool) -> int:
             audience=Audience(event=account.event, output=account.output),
         )
         _offer_checkpoints(account, prepared)
-        record = supervisor.run(_first_event(prepared))
+        record = supervisor.run(_first_event(prepared, foresight.start if foresight else None))
         outcome = write_outcome(record, prepared.adapter, folder, surroundings(prepared.job))
     finally:
         folder.close()
+    if foresight is not None:
+        foresight.learn(record)
     return tell_end(account, record, outcome, folder, as_json=as_json)
 
 
@@ -129,7 +142,7 @@ def _offer_checkpoints(account: Account, prepared: Prepared) -> None:
         )
 
 
-def _first_event(prepared: Prepared) -> RunStarted:
+def _first_event(prepared: Prepared, start: Start | None) -> RunStarted:
     return RunStarted(
         t=0.0,
         run=prepared.name,
@@ -137,4 +150,5 @@ def _first_event(prepared: Prepared) -> RunStarted:
         at=now_at(),
         job=prepared.job,
         limits=prepared.limits,
+        start=start,
     )

@@ -2,54 +2,23 @@
 
 from __future__ import annotations
 
-import sys
-import time
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import click
 
-from oomguard.catalogue.lookup import Model, find_model
 from oomguard.cli.options import COMMAND, Size, WithCommand, shared
 from oomguard.cli.outlook import show_outlook
 from oomguard.cli.output import print_json
-from oomguard.cli.request import Prepared, prepare
+from oomguard.cli.planning import Planned, plan_job
+from oomguard.cli.request import prepare
 from oomguard.config import Options
 from oomguard.errors import UsageError, Where
 from oomguard.estimate.cards import card_named
 from oomguard.estimate.explain import arithmetic
-from oomguard.plan import Plan
-from oomguard.prediction.dryrun import tracer_of
-from oomguard.prediction.outlook import Outlook, Room, RungOutlook, outlook
-from oomguard.prediction.predict import Predictor
-from oomguard.prediction.question import Question
-from oomguard.recipe import Recipe
+from oomguard.fits import FitIndex
+from oomguard.prediction.outlook import Room, RungOutlook
 from oomguard.strategy import Fidelity
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Planned:
-    """A job with what it needs, before anything of it was started."""
-
-    prepared: Prepared
-    recipe: Recipe
-    model: Model
-    outlook: Outlook
-    room: Room
-    seconds: float
-
-    @property
-    def notes(self) -> tuple[str, ...]:
-        """What a reader should know beside the figures."""
-        job = self.prepared.job
-        refusal = self.prepared.adapter.refuses(job, job.asked)
-        refused = (f"{job.framework} refuses this job as asked: {refusal}",) if refusal else ()
-        return (*refused, *self.outlook.notes)
-
-    def question(self, plans: Sequence[Plan]) -> Question:
-        """Ask for the peaks of some plans."""
-        return question(self.prepared, self.recipe, self.model, self.room, plans)
 
 
 @click.command("plan", cls=WithCommand)
@@ -58,6 +27,7 @@ class Planned:
 @click.option("--gpu-memory", type=Size(), help="What one GPU has, such as 24GiB.")
 @click.option("--gpus", type=click.IntRange(min=1), default=1, help="How many GPUs (1).")
 @click.option("--host-memory", type=Size(), help="What the host has, such as 64GiB.")
+@click.option("--fits", metavar="PATH", help="The index of fits (in the user's data folder).")
 @click.option("--explain-terms", is_flag=True, help="The arithmetic of the plan that is chosen.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout.")
 @click.pass_context
@@ -71,6 +41,7 @@ def command(  # the options document themselves
     gpu_memory: int | None,
     gpus: int,
     host_memory: int | None,
+    fits: str | None,
     explain_terms: bool,
     as_json: bool,
     **given: str | None,
@@ -88,7 +59,12 @@ def command(  # the options document themselves
     prepared = prepare(train, ctx.meta[COMMAND], options, planned_gpus=gpus)
     job = replace(prepared.job, bfloat16=bfloat16)
     room = Room(device_bytes=device_bytes, host_bytes=host_memory)
-    planned = plan_job(replace(prepared, job=job), room)
+    planned = plan_job(
+        replace(prepared, job=job),
+        room,
+        device=card_named(gpu).name if gpu else None,
+        index=FitIndex(Path(fits) if fits else None),
+    )
     explained = _arithmetic(planned) if explain_terms else None
     if as_json:
         print_json(_document(planned, explained))
@@ -101,45 +77,6 @@ def command(  # the options document themselves
             notes=planned.notes,
             explained=explained,
         )
-
-
-def plan_job(prepared: Prepared, room: Room) -> Planned:
-    """Predict what was asked and every rung.
-
-    Raises:
-        ConfigError: if nothing is known of the job's model.
-    """
-    begin = time.monotonic()
-    recipe = prepared.adapter.recipe(prepared.job)
-    model = find_model(recipe.model, recipe.family, cwd=Path(prepared.job.cwd))
-    found = outlook(
-        prepared.job,
-        prepared.ladder,
-        room,
-        lambda plans: question(prepared, recipe, model, room, plans),
-        Predictor(tracer=tracer_of((prepared.job.python, sys.executable), model.family.value)),
-    )
-    return Planned(
-        prepared=prepared,
-        recipe=recipe,
-        model=model,
-        outlook=found,
-        room=room,
-        seconds=round(time.monotonic() - begin, 3),
-    )
-
-
-def question(
-    prepared: Prepared, recipe: Recipe, model: Model, room: Room, plans: Sequence[Plan]
-) -> Question:
-    """Put the plans of a job as a prediction takes them."""
-    return Question(
-        job=prepared.job,
-        recipe=recipe,
-        model=model,
-        plans=plans,
-        capacity_bytes=room.device_bytes,
-    )
 
 
 def _device(gpu: str | None, gpu_memory: int | None) -> tuple[int, bool]:

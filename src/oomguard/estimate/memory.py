@@ -80,7 +80,7 @@ class MemoryEstimate:
 
 
 #: Terms that are counted number by number; the others depend on what the kernels do.
-_COUNTED = frozenset(
+COUNTED = frozenset(
     {Term.WEIGHTS, Term.ADAPTER, Term.TRAINED_EMBEDDINGS, Term.GRADIENTS, Term.OPTIMIZER}
 )
 
@@ -111,7 +111,7 @@ def estimate(
     outside = sum(terms.get(term, 0) for term in OUTSIDE)
     slack = terms.get(Term.ALLOCATOR_SLACK, 0)
     reserved = inside + slack
-    counted = sum(terms.get(term, 0) for term in _COUNTED)
+    counted = sum(terms.get(term, 0) for term in COUNTED)
     low = counted * (1 - spread.counted) + (inside - counted) * spread.low
     high = counted * (1 + spread.counted) + (reserved - counted) * spread.high
     shown = {term.value: terms[term] for term in Term if terms.get(term, 0) > 0}

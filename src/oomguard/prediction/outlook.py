@@ -61,10 +61,14 @@ class RungOutlook:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outlook:
-    """All rungs in order; each plan builds on the one before."""
+    """All rungs in order; each plan builds on the one before.
+
+    `prepared` are the steps that are taken before the first attempt whatever it needs.
+    """
 
     asked: Expected
-    rungs: tuple[RungOutlook, ...]
+    prepared: tuple[Step, ...] = ()
+    rungs: tuple[RungOutlook, ...] = ()
     notes: tuple[str, ...] = ()
 
     @property
@@ -107,4 +111,4 @@ def outlook(
     )
     first_peak = peaks[path.first]
     asked = Expected(plan=job.asked, estimate=first_peak, fits=room.fits(first_peak))
-    return Outlook(asked=asked, rungs=rungs, notes=prediction.notes)
+    return Outlook(asked=asked, prepared=path.prepared, rungs=rungs, notes=prediction.notes)

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from oomguard.estimate import analytic, combine
 from oomguard.estimate.constants import CUDA_CONTEXT_BYTES
+from oomguard.estimate.correct import UNCORRECTED, Ratios, corrected
 from oomguard.estimate.host import host_peak
 from oomguard.estimate.memory import Fits, MemoryEstimate, Method, Spread, Term, estimate
 from oomguard.plan import Plan
@@ -32,6 +33,7 @@ class Predictor:
     """Predicts with a Python that traces, or (None) by arithmetic alone."""
 
     tracer: Tracer | None = None
+    ratios: Ratios = UNCORRECTED
     budget_s: float = BUDGET_S
     clock: Callable[[], float] = time.monotonic
 
@@ -41,7 +43,7 @@ class Predictor:
         Traced are the asked plan, and round by round those that decide which is the first to fit.
         """
         if self.tracer is None:
-            estimates = tuple(by_arithmetic(question, plan) for plan in question.plans)
+            estimates = tuple(_estimated(question, p, {}, self.ratios) for p in question.plans)
             return Prediction(estimates=estimates, notes=(NO_TRACER, *_assumed(question)))
         steps = {plan: request.variant(question, plan) for plan in question.plans}
         traces: dict[Plan, combine.Traced] = {}
@@ -49,7 +51,7 @@ class Predictor:
         reasons: dict[str, None] = {}
         end = self.clock() + self.budget_s
         for _ in range(ROUNDS):
-            wanted = _deciding(question, traces, [p for p in steps if steps[p] not in tried])
+            wanted = self._deciding(question, traces, [p for p in steps if steps[p] not in tried])
             left = end - self.clock()
             if not wanted or left <= 0:
                 break
@@ -59,7 +61,7 @@ class Predictor:
                     reasons[f"not traced: {answer}"] = None
                 else:
                     traces |= {plan: answer for plan in steps if steps[plan] == step}
-        estimates = tuple(_estimated(question, plan, traces) for plan in question.plans)
+        estimates = tuple(_estimated(question, p, traces, self.ratios) for p in question.plans)
         notes = (*_cross_check(question, traces), *reasons, *_assumed(question))
         return Prediction(estimates=estimates, notes=notes)
 
@@ -83,39 +85,37 @@ class Predictor:
             )
             yield from zip(steps, answers, strict=True)
 
+    def _deciding(self, question: Question, traces: Traces, open_: list[Plan]) -> list[Plan]:
+        """Name what to trace next: the asked plan, the first that fits, one before it that may."""
+        steps: list[Plan] = []
+        if question.plans and not traces and question.plans[0] in open_:
+            steps.append(question.plans[0])
+        for plan in question.plans:
+            fits = _estimated(question, plan, traces, self.ratios).fits(question.capacity_bytes)
+            if fits is not Fits.NO and plan in open_ and plan not in steps:
+                steps.append(plan)
+            if fits is Fits.YES:
+                break
+        return steps[:_CHILDREN]
+
 
 def by_arithmetic(question: Question, plan: Plan) -> MemoryEstimate:
     """Estimate one plan by the analytic tier."""
-    terms = analytic.analytic(question.problem(plan))
-    return _noun(question, plan, terms, Method.ANALYTIC.value, analytic.SPREAD)
+    return _estimated(question, plan, {}, UNCORRECTED)
 
 
-def _deciding(question: Question, traces: Traces, open_: list[Plan]) -> list[Plan]:
-    """Name the plans to trace next: the asked one, the first that fits, one before it that may."""
-    steps: list[Plan] = []
-    if question.plans and not traces and question.plans[0] in open_:
-        steps.append(question.plans[0])
-    for plan in question.plans:
-        fits = _estimated(question, plan, traces).fits(question.capacity_bytes)
-        if fits is not Fits.NO and plan in open_ and plan not in steps:
-            steps.append(plan)
-        if fits is Fits.YES:
-            break
-    return steps[:_CHILDREN]
-
-
-def _estimated(question: Question, plan: Plan, traces: Traces) -> MemoryEstimate:
-    traced = traces.get(plan)
+def _estimated(question: Question, plan: Plan, traces: Traces, ratios: Ratios) -> MemoryEstimate:
+    problem, traced = question.problem(plan), traces.get(plan)
     if traced is not None:
-        terms = combine.traced_terms(traced, question.problem(plan))
-        return _noun(question, plan, terms, traced.method, combine.SPREAD)
+        terms = combine.traced_terms(traced, problem)
+        return _noun(question, plan, corrected(terms, ratios), traced.method, combine.SPREAD)
     if not traces:
-        return by_arithmetic(question, plan)
+        terms = corrected(analytic.analytic(problem), ratios)
+        return _noun(question, plan, terms, Method.ANALYTIC.value, analytic.SPREAD)
     nearest = min(traces, key=lambda other: _distance(plan, other))
     reference = question.problem(nearest)
-    terms = combine.scaled(
-        question.problem(plan), reference, combine.traced_terms(traces[nearest], reference)
-    )
+    known = combine.traced_terms(traces[nearest], reference)
+    terms = corrected(combine.scaled(problem, reference, known), ratios)
     return _noun(question, plan, terms, Method.SCALED.value, combine.SCALED_SPREAD)
 
 

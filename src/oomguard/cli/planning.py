@@ -1,0 +1,112 @@
+"""What `plan` shows and `launch` begins with: the outlook of a job on given GPUs."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from oomguard.catalogue.litgpt import named
+from oomguard.catalogue.lookup import Model, find_model
+from oomguard.cli.request import Prepared
+from oomguard.fits import FitIndex, Setting
+from oomguard.plan import Plan
+from oomguard.prediction.dryrun import Tracer, tracer_of
+from oomguard.prediction.outlook import Outlook, Room, outlook
+from oomguard.prediction.predict import BUDGET_S, Predictor
+from oomguard.prediction.question import Question
+from oomguard.recipe import Recipe
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Planned:
+    """A job with what it needs, before anything of it was started.
+
+    `setting` is where measurements of it hold, None where the GPU has no name.
+    """
+
+    prepared: Prepared
+    recipe: Recipe
+    model: Model
+    outlook: Outlook
+    room: Room
+    setting: Setting | None
+    seconds: float
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What a reader should know beside the figures."""
+        job = self.prepared.job
+        refusal = self.prepared.adapter.refuses(job, job.asked)
+        refused = (f"{job.framework} refuses this job as asked: {refusal}",) if refusal else ()
+        return (*refused, *self.outlook.notes)
+
+    def question(self, plans: Sequence[Plan]) -> Question:
+        """Ask for the peaks of some plans."""
+        return _question(self.prepared, self.recipe, self.model, self.room, plans)
+
+
+def plan_job(
+    prepared: Prepared,
+    room: Room,
+    *,
+    device: str | None = None,
+    index: FitIndex | None = None,
+    budget_s: float = BUDGET_S,
+) -> Planned:
+    """Predict what was asked and every rung, corrected by what the index knows of the device.
+
+    Raises:
+        ConfigError: if nothing is known of the job's model.
+    """
+    begin, job = time.monotonic(), prepared.job
+    recipe = prepared.adapter.recipe(job)
+    model = find_model(
+        recipe.model, recipe.family, cwd=Path(job.cwd), ask_framework=named(job.python)
+    )
+    tracer = tracer_of((job.python, sys.executable), model.family.value)
+    setting = _setting(device, tracer, prepared, model)
+    predictor = Predictor(tracer=tracer, budget_s=budget_s)
+    if index is not None and setting is not None:
+        predictor = Predictor(tracer=tracer, budget_s=budget_s, ratios=index.ratios(setting))
+    found = outlook(
+        job,
+        prepared.ladder,
+        room,
+        lambda plans: _question(prepared, recipe, model, room, plans),
+        predictor,
+    )
+    return Planned(
+        prepared=prepared,
+        recipe=recipe,
+        model=model,
+        outlook=found,
+        room=room,
+        setting=setting,
+        seconds=round(time.monotonic() - begin, 3),
+    )
+
+
+def _setting(
+    device: str | None, tracer: Tracer | None, prepared: Prepared, model: Model
+) -> Setting | None:
+    if device is None:
+        return None
+    versions = tracer.versions if tracer is not None else {}
+    return Setting(
+        device=device, versions=versions, framework=prepared.job.framework, model=model.name
+    )
+
+
+def _question(
+    prepared: Prepared, recipe: Recipe, model: Model, room: Room, plans: Sequence[Plan]
+) -> Question:
+    return Question(
+        job=prepared.job,
+        recipe=recipe,
+        model=model,
+        plans=plans,
+        capacity_bytes=room.device_bytes,
+    )

@@ -1,0 +1,129 @@
+"""The index of fits: what is learnt comes back, and nothing that is wrong with it stops a run."""
+
+from __future__ import annotations
+
+import sqlite3
+import threading
+
+import pytest
+
+from oomguard.estimate.correct import Ratios, corrected
+from oomguard.estimate.memory import Term
+from oomguard.fits import FitIndex, Measured, Setting
+
+HERE = Setting(device="RTX 3090", versions={"torch": "2.13"}, framework="trl", model="m")
+OFF = Measured(  # the part that is not counted was predicted a fifth too small
+    counted_bytes=1000,
+    predicted_allocated_bytes=2000,
+    predicted_reserved_bytes=2100,
+    allocated_bytes=2200,
+    reserved_bytes=2350,
+)
+
+
+def test_what_was_measured_corrects_what_is_predicted(tmp_path):
+    index = FitIndex(tmp_path / "fits.sqlite")
+    assert index.ratios(HERE) == Ratios()
+    index.learn(HERE, OFF)
+    found = FitIndex(tmp_path / "fits.sqlite").ratios(HERE)
+    assert (found.worked, found.slack, found.runs) == (1.2, 1.5, 1)
+
+    terms = {Term.WEIGHTS: 1000, Term.ACTIVATIONS: 1000, Term.ALLOCATOR_SLACK: 100}
+    assert corrected(terms, found) == {
+        Term.WEIGHTS: 1000,
+        Term.ACTIVATIONS: 1200,
+        Term.ALLOCATOR_SLACK: 150,
+    }
+
+
+def test_another_device_or_version_is_another_matter(tmp_path):
+    index = FitIndex(tmp_path / "fits.sqlite")
+    index.learn(HERE, OFF)
+    other = Setting(device="A10", versions=HERE.versions, framework="trl", model="m")
+    newer = Setting(device="RTX 3090", versions={"torch": "3.0"}, framework="trl", model="m")
+    assert index.ratios(other).runs == index.ratios(newer).runs == 0
+
+
+def test_a_measurement_that_says_something_else_is_not_taken_for_a_ratio(tmp_path):
+    index = FitIndex(tmp_path / "fits.sqlite")
+    wild = Measured(
+        counted_bytes=1000,
+        predicted_allocated_bytes=2000,
+        predicted_reserved_bytes=2100,
+        allocated_bytes=9000,
+        reserved_bytes=9000,
+    )
+    index.learn(HERE, wild)
+    assert (index.ratios(HERE).worked, index.ratios(HERE).slack) == (1.0, 1.0)
+
+
+def test_the_rungs_that_worked_are_remembered(tmp_path):
+    index = FitIndex(tmp_path / "fits.sqlite")
+    assert index.recall("job") is None
+    index.remember("job", ("halve_micro_batch", "enable_qlora"))
+    index.remember("job", ("halve_micro_batch",))
+    assert index.recall("job") == ("halve_micro_batch",)
+    assert index.lost is None
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"no database at all", b"SQLite format 3\x00" + b"\xff" * 200]
+)
+def test_a_broken_file_is_left_alone_and_stops_nothing(tmp_path, content):
+    path = tmp_path / "fits.sqlite"
+    path.write_bytes(content)
+    index = FitIndex(path)
+    index.learn(HERE, OFF)
+    index.remember("job", ())
+    assert index.ratios(HERE).runs in (0, 1)
+    if content:
+        assert index.lost is not None
+        assert str(path) in index.lost
+        assert path.read_bytes() == content
+
+
+def test_a_file_of_a_newer_layout_is_left_alone(tmp_path):
+    path = tmp_path / "fits.sqlite"
+    base = sqlite3.connect(path)
+    base.execute("PRAGMA user_version=99")
+    base.close()
+    index = FitIndex(path)
+    index.remember("job", ())
+    assert index.recall("job") is None
+    assert index.lost is not None
+
+
+def test_a_locked_file_costs_no_more_than_its_patience(tmp_path, monkeypatch):
+    monkeypatch.setattr("oomguard.fits.PATIENCE_S", 0.05)
+    path = tmp_path / "fits.sqlite"
+    FitIndex(path).remember("before", ())
+    holder = sqlite3.connect(path, isolation_level=None)
+    holder.execute("BEGIN EXCLUSIVE")
+    index = FitIndex(path)
+    index.remember("job", ())
+    assert index.lost is not None
+    holder.execute("ROLLBACK")
+    holder.close()
+    assert index.recall("before") == ()
+
+
+def test_a_place_that_cannot_be_written_is_no_index(tmp_path):
+    (tmp_path / "file").write_text("")
+    index = FitIndex(tmp_path / "file" / "fits.sqlite")
+    index.learn(HERE, OFF)
+    assert index.recall("job") is None
+    assert index.lost is not None
+
+
+def test_many_runs_write_at_once(tmp_path):
+    path = tmp_path / "fits.sqlite"
+    FitIndex(path).remember("first", ())
+    threads = [
+        threading.Thread(target=lambda n=n: FitIndex(path).remember(f"job{n}", (str(n),)))
+        for n in range(8)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert [FitIndex(path).recall(f"job{n}") for n in range(8)] == [(str(n),) for n in range(8)]
