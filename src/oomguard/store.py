@@ -6,6 +6,7 @@ job.json              the job with its secrets, where it has any: for `oomguard 
 attempts/001/         the config as launched, command.json, log.txt, memory.jsonl, verdict.json
 final/                the config that fits, command.txt
 fit-report.json
+.lock .reserve        who is at work here; room that is kept for the end
 """
 
 from __future__ import annotations
@@ -29,6 +30,8 @@ from oomguard.units import MIB, show_bytes
 
 #: A run folder holds text; with less room than this on the disk it could not be finished.
 ROOM_BYTES = 64 * MIB
+#: The job's own log may fill the disk; the outcome has to find room all the same.
+RESERVE_BYTES = 4 * MIB
 #: What may wait for room on a full disk; beyond it steps are no longer noted.
 MOST_WAITING_BYTES = 4 * MIB
 
@@ -45,6 +48,8 @@ class RunFolder:
         self._events = _private(path / "events.jsonl", os.O_APPEND)
         self._size_bytes = os.fstat(self._events).st_size
         self._waiting = bytearray()
+        self._reserve = path / ".reserve"
+        self._reserve.write_bytes(b"\0" * RESERVE_BYTES)
         self.lost: OSError | None = None
 
     @classmethod
@@ -139,9 +144,14 @@ class RunFolder:
         """Where the fit-report lies."""
         return self.path / "fit-report.json"
 
+    def release(self) -> None:
+        """Give up the room that is kept for the end, which has come."""
+        self._reserve.unlink(missing_ok=True)
+        self._write_waiting()
+
     def close(self) -> None:
         """Let go of the folder."""
-        self._write_waiting()
+        self.release()
         os.close(self._events)
         self._lock.release()
 

@@ -95,7 +95,7 @@ class Live:
     def __init__(self, folder: Path, *words: str, env: Mapping[str, str] | None = None) -> None:
         self.name = f"run-{uuid.uuid4().hex}"
         self.run = folder / "oomguard-runs" / self.name
-        self.said = {"out": b"", "err": b""}
+        self.said = {"out": bytearray(), "err": bytearray()}
         self._news = threading.Condition()
         self.process = subprocess.Popen(
             [*OOMGUARD, "launch", "--name", self.name, *LADDER, *words],

@@ -157,7 +157,7 @@ def test_a_folder_that_holds_a_run_already(refused, folder):
     message = refused("launch", "--name", "r", "--", *COMMAND)
     assert (run / "fit-report.json").read_bytes() == kept
     assert str(run) in message
-    assert "Choose another --name" in message
+    assert "choose another --name" in message
 
 
 def test_a_folder_in_which_another_oomguard_is_at_work(refused, folder):
@@ -171,7 +171,7 @@ def test_a_folder_in_which_another_oomguard_is_at_work(refused, folder):
 
 def test_a_place_where_nothing_can_be_written(refused, folder):
     (folder / "file").touch()
-    message = refused("launch", "--runs", "file", "train.yaml")
+    message = refused("launch", "--name", "r", "--runs", "file", "train.yaml")
     assert "cannot be written" in message
     assert "--runs DIR" in message
 
@@ -195,7 +195,7 @@ def small_disk(tmp_path):
 
 
 def test_no_room_on_the_disk(refused, small_disk):
-    message = refused("launch", "--runs", str(small_disk), "train.yaml")
+    message = refused("launch", "--name", "r", "--runs", str(small_disk), "train.yaml")
     assert "1.00 MiB are left on this disk" in message
     assert "--runs DIR" in message
 

@@ -12,6 +12,7 @@ import jsonschema
 import pytest
 
 import oomguard
+from oomguard.store import ROOM_BYTES
 from shell.launches import (
     CAP_BYTES,
     OOMGUARD,
@@ -255,5 +256,29 @@ def test_secrets_are_in_no_file_that_one_would_show_around(tmp_path):
     files = [path for path in ended.run.rglob("*") if path.is_file()]
     told = {path.name for path in files if secret in path.read_text()}
     # What one types to have the run again has to work; the folder is its owner's alone.
-    assert told <= {"events.jsonl", "command.txt"}
+    assert told <= {"events.jsonl", "job.json", "command.txt"}
     assert ended.run.stat().st_mode & 0o77 == 0
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    place = tmp_path / "small"
+    place.mkdir()
+    room = ("mount", "-t", "tmpfs", "-o", f"size={ROOM_BYTES + (8 << 20)}", "tmpfs", place)
+    if subprocess.run(room, capture_output=True, check=False).returncode != 0:
+        pytest.skip("no file system may be mounted here")
+    yield place
+    subprocess.run(["umount", place], check=True)
+
+
+def test_a_log_that_fills_the_disk_costs_its_own_end_and_nothing_else(tmp_path, small_disk):
+    code = f"for _ in range({(ROOM_BYTES >> 20) + 16}): say('x' * (1 << 20))\nsay('trained')"
+    ended = launch(tmp_path, "--runs", str(small_disk), "--", *write_job(tmp_path, code))
+    assert ended.code == 0, ended.err
+    assert ended.out.endswith("trained\n")
+    (run,) = small_disk.iterdir()
+    assert json.loads((run / "fit-report.json").read_text())["status"] == "fit"
+    assert (run / "final" / "command.txt").exists()
+    last = (run / "events.jsonl").read_text().splitlines()[-1]
+    assert json.loads(last)["event"] == "finished"
+    assert "not complete" not in ended.err

@@ -17,6 +17,7 @@ def write_outcome(
     record: RunRecord, adapter: Adapter, folder: RunFolder, surroundings: dict[str, str]
 ) -> tuple[FitReport, Path | None]:
     """Write `final/` for a run that fits, and the report in any case; give both."""
+    folder.release()
     command = _final_command(record, adapter, folder)
     text = _config_text(command)
     report = build(
