@@ -18,7 +18,7 @@ def change(job: Job, plan: Plan) -> Plan | None:
     shorter = max(least, plan.sequence_length // 2)
     while shorter > least and not _cuts(job, shorter):
         shorter = max(least, shorter // 2)
-    return replace(plan, sequence_length=shorter)
+    return replace(plan, sequence_length=shorter) if _cuts(job, shorter) else None
 
 
 def _least(job: Job) -> int | None:
@@ -28,7 +28,8 @@ def _least(job: Job) -> int | None:
 
 def _cuts(job: Job, limit: int) -> bool:
     """Whether memory follows the limit: not where every sample is shorter than it."""
-    return job.lengths is None or job.lengths.filled or job.lengths.longest > limit
+    known = job.lengths
+    return known is None or known.filled or (known.at_most or known.longest) > limit
 
 
 def tell(job: Job, _before: Plan, after: Plan) -> str:
@@ -46,7 +47,8 @@ STRATEGY = Strategy(
     fidelity=NEW_RECIPE,
     remedies=frozenset({Remedy(kind=Kind.DEVICE_OOM, phases=TRAINING)}),
     change=change,
-    otherwise="no sequence length is set, it is 256 tokens or less, or samples hold media tokens",
+    otherwise="no sequence length is set, it is 256 tokens or less, no sample is longer, or media "
+    "tokens would be cut",
     tell=tell,
     repeat=True,
 )

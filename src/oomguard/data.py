@@ -57,6 +57,7 @@ class _Counter:
 
     count: Callable[[str], int]
     name: str
+    slack: int  # as often may there be more tokens than counted
 
 
 def measured(job: Job, recipe: Recipe) -> Job:
@@ -75,6 +76,7 @@ def measured(job: Job, recipe: Recipe) -> Job:
     lengths = Lengths(
         samples=len(tokens),
         sorted_tokens=_spread(sorted(tokens)),
+        at_most=max(tokens) * counter.slack + TEMPLATE_TOKENS,
         counted_by=counter.name,
         least=0 if None in needs else max(need or 0 for need in needs),
         filled=recipe.packing,
@@ -122,13 +124,21 @@ def _tower(job: Job, recipe: Recipe) -> tuple[int, int] | None:
     """Give patch size and merge: of the model's own folder, else of its name."""
     if recipe.model is None:
         return None
-    file = Path(job.cwd, recipe.model, "preprocessor_config.json")
+    files = [
+        Path(job.cwd, recipe.model, name)
+        for name in ("processor_config.json", "preprocessor_config.json")
+    ]
+    known = [tower[1:] for tower in _TOWERS if tower[0].search(recipe.model)]
+    return next((tower for tower in (*map(_own_tower, files), *known) if tower), None)
+
+
+def _own_tower(file: Path) -> tuple[int, int] | None:
     try:
         own = json.loads(file.read_text(encoding="utf-8"))
+        own = own.get("image_processor", own)
         return int(own["patch_size"]), int(own["merge_size"])
-    except (OSError, ValueError, KeyError, TypeError):
-        known = (tower[1:] for tower in _TOWERS if tower[0].search(recipe.model))
-        return next(known, None)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return None
 
 
 def _spread(tokens: list[int]) -> tuple[int, ...]:
@@ -208,11 +218,14 @@ def _counter(model: Path | None) -> _Counter:
             tokenizer = importlib.import_module("tokenizers").Tokenizer.from_file(str(file))
         except Exception:  # noqa: BLE001  its bindings raise plain Exceptions; a ratio will do
             return _RATIO
-        return _Counter(count=lambda text: len(tokenizer.encode(text).ids), name="the tokenizer")
+        return _Counter(
+            count=lambda text: len(tokenizer.encode(text).ids), name="the tokenizer", slack=1
+        )
     return _RATIO
 
 
 _RATIO = _Counter(
     count=lambda text: math.ceil(len(text) / CHARACTERS_PER_TOKEN),
     name=f"{CHARACTERS_PER_TOKEN} characters a token, a guess",
+    slack=2,
 )

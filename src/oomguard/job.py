@@ -43,7 +43,8 @@ class Lengths:
 
     `sorted_tokens` are the lengths of at most a few hundred samples, spread evenly over all of
     them in the order of their length; the last is the longest. `counted_by` says how tokens were
-    counted. `least` is the shortest cut that leaves every sample's media tokens whole, 0 where
+    counted; no sample has more than `at_most`, with its template, None where that is the longest.
+    `least` is the shortest cut that leaves every sample's media tokens whole, 0 where
     no sample holds any. `filled` says that sequences are as long as the limit whatever the data
     (packing), `chunked` that what is cut off a text is trained on as another sample.
     """
@@ -51,6 +52,7 @@ class Lengths:
     samples: int
     sorted_tokens: tuple[int, ...]
     counted_by: str
+    at_most: int | None = None
     least: int = 0
     filled: bool = False
     chunked: bool = False

@@ -94,6 +94,9 @@ def test_the_models_own_files_say_how_an_image_becomes_tokens(tmp_path, lengths)
     (folder / "preprocessor_config.json").write_text('{"patch_size": 28, "merge_size": 2}')
     image = {"text": "<image>", "images": ["a.png"]}
     assert lengths([image], model="model").least < lengths([image]).least
+    newer = '{"image_processor": {"patch_size": 7, "merge_size": 2}}'
+    (folder / "processor_config.json").write_text(newer)
+    assert lengths([image], model="model").least > lengths([image]).least
 
 
 def test_a_data_set_is_found_by_its_name(tmp_path):
