@@ -11,10 +11,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from oomguard.adapters.axolotl import Axolotl
 from oomguard.adapters.base import Adapter
 from oomguard.adapters.hf_trainer import HFTrainer
 from oomguard.adapters.litgpt import LitGPT
 from oomguard.adapters.llamafactory import LlamaFactory
+from oomguard.adapters.ms_swift import MsSwift
+from oomguard.adapters.peft_loftq import PeftLoftq
+from oomguard.adapters.qwen import Qwen
+from oomguard.adapters.torchtune import Torchtune
+from oomguard.adapters.trl import Trl
 from oomguard.plan import (
     Allocator,
     LossKernel,
@@ -140,7 +146,150 @@ LIT_WORDS = (
     "--train.global_batch_size 9 --train.micro_batch_size=2 --train.max_seq_length 8"
     " --precision 16-true --quantize bnb.fp4 --lora_r 2 --optimizer SGD"
 )
+
+
+def without(*names: str) -> dict[str, st.SearchStrategy[Any]]:
+    return {field: values for field, values in TRAINER.items() if field not in names}
+
+
+TRL = {
+    **without("loss_kernel", "low_cpu_mem_usage"),
+    "precision": st.sampled_from((*MIXED, Precision.BF16_TRUE)),
+    "quantization": st.sampled_from(ON_THE_FLY),
+}
+TRL_FILE = """\
+model_name_or_path: m
+dataset_name: data  # a folder
+use_peft: true
+max_length: 33
+dataset_num_proc: 4
+"""
+TRL_WORDS = (
+    "--max_length 9 --dtype bfloat16 --fp16 False --bf16 True --load_in_4bit True --lora_r 4"
+    " --use_bnb_nested_quant --gradient_checkpointing False --per_device_train_batch_size=2"
+)
+QWEN = {
+    **without("loss_kernel", "low_cpu_mem_usage", "preprocess_workers"),
+    "precision": st.sampled_from(MIXED),
+}
+QWEN_FLAGS = "--use_lora --lazy_preprocess True --model_max_length 512 --data_path d --bf16 True"
+LOFTQ = {
+    **without("low_cpu_mem_usage", "preprocess_workers"),
+    "precision": st.sampled_from(MIXED),
+}
+LOFTQ_FLAGS = "--init_lora_weights loftq --loftq_bits 8 --staged False --max_length 8 --lora_r 4"
+AXOLOTL = {
+    "micro_batch": SMALL,
+    "accumulation": SMALL,
+    "eval_batch": SMALL,
+    "sequence_length": SMALL,
+    "checkpointing": st.booleans(),
+    "precision": st.sampled_from((Precision.FP32, Precision.BF16_TRUE)),
+    "quantization": st.sampled_from(
+        (Quantization.NONE, Quantization.INT8, Quantization.NF4_DOUBLE)
+    ),
+    "lora_rank": SMALL,
+    "optimizer": st.sampled_from(["adamw_torch_fused", "paged_adamw_8bit"]),
+    "loader_workers": st.integers(0, 8),
+    "pin_memory": st.booleans(),
+    "low_cpu_mem_usage": st.booleans(),
+    "auto_find_batch_size": st.booleans(),
+    "allocator": st.sampled_from(Allocator),
+}
+AXOLOTL_FILE = """\
+base_model: m  # the model
+datasets:
+  - path: d.jsonl
+    type: alpaca
+adapter: lora
+lora_r: 8
+micro_batch_size: 2
+eval_batch_size: 3
+dataloader_num_workers: 1
+dataloader_pin_memory: false
+low_cpu_mem_usage: false
+"""
+SWIFT = {
+    **without("low_cpu_mem_usage"),
+    "precision": st.just(Precision.BF16_TRUE),
+    "quantization": st.sampled_from(ON_THE_FLY),
+    "frozen": st.frozensets(st.sampled_from(Part)),
+    "image_pixels": SMALL,
+}
+SWIFT_FILE = """\
+model: Qwen/Qwen2.5-VL-7B-Instruct  # vision
+dataset: d.jsonl
+torch_dtype: bfloat16
+max_pixels: 1003520
+max_length: 2048
+dataset_num_proc: 4
+"""
+TUNE = {
+    "micro_batch": SMALL,
+    "accumulation": SMALL,
+    "sequence_length": SMALL,
+    "checkpointing": st.booleans(),
+    "precision": st.sampled_from((Precision.FP32, Precision.BF16_TRUE)),
+    "quantization": st.sampled_from((Quantization.NONE, Quantization.NF4_DOUBLE)),
+    "lora_rank": SMALL,
+    "optimizer": st.sampled_from(["torch.optim.AdamW", "bitsandbytes.optim.PagedAdamW8bit"]),
+    "loss_kernel": st.sampled_from(LossKernel),
+    "offload": st.sampled_from([frozenset(), frozenset({Offload.ACTIVATIONS}), frozenset(Offload)]),
+    "allocator": st.sampled_from(Allocator),
+}
+TUNE_FILE = """\
+model:
+  _component_: torchtune.models.llama3.lora_llama3_8b  # the builder
+  lora_rank: 8
+tokenizer:
+  _component_: torchtune.models.llama3.llama3_tokenizer
+  max_seq_len: 2048
+batch_size: 2
+optimizer:
+  _component_: torch.optim.AdamW
+  lr: 3e-4
+loss:
+  _component_: torchtune.modules.loss.CEWithChunkedOutputLoss
+dtype: bf16
+"""
+TUNE_WORDS = "batch_size=4 tokenizer.max_seq_len=9 dtype=fp32 model.lora_rank=2"
 CASES = {
+    "trl-file": Case(Trl(), "trl sft --config train.yaml", TRL_FILE, TRL),
+    "trl-words": Case(Trl(), f"trl sft --config train.yaml {TRL_WORDS}", TRL_FILE, TRL),
+    "trl-named": Case(
+        Trl(), "trl sft --config train.yaml --accelerate_config zero1", TRL_FILE, TRL
+    ),
+    "trl-torchrun": Case(Trl(), "torchrun -m trl.scripts.sft --config train.yaml", TRL_FILE, TRL),
+    "qwen": Case(Qwen(), f"torchrun finetune.py {QWEN_FLAGS}", None, QWEN),
+    "peft-loftq": Case(PeftLoftq(), f"python train.py {LOFTQ_FLAGS}", None, LOFTQ),
+    "axolotl-file": Case(Axolotl(), "axolotl train train.yaml", AXOLOTL_FILE, AXOLOTL),
+    "axolotl-batch": Case(
+        Axolotl(),
+        "axolotl train train.yaml --launcher torchrun --sequence-len 9 -- --nproc_per_node 2",
+        AXOLOTL_FILE + "batch_size: 8\n",
+        AXOLOTL,
+    ),
+    "swift-file": Case(MsSwift(), "swift sft train.yaml", SWIFT_FILE, SWIFT),
+    "swift-words": Case(
+        MsSwift(),
+        "swift sft train.yaml --max_length 9 --quant_method bnb --quant_bits 8",
+        SWIFT_FILE,
+        SWIFT,
+    ),
+    "torchtune-file": Case(
+        Torchtune(),
+        "tune run lora_finetune_single_device --config train.yaml",
+        TUNE_FILE,
+        TUNE,
+        zero=False,
+    ),
+    "torchtune-words": Case(
+        Torchtune(),
+        f"tune run --nproc_per_node 2 lora_finetune_distributed --config train.yaml {TUNE_WORDS}",
+        TUNE_FILE,
+        TUNE,
+        zero=False,
+    ),
     "llamafactory-file": Case(LlamaFactory(), "lmf train train.yaml", LF_FILE, LF),
     "llamafactory-words": Case(LlamaFactory(), f"lmf train train.yaml {LF_WORDS}", LF_FILE, LF),
     "llamafactory-flags": Case(

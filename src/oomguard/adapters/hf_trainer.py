@@ -135,6 +135,7 @@ class HFTrainer:
     knobs: Knobs = KNOBS
     refusals: tuple[Refusal, ...] = REFUSALS
     environment: tuple[str, ...] = ENVIRONMENT
+    output: Key[str] = hf.OUTPUT_DIR
     #: Where the script can switch to LoRA by itself: the key of the rank that it then takes.
     rank: Key[int] | None = None
 
@@ -190,7 +191,8 @@ class HFTrainer:
         settings = invocation.settings
         device = hf.device(settings, request.gpus)
         fields = self.knobs.read(settings)
-        fields["optimizer"] = hf.optimizer(settings, request.cwd, request.files)
+        own = hf.zero_optimizer(settings, request.cwd, request.files)
+        fields["optimizer"] = own or fields["optimizer"]
         fields["sharding"], fields["offload"] = self.sharding(invocation, request)
         if device is not Device.CPU:
             fields["allocator"] = allocator.allocator_of(request.env)
@@ -205,7 +207,7 @@ class HFTrainer:
             env=common.launch_env(request.env, self.environment),
             python=request.python,
             packages=request.packages,
-            output_dir=posixpath.join(request.cwd, hf.OUTPUT_DIR.of(settings)),
+            output_dir=posixpath.join(request.cwd, self.output.of(settings)),
             files=dict(request.files),
         )
 
@@ -250,7 +252,7 @@ class HFTrainer:
     ) -> Command:
         """Give the user's command, its flags or the copy of its config edited."""
         invocation = self.split(job.argv, job.config)
-        settings = resuming.resumed(self.knobs.apply(invocation.settings, job, plan), begins)
+        settings = resuming.resumed(self.edit(invocation.settings, job, plan), begins)
         settings = resuming.saving(settings, job)
         head, settings, files = self.shard(invocation, settings, job, plan, folder)
         copy = common.config_copy(settings, folder)
@@ -262,6 +264,10 @@ class HFTrainer:
             files=(*files, *copy),
             config=config,
         )
+
+    def edit(self, settings: Settings, job: Job, plan: Plan) -> Settings:
+        """Write the fields that keys hold."""
+        return self.knobs.apply(settings, job, plan)
 
     def shard(
         self, invocation: Invocation, settings: Settings, job: Job, plan: Plan, folder: str

@@ -70,6 +70,29 @@ def _as_word(value: object) -> str:
     return json.dumps(value) if isinstance(value, dict) else str(value)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FileFirst(Invocation):
+    """A config as the first word; the words after it beat it."""
+
+    @property
+    def settings(self) -> Settings:
+        """Lay the words over the file."""
+        file = Document.parse(self.source) if self.source else None
+        return Settings(late=Words(words=self.words[1:] if file else self.words), file=file)
+
+    @property
+    def config(self) -> str | None:
+        """Give the first word, if it is a file."""
+        first = self.words[0] if self.words else ""
+        return first if first.endswith((".yaml", ".yml", ".json")) else None
+
+    def argv(
+        self, head: tuple[str, ...], settings: Settings, config: str | None
+    ) -> tuple[str, ...]:
+        """Write the command for edited settings."""
+        return (*head, *((config,) if config else ()), *settings.late.words)
+
+
 def split(argv: tuple[str, ...], source: Source | None) -> Invocation:
     """Take the command line of a Python program apart.
 

@@ -86,9 +86,9 @@ class Launch:
         if one and "multi_gpu" not in self.options:
             return World()  # whatever num_processes says
         total = self.options.get("num_processes") or config.get("num_processes")
-        nodes = _count(self.options.get("num_machines") or config.get("num_machines"), 1)
+        nodes = count(self.options.get("num_machines") or config.get("num_machines"), 1)
         fallback = 1 if "cpu" in self.options else max(1, gpus)
-        return World(nodes=nodes, per_node=max(1, _count(total, fallback * nodes) // nodes))
+        return World(nodes=nodes, per_node=max(1, count(total, fallback * nodes) // nodes))
 
 
 def parse(argv: tuple[str, ...]) -> Launch | None:
@@ -157,11 +157,12 @@ def _launch(
 
 
 def _world(per_node: str, nodes: str, gpus: int) -> World:
-    local = max(1, gpus) if per_node in _COUNTED else _count(per_node, 1)
-    return World(nodes=_count(nodes, 1), per_node=local)
+    local = max(1, gpus) if per_node in _COUNTED else count(per_node, 1)
+    return World(nodes=count(nodes, 1), per_node=local)
 
 
-def _count(value: object, default: int) -> int:
+def count(value: object, default: int) -> int:
+    """Read a number of processes; `default` where it is none."""
     return int(str(value)) if str(value).isdecimal() and int(str(value)) > 0 else default
 
 

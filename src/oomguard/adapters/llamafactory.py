@@ -219,7 +219,8 @@ class LlamaFactory:
         invocation = _invocation(request.argv)
         torchrun = invocation.launch is None and _starts_torchrun(request.env, request.gpus)
         fields = KNOBS.read(settings)
-        fields["optimizer"] = hf.optimizer(settings, request.cwd, request.files)
+        own = hf.zero_optimizer(settings, request.cwd, request.files)
+        fields["optimizer"] = own or fields["optimizer"]
         plan = Plan(
             **fields,  # type: ignore[arg-type]  # each knob reads its field's type
             sharding=sharding,

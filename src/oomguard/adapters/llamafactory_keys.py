@@ -24,7 +24,7 @@ _MULTIMODAL_TEMPLATE = re.compile(
     r"|mistral_small|ministral3|paligemma.*|pixtral|qwen\d?_audio|qwen\d_omni.*|qwen\d_vl.*"
     r"|qwen3_[56].*|video_llava|yi_vl|youtu_vl"
 )
-_MULTIMODAL_MODEL = re.compile(
+MULTIMODAL_MODEL = re.compile(
     r"\b(qwen[\d.]*-?(vl|audio|omni)|llava|internvl|pixtral|paligemma|minicpm-[vo])", re.IGNORECASE
 )
 _MEDIA_KEYS = ("image_max_pixels", "image_min_pixels", "video_max_pixels", "video_fps", "media_dir")
@@ -69,7 +69,7 @@ def is_multimodal(settings: Settings) -> bool:
     template = settings.get("template")
     return (
         (isinstance(template, str) and bool(_MULTIMODAL_TEMPLATE.fullmatch(template)))
-        or bool(_MULTIMODAL_MODEL.search(_MODEL.of(settings) or ""))
+        or bool(MULTIMODAL_MODEL.search(_MODEL.of(settings) or ""))
         or any(settings.has(key) for key in _MEDIA_KEYS)
     )
 

@@ -4,16 +4,29 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from oomguard.adapters.axolotl import Axolotl
 from oomguard.adapters.base import Adapter
 from oomguard.adapters.hf_trainer import HFTrainer
 from oomguard.adapters.litgpt import LitGPT
 from oomguard.adapters.llamafactory import LlamaFactory
+from oomguard.adapters.ms_swift import MsSwift
 from oomguard.adapters.peft_loftq import PeftLoftq
 from oomguard.adapters.qwen import Qwen
+from oomguard.adapters.torchtune import Torchtune
 from oomguard.adapters.trl import Trl
 from oomguard.errors import FrameworkError, Where, did_you_mean
 
-ADAPTERS: tuple[Adapter, ...] = (LlamaFactory(), LitGPT(), HFTrainer(), Trl(), Qwen(), PeftLoftq())
+ADAPTERS: tuple[Adapter, ...] = (
+    LlamaFactory(),
+    LitGPT(),
+    HFTrainer(),
+    Trl(),
+    Qwen(),
+    PeftLoftq(),
+    Axolotl(),
+    Torchtune(),
+    MsSwift(),
+)
 
 _CHOOSE = "Choose one with --framework: "
 

@@ -158,12 +158,11 @@ def sharding(
     return (None, None) if config is None else deepspeed.zero_of(config)
 
 
-def optimizer(settings: Settings, cwd: str, files: Mapping[str, str]) -> str:
-    """Name the optimizer: the one of a DeepSpeed config wins over `optim`."""
+def zero_optimizer(settings: Settings, cwd: str, files: Mapping[str, str]) -> str | None:
+    """Name the optimizer of the DeepSpeed config, which wins over `optim`; None if it has none."""
     path = deepspeed_path(settings, cwd)
     value = files.get(path) if path else DEEPSPEED.of(settings)
-    config = deepspeed.mapping_of(value) or {}
-    return deepspeed.optimizer_of(config) or OPTIMIZER.of(settings)
+    return deepspeed.optimizer_of(deepspeed.mapping_of(value) or {})
 
 
 def with_zero_file(

@@ -103,6 +103,7 @@ KNOBS = Knobs(
         *hf.SHARED,
         knobs.direct("sequence_length", _LENGTH),
         knobs.direct("checkpointing", flag("gradient_checkpointing", default=True)),
+        knobs.stated("preprocess_workers", knobs.maybe_number("dataset_num_proc")),
         Knob(field="precision", read=_precision, edits=_precision_edits),
         Knob(field="quantization", read=_quantization, edits=_quantization_edits),
         knobs.switch("tuning", _PEFT, on=Tuning.LORA, off=Tuning.FULL),

@@ -1,0 +1,248 @@
+"""axolotl: `axolotl train x.yaml [--key value ...] [-- LAUNCHER OPTIONS]`.
+
+Source: axolotl 0.19.0, cli/main.py, cli/utils/train.py, utils/schemas/ (config, training, peft,
+validation), utils/config/__init__.py, loaders/model.py.
+"""
+
+from __future__ import annotations
+
+import posixpath
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+from oomguard.adapters import knobs, launchers
+from oomguard.adapters import training_arguments as hf
+from oomguard.adapters.base import Request
+from oomguard.adapters.common import Refusal
+from oomguard.adapters.deepspeed import ZERO
+from oomguard.adapters.hf_trainer import ZERO3_WITH_BATCH_SEARCH, HFTrainer
+from oomguard.adapters.invocation import FileFirst, Invocation, split
+from oomguard.adapters.knobs import Edits, Key, Knob, Knobs, as_object, flag, number
+from oomguard.adapters.launchers import Launch, Launcher
+from oomguard.adapters.recognition import is_axolotl_config
+from oomguard.adapters.settings import Settings
+from oomguard.adapters.words import Words
+from oomguard.errors import ConfigError, Where
+from oomguard.job import Job, Source
+from oomguard.plan import Plan, Precision, Quantization, Tuning
+
+_MODULE = "axolotl.cli.train"
+_MICRO, _STEPS = number("micro_batch_size", 1), number("gradient_accumulation_steps", 1)
+_BATCH = knobs.maybe_number("batch_size")  # of one rank: the older way to say the accumulation
+_CHECKPOINTING: Key[object] = Key(
+    name="gradient_checkpointing", decode=knobs.anything, default=False
+)
+_BF16: Key[object] = Key(name="bf16", decode=knobs.anything, default="auto")
+_FULL_HALF = ("bfloat16", "float16")
+_ADAPTER = knobs.maybe_text("adapter")
+_LOAD_4BIT, _LOAD_8BIT = flag("load_in_4bit"), flag("load_in_8bit")
+_OUTPUT = knobs.text("output_dir", "./model-out")
+_LORAS = ("lora", "qlora")
+_FOUR_BIT = Quantization.NF4_DOUBLE  # what axolotl asks of bitsandbytes
+
+
+def _accumulation(settings: Settings) -> int:
+    batch = _BATCH.of(settings)
+    return max(1, batch // _MICRO.of(settings)) if batch else _STEPS.of(settings)
+
+
+def _accumulation_edits(settings: Settings, value: object) -> Edits:
+    if _BATCH.of(settings) and isinstance(value, int):
+        return {as_object(_BATCH): value * _MICRO.of(settings)}
+    return {as_object(_STEPS): value}
+
+
+def _precision(settings: Settings) -> Precision | None:
+    # With bf16 the weights are loaded in it, whatever computes beside them.
+    if _BF16.of(settings) is False:
+        half = hf.FP16.of(settings) or any(settings.get(key) for key in _FULL_HALF)
+        return None if half else Precision.FP32
+    return None if hf.FP16.of(settings) else Precision.BF16_TRUE
+
+
+def _precision_edits(settings: Settings, value: object) -> Edits | None:
+    if value not in (Precision.FP32, Precision.BF16_TRUE) or _precision(settings) is None:
+        return None
+    return {as_object(_BF16): value is Precision.BF16_TRUE}
+
+
+def _quantization(settings: Settings) -> Quantization | None:
+    if settings.get("bnb_config_kwargs") or settings.get("gptq"):
+        return None
+    if _LOAD_4BIT.of(settings):
+        return _FOUR_BIT
+    return Quantization.INT8 if _LOAD_8BIT.of(settings) else Quantization.NONE
+
+
+def _quantization_edits(settings: Settings, value: object) -> Edits | None:
+    if value not in (Quantization.NONE, Quantization.INT8, _FOUR_BIT):
+        return None
+    bits = {
+        as_object(_LOAD_4BIT): value is _FOUR_BIT,
+        as_object(_LOAD_8BIT): value is Quantization.INT8,
+    }
+    if _ADAPTER.of(settings) not in _LORAS:
+        return bits
+    return {as_object(_ADAPTER): "qlora" if value is _FOUR_BIT else "lora", **bits}
+
+
+def _tuning(settings: Settings) -> Tuning:
+    adapter = _ADAPTER.of(settings)
+    if adapter is None:
+        return Tuning.FULL
+    return Tuning.LORA if adapter in _LORAS else Tuning.OTHER
+
+
+KNOBS = Knobs(
+    knobs=(
+        knobs.direct("micro_batch", _MICRO),
+        Knob(field="accumulation", read=_accumulation, edits=_accumulation_edits),
+        # Not stated, it follows the micro batch.
+        knobs.stated("eval_batch", knobs.maybe_number("eval_batch_size")),
+        knobs.direct("sequence_length", number("sequence_len", 512)),
+        Knob(
+            field="checkpointing",
+            read=lambda settings: _CHECKPOINTING.of(settings) not in (None, False),
+            edits=lambda _, value: {as_object(_CHECKPOINTING): value},
+        ),
+        Knob(field="precision", read=_precision, edits=_precision_edits),
+        Knob(field="quantization", read=_quantization, edits=_quantization_edits),
+        Knob(field="tuning", read=_tuning, edits=lambda _, __: None),
+        knobs.stated("lora_rank", knobs.maybe_number("lora_r")),
+        knobs.direct("optimizer", knobs.text("optimizer", "adamw_torch_fused")),
+        knobs.stated(
+            "loader_workers",
+            Key(name="dataloader_num_workers", decode=knobs.natural, default=0),
+        ),
+        knobs.stated("pin_memory", flag("dataloader_pin_memory")),
+        knobs.stated("low_cpu_mem_usage", flag("low_cpu_mem_usage")),
+        knobs.direct("auto_find_batch_size", flag("auto_find_batch_size")),
+    )
+)
+_REFUSALS = (
+    Refusal(
+        message="load_in_8bit and load_in_4bit are not supported without setting an adapter for "
+        "training.",
+        when=lambda _, __, plan: (
+            plan.quantization in hf.ON_THE_FLY and plan.tuning is not Tuning.LORA
+        ),
+    ),
+    Refusal(
+        message="deepspeed not supported with ReLoRA",
+        when=lambda s, _, plan: plan.sharding in ZERO and flag("relora").of(s),
+    ),
+    Refusal(
+        message="Muon optimizer is currently incompatible with DeepSpeed",
+        when=lambda _, __, plan: plan.sharding in ZERO and plan.optimizer == "muon",
+    ),
+    Refusal(
+        message="micro_batch_size must be set to 1 when sample_packing is enabled with "
+        "ring-attention",
+        when=lambda s, _, plan: (
+            plan.micro_batch > 1
+            and flag("sample_packing").of(s)
+            and knobs.number("context_parallel_size", 1).of(s) > 1
+        ),
+    ),
+    ZERO3_WITH_BATCH_SEARCH,
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Invocation(FileFirst):
+    """What follows `--` goes to the launcher."""
+
+    tail: tuple[str, ...] = ()
+
+    def argv(
+        self, head: tuple[str, ...], settings: Settings, config: str | None
+    ) -> tuple[str, ...]:
+        return (*head, *((config,) if config else ()), *settings.late.words, *self.tail)
+
+
+def _launch(argv: tuple[str, ...]) -> Launch | None:
+    if len(argv) > 1 and posixpath.basename(argv[0]) == "axolotl" and argv[1] == "train":
+        return Launch(
+            launcher=Launcher.ACCELERATE,
+            options={},
+            program="train",
+            is_module=False,
+            head=argv[:2],
+            words=argv[2:],
+        )
+    launch = launchers.parse(argv)
+    return launch if launch and launch.is_module and launch.program == _MODULE else None
+
+
+def _parted(launch: Launch) -> tuple[Launch, tuple[str, ...]]:
+    """Part axolotl's own words from those of the launcher, which `--launcher` names."""
+    end = launch.words.index("--") if "--" in launch.words else len(launch.words)
+    words, tail = launch.words[:end], launch.words[end:]
+    if launch.is_module:
+        return replace(launch, words=words), tail
+    name = str(Words(words=words).get("launcher") or Launcher.ACCELERATE.value)
+    start = ("accelerate", "launch") if name == Launcher.ACCELERATE.value else (name,)
+    inner = launchers.parse((*start, *tail[1:], "train.py"))
+    options = inner.options if inner else {}
+    return replace(launch, launcher=Launcher(name), options=options, words=words), tail
+
+
+class Axolotl(HFTrainer):
+    """axolotl."""
+
+    name = "axolotl"
+    title = "axolotl"
+    knobs = KNOBS
+    refusals = _REFUSALS
+    output = _OUTPUT
+
+    def recognise(self, document: Mapping[str, object]) -> bool:
+        """Take configs with a base model and data."""
+        return is_axolotl_config(document)
+
+    def recognise_command(self, argv: tuple[str, ...]) -> bool:
+        """Take `axolotl train` and its module behind any launcher."""
+        return _launch(argv) is not None
+
+    def command_for(
+        self,
+        source: Source,
+        document: Mapping[str, object],  # noqa: ARG002  part of the protocol
+        command: tuple[str, ...],
+    ) -> tuple[str, ...]:
+        """Give `axolotl train FILE`."""
+        return (*(command or ("axolotl", "train")), source.path)
+
+    def config_path(self, argv: tuple[str, ...]) -> str | None:
+        """Name the first word after `train`."""
+        launch = _launch(argv)
+        return launch.words[0] if launch and launch.words else None
+
+    def split(self, argv: tuple[str, ...], source: Source | None) -> Invocation:
+        """Take a command line apart."""
+        found = _launch(argv)
+        if found is None:
+            return split(argv, source)
+        launch, tail = _parted(found)
+        return _Invocation(launch=launch, words=launch.words, source=source, tail=tail)
+
+    def edit(self, settings: Settings, job: Job, plan: Plan) -> Settings:
+        """Write the fields that keys hold; a batch of the rank changes with either of its parts."""
+        settings = super().edit(settings, job, plan)
+        if _BATCH.of(settings) is None or _accumulation(settings) == plan.accumulation:
+            return settings
+        return settings.set(_BATCH.name, plan.rank_batch)
+
+    def further_files(self, request: Request) -> tuple[str, ...]:
+        """Name the DeepSpeed file, and accelerate's.
+
+        Raises:
+            ConfigError: for a command without a config.
+        """
+        if request.source is None:
+            raise ConfigError(
+                "axolotl trains from a config file",
+                where=Where(key=" ".join(request.argv[:2])),
+                next_step="Write axolotl train x.yaml.",
+            )
+        return super().further_files(request)

@@ -1,0 +1,281 @@
+"""ms-swift: `swift sft x.yaml [--key value ...]`.
+
+Source: ms-swift 4.6.0, cli/main.py, arguments/ (sft_args, tuner_args, base_args/), trainers/
+arguments.py, config/.
+"""
+
+from __future__ import annotations
+
+import posixpath
+from collections.abc import Mapping
+from dataclasses import replace
+
+from oomguard.adapters import knobs, launchers
+from oomguard.adapters import training_arguments as hf
+from oomguard.adapters.base import Request
+from oomguard.adapters.deepspeed import ZERO
+from oomguard.adapters.hf_trainer import (
+    ENVIRONMENT,
+    QUANTIZED_ALONE,
+    ZERO3_WITH_BATCH_SEARCH,
+    HFTrainer,
+)
+from oomguard.adapters.invocation import FileFirst, Invocation, split
+from oomguard.adapters.knobs import Edits, Knob, Knobs, as_object, choice, flag, number
+from oomguard.adapters.launchers import Launch, Launcher
+from oomguard.adapters.llamafactory_keys import MULTIMODAL_MODEL
+from oomguard.adapters.recognition import is_swift_config
+from oomguard.adapters.settings import Settings
+from oomguard.checkpoint import Continuation, Layout, Mode
+from oomguard.command import Command, File
+from oomguard.job import Device, Job, Source, World
+from oomguard.plan import Offload, Part, Plan, Precision, Quantization, Sharding, Tuning
+
+_COMMANDS = ("sft", "pt")
+_MODULES = {f"swift.cli.{name}" for name in _COMMANDS}
+_LAUNCHED_BY = ("NPROC_PER_NODE", "NNODES", "NODE_RANK", "MASTER_ADDR", "MASTER_PORT")
+_BATCH = 16  # samples of a step that ms-swift accumulates to where no number is stated
+_STEPS = knobs.maybe_number("gradient_accumulation_steps")
+_MODEL = knobs.maybe_text("model")
+_DTYPE = knobs.maybe_text("torch_dtype")
+_PRECISIONS: dict[str | None, Precision] = {"bfloat16": Precision.BF16_TRUE}
+_BITS, _METHOD = knobs.maybe_number("quant_bits"), knobs.maybe_text("quant_method")
+_KIND = knobs.text("bnb_4bit_quant_type", "nf4")
+_DOUBLE = flag("bnb_4bit_use_double_quant", default=True)
+_TYPE, _RANK = knobs.text("tuner_type", "lora"), number("lora_rank", 8)
+_PARTS = {
+    Part.VISION_TOWER: flag("freeze_vit", default=True),
+    Part.PROJECTOR: flag("freeze_aligner", default=True),
+    Part.LANGUAGE_MODEL: flag("freeze_llm"),
+}
+_OUTPUT = knobs.text("output_dir", "output")
+_FOUR, _EIGHT = 4, 8
+_BOTH = frozenset({Offload.OPTIMIZER, Offload.PARAMETERS})
+#: The DeepSpeed configs that come with ms-swift; every batch in them is "auto".
+_ZERO_NAMES = {
+    "zero0": (Sharding.NONE, frozenset[Offload]()),
+    "zero1": (Sharding.ZERO1, frozenset[Offload]()),
+    "zero2": (Sharding.ZERO2, frozenset[Offload]()),
+    "zero3": (Sharding.ZERO3, frozenset[Offload]()),
+    "zero2_offload": (Sharding.ZERO2, frozenset({Offload.OPTIMIZER})),
+    "zero3_offload": (Sharding.ZERO3, _BOTH),
+}
+
+
+def _is_multimodal(settings: Settings) -> bool:
+    stated = any(settings.has(key) for key in ("max_pixels", "vit_gradient_checkpointing"))
+    return stated or bool(MULTIMODAL_MODEL.search(_MODEL.of(settings) or ""))
+
+
+def _frozen(settings: Settings) -> frozenset[Part] | None:
+    if not _is_multimodal(settings):
+        return None
+    return frozenset(part for part, key in _PARTS.items() if key.of(settings))
+
+
+def _frozen_edits(_: Settings, value: object) -> Edits:
+    wanted = value if isinstance(value, frozenset) else frozenset()
+    return {as_object(key): part in wanted for part, key in _PARTS.items()}
+
+
+def _quantization(settings: Settings) -> Quantization | None:
+    if _METHOD.of(settings) is None:
+        return Quantization.NONE
+    if _METHOD.of(settings) != "bnb":
+        return None
+    four = hf.four_bit(_KIND.of(settings), _DOUBLE.of(settings))
+    return {_EIGHT: Quantization.INT8, _FOUR: four}.get(_BITS.of(settings) or 0)
+
+
+def _quantization_edits(_: Settings, value: object) -> Edits | None:
+    if value is Quantization.NONE:
+        return {as_object(_METHOD): None, as_object(_BITS): None}
+    if value is Quantization.INT8:
+        return {as_object(_METHOD): "bnb", as_object(_BITS): _EIGHT}
+    four = hf.spell_four_bit(value)
+    if four is None:
+        return None
+    bits = {as_object(_METHOD): "bnb", as_object(_BITS): _FOUR}
+    return {**bits, as_object(_KIND): four[0], as_object(_DOUBLE): four[1]}
+
+
+def _tuning(settings: Settings) -> Tuning:
+    return {"lora": Tuning.LORA, "full": Tuning.FULL}.get(_TYPE.of(settings), Tuning.OTHER)
+
+
+def _tuning_edits(_: Settings, value: object) -> Edits | None:
+    names = {Tuning.LORA: "lora", Tuning.FULL: "full"}
+    return (
+        {as_object(_TYPE): names[value]} if isinstance(value, Tuning) and value in names else None
+    )
+
+
+_OWN = {"micro_batch", "accumulation", "eval_batch"}
+KNOBS = Knobs(
+    knobs=(
+        knobs.direct("micro_batch", number("per_device_train_batch_size", 1)),
+        Knob(
+            field="accumulation",
+            read=_STEPS.of,
+            edits=lambda _, value: {as_object(_STEPS): value},
+        ),
+        knobs.direct("eval_batch", number("per_device_eval_batch_size", 1)),
+        *(knob for knob in hf.SHARED if knob.field not in _OWN),
+        knobs.direct("sequence_length", knobs.maybe_number("max_length")),
+        knobs.stated("image_pixels", knobs.maybe_number("max_pixels")),
+        knobs.direct("checkpointing", flag("gradient_checkpointing", default=True)),
+        knobs.stated("preprocess_workers", knobs.maybe_number("dataset_num_proc")),
+        choice("precision", _DTYPE, _PRECISIONS),
+        Knob(field="quantization", read=_quantization, edits=_quantization_edits),
+        Knob(field="tuning", read=_tuning, edits=_tuning_edits),
+        Knob(
+            field="lora_rank",
+            read=lambda settings: _RANK.of(settings) if _TYPE.of(settings) == "lora" else None,
+            edits=lambda _, value: {as_object(_RANK): value} if value is not None else {},
+        ),
+        Knob(field="frozen", read=_frozen, edits=_frozen_edits),
+        hf.loss_kernel("use_liger_kernel"),
+    )
+)
+
+
+def _launch(argv: tuple[str, ...]) -> Launch | None:
+    if len(argv) > 1 and posixpath.basename(argv[0]) == "swift" and argv[1] in _COMMANDS:
+        return Launch(
+            launcher=Launcher.PYTHON,
+            options={},
+            program=argv[1],
+            is_module=False,
+            head=argv[:2],
+            words=argv[2:],
+        )
+    launch = launchers.parse(argv)
+    return launch if launch and launch.is_module and launch.program in _MODULES else None
+
+
+def _is_cli(launch: Launch) -> bool:
+    return launch.program in _COMMANDS
+
+
+def _zero_name(plan: Plan) -> str | None:
+    wanted = (plan.sharding, plan.offload)
+    return next((name for name, zero in _ZERO_NAMES.items() if zero == wanted), None)
+
+
+class MsSwift(HFTrainer):
+    """ms-swift."""
+
+    name = "ms_swift"
+    title = "ms-swift"
+    knobs = KNOBS
+    refusals = (QUANTIZED_ALONE, ZERO3_WITH_BATCH_SEARCH, hf.NO_METRIC)
+    environment = (*ENVIRONMENT, *_LAUNCHED_BY)
+    output = _OUTPUT
+    rank = _RANK
+
+    def recognise(self, document: Mapping[str, object]) -> bool:
+        """Take flat configs with a model and data in ms-swift's words."""
+        return is_swift_config(document)
+
+    def recognise_command(self, argv: tuple[str, ...]) -> bool:
+        """Take `swift sft`, `swift pt` and their modules."""
+        return _launch(argv) is not None
+
+    def command_for(
+        self,
+        source: Source,
+        document: Mapping[str, object],  # noqa: ARG002  part of the protocol
+        command: tuple[str, ...],
+    ) -> tuple[str, ...]:
+        """Give `swift sft FILE`."""
+        return (*(command or ("swift", "sft")), source.path)
+
+    def config_path(self, argv: tuple[str, ...]) -> str | None:
+        """Name the first word after `sft`, if it is a file."""
+        launch = _launch(argv)
+        return FileFirst(launch=launch, words=launch.words, source=None).config if launch else None
+
+    def split(self, argv: tuple[str, ...], source: Source | None) -> Invocation:
+        """Take a command line apart."""
+        launch = _launch(argv)
+        if launch is None:
+            return split(argv, source)
+        return FileFirst(launch=launch, words=launch.words, source=source)
+
+    def further_files(self, request: Request) -> tuple[str, ...]:
+        """Name the DeepSpeed file, unless it is one of ms-swift's own."""
+        settings = self.split(request.argv, request.source).settings
+        return () if settings.get("deepspeed") in _ZERO_NAMES else super().further_files(request)
+
+    def read(self, request: Request) -> Job:
+        """Read the job; without a number, ms-swift accumulates to 16 samples."""
+        settings = self.split(request.argv, request.source).settings
+        world = self._world(request)
+        micro = number("per_device_train_batch_size", 1).of(settings)
+        steps = _STEPS.of(settings) or max(1, -(-_BATCH // (micro * world.size)))
+        job = super().read(request)
+        asked = replace(job.asked, accumulation=steps)
+        return replace(job, asked=asked, multimodal=_is_multimodal(settings))
+
+    def world(self, invocation: Invocation, request: Request, device: Device) -> World:
+        """Say how many ranks torchrun starts; without its variables there is one."""
+        if _is_cli(invocation.launch):
+            return self._world(request)
+        return super().world(invocation, request, device)
+
+    def sharding(
+        self, invocation: Invocation, request: Request
+    ) -> tuple[Sharding | None, frozenset[Offload] | None]:
+        """Read sharding and offload; the names of ms-swift's own configs are known."""
+        name = invocation.settings.get("deepspeed")
+        known = _ZERO_NAMES.get(name) if isinstance(name, str) else None
+        return known or super().sharding(invocation, request)
+
+    def edit(self, settings: Settings, job: Job, plan: Plan) -> Settings:
+        """Write the fields that keys hold; a batch always with its accumulation."""
+        settings = super().edit(settings, job, plan)
+        is_new = plan.micro_batch != job.asked.micro_batch
+        if is_new and _STEPS.of(settings) != plan.accumulation:
+            settings = settings.set(_STEPS.name, plan.accumulation)
+        return settings
+
+    def shard(
+        self, invocation: Invocation, settings: Settings, job: Job, plan: Plan, folder: str
+    ) -> tuple[tuple[str, ...], Settings, tuple[File, ...]]:
+        """Name one of ms-swift's own configs where one says it all, else write a file."""
+        head, name = invocation.launch.head, _zero_name(plan)
+        own = settings.get("deepspeed") in _ZERO_NAMES
+        if hf.zero_as_asked(job, plan) and (own or not settings.get("deepspeed")):
+            return head, settings, ()
+        if not hf.zero_as_asked(job, plan) and name and (own or not settings.get("deepspeed")):
+            return head, settings.set("deepspeed", name), ()
+        settings, files = hf.with_zero_file(settings, job, plan, folder)
+        return head, settings, files
+
+    def write(
+        self, job: Job, plan: Plan, folder: str, begins: Continuation | None = None
+    ) -> Command:
+        """Give the user's command; DeepSpeed brings torchrun with it."""
+        command = super().write(job, plan, folder, begins)
+        gained = plan.sharding in ZERO and job.asked.sharding not in ZERO
+        if not gained or any(name in job.env for name in ("NPROC_PER_NODE", "NNODES")):
+            return command
+        return replace(command, env={**command.env, "NPROC_PER_NODE": str(job.world.size)})
+
+    def layout(self, job: Job) -> Layout | None:
+        """Name the Trainer's checkpoints, where each run does not get a folder of its own."""
+        versioned = flag("add_version", default=True)
+        settings = self.split(job.argv, job.config).settings
+        return None if versioned.of(settings) else super().layout(job)
+
+    def keeps(self, job: Job, before: Plan, after: Plan) -> tuple[Mode, str]:
+        """Say what survives."""
+        if self.layout(job) is None:
+            return Mode.RESTART, "ms-swift gives each run a folder of its own (add_version)"
+        return super().keeps(job, before, after)
+
+    def _world(self, request: Request) -> World:
+        nodes = launchers.count(request.env.get("NNODES"), 1)
+        stated = "NPROC_PER_NODE" in request.env
+        local = request.env.get("NPROC_PER_NODE") if stated else 1
+        return World(nodes=nodes, per_node=launchers.count(local, max(1, request.gpus)))

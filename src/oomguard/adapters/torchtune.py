@@ -1,0 +1,309 @@
+"""torchtune: `tune run [TORCHRUN OPTIONS] RECIPE --config x.yaml [key=value ...]`.
+
+Source: torchtune 0.6.1, _cli/run.py, recipes/.
+"""
+
+from __future__ import annotations
+
+import posixpath
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+from oomguard.adapters import allocator, common, knobs, launchers
+from oomguard.adapters.base import Request
+from oomguard.adapters.common import Refusal
+from oomguard.adapters.document import Document
+from oomguard.adapters.knobs import Edits, Knob, Knobs, as_object, choice, direct, flag, number
+from oomguard.adapters.launchers import Launch
+from oomguard.adapters.recognition import is_torchtune_config
+from oomguard.adapters.settings import Settings
+from oomguard.adapters.words import Style, Words
+from oomguard.checkpoint import Continuation, Layout, Mode
+from oomguard.command import Command
+from oomguard.errors import ConfigError, Where
+from oomguard.job import Device, Job, Source
+from oomguard.plan import LossKernel, Offload, Plan, Precision, Quantization, Sharding, Tuning
+from oomguard.recipe import Recipe
+
+_COMPONENT = knobs.text("model._component_", "")
+_LOSS = knobs.text("loss._component_", "")
+_CHUNKED = "torchtune.modules.loss.CEWithChunkedOutputLoss"
+_PLAIN = "torch.nn.CrossEntropyLoss"
+_ACTIVATIONS, _CPU = flag("enable_activation_offloading"), flag("fsdp_cpu_offload")
+_IN_BACKWARD = flag("optimizer_in_bwd")
+_HOST = frozenset({Offload.OPTIMIZER, Offload.PARAMETERS})
+_ENVIRONMENT = ("MASTER_ADDR", "MASTER_PORT", "NODE_RANK")
+
+
+def _quantization(settings: Settings) -> Quantization:
+    """Tell by the builder: `qlora_...` keeps the base in torchao's NF4, constants quantized too."""
+    quantized = _builder(settings).startswith("qlora_")
+    return Quantization.NF4_DOUBLE if quantized else Quantization.NONE
+
+
+def _quantization_edits(settings: Settings, value: object) -> Edits | None:
+    name = _builder(settings)
+    bare = name.removeprefix("q") if name.startswith("qlora_") else name
+    if value not in (Quantization.NONE, Quantization.NF4_DOUBLE) or not bare.startswith("lora_"):
+        return None
+    wanted = f"q{bare}" if value is Quantization.NF4_DOUBLE else bare
+    return {as_object(_COMPONENT): _COMPONENT.of(settings).removesuffix(name) + wanted}
+
+
+def _builder(settings: Settings) -> str:
+    return _COMPONENT.of(settings).rsplit(".", 1)[-1]
+
+
+def _loss(settings: Settings) -> LossKernel:
+    chunked = any(word in _LOSS.of(settings) for word in ("Chunked", "LinearCrossEntropy"))
+    return LossKernel.FUSED if chunked else LossKernel.EAGER
+
+
+def _offload(settings: Settings) -> frozenset[Offload]:
+    found = _HOST if _CPU.of(settings) else frozenset[Offload]()
+    return found | ({Offload.ACTIVATIONS} if _ACTIVATIONS.of(settings) else frozenset())
+
+
+def _offload_edits(_: Settings, value: object) -> Edits | None:
+    wanted = value if isinstance(value, frozenset) else frozenset()
+    host = wanted - {Offload.ACTIVATIONS}
+    if host not in (frozenset(), _HOST):
+        return None
+    return {as_object(_CPU): bool(host), as_object(_ACTIVATIONS): Offload.ACTIVATIONS in wanted}
+
+
+KNOBS = Knobs(
+    knobs=(
+        direct("micro_batch", number("batch_size", 2)),
+        direct("accumulation", number("gradient_accumulation_steps", 1)),
+        direct("sequence_length", knobs.maybe_number("tokenizer.max_seq_len")),
+        direct("checkpointing", flag("enable_activation_checkpointing")),
+        choice(
+            "precision",
+            knobs.text("dtype", "bf16"),
+            {"bf16": Precision.BF16_TRUE, "fp32": Precision.FP32, "fp16": Precision.FP16_TRUE},
+        ),
+        Knob(field="quantization", read=_quantization, edits=_quantization_edits),
+        knobs.stated("lora_rank", knobs.maybe_number("model.lora_rank")),
+        Knob(field="offload", read=_offload, edits=_offload_edits),
+        knobs.stated("optimizer", knobs.text("optimizer._component_", "")),
+        Knob(
+            field="loss_kernel",
+            read=_loss,
+            edits=lambda _, value: {
+                as_object(_LOSS): _CHUNKED if value is LossKernel.FUSED else _PLAIN
+            },
+        ),
+    )
+)
+_REFUSALS = (
+    Refusal(
+        message="Gradient accumulation is not supported with optimizer in bwd.",
+        when=lambda s, _, plan: plan.accumulation > 1 and _IN_BACKWARD.of(s),
+    ),
+    Refusal(
+        message="enable_activation_offloading should only be True when "
+        "enable_activation_checkpointing is True",
+        when=lambda _, __, plan: (
+            Offload.ACTIVATIONS in (plan.offload or ()) and not plan.checkpointing
+        ),
+    ),
+    Refusal(
+        message="enable_activation_offloading should only be True when training on CUDA",
+        when=lambda _, job, plan: (
+            Offload.ACTIVATIONS in (plan.offload or ()) and job.device is Device.CPU
+        ),
+    ),
+    Refusal(
+        message="fp16 precision is not supported in this recipe. Please use fp32 or bf16.",
+        when=lambda _, __, plan: plan.precision is Precision.FP16_TRUE,
+    ),
+    Refusal(
+        message="torchtune shares out with FSDP in its distributed recipes, and has no DeepSpeed.",
+        when=lambda _, job, plan: plan.sharding is not job.asked.sharding,
+    ),
+    Refusal(
+        message="fsdp_cpu_offload is there in distributed recipes alone.",
+        when=lambda _, __, plan: (
+            bool((plan.offload or frozenset()) & _HOST) and plan.sharding is not Sharding.FSDP
+        ),
+    ),
+    Refusal(
+        message="another recipe trains the whole model, or an adapter",
+        when=lambda _, job, plan: plan.tuning is not job.asked.tuning,
+    ),
+)
+#: Fields that the recipe decides, or the environment.
+_ELSEWHERE = ("allocator",)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Invocation:
+    """A command line taken apart: torchrun's launch of the recipe, whose words follow."""
+
+    head: tuple[str, ...]
+    launch: Launch
+
+    @property
+    def recipe(self) -> str:
+        return posixpath.basename(self.launch.program).removesuffix(".py")
+
+    @property
+    def config(self) -> str | None:
+        path = Words(words=self.launch.words).get("config")
+        return str(path) if path else None
+
+    def settings(self, source: Source | None) -> Settings:
+        words = Words(words=self.launch.words, style=Style.OMEGACONF)
+        return Settings(late=words, file=Document.parse(source) if source else None)
+
+    def argv(self, settings: Settings, config: str | None) -> tuple[str, ...]:
+        words = Words(words=settings.late.words)
+        edited = words.set("config", config).words if config else words.words
+        return (*self.head, *self.launch.head[1:], *edited)
+
+
+def _split(argv: tuple[str, ...]) -> _Invocation | None:
+    if len(argv) < 3 or posixpath.basename(argv[0]) != "tune" or argv[1] != "run":  # noqa: PLR2004
+        return None
+    launch = launchers.parse(("torchrun", *argv[2:]))
+    return _Invocation(head=argv[:2], launch=launch) if launch else None
+
+
+def _invocation(argv: tuple[str, ...], source: Source | None) -> _Invocation:
+    found = _split(argv)
+    if found is None or source is None:
+        raise ConfigError(
+            "torchtune trains from a recipe and a config file of yours",
+            where=Where(key=" ".join(argv[:2])),
+            next_step="Copy the config with tune cp NAME x.yaml, then tune run RECIPE "
+            "--config x.yaml.",
+        )
+    return found
+
+
+def _tuning(recipe: str) -> Tuning:
+    kinds = {"lora_finetune": Tuning.LORA, "full_finetune": Tuning.FULL}
+    return next((kind for name, kind in kinds.items() if recipe.startswith(name)), Tuning.OTHER)
+
+
+class Torchtune:
+    """torchtune."""
+
+    name = "torchtune"
+    title = "torchtune"
+
+    def recognise(self, document: Mapping[str, object]) -> bool:
+        """Take configs whose model is a component."""
+        return is_torchtune_config(document)
+
+    def recognise_command(self, argv: tuple[str, ...]) -> bool:
+        """Take `tune run`."""
+        return _split(argv) is not None
+
+    def command_for(
+        self, source: Source, document: Mapping[str, object], command: tuple[str, ...]
+    ) -> tuple[str, ...]:
+        """Give `tune run RECIPE --config FILE`; one device unless the command says more."""
+        model = document.get("model")
+        builder = str(model.get("_component_", "")) if isinstance(model, dict) else ""
+        kind = "lora" if "lora_" in builder.rsplit(".", 1)[-1] else "full"
+        recipe = f"{kind}_finetune_single_device"
+        return (*(command or ("tune", "run", recipe)), "--config", source.path)
+
+    def config_path(self, argv: tuple[str, ...]) -> str | None:
+        """Name the file after `--config`; a name of torchtune's own is none."""
+        found = _split(argv)
+        path = found.config if found else None
+        return path if path and path.endswith((".yaml", ".yml")) else None
+
+    def further_files(self, request: Request) -> tuple[str, ...]:  # noqa: ARG002
+        """Name none."""
+        return ()
+
+    def read(self, request: Request) -> Job:
+        """Read the job."""
+        invocation = _invocation(request.argv, request.source)
+        settings = invocation.settings(request.source)
+        cpu = request.gpus == 0 or settings.get("device") == "cpu"
+        distributed = invocation.recipe.endswith("_distributed")
+        return Job(
+            framework=self.name,
+            argv=request.argv,
+            cwd=request.cwd,
+            config=request.source,
+            asked=Plan(
+                **KNOBS.read(settings),  # type: ignore[arg-type]  # each knob its field's type
+                tuning=_tuning(invocation.recipe),
+                sharding=Sharding.FSDP if distributed else Sharding.NONE,
+                allocator=None if cpu else allocator.allocator_of(request.env),
+            ),
+            world=invocation.launch.world(request.gpus),
+            device=Device.CPU if cpu else Device.CUDA,
+            env=common.launch_env(request.env, _ENVIRONMENT),
+            python=request.python,
+            packages=request.packages,
+            output_dir=_output(settings, request.cwd),
+        )
+
+    def settle(self, job: Job, plan: Plan) -> Plan:
+        """Give offloaded activations the checkpointing that torchtune wants with them."""
+        gained = Offload.ACTIVATIONS in (plan.offload or frozenset()) - (
+            job.asked.offload or frozenset()
+        )
+        return replace(plan, checkpointing=True) if gained else plan
+
+    def layout(self, job: Job) -> Layout | None:  # noqa: ARG002  part of the protocol
+        """Name no checkpoints: they are written at the end of an epoch alone."""
+        return None
+
+    def keeps(
+        self,
+        job: Job,  # noqa: ARG002  part of the protocol
+        before: Plan,  # noqa: ARG002
+        after: Plan,  # noqa: ARG002
+    ) -> tuple[Mode, str]:
+        """Say that nothing survives."""
+        return Mode.RESTART, "torchtune saves at the end of an epoch alone"
+
+    def write(
+        self,
+        job: Job,
+        plan: Plan,
+        folder: str,
+        begins: Continuation | None = None,  # noqa: ARG002  part of the protocol
+    ) -> Command:
+        """Give the user's command with a copy of the config, edited where the plan differs."""
+        invocation = _invocation(job.argv, job.config)
+        settings = KNOBS.apply(invocation.settings(job.config), job, plan)
+        copy = common.config_copy(settings, folder)
+        config = copy[0].path if copy else None
+        return Command(
+            argv=invocation.argv(settings, config),
+            cwd=job.cwd,
+            env=common.attempt_env(job, plan),
+            files=copy,
+            config=config,
+        )
+
+    def recipe(self, job: Job) -> Recipe:
+        """Say nothing beyond the plan: the model is built by code, not by a config of its own."""
+        return Recipe(framework=job.framework)
+
+    def refuses(self, job: Job, plan: Plan) -> str | None:
+        """Say torchtune's own message for a plan that it refuses."""
+        settings = _invocation(job.argv, job.config).settings(job.config)
+        return common.first_refusal(_REFUSALS, settings, job, plan) or KNOBS.unwritable(
+            settings, job, plan, elsewhere=_ELSEWHERE
+        )
+
+    def needs(self, job: Job, plan: Plan) -> frozenset[str]:
+        """Name bitsandbytes where an optimizer of it is brought in."""
+        wants = "bitsandbytes" in (plan.optimizer or "")
+        has = "bitsandbytes" in (job.asked.optimizer or "")
+        return frozenset({"bitsandbytes"}) if wants and not has else frozenset()
+
+
+def _output(settings: Settings, cwd: str) -> str | None:
+    value = settings.get("output_dir")
+    return posixpath.join(cwd, value) if isinstance(value, str) else None
