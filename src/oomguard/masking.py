@@ -35,6 +35,7 @@ def mask_job(job: Job) -> Job:
         env=redact_env(job.env),
         config=config,
         files={path: redact(text) for path, text in job.files.items()},
+        output_dir=job.output_dir and redact(job.output_dir),
     )
 
 

@@ -1,0 +1,80 @@
+"""Forks oomguard ready imported, once per line: {"words", "cwd", "env", "at", "do", "said"}.
+
+Answers with the pid, then with the exit code (negative for a signal). `at` is the kind of an
+event, or `kind:number` for another than the first; `do` is what happens right after that event is
+on the disk: `kill` (SIGKILL to oomguard itself), the name of a signal to it, `wait` (until the file
+`go` is there) or nothing. It saves the matrix of faults the import of oomguard for each run.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+
+from oomguard.cli.main import main
+from oomguard.record import event_to_json
+from oomguard.store import RunFolder
+
+
+class Fault:
+    """Happens after an event."""
+
+    def __init__(self, at: str, do: str) -> None:
+        self.kind, _, number = at.partition(":")
+        self.left, self.do = int(number or 1), do
+        self.append = RunFolder.append
+
+    def after(self, folder: RunFolder, event: object) -> None:
+        self.append(folder, event)
+        if event_to_json(event)["event"] == self.kind:
+            self.left -= 1
+            if self.left == 0:
+                self.happen()
+
+    def happen(self) -> None:
+        Path("reached").touch()
+        if self.do == "kill":
+            os.kill(os.getpid(), signal.SIGKILL)
+        elif self.do == "wait":
+            while not Path("go").exists():
+                time.sleep(0.01)
+        elif self.do:
+            os.kill(os.getpid(), getattr(signal, self.do))
+
+
+def run(request: dict) -> None:
+    os.setsid()
+    os.chdir(request["cwd"])
+    os.environ.update(request["env"])
+    said = os.open(request["said"], os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+    nothing = os.open(os.devnull, os.O_RDONLY)
+    for descriptor, place in ((nothing, 0), (said, 1), (said, 2)):
+        os.dup2(descriptor, place)
+    if request["at"]:
+        fault = Fault(request["at"], request["do"])
+        # A method of another object would not be given the folder.
+        RunFolder.append = lambda folder, event: fault.after(folder, event)  # noqa: PLW0108
+    code = 70
+    try:
+        code = main(request["words"])
+        sys.stdout.flush()
+    finally:
+        os._exit(code)
+
+
+def serve() -> None:
+    for line in sys.stdin:
+        pid = os.fork()
+        if pid == 0:
+            run(json.loads(line))
+        print(pid, flush=True)
+        _, status = os.waitpid(pid, 0)
+        print(os.waitstatus_to_exitcode(status), flush=True)
+
+
+if __name__ == "__main__":
+    serve()
