@@ -23,8 +23,8 @@ OOMGUARD = (sys.executable, "-m", "oomguard")
 #: At the cap 16 and 8 samples are too many, 4 fit: an interpreter takes less than half a sample.
 SAMPLE_BYTES = 32 << 20
 CAP_BYTES = 6 * SAMPLE_BYTES
-#: What the default ladder holds before it is no concern of these jobs; a further --ladder wins.
-LADDER = ("--ladder", "halve_micro_batch")
+#: What else the default ladder holds is no concern of these jobs; a further --ladder wins.
+LADDER = ("--ladder", "halve_micro_batch", "--no-predict")
 #: A job without any framework; the flags are those of the Trainer. `hold` takes real memory.
 SETUP = f"""
 import argparse, os, signal, subprocess, sys, time
@@ -100,7 +100,7 @@ class Live:
         self.process = subprocess.Popen(
             [*OOMGUARD, "launch", "--name", self.name, *LADDER, *words],
             cwd=folder,
-            env={**os.environ, **(env or {})},
+            env={**os.environ, "XDG_DATA_HOME": str(folder), **(env or {})},
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,

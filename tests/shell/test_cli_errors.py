@@ -22,6 +22,7 @@ GOOD = f"oomguard:\n  command: [{sys.executable}, job.py]\n{FLAGS}"
 @pytest.fixture(autouse=True)
 def folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path))
     (tmp_path / "job.py").write_text(JOB)
     (tmp_path / "train.yaml").write_text(GOOD)
     return tmp_path

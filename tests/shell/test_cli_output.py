@@ -16,6 +16,13 @@ from oomguard.cli.main import main
 from shell.launches import CAP_BYTES, OOMGUARD, PATIENCE_S, make_live, write_job
 
 live = pytest.fixture(make_live)
+
+
+@pytest.fixture(autouse=True)
+def data_folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path))
+
+
 OOM = (
     "torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total "
     "capacity of 16.00 GiB of which 1.00 GiB is free."
@@ -25,7 +32,15 @@ ENDS = {
     "exhausted": ("raise MemoryError", 3),
     "failed": ("raise ValueError", 1),
 }
-CAPPED = ("--host-memory", str(CAP_BYTES), "--ladder", "halve_micro_batch", "--max-attempts", "3")
+CAPPED = (
+    "--host-memory",
+    str(CAP_BYTES),
+    "--ladder",
+    "halve_micro_batch",
+    "--max-attempts",
+    "3",
+    "--no-predict",
+)
 ESCAPE = re.compile(rb"\x1b\[[0-9;]*m")
 
 
@@ -95,7 +110,7 @@ def on_a_terminal(folder, *words, env=None):
     with subprocess.Popen(
         [*OOMGUARD, *words],
         cwd=folder,
-        env={**os.environ, "TERM": "xterm-256color", **(env or {})},
+        env={**os.environ, "TERM": "xterm", **(env or {})},
         stdin=theirs,
         stdout=theirs,
         stderr=theirs,

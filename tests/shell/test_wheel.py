@@ -96,7 +96,8 @@ def test_it_explains_a_log(installed, tmp_path):
 def test_it_launches_a_job_with_its_reporter_and_ladder(installed, tmp_path):
     (tmp_path / "job.py").write_text("import sitecustomize as s; print(s.__file__)\n" + JOB)
     said = call(
-        *(installed / "oomguard", "launch", "--json", "--"),
+        *(installed / "oomguard", "launch", "--json", "--ladder", "halve_micro_batch"),
+        *("--fits", "fits.db", "--"),
         *(sys.executable, "job.py", "--per_device_train_batch_size", "16"),
         cwd=tmp_path,
     )
