@@ -1,0 +1,50 @@
+"""What the README shows is true: its strategy loads, its tables and links name what is there."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from oomguard.cli.main import COMMANDS
+from oomguard.config import _READERS
+from oomguard.discover import load_strategies
+from oomguard.ladder import CLASSIC
+
+ROOT = Path(__file__).parents[2]
+README = (ROOT / "README.md").read_text()
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL)
+
+
+def test_the_strategy_it_shows_loads(tmp_path):
+    (text,) = blocks("python")
+    (tmp_path / "150_shorter.py").write_text(text)
+    shorter = next(s for s in load_strategies(tmp_path) if s.id == "shorter")
+    assert shorter.summary == "train on 1024 tokens"
+
+
+def test_the_classic_table_is_the_classic_ladder():
+    section = README.split("`--ladder classic`")[1]
+    rows = re.findall(r"^\| (\w+) \| ([\w ]+) \|", section, re.MULTILINE)[1:]
+    fidelity = {s.id: s.fidelity.value.replace("_", " ") for s in load_strategies()}
+    assert [name for name, _ in rows] == list(CLASSIC)
+    assert dict(rows) == {name: fidelity[name] for name in CLASSIC}
+
+
+def test_the_options_of_the_block_exist():
+    (text,) = blocks("yaml")
+    keys = re.findall(r"^  (\w+):", text, re.MULTILINE)
+    assert keys
+    assert set(keys) <= set(_READERS)
+
+
+def test_the_commands_are_all_of_them():
+    assert set(re.findall(r"^\| `oomguard (\w+)", README, re.MULTILINE)) == set(COMMANDS)
+
+
+def test_every_link_leads_somewhere():
+    links = re.findall(r"\]\(([^)#]+)\)", README)
+    assert len(links) > 5
+    assert [link for link in links if not (ROOT / link).exists()] == []
