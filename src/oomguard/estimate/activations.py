@@ -19,7 +19,7 @@ _FP32 = 4
 #: smaller than the whole (liger_kernel/ops/fused_linear_cross_entropy.py).
 _FUSED_COPIES = 3
 #: Copies that transformers' unfused "gelu_new" keeps (activations.py, NewGELUActivation).
-_GELU_COPIES = {"gpt2": 5, "gpt_neo": 5, "phi": 4}
+_GELU_COPIES = 5
 #: Copies of the logits in LitGPT's loop, which drops those of an iteration when the next ones are
 #: there (finetune/lora.py, fit): with log-probabilities, and with their gradients.
 _CHUNKED_FORWARD, _CHUNKED_BACKWARD = 3, 5
@@ -189,7 +189,7 @@ class Step:
         size = self.formats.computed_bytes
         if self.model.gated:
             return 3 * self._inner * size
-        return _GELU_COPIES.get(self.model.model_type, 1) * self._inner * size
+        return (_GELU_COPIES if self.model.unfused_gelu else 1) * self._inner * size
 
     @property
     def _logits(self) -> int:

@@ -20,6 +20,7 @@ SPREAD = Spread(low=0.75, high=1.4, context_bytes=constants.CUDA_CONTEXT_SPREAD_
 LONGEST = 2048
 #: State bytes per number of a bitsandbytes 8-bit Adam: two moments, one fp32 per 256 numbers each.
 _EIGHT_BIT = 2 * (1 + 4 / 256)
+_FP32 = 4
 #: Layers whose activations are on the GPU while the others wait on the host.
 _LAYERS_ON_THEIR_WAY = 2
 _STATES = {"sgd": 0, "lion": 1, "adafactor": 0.01, "rmsprop": 1, "adagrad": 1}
@@ -216,6 +217,9 @@ def _autocast_copies(problem: Problem) -> int:
 def _step_temporaries(problem: Problem) -> int:
     recipe, numbers = problem.recipe, problem.counts
     name = (problem.plan.optimizer or recipe.optimizer).lower()
+    if problem.plan.sharding in ZERO:  # the rank's gradients in fp32, beside those in 16 bits
+        share = sharding.shares(problem.plan, problem.ranks).optimizer
+        return int(_FP32 * numbers.trained * share)
     plain = not any(word in name for word in ("8bit", "paged", "sgd", "fused", "bnb"))
     if not plain or recipe.fused or not recipe.foreach:
         return 0

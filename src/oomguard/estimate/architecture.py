@@ -30,6 +30,8 @@ _GATE_UP = ("gate_up_proj",)
 _DOWN = ("down_proj", "fc2", "dense_4h_to_h", "c_proj", "mlp")
 #: Model types whose attention cannot run without materialised scores (soft capping).
 _SOFTCAPPED = frozenset({"gemma2"})
+#: Model types whose own default is transformers' "gelu_new", made of many small operations.
+_GELU_NEW = frozenset({"gpt2", "gpt_neo", "phi"})
 _POSITIONS = frozenset({"gpt2", "gpt_neo", "opt"})
 _NAMES = {
     "hidden": ("hidden_size", "n_embd", "d_model"),
@@ -85,6 +87,7 @@ class Architecture:
     tied: bool = False
     layer_norm: bool = False
     softcapped: bool = False
+    unfused_gelu: bool = False
     qkv_bias: bool = False
     positions: int = 0
     experts: int = 0
@@ -165,6 +168,7 @@ def from_config(config: Mapping[str, object]) -> Architecture:
         tied=bool(text.get("tie_word_embeddings", kind in _TIED)),
         layer_norm=kind in _LAYER_NORM,
         softcapped=kind in _SOFTCAPPED,
+        unfused_gelu=_activation(text, kind) == "gelu_new",
         qkv_bias=kind.startswith(("qwen", "qwen2")) and not kind.startswith("qwen3"),
         positions=_positions(text, kind),
         experts=experts,
@@ -307,6 +311,11 @@ def _intermediate(text: Mapping[str, object], kind: str, hidden: int) -> int:
     if kind == "qwen":  # the first Qwen counts both halves of its gated MLP
         return stated // 2
     return stated or 4 * hidden
+
+
+def _activation(text: Mapping[str, object], kind: str) -> object:
+    stated = text.get("activation_function") or text.get("hidden_act")
+    return stated or ("gelu_new" if kind in _GELU_NEW else None)
 
 
 def _positions(text: Mapping[str, object], kind: str) -> int:

@@ -1,0 +1,217 @@
+"""The dry run as a child: what it answers, what is remembered, and what happens when it fails.
+
+The child is a program of this test's own that answers as the dry run does.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+from generators import make_job
+from oomguard.catalogue.lookup import find_model
+from oomguard.estimate.memory import Fits
+from oomguard.job import Lengths, World
+from oomguard.plan import Allocator, EmbeddingRows, Plan, Sharding
+from oomguard.prediction import request
+from oomguard.prediction.dryrun import Tracer, tracer_of
+from oomguard.prediction.predict import Predictor
+from oomguard.prediction.question import Question
+from oomguard.recipe import Family
+from oomguard.units import GIB, MIB
+from shapes import FACTORY, LORA, replace
+
+CHILD = """#!{python}
+import json, sys, time
+from pathlib import Path
+
+folder = Path({folder!r})
+if sys.argv[1] == "-c":
+    print((folder / "versions.json").read_text())
+    sys.exit(0)
+asked = json.load(sys.stdin)
+with (folder / "asked.jsonl").open("a") as log:
+    log.write(json.dumps(asked) + "\\n")
+mode = (folder / "mode").read_text()
+if mode == "hang":
+    time.sleep(600)
+if mode == "die":
+    sys.exit("no memory for the trace")
+if mode == "babble":
+    print("not JSON")
+    sys.exit(0)
+results = []
+for variant in asked["variants"]:
+    tokens = variant["plan"]["micro_batch"] * variant["plan"]["sequence_length"]
+    if mode == "refuse":
+        error = {{"kind": "unsupported", "message": "experts cannot be traced"}}
+        results.append({{"id": variant["id"], "error": error}})
+        continue
+    terms = {{"weights": 16 << 30, "activations": tokens << 18, "logits_and_loss": tokens << 20}}
+    peak = sum(terms.values())
+    estimate = {{
+        "allocated_bytes": peak, "reserved_bytes": peak + (1 << 30),
+        "reserved_expandable_bytes": peak + (1 << 28), "terms": terms, "method": "trace",
+    }}
+    results.append({{"id": variant["id"], "estimate": estimate, "fits_replay": True}})
+print(json.dumps({{"v": 1, "results": results, "versions": {{}}}}))
+"""
+
+
+class Stand:
+    """The child's folder, and what it was asked."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.python = folder / "python"
+        self.python.write_text(CHILD.format(python=sys.executable, folder=str(folder)))
+        self.python.chmod(0o755)
+        self.mode("answer")
+        self.versions(torch="2.13", transformers="5.23")
+
+    def mode(self, name: str) -> None:
+        (self.folder / "mode").write_text(name)
+
+    def versions(self, **found: str) -> None:
+        (self.folder / "versions.json").write_text(json.dumps(found))
+
+    def tracer(self) -> Tracer:
+        found = tracer_of([str(self.python)], "hf", cache=self.folder / "cache")
+        assert found is not None
+        return found
+
+    @property
+    def asked(self) -> list[dict]:
+        log = self.folder / "asked.jsonl"
+        return [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else []
+
+
+@pytest.fixture
+def stand(tmp_path):
+    return Stand(tmp_path)
+
+
+def ask(*plans: Plan, capacity_bytes: int = 24 * GIB, **job: object) -> Question:
+    model = find_model(
+        "meta-llama/Meta-Llama-3-8B", Family.HF, cwd=Path("/"), environment={"HF_HUB_OFFLINE": "1"}
+    )
+    return Question(
+        job=make_job(LORA, **job),
+        recipe=FACTORY,
+        model=model,
+        plans=plans,
+        capacity_bytes=capacity_bytes,
+    )
+
+
+def test_a_traced_plan_shows_the_traces_figures(stand):
+    found = Predictor(tracer=stand.tracer())(ask(LORA)).estimates[0]
+    traced = (16 << 30) + (2048 << 18) + (2048 << 20)
+    assert found.method == "trace"
+    assert found.allocated_bytes == traced
+    assert found.reserved_bytes == traced + GIB
+    assert found.terms["cuda_context"] == found.expected_bytes - found.reserved_bytes
+    assert sum(found.terms.values()) == found.expected_bytes
+    # what LoRA adds is told apart from the base
+    assert found.terms["weights"] + found.terms["adapter"] == 16 << 30
+
+
+def test_the_allocator_of_the_plan_decides_the_slack_and_both_share_one_trace(stand):
+    expandable = replace(LORA, allocator=Allocator.EXPANDABLE)
+    default, other = Predictor(tracer=stand.tracer())(ask(LORA, expandable)).estimates
+    assert default.terms["allocator_slack"] == GIB
+    assert other.terms["allocator_slack"] == 256 * MIB
+    assert len(stand.asked) == 1
+
+
+def test_an_answer_is_remembered_for_the_same_versions(stand):
+    for _ in range(2):
+        Predictor(tracer=stand.tracer())(ask(LORA))
+    assert len(stand.asked) == 1
+    stand.versions(torch="2.14", transformers="5.23")
+    Predictor(tracer=stand.tracer())(ask(LORA))
+    assert len(stand.asked) == 2
+
+
+def test_a_broken_cache_is_asked_anew(stand):
+    Predictor(tracer=stand.tracer())(ask(LORA))
+    for file in (stand.folder / "cache").iterdir():
+        file.write_text("{")
+    found = Predictor(tracer=stand.tracer())(ask(LORA))
+    assert found.estimates[0].method == "trace"
+    assert len(stand.asked) == 2
+
+
+@pytest.mark.parametrize(
+    ("mode", "note"),
+    [
+        ("die", "no memory for the trace"),
+        ("babble", "no JSON"),
+        ("refuse", "experts cannot be traced"),
+        ("hang", "longer than"),
+    ],
+)
+def test_a_trace_that_fails_leaves_arithmetic_and_says_why(stand, mode, note):
+    stand.mode(mode)
+    budget_s = 1.0 if mode == "hang" else 60.0
+    found = Predictor(tracer=stand.tracer(), budget_s=budget_s)(ask(LORA))
+    assert found.estimates[0].method == "analytic"
+    assert any(note in line for line in found.notes)
+
+
+def test_plans_that_decide_are_traced_and_the_others_scaled(stand):
+    plans = [replace(LORA, micro_batch=n, accumulation=16 // n) for n in (16, 8, 4, 2, 1)]
+    found = Predictor(tracer=stand.tracer())(ask(*plans, capacity_bytes=30 * GIB))
+    first = next(n for n, one in enumerate(found.estimates) if one.fits(30 * GIB) is Fits.YES)
+    assert found.estimates[0].method == found.estimates[first].method == "trace"
+    assert "analytic-scaled" in {one.method for one in found.estimates}
+    peaks = [one.expected_bytes for one in found.estimates]
+    assert peaks == sorted(peaks, reverse=True)
+
+
+def test_trace_and_arithmetic_that_disagree_are_reported(stand):
+    # the child says a MiB of logits for each token, arithmetic half as much again
+    long = replace(LORA, sequence_length=65536, micro_batch=4)
+    near, far = (Predictor(tracer=stand.tracer())(ask(plan)) for plan in (LORA, long))
+    assert not any("apart" in line for line in near.notes)
+    assert any("apart" in line for line in far.notes)
+
+
+def test_a_sharded_plan_takes_activations_from_the_trace_and_weights_from_arithmetic(stand):
+    sharded = replace(LORA, sharding=Sharding.ZERO3)
+    question = ask(sharded, world=World(per_node=4))
+    found = Predictor(tracer=stand.tracer())(question).estimates[0]
+    assert found.terms["activations"] == 2048 << 18
+    assert found.terms["weights"] == pytest.approx(2 * 8.03e9 / 4, rel=0.01)
+    step = stand.asked[0]["variants"][0]
+    assert "sharding" not in step["plan"]
+    assert step["plan"]["optimizer"] == "sgd"
+
+
+def test_the_request_says_how_the_framework_stores_numbers():
+    step = request.variant(ask(LORA), LORA)
+    assert step is not None
+    recipe = step["recipe"]
+    assert isinstance(recipe, dict)
+    assert (recipe["weights_dtype"], recipe["trainable_dtype"]) == ("bf16", "fp32")
+    assert recipe["lora"]["targets"] == "all-linear"
+    assert request.variant(ask(LORA), replace(LORA, embedding_rows=EmbeddingRows.NEW)) is None
+
+
+def test_batches_are_as_long_as_the_longest_sample_that_the_tokenizer_counted():
+    lengths = Lengths(samples=2, sorted_tokens=(100, 700), counted_by="the tokenizer")
+    question = ask(LORA, lengths=lengths)
+    assert question.batched(LORA).sequence_length == 700
+    assert "700 tokens" in Predictor()(question).notes[-1]
+    guessed = replace(lengths, counted_by="4 characters a token")
+    assert ask(LORA, lengths=guessed).batched(LORA) == LORA
+    packed = replace(lengths, filled=True)
+    assert ask(LORA, lengths=packed).batched(LORA) == LORA
+
+
+def test_a_python_without_torch_traces_nothing(stand):
+    stand.versions(transformers="5.23")
+    assert tracer_of([str(stand.python), "/nonexistent/python"], "hf") is None
