@@ -1,0 +1,101 @@
+"""LLaMA-Factory jobs on tiny multimodal models, in its environment with an overlay.
+
+The overlay holds what processors of pictures and sounds import. torchvision has no build for
+torch's CPU package here: its own operators do not load, so the file that describes them is left
+empty; resizing and normalizing are plain torch. torchaudio breaks at import; a stand-in reads WAV.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from dataclasses import replace
+from pathlib import Path
+
+import platformdirs
+import yaml
+from environments import environment
+from filelock import FileLock
+from jobs import TinyJob, llamafactory_job
+
+PACKAGES = ("torchvision==0.28.0", "pillow==13.0.0")
+_TORCHAUDIO = '''\
+"""Reads WAV files, which is all that LLaMA-Factory asks of torchaudio here."""
+
+import wave
+
+import torch
+
+__version__ = "0"
+
+
+def load(path):
+    with wave.open(str(path)) as file:
+        raw = bytearray(file.readframes(file.getnframes()))
+        samples = torch.frombuffer(raw, dtype=torch.int16).float() / 32768
+        return samples.reshape(-1, file.getnchannels()).T, file.getframerate()
+'''
+SETTINGS = {
+    "model_name_or_path": "model",
+    "cutoff_len": 1024,
+    "per_device_train_batch_size": 2,
+    "max_steps": 2,
+}
+VISION = {"template": "qwen2_vl", "image_max_pixels": 448 * 448}
+AUDIO = {"template": "qwen2_audio"}
+
+
+def overlay() -> Path:
+    """Give a folder for PYTHONPATH, made once and kept beside the environments."""
+    name = "multimodal-" + "-".join(PACKAGES).replace("==", "-")
+    folder = platformdirs.user_cache_path("oomguard") / "environments" / name
+    with FileLock(f"{folder}.lock"):
+        if not (folder / ".complete").exists():
+            shutil.rmtree(folder, ignore_errors=True)
+            python = str(environment("llamafactory"))
+            install = (python, "-m", "pip", "install", "--quiet", "--no-deps", "--target")
+            subprocess.run([*install, str(folder), *PACKAGES], check=True, capture_output=True)
+            (folder / "torchvision" / "_meta_registrations.py").write_text("")
+            (folder / "torchaudio.py").write_text(_TORCHAUDIO)
+            (folder / ".complete").touch()
+    return folder
+
+
+def multimodal_job(kind: str, folder: Path, **settings: object) -> TinyJob:
+    """Write a job on a tiny Qwen2.5-VL (`vision`) or Qwen2-Audio (`audio`)."""
+    job = llamafactory_job(folder)
+    env = {**job.env, "PYTHONPATH": str(overlay())}
+    make = Path(__file__).with_name("multimodal_assets.py")
+    for made in ("model", "data"):
+        shutil.rmtree(folder / made)
+    subprocess.run(
+        [job.python, make, kind, folder],
+        env=env,
+        check=True,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+    )
+    own = VISION if kind == "vision" else AUDIO
+    job = replace(job, name=kind, env=env)
+    return with_settings(job, **SETTINGS, **own, **settings)
+
+
+def with_settings(job: TinyJob, **settings: object) -> TinyJob:
+    """Change some keys of a job's config."""
+    config = {**yaml.safe_load(job.config.read_text()), **settings}
+    job.config.write_text(yaml.safe_dump(config, sort_keys=False))
+    return job
+
+
+def by_hand(job: TinyJob, *words: str) -> subprocess.CompletedProcess[str]:
+    """Run a job as its user would, with words after its command."""
+    return subprocess.run(
+        [*job.argv, *words],
+        cwd=job.folder,
+        env={**os.environ, **job.env},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        check=False,
+    )

@@ -1,0 +1,157 @@
+"""A tiny Qwen2.5-VL and a tiny Qwen2-Audio in the real LLaMA-Factory, real processors and all."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+from caps import peak_data_bytes
+from jobs import TinyJob, llamafactory_job
+from multimodal import by_hand, multimodal_job, with_settings
+
+IMAGE_TOKENS = (448 // 28) ** 2
+FREEZE = "freeze_vision_tower_and_projector"
+_TRAINABLE = re.compile(r"trainable params: ([\d,]+) ")
+
+
+@dataclass(frozen=True)
+class Launched:
+    code: int
+    told: str
+    run: Path
+
+    @property
+    def events(self) -> list[dict[str, Any]]:
+        return [json.loads(line) for line in (self.run / "events.jsonl").read_text().splitlines()]
+
+    def named(self, name: str) -> list[dict[str, Any]]:
+        return [event for event in self.events if event["event"] == name]
+
+    def log(self, attempt: int) -> str:
+        return (self.run / "attempts" / f"{attempt:03d}" / "log.txt").read_text()
+
+
+def launch(job: TinyJob, name: str, *words: str) -> Launched:
+    ended = subprocess.run(
+        [sys.executable, "-m", "oomguard", "launch", job.config.name, "--name", name, *words],
+        cwd=job.folder,
+        env=dict(job.env),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    run = job.folder / "oomguard-runs" / name
+    assert run.is_dir(), ended.stderr[-3000:]
+    return Launched(code=ended.returncode, told=ended.stderr, run=run)
+
+
+def trainable(log: str) -> int:
+    match = _TRAINABLE.search(log)
+    assert match is not None, log[-3000:]
+    return int(match[1].replace(",", ""))
+
+
+@pytest.fixture(scope="module")
+def vision(tmp_path_factory):
+    return multimodal_job(
+        "vision",
+        tmp_path_factory.mktemp("vision"),
+        finetuning_type="full",
+        freeze_vision_tower=False,
+        freeze_multi_modal_projector=False,
+    )
+
+
+@pytest.fixture(scope="module")
+def audio(tmp_path_factory):
+    return multimodal_job("audio", tmp_path_factory.mktemp("audio"))
+
+
+@pytest.fixture(scope="module")
+def cap(vision):
+    """A cap between what the model takes whole and with both parts frozen, in bytes."""
+    words = ("freeze_vision_tower=true", "freeze_multi_modal_projector=true")
+    peaks = [
+        peak_data_bytes((*vision.argv, *more), cwd=vision.folder, env=vision.env)
+        for more in ((), words)
+    ]
+    assert peaks[0] > 1.05 * peaks[1], f"freezing saves too little to tell: {peaks}"
+    return str(sum(peaks) // 2)
+
+
+@pytest.fixture(scope="module")
+def frozen(vision, cap):
+    return launch(vision, "frozen", "--host-memory", cap, "--ladder", FREEZE)
+
+
+@pytest.fixture(scope="module")
+def cut(vision, cap):
+    """Samples are shorter than every cut, so none helps: the ladder reaches its end."""
+    return launch(vision, "cut", "--host-memory", cap, "--ladder", "cut_cutoff_len")
+
+
+def test_freezing_tower_and_projector_makes_the_job_fit(frozen):
+    assert frozen.code == 0, frozen.told[-3000:]
+    first, second = frozen.named("planned")
+    assert first["plan"]["frozen"] == []
+    assert second["plan"]["frozen"] == ["projector", "vision_tower"]
+    assert frozen.named("exited")[0]["verdict"]["kind"] == "host_oom"
+
+
+def test_freezing_tower_and_projector_leaves_the_language_model_to_train(frozen, vision):
+    whole, frozen_count = trainable(frozen.log(1)), trainable(frozen.log(2))
+    projector_only = by_hand(
+        vision, "freeze_vision_tower=true", "freeze_language_model=true", "max_steps=1"
+    )
+    assert projector_only.returncode == 0, projector_only.stdout[-3000:]
+    projector = trainable(projector_only.stdout)
+    assert 0 < projector < frozen_count < whole
+    tower = whole - projector - frozen_count
+    assert tower > frozen_count, "the tiny model's tower is its largest part"
+
+
+def test_no_sequence_is_cut_below_its_media_tokens(cut):
+    assert cut.code == 3, cut.told[-3000:]
+    lengths = [planned["plan"]["sequence_length"] for planned in cut.named("planned")]
+    least = cut.named("run_started")[0]["job"]["lengths"]["least"]
+    assert lengths == [1024, 512, least]
+    assert least > IMAGE_TOKENS
+    (finished,) = cut.named("finished")
+    assert "media tokens would be cut" in finished["skipped"][0]["reason"]
+
+
+def test_the_shortest_cut_trains_and_one_below_the_media_tokens_does_not(vision, cut):
+    least = cut.named("run_started")[0]["job"]["lengths"]["least"]
+    shortest = by_hand(vision, f"cutoff_len={least}", "max_steps=1")
+    assert shortest.returncode == 0, shortest.stdout[-3000:]
+    broken = by_hand(vision, f"cutoff_len={IMAGE_TOKENS // 2}", "max_steps=1")
+    assert broken.returncode != 0
+    assert "tokens" in broken.stdout
+    assert "do not match" in broken.stdout
+
+
+def test_an_audio_job_trains_and_new_tokens_are_named(audio):
+    with_settings(audio, add_tokens="<up>,<down>", lora_target="q_proj,v_proj")
+    run = launch(audio, "tokens")
+    assert run.code == 0, run.told[-3000:]
+    job = run.named("run_started")[0]["job"]
+    assert job["multimodal"] is True
+    assert job["trained_embeddings"] == ["embed_tokens", "lm_head"]
+    assert "new tokens make it train embed_tokens and lm_head in full" in run.told
+    named = re.search(r"Vocab has been resized, add (\S+) to trainable params", run.log(1))
+    assert named is not None
+    assert set(named[1].split(",")) == {"embed_tokens", "lm_head"}
+
+
+def test_new_tokens_are_most_of_what_an_adapter_trains(tmp_path):
+    job = llamafactory_job(tmp_path)
+    with_settings(job, max_steps=1, per_device_train_batch_size=1)
+    plain = trainable(by_hand(job).stdout)
+    added = trainable(by_hand(job, "add_tokens=<up>", "output_dir=with").stdout)
+    assert added > 10 * plain

@@ -1,0 +1,141 @@
+"""Giving back and growing, end to end with the real Trainer under a real cap.
+
+Memory follows the tokens that go through the model at once. The cap lies between what 4 whole
+samples take and what 8 take that are cut to 256 tokens: the micro batch has to go down to 4, and
+then nothing has to be cut.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from caps import peak_data_bytes
+from jobs import GLOBAL_BATCH, TinyJob, hf_job
+
+STEPS, WHOLE, CUT = 12, 512, 256
+
+
+@dataclass(frozen=True)
+class Launched:
+    code: int
+    told: str
+    run: Path
+    output: Path
+
+    def named(self, name: str) -> list[dict[str, Any]]:
+        lines = (self.run / "events.jsonl").read_text().splitlines()
+        return [event for line in lines if (event := json.loads(line))["event"] == name]
+
+    @property
+    def sizes(self) -> list[tuple[int, int]]:
+        """Micro batch and sequence length of each attempt."""
+        plans = [planned["plan"] for planned in self.named("planned")]
+        return [(plan["micro_batch"], plan["sequence_length"]) for plan in plans]
+
+    @property
+    def purposes(self) -> list[str]:
+        return [planned.get("purpose", "train") for planned in self.named("planned")]
+
+    @property
+    def report(self) -> dict[str, Any]:
+        return json.loads((self.run / "fit-report.json").read_text())
+
+
+def words(job: TinyJob, micro: int, length: int) -> list[str]:
+    config = yaml.safe_load(job.config.read_text())
+    command = config.pop("oomguard")["command"]
+    sizes = {
+        "per_device_train_batch_size": micro,
+        "gradient_accumulation_steps": GLOBAL_BATCH // micro,
+        "max_length": length,
+        "max_steps": 2,
+        "output_dir": "measured",
+    }
+    flags = {**config, **sizes}
+    return [*command, *(word for key, value in flags.items() for word in (f"--{key}", str(value)))]
+
+
+@pytest.fixture(scope="module")
+def launch(tmp_path_factory) -> Callable[..., Launched]:
+    job = hf_job(tmp_path_factory.mktemp("relax"))
+    settings = {**yaml.safe_load(job.config.read_text()), "max_length": WHOLE, "max_steps": STEPS}
+    job.config.write_text(yaml.safe_dump(settings, sort_keys=False))
+    peaks = [
+        peak_data_bytes(words(job, micro, length), cwd=job.folder, env=job.env)
+        for micro, length in ((4, WHOLE), (8, CUT))
+    ]
+    assert peaks[0] < peaks[1]
+    cap = str(sum(peaks) // 2)
+
+    def run(name: str, *options: str) -> Launched:
+        command = [sys.executable, "-m", "oomguard", "launch", job.config.name, "--name", name]
+        ended = subprocess.run(
+            [*command, "--host-memory", cap, *options],
+            cwd=job.folder,
+            env=dict(job.env),
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        run = job.folder / "oomguard-runs" / name
+        return Launched(
+            code=ended.returncode, told=ended.stderr, run=run, output=job.folder / "out"
+        )
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def relaxed(launch):
+    return launch("relaxed", "--ladder", "cut_cutoff_len,halve_micro_batch")
+
+
+@pytest.fixture(scope="module")
+def grown(launch):
+    return launch("grown", "--grow", "--ladder", "cut_cutoff_len,halve_micro_batch")
+
+
+def test_the_cut_is_given_back_once_the_micro_batch_is_small_enough(relaxed):
+    assert relaxed.code == 0, relaxed.told[-3000:]
+    assert relaxed.sizes == [(16, WHOLE), (16, CUT), (8, CUT), (4, CUT), (4, WHOLE)]
+    assert relaxed.purposes == ["train"] * 4 + ["trial"]
+    assert relaxed.named("stopping")[-1]["reason"] == "fits"
+    assert relaxed.named("planned")[-1]["undone"] == ["cut_cutoff_len"]
+
+
+def test_what_was_given_back_is_not_in_the_report(relaxed):
+    report = relaxed.report
+    assert [change["field"] for change in report["changes"]] == ["micro_batch", "accumulation"]
+    assert report["fidelity"] == "same_math"
+    assert "Tried without: cut_cutoff_len" in relaxed.told
+
+
+def test_growing_ends_with_the_largest_that_fits(grown):
+    assert grown.code == 0, grown.told[-3000:]
+    assert grown.sizes == [
+        *[(1, CUT), (1, WHOLE), (2, WHOLE), (4, WHOLE)],
+        *[(8, WHOLE), (4, WHOLE)],
+    ]
+    assert grown.purposes == ["train", *["trial"] * 4, "best"]
+    assert grown.report["fidelity"] == "same_math"
+
+
+@pytest.mark.parametrize("name", ["relaxed", "grown"])
+def test_the_best_is_trained_to_its_end_at_the_global_batch(name, request):
+    run = request.getfixturevalue(name)
+    assert run.named("finished")[0]["status"] == "fit"
+    assert run.report["attempts"][-1]["optimizer_steps"] == STEPS
+    batches = {plan["micro_batch"] * plan["accumulation"] for plan in plans_of(run)}
+    assert batches == {GLOBAL_BATCH}
+
+
+def plans_of(run: Launched) -> list[dict[str, Any]]:
+    return [planned["plan"] for planned in run.named("planned")]

@@ -1,0 +1,78 @@
+"""`oomguard launch --relax` and `--grow` to their ends, with a job that is no framework's.
+
+A micro batch of 8 is too much for it; it waits to be stopped where it expects that.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+
+import pytest
+
+from shell.launches import REPORT, TORCH_OOM, launch
+
+JOB = f"""
+import argparse, os, pathlib, sys, time
+parser = argparse.ArgumentParser()
+parser.add_argument("--per_device_train_batch_size", type=int)
+parser.add_argument("--gradient_accumulation_steps", type=int, default=1)
+parser.add_argument("--max_length", type=int)
+parser.add_argument("--output_dir", default="out")
+given, _ = parser.parse_known_args()
+{REPORT}
+if given.per_device_train_batch_size > 4:
+    report("oom", exception="RuntimeError", message={TORCH_OOM!r}, phase="forward")
+    raise RuntimeError({TORCH_OOM!r})
+for number in (1, 2):
+    step(number)
+seen = pathlib.Path(f"{{given.per_device_train_batch_size}}-{{given.max_length}}")
+expected = seen.exists() if os.environ["GOES_ON"] == "again" else given.max_length == 512
+seen.touch()
+if not expected:
+    time.sleep(600)
+step(3)
+print("done")
+"""
+ASKED = ("--per_device_train_batch_size", "16", "--max_length", "512")
+TWO = ("--ladder", "cut_cutoff_len,halve_micro_batch")
+
+
+@pytest.fixture
+def run(tmp_path):
+    def start(goes_on, *options):
+        (tmp_path / "train.py").write_text(JOB)
+        command = (*TWO, *options, "--", sys.executable, "train.py", *ASKED)
+        return launch(tmp_path, *command, env={"GOES_ON": goes_on})
+
+    return start
+
+
+def sizes(ended):
+    plans = [event["plan"] for event in ended.events() if event["event"] == "planned"]
+    return [(plan["micro_batch"], plan["sequence_length"]) for plan in plans]
+
+
+def test_a_cut_that_was_not_needed_is_given_back(run):
+    ended = run("whole")
+    assert ended.code == 0, ended.err
+    assert sizes(ended) == [(16, 512), (16, 256), (8, 256), (4, 256), (4, 512)]
+    assert "Tried without: cut_cutoff_len" in ended.err
+    assert ended.report["fidelity"] == "same_math"
+    assert json.loads((ended.run / "fit-report.json").read_text())["final"]["micro_batch"] == 4
+
+
+def test_growing_goes_up_until_it_fails_and_back_to_the_best(run):
+    ended = run("again", "--grow")
+    assert ended.code == 0, ended.err
+    assert sizes(ended) == [
+        *[(1, 256), (1, 512), (2, 512), (4, 512)],
+        *[(8, 512), (4, 512)],
+    ]
+    assert "less change does not fit" in ended.err
+
+
+def test_growing_without_the_reporter_is_refused(run):
+    ended = run("again", "--grow", "--no-inside")
+    assert ended.code == 2
+    assert "Leave out --no-inside" in ended.err
