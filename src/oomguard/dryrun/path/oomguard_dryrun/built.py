@@ -41,11 +41,11 @@ class Depth:
 
 @dataclass(slots=True, kw_only=True)
 class Built:
-    """A model on fake tensors; `loss(batch)` runs its forward pass as its framework would."""
+    """A model on fake tensors; `forward(batch)` runs it as its framework would."""
 
     model: nn.Module
     depth: Depth
-    loss: Callable[[dict[str, Any]], torch.Tensor]
+    forward: Callable[[dict[str, Any]], Any]
     batch: Batch
     towers: dict[str, str] = field(default_factory=dict)
     head: nn.Module | None = None

@@ -11,7 +11,7 @@ from . import lora
 from .batches import causal
 from .built import DTYPES, Built, Depth, Unsupported, half, mixed, reduced
 from .fakes import materialize
-from .losses import fuse
+from .losses import fuse, shift
 from .quantized import quantize
 from .request import Request, Variant
 
@@ -45,8 +45,10 @@ def build(request: Request, variant: Variant) -> Built:
     if variant.loss_kernel == "fused":
         fuse(model)
         head = model.get_output_embeddings()
+    elif variant.shift_copies:
+        shift(model)
     return Built(
-        model=called, depth=depth, loss=_loss(called, variant), batch=causal(config),
+        model=called, depth=depth, forward=_forward(called, variant), batch=causal(config),
         towers=towers, head=head,
     )  # fmt: skip
 
@@ -229,15 +231,17 @@ def _paths(model: nn.Module) -> str:
     return " ".join(f".{path}." for path, _ in model.named_modules())
 
 
-def _loss(model: nn.Module, variant: Variant) -> Any:
+def _forward(model: nn.Module, variant: Variant) -> Any:
     widen = mixed(variant.precision)
 
-    def loss(inputs: dict[str, Any]) -> torch.Tensor:
-        outputs = model(**inputs)
+    def forward(inputs: dict[str, Any]) -> dict[str, Any]:
+        outputs = dict(model(**inputs))
         if widen:  # accelerate's convert_outputs_to_fp32
-            outputs = {
-                name: value.float() for name, value in outputs.items() if torch.is_tensor(value)
-            }
-        return outputs["loss"]
+            outputs = {name: _float32(value) for name, value in outputs.items()}
+        return outputs
 
-    return loss
+    return forward
+
+
+def _float32(value: Any) -> Any:
+    return value.float() if torch.is_tensor(value) and value.is_floating_point() else value

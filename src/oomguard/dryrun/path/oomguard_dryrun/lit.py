@@ -45,14 +45,14 @@ def build(request: Request, variant: Variant) -> Built:
     model.to(whole)
     if variant.quantization != "none":
         quantize(model, variant.quantization, whole, skip=())
-        _keep_inputs(model, variant)
+        _as_fabric(model, variant)
     kept = _stable_embedding(model, variant) if variant.quantization != "none" else None
     if variant.checkpointing:
         _checkpoint(model)
     loss = importlib.import_module(f"{package}.utils").chunked_cross_entropy
     chunk = HEAD_CHUNK if is_lora else 0
     return Built(
-        model=model, depth=depth, loss=_forward(model, whole, chunk, kept),
+        model=model, depth=depth, forward=_forward(model, whole, chunk, kept),
         batch=_batch(loss, whole=chunk == 0), head=model.lm_head,
     )  # fmt: skip
 
@@ -72,10 +72,13 @@ def _package() -> str:
 
 def _config(module: Any, request: Request, variant: Variant) -> tuple[Any, Depth]:
     known = {field.name for field in fields(module.Config)}
-    values = {name: value for name, value in request.config.items() if name in known}
+    whole = request.config
+    if "n_layer" not in whole and "name" in whole:  # one of LitGPT's own
+        whole = vars(module.Config.from_name(whole["name"]))
+    values = {name: value for name, value in whole.items() if name in known}
     if variant.lora is not None and variant.tuning == "lora":
         values |= _adapter(variant.lora, known)
-    full = int(request.config["n_layer"])
+    full = int(whole["n_layer"])
     built = full if variant.full_depth else reduced(full, 1)
     config = module.Config(**{**values, "n_layer": built})
     return config, Depth(stack="transformer.h", full=full, built=built)
@@ -98,10 +101,11 @@ def _adapter(lora: Lora, known: set[str]) -> dict[str, Any]:
     return values
 
 
-def _keep_inputs(model: nn.Module, variant: Variant) -> None:
+def _as_fabric(model: nn.Module, variant: Variant) -> None:
     for module in model.modules():
         if isinstance(module, QuantizedLinear):
             module.keeps_input = variant.bitsandbytes_keeps_input
+            module.stored_dtype = torch.float16  # Fabric packs from this, whatever the precision
 
 
 def _stable_embedding(model: Any, variant: Variant) -> nn.Module | None:

@@ -63,7 +63,7 @@ class Stateful(Optimizer):
 
     def step(self) -> None:
         for parameter in self.parameters:
-            if parameter.grad is not None and id(parameter) not in self._states:
+            if id(parameter) not in self._states:
                 self._states[id(parameter)] = self._make(parameter)
 
     def states(self) -> Iterable[tuple[nn.Parameter, torch.Tensor]]:

@@ -19,6 +19,8 @@ class QuantizedLinear(nn.Linear):
 
     keeps_input = False
     defensive_clone = False
+    #: What the weight was before it was packed: it is unpacked to that, then cast.
+    stored_dtype: torch.dtype | None = None
     tracer: Tracer | None = None
 
     def __init__(self, linear: nn.Linear, compute_dtype: torch.dtype) -> None:
@@ -42,7 +44,7 @@ class QuantizedLinear(nn.Linear):
 class Linear4bit(QuantizedLinear):
     """bitsandbytes' Linear4bit: two weights per byte, a constant per block of 64.
 
-    bitsandbytes before 0.44 keeps the input of every layer until the graph is gone
+    bitsandbytes before 0.43.2 keeps the input of every layer until the graph is gone
     (`keeps_input`); PEFT clones the result before it adds the adapter's (`defensive_clone`).
     """
 
@@ -65,10 +67,11 @@ class Linear4bit(QuantizedLinear):
     def _dequantize(self, like: torch.Tensor) -> torch.Tensor:
         if self.double:
             constants = like.new_empty(self.absmax.numel(), dtype=torch.float32)
-        weight = like.new_empty(self.out_features, self.in_features)
+        stored = self.stored_dtype or like.dtype
+        weight = like.new_empty(self.out_features, self.in_features, dtype=stored)
         if self.double:
             del constants
-        return weight
+        return weight.to(like.dtype)
 
     def forward(self, value: torch.Tensor) -> torch.Tensor:
         asked = value.dtype

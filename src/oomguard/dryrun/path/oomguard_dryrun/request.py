@@ -51,6 +51,8 @@ class Variant:
     use_reentrant: bool | None = None
     bitsandbytes_keeps_input: bool = False
     stable_embedding: bool = False
+    shift_copies: bool = False
+    step_in_backward: bool = False
     eval_only: bool = False
     steps: int = 2
     cuda: bool = True

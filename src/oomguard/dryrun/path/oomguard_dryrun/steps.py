@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from itertools import cycle
 from typing import Any
@@ -22,9 +22,11 @@ def run(built: Built, variant: Variant, tracer: Tracer) -> None:
     trained = [parameter for parameter in built.model.parameters() if parameter.requires_grad]
     optimizer = optimizers.make(variant, trained)
     naming = Naming(built.model, optimizer, tracer)
+    if variant.step_in_backward:
+        _step_in_backward(trained)
     if variant.eval_only:
         return _evaluate(built, variant)
-    loop = _litgpt if variant.framework == "litgpt" else _trainer
+    loop = LOOPS.get(variant.framework, _trainer)
     loop(built, variant, optimizer, naming)
 
 
@@ -74,15 +76,37 @@ def _trainer(
 def _training_step(built: Built, variant: Variant, lengths: tuple[int, ...]) -> None:
     inputs = built.batch(variant, lengths)
     with _autocast(variant):
-        loss = _compute_loss(built, variant, inputs)
+        loss = _compute_loss(built, inputs)
     del inputs
     if variant.accumulation > 1:
         loss = loss / variant.accumulation
     loss.backward()
 
 
-def _compute_loss(built: Built, variant: Variant, inputs: dict[str, Any]) -> torch.Tensor:
-    return built.loss(inputs)
+def _compute_loss(built: Built, inputs: dict[str, Any]) -> torch.Tensor:
+    """Let go of all other outputs on return."""
+    outputs = built.forward(inputs)
+    return outputs["loss"]
+
+
+def _plain(
+    built: Built, variant: Variant, optimizer: optimizers.Optimizer, naming: Naming
+) -> None:
+    """Follow a script's own loop: inputs, outputs and loss live until the next iteration's."""
+    batches = _batches(variant)
+    for _ in range(variant.steps):
+        for _ in range(_accumulation(variant)):
+            inputs = built.batch(variant, next(batches))
+            with _autocast(variant):
+                outputs = built.forward(inputs)
+            loss = outputs["loss"]
+            loss.backward()
+            naming.gradients()
+        with naming.stepping():
+            _clip(optimizer.parameters, variant)
+            optimizer.step()
+        with naming.stepping():
+            optimizer.zero_grad()
 
 
 def _litgpt(
@@ -90,13 +114,11 @@ def _litgpt(
 ) -> None:
     """Follow LitGPT's `fit`: the logits of an iteration live until the next one's are there."""
     batches = _batches(variant)
-    kept: Any = None
     for _ in range(variant.steps):
         for _ in range(_accumulation(variant)):
             batch = built.batch(variant, next(batches))
             with _autocast(variant):
-                logits, loss = built.loss(batch), None
-                kept = logits
+                logits = built.forward(batch)
                 loss = batch["criterion"](logits, batch)
             (loss / variant.accumulation).backward()
             naming.gradients()
@@ -104,7 +126,6 @@ def _litgpt(
             optimizer.step()
         with naming.stepping():
             optimizer.zero_grad()
-    del kept
 
 
 def _evaluate(built: Built, variant: Variant) -> None:
@@ -115,12 +136,22 @@ def _evaluate(built: Built, variant: Variant) -> None:
         for _ in range(variant.steps):
             inputs = built.batch(variant, next(batches))
             with _autocast(variant):
-                built.loss(inputs)
+                built.forward({**inputs, "use_cache": False} if "input_ids" in inputs else inputs)
 
 
 def _batches(variant: Variant) -> Iterator[tuple[int, ...]]:
     full = ((variant.sequence_length,) * variant.micro_batch,)
     return cycle(variant.lengths or full)
+
+
+def _step_in_backward(trained: list[nn.Parameter]) -> None:
+    """Let each gradient be used and dropped as soon as it is there."""
+
+    def drop(parameter: torch.Tensor) -> None:
+        parameter.grad = None
+
+    for parameter in trained:
+        parameter.register_post_accumulate_grad_hook(drop)
 
 
 def _accumulation(variant: Variant) -> int:
@@ -129,7 +160,7 @@ def _accumulation(variant: Variant) -> int:
 
 
 def _clip(parameters: list[nn.Parameter], variant: Variant) -> None:
-    if variant.max_grad_norm:
+    if variant.max_grad_norm and not variant.step_in_backward:
         nn.utils.clip_grad_norm_(parameters, variant.max_grad_norm, foreach=variant.foreach)
 
 
@@ -140,4 +171,4 @@ def _autocast(variant: Variant) -> Any:
     return torch.autocast("cpu", dtype=dtype)
 
 
-Loop = Callable[[Built, Variant, optimizers.Optimizer, Naming], None]
+LOOPS = {"litgpt": _litgpt, "loop": _plain}

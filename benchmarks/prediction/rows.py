@@ -1,0 +1,159 @@
+"""Turn each published row into a request of the dry run, and say how its figure is compared."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).parent
+GIB = 2**30
+#: Architecture facts, from the models' own config.json files.
+LLAMA_2_7B = {
+    "model_type": "llama", "architectures": ["LlamaForCausalLM"], "vocab_size": 32000,
+    "hidden_size": 4096, "intermediate_size": 11008, "num_hidden_layers": 32,
+    "num_attention_heads": 32, "num_key_value_heads": 32, "tie_word_embeddings": False,
+}  # fmt: skip
+LLAMA_31_8B = LLAMA_2_7B | {
+    "vocab_size": 128256, "intermediate_size": 14336, "num_key_value_heads": 8,
+}  # fmt: skip
+GPT2 = {"model_type": "gpt2", "architectures": ["GPT2LMHeadModel"], "vocab_size": 50257}
+CONFIGS: dict[str, dict[str, Any]] = {
+    "Llama-2-7b": LLAMA_2_7B,
+    "Llama-3.1-8B": LLAMA_31_8B,
+    "distilgpt2": GPT2 | {"n_layer": 6, "n_head": 12, "n_embd": 768, "n_positions": 1024},
+    "cerebras-gpt-111m": GPT2
+    | {"n_layer": 10, "n_head": 12, "n_embd": 768, "n_positions": 2048, "n_inner": 3072,
+       "activation_function": "gelu"},
+    "gpt-neo-125m": {
+        "model_type": "gpt_neo", "architectures": ["GPTNeoForCausalLM"], "vocab_size": 50257,
+        "hidden_size": 768, "num_layers": 12, "num_heads": 12, "intermediate_size": 3072,
+        "attention_types": [[["global", "local"], 6]], "max_position_embeddings": 2048,
+    },
+}  # fmt: skip
+QUANTIZATION = {None: "none", "bnb.nf4": "nf4", "bnb.nf4-dq": "nf4-double"}
+#: LitGPT's first iteration takes the longest sample; the others of Alpaca are far shorter.
+TYPICAL_TOKENS = 300
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Row:
+    """A published figure: what was measured, and the request that should give it."""
+
+    name: str
+    source: str
+    environment: str
+    request: dict[str, Any]
+    measured_bytes: int | None
+    capacity_bytes: int | None
+    oom: bool
+    compared: str  # "allocated": torch's peak; "device": reserved and the context, as NVML sees
+    rounding_bytes: int  # half of the last published digit
+
+
+def rows() -> list[Row]:
+    """Give every published row, in the order of the file."""
+    published = json.loads((HERE / "published_peaks.json").read_text())
+    makers = {
+        "litgpt": _litgpt,
+        "llamafactory": _llamafactory,
+        "hf-trainer-loop": _xmem,
+        "torchtune": _torchtune,
+    }
+    return [makers[item["framework"]](item) for item in published]
+
+
+def _request(family: str, config: dict[str, Any], plan: dict[str, Any], recipe: dict[str, Any],
+             capacity_bytes: int | None) -> dict[str, Any]:  # fmt: skip
+    return {
+        "v": 1,
+        "model": {"family": family, "config": config},
+        "variants": [{"id": "asked", "plan": plan, "recipe": recipe}],
+        "capacity_bytes": capacity_bytes,
+    }
+
+
+def _litgpt(item: dict[str, Any]) -> Row:
+    batch, tokens = item["micro_batch_size"], item["max_seq_length"]
+    quantization = QUANTIZATION[item["quantize"]]
+    plan = {
+        "micro_batch": batch, "accumulation": 128 // batch, "sequence_length": tokens,
+        "precision": "bf16-true", "quantization": quantization, "tuning": "lora",
+        "checkpointing": False, "optimizer": "adamw_torch" if quantization == "none" else
+        "paged_adamw",
+    }  # fmt: skip
+    recipe = {
+        "framework": "litgpt",
+        "lora": {"rank": 8, "alpha": 16, "dropout": 0.05, "targets": ["query", "value"]},
+        "bitsandbytes_keeps_input": True,  # 0.41.1
+        "lengths": [[tokens] * batch, [TYPICAL_TOKENS] * batch],
+    }
+    capacity = int(item["capacity_gib"] * GIB)
+    peak = item["peak_gb"]
+    return Row(
+        name=f"{item['model']} {quantization} x{batch}", source="LitGPT 2023-10",
+        environment="litgpt", capacity_bytes=capacity, oom=item["oom"], compared="allocated",
+        request=_request("litgpt", {"name": item["model"]}, plan, recipe, capacity),
+        measured_bytes=None if peak is None else int(peak * 1e9), rounding_bytes=5_000_000,
+    )  # fmt: skip
+
+
+def _llamafactory(item: dict[str, Any]) -> Row:
+    tokens = item["cutoff_len"]
+    plan = {
+        "micro_batch": 1, "accumulation": 4, "sequence_length": tokens,
+        "precision": "bf16-mixed", "quantization": "nf4-double", "tuning": "lora",
+        "checkpointing": True,
+    }  # fmt: skip
+    recipe = {"framework": "llamafactory", "lora": {"rank": 8, "alpha": 16, "targets": "all"}}
+    capacity = int(item["capacity_gib"] * GIB)
+    peak = item["peak_gb"]
+    return Row(
+        name=f"Llama-2-7b qlora {tokens}", source="LLaMA-Factory wiki",
+        environment="llamafactory", capacity_bytes=capacity, oom=item["oom"], compared="device",
+        request=_request("hf", CONFIGS[item["model"]], plan, recipe, capacity),
+        measured_bytes=None if peak is None else peak * GIB, rounding_bytes=GIB // 2,
+    )  # fmt: skip
+
+
+def _xmem(item: dict[str, Any]) -> Row:
+    batch, tokens = item["micro_batch_size"], item["max_seq_length"]
+    optimizer = {"AdamW": "adamw_torch", "SGD": "sgd"}[item["optimizer"]]
+    plan = {
+        "micro_batch": batch, "accumulation": 1, "sequence_length": tokens, "precision": "fp32",
+        "tuning": "full", "checkpointing": False, "optimizer": optimizer,
+    }  # fmt: skip
+    recipe = {
+        "framework": "loop", "attention": "eager", "max_grad_norm": 0, "shift_copies": True,
+    }  # fmt: skip
+    return Row(
+        name=f"{item['model']} {item['optimizer']} x{batch}", source="xMem artifact",
+        environment="hf", capacity_bytes=None, oom=item["oom"], compared="device",
+        request=_request("hf", CONFIGS[item["model"]], plan, recipe, None),
+        measured_bytes=item["peak_bytes"], rounding_bytes=1 << 20,
+    )  # fmt: skip
+
+
+def _torchtune(item: dict[str, Any]) -> Row:
+    """Follow the recipes' defaults: batch 2, Alpaca; its longest samples have about 512 tokens."""
+    method = item["method"]
+    plan = {
+        "micro_batch": 2, "accumulation": 1 if method == "full" else 8, "sequence_length": 512,
+        "precision": "bf16-true", "tuning": "full" if method == "full" else "lora",
+        "quantization": "nf4-double" if method == "qlora" else "none", "checkpointing": True,
+        "optimizer": "paged_adamw_8bit" if method == "full" else "adamw_torch_fused",
+        "loss_kernel": "fused",
+    }  # fmt: skip
+    targets = ["q_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+    recipe = {
+        "framework": "hf_trainer", "step_in_backward": method == "full", "kbit_float32": False,
+        "lora": None if method == "full" else {"rank": 8, "alpha": 16, "targets": targets},
+        "trainable_dtype": "bf16",
+    }  # fmt: skip
+    return Row(
+        name=f"Llama-3.1-8B {method}", source="torchtune README", environment="hf",
+        capacity_bytes=24 * GIB, oom=False, compared="device",
+        request=_request("hf", CONFIGS["Llama-3.1-8B"], plan, recipe, 24 * GIB),
+        measured_bytes=int(item["peak_gib"] * GIB), rounding_bytes=GIB // 20,
+    )  # fmt: skip
