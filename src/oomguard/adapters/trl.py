@@ -93,6 +93,11 @@ def _quantization_edits(_: Settings, value: object) -> Edits | None:
     return {**bits, as_object(_KIND): four[0], as_object(_NESTED): four[1]} if four else bits
 
 
+def _sequence_length(settings: Settings) -> int | None:
+    whole = settings.has(_LENGTH.name) and settings.get(_LENGTH.name) is None
+    return None if whole else _LENGTH.of(settings)  # null truncates nothing
+
+
 def _loss_kernel(settings: Settings) -> LossKernel:
     # From 1.16 on the plain loss is computed without the full logits.
     return LossKernel.EAGER if _LOSS.of(settings) == "dft" else LossKernel.FUSED
@@ -101,7 +106,11 @@ def _loss_kernel(settings: Settings) -> LossKernel:
 KNOBS = Knobs(
     knobs=(
         *hf.SHARED,
-        knobs.direct("sequence_length", _LENGTH),
+        Knob(
+            field="sequence_length",
+            read=_sequence_length,
+            edits=lambda _, value: {as_object(_LENGTH): value},
+        ),
         knobs.direct("checkpointing", flag("gradient_checkpointing", default=True)),
         knobs.stated("preprocess_workers", knobs.maybe_number("dataset_num_proc")),
         Knob(field="precision", read=_precision, edits=_precision_edits),

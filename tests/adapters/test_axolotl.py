@@ -1,0 +1,97 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from oomguard.adapters.axolotl import Axolotl
+from oomguard.errors import ConfigError
+from oomguard.job import World
+from oomguard.plan import Precision, Quantization, Sharding, Tuning
+
+CLI = "axolotl train train.yaml"
+TEXT = "base_model: m\ndatasets: [{path: d, type: alpaca}]\n"
+
+
+@pytest.mark.parametrize(
+    ("lines", "field", "value"),
+    [
+        ("", "micro_batch", 1),
+        ("", "sequence_length", 512),
+        ("", "precision", Precision.BF16_TRUE),
+        ("", "tuning", Tuning.FULL),
+        ("", "optimizer", "adamw_torch_fused"),
+        ("", "eval_batch", None),
+        ("batch_size: 12\nmicro_batch_size: 4", "accumulation", 3),
+        ("gradient_checkpointing: offload", "checkpointing", True),
+        ("bf16: false", "precision", Precision.FP32),
+        ("bf16: false\nfp16: true", "precision", None),
+        ("adapter: qlora\nload_in_4bit: true", "quantization", Quantization.NF4_DOUBLE),
+        ("adapter: lora", "tuning", Tuning.LORA),
+        ("adapter: llama-adapter", "tuning", Tuning.OTHER),
+    ],
+)
+def test_a_key_is_read(bench: Callable[..., Any], lines: str, field: str, value: object) -> None:
+    assert getattr(bench(Axolotl()).job(CLI, f"{TEXT}{lines}\n").asked, field) == value
+
+
+@pytest.mark.parametrize(
+    ("argv", "world"),
+    [
+        (CLI, World(per_node=2)),
+        (f"{CLI} -- --num_processes 4", World(per_node=4)),
+        (f"{CLI} --launcher torchrun -- --nproc_per_node=3", World(per_node=3)),
+        ("torchrun --nproc-per-node 2 -m axolotl.cli.train train.yaml", World(per_node=2)),
+        ("accelerate launch -m axolotl.cli.train train.yaml", World(per_node=2)),
+    ],
+)
+def test_the_launcher_makes_the_world(
+    bench: Callable[..., Any], folder: str, argv: str, world: World
+) -> None:
+    job = bench(Axolotl(), gpus=2).job(argv, TEXT)
+    assert job.world == world
+    command = Axolotl().write(job, job.asked, folder)
+    assert " ".join(command.argv) == argv.replace("train.yaml", f"{folder}/train.yaml")
+
+
+def test_lora_in_4_bit_is_qlora(bench: Callable[..., Any], folder: str) -> None:
+    job = bench(Axolotl()).job(CLI, TEXT + "adapter: lora\n")
+    plan = replace(job.asked, quantization=Quantization.NF4_DOUBLE)
+    assert Axolotl().refuses(job, plan) is None
+    text = Axolotl().write(job, plan, folder).files[0].text
+    assert text == TEXT + "adapter: qlora\nload_in_4bit: true\n"
+
+
+@pytest.mark.parametrize(
+    ("lines", "change", "message"),
+    [
+        ("", {"quantization": Quantization.INT8}, "without setting an adapter"),
+        ("relora: true", {"sharding": Sharding.ZERO2}, "not supported with ReLoRA"),
+        ("optimizer: muon", {"sharding": Sharding.ZERO3}, "Muon optimizer"),
+        (
+            "sample_packing: true\ncontext_parallel_size: 2",
+            {"micro_batch": 2},
+            "micro_batch_size must be set to 1",
+        ),
+        (
+            "auto_find_batch_size: true",
+            {"sharding": Sharding.ZERO3},
+            "`auto_find_batch_size` isn't",
+        ),
+        ("adapter: lora", {"quantization": Quantization.FP4}, "no setting that makes quantization"),
+    ],
+)
+def test_a_refused_plan_is_refused_with_the_reason(
+    bench: Callable[..., Any], lines: str, change: dict[str, Any], message: str
+) -> None:
+    job = bench(Axolotl()).job(CLI, f"{TEXT}{lines}\n")
+    assert Axolotl().refuses(job, job.asked) is None
+    assert message in (Axolotl().refuses(job, replace(job.asked, **change)) or "")
+
+
+def test_a_command_without_a_config_is_named(bench: Callable[..., Any]) -> None:
+    table = bench(Axolotl())
+    with pytest.raises(ConfigError, match="from a config file"):
+        table.adapter.further_files(table.request("axolotl train"))

@@ -1,0 +1,110 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from oomguard.adapters.ms_swift import MsSwift
+from oomguard.checkpoint import Mode
+from oomguard.job import World
+from oomguard.plan import Offload, Part, Quantization, Sharding, Tuning
+
+CLI = "swift sft train.yaml"
+TEXT = "model: Qwen/Qwen2.5-7B\ndataset: d.jsonl\n"
+VISION = "model: Qwen/Qwen2.5-VL-7B\ndataset: d.jsonl\n"
+BOTH = frozenset({Offload.OPTIMIZER, Offload.PARAMETERS})
+
+
+@pytest.mark.parametrize(
+    ("lines", "env", "world", "accumulation"),
+    [
+        ("", {}, World(), 16),
+        ("per_device_train_batch_size: 3", {}, World(), 6),
+        ("", {"NPROC_PER_NODE": "4"}, World(per_node=4), 4),
+        ("", {"NNODES": "2"}, World(nodes=2), 8),
+        ("gradient_accumulation_steps: 5", {"NPROC_PER_NODE": "2"}, World(per_node=2), 5),
+    ],
+)
+def test_the_batch_that_is_not_stated_follows_micro_batch_and_world(
+    bench: Callable[..., Any], lines: str, env: dict[str, str], world: World, accumulation: int
+) -> None:
+    job = bench(MsSwift(), gpus=4, env=env).job(CLI, f"{TEXT}{lines}\n")
+    assert (job.world, job.asked.accumulation) == (world, accumulation)
+
+
+def test_a_new_micro_batch_is_written_with_its_accumulation(
+    bench: Callable[..., Any], folder: str
+) -> None:
+    table = bench(MsSwift())
+    job = table.job(CLI, TEXT + "per_device_train_batch_size: 4\n")
+    plan = replace(job.asked, micro_batch=2)
+    text = table.adapter.write(job, plan, folder).files[0].text
+    assert "gradient_accumulation_steps: 4\n" in text
+
+
+@pytest.mark.parametrize(
+    ("sharding", "offload", "name"),
+    [
+        (Sharding.ZERO2, frozenset(), "zero2"),
+        (Sharding.ZERO2, frozenset({Offload.OPTIMIZER}), "zero2_offload"),
+        (Sharding.ZERO3, BOTH, "zero3_offload"),
+    ],
+)
+def test_a_stage_has_ms_swifts_name_and_torchrun(
+    bench: Callable[..., Any], folder: str, sharding: Sharding, offload: Any, name: str
+) -> None:
+    table = bench(MsSwift())
+    job = table.job(CLI, TEXT)
+    command = table.adapter.write(
+        job, replace(job.asked, sharding=sharding, offload=offload), folder
+    )
+    assert command.files[0].text == f"{TEXT}deepspeed: {name}\n"
+    assert command.env["NPROC_PER_NODE"] == "1"
+
+
+def test_what_no_name_says_stands_in_a_file(bench: Callable[..., Any], folder: str) -> None:
+    table = bench(MsSwift())
+    job = table.job(CLI, TEXT + "deepspeed: zero3\n")
+    plan = replace(job.asked, offload=frozenset({Offload.OPTIMIZER}))
+    command = table.adapter.write(job, plan, folder)
+    assert command.files[0].path == f"{folder}/deepspeed_zero3.json"
+    assert table.reread(job, command).asked == plan
+
+
+def test_a_vision_model_has_parts(bench: Callable[..., Any]) -> None:
+    job = bench(MsSwift()).job(CLI, VISION)
+    assert job.multimodal
+    assert job.asked.frozen == {Part.VISION_TOWER, Part.PROJECTOR}
+    assert bench(MsSwift()).job(CLI, TEXT).asked.frozen is None
+
+
+@pytest.mark.parametrize(
+    ("lines", "change", "message"),
+    [
+        ("tuner_type: full", {"quantization": Quantization.NF4}, "purely quantized"),
+        (
+            "auto_find_batch_size: true",
+            {"sharding": Sharding.ZERO3},
+            "`auto_find_batch_size` isn't",
+        ),
+        ("", {"tuning": Tuning.OTHER}, "no setting that makes tuning"),
+        ("", {"image_pixels": 9}, "no setting that makes image_pixels"),
+    ],
+)
+def test_a_refused_plan_is_refused_with_the_reason(
+    bench: Callable[..., Any], lines: str, change: dict[str, Any], message: str
+) -> None:
+    job = bench(MsSwift()).job(CLI, f"{TEXT}{lines}\n")
+    assert MsSwift().refuses(job, job.asked) is None
+    assert message in (MsSwift().refuses(job, replace(job.asked, **change)) or "")
+
+
+def test_checkpoints_are_found_where_runs_share_a_folder(bench: Callable[..., Any]) -> None:
+    own = bench(MsSwift()).job(CLI, TEXT)
+    assert MsSwift().layout(own) is None
+    assert MsSwift().keeps(own, own.asked, own.asked)[0] is Mode.RESTART
+    shared = bench(MsSwift()).job(CLI, TEXT + "add_version: false\n")
+    assert MsSwift().layout(shared).folder == "/home/me/project/output"
+    assert MsSwift().keeps(shared, shared.asked, shared.asked)[0] is Mode.FULL

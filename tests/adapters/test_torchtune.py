@@ -1,0 +1,109 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from oomguard.adapters.torchtune import Torchtune
+from oomguard.checkpoint import Mode
+from oomguard.errors import ConfigError
+from oomguard.job import World
+from oomguard.plan import LossKernel, Offload, Precision, Quantization, Sharding, Tuning
+
+ONE = "tune run lora_finetune_single_device --config train.yaml"
+MANY = "tune run --nproc_per_node 2 lora_finetune_distributed --config train.yaml"
+FULL = "tune run full_finetune_single_device --config train.yaml"
+TEXT = """\
+model:
+  _component_: torchtune.models.llama3.lora_llama3_8b
+  lora_rank: 8
+batch_size: 2
+loss:
+  _component_: torch.nn.CrossEntropyLoss
+"""
+
+
+def test_recipe_and_config_make_the_job(bench: Callable[..., Any]) -> None:
+    job = bench(Torchtune(), gpus=4).job(MANY, TEXT)
+    assert (job.asked.tuning, job.asked.sharding) == (Tuning.LORA, Sharding.FSDP)
+    assert job.world == World(per_node=2)
+    assert (job.asked.precision, job.asked.loss_kernel) == (Precision.BF16_TRUE, LossKernel.EAGER)
+    one = bench(Torchtune(), gpus=4).job(FULL, TEXT)
+    assert (one.asked.tuning, one.asked.sharding) == (Tuning.FULL, Sharding.NONE)
+    assert one.world == World()
+
+
+def test_4_bit_is_another_builder(bench: Callable[..., Any], folder: str) -> None:
+    job = bench(Torchtune()).job(ONE, TEXT)
+    plan = replace(job.asked, quantization=Quantization.NF4_DOUBLE, loss_kernel=LossKernel.FUSED)
+    command = Torchtune().write(job, plan, folder)
+    changed = TEXT.replace(".lora_llama3", ".qlora_llama3")
+    chunked = "torchtune.modules.loss.CEWithChunkedOutputLoss"
+    assert command.files[0].text == changed.replace("torch.nn.CrossEntropyLoss", chunked)
+    assert command.argv == (*ONE.split()[:-1], f"{folder}/train.yaml")
+
+
+def test_offloaded_activations_bring_checkpointing(bench: Callable[..., Any]) -> None:
+    job = bench(Torchtune()).job(ONE, TEXT)
+    plan = Torchtune().settle(job, replace(job.asked, offload=frozenset({Offload.ACTIVATIONS})))
+    assert plan.checkpointing is True
+    assert Torchtune().refuses(job, plan) is None
+
+
+@pytest.mark.parametrize(
+    ("argv", "lines", "change", "message"),
+    [
+        (
+            FULL,
+            "optimizer_in_bwd: true",
+            {"accumulation": 2, "micro_batch": 1},
+            "Gradient accumulation is not supported",
+        ),
+        (ONE, "", {"offload": frozenset({Offload.ACTIVATIONS})}, "checkpointing is True"),
+        (
+            ONE,
+            "device: cpu\nenable_activation_checkpointing: true",
+            {"offload": frozenset({Offload.ACTIVATIONS})},
+            "training on CUDA",
+        ),
+        (ONE, "", {"precision": Precision.FP16_TRUE}, "fp16 precision is not supported"),
+        (ONE, "", {"sharding": Sharding.ZERO3}, "has no DeepSpeed"),
+        (
+            ONE,
+            "",
+            {"offload": frozenset({Offload.OPTIMIZER, Offload.PARAMETERS})},
+            "distributed recipes alone",
+        ),
+        (ONE, "", {"tuning": Tuning.FULL}, "another recipe"),
+        (ONE, "", {"quantization": Quantization.INT8}, "no setting that makes quantization"),
+    ],
+)
+def test_a_refused_plan_is_refused_with_the_reason(
+    bench: Callable[..., Any], argv: str, lines: str, change: dict[str, Any], message: str
+) -> None:
+    job = bench(Torchtune()).job(argv, f"{TEXT}{lines}\n")
+    assert Torchtune().refuses(job, job.asked) is None
+    assert message in (Torchtune().refuses(job, replace(job.asked, **change)) or "")
+
+
+def test_a_config_of_torchtunes_own_has_to_be_copied_first(bench: Callable[..., Any]) -> None:
+    argv = "tune run lora_finetune_single_device --config llama3/8B_lora_single_device"
+    assert Torchtune().config_path(tuple(argv.split())) is None
+    with pytest.raises(ConfigError) as caught:
+        bench(Torchtune()).job(argv)
+    assert "tune cp" in caught.value.next_step
+
+
+def test_a_bare_config_tells_its_recipe(bench: Callable[..., Any]) -> None:
+    source = bench(Torchtune()).request("x", TEXT).source
+    document = {"model": {"_component_": "torchtune.models.llama3.qlora_llama3_8b"}}
+    command = Torchtune().command_for(source, document, ())
+    assert command[:3] == ("tune", "run", "lora_finetune_single_device")
+
+
+def test_nothing_survives_a_relaunch(bench: Callable[..., Any]) -> None:
+    job = bench(Torchtune()).job(ONE, TEXT)
+    assert Torchtune().keeps(job, job.asked, job.asked)[0] is Mode.RESTART
+    assert Torchtune().layout(job) is None

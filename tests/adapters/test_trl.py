@@ -1,0 +1,191 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import yaml
+
+from oomguard.adapters.trl import Trl
+from oomguard.job import Job, World
+from oomguard.plan import (
+    Allocator,
+    LossKernel,
+    Offload,
+    Plan,
+    Precision,
+    Quantization,
+    Sharding,
+    Tuning,
+)
+
+CLI = "trl sft --config train.yaml"
+TEXT = """\
+# what is trained
+model_name_or_path: Qwen/Qwen2.5-0.5B
+dataset_name: data  # a folder of jsonl
+output_dir: out
+"""
+ACCELERATE = """\
+distributed_type: DEEPSPEED
+deepspeed_config:
+  zero_stage: 2  # the user's own
+  gradient_accumulation_steps: 1
+num_processes: 2
+"""
+
+
+@pytest.fixture
+def read(bench: Callable[..., Any]) -> Callable[..., Job]:
+    def reader(argv: str = CLI, text: str | None = TEXT, **more: Any) -> Job:
+        return bench(Trl(), **more).job(argv, text)
+
+    return reader
+
+
+def test_the_defaults_are_trls(read: Callable[..., Job]) -> None:
+    job = read()
+    assert job.asked == Plan(
+        micro_batch=8,
+        accumulation=1,
+        sequence_length=1024,
+        checkpointing=True,
+        precision=Precision.BF16_MIXED,
+        quantization=Quantization.NONE,
+        tuning=Tuning.FULL,
+        sharding=Sharding.NONE,
+        offload=frozenset(),
+        optimizer="adamw_torch",
+        loss_kernel=LossKernel.FUSED,
+        loader_workers=0,
+        pin_memory=True,
+        allocator=Allocator.DEFAULT,
+        eval_batch=8,
+        eval_accumulation=0,
+        prediction_loss_only=False,
+        auto_find_batch_size=False,
+    )
+    assert job.argv == tuple(CLI.split())
+
+
+@pytest.mark.parametrize(
+    ("line", "field", "value"),
+    [
+        ("max_length: null", "sequence_length", None),
+        ("max_length: 5", "sequence_length", 5),
+        ("gradient_checkpointing: false", "checkpointing", False),
+        ("dtype: bfloat16", "precision", Precision.BF16_TRUE),
+        ("dtype: auto", "precision", None),
+        ("fp16: true", "precision", Precision.FP16_MIXED),
+        ("bf16: false", "precision", Precision.FP32),
+        ("load_in_4bit: true", "quantization", Quantization.NF4),
+        ("load_in_8bit: true", "quantization", Quantization.INT8),
+        ("use_peft: true", "lora_rank", 16),
+        ("use_peft: true", "tuning", Tuning.LORA),
+        ("activation_offloading: true", "offload", frozenset({Offload.ACTIVATIONS})),
+        ("loss_type: dft", "loss_kernel", LossKernel.EAGER),
+        ("accelerate_config: zero3", "sharding", Sharding.ZERO3),
+        ("accelerate_config: fsdp2", "sharding", Sharding.FSDP),
+        ("accelerate_config: gone.yaml", "sharding", None),
+    ],
+)
+def test_a_key_is_read(read: Callable[..., Job], line: str, field: str, value: object) -> None:
+    assert getattr(read(text=f"{TEXT}{line}\n").asked, field) == value
+
+
+@pytest.mark.parametrize(
+    ("argv", "gpus", "world"),
+    [
+        (CLI, 1, World()),
+        (CLI, 2, World(per_node=2)),
+        (f"{CLI} --num_processes 3", 4, World(per_node=3)),
+        (f"{CLI} --accelerate_config zero2", 2, World(per_node=8)),
+        (f"{CLI} --accelerate_config zero2 --num_processes 2", 2, World(per_node=2)),
+        (f"{CLI} --accelerate_config single_gpu", 2, World()),
+        (
+            "torchrun --nproc-per-node 2 -m trl.scripts.sft --config train.yaml",
+            4,
+            World(per_node=2),
+        ),
+        ("python -m trl.scripts.sft", 1, World()),
+    ],
+)
+def test_accelerate_makes_the_world(
+    read: Callable[..., Job], argv: str, gpus: int, world: World
+) -> None:
+    assert read(argv, gpus=gpus).world == world
+
+
+def test_a_word_on_the_command_line_beats_the_file_and_is_edited_there(
+    bench: Callable[..., Any], folder: str
+) -> None:
+    table = bench(Trl())
+    job = table.job(f"{CLI} --max_length 64", TEXT + "max_length: 8\n")
+    assert job.asked.sequence_length == 64
+    command = table.adapter.write(job, replace(job.asked, sequence_length=32), folder)
+    assert command.argv[-2:] == ("--max_length", "32")
+    assert command.files[0].text == job.config.text
+
+
+def test_a_config_of_accelerates_is_edited_in_place(bench: Callable[..., Any], folder: str) -> None:
+    path = "/home/me/project/acc.yaml"
+    table = bench(Trl(), files={path: ACCELERATE})
+    job = table.job(CLI, TEXT + "accelerate_config: acc.yaml\n")
+    assert (job.asked.sharding, job.world.size) == (Sharding.ZERO2, 2)
+    assert table.adapter.further_files(table.request(job_argv(job), job.config.text)) == (path,)
+    plan = replace(job.asked, sharding=Sharding.ZERO3, micro_batch=4, accumulation=2)
+    command = table.adapter.write(job, plan, folder)
+    text = command.files[0].text
+    assert "zero_stage: 3  # the user's own\n" in text
+    values = yaml.safe_load(text)
+    assert values["deepspeed_config"]["gradient_accumulation_steps"] == "auto"
+    assert values["num_processes"] == 2
+    assert f"accelerate_config: {command.files[0].path}" in command.files[1].text
+    assert table.reread(job, command).asked == plan
+
+
+def job_argv(job: Job) -> str:
+    return " ".join(job.argv)
+
+
+def test_a_job_without_accelerates_config_gets_one_for_its_processes(
+    bench: Callable[..., Any], folder: str
+) -> None:
+    table = bench(Trl(), gpus=2)
+    job = table.job(CLI, TEXT)
+    plan = replace(job.asked, sharding=Sharding.ZERO2, offload=frozenset({Offload.OPTIMIZER}))
+    command = table.adapter.write(job, plan, folder)
+    assert yaml.safe_load(command.files[0].text)["num_processes"] == 2
+    assert table.reread(job, command).asked == plan
+
+
+def test_lora_comes_with_trls_rank(bench: Callable[..., Any], folder: str) -> None:
+    table = bench(Trl())
+    job = table.job(CLI, TEXT)
+    plan = table.adapter.settle(job, replace(job.asked, tuning=Tuning.LORA))
+    assert plan.lora_rank == 16
+    assert table.adapter.refuses(job, plan) is None
+    assert table.reread(job, table.adapter.write(job, plan, folder)).asked == plan
+
+
+@pytest.mark.parametrize(
+    ("line", "change", "message"),
+    [
+        ("", {"quantization": Quantization.NF4}, "purely quantized models"),
+        (
+            "auto_find_batch_size: true",
+            {"sharding": Sharding.ZERO3},
+            "`auto_find_batch_size` isn't supported",
+        ),
+        ("", {"loss_kernel": LossKernel.EAGER}, "no setting that makes loss_kernel"),
+        ("zero_stage: 2\nuse_deepspeed: true", {"sharding": Sharding.ZERO3}, "--use_deepspeed"),
+        ("accelerate_config: gone", {"sharding": Sharding.ZERO3}, "was not found"),
+    ],
+)
+def test_a_refused_plan_is_refused_with_the_reason(
+    read: Callable[..., Job], line: str, change: dict[str, Any], message: str
+) -> None:
+    job = read(text=f"{TEXT}{line}\n")
+    assert Trl().refuses(job, job.asked) is None
+    assert message in (Trl().refuses(job, replace(job.asked, **change)) or "")
