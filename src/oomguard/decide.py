@@ -27,7 +27,7 @@ from dataclasses import dataclass
 from oomguard import relax
 from oomguard.checkpoint import Continuation
 from oomguard.evidence.verdict import Cause, Finding, Kind, Verdict, Witness
-from oomguard.job import Job
+from oomguard.job import Device, Job
 from oomguard.ladder import Ladder
 from oomguard.plan import Plan
 from oomguard.record import (
@@ -254,7 +254,8 @@ def _on_device(record: RunRecord, event: DeviceFree, ladder: Ladder) -> Action:
     if not event.free:
         return Finish(status=Status.FAILED, reason=f"the device did not become free: {event.busy}")
     again = ladder.begin(job, last.plan, record.checkpoints, damaged=_damaged(record))
-    if why.kind is Kind.INTERRUPTED or _same_plan_goes_on(record, why, again):
+    cut_short = why.kind is Kind.INTERRUPTED and last.stopped != FITS
+    if cut_short or _same_plan_goes_on(record, why, again):
         return Launch(plan=last.plan, begins=again, purpose=last.purpose, path=last.path)
     if last.stopped == FITS or last.purpose is Purpose.TRIAL:
         return _after_trial(record, job, ladder)
@@ -265,10 +266,11 @@ def _climb(record: RunRecord, job: Job, why: Verdict, ladder: Ladder) -> Action:
     most = record.limits.max_attempts if record.limits else 0
     if record.rungs_tried >= most:
         return Finish(status=Status.EXHAUSTED, reason=f"{most} attempts, and none fits")
-    base = _base(record)
+    base = _base(record, job)
     tried = [*(attempt.plan for attempt in record.attempts if attempt is not base), base.plan]
     path, why = base.path, base.verdict or why
-    rung = ladder.climb(job, tried, path, why, trained=bool(record.checkpoints))
+    useless = [a.steps[-1].strategy for a in record.attempts if _backfired(a, job)]
+    rung = ladder.climb(job, tried, (*path, *useless), why, trained=bool(record.checkpoints))
     if rung.plan is None or rung.step is None:
         return Finish(
             status=Status.EXHAUSTED, reason="no rung of the ladder is left", skipped=rung.skipped
@@ -282,9 +284,27 @@ def _climb(record: RunRecord, job: Job, why: Verdict, ladder: Ladder) -> Action:
     )
 
 
-def _base(record: RunRecord) -> Attempt:
-    """Give the attempt to climb from: the newest whose plan the framework did not refuse."""
-    return next(a for a in reversed(record.attempts) if a.refused_step is None)
+def _base(record: RunRecord, job: Job) -> Attempt:
+    """Give the attempt to climb from: the newest whose step was not refused and did not backfire.
+
+    The first one has no step that could.
+    """
+    return next(
+        attempt
+        for attempt in reversed(record.attempts)
+        if attempt.number == 1 or not (attempt.refused_step or _backfired(attempt, job))
+    )
+
+
+def _backfired(attempt: Attempt, job: Job) -> bool:
+    """Whether its step moved to the host what then had no room there."""
+    verdict = attempt.verdict
+    on_host = verdict is not None and verdict.kind in (Kind.HOST_OOM, Kind.PINNED_OOM)
+    if not on_host or job.device is Device.CPU or not attempt.steps:
+        return False
+    before, after = job.asked.offload, attempt.plan.offload
+    moves = any(change.field == "offload" for change in attempt.steps[-1].changes)
+    return moves and before is not None and after is not None and after > before
 
 
 def _damaged(record: RunRecord) -> bool:

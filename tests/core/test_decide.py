@@ -27,7 +27,7 @@ from oomguard.decide import (
 from oomguard.evidence.verdict import Cause, Finding, Kind, Phase, Verdict, Witness
 from oomguard.growth import Growth
 from oomguard.ladder import Ladder
-from oomguard.plan import Plan
+from oomguard.plan import Plan, Sharding, Tuning
 from oomguard.record import (
     DeviceFree,
     Event,
@@ -346,3 +346,33 @@ def test_a_run_whose_every_attempt_runs_out_ends_exhausted_and_replays_to_the_sa
     again = [event_from_json(event_to_json(event)) for event in story.events]
     assert again == story.events
     assert replay(again) == story.record
+
+
+def test_an_offload_that_the_host_has_no_room_for_is_left_out_and_the_climb_goes_on():
+    asked = Plan(
+        micro_batch=1,
+        accumulation=1,
+        tuning=Tuning.FULL,
+        optimizer="adamw_torch",
+        sharding=Sharding.NONE,
+        offload=frozenset(),
+        sequence_length=2048,
+    )
+    ladder = make_ladder(ladder="offload_optimizer,cut_cutoff_len")
+    story = Story(job=make_job(asked), ladder=ladder)
+    story.launch(story.begin())
+    story.exit(OOM)
+    offloaded = story.free()
+    assert offloaded.path == ("offload_optimizer",)
+    story.launch(offloaded)
+    story.exit(Verdict(kind=Kind.HOST_OOM, phase=Phase.OPTIMIZER))
+    cut = story.free()
+    assert cut.path == ("cut_cutoff_len",)
+    assert cut.plan == replace(asked, sequence_length=1024)
+    story.launch(cut)
+    story.exit(OOM)
+    again = story.free()
+    assert again.path == ("cut_cutoff_len", "cut_cutoff_len")
+    assert {skip.strategy: skip.reason for skip in again.skipped} == {
+        "offload_optimizer": "taken already"
+    }

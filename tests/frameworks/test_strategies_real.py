@@ -76,9 +76,9 @@ def launch(tmp_path_factory) -> Callable[..., Launched]:
     cap = str(sum(peaks) // 2)
 
     def run(name: str, *options: str) -> Launched:
-        command = [sys.executable, "-m", "oomguard", "launch", job.config.name, "--name", name]
+        asked = ["launch", job.config.name, "--name", name, "--no-predict", "--host-memory", cap]
         ended = subprocess.run(
-            [*command, "--host-memory", cap, *options],
+            [sys.executable, "-m", "oomguard", *asked, *options],
             cwd=job.folder,
             env=dict(job.env),
             capture_output=True,
