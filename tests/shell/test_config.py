@@ -168,3 +168,13 @@ def test_a_broken_file_is_named_with_its_line(
         load(train)
     assert caught.value.where is not None
     assert (caught.value.where.file, caught.value.where.line) == (str(train), line)
+
+
+@pytest.mark.parametrize("key", ["relax", "grow"])
+def test_giving_back_and_growing_are_true_or_false(tmp_path, key):
+    path = tmp_path / "train.yaml"
+    path.write_text(f"oomguard: {{{key}: true}}\nmodel_name_or_path: m\n")
+    assert getattr(load(path).options, key) is True
+    path.write_text(f"oomguard: {{{key}: always}}\nmodel_name_or_path: m\n")
+    with pytest.raises(ConfigError, match="true or false"):
+        load(path)

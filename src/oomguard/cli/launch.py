@@ -27,7 +27,7 @@ from oomguard.supervise.outcome import write_outcome
 
 @click.command("launch", cls=WithCommand)
 @shared
-@click.option("--max-attempts", type=click.IntRange(min=1), help="Launches at most (20).")
+@click.option("--max-attempts", type=click.IntRange(min=1), help="Launches at most (40).")
 @click.option("--host-memory", type=Size(), help="Cap on host memory, such as 16GiB.")
 @click.option(
     "--host-memory-by",

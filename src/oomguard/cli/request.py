@@ -22,7 +22,7 @@ from oomguard.record import Limits
 from oomguard.strategy import Fidelity, Strategy
 from oomguard.units import MIB, show_bytes
 
-MAX_ATTEMPTS = 20
+MAX_ATTEMPTS = 40
 #: A cap below it is a slip of the unit: not even an interpreter with nothing imported starts.
 LEAST_HOST_MEMORY_BYTES = 64 * MIB
 RUNS = "oomguard-runs"
