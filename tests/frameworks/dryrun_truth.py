@@ -1,0 +1,210 @@
+"""Compares traced peaks with real runs on the CPU: run in a framework's own environment.
+
+Prints one JSON list of {"name", "traced_bytes", "real_bytes"}. The real runs are transformers' own
+Trainer, and the peak is what torch's profiler saw allocated and released.
+"""
+
+from __future__ import annotations
+
+import gc
+import importlib.util
+import json
+import sys
+import tempfile
+import traceback
+from dataclasses import replace
+from typing import Any
+
+import torch
+import transformers
+from oomguard_dryrun import answer, request
+from oomguard_dryrun.trace import peak
+from torch.profiler import ProfilerActivity, profile
+
+SMALL = {
+    "vocab_size": 8192, "hidden_size": 256, "intermediate_size": 768, "num_hidden_layers": 6,
+    "num_attention_heads": 8, "num_key_value_heads": 4, "tie_word_embeddings": False,
+    "max_position_embeddings": 1024,
+}  # fmt: skip
+LLAMA = SMALL | {"model_type": "llama", "architectures": ["LlamaForCausalLM"]}
+QWEN = SMALL | {"model_type": "qwen2", "architectures": ["Qwen2ForCausalLM"]}
+QWEN3 = SMALL | {"model_type": "qwen3", "architectures": ["Qwen3ForCausalLM"], "head_dim": 32}
+MISTRAL = SMALL | {"model_type": "mistral", "architectures": ["MistralForCausalLM"]}
+PHI = {k: v for k, v in SMALL.items() if k != "num_key_value_heads"} | {
+    "model_type": "phi", "architectures": ["PhiForCausalLM"]}  # fmt: skip
+GPT2 = {"model_type": "gpt2", "architectures": ["GPT2LMHeadModel"], "vocab_size": 8192,
+        "n_embd": 256, "n_layer": 6, "n_head": 8, "n_positions": 1024,
+        "embd_pdrop": 0.0, "attn_pdrop": 0.0, "resid_pdrop": 0.0}  # fmt: skip
+PLAN = {"micro_batch": 4, "accumulation": 1, "sequence_length": 256, "precision": "fp32",
+        "tuning": "full", "checkpointing": False}  # fmt: skip
+RECIPE = {"framework": "hf_trainer", "foreach": False, "cuda": False}
+LORA = {"rank": 8, "alpha": 16, "targets": ["q_proj", "v_proj"]}
+ALL = {"rank": 16, "alpha": 16, "targets": "all-linear"}
+
+#: name, config, plan, recipe
+CASES: list[tuple[str, dict[str, Any], dict[str, Any], dict[str, Any]]] = [
+    ("full", LLAMA, {}, {}),
+    ("full eager attention", LLAMA, {}, {"attention": "eager"}),
+    ("full checkpointing", LLAMA, {"checkpointing": True}, {}),
+    ("full checkpointing reentrant", LLAMA, {"checkpointing": True}, {"use_reentrant": True}),
+    ("full accumulation", LLAMA, {"accumulation": 2}, {}),
+    ("full micro batch 1", LLAMA, {"micro_batch": 1}, {}),
+    ("full long", LLAMA, {"micro_batch": 1, "sequence_length": 1024}, {}),
+    ("full sgd", LLAMA, {"optimizer": "sgd"}, {}),
+    ("full foreach", LLAMA, {}, {"foreach": True}),
+    ("full without clipping", LLAMA, {}, {"max_grad_norm": 0.0}),
+    ("full tied", LLAMA | {"tie_word_embeddings": True}, {}, {}),
+    ("full qwen2", QWEN, {}, {}),
+    ("full qwen3", QWEN3, {}, {}),
+    ("full mistral", MISTRAL, {}, {}),
+    ("full phi", PHI, {}, {}),
+    ("full gpt2", GPT2, {}, {}),
+    ("lora", LLAMA, {"tuning": "lora"}, {"lora": LORA}),
+    ("lora all", LLAMA, {"tuning": "lora"}, {"lora": ALL}),
+    ("lora dropout", LLAMA, {"tuning": "lora"}, {"lora": ALL | {"dropout": 0.1}}),
+    ("lora checkpointing", LLAMA, {"tuning": "lora", "checkpointing": True}, {"lora": ALL}),
+    ("lora accumulation", QWEN, {"tuning": "lora", "accumulation": 2}, {"lora": ALL}),
+    ("lora with trained embeddings", LLAMA, {"tuning": "lora"},
+     {"lora": LORA | {"modules_to_save": ["embed_tokens", "lm_head"]}}),
+    ("lora foreach", LLAMA, {"tuning": "lora"}, {"lora": ALL, "foreach": True}),
+]  # fmt: skip
+QUANTIZED = [
+    ("qlora nf4", LLAMA, {"tuning": "lora", "quantization": "nf4"}, {"lora": ALL}),
+    ("qlora nf4 double", LLAMA, {"tuning": "lora", "quantization": "nf4-double"}, {"lora": ALL}),
+    ("qlora checkpointing", LLAMA,
+     {"tuning": "lora", "quantization": "nf4", "checkpointing": True}, {"lora": ALL}),
+]  # fmt: skip
+
+
+class Samples(torch.utils.data.Dataset):
+    """Samples of one length."""
+
+    def __init__(self, tokens: int, count: int) -> None:
+        self._tokens, self._count = tokens, count
+
+    def __len__(self) -> int:
+        return self._count
+
+    def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
+        ids = torch.arange(self._tokens) % 100
+        return {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": ids.clone()}
+
+
+def variant(plan: dict[str, Any], recipe: dict[str, Any]) -> request.Variant:
+    document = {"v": 1, "model": {"family": "hf", "config": {}}, "variants": [
+        {"id": "x", "plan": PLAN | plan, "recipe": RECIPE | recipe}]}  # fmt: skip
+    return request.parse(document).variants[0]
+
+
+def traced(config: dict[str, Any], asked: request.Variant) -> int:
+    wanted = request.Request(family="hf", config=config, model_class=None,
+                             trust_remote_code=False, variants=(asked,), capacity_bytes=None)  # fmt: skip
+    return peak(answer.traced(wanted, asked)[0]).size_bytes
+
+
+def real(config: dict[str, Any], asked: request.Variant) -> int:
+    """Train for real and give the most bytes that were alive, the model's own included."""
+    model = _model(config, asked)
+    held = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes()
+            for t in [*model.parameters(), *model.buffers(), *_states(model)]}  # fmt: skip
+    samples = Samples(asked.sequence_length, 2 * asked.micro_batch * asked.accumulation)
+    with tempfile.TemporaryDirectory() as folder:
+        trainer = transformers.Trainer(model, _arguments(asked, folder), train_dataset=samples)
+        gc.collect()
+        with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as measured:
+            trainer.train()
+    return sum(held.values()) + _most(measured)
+
+
+def _states(model: torch.nn.Module) -> list[torch.Tensor]:
+    """List the constants of quantized weights, which are no buffers."""
+    states = [getattr(p, "quant_state", None) for p in model.parameters()]
+    found = []
+    for state in [s for s in states if s is not None]:
+        nested = getattr(state, "state2", None)
+        found += [state.absmax, state.code] + ([nested.absmax, nested.code] if nested else [])
+    return found
+
+
+def _model(config: dict[str, Any], asked: request.Variant) -> torch.nn.Module:
+    values = dict(config)
+    settings = transformers.AutoConfig.for_model(values.pop("model_type"), **values)
+    settings._attn_implementation = asked.attention
+    model = getattr(transformers, config["architectures"][0])._from_config(settings)
+    if asked.quantization != "none":
+        _quantize(model, asked.quantization)
+    if asked.lora is None:
+        return model
+    import peft  # noqa: PLC0415
+
+    if asked.quantization != "none":
+        for parameter in model.parameters():
+            parameter.requires_grad_(False)
+    targets = asked.lora.targets
+    return peft.get_peft_model(model, peft.LoraConfig(
+        r=asked.lora.rank, lora_alpha=asked.lora.alpha, lora_dropout=asked.lora.dropout,
+        target_modules=targets if isinstance(targets, str) else list(targets),
+        modules_to_save=list(asked.lora.modules_to_save) or None))  # fmt: skip
+
+
+def _quantize(model: torch.nn.Module, quantization: str) -> None:
+    import bitsandbytes  # noqa: PLC0415
+
+    model.is_loaded_in_4bit = True
+    model.is_quantized = True
+    for path, module in list(model.named_modules()):
+        for name, child in list(module.named_children()):
+            if type(child) is torch.nn.Linear and name != "lm_head":
+                packed = bitsandbytes.nn.Linear4bit(
+                    child.in_features, child.out_features, bias=child.bias is not None,
+                    compute_dtype=torch.float32, quant_type="nf4",
+                    compress_statistics=quantization.endswith("double"))  # fmt: skip
+                packed.load_state_dict(child.state_dict(), strict=False)
+                setattr(model.get_submodule(path) if path else model, name, packed.to("cpu"))
+
+
+def _arguments(asked: request.Variant, folder: str) -> transformers.TrainingArguments:
+    reentrant = bool(asked.use_reentrant)
+    return transformers.TrainingArguments(
+        output_dir=folder, use_cpu=True, per_device_train_batch_size=asked.micro_batch,
+        gradient_accumulation_steps=asked.accumulation, max_steps=2, save_strategy="no",
+        report_to=[], disable_tqdm=True, logging_steps=100, dataloader_pin_memory=False,
+        gradient_checkpointing=asked.checkpointing, optim=asked.optimizer,
+        gradient_checkpointing_kwargs={"use_reentrant": reentrant} if asked.checkpointing else None,
+        max_grad_norm=asked.max_grad_norm or 0.0, remove_unused_columns=False,
+        optim_args="foreach=True" if asked.foreach else None,
+    )  # fmt: skip
+
+
+def _most(measured: Any) -> int:
+    changes = sorted(
+        (event.start_ns(), event.nbytes())
+        for event in measured.profiler.kineto_results.events()
+        if event.name() == "[memory]"
+    )
+    current = most = 0
+    for _, size_bytes in changes:
+        current += size_bytes
+        most = max(most, current)
+    return most
+
+
+def main() -> None:
+    torch.manual_seed(0)
+    torch.set_num_threads(1)
+    cases = QUANTIZED if importlib.util.find_spec("bitsandbytes") else CASES
+    found = []
+    for name, config, plan, recipe in cases:
+        asked = variant(plan, recipe)
+        try:
+            sizes = {"traced_bytes": traced(config, asked), "real_bytes": real(config, asked)}
+        except Exception:  # noqa: BLE001  reported with the case it belongs to
+            sizes = {"error": traceback.format_exc()}
+        found.append({"name": name, **sizes})
+        print(found[-1], file=sys.stderr)
+        gc.collect()
+    json.dump(found, sys.stdout)
+
+
+if __name__ == "__main__":
+    main()
