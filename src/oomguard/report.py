@@ -45,8 +45,10 @@ class FitReport:
     """What was asked, what was tried, what fits; with no secret in it.
 
     `final` is None unless the job was trained to the end. `fidelity` is the dearest cost that
-    was paid, None where nothing was changed. `requested_bytes` is what the last failed
-    allocation asked for. `config_diff` is a unified diff from the user's file to the final one.
+    was paid, None where nothing was changed. `trained_embeddings` names the matrices over the
+    vocabulary that new tokens make the framework train in full. `requested_bytes` is what the
+    last failed allocation asked for. `config_diff` is a unified diff from the user's file to the
+    final one.
     """
 
     schema_version: int
@@ -59,6 +61,7 @@ class FitReport:
     device: Device
     world: World
     global_batch: int
+    trained_embeddings: tuple[str, ...] = ()
     limits: Limits
     asked: Plan
     final: Plan | None
@@ -101,6 +104,7 @@ def build(
         device=job.device,
         world=job.world,
         global_batch=job.global_batch,
+        trained_embeddings=job.trained_embeddings,
         limits=limits,
         asked=job.asked,
         final=final,

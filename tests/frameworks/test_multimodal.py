@@ -17,6 +17,8 @@ from multimodal import by_hand, multimodal_job, with_settings
 
 IMAGE_TOKENS = (448 // 28) ** 2
 FREEZE = "freeze_vision_tower_and_projector"
+#: Before transformers 5 the model counted them; since then their positions fail to be written.
+MISMATCH = r"features and image tokens do not match|shape mismatch.*cannot be broadcast"
 _TRAINABLE = re.compile(r"trainable params: ([\d,]+) ")
 
 
@@ -132,8 +134,7 @@ def test_the_shortest_cut_trains_and_one_below_the_media_tokens_does_not(vision,
     assert shortest.returncode == 0, shortest.stdout[-3000:]
     broken = by_hand(vision, f"cutoff_len={IMAGE_TOKENS // 2}", "max_steps=1")
     assert broken.returncode != 0
-    assert "tokens" in broken.stdout
-    assert "do not match" in broken.stdout
+    assert re.search(MISMATCH, broken.stdout), broken.stdout[-3000:]
 
 
 def test_an_audio_job_trains_and_new_tokens_are_named(audio):
@@ -143,6 +144,8 @@ def test_an_audio_job_trains_and_new_tokens_are_named(audio):
     job = run.named("run_started")[0]["job"]
     assert job["multimodal"] is True
     assert job["trained_embeddings"] == ["embed_tokens", "lm_head"]
+    report = json.loads((run.run / "fit-report.json").read_text())
+    assert report["trained_embeddings"] == ["embed_tokens", "lm_head"]
     assert "new tokens make it train embed_tokens and lm_head in full" in run.told
     named = re.search(r"Vocab has been resized, add (\S+) to trainable params", run.log(1))
     assert named is not None
