@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from oomguard.estimate.analytic import SPREAD, Problem, analytic, static
+from oomguard.estimate.combine import squeezed
 from oomguard.estimate.host import host_peak
 from oomguard.estimate.memory import Fits, MemoryEstimate, Term, estimate
 from oomguard.plan import (
@@ -149,3 +150,15 @@ def test_a_capacity_between_low_and_high_is_unsure():
     assert found.fits(found.high_bytes) is Fits.YES
     assert found.fits(found.expected_bytes) is Fits.UNSURE
     assert found.fits(found.low_bytes - 1) is Fits.NO
+
+
+def test_a_replay_that_does_within_the_capacity_ends_the_estimate_there():
+    found = peak(problem())
+    tight = found.expected_bytes - found.terms["allocator_slack"] // 2
+    ended = squeezed(found, tight)
+    assert ended.fits(tight) is Fits.YES
+    assert ended.expected_bytes == ended.high_bytes == tight
+    assert sum(ended.terms.values()) == ended.expected_bytes
+    assert ended.allocated_bytes == found.allocated_bytes
+    assert squeezed(found, found.high_bytes) == found
+    assert squeezed(found, found.allocated_bytes // 2) == found

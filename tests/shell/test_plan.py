@@ -138,6 +138,12 @@ def test_a_gpu_that_is_not_clear_is_an_error(plan, train, words, what):
     assert what in document["error"]["what"]
 
 
+def test_a_job_on_the_cpu_is_not_planned_for_a_gpu(plan, tmp_path):
+    file = tmp_path / "train.yaml"
+    file.write_text(LLAMA + "use_cpu: true\n")
+    assert "CPU" in plan(file, "--gpu", "3090", code=2)["error"]["what"]
+
+
 def test_an_unknown_model_is_an_error_that_says_what_to_give(plan, tmp_path):
     file = tmp_path / "train.yaml"
     file.write_text(LLAMA.replace("meta-llama/Meta-Llama-3-8B", "me/unheard-of"))
@@ -179,15 +185,16 @@ def test_qwens_finetune_is_planned_under_zero2(plan):
     assert document["asked"]["fits"] == "yes"
 
 
-def test_litgpt_on_a_24_gb_card_fits_in_4_bit_or_with_512_tokens(plan):
+@pytest.mark.parametrize("card", [["--gpu", "a10"], ["--gpu-memory", "24GiB"]])
+def test_litgpt_on_a_24_gb_card_fits_in_4_bit_or_with_512_tokens(plan, card):
     recipe = RECIPES / "litgpt" / "train.yaml"
-    assert plan(recipe, "--gpu", "a10")["asked"]["fits"] == "no"
-    quantized = plan(recipe, "--gpu", "a10", "--ladder", "enable_qlora")
+    quantized = plan(recipe, *card, "--ladder", "enable_qlora")
+    assert quantized["asked"]["fits"] == "no"
     in_four_bit = next(rung for rung in quantized["rungs"] if rung["plan"])
     assert in_four_bit["plan"]["quantization"].startswith("nf4")
-    assert in_four_bit["fits"] in ("yes", "unsure")  # arithmetic is not sure; a trace is
     assert in_four_bit["estimate"]["expected_bytes"] < quantized["capacity_bytes"]
-    cut = plan(recipe, "--gpu", "a10", "--ladder", "cut_cutoff_len")
+    assert in_four_bit["fits"] in ("yes", "unsure")  # arithmetic is not sure; a trace is
+    cut = plan(recipe, *card, "--ladder", "cut_cutoff_len")
     fitting = {r["plan"]["sequence_length"]: r["fits"] for r in cut["rungs"] if r["plan"]}
     assert fitting[512] == "yes"
 

@@ -17,6 +17,7 @@ from oomguard.errors import UsageError, Where
 from oomguard.estimate.cards import card_named
 from oomguard.estimate.explain import arithmetic
 from oomguard.fits import FitIndex
+from oomguard.job import Device
 from oomguard.prediction.outlook import Room, RungOutlook
 from oomguard.strategy import Fidelity
 
@@ -58,6 +59,11 @@ def command(  # the options document themselves
     device_bytes, bfloat16 = _device(gpu, gpu_memory)
     prepared = prepare(train, ctx.meta[COMMAND], options, planned_gpus=gpus)
     job = replace(prepared.job, bfloat16=bfloat16)
+    if job.device is Device.CPU:
+        raise UsageError(
+            "this job computes on the CPU: there is nothing to compare with a GPU",
+            next_step="Take use_cpu out of its settings to plan it for a GPU.",
+        )
     room = Room(device_bytes=device_bytes, host_bytes=host_memory)
     planned = plan_job(
         replace(prepared, job=job),

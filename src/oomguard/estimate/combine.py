@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from oomguard.estimate import constants
 from oomguard.estimate.analytic import Problem, analytic, gradients, static
 from oomguard.estimate.formats import FOUR_BIT, PACKED_BYTES
-from oomguard.estimate.memory import Spread, Term, allocated
+from oomguard.estimate.memory import MemoryEstimate, Spread, Term, allocated
 from oomguard.plan import Allocator, Plan, Sharding
 
 #: Between trace and arithmetic more than this factor apart, one of them misses something.
@@ -18,6 +18,8 @@ SPREAD = Spread(low=0.96, high=1.1, context_bytes=constants.CUDA_CONTEXT_SPREAD_
 #: Around arithmetic that was scaled to a trace of another plan of the same job.
 SCALED_SPREAD = Spread(low=0.85, high=1.2, context_bytes=constants.CUDA_CONTEXT_SPREAD_BYTES)
 _SCALE_AT_MOST = 3.0
+#: A replay has to do within the capacity divided by this: what a trace may be too small by.
+REPLAY_MARGIN = 1.04
 
 #: The dry run's words -> terms.
 _NAMES = {
@@ -80,6 +82,32 @@ def traced_terms(traced: Traced, problem: Problem) -> dict[Term, int]:
         Term.CUDA_CONTEXT: constants.CUDA_CONTEXT_BYTES,
     }
     return {**terms, **moved}
+
+
+def replay_capacity(capacity_bytes: int) -> int:
+    """Give the bytes within which a replay has to do for its plan to be sure to fit."""
+    outside = constants.CUDA_CONTEXT_BYTES + constants.CUDA_CONTEXT_SPREAD_BYTES
+    return max(1, int((capacity_bytes - outside) / REPLAY_MARGIN))
+
+
+def squeezed(found: MemoryEstimate, capacity_bytes: int) -> MemoryEstimate:
+    """Let an estimate whose replay does within a capacity end there.
+
+    Where memory runs short the allocator gives cached blocks back and tries again, so what it
+    would reserve with more room says nothing.
+    """
+    over = max(0, found.expected_bytes - capacity_bytes)
+    slack = found.terms.get(Term.ALLOCATOR_SLACK.value, 0)
+    if found.high_bytes <= capacity_bytes or over > slack:
+        return found
+    terms = {**found.terms, Term.ALLOCATOR_SLACK.value: slack - over}
+    return replace(
+        found,
+        reserved_bytes=found.reserved_bytes - over,
+        expected_bytes=found.expected_bytes - over,
+        high_bytes=capacity_bytes,
+        terms={name: size for name, size in terms.items() if size > 0},
+    )
 
 
 def scaled(problem: Problem, reference: Problem, traced: Mapping[Term, int]) -> dict[Term, int]:

@@ -56,7 +56,7 @@ class Tracer:
     ) -> Traced | NoTrace:
         """Trace a step, or give what was answered before."""
         shared = {"model": model, "trust_remote_code": trust_remote_code}
-        key = self._key({**shared, "step": step})
+        key = self._key({**shared, "step": step, "capacity_bytes": capacity_bytes})
         known = self._recall(key)
         if known is not None:
             return known

@@ -8,7 +8,6 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 from oomguard.estimate import analytic, combine
-from oomguard.estimate.constants import CUDA_CONTEXT_BYTES
 from oomguard.estimate.correct import UNCORRECTED, Ratios, corrected
 from oomguard.estimate.host import host_peak
 from oomguard.estimate.memory import Fits, MemoryEstimate, Method, Spread, Term, estimate
@@ -78,7 +77,7 @@ class Predictor:
                     request.model(question),
                     step,
                     trust_remote_code=question.recipe.trust_remote_code,
-                    capacity_bytes=max(1, question.capacity_bytes - CUDA_CONTEXT_BYTES),
+                    capacity_bytes=combine.replay_capacity(question.capacity_bytes),
                     timeout_s=timeout_s,
                 ),
                 steps,
@@ -108,7 +107,9 @@ def _estimated(question: Question, plan: Plan, traces: Traces, ratios: Ratios) -
     problem, traced = question.problem(plan), traces.get(plan)
     if traced is not None:
         terms = combine.traced_terms(traced, problem)
-        return _noun(question, plan, corrected(terms, ratios), traced.method, combine.SPREAD)
+        found = _noun(question, plan, corrected(terms, ratios), traced.method, combine.SPREAD)
+        does = traced.fits_replay is True and not combine.is_sharded(plan)
+        return combine.squeezed(found, question.capacity_bytes) if does else found
     if not traces:
         terms = corrected(analytic.analytic(problem), ratios)
         return _noun(question, plan, terms, Method.ANALYTIC.value, analytic.SPREAD)
