@@ -1,0 +1,154 @@
+"""The keys that adapters write, and the defaults that they assume, against the real packages.
+
+TRL is imported. axolotl, ms-swift and torchtune are installed without what they depend on, which
+needs a GPU or a compiler: their schemas are read as source.
+"""
+
+from __future__ import annotations
+
+import ast
+import json
+import subprocess
+from collections.abc import Iterator, Mapping
+from enum import Enum
+from pathlib import Path
+
+import pytest
+import yaml
+from environments import environment
+
+from oomguard.adapters import axolotl, ms_swift, torchtune, trl
+from oomguard.adapters.document import Document
+from oomguard.adapters.knobs import Knobs
+from oomguard.adapters.settings import Settings
+from oomguard.job import Source
+from oomguard.plan import (
+    LossKernel,
+    Offload,
+    Part,
+    Precision,
+    Quantization,
+    Tuning,
+)
+
+VALUES: dict[str, list[object]] = {
+    "checkpointing": [True],
+    "precision": list(Precision),
+    "quantization": list(Quantization),
+    "tuning": list(Tuning),
+    "frozen": [frozenset(Part)],
+    "offload": [frozenset({Offload.ACTIVATIONS}), frozenset(Offload)],
+    "loss_kernel": list(LossKernel),
+}
+#: Keys of transformers' own arguments, which ms-swift inherits and its source does not repeat.
+TRAINERS = {
+    *("auto_find_batch_size", "dataloader_pin_memory", "eval_accumulation_steps", "optim"),
+    *("prediction_loss_only",),
+}
+DUMP = """
+import dataclasses, json
+from trl import ModelConfig, SFTConfig
+fields = [f for c in (SFTConfig, ModelConfig) for f in dataclasses.fields(c)]
+plain = lambda v: v if isinstance(v, (bool, int, float, str, type(None))) else str(v)
+print(json.dumps({f.name: plain(getattr(f.default, "value", f.default)) for f in fields}))
+"""
+
+
+def keys_of(table: Knobs, text: str) -> dict[str, object]:
+    """Give every key that some plan makes a table write, with the default that it assumes."""
+    document = Document.parse(Source(path="/x.yaml", text=text))
+    settings, found = Settings(file=document), {}
+    for knob in table.knobs:
+        for value in VALUES.get(knob.field, [4]):
+            for key in knob.edits(settings, value) or {}:
+                default = key.default
+                found[key.name] = default.value if isinstance(default, Enum) else default
+    return found
+
+
+def site_packages(name: str) -> Path:
+    (folder,) = environment(name).parents[1].glob("lib/python*/site-packages")
+    return folder
+
+
+def literals(files: list[Path]) -> dict[str, object]:
+    """Read the annotated fields of all classes; `...` stands for a default that is no literal."""
+    return {name: value for path in files for name, value in _fields(path)}
+
+
+def _fields(path: Path) -> Iterator[tuple[str, object]]:
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
+            yield node.target.id, _default(node.value)
+
+
+def _default(node: ast.expr | None) -> object:
+    if isinstance(node, ast.Call):
+        named = {word.arg: word.value for word in node.keywords}
+        node = named.get("default")
+    try:
+        return ast.literal_eval(node) if node is not None else ...
+    except ValueError:
+        return ...
+
+
+def assert_known(keys: Mapping[str, object], real: Mapping[str, object]) -> None:
+    assert [key for key in keys if key not in real] == []
+    other = {
+        key: (default, real[key])
+        for key, default in keys.items()
+        if real[key] not in (..., None) and default is not None and default != real[key]
+    }
+    assert other == {}
+
+
+def test_trls_keys_and_defaults() -> None:
+    done = subprocess.run(
+        [environment("trl"), "-c", DUMP], check=True, capture_output=True, text=True
+    )
+    keys = keys_of(trl.KNOBS, "dataset_num_proc: 1\n")
+    assert len(keys) > 18
+    real = json.loads(done.stdout.splitlines()[-1])
+    assert real.pop("optim") == "adamw_torch_fused"  # from torch 2.8 on: the same memory
+    assert keys.pop("optim") == "adamw_torch"
+    assert_known(keys, real)
+
+
+def test_axolotls_keys_and_defaults() -> None:
+    schemas = sorted((site_packages("schemas") / "axolotl" / "utils" / "schemas").glob("*.py"))
+    text = "adapter: lora\nbatch_size: 2\neval_batch_size: 1\ndataloader_num_workers: 0\n"
+    more = "lora_r: 1\ndataloader_pin_memory: true\nlow_cpu_mem_usage: false\n"
+    keys = keys_of(axolotl.KNOBS, text + more)
+    assert len(keys) > 12
+    assert_known(keys, literals(schemas))
+
+
+def test_ms_swifts_keys_and_defaults() -> None:
+    package = site_packages("schemas") / "swift"
+    files = [*sorted(package.glob("arguments/**/*.py")), package / "trainers" / "arguments.py"]
+    keys = keys_of(ms_swift.KNOBS, "max_pixels: 1\ndataset_num_proc: 1\n")
+    assert len(keys) > 18
+    own = {key: value for key, value in keys.items() if key not in TRAINERS}
+    assert keys.keys() >= TRAINERS
+    assert_known(own, literals(files))
+
+
+def test_ms_swift_has_the_deepspeed_configs_that_are_named() -> None:
+    folder = site_packages("schemas") / "swift" / "config"
+    there = {path.stem for path in folder.glob("zero*.json")}
+    assert there == set(ms_swift._ZERO_NAMES)
+
+
+@pytest.mark.parametrize("name", ["lora_single_device", "qlora_single_device", "full"])
+def test_torchtunes_configs_are_read_and_edited(name: str) -> None:
+    path = site_packages("schemas") / "recipes" / "configs" / "llama3" / f"8B_{name}.yaml"
+    document = Document.parse(Source(path=str(path), text=path.read_text()))
+    read = torchtune.KNOBS.read(Settings(file=document))
+    values = yaml.safe_load(path.read_text())
+    assert read["micro_batch"] == values["batch_size"]
+    assert read["accumulation"] == values["gradient_accumulation_steps"]
+    assert read["precision"] is Precision.BF16_TRUE
+    assert read["loss_kernel"] is LossKernel.FUSED
+    quantized = read["quantization"] is Quantization.NF4_DOUBLE
+    assert quantized is (name == "qlora_single_device")
+    assert read["checkpointing"] is values["enable_activation_checkpointing"]
