@@ -21,6 +21,8 @@ from oomguard.record import Attempt, Purpose, RunRecord, Step
 PROOF_STEPS = 2
 #: Where a plan ran out later than this, showing that another fits would cost too much.
 PROOF_STEPS_AT_MOST = 50
+#: So many steps long it is asked whether a proven attempt may end; later nothing has changed.
+ASKED_STEPS = 10
 #: Trials of one run.
 MOST_TRIALS = 12
 #: What `--grow` begins with the smallest of, and gives back first.
@@ -52,7 +54,8 @@ def is_proven(record: RunRecord) -> bool:
     if limits is None or not (limits.relax or limits.grow) or needed is None:
         return False
     sound = attempt.suspected_t is None and not attempt.caught
-    return sound and attempt.purpose is not Purpose.BEST and attempt.steps_done >= needed
+    just_now = needed <= attempt.steps_done <= needed + ASKED_STEPS
+    return sound and just_now and attempt.purpose is not Purpose.BEST
 
 
 def next_trial(record: RunRecord, ladder: Ladder, base: Attempt) -> Trial | None:
