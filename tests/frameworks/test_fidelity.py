@@ -18,7 +18,7 @@ from pathlib import Path
 import pytest
 import yaml
 from caps import peak_data_bytes
-from jobs import TinyJob, hf_job, llamafactory_job
+from jobs import TinyJob, hf_job, litgpt_job, llamafactory_job
 from make_assets import WORDS
 
 STEPS, SAVED_EVERY, BATCH = 20, 4, 4
@@ -90,6 +90,27 @@ def llamafactory(folder: Path) -> TinyJob:
     return replace(job, smaller=smaller)
 
 
+def litgpt_full(folder: Path) -> TinyJob:
+    job = litgpt_job(folder)
+    config = yaml.safe_load(job.config.read_text())
+    config["train"] |= {
+        "global_batch_size": BATCH,
+        "micro_batch_size": BATCH,
+        "max_steps": 12,
+        "max_seq_length": 512,
+        "save_interval": 2,
+    }
+    config["oomguard"] = {"command": [job.argv[0], "finetune_full"]}
+    job.config.write_text(yaml.safe_dump(config, sort_keys=False))
+    by_hand = folder / "by_hand.yaml"
+    by_hand.write_text(yaml.safe_dump({k: v for k, v in config.items() if k != "oomguard"}))
+    argv = (job.argv[0], "finetune_full", "model", "--config", by_hand.name)
+    smaller = lambda micro: (  # noqa: E731
+        *("--train.micro_batch_size", str(micro), "--out_dir", f"never{micro}"),
+    )
+    return replace(job, argv=argv, smaller=smaller)
+
+
 def compare(make: Callable[[Path], TinyJob], folder: Path, long_row: int) -> Compared:
     job = make(folder)
     uneven_samples(job, long_row)
@@ -98,7 +119,8 @@ def compare(make: Callable[[Path], TinyJob], folder: Path, long_row: int) -> Com
         peaks.append(peak_data_bytes(job.by_hand(micro), cwd=folder, env=job.env))
         for samples in folder.glob("samples-*.txt"):
             samples.rename(folder / f"never{micro}.samples")
-    words = ["launch", job.config.name, "--host-memory", str(sum(peaks) // 2), "--name", "run"]
+    cap = ["--host-memory", str(sum(peaks) // 2), "--ladder", "classic"]
+    words = ["launch", job.config.name, *cap, "--name", "run"]
     ended = subprocess.run(
         [sys.executable, "-m", "oomguard", *words],
         cwd=folder,
@@ -125,6 +147,11 @@ def hf_middle(tmp_path_factory):
 @pytest.fixture(scope="module")
 def llamafactory_middle(tmp_path_factory):
     return compare(llamafactory, tmp_path_factory.mktemp("lf-middle"), MIDDLE)
+
+
+@pytest.fixture(scope="module")
+def litgpt_middle(tmp_path_factory):
+    return compare(litgpt_full, tmp_path_factory.mktemp("litgpt-middle"), MIDDLE)
 
 
 RUNS = ("hf_first", "hf_middle", "llamafactory_middle")
@@ -171,3 +198,14 @@ def test_every_sample_comes_once_and_in_the_same_order(hf_middle):
     kept = last["begins"]["checkpoint"]["step"] * BATCH
     seen = (before[:kept] + after)[: STEPS * BATCH]
     assert seen == (hf_middle.folder / "never4.samples").read_text().splitlines()[: STEPS * BATCH]
+
+
+def test_litgpt_begins_again_where_going_on_would_repeat_samples_and_says_so(litgpt_middle):
+    first, last = litgpt_middle.report["attempts"]
+    assert first["verdict"]["kind"] == "host_oom"
+    assert first["optimizer_steps"] >= 2, "a checkpoint was there"
+    assert last["begins"]["mode"] == "restart"
+    assert last["begins"]["reason"] == (
+        "LitGPT would train on samples twice after another micro batch"
+    )
+    assert last["optimizer_steps"] == 12

@@ -192,18 +192,24 @@ def _exit_line(attempt: Attempt) -> str:
     if verdict is None:
         return ""
     took = f" ({attempt.seconds:.0f} s)" if attempt.seconds is not None else ""
-    steps = f"after {attempt.steps_done} optimizer step{'' if attempt.steps_done == 1 else 's'}"
+    steps = _steps(attempt)
     if attempt.stopped in (RECYCLE, FITS):
-        return f"stopped {steps}{_peaks(attempt)}{took}"
+        return f"stopped{steps}{_peaks(attempt)}{took}"
     if verdict.kind is Kind.OK:
-        return f"the job ended well {steps}{_peaks(attempt)}{took}"
+        return f"the job ended well{steps}{_peaks(attempt)}{took}"
     if attempt.refused_step is not None:
         return f"the framework refuses this change: {verdict.root}{took}"
     if not verdict.kind.is_memory:
         return f"the job failed (exit code {attempt.returncode}): {verdict.root}{took}"
     where = "" if verdict.phase.value == "unknown" else f" in {verdict.phase.value}"
     rank = "" if verdict.rank is None else f" on rank {verdict.rank}"
-    return f"{_KINDS[verdict.kind]}{where}{rank} {steps}{_missing(verdict)}{took}"
+    return f"{_KINDS[verdict.kind]}{where}{rank}{steps}{_missing(verdict)}{took}"
+
+
+def _steps(attempt: Attempt) -> str:
+    if not (attempt.reporting or attempt.steps_done):
+        return ""  # nobody inside counted them
+    return f" after {attempt.steps_done} optimizer step{'' if attempt.steps_done == 1 else 's'}"
 
 
 def _missing(verdict: Verdict) -> str:

@@ -12,7 +12,7 @@ from oomguard.process.events import Kernel, Output, Report, ShellEvent
 from oomguard.record import Event, Growing, Noticed, Progress
 from oomguard.supervise.trends import Trends
 
-#: A job that prints out-of-memory errors without end fills no disk with findings.
+#: Findings of the log at most: a job that prints errors without end fills no disk with them.
 MOST_FINDINGS = 60
 #: Seconds between two recorded progress events of one process, beyond its first steps.
 PROGRESS_EVERY_S = 0.5
@@ -69,8 +69,9 @@ class Observer:
 
     def _notice(self, findings: list[Finding], t: float) -> Iterator[Event]:
         for finding in findings:
-            if self._noticed < MOST_FINDINGS:
+            if finding.witness is Witness.LOG:
                 self._noticed += 1
+            if finding.witness is not Witness.LOG or self._noticed <= MOST_FINDINGS:
                 yield Noticed(t=t, attempt=self._attempt, finding=finding)
 
     def _report(self, message: Mapping[str, Any], t: float) -> Iterator[Event]:
