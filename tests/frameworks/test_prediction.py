@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from environments import environment
 
+from oomguard.catalogue.litgpt import named
 from oomguard.cli.main import main
 from oomguard.units import GIB
 
@@ -56,3 +57,11 @@ def test_trace_and_arithmetic_agree_on_a_lora_job(plan, tmp_path):
     assert traced["allocated_bytes"] / GIB == pytest.approx(18.7, rel=0.03)
     again = plan("llamafactory", *words)
     assert again["asked"]["estimate"] == traced
+
+
+def test_litgpt_itself_is_asked_for_its_named_configs():
+    ask = named(str(environment("litgpt")))
+    found = ask("checkpoints/EleutherAI/pythia-14m")
+    assert found is not None
+    assert (found["n_layer"], found["n_embd"]) == (6, 128)
+    assert ask("checkpoints/nobody/nothing") is None

@@ -1,7 +1,10 @@
 from __future__ import annotations
 
 import json
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from threading import Thread
 
 import pytest
 
@@ -127,6 +130,39 @@ def test_a_litgpt_folder_and_the_hubs_cache_are_read(tmp_path):
     environment = {**OFFLINE, "HF_HOME": str(tmp_path / "hf")}
     cached = find_model("me/other", Family.HF, cwd=tmp_path, environment=environment)
     assert cached.architecture.hidden == 32
+
+
+@pytest.fixture
+def hub(tmp_path):
+    """Serve one repository's config.json as the hub does."""
+    folder = tmp_path / "hub" / "me" / "new" / "resolve" / "main"
+    folder.mkdir(parents=True)
+    (folder / "config.json").write_text(
+        '{"n_embd": 32, "n_layer": 3, "n_head": 2, "vocab_size": 9}'
+    )
+    handler = partial(_Quiet, directory=str(tmp_path / "hub"))
+    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    thread = Thread(target=server.serve_forever)
+    thread.start()
+    yield f"http://127.0.0.1:{server.server_port}"
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+class _Quiet(SimpleHTTPRequestHandler):
+    def log_message(self, *_args: object) -> None:
+        pass
+
+
+def test_the_hub_is_asked_for_the_config_alone_unless_it_is_off(tmp_path, hub):
+    on = {"HF_ENDPOINT": hub, "HF_HOME": str(tmp_path / "none")}
+    found = find_model("me/new", Family.HF, cwd=tmp_path, environment=on)
+    assert found.architecture.layers == 3
+    assert found.source == f"{hub}/me/new/resolve/main/config.json"
+    for name, environment in (("me/new", {**on, "HF_HUB_OFFLINE": "1"}), ("me/other", on)):
+        with pytest.raises(ConfigError):
+            find_model(name, Family.HF, cwd=tmp_path, environment=environment)
 
 
 def test_litgpts_own_names_are_asked_for_what_is_not_carried(tmp_path):

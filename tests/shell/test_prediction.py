@@ -136,6 +136,13 @@ def test_an_answer_is_remembered_for_the_same_versions(stand):
     assert len(stand.asked) == 2
 
 
+def test_another_capacity_is_asked_for_only_where_the_peaks_leave_it_open(stand):
+    peak = (16 << 30) + (2048 << 18) + (2048 << 20)
+    for capacity_bytes, asked in ((24 * GIB, 1), (80 * GIB, 1), (8 * GIB, 1), (peak + 2 * GIB, 2)):
+        Predictor(tracer=stand.tracer())(ask(LORA, capacity_bytes=capacity_bytes))
+        assert len(stand.asked) == asked
+
+
 def test_a_broken_cache_is_asked_anew(stand):
     Predictor(tracer=stand.tracer())(ask(LORA))
     for file in (stand.folder / "cache").iterdir():
@@ -206,6 +213,10 @@ def test_batches_are_as_long_as_the_longest_sample_that_the_tokenizer_counted():
     question = ask(LORA, lengths=lengths)
     assert question.batched(LORA).sequence_length == 700
     assert "700 tokens" in Predictor()(question).notes[-1]
+    mixed = replace(lengths, sorted_tokens=(90, 100, 700))
+    step = request.variant(ask(LORA, lengths=mixed), LORA)
+    assert step is not None
+    assert step["recipe"]["lengths"] == [[700], [100]]
     guessed = replace(lengths, counted_by="4 characters a token")
     assert ask(LORA, lengths=guessed).batched(LORA) == LORA
     packed = replace(lengths, filled=True)

@@ -9,7 +9,7 @@ import subprocess
 import tempfile
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import resources
 from pathlib import Path
 
@@ -56,8 +56,8 @@ class Tracer:
     ) -> Traced | NoTrace:
         """Trace a step, or give what was answered before."""
         shared = {"model": model, "trust_remote_code": trust_remote_code}
-        key = self._key({**shared, "step": step, "capacity_bytes": capacity_bytes})
-        known = self._recall(key)
+        key = self._key({**shared, "step": step})
+        known = self._recall(key, capacity_bytes)
         if known is not None:
             return known
         request = {
@@ -70,21 +70,27 @@ class Tracer:
             result = _only_result(_child(self.python, request, timeout_s))
         except NoTrace as reason:
             return reason
-        self._remember(key, result)
+        self._remember(key, {**result, "capacity_bytes": capacity_bytes})
         return _result(result)
 
     def _key(self, step: Mapping[str, object]) -> str:
         parts = [step, dict(sorted(self.versions.items())), _code()]
         return hashlib.sha256(msgspec.json.encode(parts, order="sorted")).hexdigest()[:40]
 
-    def _recall(self, key: str) -> Traced | None:
+    def _recall(self, key: str, capacity_bytes: int) -> Traced | None:
+        """Give what is kept; a replay within another capacity only where the peaks answer it."""
         if self.cache is None:
             return None
         try:
-            result = _result(json.loads((self.cache / f"{key}.json").read_bytes()))
+            kept = json.loads((self.cache / f"{key}.json").read_bytes())
+            found = _result(kept)
         except (OSError, ValueError):
             return None
-        return result if isinstance(result, Traced) else None
+        if not isinstance(found, Traced) or kept.get("capacity_bytes") == capacity_bytes:
+            return found if isinstance(found, Traced) else None
+        if found.allocated_bytes <= capacity_bytes < found.reserved_bytes:
+            return None
+        return replace(found, fits_replay=found.reserved_bytes <= capacity_bytes)
 
     def _remember(self, key: str, result: Mapping[str, object]) -> None:
         """Keep an estimate; a cache that cannot be written is none."""

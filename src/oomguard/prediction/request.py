@@ -47,6 +47,7 @@ def variant(question: Question, plan: Plan) -> dict[str, object] | None:
         "plan": {name: value for name, value in fields.items() if name not in _ELSEWHERE},
         "recipe": {
             **_recipe(recipe, plan),
+            **_lengths(question, step),
             "weights_dtype": half if stored.base_bytes == Format.BF16.size_bytes else "fp32",
             "trainable_dtype": half if stored.trained_bytes == Format.BF16.size_bytes else "fp32",
         },
@@ -70,6 +71,17 @@ def _recipe(recipe: Recipe, plan: Plan) -> dict[str, object]:
         "attention": attention.value,
         "media": {"images": recipe.images} if recipe.images else {},
     }
+
+
+def _lengths(question: Question, step: Plan) -> dict[str, object]:
+    """Give the longest batch and a typical one, where the data's lengths are known."""
+    lengths, longest = question.job.lengths, step.sequence_length
+    if question.batched(step) != step or lengths is None or longest is None:
+        return {}
+    typical = min(longest, lengths.sorted_tokens[len(lengths.sorted_tokens) // 2])
+    if typical == longest or question.recipe.padded or lengths.filled:
+        return {}
+    return {"lengths": [[longest] * step.micro_batch, [typical] * step.micro_batch]}
 
 
 def _lora(lora: Lora, plan: Plan) -> dict[str, object]:
