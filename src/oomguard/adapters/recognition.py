@@ -78,5 +78,11 @@ def is_trl_config(document: Mapping[str, object]) -> bool:
 
 def is_known_config(document: Mapping[str, object]) -> bool:
     """Whether a config has keys of a framework that shares some with the Trainer."""
-    tests = (is_llamafactory_config, is_trl_config, is_axolotl_config, is_swift_config)
+    tests = (
+        is_llamafactory_config,
+        is_trl_config,
+        is_axolotl_config,
+        is_swift_config,
+        is_torchtune_config,
+    )
     return any(test(document) for test in tests)
