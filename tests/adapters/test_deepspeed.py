@@ -1,0 +1,156 @@
+"""DeepSpeed's and accelerate's configs as documents that frameworks share."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import yaml
+
+from oomguard.adapters import accelerate, deepspeed
+from oomguard.adapters.document import Document
+from oomguard.adapters.hf_trainer import HFTrainer
+from oomguard.job import Source
+from oomguard.plan import Offload, Plan, Sharding
+
+TEXT = """\
+{
+    "optimizer": {
+        "type": "AdamW",
+        "params": {"lr": "auto"}
+    },
+
+    "zero_optimization": {
+        "stage": 2,
+        "offload_optimizer": {"device": "none", "pin_memory": true},
+        "reduce_bucket_size": 2e8
+    },
+    "train_batch_size": 8,
+    "train_micro_batch_size_per_gpu": "auto"
+}
+"""
+ZERO2 = Plan(
+    micro_batch=4,
+    accumulation=2,
+    sharding=Sharding.ZERO2,
+    offload=frozenset(),
+    optimizer="adamw_torch",
+)
+BOTH = frozenset({Offload.OPTIMIZER, Offload.PARAMETERS})
+
+
+def edited(text: str = TEXT, **change: Any) -> str:
+    document = Document.parse(Source(path="/z.json", text=text))
+    return deepspeed.edited(document, ZERO2, replace(ZERO2, **change)).text
+
+
+def test_what_need_not_change_stays_byte_for_byte() -> None:
+    assert edited() == TEXT
+
+
+def test_a_stage_and_an_offload_are_edited_in_place() -> None:
+    text = edited(sharding=Sharding.ZERO3, offload=BOTH)
+    zero = json.loads(text)["zero_optimization"]
+    assert zero == {
+        "stage": 3,
+        "offload_optimizer": {"device": "cpu", "pin_memory": True},
+        "reduce_bucket_size": 2e8,
+        "stage3_gather_16bit_weights_on_model_save": True,
+        "offload_param": {"device": "cpu", "pin_memory": True},
+    }
+    assert '"reduce_bucket_size": 2e8' in text
+    assert json.loads(text)["train_batch_size"] == 8
+
+
+def test_an_offload_is_taken_back() -> None:
+    on = TEXT.replace('"none"', '"cpu"')
+    document = Document.parse(Source(path="/z.json", text=on))
+    asked = replace(ZERO2, offload=frozenset({Offload.OPTIMIZER}))
+    assert deepspeed.edited(document, asked, ZERO2).text == TEXT
+
+
+def test_the_old_spelling_of_offload_is_replaced() -> None:
+    text = '{"zero_optimization": {"stage": 2, "cpu_offload": true}}'
+    document = Document.parse(Source(path="/z.json", text=text))
+    asked = replace(ZERO2, offload=frozenset({Offload.OPTIMIZER}))
+    after = deepspeed.edited(document, asked, replace(asked, sharding=Sharding.ZERO3))
+    assert deepspeed.zero_of(after.values) == (Sharding.ZERO3, frozenset({Offload.OPTIMIZER}))
+    assert after.get("zero_optimization.cpu_offload") is False
+
+
+def test_a_new_batch_frees_fixed_numbers_alone() -> None:
+    text = edited(micro_batch=2, accumulation=4)
+    assert text == TEXT.replace('"train_batch_size": 8', '"train_batch_size": "auto"')
+
+
+def test_a_new_optimizer_takes_the_block_away_and_nothing_else() -> None:
+    text = edited(optimizer="adamw_bnb_8bit")
+    assert json.loads(text) == {k: v for k, v in json.loads(TEXT).items() if k != "optimizer"}
+    assert text == TEXT[:2] + TEXT[TEXT.index('\n    "zero_opt') :]
+
+
+def test_an_inline_config_becomes_a_file(bench: Callable[..., Any], folder: str) -> None:
+    table = bench(HFTrainer(), gpus=2)
+    inline = {"zero_optimization": {"stage": 2}, "steps_per_print": 7}
+    text = json.dumps({"deepspeed": inline, "output_dir": "o"})
+    job = table.job("torchrun train.py a.json", text, "a.json")
+    assert job.asked.sharding is Sharding.ZERO2
+    assert table.adapter.write(job, job.asked, folder).files[0].text == text
+    plan = replace(job.asked, sharding=Sharding.ZERO3)
+    command = table.adapter.write(job, plan, folder)
+    assert json.loads(command.files[0].text)["steps_per_print"] == 7
+    assert table.reread(job, command).asked == plan
+
+
+CONFIG = "distributed_type: DEEPSPEED  # kept\ndeepspeed_config: {zero_stage: 2}\n"
+
+
+@pytest.mark.parametrize(
+    ("options", "text", "expected"),
+    [
+        ({}, "", (Sharding.NONE, frozenset())),
+        ({}, "distributed_type: MULTI_GPU", (Sharding.NONE, frozenset())),
+        ({}, "distributed_type: FSDP", (Sharding.FSDP, frozenset())),
+        ({"use_fsdp": ""}, "", (Sharding.FSDP, frozenset())),
+        ({}, CONFIG, (Sharding.ZERO2, frozenset())),
+        ({"use_deepspeed": ""}, "", (Sharding.ZERO2, frozenset())),
+        ({"zero_stage": "3"}, CONFIG, (Sharding.ZERO3, frozenset())),
+        (
+            {"offload_param_device": "cpu", "zero_stage": "3"},
+            CONFIG,
+            (Sharding.ZERO3, frozenset({Offload.PARAMETERS})),
+        ),
+        ({"deepspeed_config_file": "x"}, CONFIG, (None, None)),
+    ],
+)
+def test_accelerates_words_beat_its_file(
+    options: dict[str, str], text: str, expected: object
+) -> None:
+    assert accelerate.sharding(options, text) == expected
+
+
+def test_accelerates_file_is_edited_and_named_by_its_option(
+    bench: Callable[..., Any], folder: str
+) -> None:
+    table = bench(HFTrainer(), gpus=2, files={"/home/me/project/acc.yaml": CONFIG})
+    job = table.job("accelerate launch --config_file acc.yaml --num_processes 2 train.py --x 1")
+    assert table.adapter.write(job, job.asked, folder).argv == job.argv
+    plan = replace(job.asked, sharding=Sharding.ZERO3, offload=BOTH)
+    command = table.adapter.write(job, plan, folder)
+    expected = (
+        f"accelerate launch --config_file {folder}/accelerate.yaml --num_processes 2 train.py"
+    )
+    assert command.argv == (*expected.split(), "--x", "1")
+    assert command.files[0].text.startswith("distributed_type: DEEPSPEED  # kept\n")
+    assert table.reread(job, command).asked == plan
+    off = table.adapter.write(job, replace(job.asked, sharding=Sharding.NONE), folder)
+    assert yaml.safe_load(off.files[0].text)["distributed_type"] == "MULTI_GPU"
+
+
+def test_a_word_of_the_launcher_is_not_fought(bench: Callable[..., Any]) -> None:
+    job = bench(HFTrainer(), gpus=2).job("accelerate launch --use_deepspeed train.py")
+    refusal = HFTrainer().refuses(job, replace(job.asked, sharding=Sharding.ZERO3))
+    assert refusal == "accelerate launch --use_deepspeed decides over the sharding"
