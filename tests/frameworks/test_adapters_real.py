@@ -27,6 +27,7 @@ from oomguard.plan import Sharding
 
 ASSETS = Path(__file__).with_name("assets.py")
 MIB = 1 << 20
+LAUNCH = (sys.executable, "-m", "oomguard", "launch", "train.yaml", "--name", "run")
 CONFIG = {
     "model_name_or_path": "model",
     "stage": "sft",
@@ -70,8 +71,7 @@ class Prepared:
 
     def launch(self, ladder: str, cap_bytes: int) -> dict[str, object]:
         done = subprocess.run(
-            [sys.executable, "-m", "oomguard", "launch", "train.yaml", "--name", "run"]
-            + ["--ladder", ladder, "--host-memory", f"{cap_bytes // MIB}MiB"],
+            [*LAUNCH, "--ladder", ladder, "--host-memory", f"{cap_bytes // MIB}MiB"],
             cwd=self.folder,
             env=self.env,
             capture_output=True,
