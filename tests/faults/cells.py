@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 import json
+import os
 import queue
+import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+
+import psutil
+import pytest
 
 import faults.training_job as job
 from oomguard.history import parse_history
 from oomguard.process.members import mark_of
 from oomguard.record import RunRecord
-from shell.launches import wait_until
+from shell.launches import is_gone, wait_until
 
 HERE = Path(__file__).parent
 JOB = (sys.executable, str(HERE / "training_job.py"), "--output_dir", "out")
@@ -99,12 +104,16 @@ class Cell:
     @contextmanager
     def _oomguard(self, words: tuple[str, ...], at: str, do: str) -> Iterator[int]:
         request = {
-            "words": words, "cwd": str(self.folder), "env": self.env, "at": at, "do": do,
+            "words": words, "cwd": str(self.folder), "at": at, "do": do,
+            "env": {"XDG_DATA_HOME": str(self.folder / "data"), **self.env},
             "said": str(self.folder / "said.txt"),
         }  # fmt: skip
         self.pid = self.zygote.start(request)
         try:
             yield self.pid
+        except BaseException:
+            os.kill(self.pid, signal.SIGKILL)
+            raise
         finally:
             self.codes.append(self.zygote.wait())
 
@@ -113,6 +122,14 @@ class Cell:
 
     def wait_reached(self) -> None:
         wait_until((self.folder / "reached").exists)
+
+    def kill_with_guard(self) -> None:
+        """Kill oomguard, and first what would clean up after it."""
+        children = psutil.Process(self.pid).children()
+        (guard,) = (one for one in children if "guard.py" in " ".join(one.cmdline()))
+        guard.kill()
+        wait_until(lambda: is_gone(guard.pid))
+        os.kill(self.pid, signal.SIGKILL)
 
     def left(self) -> list[int]:
         """List the processes of the run's attempts that are still there."""
@@ -140,6 +157,26 @@ class Cell:
         """Whether it came to the weights of a run in which nothing happened."""
         final = self.folder / "out" / "final.txt"
         return final.exists() and final.read_text() == job.trained(steps)
+
+
+def scenarios(*functions: Callable[[Cell], None]) -> tuple[object, object]:
+    """Make a fixture that plays each function in a cell of its own, and the tests of them."""
+    names = [function.__name__ for function in functions]
+
+    @pytest.fixture(scope="module")
+    def played(tmp_path_factory: pytest.TempPathFactory) -> dict[str, object]:
+        def play(function: Callable[[Cell], None]) -> Callable[[Zygote], None]:
+            folder = tmp_path_factory.mktemp(function.__name__)
+            return lambda zygote: function(Cell(folder=folder, zygote=zygote))
+
+        return all_at_once([(function.__name__, play(function)) for function in functions])
+
+    @pytest.mark.parametrize("name", names)
+    def test(played: dict[str, object], name: str) -> None:
+        if isinstance(played[name], BaseException):
+            raise played[name]
+
+    return played, test
 
 
 def all_at_once(work: list, workers: int = 4) -> dict:

@@ -9,12 +9,10 @@ import signal
 from pathlib import Path
 
 import jsonschema
-import psutil
 import pytest
 
 import oomguard
 from faults.cells import Cell, all_at_once
-from shell.launches import is_gone, wait_until
 
 SCHEMA = json.loads(Path(oomguard.__file__).with_name("fit-report.schema.json").read_text())
 JOBS = {"plain": {}, "ranks": {"RANKS": "2"}, "daemon": {"DAEMON": "1"}}
@@ -40,8 +38,9 @@ def act(cell: Cell, fault: str, phase: str, kind: str) -> dict:
         if at is None:
             cell.wait_held()
             if fault == "kill-all":
-                kill_guard(pid)
-            os.kill(pid, signal.SIGKILL if do == "kill" else getattr(signal, do))
+                cell.kill_with_guard()
+            else:
+                os.kill(pid, signal.SIGKILL if do == "kill" else getattr(signal, do))
     if fault == "cut-record":
         cut_record(cell.run / "events.jsonl")
     seen = {"after": cell.record.status, "left": cell.left() if do != "kill" else []}
@@ -50,15 +49,6 @@ def act(cell: Cell, fault: str, phase: str, kind: str) -> dict:
     seen["report"], seen["left"] = cell.report, seen["left"] + cell.left()
     cell.resume()
     return seen
-
-
-def kill_guard(pid: int) -> None:
-    """Kill what would clean up after oomguard, so that its resume has to."""
-    (guard,) = (
-        child for child in psutil.Process(pid).children() if "guard.py" in " ".join(child.cmdline())
-    )
-    guard.kill()
-    wait_until(lambda: is_gone(guard.pid))
 
 
 def cut_record(events: Path) -> None:

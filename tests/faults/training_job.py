@@ -6,7 +6,7 @@ Faults are asked for by environment:
 HOLD_AT=STEP        waits before this step, once, until the file `go` is there; `held` says so
 OOM_ABOVE=N         says out of memory at step OOM_AT (1) where the micro batch is above N
 OOM_HANGS=1         says so to the reporter's socket too, then neither ends nor listens to SIGTERM
-SAVES_ON="SIG..."   saves and leaves at these signals
+SAVES_ON="SIG..."   saves and leaves at these signals; it takes SAVE_SECONDS (0); it takes SAVE_SECONDS (0)
 DAEMON=1            leaves a daemon behind that holds the output open
 RANKS=N             starts itself N times, each in a session of its own; the first one trains
 """
@@ -154,6 +154,10 @@ def load(folder: str | None) -> tuple[int, str]:
 
 
 def save_and_leave(out: Path, state: list) -> None:
+    Path("saving").touch()
+    time.sleep(float(os.environ.get("SAVE_SECONDS", "0")))
+    Path("saving").touch()
+    time.sleep(float(os.environ.get("SAVE_SECONDS", "0")))
     save(out, *state)
     sys.exit(0)
 

@@ -3,11 +3,14 @@
 Answers with the pid, then with the exit code (negative for a signal). `at` is the kind of an
 event, or `kind:number` for another than the first; `do` is what happens right after that event is
 on the disk: `kill` (SIGKILL to oomguard itself), the name of a signal to it, `wait` (until the file
-`go` is there) or nothing. It saves the matrix of faults the import of oomguard for each run.
+`go` is there) or nothing; `kill-before` kills before the event is there. The environment
+CLOCK_BACK=1 sets the time of day back at each look. All this saves the matrix of faults the import
+of oomguard for each run.
 """
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import signal
@@ -29,11 +32,13 @@ class Fault:
         self.append = RunFolder.append
 
     def after(self, folder: RunFolder, event: object) -> None:
+        self.left -= event_to_json(event)["event"] == self.kind
+        if self.left == 0 and self.do == "kill-before":
+            os.kill(os.getpid(), signal.SIGKILL)
         self.append(folder, event)
-        if event_to_json(event)["event"] == self.kind:
-            self.left -= 1
-            if self.left == 0:
-                self.happen()
+        if self.left == 0:
+            self.left = -1
+            self.happen()
 
     def happen(self) -> None:
         Path("reached").touch()
@@ -58,6 +63,9 @@ def run(request: dict) -> None:
         fault = Fault(request["at"], request["do"])
         # A method of another object would not be given the folder.
         RunFolder.append = lambda folder, event: fault.after(folder, event)  # noqa: PLW0108
+    if request["env"].get("CLOCK_BACK"):
+        days = itertools.count()
+        time.time = lambda: 2e9 - 86400.0 * next(days)
     code = 70
     try:
         code = main(request["words"])

@@ -204,9 +204,9 @@ class Supervisor:
 
     def _signalled(self, asked: _Asked) -> Iterator[Event]:
         before = self.record.signum
-        if before == signal.SIGUSR1 != asked.signum and self._running is not None:
-            self._running.signal(asked.signum)  # the warning first, now the end: the grace goes on
-        elif before is not None:  # asked a second time: no more grace
+        # A warning, then the end: the job was told, and its grace goes on.
+        warned = before == signal.SIGUSR1 != asked.signum
+        if before is not None and not warned:  # asked a second time: no more grace
             self._end_processes(grace_s=0.0)
         yield Signalled(t=self._now, signum=asked.signum)
 
