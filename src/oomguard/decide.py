@@ -26,12 +26,7 @@ from dataclasses import dataclass
 
 from oomguard import relax
 from oomguard.checkpoint import Continuation
-from oomguard.evidence.verdict import Cause, Finding, Kind, Verdict, Witness
-from oomguard.job import Device, Job
-from oomguard.ladder import Ladder
-from oomguard.plan import Plan
-from oomguard.record import (
-    Attempt,
+from oomguard.events import (
     CutShort,
     DeviceFree,
     Event,
@@ -39,16 +34,18 @@ from oomguard.record import (
     Progress,
     Purpose,
     Resumed,
-    RunRecord,
     RunStarted,
     Saved,
     Signalled,
     Skip,
-    State,
     Status,
     Step,
-    begun,
 )
+from oomguard.evidence.verdict import Cause, Finding, Kind, Verdict, Witness
+from oomguard.job import Device, Job
+from oomguard.ladder import Ladder
+from oomguard.plan import Plan
+from oomguard.record import Attempt, RunRecord, State, begun
 
 #: Seconds that a job may go on after its log said out of memory. It may have caught the error and
 #: be about to take another step; where no reporter inside can say so, it gets longer, and where

@@ -9,14 +9,8 @@ from pathlib import Path
 import msgspec
 
 from oomguard.errors import RunFolderError, Where
-from oomguard.record import (
-    Event,
-    Planned,
-    RunRecord,
-    RunStarted,
-    event_from_json,
-    replay,
-)
+from oomguard.events import Event, Planned, RunStarted, event_from_json
+from oomguard.record import RunRecord, replay
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

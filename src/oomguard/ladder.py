@@ -6,10 +6,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from oomguard.checkpoint import Checkpoint, Continuation, Mode
+from oomguard.events import Skip, Step
 from oomguard.evidence.verdict import Verdict
 from oomguard.job import Job
 from oomguard.plan import Plan, differences
-from oomguard.record import Skip, Step
 from oomguard.strategy import Fidelity, Strategy
 
 #: The six rungs that oomguard was asked for, in their order.

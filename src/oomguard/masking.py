@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 
+from oomguard.events import CutShort, Event, Exited, Finished, Noticed, RunStarted
 from oomguard.evidence.verdict import Finding, Verdict
 from oomguard.job import Job, Source
-from oomguard.record import CutShort, Event, Exited, Finished, Noticed, RunStarted
 from oomguard.redact import redact, redact_argv, redact_env
 
 

@@ -12,10 +12,11 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from oomguard.events import Purpose, Step
 from oomguard.job import Job
 from oomguard.ladder import Ladder
 from oomguard.plan import Plan
-from oomguard.record import Attempt, Purpose, RunRecord, Step
+from oomguard.record import Attempt, RunRecord
 
 #: A first step that passes proves nothing: the optimizer's state exists only after it.
 PROOF_STEPS = 2

@@ -9,11 +9,12 @@ from dataclasses import dataclass
 import msgspec
 
 from oomguard.checkpoint import Continuation
+from oomguard.events import Limits, Skip, Status, Step
 from oomguard.evidence.verdict import Verdict
 from oomguard.job import Device, Job, World
 from oomguard.masking import mask_verdict
 from oomguard.plan import Change, Plan, differences
-from oomguard.record import Attempt, Limits, RunRecord, Skip, Status, Step
+from oomguard.record import Attempt, RunRecord
 from oomguard.redact import redact
 from oomguard.strategy import Fidelity
 

@@ -22,10 +22,10 @@ import msgspec
 from filelock import FileLock, Timeout
 
 from oomguard.errors import RunFolderError, Where
+from oomguard.events import Event, Progress, RunStarted, event_to_json
 from oomguard.history import History, parse_history
 from oomguard.job import Job
 from oomguard.masking import mask_event, mask_values
-from oomguard.record import Event, Progress, RunStarted, event_to_json
 from oomguard.units import MIB, show_bytes
 
 #: A run folder holds text; with less room than this on the disk it could not be finished.

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from oomguard.events import Skip, Step
 from oomguard.evidence.verdict import Kind, Phase, Verdict
 from oomguard.job import Job
 from oomguard.ladder import Ladder, Rung
 from oomguard.plan import Plan
-from oomguard.record import Skip, Step
 
 #: A ladder of strategies that halve takes fewer steps than this from any size there is.
 MOST_RUNGS = 100

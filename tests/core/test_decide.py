@@ -24,11 +24,7 @@ from oomguard.decide import (
     WaitForDevice,
     decide,
 )
-from oomguard.evidence.verdict import Cause, Finding, Kind, Phase, Verdict, Witness
-from oomguard.growth import Growth
-from oomguard.ladder import Ladder
-from oomguard.plan import Plan, Sharding, Tuning
-from oomguard.record import (
+from oomguard.events import (
     DeviceFree,
     Event,
     Exited,
@@ -38,19 +34,21 @@ from oomguard.record import (
     Noticed,
     Planned,
     Progress,
-    RunRecord,
     RunStarted,
     Saved,
     Signalled,
     Started,
-    State,
     Status,
     Stopping,
     Ticked,
     event_from_json,
     event_to_json,
-    replay,
 )
+from oomguard.evidence.verdict import Cause, Finding, Kind, Phase, Verdict, Witness
+from oomguard.growth import Growth
+from oomguard.ladder import Ladder
+from oomguard.plan import Plan, Sharding, Tuning
+from oomguard.record import RunRecord, State, replay
 
 TEXT = "torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2.00 GiB"
 OOM = Verdict(kind=Kind.DEVICE_OOM, phase=Phase.FORWARD)

@@ -13,10 +13,7 @@ from hypothesis import strategies as st
 from generators import OPEN, jobs, make_job, make_ladder
 from oomguard.checkpoint import Checkpoint, Continuation, Mode
 from oomguard.decide import FITS, Action, Finish, Launch, Stop, WaitForDevice, decide
-from oomguard.evidence.verdict import Kind, Phase, Verdict
-from oomguard.ladder import Ladder
-from oomguard.plan import Plan, Quantization, Tuning
-from oomguard.record import (
+from oomguard.events import (
     DeviceFree,
     Event,
     Exited,
@@ -24,15 +21,17 @@ from oomguard.record import (
     Planned,
     Progress,
     Purpose,
-    RunRecord,
     RunStarted,
     Started,
     Status,
     Stopping,
     event_from_json,
     event_to_json,
-    replay,
 )
+from oomguard.evidence.verdict import Kind, Phase, Verdict
+from oomguard.ladder import Ladder
+from oomguard.plan import Plan, Quantization, Tuning
+from oomguard.record import RunRecord, replay
 from oomguard.relax import MOST_TRIALS, PROOF_STEPS_AT_MOST
 from oomguard.strategy import Fidelity
 

@@ -10,22 +10,21 @@ import pytest
 
 import oomguard
 from generators import make_job, make_ladder
-from oomguard.evidence.verdict import Finding, Kind, Phase, Verdict, Witness
-from oomguard.job import Source
-from oomguard.plan import Plan, Tuning
-from oomguard.record import (
+from oomguard.events import (
     DeviceFree,
     Exited,
     Finished,
     Limits,
     Planned,
-    RunRecord,
     RunStarted,
     Skip,
     Started,
     Status,
-    replay,
 )
+from oomguard.evidence.verdict import Finding, Kind, Phase, Verdict, Witness
+from oomguard.job import Source
+from oomguard.plan import Plan, Tuning
+from oomguard.record import RunRecord, replay
 from oomguard.report import FitReport, build, schema
 from oomguard.strategy import SAME_MATH
 

@@ -19,7 +19,7 @@ import time
 from pathlib import Path
 
 from oomguard.cli.main import main
-from oomguard.record import event_to_json
+from oomguard.events import event_to_json
 from oomguard.store import RunFolder
 
 

@@ -11,12 +11,13 @@ from oomguard.catalogue.lookup import find_model
 from oomguard.cli.foresight import start_of
 from oomguard.decide import Launch, decide
 from oomguard.estimate.memory import Fits
+from oomguard.events import Limits, RunStarted, event_from_json, event_to_json
 from oomguard.plan import Plan, Precision, Quantization, Tuning
 from oomguard.prediction.outlook import Outlook, Room, outlook
 from oomguard.prediction.predict import Predictor
 from oomguard.prediction.question import Question
 from oomguard.recipe import Family
-from oomguard.record import Limits, RunRecord, RunStarted, event_from_json, event_to_json
+from oomguard.record import RunRecord
 from oomguard.strategy import Fidelity
 from oomguard.units import GIB
 from shapes import FACTORY

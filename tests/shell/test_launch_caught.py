@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import pytest
 
+from oomguard.events import Noticed, Progress
 from oomguard.evidence.judge import judge
 from oomguard.evidence.verdict import Kind
 from oomguard.plan import Plan
 from oomguard.process.events import Output, Report
-from oomguard.record import Attempt, Noticed, Progress
+from oomguard.record import Attempt
 from oomguard.supervise.observe import Observer
 from shell.launches import TORCH_OOM
 

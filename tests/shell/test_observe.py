@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
+from oomguard.events import Noticed, Progress
 from oomguard.evidence.verdict import Kind, Phase, Witness
 from oomguard.process.events import Kernel, Output, Report
-from oomguard.record import Noticed, Progress
 from oomguard.supervise.observe import MOST_FINDINGS, Observer
 
 TEXT = b"torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2.00 GiB.\n"

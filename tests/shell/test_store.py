@@ -9,8 +9,9 @@ import pytest
 
 from generators import make_job, make_ladder
 from oomguard.errors import RunFolderError
+from oomguard.events import Limits, RunStarted, Signalled
 from oomguard.history import parse_history, read_events
-from oomguard.record import Limits, RunStarted, Signalled, replay
+from oomguard.record import replay
 from oomguard.store import RunFolder, write_json, write_text
 
 LIMITS = Limits(ladder=("halve_micro_batch",), allow=make_ladder().allow, max_attempts=20)

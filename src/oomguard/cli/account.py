@@ -12,12 +12,7 @@ from rich.text import Text
 
 from oomguard.checkpoint import Continuation, Mode
 from oomguard.decide import FITS, RECYCLE
-from oomguard.evidence.verdict import Kind, Verdict
-from oomguard.growth import Growth
-from oomguard.job import Job
-from oomguard.plan import Change, Plan, Value
-from oomguard.record import (
-    Attempt,
+from oomguard.events import (
     CutShort,
     DeviceFree,
     Event,
@@ -27,12 +22,16 @@ from oomguard.record import (
     Planned,
     Purpose,
     Resumed,
-    RunRecord,
     RunStarted,
     Status,
     Step,
     Stopping,
 )
+from oomguard.evidence.verdict import Kind, Verdict
+from oomguard.growth import Growth
+from oomguard.job import Job
+from oomguard.plan import Change, Plan, Value
+from oomguard.record import Attempt, RunRecord
 from oomguard.report import FitReport
 from oomguard.strategy import Fidelity
 from oomguard.units import show_bytes

@@ -10,8 +10,9 @@ from oomguard.cli.account import Account
 from oomguard.cli.output import print_json
 from oomguard.devices import gpus, host_memory
 from oomguard.errors import ExitCode
+from oomguard.events import Status
 from oomguard.job import Job
-from oomguard.record import RunRecord, Status
+from oomguard.record import RunRecord
 from oomguard.report import FitReport
 from oomguard.store import RunFolder
 from oomguard.units import show_bytes

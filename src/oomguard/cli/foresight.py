@@ -15,11 +15,12 @@ from oomguard.errors import OomguardError, UsageError
 from oomguard.estimate.cards import card_named
 from oomguard.estimate.constants import CUDA_CONTEXT_BYTES
 from oomguard.estimate.memory import COUNTED, Fits, MemoryEstimate
+from oomguard.events import Start, Status
 from oomguard.fits import FitIndex, Measured
 from oomguard.job import Device
 from oomguard.plan import Plan
 from oomguard.prediction.outlook import Outlook, Room
-from oomguard.record import Attempt, RunRecord, Start, Status
+from oomguard.record import Attempt, RunRecord
 from oomguard.units import show_bytes
 
 #: A launch waits for a prediction no longer than this; what is not traced by then is arithmetic.

@@ -16,9 +16,9 @@ from oomguard.cli.request import RUNS, Prepared, prepare
 from oomguard.config import Options
 from oomguard.engines.local import LocalEngine
 from oomguard.errors import UsageError, Where
+from oomguard.events import RunStarted, Start
 from oomguard.fits import FitIndex
 from oomguard.process.limits import CapBy
-from oomguard.record import RunStarted, Start
 from oomguard.store import RunFolder
 from oomguard.strategy import Fidelity
 from oomguard.supervise.loop import Audience, Supervisor

@@ -14,11 +14,11 @@ from oomguard.data import measured
 from oomguard.devices import gpus
 from oomguard.discover import load_strategies, select
 from oomguard.errors import UsageError, Where
+from oomguard.events import Limits
 from oomguard.interpreter import Interpreter, find, find_or_guess
 from oomguard.job import Job
 from oomguard.ladder import Framework, Ladder
 from oomguard.process.limits import CapBy, Caps
-from oomguard.record import Limits
 from oomguard.strategy import Fidelity, Strategy
 from oomguard.units import MIB, show_bytes
 

@@ -15,8 +15,9 @@ from oomguard.cli.options import grace
 from oomguard.cli.request import RUNS, caps_of, ladder_of
 from oomguard.discover import load_strategies, select
 from oomguard.engines.local import LocalEngine
+from oomguard.events import Limits, Resumed, Status
 from oomguard.history import History
-from oomguard.record import Limits, Resumed, RunRecord, Status, begun
+from oomguard.record import RunRecord, begun
 from oomguard.store import RunFolder
 from oomguard.strategy import Strategy
 from oomguard.supervise.adopt import end_last_attempt

@@ -6,13 +6,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from oomguard.estimate.memory import Fits, MemoryEstimate
+from oomguard.events import Step
 from oomguard.evidence.verdict import Verdict
 from oomguard.job import Job
 from oomguard.ladder import Ladder
 from oomguard.plan import Plan
 from oomguard.prediction.predict import by_arithmetic
 from oomguard.prediction.question import Prediction, Question
-from oomguard.record import Step
 from oomguard.walk import DEVICE, HOST, walk
 
 #: The host's peak is arithmetic alone: between this share of what there is and all of it, unsure.

@@ -10,6 +10,7 @@ from typing import TypeVar
 
 from oomguard.checkpoints import Stamp
 from oomguard.decide import SIGNAL
+from oomguard.events import CutShort, Event, Exited, Noticed, Planned, Progress, Started
 from oomguard.evidence.judge import StoppedBy, judge
 from oomguard.evidence.signatures import BY_ID, Reading
 from oomguard.evidence.verdict import Confidence, Finding, Kind, Verdict, Witness
@@ -18,16 +19,7 @@ from oomguard.process.leftovers import Leftovers, cgroup_left, end_leftovers
 from oomguard.process.messages import Lines, parse
 from oomguard.process.start import EXIT_FILE
 from oomguard.process.stop import StopReport
-from oomguard.record import (
-    Attempt,
-    CutShort,
-    Event,
-    Exited,
-    Noticed,
-    Planned,
-    Progress,
-    Started,
-)
+from oomguard.record import Attempt
 from oomguard.supervise.observe import Observer
 
 CHUNK_BYTES = 1 << 20

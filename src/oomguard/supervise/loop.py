@@ -20,6 +20,21 @@ from oomguard.command import Command
 from oomguard.decide import SIGNAL, Action, Finish, Launch, Stop, WaitForDevice, decide
 from oomguard.devices import FreeReport
 from oomguard.engines.base import Engine, Running
+from oomguard.events import (
+    DeviceFree,
+    Event,
+    Exited,
+    Finished,
+    Limits,
+    Planned,
+    Resumed,
+    RunStarted,
+    Saved,
+    Signalled,
+    Started,
+    Stopping,
+    Ticked,
+)
 from oomguard.evidence.verdict import Phase
 from oomguard.job import Job
 from oomguard.ladder import Ladder
@@ -28,25 +43,7 @@ from oomguard.process.cgroup import name_for
 from oomguard.process.events import Exited as ProcessExited
 from oomguard.process.events import Output, Report, ShellEvent
 from oomguard.process.members import MARK
-from oomguard.record import (
-    DeviceFree,
-    Event,
-    Exited,
-    Finished,
-    Limits,
-    Planned,
-    Resumed,
-    RunRecord,
-    RunStarted,
-    Saved,
-    Signalled,
-    Started,
-    State,
-    Stopping,
-    Ticked,
-    begun,
-    replay,
-)
+from oomguard.record import RunRecord, State, begun, replay
 from oomguard.redact import redact, redact_argv, redact_env
 from oomguard.store import RunFolder, append_json
 from oomguard.supervise.adopt import stamp_of, take_over, verdict_of

@@ -6,10 +6,10 @@ from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
+from oomguard.events import Event, Growing, Noticed, Progress
 from oomguard.evidence.log import LogScanner
 from oomguard.evidence.verdict import Finding, Kind, Phase, Witness
 from oomguard.process.events import Kernel, Output, Report, ShellEvent
-from oomguard.record import Event, Growing, Noticed, Progress
 from oomguard.supervise.trends import Trends
 
 #: Findings of the log at most: a job that prints errors without end fills no disk with them.

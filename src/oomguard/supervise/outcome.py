@@ -8,7 +8,8 @@ import msgspec
 
 from oomguard.adapters.base import Adapter
 from oomguard.command import Command
-from oomguard.record import Limits, RunRecord, Status
+from oomguard.events import Limits, Status
+from oomguard.record import RunRecord
 from oomguard.report import FitReport, build
 from oomguard.store import RunFolder, write_json, write_text
 
