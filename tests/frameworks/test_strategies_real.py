@@ -20,7 +20,7 @@ import yaml
 from caps import peak_data_bytes
 from jobs import GLOBAL_BATCH, TinyJob, hf_job
 
-STEPS, WHOLE, CUT = 12, 512, 256
+STEPS, WHOLE, CUT = 6, 512, 256
 
 
 @dataclass(frozen=True)
