@@ -65,16 +65,7 @@ def prepare(
     adapter, argv, loaded = _job_of(train, command, given)
     options = _merge(given, loaded.options if loaded else Options())
     _check(options, given, file=str(train) if train else None)
-    cwd = Path.cwd()
-    here = gpus() if planned_gpus is None else ()
-    if planned_gpus is None:
-        interpreter, cards = find(argv, cwd=cwd, python=options.python), len(here)
-    else:
-        interpreter, cards = find_or_guess(argv, cwd=cwd, python=options.python), planned_gpus
-    job = _read(adapter, argv, loaded, interpreter, cards)
-    bfloat16 = all(gpu.bfloat16 for gpu in here)
-    job = replace(job, checkpoint_every=options.checkpoint_every, bfloat16=bfloat16)
-    job = measured(job, adapter.recipe(job))
+    job = _job(adapter, argv, loaded, options, planned_gpus)
     strategies = select(
         load_strategies(Path(options.strategies) if options.strategies else None), options.ladder
     )
@@ -88,6 +79,26 @@ def prepare(
         runs=Path(options.runs_dir or RUNS),
         name=options.name or _name(job),
     )
+
+
+def _job(
+    adapter: Adapter,
+    argv: tuple[str, ...],
+    loaded: Loaded | None,
+    options: Options,
+    planned_gpus: int | None,
+) -> Job:
+    """Read the job with what this machine, or the one planned for, has."""
+    cwd = Path.cwd()
+    here = gpus() if planned_gpus is None else ()
+    if planned_gpus is None:
+        interpreter, cards = find(argv, cwd=cwd, python=options.python), len(here)
+    else:
+        interpreter, cards = find_or_guess(argv, cwd=cwd, python=options.python), planned_gpus
+    job = _read(adapter, argv, loaded, interpreter, cards)
+    bfloat16 = all(gpu.bfloat16 for gpu in here)
+    job = replace(job, checkpoint_every=options.checkpoint_every, bfloat16=bfloat16)
+    return measured(job, adapter.recipe(job))
 
 
 def ladder_of(adapter: Adapter, strategies: tuple[Strategy, ...], allow: Fidelity) -> Ladder:
