@@ -6,7 +6,7 @@ Faults are asked for by environment:
 HOLD_AT=STEP        waits before this step, once, until the file `go` is there; `held` says so
 OOM_ABOVE=N         says out of memory at step OOM_AT (1) where the micro batch is above N
 OOM_HANGS=1         says so to the reporter's socket too, then neither ends nor listens to SIGTERM
-SAVES_ON="SIG..."   saves and leaves at these signals; it takes SAVE_SECONDS (0); it takes SAVE_SECONDS (0)
+SAVES_ON="SIG..."   saves and leaves at these signals; takes SAVE_SECONDS (0)
 DAEMON=1            leaves a daemon behind that holds the output open
 RANKS=N             starts itself N times, each in a session of its own; the first one trains
 """
@@ -135,7 +135,9 @@ def note(out: Path, step: int, given: argparse.Namespace) -> None:
 def save(out: Path, step: int, weights: str) -> None:
     """Write a checkpoint as the Trainer does: its state last, then old ones go."""
     folder = out / f"checkpoint-{step}"
-    folder.mkdir(exist_ok=True)
+    if folder.exists():  # of a run that was killed; a half of each would not be told from a whole
+        shutil.rmtree(folder)
+    folder.mkdir()
     data = weights.encode()
     header = json.dumps({"w": {"dtype": "U8", "shape": [64], "data_offsets": [0, 64]}}).encode()
     (folder / "model.safetensors").write_bytes(len(header).to_bytes(8, "little") + header + data)

@@ -4,7 +4,7 @@ Answers with the pid, then with the exit code (negative for a signal). `at` is t
 event, or `kind:number` for another than the first; `do` is what happens right after that event is
 on the disk: `kill` (SIGKILL to oomguard itself), the name of a signal to it, `wait` (until the file
 `go` is there) or nothing; `kill-before` kills before the event is there. The environment
-CLOCK_BACK=1 sets the time of day back at each look. All this saves the matrix of faults the import
+CLOCK_BACK=1 sets the time of day back at each look, NOHUP=1 ignores SIGHUP. All this saves the matrix of faults the import
 of oomguard for each run.
 """
 
@@ -63,6 +63,8 @@ def run(request: dict) -> None:
         fault = Fault(request["at"], request["do"])
         # A method of another object would not be given the folder.
         RunFolder.append = lambda folder, event: fault.after(folder, event)  # noqa: PLW0108
+    if request["env"].get("NOHUP"):
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
     if request["env"].get("CLOCK_BACK"):
         days = itertools.count()
         time.time = lambda: 2e9 - 86400.0 * next(days)
