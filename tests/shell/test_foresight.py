@@ -8,16 +8,21 @@ import pytest
 
 from generators import make_job, make_ladder
 from oomguard.catalogue.lookup import find_model
-from oomguard.cli.foresight import start_of
+from oomguard.cli.foresight import Foresight, foresee, start_of
+from oomguard.cli.planning import plan_job
+from oomguard.cli.request import prepare
+from oomguard.config import Options
 from oomguard.decide import Launch, decide
 from oomguard.estimate.memory import Fits
-from oomguard.events import Limits, RunStarted, event_from_json, event_to_json
+from oomguard.events import Limits, RunStarted, Status, event_from_json, event_to_json
+from oomguard.fits import FitIndex
+from oomguard.job import Device
 from oomguard.plan import Plan, Precision, Quantization, Tuning
 from oomguard.prediction.outlook import Outlook, Room, outlook
 from oomguard.prediction.predict import Predictor
 from oomguard.prediction.question import Question
 from oomguard.recipe import Family
-from oomguard.record import RunRecord
+from oomguard.record import Attempt, RunRecord
 from oomguard.strategy import Fidelity
 from oomguard.units import GIB
 from shapes import FACTORY
@@ -103,3 +108,112 @@ def test_without_a_start_it_begins_with_what_was_asked():
     assert isinstance(action, Launch)
     assert action.plan == replace(ASKED, auto_find_batch_size=False)
     assert action.path == ()
+
+
+LLAMA = """
+model_name_or_path: meta-llama/Meta-Llama-3-8B
+stage: sft
+finetuning_type: lora
+lora_target: all
+dataset: alpaca
+template: llama3
+cutoff_len: 2048
+per_device_train_batch_size: 8
+gradient_accumulation_steps: 2
+bf16: true
+output_dir: out
+"""
+
+
+@pytest.fixture
+def prepared(tmp_path, monkeypatch):
+    """Give a job as it would be on a machine with a GPU, capped to 24 GiB of it."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    (tmp_path / "train.yaml").write_text(LLAMA)
+    options = Options(gpu_memory_bytes=24 * GIB, ladder="classic")
+    return prepare(tmp_path / "train.yaml", (), options, planned_gpus=1)
+
+
+@pytest.fixture
+def index(tmp_path):
+    return FitIndex(tmp_path / "fits.sqlite")
+
+
+class Said(list):
+    """An account that keeps what was said."""
+
+    def say(self, text: str, _style: str = "") -> None:
+        self.append(text)
+
+
+def test_a_launch_on_a_gpu_is_predicted_and_the_same_job_begins_where_it_fitted(prepared, index):
+    said = Said()
+    first = foresee(prepared, said, index=index)
+    assert first.start is not None
+    assert "which should take" in said[-1]
+
+    attempt = Attempt(number=1, plan=first.start.plan, path=("halve_micro_batch",) * 3)
+    first.learn(RunRecord(status=Status.FIT, attempts=(attempt,)))
+    again = foresee(prepared, said, index=index)
+    assert again.start is not None
+    assert again.start.path == ("halve_micro_batch",) * 3
+    assert again.start.plan.micro_batch == 1
+    assert "as it fitted before" in said[-1]
+
+
+def test_a_run_that_does_not_fit_teaches_no_rungs(prepared, index):
+    first = foresee(prepared, Said(), index=index)
+    attempt = Attempt(number=1, plan=prepared.job.asked, path=("halve_micro_batch",))
+    first.learn(RunRecord(status=Status.EXHAUSTED, attempts=(attempt,)))
+    again = foresee(prepared, Said(), index=index)
+    assert again.start == first.start
+
+
+def test_what_was_measured_corrects_the_next_prediction(prepared, index):
+    room = Room(device_bytes=24 * GIB)
+    planned = plan_job(prepared, room, device="RTX 3090", index=index)
+    asked = planned.outlook.asked
+    measured = Attempt(
+        number=1,
+        plan=asked.plan,
+        steps_done=2,
+        device_peak_bytes=int(asked.estimate.allocated_bytes * 1.1),
+        reserved_peak_bytes=int(asked.estimate.reserved_bytes * 1.1),
+    )
+    unmeasured = replace(measured, steps_done=0)
+    foresight = Foresight(prepared=prepared, index=index, room=room, planned=planned)
+    for attempt, runs in ((unmeasured, 0), (measured, 1)):
+        foresight.learn(RunRecord(attempts=(attempt,)))
+        assert planned.setting is not None
+        assert index.ratios(planned.setting).runs == runs
+    corrected = plan_job(prepared, room, device="RTX 3090", index=index).outlook.asked.estimate
+    assert corrected.allocated_bytes == pytest.approx(measured.device_peak_bytes, rel=0.01)
+    assert corrected.terms["weights"] == asked.estimate.terms["weights"]
+
+
+def test_no_prediction_ever_stops_a_launch(prepared, index, tmp_path):
+    said = Said()
+    text = LLAMA.replace("meta-llama/Meta-Llama-3-8B", "me/unheard-of")
+    (tmp_path / "other.yaml").write_text(text)
+    options = Options(gpu_memory_bytes=24 * GIB)
+    unknown = prepare(tmp_path / "other.yaml", (), options, planned_gpus=1)
+    assert foresee(unknown, said, index=index).start is None
+    assert said[-1].startswith("no prediction: nothing is known of the model")
+
+    class Broken:
+        def __getattr__(self, name):
+            raise RuntimeError("a bug")
+
+    broken = replace(prepared, adapter=Broken())
+    assert foresee(broken, said, index=index).start is None
+    assert said[-1] == "no prediction: RuntimeError: a bug"
+
+
+def test_a_job_on_the_cpu_is_not_predicted(prepared, index):
+    job = replace(prepared.job, device=Device.CPU)
+    said = Said()
+    nothing = foresee(replace(prepared, job=job), said, index=index)
+    nothing.learn(RunRecord(status=Status.FIT))
+    assert (nothing.start, said) == (None, [])
+    assert not index.path.exists()
