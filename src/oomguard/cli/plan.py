@@ -11,7 +11,7 @@ from oomguard.cli.options import COMMAND, Size, WithCommand, shared
 from oomguard.cli.outlook import show_outlook
 from oomguard.cli.output import print_json
 from oomguard.cli.planning import Planned, plan_job
-from oomguard.cli.request import prepare
+from oomguard.cli.request import Prepared, prepare
 from oomguard.config import Options
 from oomguard.errors import UsageError, Where
 from oomguard.estimate.cards import card_named
@@ -28,7 +28,12 @@ from oomguard.strategy import Fidelity
 @click.option("--gpu-memory", type=Size(), help="What one GPU has, such as 24GiB.")
 @click.option("--gpus", type=click.IntRange(min=1), default=1, help="How many GPUs (1).")
 @click.option("--host-memory", type=Size(), help="What the host has, such as 64GiB.")
-@click.option("--fits", metavar="PATH", help="The index of fits (in the user's data folder).")
+@click.option(
+    "--fits",
+    type=click.Path(path_type=Path),
+    metavar="PATH",
+    help="The index of fits (in the user's data folder).",
+)
 @click.option("--explain-terms", is_flag=True, help="The arithmetic of the plan that is chosen.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout.")
 @click.pass_context
@@ -42,7 +47,7 @@ def command(  # the options document themselves
     gpu_memory: int | None,
     gpus: int,
     host_memory: int | None,
-    fits: str | None,
+    fits: Path | None,
     explain_terms: bool,
     as_json: bool,
     **given: str | None,
@@ -56,33 +61,37 @@ def command(  # the options document themselves
         allow=Fidelity(allow) if allow else None,
         **given,  # type: ignore[arg-type]  # click has read each option as its field's type
     )
-    device_bytes, bfloat16 = _device(gpu, gpu_memory)
     prepared = prepare(train, ctx.meta[COMMAND], options, planned_gpus=gpus)
-    job = replace(prepared.job, bfloat16=bfloat16)
-    if job.device is Device.CPU:
+    room, prepared = _on(prepared, gpu, gpu_memory, host_memory)
+    planned = plan_job(prepared, room, device=_name(gpu), index=FitIndex(fits))
+    explained = _arithmetic(planned) if explain_terms else None
+    _print(planned, explained, as_json=as_json)
+
+
+def _print(planned: Planned, explained: dict[str, str] | None, *, as_json: bool) -> None:
+    if as_json:
+        print_json(_document(planned, explained))
+        return
+    job, model, found = planned.prepared.job, planned.model, planned.outlook
+    show_outlook(job, model, planned.room, found, notes=planned.notes, explained=explained)
+
+
+def _on(
+    prepared: Prepared, gpu: str | None, gpu_memory: int | None, host_memory: int | None
+) -> tuple[Room, Prepared]:
+    """Put a job on a GPU that this machine need not have."""
+    device_bytes, bfloat16 = _device(gpu, gpu_memory)
+    if prepared.job.device is Device.CPU:
         raise UsageError(
             "this job computes on the CPU: there is nothing to compare with a GPU",
             next_step="Take use_cpu out of its settings to plan it for a GPU.",
         )
-    room = Room(device_bytes=device_bytes, host_bytes=host_memory)
-    planned = plan_job(
-        replace(prepared, job=job),
-        room,
-        device=card_named(gpu).name if gpu else None,
-        index=FitIndex(Path(fits) if fits else None),
-    )
-    explained = _arithmetic(planned) if explain_terms else None
-    if as_json:
-        print_json(_document(planned, explained))
-    else:
-        show_outlook(
-            planned.prepared.job,
-            planned.model,
-            planned.room,
-            planned.outlook,
-            notes=planned.notes,
-            explained=explained,
-        )
+    job = replace(prepared.job, bfloat16=bfloat16)
+    return Room(device_bytes=device_bytes, host_bytes=host_memory), replace(prepared, job=job)
+
+
+def _name(gpu: str | None) -> str | None:
+    return card_named(gpu).name if gpu else None
 
 
 def _device(gpu: str | None, gpu_memory: int | None) -> tuple[int, bool]:

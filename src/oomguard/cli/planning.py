@@ -11,6 +11,7 @@ from pathlib import Path
 from oomguard.catalogue.litgpt import named
 from oomguard.catalogue.lookup import Model, find_model
 from oomguard.cli.request import Prepared
+from oomguard.estimate.correct import UNCORRECTED
 from oomguard.fits import FitIndex, Setting
 from oomguard.plan import Plan
 from oomguard.prediction.dryrun import Tracer, tracer_of
@@ -68,15 +69,13 @@ def plan_job(
     )
     tracer = tracer_of((job.python, sys.executable), model.family.value)
     setting = _setting(device, tracer, prepared, model)
-    predictor = Predictor(tracer=tracer, budget_s=budget_s)
-    if index is not None and setting is not None:
-        predictor = Predictor(tracer=tracer, budget_s=budget_s, ratios=index.ratios(setting))
+    ratios = index.ratios(setting) if index and setting else UNCORRECTED
     found = outlook(
         job,
         prepared.ladder,
         room,
         lambda plans: _question(prepared, recipe, model, room, plans),
-        predictor,
+        Predictor(tracer=tracer, budget_s=budget_s, ratios=ratios),
     )
     return Planned(
         prepared=prepared,
