@@ -15,6 +15,8 @@ from caps import peak_data_bytes
 from jobs import TinyJob, llamafactory_job
 from multimodal import by_hand, multimodal_job, with_settings
 
+pytestmark = pytest.mark.timeout(1800)  # its fixtures launch a job several times
+
 IMAGE_TOKENS = (448 // 28) ** 2
 FREEZE = "freeze_vision_tower_and_projector"
 #: Before transformers 5 the model counted them; since then their positions fail to be written.

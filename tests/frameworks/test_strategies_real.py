@@ -20,6 +20,8 @@ import yaml
 from caps import peak_data_bytes
 from jobs import GLOBAL_BATCH, TinyJob, hf_job
 
+pytestmark = pytest.mark.timeout(1800)  # its fixtures launch a job several times
+
 STEPS, WHOLE, CUT = 6, 512, 256
 
 
