@@ -7,7 +7,7 @@ export HF_HUB_OFFLINE = 1
 export TRANSFORMERS_OFFLINE = 1
 export HF_DATASETS_OFFLINE = 1
 
-.PHONY: quickstart test gates unit frameworks environments overhead schema strategies-table clean
+.PHONY: soak fuzz quickstart test gates unit frameworks environments overhead schema strategies-table clean
 
 $(VENV)/.dev: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -42,6 +42,18 @@ frameworks: $(VENV)/.dev
 
 environments: $(VENV)/.dev
 	$(BIN)/python tests/frameworks/environments.py
+
+# A job that is killed, stopped and starved of its disk at random, until it is trained.
+SOAK_SECONDS ?= 600
+SOAK_SEED ?= 1
+soak: $(VENV)/.dev
+	$(BIN)/python benchmarks/soak/run.py --seconds $(SOAK_SECONDS) --seed $(SOAK_SEED)
+
+# With coverage, where atheris installs; what it finds is kept in the corpus.
+FUZZ_SECONDS ?= 120
+fuzz: $(VENV)/.dev
+	$(BIN)/python -m pip install --quiet atheris
+	$(BIN)/python tests/fuzz/atheris_log.py tests/fuzz/corpus -max_total_time=$(FUZZ_SECONDS) -max_len=4096
 
 overhead: $(VENV)/.dev
 	$(BIN)/python benchmarks/overhead/run.py

@@ -49,7 +49,8 @@ class RunFolder:
         self._size_bytes = os.fstat(self._events).st_size
         self._waiting = bytearray()
         self._reserve = path / ".reserve"
-        self._reserve.write_bytes(b"\0" * RESERVE_BYTES)
+        with open(_private(self._reserve, os.O_TRUNC), "wb") as reserve:
+            reserve.write(b"\0" * RESERVE_BYTES)
         self.lost: OSError | None = None
 
     @classmethod
@@ -127,7 +128,8 @@ class RunFolder:
         """
         folder = self.path / "attempts" / f"{number:03d}"
         try:
-            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            folder.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            folder.mkdir(mode=0o700, exist_ok=True)
         except OSError as error:
             step = f"Make room or give the rights, then: oomguard resume {self.path}"
             raise _cannot_write(folder, error, step) from error

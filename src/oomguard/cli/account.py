@@ -30,8 +30,10 @@ from oomguard.events import (
 from oomguard.evidence.verdict import Kind, Verdict
 from oomguard.growth import Growth
 from oomguard.job import Job
+from oomguard.masking import mask_verdict
 from oomguard.plan import Change, Plan, Value
 from oomguard.record import Attempt, RunRecord
+from oomguard.redact import redact
 from oomguard.report import FitReport
 from oomguard.strategy import Fidelity
 from oomguard.units import show_bytes
@@ -127,7 +129,8 @@ class Account:
             count = len(record.attempts)
             self._line(f"trained, in {count} attempt{'s' if count > 1 else ''}", "bold green")
             return
-        self._line(f"{record.status.value if record.status else ''}: {record.reason}", "bold red")
+        status = record.status.value if record.status else ""
+        self._line(f"{status}: {redact(record.reason)}", "bold red")
         for skip in record.skipped_last:
             self._line(f"  not taken: {skip.strategy}: {skip.reason}")
 
@@ -152,7 +155,7 @@ def _job_line(job: Job) -> str:
 
 def _taken_over_line(event: Resumed | CutShort, record: RunRecord) -> str:
     if isinstance(event, CutShort):
-        return f"attempt {event.attempt} was cut short: {event.verdict.root}"
+        return f"attempt {event.attempt} was cut short: {redact(event.verdict.root or '')}"
     cut = (
         f"; {event.cut_bytes} bytes of an incomplete event were dropped" if event.cut_bytes else ""
     )
@@ -187,9 +190,9 @@ def _begin_line(begins: Continuation) -> str:
 
 
 def _exit_line(attempt: Attempt) -> str:
-    verdict = attempt.verdict
-    if verdict is None:
+    if attempt.verdict is None:
         return ""
+    verdict = mask_verdict(attempt.verdict)
     took = f" ({attempt.seconds:.0f} s)" if attempt.seconds is not None else ""
     steps = _steps(attempt)
     if attempt.stopped in (RECYCLE, FITS):

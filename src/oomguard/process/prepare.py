@@ -27,8 +27,10 @@ def write_files(files: Iterable[File]) -> None:
         target = Path(file.path)
         beside = target.with_name(f".oomguard-{os.getpid()}.tmp")
         try:
-            target.parent.mkdir(parents=True, exist_ok=True)
-            with beside.open("w", encoding="utf-8", errors="surrogateescape", newline="") as out:
+            target.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            with open(
+                _private(beside), "w", encoding="utf-8", errors="surrogateescape", newline=""
+            ) as out:
                 out.write(file.text)
                 out.flush()
                 os.fsync(out.fileno())
@@ -37,6 +39,11 @@ def write_files(files: Iterable[File]) -> None:
             with suppress(OSError):
                 beside.unlink()
             raise _cannot_write(target, error) from error
+
+
+def _private(path: Path) -> int:
+    """Open a file that only its owner can read: configs may hold tokens."""
+    return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
 
 
 def make_folder(folder: Path) -> None:

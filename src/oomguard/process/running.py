@@ -109,6 +109,7 @@ class Running:
     def exited(self, returncode: int) -> None:
         """Pass on all that was said before the direct child ended, then that it has ended."""
         with suppress(OSError):  # a full disk; the record will have it
+            self._exit_file.touch(mode=0o600)
             self._exit_file.write_text(str(returncode))
         self._tee.drain(linger_s=_LINGER_S, limit_s=_DRAIN_S)
         if self._reports is not None:
