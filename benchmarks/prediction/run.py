@@ -23,6 +23,7 @@ ROOT = HERE.parents[1]
 sys.path[:0] = [str(ROOT / "tests" / "frameworks"), str(ROOT / "src")]
 
 from environments import environment  # noqa: E402  lies beside the tests
+
 from oomguard.dryrun import PATH  # noqa: E402
 
 MIB, GIB = 2**20, 2**30
@@ -66,9 +67,7 @@ def fit_contexts(measured: list[Row], answers: list[dict[str, Any]]) -> dict[str
     return {source: max(0, int(statistics.median(values))) for source, values in left.items()}
 
 
-def line(
-    number: int, row: Row, answer: dict[str, Any], contexts: dict[str, int]
-) -> dict[str, Any]:
+def line(number: int, row: Row, answer: dict[str, Any], contexts: dict[str, int]) -> dict[str, Any]:
     estimate = answer["estimate"]
     context = contexts.get(row.source, 0) if row.compared == "device" else 0
     key = "allocated_bytes" if row.compared == "allocated" else "reserved_bytes"

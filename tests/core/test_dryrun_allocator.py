@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import sys
+from itertools import pairwise
 
 import pytest
 from hypothesis import given
@@ -133,7 +134,7 @@ def test_what_is_reserved_holds_what_is_allocated_and_never_overlaps(sizes, seed
         else:
             allocator.release(blocks.pop(event.storage))
         spans = sorted((block.address, block.address + block.size) for block in blocks.values())
-        assert all(end <= start for (_, end), (start, _) in zip(spans, spans[1:]))
+        assert all(end <= start for (_, end), (start, _) in pairwise(spans))
         assert sum(block.size for block in blocks.values()) == allocator.allocated_bytes
         assert allocator.allocated_bytes <= allocator.reserved_bytes
 

@@ -12,7 +12,6 @@ import json
 import sys
 import tempfile
 import traceback
-from dataclasses import replace
 from typing import Any
 
 import torch

@@ -48,10 +48,12 @@ class Pool:
         self._blocks: dict[int, Block] = {}
 
     def add(self, block: Block) -> None:
+        """Take in a free block."""
         insort(self._sorted, (block.size, block.address))
         self._blocks[block.address] = block
 
     def remove(self, block: Block) -> None:
+        """Take a block out."""
         del self._sorted[bisect_left(self._sorted, (block.size, block.address))]
         del self._blocks[block.address]
 
@@ -61,6 +63,7 @@ class Pool:
             yield self._blocks[self._sorted[index][1]]
 
     def all(self) -> list[Block]:
+        """List the free blocks, the smallest first."""
         return [self._blocks[address] for _, address in self._sorted]
 
 

@@ -1,3 +1,5 @@
+# mypy: disable-error-code="import-not-found,misc,no-any-return,unused-ignore"
+# Checked without torch: what comes from it, and what derives from it, is Any.
 """Makes the arguments of a forward pass: real control tensors, fake payload."""
 
 from __future__ import annotations
@@ -6,6 +8,7 @@ from typing import Any
 
 import torch
 
+from . import media
 from .built import Batch
 from .request import Variant
 
@@ -19,6 +22,8 @@ def causal(config: Any) -> Batch:
         mask = torch.ones((len(lengths), longest), dtype=torch.int64)
         for row, length in enumerate(lengths):
             mask[row, length:] = 0
-        return {"input_ids": ids, "attention_mask": mask, "labels": ids.clone()}
+        made = {"input_ids": ids, "attention_mask": mask, "labels": ids.clone()}
+        media.add(config, variant, made)
+        return made
 
     return batch

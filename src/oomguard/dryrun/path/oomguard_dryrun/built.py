@@ -1,3 +1,5 @@
+# mypy: disable-error-code="import-not-found,misc,no-any-return,unused-ignore"
+# Checked without torch: what comes from it, and what derives from it, is Any.
 """A model ready to be traced, with what the run has to know about it."""
 
 from __future__ import annotations
@@ -57,6 +59,7 @@ def half(precision: str) -> torch.dtype | None:
 
 
 def mixed(precision: str) -> bool:
+    """Say whether the weights are wider than what is computed with."""
     return precision.endswith("-mixed")
 
 

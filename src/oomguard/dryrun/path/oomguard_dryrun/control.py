@@ -1,3 +1,5 @@
+# mypy: disable-error-code="import-not-found,misc,no-any-return,unused-ignore"
+# Checked without torch: what comes from it, and what derives from it, is Any.
 """Keeps control tensors real while the payload is fake, so that shapes may depend on data."""
 
 from __future__ import annotations
@@ -27,7 +29,11 @@ class RealControl(TorchDispatchMode):
         self._fake = fake
 
     def __torch_dispatch__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+        self,
+        func: Any,
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
     ) -> Any:
         kwargs = kwargs or {}
         leaves = tree_flatten((args, kwargs))[0]

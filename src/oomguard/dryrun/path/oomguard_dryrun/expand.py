@@ -147,7 +147,7 @@ def _pairs(visits: list[_Visit]) -> dict[int, tuple[_Visit, _Visit]]:
             found[visit.number].append(visit)
             places[visit.number].append(index)
     for number, pair in found.items():
-        if len(pair) != 2 or places[number][1] != places[number][0] + 1:
+        if len(pair) != len((FIRST, SECOND)) or places[number][1] != places[number][0] + 1:
             raise Irregular("the middle layers are not visited one after the other")
         if len(pair[0].events) != len(pair[1].events):
             raise Irregular("the middle layers do not do the same")

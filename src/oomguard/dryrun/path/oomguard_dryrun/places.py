@@ -1,3 +1,5 @@
+# mypy: disable-error-code="import-not-found,misc,no-any-return,unused-ignore"
+# Checked without torch: what comes from it, and what derives from it, is Any.
 """Tells the tracer where it is: which repeated layer, tower or head runs."""
 
 from __future__ import annotations
@@ -15,7 +17,7 @@ def attach(tracer: Tracer, built: Built) -> None:
     """Hook the modules that give a place, and adopt the parameters and buffers."""
     _follow_head(tracer, built)
     for path, module in built.model.named_modules():
-        place = _place(path, module, built)
+        place = _place(path, built)
         if place is not None:
             _hook(tracer, module, place)
     _adopt(tracer, built)
@@ -45,7 +47,7 @@ def layer_of(path: str, built: Built) -> Layer | None:
     return (stack, int(index) // built.depth.period) if index.isdigit() else None
 
 
-def _place(path: str, module: nn.Module, built: Built) -> Place | None:
+def _place(path: str, built: Built) -> Place | None:
     tower = next((term for name, term in built.towers.items() if path.endswith(name)), None)
     if tower is not None:
         return (None, tower)
@@ -98,10 +100,10 @@ def _trained_embeddings(model: nn.Module) -> list[int]:
     return [
         id(parameter)
         for name, parameter in model.named_parameters()
-        if parameter.requires_grad and "lora_" not in name and parameter.dim() == 2
+        if parameter.requires_grad and "lora_" not in name and parameter.dim() > 1
     ]
 
 
 def trained_terms(model: nn.Module) -> dict[int, str]:
-    """Map trained parameters to the term of their gradients and states, where it is a special one."""
+    """Name the term of the gradients and states of parameters that have a special one."""
     return dict.fromkeys(_trained_embeddings(model), "trained_embeddings")

@@ -1,3 +1,5 @@
+# mypy: disable-error-code="import-not-found,misc,no-any-return,unused-ignore"
+# Checked without torch: what comes from it, and what derives from it, is Any.
 """Linear layers with the storage of bitsandbytes', and the temporaries of its kernels."""
 
 from __future__ import annotations
@@ -74,6 +76,7 @@ class Linear4bit(QuantizedLinear):
         return weight.to(like.dtype)
 
     def forward(self, value: torch.Tensor) -> torch.Tensor:
+        """Multiply in the computing format and give the result in the input's."""
         asked = value.dtype
         value = value.to(self.compute_dtype)
         with torch.autocast("cpu", enabled=False):
@@ -108,13 +111,12 @@ class Linear8bit(QuantizedLinear):
     def __init__(self, linear: nn.Linear, compute_dtype: torch.dtype) -> None:
         super().__init__(linear, compute_dtype)
         device = linear.weight.device
-        packed = torch.empty(
-            self.out_features, self.in_features, dtype=torch.int8, device=device
-        )
+        packed = torch.empty(self.out_features, self.in_features, dtype=torch.int8, device=device)
         self.weight = nn.Parameter(packed, requires_grad=False)
         self.register_buffer("constants", torch.empty(self.out_features, device=device))
 
     def forward(self, value: torch.Tensor) -> torch.Tensor:
+        """Multiply in int8."""
         with torch.autocast("cpu", enabled=False):
             bias = None if self.bias is None else self.bias.to(value.dtype)
             return _Multiply8bit.apply(value, self, bias)

@@ -8,7 +8,7 @@ from typing import Any
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Lora:
-    """An adapter of low rank on some linear layers; `targets` None means the framework's default."""
+    """An adapter of low rank on some linear layers; without `targets`, the framework's default."""
 
     rank: int
     alpha: float = 16.0

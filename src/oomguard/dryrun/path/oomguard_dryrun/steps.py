@@ -1,3 +1,5 @@
+# mypy: disable-error-code="import-not-found,misc,no-any-return,unused-ignore"
+# Checked without torch: what comes from it, and what derives from it, is Any.
 """The loops of the frameworks, as far as they decide what is alive when."""
 
 from __future__ import annotations
@@ -25,7 +27,8 @@ def run(built: Built, variant: Variant, tracer: Tracer) -> None:
     if variant.step_in_backward:
         _step_in_backward(trained)
     if variant.eval_only:
-        return _evaluate(built, variant)
+        _evaluate(built, variant)
+        return
     loop = LOOPS.get(variant.framework, _trainer)
     loop(built, variant, optimizer, naming)
 
@@ -40,6 +43,7 @@ class Naming:
         self._tracer = tracer
 
     def gradients(self) -> None:
+        """Name the gradients that are there now."""
         for parameter in self._model.parameters():
             if parameter.grad is not None:
                 self._label(parameter, parameter.grad, "gradients")
@@ -89,9 +93,7 @@ def _compute_loss(built: Built, inputs: dict[str, Any]) -> torch.Tensor:
     return outputs["loss"]
 
 
-def _plain(
-    built: Built, variant: Variant, optimizer: optimizers.Optimizer, naming: Naming
-) -> None:
+def _plain(built: Built, variant: Variant, optimizer: optimizers.Optimizer, naming: Naming) -> None:
     """Follow a script's own loop: inputs, outputs and loss live until the next iteration's."""
     batches = _batches(variant)
     for _ in range(variant.steps):

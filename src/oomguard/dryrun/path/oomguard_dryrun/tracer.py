@@ -1,3 +1,5 @@
+# mypy: disable-error-code="import-not-found,misc,no-any-return,unused-ignore"
+# Checked without torch: what comes from it, and what derives from it, is Any.
 """Follows every storage of a run through weak references, and says which layer each belongs to."""
 
 from __future__ import annotations
@@ -20,6 +22,8 @@ NOWHERE: Place = (None, None)
 NO_SEQUENCE = 1 << 62
 #: Step counts and norms, one per parameter: a trifle, and PyTorch keeps most of them on the host.
 SCALAR_BYTES = 8
+#: Attention scores and masks have batch or head dimensions before their two equal ones.
+MATRICES = 3
 
 
 class Tracer(TorchDispatchMode):
@@ -46,7 +50,11 @@ class Tracer(TorchDispatchMode):
         self._released: list[Event] = []
 
     def __torch_dispatch__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+        self,
+        func: Any,
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
     ) -> Any:
         if not self._places and torch.is_grad_enabled():
             self._follow_recomputation()
@@ -87,12 +95,14 @@ class Tracer(TorchDispatchMode):
             self.leave()
 
     def enter(self, place: Place) -> None:
+        """Go into a place; what it leaves open, the outer one says."""
         layer, term = place
         outer = self._places[-1] if self._places else self._rest
         self._places.append((layer or outer[0], term or outer[1]))
         self._mark()
 
     def leave(self) -> None:
+        """Go back to the outer place."""
         self._places.pop()
         self._mark()
 
@@ -160,7 +170,7 @@ class Tracer(TorchDispatchMode):
 
     def _guess(self, tensor: torch.Tensor) -> str | None:
         shape = tensor.shape
-        square = len(shape) > 2 and shape[-1] == shape[-2] == self.sequence_length
+        square = len(shape) >= MATRICES and shape[-1] == shape[-2] == self.sequence_length
         if square:
             return "attention_workspace"
         return "optimizer" if self.stepping else None

@@ -1,0 +1,190 @@
+"""The dry run with real models: by hand, against real runs, over depth, and with media."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+from pathlib import Path
+
+import pytest
+
+import oomguard.dryrun
+from environments import environment
+
+pytestmark = pytest.mark.frameworks
+
+MIB, GIB = 2**20, 2**30
+LLAMA_3_8B = {
+    "model_type": "llama", "architectures": ["LlamaForCausalLM"], "vocab_size": 128256,
+    "hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32,
+    "num_attention_heads": 32, "num_key_value_heads": 8, "tie_word_embeddings": False,
+}  # fmt: skip
+TEXT = {
+    "vocab_size": 8192, "hidden_size": 256, "intermediate_size": 768, "num_hidden_layers": 6,
+    "num_attention_heads": 8, "num_key_value_heads": 4, "max_position_embeddings": 4096,
+}  # fmt: skip
+QWEN_VL = {
+    "model_type": "qwen2_5_vl", "architectures": ["Qwen2_5_VLForConditionalGeneration"],
+    "text_config": TEXT | {"model_type": "qwen2_5_vl_text",
+                           "rope_scaling": {"type": "mrope", "mrope_section": [4, 6, 6]}},
+    "vision_config": {"model_type": "qwen2_5_vl", "depth": 4, "hidden_size": 128, "num_heads": 4,
+                      "intermediate_size": 256, "out_hidden_size": 256, "window_size": 112,
+                      "fullatt_block_indexes": [1, 3], "patch_size": 14, "in_channels": 3,
+                      "spatial_merge_size": 2, "temporal_patch_size": 2},
+    "image_token_id": 8000, "video_token_id": 8001, "vision_start_token_id": 8002,
+    "vision_end_token_id": 8003,
+}  # fmt: skip
+QWEN_AUDIO = {
+    "model_type": "qwen2_audio", "architectures": ["Qwen2AudioForConditionalGeneration"],
+    "text_config": TEXT | {"model_type": "qwen2"},
+    "audio_config": {"model_type": "qwen2_audio_encoder", "d_model": 128, "encoder_layers": 3,
+                     "encoder_attention_heads": 4, "encoder_ffn_dim": 256, "num_mel_bins": 128,
+                     "max_source_positions": 1500},
+    "audio_token_index": 8000,
+}  # fmt: skip
+MOE = TEXT | {
+    "model_type": "mixtral", "architectures": ["MixtralForCausalLM"], "num_local_experts": 4,
+}  # fmt: skip
+ALL = {"rank": 8, "alpha": 16, "targets": "all-linear"}
+PLAN = {"micro_batch": 1, "accumulation": 1, "sequence_length": 2048, "precision": "bf16-true",
+        "tuning": "lora", "checkpointing": True}  # fmt: skip
+
+
+def ask(config, *variants, name="hf", capacity_bytes=None, family="hf"):
+    """Ask the dry run about (plan, recipe) pairs in one process."""
+    document = {
+        "v": 1, "model": {"family": family, "config": config}, "capacity_bytes": capacity_bytes,
+        "variants": [
+            {"id": str(number), "plan": PLAN | plan, "recipe": {"lora": ALL} | recipe}
+            for number, (plan, recipe) in enumerate(variants)
+        ],
+    }  # fmt: skip
+    done = run(name, "-m", "oomguard_dryrun", stdin=json.dumps(document))
+    return json.loads(done)["results"]
+
+
+def run(name, *arguments, stdin=""):
+    done = subprocess.run(
+        [str(environment(name)), "-W", "ignore", *arguments], input=stdin, text=True, check=False,
+        capture_output=True, env=os.environ | {"PYTHONPATH": str(oomguard.dryrun.PATH)},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-2000:]
+    return done.stdout
+
+
+def test_llama_3_8b_is_what_a_hand_calculates_term_by_term():
+    (answer,) = ask(LLAMA_3_8B, ({}, {}), capacity_bytes=24 * GIB)
+    terms = answer["estimate"]["terms"]
+    hidden = 2048 * 4096 * 2
+    adapter = 4 * 8 * 32 * (2 * (4096 + 4096) + 2 * (4096 + 1024) + 3 * (4096 + 14336))
+    logits = 3 * 2048 * 128256 * 4  # softmax's output, and two gradients
+    base = 2 * 8030261248 + 4 * 64  # bfloat16, and the rotary frequencies
+    assert terms["weights"] == pytest.approx(base + adapter, rel=1e-4)
+    assert terms["optimizer"] == pytest.approx(2 * adapter, rel=1e-3)
+    assert terms["logits_and_loss"] == pytest.approx(logits, rel=2e-3)
+    assert terms["activations"] == pytest.approx(33 * hidden + 16 * MIB, rel=0.02)
+    assert answer["estimate"]["allocated_bytes"] == pytest.approx(18.664 * GIB, rel=2e-3)
+    assert answer["fits_replay"] is True
+    assert sum(terms.values()) == answer["estimate"]["reserved_bytes"]
+
+
+VARIANTS = {
+    "full": ({"tuning": "full"}, {"lora": None}),
+    "no checkpointing": ({"checkpointing": False}, {}),
+    "reentrant": ({}, {"use_reentrant": True}),
+    "nf4": ({"quantization": "nf4-double", "precision": "bf16-mixed"},
+            {"framework": "llamafactory"}),
+    "int8": ({"quantization": "int8", "precision": "fp16-mixed"}, {"framework": "llamafactory"}),
+    "accumulation": ({"accumulation": 4, "tuning": "full"}, {"lora": None}),
+    "8-bit optimizer": ({"tuning": "full", "optimizer": "adamw_8bit"}, {"lora": None}),
+    "fused loss": ({"loss_kernel": "fused"}, {}),
+    "padding": ({"micro_batch": 2}, {"lengths": [[100, 300], [200, 500]]}),
+    "eager attention": ({"sequence_length": 512}, {"attention": "eager"}),
+}  # fmt: skip
+
+
+def test_a_few_layers_say_the_same_as_all_layers():
+    config = TEXT | {"model_type": "llama", "architectures": ["LlamaForCausalLM"],
+                     "num_hidden_layers": 9}  # fmt: skip
+    plans = list(VARIANTS.values())
+    few = ask(config, *plans)
+    every = ask(config, *[(plan, recipe | {"full_depth": True}) for plan, recipe in plans])
+    for name, one, other in zip(VARIANTS, few, every, strict=True):
+        assert one["estimate"].pop("method") == "trace-extrapolated", name
+        assert other["estimate"].pop("method") == "trace", name
+        assert one["estimate"] == other["estimate"], name
+
+
+def test_layers_of_several_kinds_are_taken_by_whole_periods():
+    config = TEXT | {"model_type": "gemma3_text", "architectures": ["Gemma3ForCausalLM"],
+                     "num_hidden_layers": 34, "head_dim": 32, "sliding_window": 512}  # fmt: skip
+    few, every = ask(config, ({}, {}), ({}, {"full_depth": True}))
+    assert few["estimate"]["method"] == "trace-extrapolated"
+    assert few["estimate"]["terms"] == every["estimate"]["terms"]
+
+
+@pytest.mark.parametrize("name", ["hf", "llamafactory"])
+def test_a_real_run_on_the_cpu_peaks_within_two_percent_of_its_trace(name):
+    script = Path(__file__).with_name("dryrun_truth.py")
+    found = json.loads(run(name, str(script)))
+    assert len(found) >= {"hf": 20, "llamafactory": 3}[name]
+    for case in found:
+        assert "error" not in case, (case["name"], case.get("error"))
+        assert case["traced_bytes"] == pytest.approx(case["real_bytes"], rel=0.02), case["name"]
+
+
+def test_images_and_audio_show_as_towers_and_take_room_in_the_text():
+    frozen = {"frozen": ["vision_tower", "projector"], "sequence_length": 1024}
+    with_images, without = ask(
+        QWEN_VL, (frozen, {"media": {"images": [[560, 560], [280, 420]]}}), (frozen, {})
+    )
+    shown, hidden = (result["estimate"]["terms"] for result in (with_images, without))
+    assert shown["vision_tower"] >= hidden["vision_tower"] > 0
+    (audio,) = ask(QWEN_AUDIO, (frozen, {"media": {"audio_seconds": 30}}))
+    assert audio["estimate"]["terms"]["audio_tower"] > 0
+
+
+def test_media_that_the_text_has_no_room_for_are_named():
+    (answer,) = ask(QWEN_VL, ({"sequence_length": 64}, {"media": {"images": [[560, 560]]}}))
+    assert answer["error"] == {
+        "kind": "unsupported", "message": "the media need 401 tokens and the text has 64",
+    }  # fmt: skip
+
+
+def test_experts_are_traced_or_the_answer_says_that_they_are_not():
+    (answer,) = ask(MOE, ({}, {}))
+    assert ("estimate" in answer) != ("error" in answer)
+    if "error" in answer:
+        assert answer["error"]["kind"] == "trace_failed"
+
+
+def test_new_tokens_train_the_embeddings_and_say_so_in_bytes():
+    config = TEXT | {"model_type": "llama", "architectures": ["LlamaForCausalLM"]}
+    plan = {"precision": "bf16-mixed", "sequence_length": 128}
+    recipe = {"framework": "llamafactory", "new_tokens": 64}
+    plain, grown = ask(config, (plan, {"framework": "llamafactory"}), (plan, recipe))
+    rows = (8192 + 64) * 256
+    assert "trained_embeddings" not in plain["estimate"]["terms"]
+    # Float32 weights, gradients and two moments of the embedding and of the head.
+    assert grown["estimate"]["terms"]["trained_embeddings"] >= 2 * 3 * 4 * rows
+
+
+def test_litgpt_by_its_own_name_and_four_bits():
+    lora = {"rank": 8, "alpha": 16, "targets": ["query", "value"]}
+    recipe = {"framework": "litgpt", "lora": lora, "lengths": [[256], [64]]}
+    plan = {"checkpointing": False, "sequence_length": 256}
+    whole, packed = ask(
+        {"name": "pythia-160m"}, (plan, recipe),
+        (plan | {"quantization": "nf4", "optimizer": "paged_adamw"}, recipe),
+        name="litgpt", family="litgpt",
+    )  # fmt: skip
+    assert packed["estimate"]["terms"]["weights"] < whole["estimate"]["terms"]["weights"]
+    assert packed["estimate"]["terms"]["quantization"] > 0
+
+
+def test_what_cannot_be_read_or_built_is_an_answer_and_not_a_traceback():
+    answer = json.loads(run("hf", "-m", "oomguard_dryrun", stdin='{"v": 2}'))
+    assert answer["error"]["kind"] == "request"
+    (unknown,) = ask({"model_type": "no_such_model"}, ({}, {}))
+    assert unknown["error"]["kind"] == "unsupported"
