@@ -96,8 +96,14 @@ def variant(plan: dict[str, Any], recipe: dict[str, Any]) -> request.Variant:
 
 
 def traced(config: dict[str, Any], asked: request.Variant) -> int:
-    wanted = request.Request(family="hf", config=config, model_class=None,
-                             trust_remote_code=False, variants=(asked,), capacity_bytes=None)  # fmt: skip
+    wanted = request.Request(
+        family="hf",
+        config=config,
+        model_class=None,
+        trust_remote_code=False,
+        variants=(asked,),
+        capacity_bytes=None,
+    )
     return peak(answer.traced(wanted, asked)[0]).size_bytes
 
 

@@ -8,9 +8,9 @@ import subprocess
 from pathlib import Path
 
 import pytest
+from environments import environment
 
 import oomguard.dryrun
-from environments import environment
 
 pytestmark = pytest.mark.frameworks
 

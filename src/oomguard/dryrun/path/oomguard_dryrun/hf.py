@@ -232,7 +232,7 @@ def _paths(model: nn.Module) -> str:
 
 
 def _forward(model: nn.Module, variant: Variant) -> Any:
-    widen = mixed(variant.precision)
+    widen = mixed(variant.precision) and variant.framework != "loop"
 
     def forward(inputs: dict[str, Any]) -> dict[str, Any]:
         outputs = dict(model(**inputs))

@@ -1,0 +1,36 @@
+"""The lists of what is predicted and measured: complete, and each named once."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+BENCHMARK = Path(__file__).parents[2] / "benchmarks" / "prediction"
+sys.path += [str(BENCHMARK), str(BENCHMARK / "gpu")]
+from cases import SHAPES, cases
+from rows import rows
+
+
+def test_every_published_row_becomes_a_request_that_keeps_its_figure():
+    published = json.loads((BENCHMARK / "published_peaks.json").read_text())
+    made = rows()
+    assert len(made) == len(published) == len({row.name for row in made})
+    for row, item in zip(made, published, strict=True):
+        assert row.oom == item["oom"] == (row.measured_bytes is None)
+
+
+def test_the_committed_results_cover_every_row_and_call_every_failure_right():
+    results = json.loads((BENCHMARK / "results.json").read_text())["rows"]
+    assert [line["row"] for line in results] == [row.name for row in rows()]
+    assert all(line["right"] is not False for line in results)
+    allocated = [abs(line["error"]) for line in results
+                 if line["compared"] == "allocated" and line["error"] is not None]  # fmt: skip
+    assert sorted(allocated)[len(allocated) // 2] < 0.015
+
+
+def test_at_least_forty_configurations_would_be_measured_on_a_card():
+    names = [case["name"] for case in cases()]
+    assert len(names) == len(set(names)) >= 40
+    assert {case["shape"] for case in cases()} == set(SHAPES)
+    assert any(case["expandable"] for case in cases())
