@@ -35,8 +35,10 @@ def test_llama_3_with_litgpt_on_a_24_gb_card(plan):
     quantized = plan("litgpt", recipe, "--gpu-memory", "24GiB", "--ladder", "enable_qlora")
     assert quantized["asked"]["fits"] == "no"
     assert quantized["asked"]["estimate"]["method"].startswith("trace")
-    chosen = quantized["rungs"][quantized["chosen"]]
-    assert chosen["plan"]["quantization"].startswith("nf4")
+    in_four_bit = next(rung for rung in quantized["rungs"] if rung["plan"])
+    assert in_four_bit["fits"] != "no"
+    # LitGPT trains a second embedding in a quantized run, which eats up a part of what it saves
+    assert in_four_bit["estimate"]["terms"]["trained_embeddings"] > 1 * GIB
 
     cut = plan("litgpt", recipe, "--gpu-memory", "24GiB", "--ladder", "cut_cutoff_len")
     fitting = {r["plan"]["sequence_length"]: r["fits"] for r in cut["rungs"] if r["plan"]}

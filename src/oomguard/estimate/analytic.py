@@ -12,7 +12,7 @@ from oomguard.estimate.counts import Counts, counts
 from oomguard.estimate.formats import FOUR_BIT, PACKED_BYTES, ZERO, Formats, formats
 from oomguard.estimate.memory import Spread, Term
 from oomguard.plan import Allocator, EmbeddingRows, Offload, Plan, Quantization, Tuning
-from oomguard.recipe import Recipe
+from oomguard.recipe import Family, Recipe
 
 #: Where the truth was found around this formula, on the rows of docs/prediction.md.
 SPREAD = Spread(low=0.75, high=1.4, context_bytes=constants.CUDA_CONTEXT_SPREAD_BYTES)
@@ -103,10 +103,18 @@ def base_weights(problem: Problem) -> int:
     rest = numbers.rest + numbers.embeddings_base
     packed = PACKED_BYTES.get(plan.quantization or Quantization.NONE)
     if packed is not None:
-        return int(numbers.linear * packed) + rest * stored.base_bytes
+        head = _packed_head(problem)
+        return int((numbers.linear + head) * packed) + (rest - head) * stored.base_bytes
     trained = min(numbers.base_trained, numbers.linear + rest)
     frozen = numbers.linear + rest - trained
     return trained * stored.trained_bytes + frozen * stored.base_bytes
+
+
+def _packed_head(problem: Problem) -> int:
+    """Count the numbers of an output head that is quantized too, as LitGPT's is."""
+    quantized = problem.plan.quantization not in (None, Quantization.NONE)
+    is_litgpt = problem.recipe.family is Family.LITGPT
+    return problem.model.head if quantized and is_litgpt else 0
 
 
 def state_bytes(problem: Problem) -> float:
@@ -141,10 +149,11 @@ def _moments(problem: Problem) -> Iterator[dict[Term, int]]:
     casts = _autocast_copies(problem)
     merged = {Term.TRAINED_EMBEDDINGS: _merged_embeddings(problem)}
     held = _sum(held, merged)
-    at_loss = {Term.LOGITS_AND_LOSS: step.loss_forward, Term.ACTIVATIONS: saved + casts}
+    head = {Term.QUANTIZATION_TEMPORARIES: _packed_head(problem) * problem.formats.computed_bytes}
+    at_loss = {Term.LOGITS_AND_LOSS: step.loss_forward, Term.ACTIVATIONS: saved + casts, **head}
     yield _sum(held, accumulated, at_loss)
     kept_casts = 0 if checkpointing else casts
-    turn = {Term.LOGITS_AND_LOSS: step.loss_backward, Term.ACTIVATIONS: saved + kept_casts}
+    turn = {Term.LOGITS_AND_LOSS: step.loss_backward, Term.ACTIVATIONS: saved + kept_casts, **head}
     yield _sum(held, accumulated, turn)
     one = {
         Term.ACTIVATIONS: saved + kept_casts + step.working + (step.layer if checkpointing else 0),

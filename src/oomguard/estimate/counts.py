@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from oomguard.estimate.architecture import Architecture, Linear
-from oomguard.plan import EmbeddingRows, Part, Plan, Tuning
-from oomguard.recipe import ALL_LINEAR, Lora, Recipe
+from oomguard.plan import EmbeddingRows, Part, Plan, Quantization, Tuning
+from oomguard.recipe import ALL_LINEAR, Family, Lora, Recipe
 
 _EMBEDDINGS = {"embed_tokens", "wte", "lm_head", "embed_in", "embed_out", "word_embeddings"}
 _PEFT_CHOICE = {"query", "value", "qkv"}
@@ -93,6 +93,8 @@ def adapter(model: Architecture, plan: Plan, recipe: Recipe) -> int:
 
 
 def _trained_embeddings(model: Architecture, plan: Plan, recipe: Recipe, grown: int) -> int:
+    if recipe.family is Family.LITGPT and plan.quantization not in (None, Quantization.NONE):
+        return model.embedding  # finetune/lora.py puts a trained StableEmbedding beside the old one
     if plan.embedding_rows is EmbeddingRows.NEW:
         return recipe.new_tokens * model.hidden * (1 if model.tied else 2)
     saved = {name.rsplit(".", 1)[-1] for name in recipe.lora.saved} if recipe.lora else set()

@@ -44,7 +44,8 @@ class Predictor:
         if self.tracer is None:
             estimates = tuple(_estimated(question, p, {}, self.ratios) for p in question.plans)
             return Prediction(estimates=estimates, notes=(NO_TRACER, *_assumed(question)))
-        steps = {plan: request.variant(question, plan) for plan in question.plans}
+        versions = self.tracer.versions
+        steps = {plan: request.variant(question, plan, versions) for plan in question.plans}
         traces: dict[Plan, combine.Traced] = {}
         tried: list[object] = []
         reasons: dict[str, None] = {}

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import math
+import re
+from collections.abc import Mapping
 from dataclasses import replace
+from types import MappingProxyType
 
 import msgspec
 
@@ -11,9 +15,13 @@ from oomguard.estimate.combine import is_sharded
 from oomguard.estimate.formats import formats
 from oomguard.plan import EmbeddingRows, Offload, Plan, Precision
 from oomguard.prediction.question import Question
-from oomguard.recipe import ALL_LINEAR, Attention, Format, Lora, Recipe
+from oomguard.recipe import ALL_LINEAR, Attention, Family, Format, Lora, Recipe
 
-VERSION = 1
+#: Whisper's encoder takes 30 s at a time.
+AUDIO_SECONDS = 30
+#: Tokens of a sample that are no image.
+SPARE_TOKENS = 64
+NONE_KNOWN: Mapping[str, str] = MappingProxyType({})
 #: Fields of a plan that leave a training step as it is, or that are shared out beside it.
 _ELSEWHERE = (
     *("low_cpu_mem_usage", "loader_workers", "pin_memory", "preprocess_workers", "allocator"),
@@ -22,7 +30,9 @@ _ELSEWHERE = (
 )
 
 
-def variant(question: Question, plan: Plan) -> dict[str, object] | None:
+def variant(
+    question: Question, plan: Plan, versions: Mapping[str, str] = NONE_KNOWN
+) -> dict[str, object] | None:
     """Give the step of one plan, without an id; None where the dry run has no such step.
 
     Of a sharded plan only what the step works with is wanted: it is traced on one GPU, in the
@@ -47,7 +57,9 @@ def variant(question: Question, plan: Plan) -> dict[str, object] | None:
         "plan": {name: value for name, value in fields.items() if name not in _ELSEWHERE},
         "recipe": {
             **_recipe(recipe, plan),
+            **_media(question, step),
             **_lengths(question, step),
+            **_of_versions(recipe, versions),
             "weights_dtype": half if stored.base_bytes == Format.BF16.size_bytes else "fp32",
             "trainable_dtype": half if stored.trained_bytes == Format.BF16.size_bytes else "fp32",
         },
@@ -69,8 +81,37 @@ def _recipe(recipe: Recipe, plan: Plan) -> dict[str, object]:
         "foreach": recipe.foreach,
         "max_grad_norm": recipe.max_grad_norm,
         "attention": attention.value,
-        "media": {"images": recipe.images} if recipe.images else {},
     }
+
+
+def _media(question: Question, step: Plan) -> dict[str, object]:
+    """Give each sample the largest image that its tokens and the settings leave room for."""
+    tower, tokens = question.model.architecture.tower, step.sequence_length or LONGEST
+    if tower is None or not question.recipe.images:
+        return {}
+    if tower.kind == "audio":
+        return {"media": {"audio_seconds": AUDIO_SECONDS}}
+    unit = tower.patch * tower.merge
+    pixels = min(step.image_pixels or 768 * 768, (tokens - SPARE_TOKENS) * unit**2)
+    side = max(unit, math.isqrt(max(0, pixels)))
+    return {"media": {"images": [[side, side]] * question.recipe.images}}
+
+
+def _of_versions(recipe: Recipe, versions: Mapping[str, str]) -> dict[str, object]:
+    """Say what depends on the versions that will run; nothing where they are not known."""
+    found: dict[str, object] = {}
+    if _before(versions.get("bitsandbytes"), (0, 43, 2)):
+        found["bitsandbytes_keeps_input"] = True
+    if recipe.family is Family.LITGPT and _before(versions.get("litgpt"), (0, 5, 3)) is False:
+        found["stable_embedding"] = True
+    return found
+
+
+def _before(version: str | None, limit: tuple[int, ...]) -> bool | None:
+    if version is None:
+        return None
+    parts = [int(part) for part in re.findall(r"\d+", version)[: len(limit)]]
+    return tuple(parts) < limit
 
 
 def _lengths(question: Question, step: Plan) -> dict[str, object]:
