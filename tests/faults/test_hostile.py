@@ -14,9 +14,9 @@ from pathlib import Path
 import pytest
 
 from faults.cells import Cell, scenarios
+from oomguard.events import Started
 from oomguard.history import read_events
 from oomguard.process.cgroup import Cgroup
-from oomguard.record import Started
 from oomguard.store import ROOM_BYTES
 from shell.process_attempts import cgroup_can_be_made
 

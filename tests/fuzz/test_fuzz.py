@@ -13,14 +13,7 @@ from hypothesis import strategies as st
 from generators import make_job, make_ladder
 from oomguard.config import load
 from oomguard.errors import ConfigError, RunFolderError
-from oomguard.evidence.judge import judge
-from oomguard.evidence.log import LogScanner
-from oomguard.evidence.verdict import Kind, Verdict
-from oomguard.history import parse_history
-from oomguard.plan import Plan
-from oomguard.process.events import Report
-from oomguard.process.messages import LINE_BYTES, Lines, parse
-from oomguard.record import (
+from oomguard.events import (
     DeviceFree,
     Exited,
     Limits,
@@ -32,6 +25,13 @@ from oomguard.record import (
     Started,
     event_to_json,
 )
+from oomguard.evidence.judge import judge
+from oomguard.evidence.log import LogScanner
+from oomguard.evidence.verdict import Kind, Verdict
+from oomguard.history import parse_history
+from oomguard.plan import Plan
+from oomguard.process.events import Report
+from oomguard.process.messages import LINE_BYTES, Lines, parse
 from oomguard.supervise.observe import Observer
 
 CORPUS = sorted((Path(__file__).parent / "corpus").iterdir())
@@ -110,8 +110,11 @@ def test_a_config_is_read_or_refused(tmp_path, data):
 @given(yaml_like)
 def test_an_oomguard_block_is_read_or_refused(tmp_path, block):
     path = tmp_path / "train.json"
-    path.write_text(json.dumps({"stage": "sft", "oomguard": block}, allow_nan=False, default=str)
-                    if _finite(block) else "{}")
+    path.write_text(
+        json.dumps({"stage": "sft", "oomguard": block}, allow_nan=False, default=str)
+        if _finite(block)
+        else "{}"
+    )
     try:
         load(path)
     except ConfigError as error:
