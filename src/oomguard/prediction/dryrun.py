@@ -10,12 +10,12 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from importlib import resources
 from pathlib import Path
 
 import msgspec
 import platformdirs
 
+from oomguard.dryrun import PATH
 from oomguard.estimate.combine import Traced
 
 #: What has to be there for a trace, and what else decides its result.
@@ -134,19 +134,15 @@ def _versions(python: str) -> Mapping[str, str]:
 def _code() -> str:
     """Hash the dry run's own code, so that a newer one asks anew."""
     digest = hashlib.sha256()
-    for path in sorted(_path().glob("oomguard_dryrun/*.py")):
+    for path in sorted(PATH.glob("oomguard_dryrun/*.py")):
         digest.update(path.read_bytes())
     return digest.hexdigest()
-
-
-def _path() -> Path:
-    return Path(str(resources.files("oomguard"))) / "dryrun" / "path"
 
 
 def _child(python: str, request: Mapping[str, object], timeout_s: float) -> dict[str, object]:
     env = {
         **os.environ,
-        "PYTHONPATH": str(_path()),
+        "PYTHONPATH": str(PATH),
         "CUDA_VISIBLE_DEVICES": "",
         "HF_HUB_OFFLINE": "1",
         "PYTHONWARNINGS": "ignore",
