@@ -6,10 +6,12 @@ import json
 import sys
 from pathlib import Path
 
-BENCHMARK = Path(__file__).parents[2] / "benchmarks" / "prediction"
-sys.path += [str(BENCHMARK), str(BENCHMARK / "gpu")]
+sys.path.append(str(Path(__file__).parents[2] / "benchmarks" / "prediction"))
+sys.path.append(str(Path(__file__).parents[2] / "benchmarks" / "prediction" / "gpu"))
 from cases import SHAPES, cases
 from rows import rows
+
+BENCHMARK = Path(__file__).parents[2] / "benchmarks" / "prediction"
 
 
 def test_every_published_row_becomes_a_request_that_keeps_its_figure():

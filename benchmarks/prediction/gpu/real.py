@@ -57,7 +57,7 @@ def _prepared(model: Any, case: dict[str, Any]) -> Any:
 def _pack(model: Any, quantization: str) -> None:
     import bitsandbytes  # noqa: PLC0415
 
-    model.is_loaded_in_4bit = model.is_quantized = True
+    model.is_loaded_in_4bit = True
     for path, module in list(model.named_modules()):
         for name, child in list(module.named_children()):
             if type(child) is torch.nn.Linear and name != "lm_head":

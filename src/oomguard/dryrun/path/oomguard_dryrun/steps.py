@@ -131,14 +131,16 @@ def _litgpt(
 
 
 def _evaluate(built: Built, variant: Variant) -> None:
-    """Follow an evaluation: forward passes without gradients, the logits of each returned."""
+    """Follow an evaluation: no gradients; the outputs of a batch live until the next one's."""
     built.model.eval()
     batches = _batches(variant)
+    outputs: Any = None
     with torch.no_grad():
         for _ in range(variant.steps):
             inputs = built.batch(variant, next(batches))
             with _autocast(variant):
-                built.forward({**inputs, "use_cache": False} if "input_ids" in inputs else inputs)
+                outputs = built.forward(inputs)
+    del outputs
 
 
 def _batches(variant: Variant) -> Iterator[tuple[int, ...]]:
