@@ -4,7 +4,8 @@ Answers with the pid, then with the exit code (negative for a signal). `at` is t
 event, or `kind:number` for another than the first; `do` is what happens right after that event is
 on the disk: `kill` (SIGKILL to oomguard itself), the name of a signal to it, `wait` (until the file
 `go` is there) or nothing; `kill-before` kills before the event is there. The environment
-CLOCK_BACK=1 sets the time of day back at each look, NOHUP=1 ignores SIGHUP. All this saves the matrix of faults the import
+CLOCK_BACK=1 sets the time of day back at each look, NOHUP=1 ignores SIGHUP. All this saves
+the matrix of faults the import
 of oomguard for each run.
 """
 

@@ -87,4 +87,4 @@ def _text(path: Path) -> str:
 if __name__ == "__main__":
     import os
 
-    print(peak_data_bytes(sys.argv[1:], cwd=Path.cwd(), env=os.environ))  # noqa: T201
+    print(peak_data_bytes(sys.argv[1:], cwd=Path.cwd(), env=os.environ))

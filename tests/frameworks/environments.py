@@ -81,4 +81,4 @@ def _digest(name: str) -> str:
 
 if __name__ == "__main__":
     for wanted in sys.argv[1:] or NAMES:
-        print(environment(wanted))  # noqa: T201  the answer of this command
+        print(environment(wanted))

@@ -1,4 +1,4 @@
-"""A real Trainer whose oomguard is killed, or told to stop, has the loss curve of one left alone."""
+"""A real Trainer whose oomguard is killed or told to stop has the loss curve of one left alone."""
 
 from __future__ import annotations
 

@@ -26,7 +26,8 @@ print("{'train_runtime': 1.0}" if DONE else "{'loss': 1.0, 'step': 3}", flush=Tr
 open("held", "w")
 while not os.path.exists("go"): time.sleep(0.01)
 """
-SHORT = """report("oom", exception="torch.OutOfMemoryError", message="CUDA out of memory.", frames=[],
+SHORT = """report("oom", exception="torch.OutOfMemoryError", message="CUDA out of memory.",
+    frames=[],
     uncaught=True, shapes=None, device="cuda", requested_bytes=2**31, capacity_bytes=None)
 sys.exit(1)"""
 
