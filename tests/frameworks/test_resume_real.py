@@ -1,9 +1,8 @@
-"""A real Trainer whose oomguard is killed or told to stop has the loss curve of one left alone."""
+"""A real Trainer whose oomguard is killed has the loss curve of one that was left alone."""
 
 from __future__ import annotations
 
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -22,8 +21,7 @@ def losses(output: Path) -> dict[int, float]:
     return {row["step"]: row["loss"] for row in state["log_history"] if "loss" in row}
 
 
-@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM])
-def test_killed_in_the_middle_and_resumed_its_losses_are_the_same(tmp_path, how):
+def test_killed_in_the_middle_and_resumed_its_losses_are_the_same(tmp_path):
     job = hf(tmp_path)
     uneven_samples(job, FIRST)
     alone = subprocess.run(
@@ -45,8 +43,8 @@ def test_killed_in_the_middle_and_resumed_its_losses_are_the_same(tmp_path, how)
         assert live.poll() is None
         assert time.monotonic() < deadline
         time.sleep(0.005)
-    os.kill(live.pid, how)
-    assert live.wait(PATIENCE_S) == (130 if how == signal.SIGTERM else -how)
+    live.kill()
+    assert live.wait(PATIENCE_S) == -signal.SIGKILL
 
     run = tmp_path / "oomguard-runs" / "run"
     resumed = subprocess.run(
