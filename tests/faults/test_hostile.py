@@ -198,7 +198,8 @@ def another_sitecustomize_still_runs(cell):
     (cell.folder / "mine").mkdir()
     (cell.folder / "mine" / "sitecustomize.py").write_text("import sys; sys.mine = 7")
     (cell.folder / "mine" / "helper.py").write_text("")
-    cell.env = {"PYTHONPATH": f"{cell.folder / 'mine'}{os.pathsep}{os.environ['PYTHONPATH']}"}
+    others = [path for path in [os.environ.get("PYTHONPATH")] if path]
+    cell.env = {"PYTHONPATH": os.pathsep.join([str(cell.folder / "mine"), *others])}
     job = script(cell, "import helper\nassert sys.mine == 7\nprint('trained')")
     assert cell.launch(job=job) == 0, cell.said
 
