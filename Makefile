@@ -7,7 +7,7 @@ export HF_HUB_OFFLINE = 1
 export TRANSFORMERS_OFFLINE = 1
 export HF_DATASETS_OFFLINE = 1
 
-.PHONY: soak fuzz quickstart test gates unit frameworks environments overhead schema strategies-table clean
+.PHONY: extended soak fuzz quickstart test gates unit frameworks environments overhead schema strategies-table clean
 
 $(VENV)/.dev: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -22,9 +22,14 @@ $(VENV)/.train: $(VENV)/.dev
 quickstart: $(VENV)/.train
 	$(BIN)/python recipes/quickstart/run.py
 
-# Everything: the gates, then all tests. The frameworks' environments are built once and cached.
+# The gates, then all tests but the extended ones. The frameworks' environments are built once and
+# cached.
 test: gates
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -m "not extended"
+
+# Multimodal jobs, relax and grow with real frameworks: a quarter of an hour and more.
+extended: $(VENV)/.dev
+	$(BIN)/python -m pytest -m extended
 
 gates: $(VENV)/.dev
 	$(BIN)/ruff check .

@@ -15,7 +15,8 @@ from caps import peak_data_bytes
 from jobs import TinyJob, llamafactory_job
 from multimodal import by_hand, multimodal_job, with_settings
 
-pytestmark = pytest.mark.timeout(1800)  # its fixtures launch a job several times
+# The fixtures launch a job several times.
+pytestmark = [pytest.mark.extended, pytest.mark.timeout(1800)]
 
 IMAGE_TOKENS = (448 // 28) ** 2
 FREEZE = "freeze_vision_tower_and_projector"

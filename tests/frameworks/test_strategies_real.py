@@ -20,7 +20,8 @@ import yaml
 from caps import peak_data_bytes
 from jobs import GLOBAL_BATCH, TinyJob, hf_job
 
-pytestmark = pytest.mark.timeout(1800)  # its fixtures launch a job several times
+# The fixtures launch a job several times.
+pytestmark = [pytest.mark.extended, pytest.mark.timeout(1800)]
 
 STEPS, WHOLE, CUT = 6, 512, 256
 
