@@ -19,11 +19,12 @@ pytestmark = pytest.mark.frameworks
 
 @pytest.fixture
 def plan(capsys, monkeypatch, tmp_path):
+    pythons = {name: environment(name) for name in ("litgpt", "llamafactory")}
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))  # predictions, but not the environments
 
     def run(framework: str, *words: object) -> dict:
-        python = environment(framework)
+        python = pythons[framework]
         assert main(["plan", *map(str, words), "--python", str(python), "--json"]) == 0
         return json.loads(capsys.readouterr().out)
 
