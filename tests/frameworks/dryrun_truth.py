@@ -265,7 +265,7 @@ def main() -> None:
         found.append({"name": name, **sizes})
         print(found[-1], file=sys.stderr)
         gc.collect()
-    json.dump(found, sys.stdout)
+    print(f"\n{json.dumps(found)}")  # a line of its own: the Trainer prints to stdout too
 
 
 if __name__ == "__main__":
