@@ -14,7 +14,14 @@ import click
 from oomguard import __version__
 from oomguard.errors import ExitCode, OomguardError, UsageError, did_you_mean
 
-COMMANDS = ("launch", "resume", "plan", "explain", "ladder")
+#: Each command with its line in `--help`, which imports none of them.
+COMMANDS = {
+    "launch": "Launch a training job, and again with less memory until it fits.",
+    "resume": "Go on with a run, from its newest checkpoint.",
+    "plan": "Say what a job will take on each rung of the ladder, before it runs.",
+    "explain": "Say what ended a job, from its log.",
+    "ladder": "List the strategies in the order in which they are tried.",
+}
 
 
 class _Lazy(click.Group):
@@ -28,6 +35,10 @@ class _Lazy(click.Group):
             return None
         command = importlib.import_module(f"oomguard.cli.{name}").command
         return command if isinstance(command, click.Command) else None
+
+    def format_commands(self, _ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl(list(COMMANDS.items()))
 
     def resolve_command(
         self, ctx: click.Context, args: list[str]
