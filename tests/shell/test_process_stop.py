@@ -156,6 +156,22 @@ def test_processes_of_others_are_let_alone(attempts):
             process.wait()
 
 
+def test_a_child_of_ours_from_the_same_tick_is_no_orphan_of_the_attempt(attempts):
+    older = subprocess.Popen(["sleep", "600"], start_new_session=True)
+    attempt = attempts.python(WAIT)
+    try:
+        leader, tick = read_row(attempt.running.pid), read_row(older.pid)
+        assert leader is not None
+        assert tick is not None
+        same = Members(leader=replace(leader, start=tick.start), mark="none", cgroup=None)
+        earlier = Members(leader=replace(leader, start=tick.start - 1), mark="none", cgroup=None)
+        assert older.pid not in {process.pid for process in same.scan()}
+        assert older.pid in {process.pid for process in earlier.scan()}
+    finally:
+        older.kill()
+        older.wait()
+
+
 def test_a_pid_that_was_used_again_is_not_ours(attempts):
     attempt = attempts.python(WAIT)
     now = read_row(attempt.running.pid)

@@ -165,10 +165,12 @@ class Members:
     def _left_to_us(self, row: Row) -> bool:
         """Whether it can only be an orphan of an attempt that has shed mark and session.
 
-        oomguard's own helpers share its session; a zombie could be anybody's.
+        oomguard's own helpers share its session; a zombie could be anybody's. One that began in
+        the same tick as the direct child was there before it.
         """
         return (
             row.ppid == os.getpid()
+            and row.start > self._leader.start
             and row.session != os.getsid(0)
             and row.pid not in _leaders
             and not row.zombie

@@ -18,8 +18,9 @@ if TYPE_CHECKING:
 
     from .channel import Channel
 
-FIRST_STEPS = 3
-#: Seconds between two reports of steps, or of repeated phases.
+#: Steps of a process that are all reported, however fast: enough to see a leak in.
+FIRST_STEPS = 16
+#: Seconds between two reports of later steps, or of repeated phases.
 INTERVAL_S = 0.25
 #: Kept to be given up at an OOM, so that the report of a host OOM finds memory. It is
 #: larger than any malloc threshold for mmap, so giving it up returns it to the system.
@@ -60,6 +61,7 @@ class Reporter:
         self.before_line: Callable[[], None] = lambda: None
         self._torch, self._channel = torch, channel
         self._entered: set[str] = set()
+        self._steps = 0
         self._last_step = self._last_phase = time.monotonic()
         self._reserve: bytearray | None = bytearray(_RESERVE_BYTES)
         self._peak_data_bytes = 0
@@ -191,7 +193,8 @@ class Reporter:
 
     def _note_step(self) -> None:
         now = time.monotonic()
-        if self.state.step > FIRST_STEPS and now - self._last_step < INTERVAL_S:
+        self._steps += 1
+        if self._steps > FIRST_STEPS and now - self._last_step < INTERVAL_S:
             return
         if self.quiet:
             self.quiet = False
