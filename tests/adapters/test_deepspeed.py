@@ -13,8 +13,9 @@ import yaml
 from oomguard.adapters import accelerate, deepspeed
 from oomguard.adapters.document import Document
 from oomguard.adapters.hf_trainer import HFTrainer
+from oomguard.adapters.llamafactory import LlamaFactory
 from oomguard.job import Source
-from oomguard.plan import Offload, Plan, Sharding
+from oomguard.plan import Offload, Plan, Quantization, Sharding
 
 TEXT = """\
 {
@@ -123,13 +124,22 @@ CONFIG = "distributed_type: DEEPSPEED  # kept\ndeepspeed_config: {zero_stage: 2}
             CONFIG,
             (Sharding.ZERO3, frozenset({Offload.PARAMETERS})),
         ),
-        ({"deepspeed_config_file": "x"}, CONFIG, (None, None)),
+        ({"deepspeed_config_file": "gone"}, CONFIG, (None, None)),
+        ({"deepspeed_config_file": "zero3.json"}, CONFIG, (Sharding.ZERO3, frozenset())),
+        (
+            {"use_deepspeed": ""},
+            "deepspeed_config: {deepspeed_config_file: zero3.json}",
+            (Sharding.ZERO3, frozenset()),
+        ),
+        ({}, "deepspeed_config: {deepspeed_config_file: zero3.json}", (Sharding.NONE, frozenset())),
     ],
 )
 def test_accelerates_words_beat_its_file(
     options: dict[str, str], text: str, expected: object
 ) -> None:
-    assert accelerate.sharding(options, text) == expected
+    files = {"zero3.json": json.dumps({"zero_optimization": {"stage": 3}})}
+    named = accelerate.deepspeed_file(options, text)
+    assert accelerate.sharding(options, text, files.get(named or "")) == expected
 
 
 def test_accelerates_file_is_edited_and_named_by_its_option(
@@ -148,6 +158,60 @@ def test_accelerates_file_is_edited_and_named_by_its_option(
     assert table.reread(job, command).asked == plan
     off = table.adapter.write(job, replace(job.asked, sharding=Sharding.NONE), folder)
     assert yaml.safe_load(off.files[0].text)["distributed_type"] == "MULTI_GPU"
+
+
+FOLLOWED = "distributed_type: DEEPSPEED\ndeepspeed_config: {deepspeed_config_file: zero.json}\n"
+ZERO_FILE = """{
+  "train_micro_batch_size_per_gpu": 8,
+  "gradient_accumulation_steps": 4,
+  "optimizer": {"type": "AdamW", "params": {"lr": "auto"}},
+  "zero_optimization": {"stage": 2, "reduce_bucket_size": 1000}
+}
+"""
+
+
+@pytest.mark.parametrize(
+    "argv",
+    [
+        "accelerate launch --config_file acc.yaml --num_processes 2 train.py --x 1",
+        "accelerate launch --use_deepspeed --deepspeed_config_file zero.json --num_processes 2 "
+        "train.py --x 1",
+    ],
+)
+def test_the_deepspeed_file_that_accelerate_names_is_followed(
+    bench: Callable[..., Any], folder: str, argv: str
+) -> None:
+    cwd = "/home/me/project"
+    own = {f"{cwd}/acc.yaml": FOLLOWED, f"{cwd}/zero.json": ZERO_FILE}
+    table = bench(HFTrainer(), gpus=2, files=own)
+    assert f"{cwd}/zero.json" in table.adapter.further_files(table.request(argv))
+    job = table.job(argv)
+    assert (job.asked.sharding, job.asked.optimizer) == (Sharding.ZERO2, "adamw_torch")
+    assert table.adapter.write(job, job.asked, folder).argv == job.argv
+    plan = replace(
+        job.asked, micro_batch=4, accumulation=2, sharding=Sharding.ZERO3, optimizer="adamw_8bit"
+    )
+    assert table.adapter.refuses(job, plan) is None
+    command = table.adapter.write(job, plan, folder)
+    (zero,) = [json.loads(f.text) for f in command.files if f.path.endswith(".json")]
+    assert zero["train_micro_batch_size_per_gpu"] == zero["gradient_accumulation_steps"] == "auto"
+    assert (zero["zero_optimization"]["stage"], "optimizer" in zero) == (3, False)
+    assert zero["zero_optimization"]["reduce_bucket_size"] == 1000
+    assert table.reread(job, command).asked == plan
+
+
+def test_accelerates_file_for_llamafactory_is_read_and_not_fought(bench: Callable[..., Any]) -> None:
+    table = bench(
+        LlamaFactory(),
+        gpus=2,
+        files={"/home/me/project/acc.yaml": "distributed_type: FSDP\nnum_processes: 2\n"},
+    )
+    argv = "accelerate launch --config_file acc.yaml src/train.py train.yaml"
+    job = table.job(argv, "model_name_or_path: m\n")
+    assert job.asked.sharding is Sharding.FSDP
+    refusal = table.adapter.refuses(job, replace(job.asked, quantization=Quantization.INT8))
+    assert refusal == "Only 4-bit quantized model can use fsdp+qlora or auto device map."
+    assert table.adapter.refuses(job, replace(job.asked, sharding=Sharding.ZERO3)) is not None
 
 
 def test_a_word_of_the_launcher_is_not_fought(bench: Callable[..., Any]) -> None:

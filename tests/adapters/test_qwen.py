@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from oomguard.adapters.qwen import Qwen
-from oomguard.checkpoint import Mode
+from oomguard.checkpoint import Checkpoint, Continuation, Mode
 from oomguard.errors import ConfigError
 from oomguard.job import Job, World
 from oomguard.plan import Plan, Precision, Quantization, Sharding, Tuning
@@ -179,8 +179,18 @@ def test_a_chat_model_goes_with_zero3(read: Callable[..., Job]) -> None:
     assert Qwen().refuses(job, replace(job.asked, sharding=Sharding.ZERO3)) is None
 
 
-def test_nothing_survives_a_relaunch(read: Callable[..., Job]) -> None:
+def test_a_checkpoint_is_handed_to_it_by_the_reporter(read: Callable[..., Job]) -> None:
     job = read()
+    assert Qwen().layout(job) is not None
+    assert Qwen().keeps(job, job.asked, job.asked) == (Mode.FULL, "")
+    begins = Continuation(mode=Mode.FULL, checkpoint=Checkpoint(path="/out/checkpoint-4", step=4))
+    written = Qwen().write(job, job.asked, "/attempt", begins)
+    assert written.env["OOMGUARD_RESUME"] == "/out/checkpoint-4"
+    assert "OOMGUARD_RESUME" not in Qwen().write(job, job.asked, "/attempt").env
+
+
+def test_nothing_survives_a_relaunch_without_the_reporter(read: Callable[..., Job]) -> None:
+    job = replace(read(), inside=False)
     mode, why = Qwen().keeps(job, job.asked, job.asked)
     assert (mode, Qwen().layout(job)) == (Mode.RESTART, None)
     assert "ignores it" in why

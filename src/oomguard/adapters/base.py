@@ -69,6 +69,8 @@ class Adapter(Protocol):
     def further_files(self, request: Request) -> tuple[str, ...]:
         """Name the files that `read` wants beside the config (absolute), such as DeepSpeed's.
 
+        It is asked again with what was found, until it names no other: a file may name a file.
+
         Raises:
             ConfigError: as `read` does.
         """

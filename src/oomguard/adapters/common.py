@@ -6,14 +6,14 @@ import posixpath
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
-from oomguard.adapters import allocator
+from oomguard.adapters import accelerate, allocator
 from oomguard.adapters.base import Request
 from oomguard.adapters.document import Document
-from oomguard.adapters.launchers import Launch
+from oomguard.adapters.launchers import Launch, Launcher
 from oomguard.adapters.settings import Settings
 from oomguard.command import File
 from oomguard.job import Job, Source, World
-from oomguard.plan import Plan
+from oomguard.plan import Offload, Plan, Sharding
 
 _LAUNCH_NAMES = ("CUDA_VISIBLE_DEVICES", *allocator.NAMES)
 
@@ -63,6 +63,28 @@ def launch_config(launch: Launch | None, request: Request) -> str | None:
     """Name the launcher's own config file, absolute; None if it has none."""
     name = launch.config_file if launch else None
     return posixpath.join(request.cwd, name) if name else None
+
+
+def launch_text(launch: Launch | None, request: Request) -> str:
+    """Give the text of the launcher's own config file; empty where there is none."""
+    path = launch_config(launch, request)
+    return request.files.get(path, "") if path else ""
+
+
+def launch_zero(launch: Launch | None, request: Request, config: str) -> str | None:
+    """Name the DeepSpeed file (absolute) in accelerate's words or its config; None if none."""
+    if launch is None or launch.launcher is not Launcher.ACCELERATE:
+        return None
+    name = accelerate.deepspeed_file(launch.options, config)
+    return posixpath.join(request.cwd, name) if name else None
+
+
+def launch_sharding(
+    launch: Launch, request: Request, config: str
+) -> tuple[Sharding | None, frozenset[Offload] | None]:
+    """Read sharding and offload from accelerate's words, its config and the file it names."""
+    named = launch_zero(launch, request, config)
+    return accelerate.sharding(launch.options, config, request.files.get(named) if named else None)
 
 
 def own_launch_config(launch: Launch, job: Job) -> Document | None:

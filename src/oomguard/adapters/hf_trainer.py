@@ -9,7 +9,15 @@ import posixpath
 from collections.abc import Mapping
 from dataclasses import replace
 
-from oomguard.adapters import accelerate, allocator, common, knobs, launchers, resuming
+from oomguard.adapters import (
+    accelerate,
+    allocator,
+    common,
+    deepspeed,
+    knobs,
+    launchers,
+    resuming,
+)
 from oomguard.adapters import training_arguments as hf
 from oomguard.adapters.base import Request
 from oomguard.adapters.common import Refusal
@@ -116,7 +124,6 @@ REFUSALS = (
     ZERO3_WITH_DEVICE_MAP,
     _ZERO3_WITH_LOW_CPU_MEM,
     ZERO3_WITH_BATCH_SEARCH,
-    hf.NO_METRIC,
 )
 
 
@@ -125,6 +132,11 @@ def _distributed(launch: Launch, ranks: int, python: str) -> tuple[str, ...]:
     options = ("-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}")
     before = launch.head[: -2 if launch.is_module else -1] or (python,)
     return (*before, *options, *(("-m",) if launch.is_module else ()), launch.program)
+
+
+def _named(launch: Launch, option: str, files: tuple[File, ...]) -> tuple[str, ...]:
+    """Give the head of a command with the first file as the launcher's option."""
+    return Words(words=launch.head).set(option, files[0].path).words if files else launch.head
 
 
 class HFTrainer:
@@ -173,13 +185,24 @@ class HFTrainer:
         return args_file(launch) if launch else None
 
     def further_files(self, request: Request) -> tuple[str, ...]:
-        """Name the DeepSpeed file, and accelerate's."""
+        """Name the DeepSpeed file, accelerate's, and the one that accelerate's names."""
         invocation = self.split(request.argv, request.source)
         files = (
-            hf.deepspeed_path(invocation.settings, request.cwd),
+            self._zero_file(invocation, request),
             common.launch_config(invocation.launch, request),
         )
         return tuple(path for path in files if path)
+
+    def accelerate_config(self, invocation: Invocation, request: Request) -> str:
+        """Give the text of accelerate's config; empty where there is none."""
+        return common.launch_text(invocation.launch, request)
+
+    def _zero_file(self, invocation: Invocation, request: Request) -> str | None:
+        """Name the DeepSpeed file (absolute), wherever it is named."""
+        if hf.DEEPSPEED.of(invocation.settings):
+            return hf.deepspeed_path(invocation.settings, request.cwd)
+        config = self.accelerate_config(invocation, request)
+        return common.launch_zero(invocation.launch, request, config)
 
     def split(self, argv: tuple[str, ...], source: Source | None) -> Invocation:
         """Take a command line apart."""
@@ -191,7 +214,8 @@ class HFTrainer:
         settings = invocation.settings
         device = hf.device(settings, request.gpus)
         fields = self.knobs.read(settings)
-        own = hf.zero_optimizer(settings, request.cwd, request.files)
+        zero = request.files.get(self._zero_file(invocation, request) or "")
+        own = hf.zero_optimizer(settings, zero)
         fields["optimizer"] = own or fields["optimizer"]
         fields["sharding"], fields["offload"] = self.sharding(invocation, request)
         if device is not Device.CPU:
@@ -219,8 +243,7 @@ class HFTrainer:
         stated = hf.DEEPSPEED.of(settings) or hf.FSDP.of(settings)
         if stated or launch.launcher is not Launcher.ACCELERATE:
             return hf.sharding(settings, request.cwd, request.files)
-        path = common.launch_config(launch, request)
-        return accelerate.sharding(launch.options, request.files.get(path or "", ""))
+        return common.launch_sharding(launch, request, self.accelerate_config(invocation, request))
 
     def world(self, invocation: Invocation, request: Request, device: Device) -> World:
         """Say how many ranks the job has."""
@@ -260,7 +283,7 @@ class HFTrainer:
         return Command(
             argv=invocation.argv(head, settings, config),
             cwd=job.cwd,
-            env=common.attempt_env(job, plan),
+            env={**common.attempt_env(job, plan), **resuming.handed_over(begins)},
             files=(*files, *copy),
             config=config,
         )
@@ -275,10 +298,13 @@ class HFTrainer:
         """Write sharding and offload where the job has them; give head, settings and files."""
         launch = invocation.launch
         own = common.own_launch_config(launch, job)
+        word = launch.options.get(accelerate.FILE)
+        if word and not hf.DEEPSPEED.of(settings):
+            files = accelerate.edited_file(word, job, plan, folder)
+            return _named(launch, accelerate.FILE, files), settings, files
         if own is not None and not hf.DEEPSPEED.of(settings):
-            file = accelerate.edited(own, job, plan, folder)
-            head = Words(words=launch.head).set("config_file", file.path).words if file else ()
-            return head or launch.head, settings, (file,) if file else ()
+            files = accelerate.edited(own, job, plan, folder)
+            return _named(launch, "config_file", files), settings, files
         settings, files = hf.with_zero_file(settings, job, plan, folder)
         if launch.launcher is Launcher.PYTHON and files and job.asked.sharding not in ZERO:
             return _distributed(launch, job.world.size, job.python), settings, files

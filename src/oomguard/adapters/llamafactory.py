@@ -30,7 +30,7 @@ from oomguard.checkpoint import Continuation, Layout, Mode
 from oomguard.command import Command
 from oomguard.errors import ConfigError, Where
 from oomguard.job import Device, Job, Source, World
-from oomguard.plan import Allocator, EmbeddingRows, Plan, Tuning
+from oomguard.plan import Allocator, EmbeddingRows, Offload, Plan, Sharding, Tuning
 from oomguard.recipe import Recipe
 
 _PROGRAMS = {"llamafactory-cli", "lmf"}
@@ -134,6 +134,17 @@ def _world(request: Request, invocation: _Invocation) -> World:
     )
 
 
+def _sharding(
+    settings: Settings, invocation: _Invocation, request: Request
+) -> tuple[Sharding | None, frozenset[Offload] | None]:
+    launch = invocation.launch
+    if launch is None or launch.launcher is not launchers.Launcher.ACCELERATE:
+        return hf.sharding(settings, request.cwd, request.files)
+    if hf.DEEPSPEED.of(settings):
+        return hf.sharding(settings, request.cwd, request.files)
+    return common.launch_sharding(launch, request, common.launch_text(launch, request))
+
+
 def _count(env: Mapping[str, str], name: str, default: int) -> int:
     text = env.get(name, str(default))
     if not text.isdecimal() or int(text) < 1:
@@ -171,6 +182,14 @@ _NO_TORCHRUN = Refusal(
         and not _invocation(job.argv).can_distribute
     ),
 )
+_ACCELERATES_OWN = Refusal(
+    message="accelerate's config decides over the sharding, and LLaMA-Factory's own would fight it",
+    when=lambda s, job, plan: (
+        job.asked.sharding is not Sharding.NONE
+        and not hf.DEEPSPEED.of(s)
+        and not hf.zero_as_asked(job, plan)
+    ),
+)
 
 
 class LlamaFactory:
@@ -205,9 +224,11 @@ class LlamaFactory:
 
     def further_files(self, request: Request) -> tuple[str, ...]:
         """Name the DeepSpeed file, and accelerate's."""
+        launch = _invocation(request.argv).launch
         files = (
             hf.deepspeed_path(_settings(request.argv, request.source), request.cwd),
-            common.launch_config(_invocation(request.argv).launch, request),
+            common.launch_config(launch, request),
+            common.launch_zero(launch, request, common.launch_text(launch, request)),
         )
         return tuple(path for path in files if path)
 
@@ -215,11 +236,12 @@ class LlamaFactory:
         """Read the job."""
         settings = _settings(request.argv, request.source)
         device = hf.device(settings, request.gpus)
-        sharding, offload = hf.sharding(settings, request.cwd, request.files)
         invocation = _invocation(request.argv)
+        sharding, offload = _sharding(settings, invocation, request)
         torchrun = invocation.launch is None and _starts_torchrun(request.env, request.gpus)
         fields = KNOBS.read(settings)
-        own = hf.zero_optimizer(settings, request.cwd, request.files)
+        path = hf.deepspeed_path(settings, request.cwd)
+        own = hf.zero_optimizer(settings, request.files.get(path) if path else None)
         fields["optimizer"] = own or fields["optimizer"]
         plan = Plan(
             **fields,  # type: ignore[arg-type]  # each knob reads its field's type
@@ -294,7 +316,7 @@ class LlamaFactory:
         return (
             KNOBS.unwritable(settings, job, plan, elsewhere=_elsewhere(job))
             or hf.refuses_sharding(job, plan)
-            or common.first_refusal((*REFUSALS, _NO_TORCHRUN), settings, job, plan)
+            or common.first_refusal((*REFUSALS, _NO_TORCHRUN, _ACCELERATES_OWN), settings, job, plan)
         )
 
     def needs(self, job: Job, plan: Plan) -> frozenset[str]:

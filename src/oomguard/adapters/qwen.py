@@ -30,8 +30,8 @@ _MODEL = knobs.text("model_name_or_path", "Qwen/Qwen-7B")
 _LORA, _QLORA = flag("use_lora"), flag("q_lora")
 _RANK = knobs.number("lora_r", 64)
 _IGNORED = (
-    "finetune.py accepts --resume_from_checkpoint and ignores it: trainer.train() gets no "
-    "checkpoint"
+    "finetune.py accepts --resume_from_checkpoint and ignores it, and without the reporter inside "
+    "trainer.train() gets no checkpoint"
 )
 
 KNOBS = Knobs(
@@ -141,15 +141,10 @@ class Qwen(HFTrainer):
         """Read what the flags say of memory beyond the plan."""
         return qwen_recipe(self.split(job.argv, job.config).settings, job)
 
-    def layout(self, job: Job) -> Layout | None:  # noqa: ARG002  part of the protocol
-        """Name no checkpoints: finetune.py cannot go on from them."""
-        return None
+    def layout(self, job: Job) -> Layout | None:
+        """Name the Trainer's checkpoints, which the reporter hands to finetune.py."""
+        return super().layout(job) if job.inside else None
 
-    def keeps(
-        self,
-        job: Job,  # noqa: ARG002  part of the protocol
-        before: Plan,  # noqa: ARG002
-        after: Plan,  # noqa: ARG002
-    ) -> tuple[Mode, str]:
-        """Say that nothing survives."""
-        return Mode.RESTART, _IGNORED
+    def keeps(self, job: Job, before: Plan, after: Plan) -> tuple[Mode, str]:
+        """Say what survives a change: nothing where nobody hands the checkpoint over."""
+        return super().keeps(job, before, after) if job.inside else (Mode.RESTART, _IGNORED)

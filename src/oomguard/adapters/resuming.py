@@ -81,6 +81,15 @@ def resumed(settings: Settings, begins: Continuation | None) -> Settings:
     return settings.set(RESUME.name, begins.checkpoint.path)
 
 
+def handed_over(begins: Continuation | None) -> dict[str, str]:
+    """Have the reporter hand the checkpoint to a script that does not pass on what its flag says.
+
+    The variable is one of docs/inside-protocol.md.
+    """
+    checkpoint = begins.checkpoint if begins else None
+    return {"OOMGUARD_RESUME": checkpoint.path} if checkpoint else {}
+
+
 def restarted(settings: Settings, begins: Continuation | None) -> Settings:
     """Keep LLaMA-Factory from going on, unasked, from a checkpoint that does not fit."""
     if begins is None or not begins.hide:

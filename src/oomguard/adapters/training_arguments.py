@@ -158,11 +158,13 @@ def sharding(
     return (None, None) if config is None else deepspeed.zero_of(config)
 
 
-def zero_optimizer(settings: Settings, cwd: str, files: Mapping[str, str]) -> str | None:
-    """Name the optimizer of the DeepSpeed config, which wins over `optim`; None if it has none."""
-    path = deepspeed_path(settings, cwd)
-    value = files.get(path) if path else DEEPSPEED.of(settings)
-    return deepspeed.optimizer_of(deepspeed.mapping_of(value) or {})
+def zero_optimizer(settings: Settings, zero: str | None) -> str | None:
+    """Name the optimizer of the DeepSpeed config, which wins over `optim`; None if it has none.
+
+    `zero` is the text of the file where the config is one.
+    """
+    inline = DEEPSPEED.of(settings) if zero is None else None
+    return deepspeed.optimizer_of(deepspeed.mapping_of(zero or inline) or {})
 
 
 def with_zero_file(

@@ -39,6 +39,7 @@ _ACCELERATE = knobs.maybe_text("accelerate_config")
 _HANDED_ON = (
     *("num_processes", "num_machines", "multi_gpu", "cpu", "config_file", "use_deepspeed"),
     *("zero_stage", "offload_optimizer_device", "offload_param_device", "use_fsdp"),
+    accelerate.FILE,
 )
 _PROCESSES = 8  # in every config that comes with TRL
 _BF16: Key[bool | None] = Key(name="bf16", decode=knobs.truth, default=None)
@@ -242,6 +243,11 @@ class Trl(HFTrainer):
         own = (posixpath.join(request.cwd, name),) if name else ()
         return (*super().further_files(request), *own)
 
+    def accelerate_config(self, invocation: Invocation, request: Request) -> str:
+        """Give the text of accelerate's config: a file of the user's, or one that TRL ships."""
+        own = _accelerate(invocation.settings, request.cwd, request.files)
+        return own.text if own else super().accelerate_config(invocation, request)
+
     def split(self, argv: tuple[str, ...], source: Source | None) -> Invocation:
         """Take a command line apart."""
         launch = _launch(argv)
@@ -268,10 +274,8 @@ class Trl(HFTrainer):
         """Read sharding and offload: `deepspeed` in TRL's own config, else accelerate's."""
         settings = invocation.settings
         own = _accelerate(settings, request.cwd, request.files)
-        if own is None or hf.DEEPSPEED.of(settings) or hf.FSDP.of(settings):
-            missing = _ACCELERATE.of(settings) is not None and own is None
-            return (None, None) if missing else super().sharding(invocation, request)
-        return accelerate.sharding(invocation.launch.options, own.text)
+        missing = _ACCELERATE.of(settings) is not None and own is None
+        return (None, None) if missing else super().sharding(invocation, request)
 
     def world(self, invocation: Invocation, request: Request, device: Device) -> World:
         """Say how many ranks accelerate starts."""
@@ -292,14 +296,17 @@ class Trl(HFTrainer):
         head = invocation.launch.head
         if not _is_cli((*head, "")) or hf.DEEPSPEED.of(settings):
             return super().shard(invocation, settings, job, plan, folder)
+        word = invocation.launch.options.get(accelerate.FILE)
+        if word:
+            files = accelerate.edited_file(word, job, plan, folder)
+            return head, settings.set(accelerate.FILE, files[0].path) if files else settings, files
         own = _accelerate(settings, job.cwd, job.files)
         if own is not None:
-            file = accelerate.edited(own, job, plan, folder)
+            files = accelerate.edited(own, job, plan, folder)
         else:
-            file = None if hf.zero_as_asked(job, plan) else accelerate.new_config(job, plan, folder)
-        if file is None:
-            return head, settings, ()
-        return head, settings.set(_ACCELERATE.name, file.path), (file,)
+            new = () if hf.zero_as_asked(job, plan) else (accelerate.new_config(job, plan, folder),)
+            files = new
+        return head, settings.set(_ACCELERATE.name, files[0].path) if files else settings, files
 
     def recipe(self, job: Job) -> Recipe:
         """Read what the settings say of memory beyond the plan."""

@@ -166,10 +166,18 @@ def _read(
         python=interpreter.python,
         packages=interpreter.packages,
     )
-    texts = {path: _text(path) for path in adapter.further_files(request)}
-    found = {path: text for path, text in texts.items() if text is not None}
-    job = adapter.read(replace(request, files=found))
+    job = adapter.read(_with_files(adapter, request))
     return replace(job, env={**job.env, **interpreter.env})
+
+
+def _with_files(adapter: Adapter, request: Request) -> Request:
+    """Read the files that the adapter names, and those that such a file names in turn."""
+    texts: dict[str, str | None] = {}
+    while named := [path for path in adapter.further_files(request) if path not in texts]:
+        texts |= {path: _text(path) for path in named}
+        found = {path: text for path, text in texts.items() if text is not None}
+        request = replace(request, files=found)
+    return request
 
 
 def _text(path: str) -> str | None:
