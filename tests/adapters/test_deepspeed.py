@@ -174,8 +174,7 @@ ZERO_FILE = """{
     "argv",
     [
         "accelerate launch --config_file acc.yaml --num_processes 2 train.py --x 1",
-        "accelerate launch --use_deepspeed --deepspeed_config_file zero.json --num_processes 2 "
-        "train.py --x 1",
+        "accelerate launch --use_deepspeed --deepspeed_config_file zero.json train.py --x 1",
     ],
 )
 def test_the_deepspeed_file_that_accelerate_names_is_followed(
@@ -200,7 +199,9 @@ def test_the_deepspeed_file_that_accelerate_names_is_followed(
     assert table.reread(job, command).asked == plan
 
 
-def test_accelerates_file_for_llamafactory_is_read_and_not_fought(bench: Callable[..., Any]) -> None:
+def test_accelerates_file_for_llamafactory_is_read_and_not_fought(
+    bench: Callable[..., Any],
+) -> None:
     table = bench(
         LlamaFactory(),
         gpus=2,

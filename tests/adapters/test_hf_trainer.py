@@ -123,13 +123,13 @@ def test_the_launcher_makes_the_world(
 
 def test_a_flat_yaml_becomes_flags(read: Callable[..., Job]) -> None:
     job = read("python train.py --optim sgd", TEXT)
-    assert job.argv == ("python", "train.py", "--optim", "sgd", *FLAGS)
+    assert job.argv == ("python", "train.py", *FLAGS, "--optim", "sgd")
     assert (job.asked.micro_batch, job.asked.sequence_length) == (16, 256)
     assert job.asked.optimizer == "sgd"
 
 
-def test_what_stands_in_the_file_beats_the_words_before_it(read: Callable[..., Job]) -> None:
-    assert read("python train.py --max_length 8", TEXT).asked.sequence_length == 256
+def test_a_flag_of_the_command_beats_what_stands_in_the_file(read: Callable[..., Job]) -> None:
+    assert read("python train.py --max_length 8", TEXT).asked.sequence_length == 8
 
 
 def test_a_flat_yaml_is_edited_and_its_flags_follow(bench: Callable[..., Any], folder: str) -> None:

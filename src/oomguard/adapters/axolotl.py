@@ -16,7 +16,7 @@ from oomguard.adapters.base import Request
 from oomguard.adapters.common import Refusal
 from oomguard.adapters.deepspeed import ZERO
 from oomguard.adapters.hf_trainer import ZERO3_WITH_BATCH_SEARCH, HFTrainer
-from oomguard.adapters.invocation import FileFirst, Invocation, split
+from oomguard.adapters.invocation import FileFirst, Invocation, split, with_config
 from oomguard.adapters.knobs import Edits, Key, Knob, Knobs, as_object, flag, number
 from oomguard.adapters.launchers import Launch, Launcher
 from oomguard.adapters.recognition import is_axolotl_config
@@ -211,7 +211,7 @@ class Axolotl(HFTrainer):
         command: tuple[str, ...],
     ) -> tuple[str, ...]:
         """Give `axolotl train FILE`."""
-        return (*(command or ("axolotl", "train")), source.path)
+        return with_config(command or ("axolotl", "train"), source.path)
 
     def config_path(self, argv: tuple[str, ...]) -> str | None:
         """Name the first word after `train`."""

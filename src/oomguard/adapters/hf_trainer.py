@@ -9,15 +9,7 @@ import posixpath
 from collections.abc import Mapping
 from dataclasses import replace
 
-from oomguard.adapters import (
-    accelerate,
-    allocator,
-    common,
-    deepspeed,
-    knobs,
-    launchers,
-    resuming,
-)
+from oomguard.adapters import accelerate, allocator, common, knobs, launchers, resuming
 from oomguard.adapters import training_arguments as hf
 from oomguard.adapters.base import Request
 from oomguard.adapters.common import Refusal

@@ -1,4 +1,7 @@
-"""The command line of a training script: flags, a JSON as its only word, or a YAML as flags."""
+"""The command line of a training script: flags, a JSON as its only word, or a YAML as flags.
+
+Flags of a file's own `command:` beat the file, as flags on a command line do.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,7 @@ from oomguard.adapters import launchers
 from oomguard.adapters.document import Document
 from oomguard.adapters.launchers import Launch
 from oomguard.adapters.settings import Settings
-from oomguard.adapters.words import Words
+from oomguard.adapters.words import Words, is_flag
 from oomguard.errors import ConfigError, Where
 from oomguard.job import Source
 
@@ -29,7 +32,9 @@ class Invocation:
         words = Words(words=self.words)
         if self.source is None:
             return Settings(late=words)
-        return Settings(file=Document.parse(self.source), early=words)
+        if self.is_json:
+            return Settings(file=Document.parse(self.source))
+        return Settings(late=words, file=Document.parse(self.source))
 
     @property
     def config(self) -> str | None:
@@ -44,7 +49,22 @@ class Invocation:
             return (*head, *settings.late.words)
         if self.is_json:
             return (*head, *((config,) if config else ()))
-        return (*head, *settings.early.words, *flags_of(settings.file))
+        at = _first_flag(settings.late.words)
+        before, after = settings.late.words[:at], settings.late.words[at:]
+        return (*head, *before, *flags_of(settings.file), *after)
+
+
+def with_config(command: tuple[str, ...], *config: str) -> tuple[str, ...]:
+    """Put the words that name a config before the flags of a command, which then beat it."""
+    launch = launchers.parse(command)
+    start = len(launch.head) if launch else 1
+    at = start + _first_flag(command[start:])
+    return (*command[:at], *config, *command[at:])
+
+
+def _first_flag(words: tuple[str, ...]) -> int:
+    """Count the words before the first `--key` or `key=value`: positionals and subcommands."""
+    return next((at for at, word in enumerate(words) if is_flag(word) or "=" in word), len(words))
 
 
 def flags_of(document: Document) -> tuple[str, ...]:
@@ -113,10 +133,11 @@ def split(argv: tuple[str, ...], source: Source | None) -> Invocation:
             source=source,
             is_json=source is not None,
         )
-    flags = flags_of(Document.parse(source))
-    is_derived = bool(flags) and launch.words[-len(flags) :] == flags
-    words = launch.words[: -len(flags)] if is_derived else launch.words
-    return Invocation(launch=launch, words=words, source=source)
+    flags, at = flags_of(Document.parse(source)), _first_flag(launch.words)
+    rest = launch.words[at:]
+    is_derived = bool(flags) and rest[: len(flags)] == flags
+    after = rest[len(flags) :] if is_derived else rest
+    return Invocation(launch=launch, words=(*launch.words[:at], *after), source=source)
 
 
 def args_file(launch: Launch) -> str | None:

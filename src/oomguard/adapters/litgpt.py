@@ -14,6 +14,7 @@ from oomguard.adapters import training_arguments as hf
 from oomguard.adapters.base import Request
 from oomguard.adapters.common import Refusal
 from oomguard.adapters.document import Document
+from oomguard.adapters.invocation import with_config
 from oomguard.adapters.knobs import Edits, Key, Knob, Knobs, as_object, choice
 from oomguard.adapters.litgpt_recipe import recipe_of
 from oomguard.adapters.settings import Settings
@@ -274,7 +275,7 @@ class LitGPT:
                 where=Where(file=source.path),
                 next_step="Add to it: oomguard: {command: [litgpt, finetune_lora]}",
             )
-        return (*(command or ("litgpt", "finetune_lora")), "--config", source.path)
+        return with_config(command or ("litgpt", "finetune_lora"), "--config", source.path)
 
     def config_path(self, argv: tuple[str, ...]) -> str | None:
         """Name the file after the last `--config`."""

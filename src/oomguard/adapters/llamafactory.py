@@ -15,6 +15,7 @@ from oomguard.adapters.base import Request
 from oomguard.adapters.common import Refusal
 from oomguard.adapters.deepspeed import ZERO
 from oomguard.adapters.document import Document
+from oomguard.adapters.invocation import with_config
 from oomguard.adapters.llamafactory_keys import (
     KNOBS,
     LORA_RANK,
@@ -190,6 +191,7 @@ _ACCELERATES_OWN = Refusal(
         and not hf.zero_as_asked(job, plan)
     ),
 )
+_LAUNCHED = (_NO_TORCHRUN, _ACCELERATES_OWN)
 
 
 class LlamaFactory:
@@ -215,7 +217,7 @@ class LlamaFactory:
         command: tuple[str, ...],
     ) -> tuple[str, ...]:
         """Give `llamafactory-cli train FILE`."""
-        return (*(command or ("llamafactory-cli", "train")), source.path)
+        return with_config(command or ("llamafactory-cli", "train"), source.path)
 
     def config_path(self, argv: tuple[str, ...]) -> str | None:
         """Name the first word after `train`, if it is a file."""
@@ -316,7 +318,7 @@ class LlamaFactory:
         return (
             KNOBS.unwritable(settings, job, plan, elsewhere=_elsewhere(job))
             or hf.refuses_sharding(job, plan)
-            or common.first_refusal((*REFUSALS, _NO_TORCHRUN, _ACCELERATES_OWN), settings, job, plan)
+            or common.first_refusal((*REFUSALS, *_LAUNCHED), settings, job, plan)
         )
 
     def needs(self, job: Job, plan: Plan) -> frozenset[str]:

@@ -20,7 +20,7 @@ from oomguard.adapters.hf_trainer import (
     ZERO3_WITH_BATCH_SEARCH,
     HFTrainer,
 )
-from oomguard.adapters.invocation import FileFirst, Invocation, split
+from oomguard.adapters.invocation import FileFirst, Invocation, split, with_config
 from oomguard.adapters.knobs import Edits, Knob, Knobs, as_object, choice, flag, number
 from oomguard.adapters.launchers import Launch, Launcher
 from oomguard.adapters.llamafactory_keys import MULTIMODAL_MODEL
@@ -188,7 +188,7 @@ class MsSwift(HFTrainer):
         command: tuple[str, ...],
     ) -> tuple[str, ...]:
         """Give `swift sft FILE`."""
-        return (*(command or ("swift", "sft")), source.path)
+        return with_config(command or ("swift", "sft"), source.path)
 
     def config_path(self, argv: tuple[str, ...]) -> str | None:
         """Name the first word after `sft`, if it is a file."""
