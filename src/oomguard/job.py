@@ -82,7 +82,7 @@ class Job:
     holds the texts of further files of the user's that an adapter edits, by absolute path.
     `trained_embeddings` names the matrices over the vocabulary that new tokens make the framework
     train in full, `lengths` is known where the data could be read, `bfloat16` says whether the
-    device computes in it.
+    device computes in it, `inside` whether the reporter will be in the job's processes.
     """
 
     framework: str
@@ -107,3 +107,4 @@ class Job:
     def global_batch(self) -> int:
         """Samples of one optimizer step over all ranks: the invariant of every walk."""
         return self.asked.rank_batch * self.world.size
+    inside: bool = True

@@ -165,6 +165,18 @@ def test_shapes_of_the_last_batch_come_with_a_step(folder):
     assert only(run_job(folder, script), "step")["shapes"] == {"input_ids": [4, 16]}
 
 
+def test_of_several_batches_the_largest_since_the_last_report_comes_with_a_step(folder):
+    script = STEP + (
+        "class T:\n    def __init__(self, length): self.shape = (4, length)\n"
+        "lengths = iter([8, 64, 16, 32, 8])\n"
+        "batches = _BaseDataLoaderIter([T(length) for length in lengths])\n"
+        "for fetched in (3, 1, 1):\n    for _ in range(fetched): next(batches)\n    step()\n"
+        "step()\n"
+    )
+    steps = run_job(folder, script).of("step")
+    assert [line["shapes"] for line in steps] == [{"0": [4, n]} for n in (64, 32, 8, 8)]
+
+
 def test_an_uncaught_oom_is_reported_after_the_traceback(folder):
     script = TOO_LARGE + (
         "import sys, torch\n"

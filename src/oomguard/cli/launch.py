@@ -105,7 +105,7 @@ def command(  # the options document themselves
         job.limits, inside=not no_inside, grace_s=GRACE_S if grace_s is None else grace_s
     )
     account = Account(quiet_stdout=as_json)
-    prepared = replace(job, limits=limits)
+    prepared = replace(job, limits=limits, job=replace(job.job, inside=limits.inside))
     index = FitIndex(Path(fits) if fits else None)
     foresight = None if no_predict else foresee(prepared, account, index=index)
     return _launch(prepared, account, foresight, as_json=as_json)

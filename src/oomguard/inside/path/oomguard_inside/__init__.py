@@ -22,6 +22,7 @@ def start(environ: Mapping[str, str]) -> bool:
     if socket_path is None and buffer_folder is None:
         return False
     from .imports import Finder, is_waiting  # noqa: PLC0415 - most processes need none of it
+    from .libraries import LIBRARIES  # noqa: PLC0415
 
     if is_waiting():  # another `sitecustomize` has imported ours again
         return True
@@ -31,7 +32,7 @@ def start(environ: Mapping[str, str]) -> bool:
 
         install(torch, finder, socket_path, buffer_folder)
 
-    finder = Finder()
+    finder = Finder(LIBRARIES)  # some of them import torch
     finder.on_import("torch", torch_imported)
     finder.install()
     return True

@@ -1,11 +1,13 @@
-"""Which functions of which libraries show what the job is doing."""
+"""Watch what torch and the libraries do, each as soon as it is imported."""
 
 from __future__ import annotations
 
 import functools
+import os
 import sys
 
-from . import phases
+from . import phases, resume
+from .libraries import LIBRARIES, TRAINER
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -14,40 +16,6 @@ if TYPE_CHECKING:
 
     from .imports import Finder
     from .patches import Function, Patches
-
-#: module -> (class in it, or None for the module itself; function; phase).
-#: What a version does not have is passed over.
-LIBRARIES: dict[str, tuple[tuple[str | None, str, str], ...]] = {
-    "transformers.trainer": (
-        ("Trainer", "training_step", phases.FORWARD),
-        ("Trainer", "evaluation_loop", phases.EVAL),
-        ("Trainer", "prediction_loop", phases.EVAL),
-        ("Trainer", "_save_checkpoint", phases.SAVE),
-        ("Trainer", "save_model", phases.SAVE),
-    ),
-    "transformers.modeling_utils": (
-        ("PreTrainedModel", "from_pretrained", phases.LOAD),
-        ("PreTrainedModel", "save_pretrained", phases.SAVE),
-    ),
-    "datasets.arrow_dataset": (("Dataset", "map", phases.PREPROCESS),),
-    "safetensors.torch": (
-        (None, "save_file", phases.SAVE),
-        (None, "load_file", phases.LOAD),
-    ),
-    "lightning.pytorch.loops.evaluation_loop": (("_EvaluationLoop", "run", phases.EVAL),),
-    "pytorch_lightning.loops.evaluation_loop": (("_EvaluationLoop", "run", phases.EVAL),),
-    **{
-        f"litgpt.{name}": ((None, "validate", phases.EVAL),)
-        for name in (
-            "pretrain",
-            "finetune.full",
-            "finetune.lora",
-            "finetune.lora_legacy",
-            "finetune.adapter",
-            "finetune.adapter_v2",
-        )
-    },
-}
 
 
 def hook_libraries(finder: Finder, patches: Patches) -> None:
@@ -58,11 +26,30 @@ def hook_libraries(finder: Finder, patches: Patches) -> None:
             for class_name, function, phase in LIBRARIES[name]:
                 owner = module if class_name is None else getattr(module, class_name, None)
                 patches.watch(owner, function, phase)
+            if name == TRAINER:
+                _hook_training_step(getattr(module, "Trainer", None), patches)
+                resume.go_on(module, os.environ.get(resume.VARIABLE))
 
         return imported
 
     for name in LIBRARIES:
         finder.on_import(name, hook(name))
+
+
+def _hook_training_step(trainer: Any, patches: Patches) -> None:
+    """Watch a step of the Trainer, which fetches batches ahead, and what it trains on."""
+
+    def stepping(original: Function) -> Function:
+        watched = patches.watching(original, phases.FORWARD)
+
+        @functools.wraps(original)
+        def training_step(*args: Any, **kwargs: Any) -> Any:
+            patches.reporter.trains_on((*args[2:3], kwargs.get("inputs"))[0])
+            return watched(*args, **kwargs)
+
+        return training_step
+
+    patches.replace(trainer, "training_step", stepping)
 
 
 def hook_torch(torch: Any, patches: Patches) -> None:
@@ -108,7 +95,7 @@ def _hook_data(torch: Any, patches: Patches) -> None:
         @functools.wraps(original)
         def fetch(*args: Any, **kwargs: Any) -> Any:
             batch = watched(*args, **kwargs)
-            reporter.batch(batch)
+            reporter.fetched(batch)
             return batch
 
         return fetch

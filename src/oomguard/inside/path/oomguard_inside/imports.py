@@ -7,7 +7,7 @@ from _thread import get_ident  # `threading` would be loaded into every process
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
     from importlib.machinery import ModuleSpec
     from types import ModuleType
     from typing import Any
@@ -16,10 +16,14 @@ if TYPE_CHECKING:
 
 
 class Finder:
-    """Stands first on `sys.meta_path`, finds named modules by the others, wraps their loader."""
+    """Stands first on `sys.meta_path`, finds named modules by the others, wraps their loader.
 
-    def __init__(self) -> None:
+    For `expected` ones a callback may still come while they are imported.
+    """
+
+    def __init__(self, expected: Iterable[str] = ()) -> None:
         self._callbacks: dict[str, Callback] = {}
+        self._expected = frozenset(expected)
         self._searching: set[tuple[str, int]] = set()
 
     def install(self) -> None:
@@ -35,7 +39,8 @@ class Finder:
     def on_import(self, name: str, callback: Callback) -> None:
         """Call `callback` once with module `name`: now, if it was imported before."""
         module = sys.modules.get(name)
-        if module is not None:
+        spec = getattr(module, "__spec__", None)
+        if module is not None and not getattr(spec, "_initializing", False):
             callback(module)
         else:
             self._callbacks[name] = callback
@@ -47,7 +52,7 @@ class Finder:
         target: ModuleType | None = None,
     ) -> ModuleSpec | None:
         """Find a module that somebody waits for by the other finders, and wrap its loader."""
-        if fullname not in self._callbacks:
+        if fullname not in self._callbacks and fullname not in self._expected:
             return None
         search = (fullname, get_ident())
         if search in self._searching:  # another finder of this kind asks all the others, too

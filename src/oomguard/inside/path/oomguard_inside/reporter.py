@@ -138,12 +138,23 @@ class Reporter:
         )
 
     @_guarded
-    def batch(self, batch: Any) -> None:
-        """A batch was fetched."""
+    def fetched(self, batch: Any) -> None:
+        """A batch was fetched, for now or for later."""
         before = self.state.phase
-        self.state.batch(batch)
+        self.state.fetched(batch)
         if self.state.phase != before:
             self._note_phase(self.state.phase)
+
+    @_guarded
+    def trains_on(self, batch: Any) -> None:
+        """A training step begins."""
+        self.state.trains_on(batch)
+
+    @_guarded
+    def probed(self, tokens: int, longest: int) -> None:
+        """The steps of a probe are done; see `probe.Probe`."""
+        taken = memory.measure(self._torch)
+        self._send("probe", memory=taken, tokens=tokens or None, longest=longest or None)
 
     @_guarded
     def begin_training(self) -> None:
@@ -205,7 +216,7 @@ class Reporter:
             "step",
             memory={**memory.measure(self._torch), "peak_data_bytes": peak_bytes},
             seconds=seconds,
-            shapes=self._shapes(),
+            shapes=_listed(self.state.largest()),
         )
 
     def _sample(self) -> None:
@@ -239,7 +250,7 @@ class Reporter:
             uncaught=uncaught,
             frames=[] if frames is None else lines.shown(frames),
             memory={} if frames is None else memory.measure(self._torch),
-            shapes={} if frames is None else self._shapes(),
+            shapes={} if frames is None else _listed(self.state.shapes),
             device=found.device,
             requested_bytes=oom.requested_bytes(found.text),
             capacity_bytes=oom.capacity_bytes(found.text),
@@ -249,9 +260,6 @@ class Reporter:
         return phases.of_frames(
             ((file, function) for file, _, function in frames), self.state.phase
         )
-
-    def _shapes(self) -> dict[str, list[int]]:
-        return {name: [int(size) for size in shape] for name, shape in self.state.shapes.items()}
 
     def _send(self, type_: str, phase: str | None = None, **fields: object) -> None:
         self.before_line()
@@ -266,6 +274,10 @@ def _mark(error: BaseException, name: str, value: object) -> None:
     """Note on the exception itself what is known of it: no reference of ours keeps it alive."""
     with contextlib.suppress(Exception):  # a class without room for it is told twice
         setattr(error, name, value)
+
+
+def _listed(shapes: dict[str, tuple[int, ...]]) -> dict[str, list[int]]:
+    return {name: [int(size) for size in shape] for name, shape in shapes.items()}
 
 
 def _reserve() -> bytearray | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 from itertools import islice
 
@@ -11,6 +12,8 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
+    Shapes = dict[str, tuple[int, ...]]
+
 _MAX_SHAPES = 32
 
 
@@ -19,14 +22,22 @@ class State:
 
     Phases are those of one thread, the one that trains: another that saves in the background,
     or an engine thread in which a checkpointed part runs backward again, changes nothing.
+
+    `shapes` are those of the batch in work, `_largest` of the largest one since `largest` was asked
+    for. Loaders fetch ahead: where the job's loop says what it trains on, what was fetched does
+    not count.
     """
 
-    __slots__ = ("_fresh_backward", "_thread", "phase", "shapes", "step")
+    __slots__ = (
+        "_fresh_backward", "_is_told", "_largest", "_thread", "phase", "shapes", "step",
+    )  # fmt: skip
 
     def __init__(self) -> None:
         self.phase = phases.LOAD
         self.step = 0
-        self.shapes: dict[str, tuple[int, ...]] = {}
+        self.shapes: Shapes = {}
+        self._largest: Shapes = {}
+        self._is_told = False
         self._thread = threading.get_ident()
         self._fresh_backward = False
 
@@ -67,15 +78,33 @@ class State:
         if self.phase == phases.LOAD and threading.get_ident() == self._thread:
             self.phase = phases.FORWARD
 
-    def batch(self, batch: Any) -> None:
-        """Note the shapes of a training batch."""
+    def fetched(self, batch: Any) -> None:
+        """Take a batch that was fetched for the one to train on, until it is known better."""
         if self.phase != phases.EVAL:
-            self.shapes = shapes_of(batch)
+            if not self._is_told:
+                self._note(batch)
             self.begin_training()
+
+    def trains_on(self, batch: Any) -> None:
+        """Note the shapes of the batch that a training step begins with."""
+        if not self._is_told:
+            self._is_told, self._largest = True, {}
+        self._note(batch)
+
+    def largest(self) -> Shapes:
+        """Give the shapes of the largest batch since the last call."""
+        largest, self._largest = self._largest or self.shapes, {}
+        return largest
+
+    def _note(self, batch: Any) -> None:
+        self.shapes = shapes_of(batch)
+        if elements_of(self.shapes) > elements_of(self._largest):
+            self._largest = self.shapes
 
     def forked(self) -> None:
         """In a forked child: nothing was done here yet."""
-        self.phase, self.step, self.shapes = phases.UNKNOWN, 0, {}
+        self.phase, self.step = phases.UNKNOWN, 0
+        self.shapes, self._largest, self._is_told = {}, {}, False
         self._thread, self._fresh_backward = threading.get_ident(), False
 
     def _counts(self, phase: str, before: str) -> bool:
@@ -88,7 +117,7 @@ class State:
         return False
 
 
-def shapes_of(batch: Any) -> dict[str, tuple[int, ...]]:
+def shapes_of(batch: Any) -> Shapes:
     """Give name -> shape of the tensors in a mapping or sequence, or of one tensor."""
     if hasattr(batch, "items"):
         pairs = batch.items()
@@ -101,3 +130,8 @@ def shapes_of(batch: Any) -> dict[str, tuple[int, ...]]:
         for name, value in islice(pairs, _MAX_SHAPES)
         if hasattr(value, "shape")
     }
+
+
+def elements_of(shapes: Shapes) -> int:
+    """Count the elements of the largest tensor."""
+    return max((math.prod(shape) for shape in shapes.values()), default=0)
