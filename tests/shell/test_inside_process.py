@@ -451,6 +451,36 @@ def test_phases_of_libraries_are_hooked_when_they_are_imported(folder):
     assert phases[:3] == ["forward", "eval", "save"]
 
 
+def test_a_library_that_is_the_first_to_import_torch_is_hooked(folder):
+    (folder / "transformers").mkdir()
+    (folder / "transformers" / "__init__.py").write_text("")
+    (folder / "transformers" / "trainer.py").write_text(
+        "import torch\nclass Trainer:\n    def save_model(self): pass\n"
+    )
+    ended = run_job(folder, "from transformers.trainer import Trainer; Trainer().save_model()")
+    assert only(ended, "phase")["phase"] == "save"
+
+
+@pytest.mark.parametrize(
+    ("calls", "begins"),
+    [
+        ("t.train(); t.train()", "/out/c-4 None"),
+        ("t.train(None); t.train(False)", "/out/c-4 False"),
+        ("t.train('/mine'); t.train()", "/mine None"),
+        ("t.train(resume_from_checkpoint=True)", "True"),
+    ],
+)
+def test_a_script_that_ignores_its_checkpoint_is_handed_it_once(folder, calls, begins):
+    (folder / "transformers").mkdir()
+    (folder / "transformers" / "__init__.py").write_text("")
+    (folder / "transformers" / "trainer.py").write_text(
+        "class Trainer:\n"
+        "    def train(self, resume_from_checkpoint=None): print(resume_from_checkpoint, end=' ')\n"
+    )
+    script = f"import torch\nfrom transformers.trainer import Trainer\nt = Trainer(); {calls}"
+    assert run_job(folder, script, env={"OOMGUARD_RESUME": "/out/c-4"}).out.strip() == begins
+
+
 def test_a_job_that_leaves_at_once_says_no_goodbye(folder):
     ended = run_job(folder, "import os, torch; os._exit(3)")
     assert (ended.code, ended.types) == (3, ["hello"])

@@ -18,13 +18,13 @@ VARIABLE = "OOMGUARD_RESUME"
 def go_on(module: Any, checkpoint: str | None) -> None:
     """Have the first call of `Trainer.train` begin at a checkpoint unless it names one itself."""
     trainer = getattr(module, "Trainer", None)
-    if trainer is None or not checkpoint:
+    original, waiting = getattr(trainer, "train", None), [checkpoint]
+    if original is None or not checkpoint:
         return
-    original, waiting = trainer.train, [checkpoint]
 
     @functools.wraps(original)
     def train(self: Any, resume_from_checkpoint: Any = None, *args: Any, **kwargs: Any) -> Any:
-        begins = waiting.pop() if waiting else None
+        begins = waiting.pop() if waiting else resume_from_checkpoint
         return original(self, resume_from_checkpoint or begins, *args, **kwargs)
 
     trainer.train = train
