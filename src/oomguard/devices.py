@@ -7,21 +7,21 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from types import MappingProxyType
 
 import psutil
 import pynvml  # type: ignore[import-untyped]  # nvidia-ml-py carries no types
 
+from oomguard.hierarchy import PROC, own_groups
 from oomguard.units import MIB, show_bytes
 
 _TOLERANCE_BYTES = 256 * MIB  # other programs' contexts and the driver's own wobble
-_PROC = Path("/proc")
 _AMPERE = 8  # the compute capability from which on bf16 is native
 # Files of limit, usage and reclaimable page cache (a line of memory.stat) by cgroup version.
 _CGROUP_FILES = {
-    "cgroup": ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
-    "cgroup2": ("memory.max", "memory.current", "inactive_file"),
+    1: ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
+    2: ("memory.max", "memory.current", "inactive_file"),
 }
 
 
@@ -109,7 +109,7 @@ def visible(asked: str | None, uuids: dict[int, str]) -> tuple[int, ...]:
     return tuple(left)
 
 
-def host_memory(procfs: Path = _PROC) -> HostMemory:
+def host_memory(procfs: Path = PROC) -> HostMemory:
     """Read the machine's RAM, bounded by the limit of every memory cgroup around this process."""
     machine = psutil.virtual_memory()
     total_bytes, available_bytes = machine.total, machine.available
@@ -176,37 +176,15 @@ def _resolve(entry: str, uuids: dict[int, str]) -> int | None:
 
 def _cgroup_limits(procfs: Path) -> Iterator[tuple[int, int]]:
     """Yield limit and usage (reclaimable cache not counted), in bytes, of each group upwards."""
-    for kind, folder, top in _memory_groups(procfs):
-        limit_name, usage_name, cache_name = _CGROUP_FILES[kind]
-        for group in (folder, *folder.parents):
+    for own in own_groups(procfs):
+        limit_name, usage_name, cache_name = _CGROUP_FILES[own.version]
+        for group in (own.folder, *own.folder.parents):
             with suppress(OSError, ValueError):  # `max`, or a root that has no limit
                 limit_bytes = int((group / limit_name).read_text())
                 used_bytes = int((group / usage_name).read_text())
                 yield limit_bytes, used_bytes - _stat(group, cache_name)
-            if group == top:
+            if group == own.top:
                 break
-
-
-def _memory_groups(procfs: Path) -> Iterator[tuple[str, Path, Path]]:
-    """Yield kind of hierarchy, the group this process is in, and the topmost that can be seen."""
-    try:
-        groups = [line.split(":", 2) for line in (procfs / "self/cgroup").read_text().splitlines()]
-        mounts = (procfs / "self/mountinfo").read_text().splitlines()
-    except OSError:
-        return
-    paths = {
-        "cgroup2" if not names else "cgroup": path
-        for _, names, path in groups
-        if not names or "memory" in names.split(",")
-    }
-    for line in mounts:
-        left, _, right = line.partition(" - ")
-        kind, _, options = right.split(" ", 2)
-        if kind in paths and (kind == "cgroup2" or "memory" in options.split(",")):
-            root, point = left.split(" ")[3:5]
-            path = PurePosixPath(paths[kind])
-            below = path.relative_to(root) if path.is_relative_to(root) else PurePosixPath()
-            yield kind, Path(point, below), Path(point)
 
 
 def _stat(group: Path, name: str) -> int:

@@ -8,12 +8,14 @@ from __future__ import annotations
 import os
 import re
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 import psutil
+
+from oomguard.hierarchy import PROC, own_groups
 
 _PREFIX = "oomguard"
 _REMOVE_S, _REMOVE_POLL_S = 1.0, 0.01
@@ -116,43 +118,9 @@ def name_for(mark: str) -> str:
     return f"{_PREFIX}-{os.getpid()}-{re.sub(r'[^A-Za-z0-9_.]', '_', mark)}"
 
 
-def own_cgroup(procfs: Path = Path("/proc")) -> Cgroup | None:
+def own_cgroup(procfs: Path = PROC) -> Cgroup | None:
     """Find the memory cgroup that this process is in, v1 before v2; None where there is none."""
-    try:
-        groups = (procfs / "self/cgroup").read_text().splitlines()
-        mounts = (procfs / "self/mountinfo").read_text().splitlines()
-    except OSError:
-        return None
-    for version, controller in ((1, "memory"), (2, "")):
-        path = next((p for _, c, p in _split(groups) if controller in c.split(",")), None)
-        folder = _below_mount(path, mounts, version) if path is not None else None
-        if folder is not None and folder.is_dir():
-            return Cgroup(folder=folder, version=version)
+    for group in own_groups(procfs):
+        if group.folder.is_dir():
+            return Cgroup(folder=group.folder, version=group.version)
     return None
-
-
-def _split(groups: Iterable[str]) -> Iterator[tuple[str, str, str]]:
-    for line in groups:
-        number, controllers, path = line.split(":", 2)
-        yield number, controllers, path
-
-
-def _below_mount(path: str, mounts: Iterable[str], version: int) -> Path | None:
-    """Find the folder of a cgroup path among the lines of mountinfo (man proc_pid_mountinfo)."""
-    for line in mounts:
-        left, _, right = line.partition(" - ")
-        kind, _, options = right.split(" ", 2)
-        if kind != ("cgroup" if version == 1 else "cgroup2"):
-            continue
-        if version == 1 and "memory" not in options.split(","):
-            continue
-        root, point = (_unescape(text) for text in left.split(" ")[3:5])
-        # A container without a cgroup namespace sees its own group as the root of the mount.
-        inside = PurePosixPath(path)
-        inside = inside.relative_to(root) if inside.is_relative_to(root) else PurePosixPath()
-        return Path(point, inside) if ".." not in inside.parts else None
-    return None
-
-
-def _unescape(text: str) -> str:
-    return re.sub(r"\\([0-7]{3})", lambda match: chr(int(match[1], 8)), text)
