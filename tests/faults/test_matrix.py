@@ -13,6 +13,7 @@ import pytest
 
 import oomguard
 from faults.cells import Cell, all_at_once
+from oomguard.process.reports import SOCKET_FILE
 
 SCHEMA = json.loads(Path(oomguard.__file__).with_name("fit-report.schema.json").read_text())
 JOBS = {"plain": {}, "ranks": {"RANKS": "2"}, "daemon": {"DAEMON": "1"}}
@@ -44,7 +45,9 @@ def act(cell: Cell, fault: str, phase: str, kind: str) -> dict:
     if fault == "cut-record":
         cut_record(cell.run / "events.jsonl")
     seen = {"after": cell.record.status, "left": cell.left() if do != "kill" else []}
+    sockets = [Path(note.read_text()) for note in cell.run.glob(f"attempts/*/{SOCKET_FILE}")]
     cell.resume()
+    seen["sockets"] = {path: path.parent.exists() for path in sockets}
     seen["kinds"], seen["ledger"] = cell.kinds, cell.ledger()
     seen["report"], seen["left"] = cell.report, seen["left"] + cell.left()
     cell.resume()
@@ -85,6 +88,8 @@ def test_nobody_is_left_and_the_job_ends_trained(cells, fault, phase, kind):
     assert (seen["after"] is None) == (fault not in SIGNALS)
     assert (resumed, again) == (0, 0), cell.said
     assert seen["left"] == cell.left() == []
+    runs = phase in ("load", "running", "stopping")
+    assert list(seen["sockets"].values()) == [False] * (runs and fault not in SIGNALS)
 
     ends_before = ["device_oom"] if phase in ("stopping", "waiting") else ["interrupted"]
     never = phase == "launch" and fault in SIGNALS  # it was started before the signal was seen

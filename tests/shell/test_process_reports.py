@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from oomguard.process.events import Exited, Report
 from oomguard.process.messages import LINE_BYTES, Lines, parse
-from oomguard.process.reports import ReportServer
+from oomguard.process.reports import SOCKET_FILE, ReportServer, sweep
 from shell.process_attempts import PATIENCE_S, WAIT, make_attempts
 
 attempts = pytest.fixture(make_attempts)
@@ -240,3 +240,24 @@ def test_a_temporary_folder_with_a_long_name_is_passed_over(tmp_path, monkeypatc
     server.close()
     assert not Path(server.path).exists()
     assert list(long.iterdir()) == []
+
+
+def test_the_socket_of_an_oomguard_that_was_killed_is_swept_and_nothing_else(tmp_path):
+    attempt = tmp_path / "attempts" / "001"
+    attempt.mkdir(parents=True)
+    server = ReportServer(print, buffer=attempt / "buffer")
+    note = attempt / SOCKET_FILE
+    kept = tmp_path / "oomguard-mine"
+    kept.mkdir()
+    (kept / "s").write_text("no socket")
+    said = note.read_text()
+    for other in (kept / "s", kept, tmp_path / "gone" / "s", "", "\0"):
+        note.write_text(str(other))
+        sweep(tmp_path)
+        assert server.path.exists()
+    assert (kept / "s").exists()
+    note.write_text(said)
+    sweep(tmp_path)
+    assert not server.path.parent.exists()
+    assert not note.exists()
+    server.close()

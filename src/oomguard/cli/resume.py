@@ -17,6 +17,7 @@ from oomguard.discover import load_strategies, select
 from oomguard.engines.local import LocalEngine
 from oomguard.events import Limits, Resumed, Status
 from oomguard.history import History
+from oomguard.process.reports import sweep
 from oomguard.record import RunRecord, begun
 from oomguard.store import RunFolder
 from oomguard.strategy import Strategy
@@ -40,6 +41,7 @@ def command(run: Path, grace_s: float | None, as_json: bool) -> int:
     account = Account(quiet_stdout=as_json)
     try:
         record = history.record
+        sweep(folder.path)
         job, _ = begun(record)
         adapter = adapter_named(job.framework)
         if record.status not in FINAL:

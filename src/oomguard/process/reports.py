@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 import selectors
-import shutil
 import socket
+import stat
 import struct
 import tempfile
 import threading
@@ -24,6 +24,9 @@ _BACKLOG = 1024  # all ranks of a node connect at once
 _PAUSE_S = 0.05
 _FILES_S = 0.5
 _CLOSE_S = 1.0
+_PREFIX = "oomguard-"
+#: Beside the buffer: where the socket is, for who cleans up after an oomguard that was killed.
+SOCKET_FILE = "socket.txt"
 
 
 @dataclass(slots=True)
@@ -47,6 +50,9 @@ class ReportServer:
         self._emit, self._uid, self.refused = emit, os.geteuid(), 0
         self._buffer, self._files = buffer, dict[Path, _Tail]()
         self.path = _fresh_folder() / "s"
+        self._note = buffer.with_name(SOCKET_FILE)
+        with suppress(OSError):  # a full disk: the folder is left behind if this one is killed
+            self._note.write_text(os.fspath(self.path))
         self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         self._listener.setblocking(False)
         self._listener.bind(os.fspath(self.path))
@@ -72,7 +78,7 @@ class ReportServer:
         self._closing.set()
         self._wake()
         self._thread.join(_CLOSE_S)
-        shutil.rmtree(self.path.parent, ignore_errors=True)
+        _remove(self.path, self._note)
 
     def _serve(self) -> None:
         files_at = time.monotonic() + _FILES_S
@@ -154,13 +160,37 @@ class ReportServer:
         self.refused += lines.dropped - dropped
 
 
+def sweep(folder: Path) -> None:
+    """Remove the sockets of a run's attempts, whose oomguard is gone.
+
+    What a note names is removed only where it is the socket of this user that it should be.
+    """
+    for note in folder.glob(f"attempts/*/{SOCKET_FILE}"):
+        with suppress(OSError, ValueError):
+            path = Path(note.read_text())
+            info = path.lstat()
+            own = stat.S_ISSOCK(info.st_mode) and info.st_uid == os.geteuid()
+            if own and path.name == "s" and path.parent.name.startswith(_PREFIX):
+                _remove(path, note)
+
+
+def _remove(socket_path: Path, note: Path) -> None:
+    """Remove a socket with its folder, and what says where it is."""
+    with suppress(OSError):
+        socket_path.unlink()
+    with suppress(OSError):
+        socket_path.parent.rmdir()
+    with suppress(OSError):
+        note.unlink()
+
+
 def _fresh_folder() -> Path:
     """Make a folder for this user alone in which a socket's path is short enough."""
-    folder = Path(tempfile.mkdtemp(prefix="oomguard-"))
+    folder = Path(tempfile.mkdtemp(prefix=_PREFIX))
     if len(os.fsencode(folder / "s")) <= _SUN_PATH_BYTES:
         return folder
     folder.rmdir()
-    return Path(tempfile.mkdtemp(prefix="oomguard-", dir="/tmp"))
+    return Path(tempfile.mkdtemp(prefix=_PREFIX, dir="/tmp"))
 
 
 def _user(connection: socket.socket) -> int | None:
