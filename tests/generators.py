@@ -15,9 +15,11 @@ from oomguard.job import Device, Job, Lengths, World
 from oomguard.ladder import Framework, Ladder, Rung
 from oomguard.plan import (
     Allocator,
+    DeviceMap,
     EmbeddingRows,
     LossKernel,
     Offload,
+    Overlong,
     Part,
     Plan,
     Precision,
@@ -57,6 +59,7 @@ plans = st.builds(
     micro_batch=st.integers(1, 96),
     accumulation=st.integers(1, 48),
     sequence_length=st.none() | st.integers(1, 1 << 17),
+    overlong=st.none() | st.sampled_from(Overlong),
     image_pixels=st.none() | st.integers(1, 1 << 21),
     video_pixels=st.none() | st.integers(1, 1 << 21),
     checkpointing=st.none() | st.booleans(),
@@ -75,6 +78,7 @@ plans = st.builds(
     preprocess_workers=st.none() | st.integers(0, 64),
     allocator=st.none() | st.sampled_from(Allocator),
     low_cpu_mem_usage=st.none() | st.booleans(),
+    device_map=st.none() | st.sampled_from(DeviceMap),
     eval_batch=st.none() | st.integers(1, 64),
     eval_accumulation=st.none() | st.integers(0, 8),
     prediction_loss_only=st.none() | st.booleans(),
@@ -101,7 +105,6 @@ jobs = st.builds(
         counted_by=st.just("a guess"),
         least=st.integers(0, 1 << 12),
         filled=st.booleans(),
-        chunked=st.booleans(),
     ),
 )
 failures = st.builds(

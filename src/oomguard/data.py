@@ -80,7 +80,6 @@ def measured(job: Job, recipe: Recipe) -> Job:
         counted_by=counter.name,
         least=0 if None in needs else max(need or 0 for need in needs),
         filled=recipe.packing,
-        chunked=recipe.chunks,
     )
     return replace(job, lengths=lengths)
 

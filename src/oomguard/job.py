@@ -46,7 +46,7 @@ class Lengths:
     counted; no sample has more than `at_most`, with its template, None where that is the longest.
     `least` is the shortest cut that leaves every sample's media tokens whole, 0 where
     no sample holds any. `filled` says that sequences are as long as the limit whatever the data
-    (packing), `chunked` that what is cut off a text is trained on as another sample.
+    (packing).
     """
 
     samples: int
@@ -62,11 +62,11 @@ class Lengths:
         """Tokens of the longest sample."""
         return self.sorted_tokens[-1]
 
-    def lost(self, limit: int) -> float:
-        """Give the share of all tokens that a limit cuts off."""
-        if self.chunked:
-            return 0.0
-        cut = sum(max(0, tokens - limit) for tokens in self.sorted_tokens)
+    def lost(self, limit: int, *, whole: bool = False) -> float:
+        """Give the share of all tokens that a limit cuts off, or drops with `whole` samples."""
+        cut = sum(
+            tokens - (0 if whole else limit) for tokens in self.sorted_tokens if tokens > limit
+        )
         return cut / max(1, sum(self.sorted_tokens))
 
 

@@ -73,6 +73,22 @@ class LossKernel(str, Enum):
     FUSED = "fused"  # chunked, logits never whole
 
 
+class Overlong(str, Enum):
+    """What becomes of a sample that is longer than the sequence length."""
+
+    CUT = "cut"  # what stands behind the limit is lost
+    DROPPED = "dropped"  # the whole sample is
+    CHUNKED = "chunked"  # nothing is: the rest is trained on as further samples
+
+
+class DeviceMap(str, Enum):
+    """Where each rank loads its copy of the model."""
+
+    OWN = "own"  # straight onto its own device
+    SHARED = "shared"  # onto devices that other ranks load theirs onto as well
+    HOST = "host"  # into host memory first
+
+
 class EmbeddingRows(str, Enum):
     """Which rows of the embedding and the output head are trained beside an adapter."""
 
@@ -108,6 +124,7 @@ class Plan:
     micro_batch: int
     accumulation: int
     sequence_length: int | None = None
+    overlong: Overlong | None = None
     image_pixels: int | None = None
     video_pixels: int | None = None
     checkpointing: bool | None = None
@@ -123,6 +140,7 @@ class Plan:
     optimizer: str | None = None
     loss_kernel: LossKernel | None = None
     low_cpu_mem_usage: bool | None = None
+    device_map: DeviceMap | None = None
     loader_workers: int | None = None
     pin_memory: bool | None = None
     preprocess_workers: int | None = None

@@ -38,6 +38,12 @@ class Format(str, Enum):
 ALL_LINEAR = "all-linear"
 
 
+#: What models call their matrices over the vocabulary.
+VOCABULARY = frozenset(
+    {"embed_tokens", "lm_head", "wte", "word_embeddings", "embed_in", "embed_out"}
+)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Lora:
     """A LoRA adapter; `targets` in the words of the model's code (none: PEFT's own choice).
@@ -50,6 +56,11 @@ class Lora:
     targets: tuple[str, ...] = ()
     dropout: float = 0.0
     saved: tuple[str, ...] = ()
+
+    @property
+    def trained_embeddings(self) -> tuple[str, ...]:
+        """Name those of the saved modules that are matrices over the vocabulary."""
+        return tuple(name for name in self.saved if name in VOCABULARY)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,9 +80,8 @@ class Recipe:
     trained parameters are raised to fp32. `new_tokens` are added to the vocabulary;
     `trained_layers` counts the layers that partial tuning trains. `loss_chunk` is the number of
     tokens whose logits are computed at once, None for all. `fused` is the optimizer that updates
-    without temporaries, `foreach` the one that makes them for all parameters together. `chunks`
-    says that what is cut off a text is trained on as another sample, `padded` that every sample
-    is padded to the limit. `images` are those of one sample. `data` are paths of training files
+    without temporaries, `foreach` the one that makes them for all parameters together. `padded`
+    says that every sample is padded to the limit. `images` are those of one sample. `data` are paths of training files
     as far as the settings name them; `reduce_bucket` counts numbers in DeepSpeed's bucket.
     """
 
@@ -93,7 +103,6 @@ class Recipe:
     attention: Attention = Attention.SDPA
     loss_chunk: int | None = None
     packing: bool = False
-    chunks: bool = False
     padded: bool = False
     images: int = 0
     data: tuple[str, ...] = ()

@@ -10,10 +10,12 @@ from oomguard.evidence.verdict import Kind, Phase, Verdict
 from oomguard.job import Device, Job
 from oomguard.plan import (
     Allocator,
+    DeviceMap,
     EmbeddingRows,
     Loftq,
     LossKernel,
     Offload,
+    Overlong,
     Part,
     Plan,
     Precision,
@@ -111,6 +113,45 @@ def ready_for_zero3(job: Job, plan: Plan) -> Plan | None:
     return replace(plan, quantization=job.asked.quantization)
 
 
+#: Below this many tokens a fine-tune rarely teaches anything; LitGPT's users start there.
+SHORTEST = 256
+
+
+def shorter_sequence(job: Job, plan: Plan) -> int | None:
+    """Give half the sequence length, down to 256 tokens, and less at once while no sample is cut.
+
+    A multimodal sample must keep its own media tokens (`Image features and image tokens do not
+    match` otherwise), so without knowing them such a job is not cut.
+    """
+    media = job.lengths.least if job.lengths else 0
+    unknown = job.multimodal and media == 0
+    least = max(SHORTEST, media)
+    if plan.sequence_length is None or unknown or plan.sequence_length <= least:
+        return None
+    shorter = max(least, plan.sequence_length // 2)
+    while shorter > least and not _cuts(job, shorter):
+        shorter = max(least, shorter // 2)
+    return shorter if _cuts(job, shorter) else None
+
+
+def _cuts(job: Job, limit: int) -> bool:
+    """Whether memory follows the limit: not where every sample is shorter than it."""
+    known = job.lengths
+    return known is None or known.filled or (known.at_most or known.longest) > limit
+
+
+def tokens_lost(job: Job, plan: Plan) -> str:
+    """Say what a cut of the sequence loses, as far as that is known; else nothing."""
+    if plan.overlong is Overlong.CHUNKED:
+        return "loses no token: what is cut off is trained on as further samples"
+    lost = "longer samples are left out" if plan.overlong is Overlong.DROPPED else ""
+    if job.lengths is None or plan.sequence_length is None:
+        return lost
+    share = job.lengths.lost(plan.sequence_length, whole=plan.overlong is Overlong.DROPPED)
+    counted = f"loses {share:.1%} of the tokens (counted by {job.lengths.counted_by})"
+    return f"{lost}, which {counted}" if lost else counted
+
+
 def divisor_at_most(number: int, limit: int) -> int:
     """Give the largest divisor of `number` that is at most `limit` (at least 1)."""
     return next(d for d in range(max(1, min(number, limit)), 0, -1) if number % d == 0)
@@ -120,9 +161,11 @@ __all__ = [
     "NEW_RECIPE",
     "SAME_MATH",
     "SAME_RECIPE",
+    "SHORTEST",
     "TRAINING",
     "Allocator",
     "Device",
+    "DeviceMap",
     "EmbeddingRows",
     "Fidelity",
     "Job",
@@ -130,6 +173,7 @@ __all__ = [
     "Loftq",
     "LossKernel",
     "Offload",
+    "Overlong",
     "Part",
     "Phase",
     "Plan",
@@ -143,5 +187,7 @@ __all__ = [
     "divisor_at_most",
     "ready_for_zero3",
     "replace",
+    "shorter_sequence",
+    "tokens_lost",
     "trains_much",
 ]

@@ -9,7 +9,7 @@ import pytest
 from oomguard.adapters.litgpt import LitGPT
 from oomguard.errors import ConfigError
 from oomguard.job import Device, Job, World
-from oomguard.plan import Allocator, Plan, Precision, Quantization, Sharding, Tuning
+from oomguard.plan import Allocator, Overlong, Plan, Precision, Quantization, Sharding, Tuning
 
 CLI = "litgpt finetune_lora --config train.yaml"
 TEXT = """\
@@ -40,6 +40,7 @@ def test_the_defaults_are_litgpts(read: Callable[..., Job]) -> None:
     assert job.asked == Plan(
         micro_batch=1,
         accumulation=16,
+        overlong=Overlong.CUT,
         precision=Precision.BF16_MIXED,
         quantization=Quantization.NONE,
         tuning=Tuning.LORA,

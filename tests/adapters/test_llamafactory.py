@@ -15,6 +15,7 @@ from oomguard.plan import (
     EmbeddingRows,
     LossKernel,
     Offload,
+    Overlong,
     Part,
     Plan,
     Precision,
@@ -56,6 +57,7 @@ def test_the_defaults_are_llamafactorys(read: Callable[..., Job]) -> None:
     assert job.asked == Plan(
         micro_batch=8,
         accumulation=1,
+        overlong=Overlong.CUT,
         sequence_length=2048,
         checkpointing=True,
         precision=Precision.FP32,

@@ -13,6 +13,7 @@ from oomguard.plan import (
     Allocator,
     LossKernel,
     Offload,
+    Overlong,
     Plan,
     Precision,
     Quantization,
@@ -49,6 +50,7 @@ def test_the_defaults_are_trls(read: Callable[..., Job]) -> None:
     assert job.asked == Plan(
         micro_batch=8,
         accumulation=1,
+        overlong=Overlong.CUT,
         sequence_length=1024,
         checkpointing=True,
         precision=Precision.BF16_MIXED,

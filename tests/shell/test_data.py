@@ -52,7 +52,7 @@ def test_the_share_that_a_cut_loses(lengths):
     assert found.sorted_tokens == (100, 200, 300, 400)
     assert found.lost(400) == 0
     assert found.lost(200) == pytest.approx(0.3)
-    assert lengths([{"text": WORDS}], chunks=True).lost(1) == 0
+    assert found.lost(200, whole=True) == pytest.approx(0.7)
 
 
 def test_many_samples_are_kept_by_an_even_spread_with_the_longest(lengths):

@@ -17,9 +17,11 @@ from oomguard.job import Device, Job, Lengths, World
 from oomguard.ladder import CLASSIC
 from oomguard.plan import (
     Allocator,
+    DeviceMap,
     EmbeddingRows,
     LossKernel,
     Offload,
+    Overlong,
     Part,
     Plan,
     Precision,
@@ -89,6 +91,11 @@ def lengths(*tokens: int, **more: Any) -> dict[str, Any]:
         ("cut_media_pixels", {"image_pixels": 768**2, "video_pixels": 256**2}, MEDIA,
          {"image_pixels": 768**2 // 2, "video_pixels": 256**2 // 2}),
         ("cut_media_pixels", {"image_pixels": 60_000}, MEDIA, {"image_pixels": 224**2}),
+        ("chunk_long_texts", {"sequence_length": 2048, "overlong": Overlong.CUT}, {},
+         {"sequence_length": 1024, "overlong": Overlong.CHUNKED}),
+        ("correct_device_map", {"device_map": DeviceMap.HOST}, {}, {"device_map": DeviceMap.OWN}),
+        ("correct_device_map", {"device_map": DeviceMap.SHARED}, TWO,
+         {"device_map": DeviceMap.OWN}),
         ("cut_cutoff_len", {"sequence_length": 2048}, {}, {"sequence_length": 1024}),
         ("cut_cutoff_len", {"sequence_length": 300}, {}, {"sequence_length": 256}),
         ("cut_cutoff_len", {"sequence_length": 8192}, lengths(100, 1500),
@@ -143,6 +150,11 @@ def test_what_a_strategy_changes(name, plan, job, changed):
         ("eight_bit_base", {**LORA, "quantization": Quantization.NF4}, {}),
         ("train_new_rows", {"embedding_rows": EmbeddingRows.ALL}, {}),
         ("cut_media_pixels", {"image_pixels": 224**2, "video_pixels": 112**2}, MEDIA),
+        ("chunk_long_texts", {"sequence_length": 2048, "overlong": Overlong.CHUNKED}, {}),
+        ("chunk_long_texts", {"sequence_length": 256, "overlong": Overlong.CUT}, {}),
+        ("correct_device_map", {"device_map": DeviceMap.SHARED}, {}),
+        ("correct_device_map", {"device_map": DeviceMap.HOST}, CPU),
+        ("correct_device_map", {"device_map": DeviceMap.OWN}, TWO),
         ("cut_cutoff_len", {"sequence_length": 256}, {}),
         ("cut_cutoff_len", {"sequence_length": 2048}, MEDIA),
         ("cut_cutoff_len", {"sequence_length": 2048}, lengths(100, 200)),
@@ -197,8 +209,8 @@ def test_a_change_keeps_the_batch_of_a_step_and_comes_to_an_end(strategy, job):
         (Kind.HOST_OOM, Phase.FORWARD, "fewer_loader_workers"),
         (Kind.SHM_OOM, Phase.UNKNOWN, "fewer_loader_workers"),
         (Kind.PINNED_OOM, Phase.UNKNOWN, "unpin_memory"),
-        (Kind.HOST_OOM, Phase.LOAD, "low_cpu_mem_usage"),
-        (Kind.DEVICE_OOM, Phase.LOAD, "bf16_weights"),
+        (Kind.HOST_OOM, Phase.LOAD, "correct_device_map"),
+        (Kind.DEVICE_OOM, Phase.LOAD, "correct_device_map"),
     ],
 )
 def test_the_first_remedy_for_a_failure(kind, phase, first):
@@ -225,9 +237,14 @@ def test_a_cut_says_what_share_of_the_tokens_it_loses():
     assert cut.tell(known, known.asked, shorter) == (
         "loses 37.5% of the tokens (counted by a guess)"
     )
-    chunked = job_of(plan, lengths(2000, chunked=True))
-    assert "loses no token" in cut.tell(chunked, chunked.asked, shorter)
+    chunked = replace(shorter, overlong=Overlong.CHUNKED)
+    assert "loses no token" in cut.tell(known, known.asked, chunked)
+    dropped = replace(shorter, overlong=Overlong.DROPPED)
+    assert cut.tell(known, known.asked, dropped) == (
+        "longer samples are left out, which loses 87.5% of the tokens (counted by a guess)"
+    )
     assert cut.tell(job_of(plan), job_of(plan).asked, shorter) == ""
+    assert cut.tell(job_of(plan), job_of(plan).asked, dropped) == "longer samples are left out"
 
 
 def test_the_table_of_the_guide_is_that_of_the_files():

@@ -15,7 +15,7 @@ from oomguard.adapters import training_arguments as hf
 from oomguard.adapters.base import Request
 from oomguard.adapters.common import Refusal
 from oomguard.adapters.deepspeed import ZERO
-from oomguard.adapters.hf_trainer import ZERO3_WITH_BATCH_SEARCH, HFTrainer
+from oomguard.adapters.hf_trainer import NO_ROWS, ZERO3_WITH_BATCH_SEARCH, HFTrainer
 from oomguard.adapters.invocation import FileFirst, Invocation, split, with_config
 from oomguard.adapters.knobs import Edits, Key, Knob, Knobs, as_object, flag, number
 from oomguard.adapters.launchers import Launch, Launcher
@@ -24,7 +24,7 @@ from oomguard.adapters.settings import Settings
 from oomguard.adapters.words import Words
 from oomguard.errors import ConfigError, Where
 from oomguard.job import Job, Source
-from oomguard.plan import Plan, Precision, Quantization, Tuning
+from oomguard.plan import Overlong, Plan, Precision, Quantization, Tuning
 
 _MODULE = "axolotl.cli.train"
 _MICRO, _STEPS = number("micro_batch_size", 1), number("gradient_accumulation_steps", 1)
@@ -38,6 +38,7 @@ _ADAPTER = knobs.maybe_text("adapter")
 _LOAD_4BIT, _LOAD_8BIT = flag("load_in_4bit"), flag("load_in_8bit")
 _OUTPUT = knobs.text("output_dir", "./model-out")
 _LORAS = ("lora", "qlora")
+_EXCESS = {"drop": Overlong.DROPPED, "truncate": Overlong.CUT}
 _FOUR_BIT = Quantization.NF4_DOUBLE  # what axolotl asks of bitsandbytes
 
 
@@ -100,6 +101,7 @@ KNOBS = Knobs(
         # Not stated, it follows the micro batch.
         knobs.stated("eval_batch", knobs.maybe_number("eval_batch_size")),
         knobs.direct("sequence_length", number("sequence_len", 512)),
+        knobs.choice("overlong", knobs.text("excess_length_strategy", "drop"), _EXCESS),
         Knob(
             field="checkpointing",
             read=lambda settings: _CHECKPOINTING.of(settings) not in (None, False),
@@ -144,8 +146,27 @@ _REFUSALS = (
             and knobs.number("context_parallel_size", 1).of(s) > 1
         ),
     ),
+    Refusal(
+        message="excess_length_strategy: raise stops at a sample that is longer than sequence_len",
+        when=lambda s, job, plan: (
+            plan.sequence_length != job.asked.sequence_length
+            and s.get("excess_length_strategy") == "raise"
+        ),
+    ),
+    NO_ROWS,
     ZERO3_WITH_BATCH_SEARCH,
 )
+
+
+#: What is done beside training, by keys of Axolotl's own: what they are set to for it not to be.
+_BESIDE: dict[str, object] = {
+    **dict.fromkeys(("use_wandb", "use_mlflow", "use_comet", "use_trackio"), False),
+    **dict.fromkeys(("wandb_project", "mlflow_tracking_uri", "hub_model_id"), None),
+    **dict.fromkeys(("evals_per_epoch", "eval_steps", "saves_per_epoch", "save_steps"), None),
+    **dict.fromkeys(("load_best_model_at_end", "auto_resume_from_checkpoints"), False),
+    **dict.fromkeys(("eval_strategy", "save_strategy"), "no"),
+    "resume_from_checkpoint": None,
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -50,7 +50,6 @@ def recipe_of(settings: Settings, job: Job) -> Recipe:
         fused="fused" in optimizer,
         attention=_ATTENTIONS.get(str(settings.get("attn_implementation")), Attention.SDPA),
         packing=knobs.flag("packing").of(settings) or settings.has("block_size"),
-        chunks=settings.has("block_size"),  # as run_clm groups texts
         reduce_bucket=_reduce_bucket(settings, job),
         loftq=_loftq(settings),
         data=tuple(

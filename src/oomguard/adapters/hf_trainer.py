@@ -25,7 +25,16 @@ from oomguard.checkpoint import Continuation, Layout, Mode
 from oomguard.command import Command, File
 from oomguard.errors import ConfigError, Where
 from oomguard.job import Device, Job, Source, World
-from oomguard.plan import Offload, Plan, Quantization, Sharding, Tuning
+from oomguard.plan import (
+    DeviceMap,
+    EmbeddingRows,
+    Offload,
+    Overlong,
+    Plan,
+    Quantization,
+    Sharding,
+    Tuning,
+)
 from oomguard.recipe import Recipe
 
 ENVIRONMENT = (
@@ -41,6 +50,8 @@ _WORKERS = ("preprocessing_num_workers", "dataset_num_proc")
 _LOAD_4BIT, _LOAD_8BIT = flag("load_in_4bit"), flag("load_in_8bit")
 _NESTED = flag("use_bnb_nested_quant")
 _KIND = knobs.text("bnb_4bit_quant_type", "nf4")
+_DEVICE_MAP: Key[object] = Key(name="device_map", decode=knobs.anything, default=None)
+_OWN_DEVICE = "cuda"  # transformers takes it for the device of LOCAL_RANK
 _USES_LORA = ("use_peft", "use_lora")
 _RANKS = ("lora_r", "lora_rank")
 
@@ -78,6 +89,20 @@ def _quantization_edits(settings: Settings, value: object) -> Edits | None:
     return edits if _quantization(after) is value else None
 
 
+def _device_map(settings: Settings) -> DeviceMap | None:
+    if not settings.has(_DEVICE_MAP.name):
+        return None
+    word = str(_DEVICE_MAP.of(settings) or "").lower()
+    if word in ("", "none", "cpu"):
+        return DeviceMap.HOST
+    return DeviceMap.OWN if word == _OWN_DEVICE else DeviceMap.SHARED
+
+
+def _device_map_edits(settings: Settings, value: object) -> Edits | None:
+    own = value is DeviceMap.OWN and settings.has(_DEVICE_MAP.name)
+    return {as_object(_DEVICE_MAP): _OWN_DEVICE} if own else None
+
+
 KNOBS = Knobs(
     knobs=(
         *hf.SHARED,
@@ -89,6 +114,13 @@ KNOBS = Knobs(
         knobs.stated("lora_rank", *(knobs.maybe_number(name) for name in _RANKS)),
         hf.loss_kernel("use_liger_kernel"),
         knobs.stated("low_cpu_mem_usage", flag("low_cpu_mem_usage")),
+        Knob(field="device_map", read=_device_map, edits=_device_map_edits),
+        # run_clm groups texts into blocks; what other scripts do with long samples is not known.
+        Knob(
+            field="overlong",
+            read=lambda settings: Overlong.CHUNKED if settings.has("block_size") else None,
+            edits=lambda _, __: None,
+        ),
         knobs.stated("preprocess_workers", *(knobs.maybe_number(name) for name in _WORKERS)),
     )
 )
@@ -105,6 +137,11 @@ ZERO3_WITH_BATCH_SEARCH = Refusal(
     message="`auto_find_batch_size` isn't supported yet with DeepSpeed Zero-3.",
     when=lambda _, __, plan: plan.sharding is Sharding.ZERO3 and plan.auto_find_batch_size is True,
 )
+NO_ROWS = Refusal(
+    message="no setting of this job reaches PEFT's trainable_token_indices, which would train the "
+    "new rows alone",
+    when=lambda _, __, plan: plan.embedding_rows is EmbeddingRows.NEW,
+)
 _ZERO3_WITH_LOW_CPU_MEM = Refusal(
     # transformers before 5; later ones ignore the argument
     message="DeepSpeed Zero-3 is not compatible with `low_cpu_mem_usage=True`",
@@ -115,6 +152,7 @@ REFUSALS = (
     QUANTIZED_ALONE,
     ZERO3_WITH_DEVICE_MAP,
     _ZERO3_WITH_LOW_CPU_MEM,
+    NO_ROWS,
     ZERO3_WITH_BATCH_SEARCH,
 )
 
@@ -212,7 +250,7 @@ class HFTrainer:
         fields["sharding"], fields["offload"] = self.sharding(invocation, request)
         if device is not Device.CPU:
             fields["allocator"] = allocator.allocator_of(request.env)
-        return Job(
+        job = Job(
             framework=self.name,
             argv=invocation.argv(invocation.launch.head, settings, invocation.config),
             cwd=request.cwd,
@@ -226,6 +264,14 @@ class HFTrainer:
             output_dir=posixpath.join(request.cwd, self.output.of(settings)),
             files=dict(request.files),
         )
+        return self._with_embeddings(job)
+
+    def _with_embeddings(self, job: Job) -> Job:
+        """Name the matrices over the vocabulary that are trained in full beside an adapter."""
+        lora = self.recipe(job).lora
+        names = lora.trained_embeddings if lora else ()
+        rows = EmbeddingRows.ALL if names else None
+        return replace(job, asked=replace(job.asked, embedding_rows=rows), trained_embeddings=names)
 
     def sharding(
         self, invocation: Invocation, request: Request
@@ -241,7 +287,10 @@ class HFTrainer:
         """Say how many ranks the job has."""
         if invocation.launch.launcher is not Launcher.PYTHON:
             return common.launched_world(invocation.launch, request)
-        # Without a launcher the Trainer spreads each batch over all GPUs by nn.DataParallel.
+        # Without a launcher the Trainer spreads each batch over all GPUs by nn.DataParallel,
+        # unless the script has spread the model over them.
+        if self.knobs.read(invocation.settings).get("device_map") is DeviceMap.SHARED:
+            return World()
         return World(per_node=max(1, request.gpus) if device is Device.CUDA else 1)
 
     def settle(self, job: Job, plan: Plan) -> Plan:
@@ -249,9 +298,10 @@ class HFTrainer:
         if self.rank is None or plan.tuning is job.asked.tuning:
             return plan
         if plan.tuning is not Tuning.LORA:
-            return replace(plan, lora_rank=None)
+            return replace(plan, lora_rank=None, embedding_rows=None)
         rank = self.rank.of(self.split(job.argv, job.config).settings)
-        return replace(plan, lora_rank=plan.lora_rank or rank)
+        as_lora = replace(job, asked=replace(plan, lora_rank=plan.lora_rank or rank))
+        return self._with_embeddings(as_lora).asked
 
     def layout(self, job: Job) -> Layout | None:
         """Name the Trainer's checkpoints."""
@@ -319,7 +369,7 @@ class HFTrainer:
 
     def _elsewhere(self, job: Job, plan: Plan) -> tuple[str, ...]:
         switched = self.rank is not None and plan.tuning is not job.asked.tuning
-        return (*hf.ELSEWHERE, *(("lora_rank",) if switched else ()))
+        return (*hf.ELSEWHERE, *(("lora_rank", "embedding_rows") if switched else ()))
 
     def needs(self, job: Job, plan: Plan) -> frozenset[str]:
         """Name deepspeed, bitsandbytes and liger_kernel where the plan brings them in."""

@@ -104,6 +104,11 @@ def direct(field: str, key: Key[T]) -> Knob:
     return Knob(field=field, read=key.of, edits=lambda _, value: {as_object(key): value})
 
 
+def always(field: str, value: object) -> Knob:
+    """Make the knob of a field that has one value whatever the settings."""
+    return Knob(field=field, read=lambda _: value, edits=lambda _, __: None)
+
+
 def stated(field: str, *keys: Key[T]) -> Knob:
     """Make the knob of a field that exists only where the settings state one of these keys."""
 

@@ -23,7 +23,7 @@ from oomguard.checkpoint import Continuation, Layout, Mode
 from oomguard.command import Command
 from oomguard.errors import ConfigError, Where
 from oomguard.job import Device, Job, Source, World
-from oomguard.plan import Plan, Precision, Quantization, Tuning
+from oomguard.plan import Overlong, Plan, Precision, Quantization, Tuning
 from oomguard.recipe import Recipe
 
 _OUTPUT = {
@@ -84,6 +84,7 @@ def _optimizer_edits(settings: Settings, value: object) -> Edits:
 _COMMON = (
     knobs.direct("micro_batch", _MICRO),
     knobs.direct("sequence_length", _LENGTH),
+    knobs.always("overlong", Overlong.CUT),
     choice("precision", _PRECISION, _PRECISIONS),
     Knob(field="optimizer", read=_OPTIMIZER.of, edits=_optimizer_edits),
     knobs.stated(

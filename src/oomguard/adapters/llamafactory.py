@@ -20,7 +20,6 @@ from oomguard.adapters.llamafactory_keys import (
     KNOBS,
     LORA_RANK,
     REFUSALS,
-    VOCABULARY,
     is_multimodal,
 )
 from oomguard.adapters.llamafactory_recipe import recipe_of
@@ -166,7 +165,7 @@ def _allocator(env: Mapping[str, str], *, torchrun: bool) -> Allocator:
 def _trained_embeddings(settings: Settings, job: Job) -> tuple[str, ...]:
     """Name the matrices over the vocabulary that are trained in full beside the adapter."""
     lora = recipe_of(settings, job).lora
-    return tuple(name for name in (lora.saved if lora else ()) if name in VOCABULARY)
+    return lora.trained_embeddings if lora else ()
 
 
 def _elsewhere(job: Job) -> tuple[str, ...]:

@@ -13,9 +13,19 @@ from oomguard.adapters import training_arguments as hf
 from oomguard.adapters.common import Refusal
 from oomguard.adapters.deepspeed import ZERO
 from oomguard.adapters.knobs import Edits, Knob, Knobs, as_object, choice, direct, flag
+from oomguard.adapters.llamafactory_recipe import packs
 from oomguard.adapters.settings import Settings
 from oomguard.job import Device
-from oomguard.plan import EmbeddingRows, Part, Plan, Precision, Quantization, Sharding, Tuning
+from oomguard.plan import (
+    EmbeddingRows,
+    Overlong,
+    Part,
+    Plan,
+    Precision,
+    Quantization,
+    Sharding,
+    Tuning,
+)
 
 #: Templates whose plugin takes images, sound or video (data/template.py).
 _MULTIMODAL_TEMPLATE = re.compile(
@@ -33,10 +43,6 @@ _QUANTIZED_MODEL = re.compile(r"(?<![a-z])(gptq|awq|aqlm)(?![a-z])", re.IGNORECA
 _MODEL = knobs.maybe_text("model_name_or_path")
 _TYPE = knobs.text("finetuning_type", "lora")
 LORA_RANK, _ALPHA = knobs.number("lora_rank", 8), knobs.maybe_number("lora_alpha")
-#: What models call their matrices over the vocabulary.
-VOCABULARY = frozenset(
-    {"embed_tokens", "lm_head", "wte", "word_embeddings", "embed_in", "embed_out"}
-)
 _PURE_BF16 = flag("pure_bf16")
 _BITS = knobs.maybe_number("quantization_bit")
 _METHOD = knobs.text("quantization_method", "bnb")
@@ -49,7 +55,7 @@ _VIDEO, _LEAST_VIDEO = (
     knobs.number("video_max_pixels", 256 * 256),
     knobs.number("video_min_pixels", 16 * 16),
 )
-_LENGTH = knobs.number("cutoff_len", 2048)
+_LENGTH, _PACKING = knobs.number("cutoff_len", 2048), flag("packing")
 _PARTS = {
     Part.VISION_TOWER: flag("freeze_vision_tower", default=True),
     Part.PROJECTOR: flag("freeze_multi_modal_projector", default=True),
@@ -77,6 +83,19 @@ def is_multimodal(settings: Settings) -> bool:
 def _sequence_length(settings: Settings) -> int | None:
     # "Loading dataset from disk will ignore other data arguments."
     return None if settings.get("tokenized_path") else _LENGTH.of(settings)
+
+
+def _overlong(settings: Settings) -> Overlong | None:
+    if settings.get("tokenized_path"):
+        return None
+    chunks = settings.get("stage") == "pt" and packs(settings)
+    return Overlong.CHUNKED if chunks else Overlong.CUT
+
+
+def _overlong_edits(settings: Settings, value: object) -> Edits | None:
+    # In the other stages packing puts samples together that were cut before.
+    chunked = value is Overlong.CHUNKED
+    return {as_object(_PACKING): chunked} if settings.get("stage") == "pt" else None
 
 
 def _pixels(settings: Settings) -> int | None:
@@ -156,6 +175,7 @@ KNOBS = Knobs(
             read=_sequence_length,
             edits=lambda _, value: {as_object(_LENGTH): value},
         ),
+        Knob(field="overlong", read=_overlong, edits=_overlong_edits),
         Knob(
             field="image_pixels", read=_pixels, edits=lambda _, value: {as_object(_PIXELS): value}
         ),

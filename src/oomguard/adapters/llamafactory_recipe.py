@@ -39,8 +39,7 @@ def recipe_of(settings: Settings, job: Job) -> Recipe:
         optimizer=hf.OPTIMIZER.of(settings),
         max_grad_norm=1.0,
         attention=_ATTENTIONS.get(str(settings.get("flash_attn")), Attention.SDPA),
-        packing=_packing(settings),
-        chunks=_STAGE.of(settings) == "pt",
+        packing=packs(settings),
         images=1 if job.multimodal else 0,
         data=_data(settings, job.cwd),
     )
@@ -66,7 +65,8 @@ def _lora(settings: Settings, *, resizes: bool) -> Lora:
     )
 
 
-def _packing(settings: Settings) -> bool:
+def packs(settings: Settings) -> bool:
+    """Whether samples are put together up to the length."""
     stated = settings.get("packing")
     if stated is None:
         return _STAGE.of(settings) == "pt" or knobs.flag("neat_packing").of(settings)

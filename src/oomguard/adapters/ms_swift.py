@@ -13,15 +13,17 @@ from dataclasses import replace
 from oomguard.adapters import knobs, launchers
 from oomguard.adapters import training_arguments as hf
 from oomguard.adapters.base import Request
+from oomguard.adapters.common import Refusal
 from oomguard.adapters.deepspeed import ZERO
 from oomguard.adapters.hf_trainer import (
     ENVIRONMENT,
+    NO_ROWS,
     QUANTIZED_ALONE,
     ZERO3_WITH_BATCH_SEARCH,
     HFTrainer,
 )
 from oomguard.adapters.invocation import FileFirst, Invocation, split, with_config
-from oomguard.adapters.knobs import Edits, Knob, Knobs, as_object, choice, flag, number
+from oomguard.adapters.knobs import Edits, Key, Knob, Knobs, as_object, choice, flag, number
 from oomguard.adapters.launchers import Launch, Launcher
 from oomguard.adapters.llamafactory_keys import MULTIMODAL_MODEL
 from oomguard.adapters.recognition import is_swift_config
@@ -29,7 +31,17 @@ from oomguard.adapters.settings import Settings
 from oomguard.checkpoint import Continuation, Layout, Mode
 from oomguard.command import Command, File
 from oomguard.job import Device, Job, Source, World
-from oomguard.plan import Offload, Part, Plan, Precision, Quantization, Sharding, Tuning
+from oomguard.plan import (
+    DeviceMap,
+    Offload,
+    Overlong,
+    Part,
+    Plan,
+    Precision,
+    Quantization,
+    Sharding,
+    Tuning,
+)
 
 _COMMANDS = ("sft", "pt")
 _MODULES = {f"swift.cli.{name}" for name in _COMMANDS}
@@ -50,6 +62,14 @@ _PARTS = {
 }
 _OUTPUT = knobs.text("output_dir", "output")
 _FOUR, _EIGHT = 4, 8
+_TRUNCATION = knobs.text("truncation_strategy", "delete")
+_OVERLONG = {
+    "delete": Overlong.DROPPED,
+    "left": Overlong.CUT,
+    "right": Overlong.CUT,
+    "split": Overlong.CHUNKED,
+}
+_MAP: Key[object] = Key(name="device_map", decode=knobs.anything, default=None)
 _BOTH = frozenset({Offload.OPTIMIZER, Offload.PARAMETERS})
 #: The DeepSpeed configs that come with ms-swift; every batch in them is "auto".
 _ZERO_NAMES = {
@@ -110,6 +130,30 @@ def _tuning_edits(_: Settings, value: object) -> Edits | None:
     )
 
 
+def _overlong(settings: Settings) -> Overlong | None:
+    return _OVERLONG.get(_TRUNCATION.of(settings))
+
+
+def _overlong_edits(_: Settings, value: object) -> Edits | None:
+    words = {Overlong.CHUNKED: "split", Overlong.DROPPED: "delete"}
+    if not isinstance(value, Overlong) or value not in words:
+        return None
+    return {as_object(_TRUNCATION): words[value]}
+
+
+def _device_map(settings: Settings) -> DeviceMap:
+    stated = _MAP.of(settings)
+    if stated == "cpu":
+        return DeviceMap.HOST
+    # Without one each rank takes its own device; to the devices of a mapping it adds its number.
+    named = isinstance(stated, str) and not stated.lstrip().startswith("{")
+    return DeviceMap.SHARED if named else DeviceMap.OWN
+
+
+def _device_map_edits(_: Settings, value: object) -> Edits | None:
+    return {as_object(_MAP): None} if value is DeviceMap.OWN else None
+
+
 _OWN = {"micro_batch", "accumulation", "eval_batch"}
 KNOBS = Knobs(
     knobs=(
@@ -122,6 +166,8 @@ KNOBS = Knobs(
         knobs.direct("eval_batch", number("per_device_eval_batch_size", 1)),
         *(knob for knob in hf.SHARED if knob.field not in _OWN),
         knobs.direct("sequence_length", knobs.maybe_number("max_length")),
+        Knob(field="overlong", read=_overlong, edits=_overlong_edits),
+        Knob(field="device_map", read=_device_map, edits=_device_map_edits),
         knobs.stated("image_pixels", knobs.maybe_number("max_pixels")),
         knobs.direct("checkpointing", flag("gradient_checkpointing", default=True)),
         knobs.stated("preprocess_workers", knobs.maybe_number("dataset_num_proc")),
@@ -157,9 +203,23 @@ def _is_cli(launch: Launch) -> bool:
     return launch.program in _COMMANDS
 
 
+def _pretrains(job: Job) -> bool:
+    launch = _launch(job.argv)
+    return launch is not None and launch.program in ("pt", "swift.cli.pt")
+
+
 def _zero_name(plan: Plan) -> str | None:
     wanted = (plan.sharding, plan.offload)
     return next((name for name, zero in _ZERO_NAMES.items() if zero == wanted), None)
+
+
+_SPLIT = Refusal(
+    message="`--truncation_strategy split` is currently only supported for pre-training.",
+    when=lambda s, job, plan: (
+        plan.overlong is Overlong.CHUNKED
+        and (not _pretrains(job) or flag("use_chat_template").of(s) or job.multimodal)
+    ),
+)
 
 
 class MsSwift(HFTrainer):
@@ -168,7 +228,7 @@ class MsSwift(HFTrainer):
     name = "ms_swift"
     title = "ms-swift"
     knobs = KNOBS
-    refusals = (QUANTIZED_ALONE, ZERO3_WITH_BATCH_SEARCH, hf.NO_METRIC)
+    refusals = (QUANTIZED_ALONE, _SPLIT, NO_ROWS, ZERO3_WITH_BATCH_SEARCH, hf.NO_METRIC)
     environment = (*ENVIRONMENT, *_LAUNCHED_BY)
     output = _OUTPUT
     rank = _RANK

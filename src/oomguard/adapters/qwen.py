@@ -23,7 +23,7 @@ from oomguard.adapters.recognition import is_qwen
 from oomguard.adapters.settings import Settings
 from oomguard.checkpoint import Layout, Mode
 from oomguard.job import Job
-from oomguard.plan import Plan, Precision, Quantization, Sharding, Tuning
+from oomguard.plan import EmbeddingRows, Overlong, Plan, Precision, Quantization, Sharding, Tuning
 from oomguard.recipe import Recipe
 
 _MODEL = knobs.text("model_name_or_path", "Qwen/Qwen-7B")
@@ -39,6 +39,7 @@ KNOBS = Knobs(
         *hf.SHARED,
         # Every sample is padded to it: memory follows this flag, not the data.
         knobs.direct("sequence_length", knobs.number("model_max_length", 8192)),
+        knobs.always("overlong", Overlong.CUT),
         knobs.direct("checkpointing", flag("gradient_checkpointing")),
         Knob(field="precision", read=hf.mixed_precision, edits=hf.precision_edits),
         Knob(
@@ -92,6 +93,11 @@ _REFUSALS = (
         when=lambda _, __, plan: (
             plan.quantization is Quantization.PREQUANTIZED and plan.tuning is Tuning.FULL
         ),
+    ),
+    Refusal(
+        message="finetune.py trains wte and lm_head of a base model in full, but of no model with "
+        '"chat" in its name.',
+        when=lambda _, __, plan: plan.embedding_rows is EmbeddingRows.NEW,
     ),
     ZERO3_WITH_BATCH_SEARCH,
     hf.NO_METRIC,

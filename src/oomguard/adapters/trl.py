@@ -18,6 +18,7 @@ from oomguard.adapters.base import Request
 from oomguard.adapters.document import Document
 from oomguard.adapters.hf_recipe import trl_recipe
 from oomguard.adapters.hf_trainer import (
+    NO_ROWS,
     QUANTIZED_ALONE,
     ZERO3_WITH_BATCH_SEARCH,
     HFTrainer,
@@ -30,7 +31,16 @@ from oomguard.adapters.settings import Settings
 from oomguard.adapters.words import Words
 from oomguard.command import File
 from oomguard.job import Device, Job, Source, World
-from oomguard.plan import LossKernel, Offload, Plan, Precision, Quantization, Sharding, Tuning
+from oomguard.plan import (
+    LossKernel,
+    Offload,
+    Overlong,
+    Plan,
+    Precision,
+    Quantization,
+    Sharding,
+    Tuning,
+)
 from oomguard.recipe import Recipe
 
 _MODULES = {"trl.scripts.sft"}
@@ -50,6 +60,9 @@ _PEFT, _RANK = flag("use_peft"), knobs.number("lora_r", 16)
 _ACTIVATIONS = flag("activation_offloading")
 _LENGTH: Key[int | None] = Key(name="max_length", decode=knobs.whole, default=1024)
 _LOSS = knobs.text("loss_type", "nll")
+_PACKING, _STRATEGY = flag("packing"), knobs.text("packing_strategy", "bfd")
+#: Ways of packing that keep what is longer than a sequence.
+_KEEP_ALL = ("bfd_split", "bfd-requeue", "wrapped")
 
 
 def _precision(settings: Settings) -> Precision | None:
@@ -99,6 +112,19 @@ def _sequence_length(settings: Settings) -> int | None:
     return None if whole else _LENGTH.of(settings)  # null truncates nothing
 
 
+def _overlong(settings: Settings) -> Overlong:
+    kept = _PACKING.of(settings) and _STRATEGY.of(settings) in _KEEP_ALL
+    return Overlong.CHUNKED if kept else Overlong.CUT
+
+
+def _overlong_edits(settings: Settings, value: object) -> Edits | None:
+    # Without packing each sample is cut by itself.
+    words = {Overlong.CHUNKED: "bfd_split", Overlong.CUT: "bfd"}
+    if not _PACKING.of(settings) or not isinstance(value, Overlong) or value not in words:
+        return None
+    return {as_object(_STRATEGY): words[value]}
+
+
 def _loss_kernel(settings: Settings) -> LossKernel:
     # From 1.16 on the plain loss is computed without the full logits.
     return LossKernel.EAGER if _LOSS.of(settings) == "dft" else LossKernel.FUSED
@@ -112,6 +138,7 @@ KNOBS = Knobs(
             read=_sequence_length,
             edits=lambda _, value: {as_object(_LENGTH): value},
         ),
+        Knob(field="overlong", read=_overlong, edits=_overlong_edits),
         knobs.direct("checkpointing", flag("gradient_checkpointing", default=True)),
         knobs.stated("preprocess_workers", knobs.maybe_number("dataset_num_proc")),
         Knob(field="precision", read=_precision, edits=_precision_edits),
@@ -210,7 +237,9 @@ class Trl(HFTrainer):
     name = "trl"
     title = "TRL (trl sft)"
     knobs = KNOBS
-    refusals = (QUANTIZED_ALONE, ZERO3_WITH_BATCH_SEARCH, hf.NO_METRIC)
+    # A quantized base under ZeRO-3 is none of them: from 1.16 on TRL passes no device_map under
+    # DeepSpeed, and transformers refuses that alone. The ladder does not stack the two.
+    refusals = (QUANTIZED_ALONE, NO_ROWS, ZERO3_WITH_BATCH_SEARCH, hf.NO_METRIC)
     rank = _RANK
 
     def recognise(self, document: Mapping[str, object]) -> bool:

@@ -1,0 +1,38 @@
+"""Halve the longest sequence, and train on what is cut off a text as further samples."""
+
+from oomguard.strategy import (
+    NEW_RECIPE,
+    TRAINING,
+    Job,
+    Kind,
+    Overlong,
+    Plan,
+    Remedy,
+    Strategy,
+    replace,
+    shorter_sequence,
+    tokens_lost,
+)
+
+
+def change(job: Job, plan: Plan) -> Plan | None:
+    """Chunk, where the framework can; texts that are chunked already are cut by the next rung."""
+    shorter = shorter_sequence(job, plan)
+    if shorter is None or plan.overlong in (None, Overlong.CHUNKED):
+        return None
+    return replace(plan, sequence_length=shorter, overlong=Overlong.CHUNKED)
+
+
+def tell(job: Job, _before: Plan, after: Plan) -> str:
+    """Say that nothing is lost, and what such a sample lacks."""
+    return f"{tokens_lost(job, after)}, though without what stood before it"
+
+
+STRATEGY = Strategy(
+    summary="halve the longest sequence, and train on the rest of a text as further samples",
+    fidelity=NEW_RECIPE,
+    remedies=frozenset({Remedy(kind=Kind.DEVICE_OOM, phases=TRAINING)}),
+    change=change,
+    otherwise="texts are chunked already, or the sequence cannot be cut (see cut_cutoff_len)",
+    tell=tell,
+)
