@@ -40,6 +40,7 @@ class Options:
     hang_timeout_s: float | None = None
     relax: bool | None = None
     grow: bool | None = None
+    probe: bool | None = None
     checkpoint_every: int | None = None
 
 
@@ -192,5 +193,6 @@ _READERS: Mapping[str, tuple[str, Callable[[object], object]]] = {
     "hang_timeout": ("hang_timeout_s", _seconds),
     "relax": ("relax", _truth),
     "grow": ("grow", _truth),
+    "probe": ("probe", _truth),
     "checkpoint_every": ("checkpoint_every", _count),
 }

@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from oomguard.job import Job, Lengths
+from oomguard.job import BY_TOKENIZER, Job, Lengths
 from oomguard.recipe import Recipe
 from oomguard.units import MIB
 
@@ -218,7 +218,7 @@ def _counter(model: Path | None) -> _Counter:
         except Exception:  # noqa: BLE001  its bindings raise plain Exceptions; a ratio will do
             return _RATIO
         return _Counter(
-            count=lambda text: len(tokenizer.encode(text).ids), name="the tokenizer", slack=1
+            count=lambda text: len(tokenizer.encode(text).ids), name=BY_TOKENIZER, slack=1
         )
     return _RATIO
 

@@ -7,12 +7,15 @@
 | RUNNING  | Saved, and growing memory will run out first | Stop, to begin again there  |
 | RUNNING  | no sign of life for the hang timeout         | Stop                        |
 | RUNNING  | it is seen to fit, and less change may do    | Stop, for a trial of that   |
+| RUNNING  | a probe that took its steps does not end     | Stop                        |
 | RUNNING  | Signalled                                    | Stop the whole group        |
 | RUNNING, STOPPING | Exited, for want of memory          | WaitForDevice               |
+| RUNNING, STOPPING | Exited, a probe                     | WaitForDevice               |
 | RUNNING, STOPPING | Exited, otherwise                   | Finish                      |
 | WAITING  | Resumed                                      | as after the Exited before  |
 | RUNNING, WAITING | CutShort                             | WaitForDevice               |
 | WAITING  | DeviceFree, the plan was not at fault        | Launch the same plan        |
+| WAITING  | DeviceFree, after a probe that passed        | Launch a trial, or its plan |
 | WAITING  | DeviceFree, a trial is left                  | Launch it                   |
 | WAITING  | DeviceFree, after the trials                 | Launch the best that fits   |
 | WAITING  | DeviceFree, a rung is left                   | Launch the next plan        |
@@ -24,7 +27,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from oomguard import relax
+from oomguard import probing, relax
 from oomguard.checkpoint import Continuation
 from oomguard.events import (
     CutShort,
@@ -61,11 +64,12 @@ SIGNAL = "signal"
 RECYCLE = "recycle"  # memory grows: begin again from the checkpoint before it runs out
 HANG = "hang"
 FITS = "fits"  # a plan with less changed is tried, and the best goes to the end
+PROBED = "probed"  # a probe whose process did not end by itself
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Launch:
-    """Start an attempt; the fields are those of `Planned`."""
+    """Start an attempt; the fields are those of `Planned`, `probe` whether it is to be one."""
 
     plan: Plan
     steps: tuple[Step, ...] = ()
@@ -74,6 +78,7 @@ class Launch:
     purpose: Purpose = Purpose.TRAIN
     path: tuple[str, ...] = ()
     undone: tuple[str, ...] = ()
+    probe: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -121,9 +126,9 @@ def _first(record: RunRecord, ladder: Ladder) -> Launch:
         return Launch(plan=plan, steps=steps, path=path)
     start = record.start
     if start is not None:
-        return Launch(plan=start.plan, steps=start.steps, path=start.path)
+        return Launch(plan=start.plan, steps=start.steps, path=start.path, probe=limits.probe)
     plan, steps = ladder.prepare(job)
-    return Launch(plan=plan, steps=steps)
+    return Launch(plan=plan, steps=steps, probe=limits.probe)
 
 
 def _on_news(record: RunRecord, event: Event, ladder: Ladder) -> Action | None:
@@ -135,6 +140,8 @@ def _on_news(record: RunRecord, event: Event, ladder: Ladder) -> Action | None:
     proven = isinstance(event, Progress) and relax.is_proven(record)
     if proven and relax.next_trial(record, ladder, record.last) is not None:
         return Stop(reason=FITS)
+    if probing.lingers(record.last, event.t):
+        return Stop(reason=PROBED)
     return Stop(reason=HANG) if _hangs(record, event.t) else None
 
 
@@ -203,7 +210,7 @@ def _patience_s(attempt: Attempt) -> float:
 def _on_exit(record: RunRecord, verdict: Verdict) -> Action:
     if record.signum is not None and verdict.kind is not Kind.OK:
         return Finish(status=Status.INTERRUPTED, reason=f"signal {record.signum}")
-    if verdict.kind is Kind.OK:
+    if verdict.kind is Kind.OK and record.last.probe is None:
         return Finish(status=Status.FIT, reason="trained to the end")
     if _goes_on(record.last, verdict):
         return WaitForDevice()
@@ -219,12 +226,13 @@ def _on_exit(record: RunRecord, verdict: Verdict) -> Action:
 
 def _goes_on(attempt: Attempt, verdict: Verdict) -> bool:
     """Whether another attempt may follow."""
-    # A trial that fails otherwise costs nothing: what is the job's own fault shows again after it.
-    trial_failed = attempt.purpose is Purpose.TRIAL and verdict.kind is Kind.NOT_OOM
+    # What fails otherwise in a trial or a probe costs nothing: what is the job's own fault shows
+    # again after it.
+    aside = attempt.purpose is Purpose.TRIAL or attempt.probe is not None
     return (
         verdict.kind.is_memory
-        or attempt.stopped in (RECYCLE, FITS)
-        or trial_failed
+        or attempt.stopped in (RECYCLE, FITS, PROBED)
+        or (aside and verdict.kind in (Kind.NOT_OOM, Kind.OK))
         or attempt.refused_step is not None
     )
 
@@ -251,12 +259,25 @@ def _on_device(record: RunRecord, event: DeviceFree, ladder: Ladder) -> Action:
     if not event.free:
         return Finish(status=Status.FAILED, reason=f"the device did not become free: {event.busy}")
     again = ladder.begin(job, last.plan, record.checkpoints, damaged=_damaged(record))
-    cut_short = why.kind is Kind.INTERRUPTED and last.stopped != FITS
+    cut_short = why.kind is Kind.INTERRUPTED and not _is_shown(last)
     if cut_short or _same_plan_goes_on(record, why, again):
-        return Launch(plan=last.plan, begins=again, purpose=last.purpose, path=last.path)
-    if last.stopped == FITS or last.purpose is Purpose.TRIAL:
+        return Launch(
+            plan=last.plan,
+            begins=again,
+            purpose=last.purpose,
+            path=last.path,
+            probe=last.probe is not None,
+        )
+    if _is_shown(last) or last.purpose is Purpose.TRIAL:
         return _after_trial(record, job, ladder)
+    if last.probe is not None and not (why.kind.is_memory or last.refused_step):
+        return Launch(plan=last.plan, path=last.path)
     return _climb(record, job, why, ladder)
+
+
+def _is_shown(attempt: Attempt) -> bool:
+    """Whether an attempt that has ended was only to show that its plan fits, and did."""
+    return attempt.stopped == FITS or probing.has_passed(attempt)
 
 
 def _climb(record: RunRecord, job: Job, why: Verdict, ladder: Ladder) -> Action:
@@ -278,6 +299,7 @@ def _climb(record: RunRecord, job: Job, why: Verdict, ladder: Ladder) -> Action:
         skipped=rung.skipped,
         begins=ladder.begin(job, rung.plan, record.checkpoints, damaged=_damaged(record)),
         path=(*path, rung.step.strategy),
+        probe=record.last.probe is not None,
     )
 
 
@@ -309,17 +331,22 @@ def _damaged(record: RunRecord) -> bool:
 
 
 def _after_trial(record: RunRecord, job: Job, ladder: Ladder) -> Launch:
-    """Try the next plan with less changed than in the best so far, or give that one its run."""
-    best = next(attempt for attempt in reversed(record.attempts) if attempt.stopped == FITS)
+    """Try the next plan with less changed than in the best so far, or give that one its run.
+
+    Where plans are probed, so are trials: the batches of a first step may be short.
+    """
+    best = next(attempt for attempt in reversed(record.attempts) if _is_shown(attempt))
     trial = relax.next_trial(record, ladder, best)
     plan, path = (trial.plan, trial.path) if trial else (best.plan, best.path)
     fitting = [attempt for attempt in record.attempts if relax.may_resume(attempt, path)]
     written = [(found, attempt.plan) for attempt in fitting for found in attempt.checkpoints]
     damaged = any(a.damaged or (a.checkpoints and a not in fitting) for a in record.attempts)
+    purpose = Purpose.TRAIN if best is record.last else Purpose.BEST
     return Launch(
         plan=plan,
         begins=ladder.begin(job, plan, written, damaged=damaged),
-        purpose=Purpose.TRIAL if trial else Purpose.BEST,
+        purpose=Purpose.TRIAL if trial else purpose,
+        probe=trial is not None and best.probe is not None,
         path=path,
         undone=trial.undone if trial else (),
     )

@@ -56,7 +56,7 @@ class Limits:
     """What bounds the run: which rungs, at which cost, how often, under which caps.
 
     `relax` takes back changes that turn out to be unnecessary; `grow` begins small instead of as
-    asked, and grows to the largest that fits.
+    asked, and grows to the largest that fits; `probe` tries each plan on the longest batches first.
     `grace_s` is what the job gets to write a checkpoint once oomguard is asked to stop;
     `strategies` a user's own folder of them (absolute), `inside` whether the reporter is used.
     """
@@ -70,6 +70,7 @@ class Limits:
     hang_timeout_s: float | None = None
     relax: bool = False
     grow: bool = False
+    probe: bool = False
     grace_s: float = 30.0
     strategies: str | None = None
     inside: bool = True
@@ -93,10 +94,33 @@ class Start:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Predicted:
+    """The peak that was predicted for a plan, in bytes on each GPU; see `MemoryEstimate`."""
+
+    plan: Plan
+    allocated_bytes: int
+    reserved_bytes: int
+    expected_bytes: int
+    method: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Probe:
+    """A launch apart from the run: it saves nothing, and ends after `steps` optimizer steps.
+
+    Its batches are lengthened to `tokens`; None: they stay as they come.
+    """
+
+    steps: int
+    tokens: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class RunStarted(Event):
     """The first event: what was asked, by which version, at which time of day (ISO 8601, UTC).
 
     `masked` says that secrets in the job are masked, and `job.json` holds it as it was asked.
+    `predicted` holds a peak for each plan that was predicted.
     """
 
     run: str
@@ -106,6 +130,7 @@ class RunStarted(Event):
     limits: Limits
     masked: bool = False
     start: Start | None = None
+    predicted: tuple[Predicted, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -142,6 +167,7 @@ class Planned(Event):
     purpose: Purpose = Purpose.TRAIN
     path: tuple[str, ...] = ()
     undone: tuple[str, ...] = ()
+    probe: Probe | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -176,6 +202,19 @@ class Progress(Event):
     reserved_bytes: int | None = None
     caught: bool = False
     said_t: float | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Probed(Event):
+    """A process of a probe has taken its steps and ends; `longest` is its longest row, in tokens.
+
+    `longest` is None where its batches hold no tokens that are known here.
+    """
+
+    attempt: int
+    pid: int
+    rank: int | None
+    longest: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -215,12 +254,14 @@ class Stopping(Event):
 class Exited(Event):
     """The attempt's process ended; `verdict` is what is concluded from all that was seen.
 
-    `returncode` is None where nobody was there to see it.
+    `returncode` is None where nobody was there to see it; `log_error` says why its log ends early,
+    None if it does not.
     """
 
     attempt: int
     returncode: int | None
     verdict: Verdict
+    log_error: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -274,6 +315,7 @@ _KINDS = {
     "started": Started,
     "progress": Progress,
     "noticed": Noticed,
+    "probed": Probed,
     "growing": Growing,
     "saved": Saved,
     "stopping": Stopping,

@@ -8,6 +8,9 @@ from enum import Enum
 
 from oomguard.plan import Plan
 
+#: What `Lengths.counted_by` says of an exact count.
+BY_TOKENIZER = "the tokenizer"
+
 
 class Device(str, Enum):
     """Where the job computes. On a CPU job the host's memory is the device's memory."""
@@ -55,7 +58,11 @@ class Lengths:
     at_most: int | None = None
     least: int = 0
     filled: bool = False
-    chunked: bool = False
+
+    @property
+    def is_exact(self) -> bool:
+        """Whether the model's own tokenizer has counted."""
+        return self.counted_by == BY_TOKENIZER
 
     @property
     def longest(self) -> int:

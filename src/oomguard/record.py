@@ -22,6 +22,9 @@ from oomguard.events import (
     Limits,
     Noticed,
     Planned,
+    Predicted,
+    Probe,
+    Probed,
     Progress,
     Purpose,
     Resumed,
@@ -56,7 +59,11 @@ class State(str, Enum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Attempt:
-    """One launch of the job, as far as it is known. `steps_done` counts optimizer steps."""
+    """One launch of the job, as far as it is known. `steps_done` counts optimizer steps.
+
+    `probe` says that it was one, and `probed` that a process of it took all of a probe's steps;
+    `longest_batch` is then the longest row of a batch, in tokens.
+    """
 
     number: int
     plan: Plan
@@ -78,6 +85,7 @@ class Attempt:
     caught: bool = False
     stopped: str | None = None
     returncode: int | None = None
+    log_error: str | None = None
     verdict: Verdict | None = None
     begins: Continuation | None = None
     checkpoints: tuple[Checkpoint, ...] = ()
@@ -86,6 +94,9 @@ class Attempt:
     saved: tuple[int, ...] = ()
     purpose: Purpose = Purpose.TRAIN
     path: tuple[str, ...] = ()
+    probe: Probe | None = None
+    probed: bool = False
+    longest_batch: int | None = None
 
     @property
     def ran_out(self) -> bool:
@@ -173,6 +184,7 @@ class RunRecord:
     at: str = ""
     job: Job | None = None
     start: Start | None = None
+    predicted: tuple[Predicted, ...] = ()
     limits: Limits | None = None
     state: State = State.NEW
     attempts: tuple[Attempt, ...] = ()
@@ -202,6 +214,10 @@ class RunRecord:
             kept.update({found.path: (found, attempt.plan) for found in attempt.checkpoints})
         return tuple(kept.values())
 
+    def predicted_for(self, plan: Plan) -> Predicted | None:
+        """Give the peak that was predicted for a plan."""
+        return next((one for one in self.predicted if one.plan == plan), None)
+
     def with_last(self, attempt: Attempt, state: State | None = None) -> RunRecord:
         """Put another version of the newest attempt in its place."""
         return replace(self, attempts=(*self.attempts[:-1], attempt), state=state or self.state)
@@ -221,6 +237,7 @@ class RunRecord:
             at=event.at,
             job=event.job,
             start=event.start,
+            predicted=event.predicted,
             limits=event.limits,
         )
 
@@ -251,6 +268,7 @@ class RunRecord:
             begins=event.begins,
             purpose=event.purpose,
             path=event.path,
+            probe=event.probe,
         )
         return replace(self, attempts=(*self.attempts, attempt), state=State.RUNNING)
 
@@ -267,6 +285,10 @@ class RunRecord:
     def _progress(self, event: Progress) -> RunRecord:
         return self.with_last(self.last.with_progress(event))
 
+    def _probed(self, event: Probed) -> RunRecord:
+        longest = _larger(self.last.longest_batch, event.longest)
+        return self.with_last(replace(self.last, probed=True, longest_batch=longest))
+
     def _noticed(self, event: Noticed) -> RunRecord:
         return self.with_last(self.last.with_finding(event))
 
@@ -282,7 +304,11 @@ class RunRecord:
 
     def _exited(self, event: Exited) -> RunRecord:
         ended = replace(
-            self.last, ended_t=event.t, returncode=event.returncode, verdict=event.verdict
+            self.last,
+            ended_t=event.t,
+            returncode=event.returncode,
+            log_error=event.log_error,
+            verdict=event.verdict,
         )
         return self.with_last(ended, State.WAITING)
 

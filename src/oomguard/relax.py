@@ -56,7 +56,8 @@ def is_proven(record: RunRecord) -> bool:
         return False
     sound = attempt.suspected_t is None and not attempt.caught
     just_now = needed <= attempt.steps_done <= needed + ASKED_STEPS
-    return sound and just_now and attempt.purpose is not Purpose.BEST
+    apart = attempt.probe is not None or attempt.purpose is Purpose.BEST
+    return sound and just_now and not apart
 
 
 def next_trial(record: RunRecord, ladder: Ladder, base: Attempt) -> Trial | None:

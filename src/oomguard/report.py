@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import msgspec
 
 from oomguard.checkpoint import Continuation
-from oomguard.events import Limits, Skip, Status, Step
+from oomguard.events import Limits, Predicted, Probe, Skip, Status, Step
 from oomguard.evidence.verdict import Verdict
 from oomguard.job import Device, Job, World
 from oomguard.masking import mask_verdict
@@ -23,7 +23,11 @@ SCHEMA_VERSION = 1
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AttemptReport:
-    """One launch: what ran, how it ended, what its processes needed at most (bytes)."""
+    """One launch: what ran, how it ended, what its processes needed at most (bytes).
+
+    `probe` says that it was one, `longest_batch` the longest row it was given (tokens);
+    `predicted` is what its plan was predicted to take, None where nothing was predicted.
+    """
 
     number: int
     plan: Plan
@@ -39,6 +43,9 @@ class AttemptReport:
     device_peak_bytes: int | None
     reserved_peak_bytes: int | None
     command: str
+    probe: Probe | None = None
+    longest_batch: int | None = None
+    predicted: Predicted | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -111,7 +118,7 @@ def build(
         final=final,
         changes=differences(job.asked, final) if final else (),
         fidelity=dearest(record) if final else None,
-        attempts=tuple(_attempt(attempt) for attempt in record.attempts),
+        attempts=tuple(_attempt(attempt, record) for attempt in record.attempts),
         not_taken=record.skipped_last,
         requested_bytes=_requested(record),
         config=job.config.path if job.config else None,
@@ -140,7 +147,7 @@ def schema() -> dict[str, object]:
     }
 
 
-def _attempt(attempt: Attempt) -> AttemptReport:
+def _attempt(attempt: Attempt, record: RunRecord) -> AttemptReport:
     return AttemptReport(
         number=attempt.number,
         plan=attempt.plan,
@@ -150,12 +157,16 @@ def _attempt(attempt: Attempt) -> AttemptReport:
         seconds=attempt.seconds,
         optimizer_steps=attempt.steps_done,
         returncode=attempt.returncode,
+        log_error=attempt.log_error,
         stopped=attempt.stopped,
         verdict=mask_verdict(attempt.verdict) if attempt.verdict else None,
         host_peak_bytes=attempt.host_peak_bytes,
         device_peak_bytes=attempt.device_peak_bytes,
         reserved_peak_bytes=attempt.reserved_peak_bytes,
         command=redact(attempt.command),
+        probe=attempt.probe,
+        longest_batch=attempt.longest_batch,
+        predicted=record.predicted_for(attempt.plan),
     )
 
 

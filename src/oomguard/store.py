@@ -135,6 +135,14 @@ class RunFolder:
             raise _cannot_write(folder, error, step) from error
         return folder
 
+    def output(self, number: int) -> Path:
+        """Name the folder for what a probe writes."""
+        return self.attempt(number) / "output"
+
+    def forget_output(self, number: int) -> None:
+        """Take away what a probe has written."""
+        shutil.rmtree(self.output(number), ignore_errors=True)
+
     def final(self) -> Path:
         """Give the folder of what fits, made if it is not there."""
         folder = self.path / "final"

@@ -20,6 +20,7 @@ class ScriptArguments:
     model_name_or_path: str
     lengths: list[int] = field(default_factory=lambda: [256])
     nan_after: int = -1
+    max_length: int = 4096
 
 
 class InOrder(Trainer):
@@ -46,7 +47,7 @@ def main() -> None:
     batch = training.per_device_train_batch_size * training.gradient_accumulation_steps
     samples = [
         {"input_ids": [5] * length, "labels": [5] * length}
-        for length in script.lengths
+        for length in (min(length, script.max_length) for length in script.lengths)
         for _ in range(batch)
     ]
     model = AutoModelForCausalLM.from_pretrained(script.model_name_or_path)

@@ -10,7 +10,7 @@ import posixpath
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
-from oomguard.adapters import knobs, launchers
+from oomguard.adapters import aside, knobs, launchers
 from oomguard.adapters import training_arguments as hf
 from oomguard.adapters.base import Request
 from oomguard.adapters.common import Refusal
@@ -253,6 +253,11 @@ class Axolotl(HFTrainer):
         if _BATCH.of(settings) is None or _accumulation(settings) == plan.accumulation:
             return settings
         return settings.set(_BATCH.name, plan.rank_batch)
+
+    def quiet(self, settings: Settings, folder: str) -> Settings:
+        """Switch trackers off by Axolotl's own keys."""
+        settings = settings.set(self.output.name, folder).set("max_steps", aside.MOST_STEPS)
+        return aside.stated(settings, _BESIDE)
 
     def further_files(self, request: Request) -> tuple[str, ...]:
         """Name the DeepSpeed file, and accelerate's.

@@ -107,6 +107,14 @@ class Adapter(Protocol):
         """
         ...
 
+    def aside(self, job: Job, folder: str) -> Job:
+        """Give the job as one to try for a few steps: all it writes goes into `folder` (absolute).
+
+        It saves no checkpoint, evaluates nothing, tells no tracker and pushes to no hub; what
+        decides over the memory of a training step is as it was.
+        """
+        ...
+
     def recipe(self, job: Job) -> Recipe:
         """Say what of the job, beyond its plan, decides how much memory it takes."""
         ...

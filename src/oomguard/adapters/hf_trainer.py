@@ -9,7 +9,7 @@ import posixpath
 from collections.abc import Mapping
 from dataclasses import replace
 
-from oomguard.adapters import accelerate, allocator, common, knobs, launchers, resuming
+from oomguard.adapters import accelerate, allocator, aside, common, knobs, launchers, resuming
 from oomguard.adapters import training_arguments as hf
 from oomguard.adapters.base import Request
 from oomguard.adapters.common import Refusal
@@ -329,6 +329,17 @@ class HFTrainer:
             files=(*files, *copy),
             config=config,
         )
+
+    def aside(self, job: Job, folder: str) -> Job:
+        """Give the job as one to try."""
+        invocation = self.split(job.argv, job.config)
+        settings = self.quiet(invocation.settings, folder)
+        argv = invocation.argv(invocation.launch.head, settings, invocation.config)
+        return aside.with_settings(job, settings, argv, folder)
+
+    def quiet(self, settings: Settings, folder: str) -> Settings:
+        """Have nothing saved, tracked or evaluated, and the rest written into a folder."""
+        return aside.trainer(settings, folder, self.output.name)
 
     def edit(self, settings: Settings, job: Job, plan: Plan) -> Settings:
         """Write the fields that keys hold."""

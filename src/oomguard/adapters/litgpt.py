@@ -9,7 +9,7 @@ import posixpath
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
-from oomguard.adapters import allocator, common, knobs, launchers
+from oomguard.adapters import allocator, aside, common, knobs, launchers
 from oomguard.adapters import training_arguments as hf
 from oomguard.adapters.base import Request
 from oomguard.adapters.common import Refusal
@@ -361,6 +361,14 @@ class LitGPT:
             files=copy,
             config=config,
         )
+
+    def aside(self, job: Job, folder: str) -> Job:
+        """Give the job as one to try; a limit on its steps would not go with its warm-up."""
+        settings = _settings(job.argv, job.config).set(_OUT.name, folder).set("logger_name", "csv")
+        edits: dict[str, object] = {"eval.initial_validation": False, "resume": False}
+        settings = aside.stated(settings, edits)
+        invocation = _invocation(job.argv)
+        return aside.with_settings(job, settings, invocation.argv(settings, None), folder)
 
     def recipe(self, job: Job) -> Recipe:
         """Read what the settings say of memory beyond the plan."""

@@ -9,7 +9,7 @@ import posixpath
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
-from oomguard.adapters import allocator, common, launchers, resuming
+from oomguard.adapters import allocator, aside, common, launchers, resuming
 from oomguard.adapters import training_arguments as hf
 from oomguard.adapters.base import Request
 from oomguard.adapters.common import Refusal
@@ -306,6 +306,13 @@ class LlamaFactory:
             files=(*files, *copy),
             config=config,
         )
+
+    def aside(self, job: Job, folder: str) -> Job:
+        """Give the job as one to try."""
+        invocation = _invocation(job.argv)
+        settings = aside.trainer(_settings(job.argv, job.config), folder)
+        argv = invocation.argv(invocation.config, settings.late.words)
+        return aside.with_settings(job, settings, argv, folder)
 
     def recipe(self, job: Job) -> Recipe:
         """Read what the settings say of memory beyond the plan."""

@@ -9,7 +9,7 @@ import posixpath
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
-from oomguard.adapters import allocator, common, knobs, launchers
+from oomguard.adapters import allocator, aside, common, knobs, launchers
 from oomguard.adapters.base import Request
 from oomguard.adapters.common import Refusal
 from oomguard.adapters.document import Document
@@ -187,6 +187,10 @@ def _tuning(recipe: str) -> Tuning:
     return next((kind for name, kind in kinds.items() if recipe.startswith(name)), Tuning.OTHER)
 
 
+#: Where torchtune writes; most configs say the others as `${output_dir}/...`.
+_FOLDERS = ("output_dir", "checkpointer.output_dir", "metric_logger.log_dir")
+
+
 class Torchtune:
     """torchtune."""
 
@@ -285,6 +289,13 @@ class Torchtune:
             files=copy,
             config=config,
         )
+
+    def aside(self, job: Job, folder: str) -> Job:
+        """Give the job as one to try; checkpoints are written at the end of an epoch alone."""
+        invocation = _invocation(job.argv, job.config)
+        edits = dict.fromkeys(_FOLDERS, folder)
+        settings = aside.stated(invocation.settings(job.config), edits)
+        return aside.with_settings(job, settings, invocation.argv(settings, None), folder)
 
     def recipe(self, job: Job) -> Recipe:
         """Say nothing beyond the plan: the model is built by code, not by a config of its own."""

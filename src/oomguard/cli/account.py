@@ -20,6 +20,8 @@ from oomguard.events import (
     Finished,
     Growing,
     Planned,
+    Predicted,
+    Probe,
     Purpose,
     Resumed,
     RunStarted,
@@ -32,6 +34,7 @@ from oomguard.growth import Growth
 from oomguard.job import Job
 from oomguard.masking import mask_verdict
 from oomguard.plan import Change, Plan, Value
+from oomguard.probing import has_passed
 from oomguard.record import Attempt, RunRecord
 from oomguard.redact import redact
 from oomguard.report import FitReport
@@ -77,7 +80,7 @@ class Account:
             case Planned():
                 self._planned(event, record)
             case Exited():
-                self._line(_exit_line(record.last), "red" if _bad(event.verdict) else "green")
+                self._exited(event, record)
             case Growing():
                 self._line(_growth_line(event.growth), "yellow")
             case Stopping() if event.reason == RECYCLE:
@@ -122,12 +125,25 @@ class Account:
         lost = max((attempt.steps_done for attempt in record.attempts), default=0)
         if event.begins is not None and (event.begins.checkpoint or lost):
             self._line(_begin_line(event.begins))
-        self._line(f"attempt {event.attempt}: {_plan_line(event.plan)}", "bold")
+        self._line(
+            f"attempt {event.attempt}{_aside(event.probe)}: {_plan_line(event.plan)}", "bold"
+        )
+
+    def _exited(self, event: Exited, record: RunRecord) -> None:
+        attempt = record.last
+        passed = has_passed(attempt)
+        good = passed or not _bad(event.verdict)
+        line = _exit_line(attempt, mask_verdict(event.verdict))
+        self._line(line, "green" if good else "red")
+        if passed:
+            self._line(_measured_line(attempt, record.predicted_for(attempt.plan)))
 
     def _finished(self, record: RunRecord) -> None:
         if record.status is Status.FIT:
-            count = len(record.attempts)
-            self._line(f"trained, in {count} attempt{'s' if count > 1 else ''}", "bold green")
+            probes = sum(1 for attempt in record.attempts if attempt.probe is not None)
+            count = _counted(len(record.attempts) - probes, "attempt")
+            after = f" after {_counted(probes, 'probe')}" if probes else ""
+            self._line(f"trained, in {count}{after}", "bold green")
             return
         status = record.status.value if record.status else ""
         self._line(f"{status}: {redact(record.reason)}", "bold red")
@@ -189,12 +205,11 @@ def _begin_line(begins: Continuation) -> str:
     return f"goes on from step {begins.checkpoint.step}: {begins.checkpoint.path}{kept}"
 
 
-def _exit_line(attempt: Attempt) -> str:
-    if attempt.verdict is None:
-        return ""
-    verdict = mask_verdict(attempt.verdict)
+def _exit_line(attempt: Attempt, verdict: Verdict) -> str:
     took = f" ({attempt.seconds:.0f} s)" if attempt.seconds is not None else ""
     steps = _steps(attempt)
+    if attempt.probe is not None and not verdict.kind.is_memory and not attempt.refused_step:
+        return f"{_probe_words(attempt, verdict)}{took}"
     if attempt.stopped in (RECYCLE, FITS):
         return f"stopped{steps}{_peaks(attempt)}{took}"
     if verdict.kind is Kind.OK:
@@ -203,9 +218,7 @@ def _exit_line(attempt: Attempt) -> str:
         return f"the framework refuses this change: {verdict.root}{took}"
     if not verdict.kind.is_memory:
         return f"the job failed (exit code {attempt.returncode}): {verdict.root}{took}"
-    where = "" if verdict.phase.value == "unknown" else f" in {verdict.phase.value}"
-    rank = "" if verdict.rank is None else f" on rank {verdict.rank}"
-    return f"{_KINDS[verdict.kind]}{where}{rank}{steps}{_missing(verdict)}{took}"
+    return f"{_shortage_words(verdict, steps)}{took}"
 
 
 def _steps(attempt: Attempt) -> str:
@@ -228,6 +241,46 @@ def _peaks(attempt: Attempt) -> str:
     if attempt.host_peak_bytes is not None:
         return f", peak {show_bytes(attempt.host_peak_bytes)} of host memory"
     return ""
+
+
+def _shortage_words(verdict: Verdict, steps: str) -> str:
+    where = "" if verdict.phase.value == "unknown" else f" in {verdict.phase.value}"
+    rank = "" if verdict.rank is None else f" on rank {verdict.rank}"
+    return f"{_KINDS[verdict.kind]}{where}{rank}{steps}{_missing(verdict)}"
+
+
+def _probe_words(attempt: Attempt, verdict: Verdict) -> str:
+    if has_passed(attempt):
+        return f"the probe passed{_steps(attempt)}{_peaks(attempt)}"
+    if verdict.kind is Kind.INTERRUPTED:
+        return f"the probe was stopped{_steps(attempt)}"
+    why = verdict.root or "it saw no optimizer step"
+    return f"the probe shows nothing: {why}; the run itself will"
+
+
+def _aside(probe: Probe | None) -> str:
+    if probe is None:
+        return ""
+    length = f" on batches of {probe.tokens} tokens" if probe.tokens else ""
+    return f", a probe of {_counted(probe.steps, 'step')}{length}"
+
+
+def _measured_line(attempt: Attempt, predicted: Predicted | None) -> str:
+    """Compare what a probe measured with what was predicted, like with like."""
+    longest = attempt.longest_batch
+    words = f"its longest batch had {longest} tokens" if longest else "its batches stayed as short"
+    measured = attempt.device_peak_bytes
+    if measured is None or predicted is None:
+        return words
+    ratio = measured / max(1, predicted.allocated_bytes) - 1
+    return (
+        f"{words}; allocated: {show_bytes(measured)} measured, "
+        f"{show_bytes(predicted.allocated_bytes)} predicted ({ratio:+.1%})"
+    )
+
+
+def _counted(count: int, noun: str) -> str:
+    return f"{count} {noun}{'' if count == 1 else 's'}"
 
 
 def _changes(step: Step) -> str:

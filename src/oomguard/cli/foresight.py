@@ -15,7 +15,7 @@ from oomguard.errors import OomguardError, UsageError
 from oomguard.estimate.cards import card_named
 from oomguard.estimate.constants import CUDA_CONTEXT_BYTES
 from oomguard.estimate.memory import COUNTED, Fits, MemoryEstimate
-from oomguard.events import Start, Status
+from oomguard.events import Predicted, Start, Status
 from oomguard.fits import FitIndex, Measured
 from oomguard.job import Device
 from oomguard.plan import Plan
@@ -37,6 +37,20 @@ class Foresight:
     planned: Planned | None = None
     start: Start | None = None
 
+    @property
+    def predicted(self) -> tuple[Predicted, ...]:
+        """Give the peak that was predicted for each plan."""
+        return tuple(
+            Predicted(
+                plan=plan,
+                allocated_bytes=peak.allocated_bytes,
+                reserved_bytes=peak.reserved_bytes,
+                expected_bytes=peak.expected_bytes,
+                method=peak.method,
+            )
+            for plan, peak in self._estimates.items()
+        )
+
     def learn(self, record: RunRecord) -> None:
         """Keep what was measured, and the rungs that led to a fit."""
         if self.room is None:
@@ -49,7 +63,7 @@ class Foresight:
     def _measure(self, attempt: Attempt) -> None:
         """Compare an attempt that reached a step with what was predicted for its plan."""
         planned, allocated = self.planned, attempt.device_peak_bytes
-        reserved, estimate = attempt.reserved_peak_bytes, self._estimate(attempt.plan)
+        reserved, estimate = attempt.reserved_peak_bytes, self._estimates.get(attempt.plan)
         known = planned is not None and planned.setting is not None and estimate is not None
         if not known or not allocated or not reserved or attempt.steps_done < 1:
             return
@@ -68,13 +82,13 @@ class Foresight:
             ),
         )
 
-    def _estimate(self, plan: Plan) -> MemoryEstimate | None:
+    @property
+    def _estimates(self) -> dict[Plan, MemoryEstimate]:
         if self.planned is None:
-            return None
+            return {}
         found = self.planned.outlook
         asked = {found.asked.plan: found.asked.estimate}
-        rungs = {r.plan: r.estimate for r in found.rungs if r.plan is not None}
-        return {**rungs, **asked}.get(plan)
+        return asked | {r.plan: r.estimate for r in found.rungs if r.plan and r.estimate}
 
 
 _COUNTED_NAMES = {term.value for term in COUNTED}
@@ -91,6 +105,7 @@ def foresee(prepared: Prepared, account: Account, *, index: FitIndex) -> Foresig
         before = _before(prepared, room, index)
         if before is not None:
             account.say(f"begins {before.reason}")
+        if before is not None and not prepared.limits.probe:  # which compares with a prediction
             return Foresight(prepared=prepared, index=index, room=room, start=before)
         account.say(f"predicting what fits into {show_bytes(room.device_bytes)}")
         planned = plan_job(prepared, room, device=_name(cards), index=index, budget_s=BUDGET_S)
@@ -100,9 +115,10 @@ def foresee(prepared: Prepared, account: Account, *, index: FitIndex) -> Foresig
     except Exception as error:  # noqa: BLE001  a prediction never stops a launch
         account.say(f"no prediction: {type(error).__name__}: {error}")
         return nothing
-    start = start_of(planned.outlook, room)
+    start = before or start_of(planned.outlook, room)
     asked = show_bytes(planned.outlook.asked.estimate.expected_bytes)
-    account.say(f"predicted: {asked} as asked" + (f"; begins {start.reason}" if start else ""))
+    begins = f"; begins {start.reason}" if start and not before else ""
+    account.say(f"predicted: {asked} as asked{begins}")
     return Foresight(prepared=prepared, index=index, room=room, planned=planned, start=start)
 
 

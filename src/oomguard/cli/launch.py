@@ -16,7 +16,7 @@ from oomguard.cli.request import RUNS, Prepared, prepare
 from oomguard.config import Options
 from oomguard.engines.local import LocalEngine
 from oomguard.errors import UsageError, Where
-from oomguard.events import RunStarted, Start
+from oomguard.events import Limits, RunStarted
 from oomguard.fits import FitIndex
 from oomguard.process.limits import CapBy
 from oomguard.store import RunFolder
@@ -59,6 +59,12 @@ from oomguard.supervise.outcome import write_outcome
     default=None,
     help="Begin with short sequences and a micro batch of 1, and grow to the largest that fits.",
 )
+@click.option(
+    "--probe",
+    is_flag=True,
+    default=None,
+    help="Try each plan on its longest batches first, for two steps that leave the run untouched.",
+)
 @grace
 @click.option("--runs", metavar="DIR", help=f"Where run folders go ({RUNS}).")
 @click.option("--name", metavar="NAME", help="The name of the run folder.")
@@ -95,12 +101,7 @@ def command(  # the options document themselves
         **given,  # type: ignore[arg-type]  # click has read each option as its field's type
     )
     job = prepare(train, ctx.meta[COMMAND], options)
-    if no_inside and job.limits.grow:
-        raise UsageError(
-            "--grow has to see optimizer steps, which the reporter inside the job counts",
-            where=Where(key="--grow"),
-            next_step="Leave out --no-inside.",
-        )
+    _check(job.limits, inside=not no_inside)
     limits = replace(
         job.limits, inside=not no_inside, grace_s=GRACE_S if grace_s is None else grace_s
     )
@@ -109,6 +110,24 @@ def command(  # the options document themselves
     index = FitIndex(Path(fits) if fits else None)
     foresight = None if no_predict else foresee(prepared, account, index=index)
     return _launch(prepared, account, foresight, as_json=as_json)
+
+
+def _check(limits: Limits, *, inside: bool) -> None:
+    """Refuse what cannot be done together."""
+    if limits.grow and limits.probe:
+        raise UsageError(
+            "--grow tries plans from the smallest up, --probe from the asked one down",
+            where=Where(key="--probe"),
+            next_step="Give one of the two.",
+        )
+    if inside or not (limits.grow or limits.probe):
+        return
+    flag = "--grow" if limits.grow else "--probe"
+    raise UsageError(
+        f"{flag} has to see optimizer steps, which the reporter inside the job counts",
+        where=Where(key=flag),
+        next_step="Leave out --no-inside.",
+    )
 
 
 def _launch(
@@ -125,7 +144,7 @@ def _launch(
             audience=Audience(event=account.event, output=account.output),
         )
         _offer_checkpoints(account, prepared)
-        record = supervisor.run(_first_event(prepared, foresight.start if foresight else None))
+        record = supervisor.run(_first_event(prepared, foresight))
         outcome = write_outcome(record, prepared.adapter, folder, surroundings(prepared.job))
     finally:
         folder.close()
@@ -142,7 +161,7 @@ def _offer_checkpoints(account: Account, prepared: Prepared) -> None:
         )
 
 
-def _first_event(prepared: Prepared, start: Start | None) -> RunStarted:
+def _first_event(prepared: Prepared, foresight: Foresight | None) -> RunStarted:
     return RunStarted(
         t=0.0,
         run=prepared.name,
@@ -150,5 +169,6 @@ def _first_event(prepared: Prepared, start: Start | None) -> RunStarted:
         at=now_at(),
         job=prepared.job,
         limits=prepared.limits,
-        start=start,
+        start=foresight.start if foresight else None,
+        predicted=foresight.predicted if foresight else (),
     )

@@ -129,6 +129,7 @@ def _limits(options: Options, strategies: tuple[Strategy, ...]) -> Limits:
         hang_timeout_s=options.hang_timeout_s,
         relax=options.relax is not False,
         grow=bool(options.grow),
+        probe=bool(options.probe),
         strategies=str(Path(options.strategies).absolute()) if options.strategies else None,
     )
 

@@ -38,3 +38,17 @@ def environment(
     if gpu_memory_bytes is not None:
         added["OOMGUARD_GPU_MEMORY"] = str(gpu_memory_bytes)
     return added
+
+
+def probing(*, steps: int, tokens: int | None) -> dict[str, str]:
+    """Give what has to be set for the job to end by itself after `steps` optimizer steps.
+
+    Its batches are lengthened to `tokens`, where that is given. Trackers that a script starts
+    by itself stay silent, as far as they listen to the environment.
+    """
+    return {
+        "OOMGUARD_PROBE_STEPS": str(steps),
+        **({"OOMGUARD_PROBE_LENGTH": str(tokens)} if tokens else {}),
+        "WANDB_MODE": "disabled",
+        "COMET_MODE": "disabled",
+    }

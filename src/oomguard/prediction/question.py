@@ -12,9 +12,6 @@ from oomguard.job import Job
 from oomguard.plan import Plan
 from oomguard.recipe import Recipe
 
-#: What `Lengths.counted_by` says of an exact count.
-BY_TOKENIZER = "the tokenizer"
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Question:
@@ -38,7 +35,7 @@ class Question:
         """
         lengths, limit = self.job.lengths, plan.sequence_length
         filled = self.recipe.padded or (lengths is not None and lengths.filled)
-        if lengths is None or filled or lengths.counted_by != BY_TOKENIZER:
+        if lengths is None or filled or not lengths.is_exact:
             return None
         return lengths.longest if limit is None or lengths.longest < limit else None
 

@@ -143,6 +143,7 @@ _FURTHER: Mapping[str, Mapping[str, _Check]] = {
     },
     "error": {"exception": _text, "message": _text, "frames": _list_of(_text)},
     "fault": {"message": _text},
+    "probe": {"memory": _memory, "tokens": _maybe(_count), "longest": _maybe(_count)},
     "bye": {"memory": _maybe(_memory)},
 }
 _PHASES = ("launch", "load", "preprocess", "forward", "backward", "optimizer", "eval", "save")

@@ -13,9 +13,9 @@ from oomguard.process.members import MARK
 
 # glibc keeps freed heap; from this size on it gives freed tensors back, as a device would.
 _MMAP_THRESHOLD = {"MALLOC_MMAP_THRESHOLD_": "262144"}
-_INSIDE = ("OOMGUARD_SOCKET", "OOMGUARD_BUFFER", "OOMGUARD_GPU_MEMORY", "OOMGUARD_RESUME") + (
-    "OOMGUARD_PROBE_STEPS",
-    "OOMGUARD_PROBE_TOKENS",
+_INSIDE = (
+    *("OOMGUARD_SOCKET", "OOMGUARD_BUFFER", "OOMGUARD_GPU_MEMORY", "OOMGUARD_RESUME"),
+    *("OOMGUARD_PROBE_STEPS", "OOMGUARD_PROBE_LENGTH"),
 )
 _INSIDE_PATH = Path(__file__).parents[1] / "inside" / "path"
 

@@ -13,8 +13,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from types import FrameType
 
+from oomguard import inside
 from oomguard.adapters.base import Adapter
-from oomguard.checkpoint import Layout
+from oomguard.checkpoint import Continuation, Layout
 from oomguard.checkpoints import Found, Stamp, find, is_whole, stamp
 from oomguard.command import Command
 from oomguard.decide import SIGNAL, Action, Finish, Launch, Stop, WaitForDevice, decide
@@ -27,6 +28,7 @@ from oomguard.events import (
     Finished,
     Limits,
     Planned,
+    Probe,
     Resumed,
     RunStarted,
     Saved,
@@ -39,6 +41,8 @@ from oomguard.evidence.verdict import Phase
 from oomguard.job import Job
 from oomguard.ladder import Ladder
 from oomguard.masking import mask_verdict
+from oomguard.plan import Plan
+from oomguard.probing import probe_of
 from oomguard.process.cgroup import name_for
 from oomguard.process.events import Exited as ProcessExited
 from oomguard.process.events import Output, Report, ShellEvent
@@ -95,6 +99,7 @@ class Supervisor:
         self._begin = clock()
         self._queue: queue.Queue[ShellEvent | _Asked | FreeReport] = queue.Queue(QUEUE_LENGTH)
         self._running: Running | None = None
+        self._leaving: Running | None = None  # its main process has ended, others have not
         self._observer = Observer(0)
         self._mark = ""  # of each process of the run, with the attempt's number
         self._layout: Layout | None = None
@@ -181,6 +186,12 @@ class Supervisor:
         elif isinstance(seen, Report):
             append_json(self._attempt_folder / "memory.jsonl", seen.message)
 
+    def _hear(self, asked: _Asked) -> None:
+        leaving = self._leaving
+        if leaving is not None:  # nobody is left that could be saving: no more grace
+            leaving.stop(grace_s=0.0)
+        self._queue.put(asked)
+
     @property
     def _attempt_folder(self) -> Path:
         return self._folder.attempt(len(self.record.attempts))
@@ -234,12 +245,20 @@ class Supervisor:
 
     def _exited(self, seen: ProcessExited) -> Iterator[Event]:
         yield from self._observer.close(self._now, well=seen.returncode == 0)
+        log_error = self._running.log_error if self._running else None
+        self._leaving = self._running
         self._end_processes(grace_s=GRACE_LEFTOVERS_S)
+        self._leaving = None
         attempt = self.record.last
         verdict = verdict_of(attempt, seen.returncode)
         self._folder.keep(self._attempt_folder / "verdict.json", mask_verdict(verdict))
+        self._folder.forget_output(attempt.number)
         yield Exited(
-            t=self._now, attempt=attempt.number, returncode=seen.returncode, verdict=verdict
+            t=self._now,
+            attempt=attempt.number,
+            returncode=seen.returncode,
+            verdict=verdict,
+            log_error=log_error,
         )
 
     def _end_processes(self, *, grace_s: float) -> None:
@@ -268,6 +287,7 @@ class Supervisor:
 
     def _launch(self, action: Launch) -> None:
         number = len(self.record.attempts) + 1
+        probe = probe_of(self._job, action.plan) if action.probe else None
         mark = f"{self._mark}-{number}"
         self._layout = self._adapter.layout(self._job)
         self._stamp = stamp(self._layout) if self._layout else {}
@@ -284,10 +304,11 @@ class Supervisor:
                 purpose=action.purpose,
                 path=action.path,
                 undone=action.undone,
+                probe=probe,
             )
         )
         folder = self._attempt_folder
-        self.command = self._adapter.write(self._job, action.plan, str(folder), action.begins)
+        self.command = self._command(action.plan, probe, action.begins)
         self._folder.keep(folder / "command.json", _shown(self.command))
         self._observer = self._new_observer(number)
         self._running = self._engine.start(
@@ -306,6 +327,16 @@ class Supervisor:
                 cgroup=self._running.cgroup,
             )
         )
+
+    def _command(self, plan: Plan, probe: Probe | None, begins: Continuation | None) -> Command:
+        """Write what an attempt runs; a probe has nothing of the run, and leaves nothing in it."""
+        folder, job = str(self._attempt_folder), self._job
+        if probe is None:
+            return self._adapter.write(job, plan, folder, begins)
+        output = str(self._folder.output(self.record.last.number))
+        command = self._adapter.write(self._adapter.aside(job, output), plan, folder)
+        limits = inside.probing(steps=probe.steps, tokens=probe.tokens)
+        return replace(command, env={**command.env, **limits})
 
     def _new_observer(self, number: int) -> Observer:
         limits = self.record.limits
@@ -345,8 +376,8 @@ class Supervisor:
     @contextmanager
     def _signals_taken(self) -> Iterator[None]:
         def take(signum: int, _frame: FrameType | None) -> None:
-            # Not put(): a full queue would block the very thread that empties it.
-            threading.Thread(target=self._queue.put, args=(_Asked(signum),), daemon=True).start()
+            # Not here: a full queue would block the very thread that empties it.
+            self._in_background(lambda: self._hear(_Asked(signum)))
 
         taken = [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1]
         if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # as `nohup` leaves it

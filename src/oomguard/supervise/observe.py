@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
-from oomguard.events import Event, Growing, Noticed, Progress
+from oomguard.events import Event, Growing, Noticed, Probed, Progress
 from oomguard.evidence.log import LogScanner
 from oomguard.evidence.verdict import Finding, Kind, Phase, Witness
 from oomguard.process.events import Kernel, Output, Report, ShellEvent
@@ -87,6 +87,12 @@ class Observer:
             self._caught.pop(pid, None)
             yield progress
             yield from self._notice([self._finding(message)], t)
+        elif kind == "probe":
+            yield progress
+            yield Probed(
+                t=t, attempt=self._attempt, pid=pid, rank=progress.rank,
+                longest=message.get("longest"),
+            )  # fmt: skip
         elif kind == "bye" or self._is_news(progress):
             yield progress
             yield from self._went_on(progress)

@@ -9,6 +9,7 @@ from .channel import Channel
 from .endings import Endings, watch_children
 from .hooks import hook_libraries, hook_torch
 from .patches import Patches
+from .probe import hook_batches, hook_end, probe_from
 from .reporter import Reporter
 
 TYPE_CHECKING = False
@@ -37,7 +38,12 @@ def install(
         endings.install()
         reporter.before_line = endings.keep_excepthook
         reporter.hello()
+        probe = probe_from(os.environ)
+        if probe is not None:
+            hook_batches(torch, finder, patches, probe)
         hook_torch(torch, patches)
+        if probe is not None:
+            hook_end(torch, patches, probe)
         watch_children(torch, patches)
         hook_libraries(finder, patches)
         limit_bytes = cap_from(os.environ)
