@@ -109,9 +109,9 @@ class Job:
     lengths: Lengths | None = None
     bfloat16: bool = True
     files: Mapping[str, str] = field(default_factory=dict)
+    inside: bool = True
 
     @property
     def global_batch(self) -> int:
         """Samples of one optimizer step over all ranks: the invariant of every walk."""
         return self.asked.rank_batch * self.world.size
-    inside: bool = True

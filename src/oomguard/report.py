@@ -37,6 +37,7 @@ class AttemptReport:
     seconds: float | None
     optimizer_steps: int
     returncode: int | None
+    log_error: str | None = None
     stopped: str | None
     verdict: Verdict | None
     host_peak_bytes: int | None

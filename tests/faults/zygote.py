@@ -4,9 +4,9 @@ Answers with the pid, then with the exit code (negative for a signal). `at` is t
 event, or `kind:number` for another than the first; `do` is what happens right after that event is
 on the disk: `kill` (SIGKILL to oomguard itself), the name of a signal to it, `wait` (until the file
 `go` is there) or nothing; `kill-before` kills before the event is there. The environment
-CLOCK_BACK=1 sets the time of day back at each look, NOHUP=1 ignores SIGHUP. All this saves
-the matrix of faults the import
-of oomguard for each run.
+CLOCK_BACK=1 sets the time of day back at each look, NOHUP=1 ignores SIGHUP, LEFTOVERS_S is what
+those get that outlive the job's main process. All this saves the matrix of faults the import of
+oomguard for each run.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from pathlib import Path
 from oomguard.cli.main import main
 from oomguard.events import event_to_json
 from oomguard.store import RunFolder
+from oomguard.supervise import loop
 
 
 class Fault:
@@ -69,6 +70,8 @@ def run(request: dict) -> None:
     if request["env"].get("CLOCK_BACK"):
         days = itertools.count()
         time.time = lambda: 2e9 - 86400.0 * next(days)
+    if request["env"].get("LEFTOVERS_S"):
+        loop.GRACE_LEFTOVERS_S = float(request["env"]["LEFTOVERS_S"])
     code = 70
     try:
         code = main(request["words"])

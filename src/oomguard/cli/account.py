@@ -135,6 +135,8 @@ class Account:
         good = passed or not _bad(event.verdict)
         line = _exit_line(attempt, mask_verdict(event.verdict))
         self._line(line, "green" if good else "red")
+        if event.log_error is not None:
+            self._line(f"its log ends early: {event.log_error}", "yellow")
         if passed:
             self._line(_measured_line(attempt, record.predicted_for(attempt.plan)))
 

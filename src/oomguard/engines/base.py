@@ -18,6 +18,11 @@ class Running(Protocol):
     kernel_watched: bool
     cgroup: str | None
 
+    @property
+    def log_error(self) -> str | None:
+        """Why the log ends early, None if it does not."""
+        ...
+
     def signal(self, signum: int) -> None:
         """Send a signal to every process of the attempt."""
         ...

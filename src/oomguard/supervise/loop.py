@@ -188,7 +188,7 @@ class Supervisor:
 
     def _hear(self, asked: _Asked) -> None:
         leaving = self._leaving
-        if leaving is not None:  # nobody is left that could be saving: no more grace
+        if leaving is not None and asked.signum == signal.SIGINT:  # somebody waits for an answer
             leaving.stop(grace_s=0.0)
         self._queue.put(asked)
 

@@ -17,7 +17,7 @@ VARIABLE = "OOMGUARD_RESUME"
 
 def go_on(module: Any, checkpoint: str | None) -> None:
     """Have the first call of `Trainer.train` begin at a checkpoint unless it names one itself."""
-    trainer = getattr(module, "Trainer", None)
+    trainer: Any = getattr(module, "Trainer", None)
     original, waiting = getattr(trainer, "train", None), [checkpoint]
     if original is None or not checkpoint:
         return
