@@ -8,7 +8,8 @@ import shutil
 import signal
 import subprocess
 import sys
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -113,14 +114,8 @@ def a_full_disk_is_the_jobs_own_failure_when_it_saves(cell):
 
 
 def the_disk_of_the_run_folder_is_full_when_memory_runs_out(cell):
-    runs = cell.folder / "oomguard-runs"
-    runs.mkdir()
-    small = ("mount", "-t", "tmpfs", "-o", f"size={ROOM_BYTES + (8 << 20)}", "tmpfs", str(runs))
-    if subprocess.run(small, capture_output=True, check=False).returncode != 0:
-        pytest.skip("no file system may be mounted here")
-    try:
-        cell.env = {"HOLD_AT": "4", **OOM_AT_5}
-        ballast = runs / "ballast"
+    cell.env = {"HOLD_AT": "4", **OOM_AT_5}
+    with small_disk(cell) as ballast:
         with cell.launched():
             cell.wait_held()
             fill_up(ballast)
@@ -131,6 +126,34 @@ def the_disk_of_the_run_folder_is_full_when_memory_runs_out(cell):
         assert cell.resume() == 0, cell.said
         assert cell.kinds.count("device_oom") == 1
         assert cell.is_trained()
+
+
+def a_log_that_fills_the_disk_ends_early_and_the_job_goes_on(cell):
+    code = (
+        "open('held', 'w').close()\nwhile not os.path.exists('go'): time.sleep(0.01)\n"
+        "for n in range(100): print('x' * 100000)"
+    )
+    with small_disk(cell) as ballast:
+        with cell.launched(job=script(cell, code)):
+            cell.wait_held()
+            fill_up(ballast)
+            (cell.folder / "go").touch()
+        assert cell.codes == [0], cell.said
+        assert "its log ends early: No space left on device" in cell.said
+        assert cell.report["attempts"][0]["log_error"] == "No space left on device"
+        assert cell.said.count("x" * 100000) == 100
+
+
+@contextmanager
+def small_disk(cell: Cell) -> Iterator[Path]:
+    """Have the run folders on a disk with little more room than they need; give a file on it."""
+    runs = cell.folder / "oomguard-runs"
+    runs.mkdir()
+    small = ("mount", "-t", "tmpfs", "-o", f"size={ROOM_BYTES + (8 << 20)}", "tmpfs", str(runs))
+    if subprocess.run(small, capture_output=True, check=False).returncode != 0:
+        pytest.skip("no file system may be mounted here")
+    try:
+        yield runs / "ballast"
     finally:
         subprocess.run(["umount", str(runs)], check=True)
 
@@ -266,6 +289,7 @@ SCENARIOS = (
     the_output_folder_vanishes,
     a_full_disk_is_the_jobs_own_failure_when_it_saves,
     the_disk_of_the_run_folder_is_full_when_memory_runs_out,
+    a_log_that_fills_the_disk_ends_early_and_the_job_goes_on,
     the_clock_is_set_back,
     a_port_in_use_is_the_jobs_own_failure,
     the_limit_is_lowered_under_the_job,
