@@ -91,6 +91,32 @@ def test_a_launcher_that_reports_from_inside_is_no_root(text: str) -> None:
     assert not is_shortage(replace(INSIDE_ERROR, text=text))
 
 
+CONVERSION = "RuntimeError: We encountered some issues during automatic conversion of the weights. For details look at the `CONVERSION` entries of the above report!"
+
+
+@pytest.mark.parametrize(
+    ("cause", "kind"),
+    [
+        ("RuntimeError: DefaultCPUAllocator: can't allocate memory: you tried to allocate 16777216 bytes.", Kind.HOST_OOM),
+        (OOM.strip(), Kind.DEVICE_OOM),
+        ("ValueError: Blocksize must be a power of two", Kind.NOT_OOM),
+    ],
+)  # fmt: skip
+def test_weights_that_a_loader_could_not_convert_failed_of_what_it_printed(
+    cause: str, kind: Kind
+) -> None:
+    log = (
+        "Traceback (most recent call last):\n"
+        f"{cause}\n"
+        "Error: Bnb8bitQuantize on tensors destined for model.layers.9.mlp.up_proj.weight.\n"
+        f"{CONVERSION}\n"
+    )
+    verdict = judge([*read(log), replace(INSIDE_ERROR, text=CONVERSION, phase=Phase.LOAD)], 1)
+    assert verdict.kind is kind
+    assert verdict.root == cause
+    assert verdict.phase is Phase.LOAD
+
+
 def test_a_loaders_worker_killed_under_a_watched_kernel_is_no_shortage() -> None:
     error = replace(INSIDE_ERROR, text="DataLoader worker (pid 41) is killed by signal: Killed. ")
     verdict = judge([error], 1, kernel_watched=True)

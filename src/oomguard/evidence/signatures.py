@@ -27,7 +27,7 @@ class Reading(str, Enum):
     )
     ERROR = "error"  # a failure that is not of memory
     SYMPTOM = "symptom"  # what other processes say after the root
-    WRAPPER = "wrapper"  # a launcher repeating that something below it failed
+    WRAPPER = "wrapper"  # a launcher or a loader repeating that something below it failed
     TEARDOWN = "teardown"  # noise of processes that end
     HANDLED = "handled"  # the program caught a shortage and goes on
     COMPLETED = "completed"  # the training reached its end
@@ -102,6 +102,7 @@ LOOK_ALIKES = _rows(
     ("jvm-heap", "outofmemoryerror", r"java\.lang\.OutOfMemoryError", "OpenJDK: the heap that -Xmx sets"),
     ("kv-cache-share", "no available memory", r"No available memory for the cache blocks", "vllm-project/vllm: wants a larger share"),
     ("file-descriptors", "error", r"Error.{0,200}Too many open files|Too many open files.{0,200}[Ee]rror", "ulimit -n"),
+    ("port-in-use", "error", r"(?i)error.{0,250}\baddress already in use\b", "errno 98, and pytorch/pytorch TCPStore.cpp"),
     ("multimodal-tokens", "error", r"Image features and image tokens do not match", "hiyouga/LLaMA-Factory#5964"),
 )  # fmt: skip
 
@@ -241,6 +242,7 @@ _NOISE = (
         ("child-failed", "error", r"\bChildFailedError\b|\bCalledProcessError\b|\bProcessRaisedException\b|\bProcessExitedException\b", "pytorch/pytorch elastic, CPython subprocess"),
         ("launcher-exit", "exit", r"failed \(exitcode: -?\d+\)|exitcode\s*: ?-?\d+|exits with return code = -?[1-9]|non-zero exit (?:status|code)", "launchers"),
         ("launcher-rc", "rc=", r"\brc=-?[1-9]\d*\b", "scripts"),
+        ("weights-not-converted", "error: we encountered some issues during automatic conversion", r"Error: We encountered some issues during automatic conversion of the weights", "huggingface/transformers 5 utils/loading_report.py: prints what each weight failed of, then this"),
     ),
     *_rows(
         Reading.ERROR, Kind.NOT_OOM,
