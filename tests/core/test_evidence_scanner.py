@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
 
+import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
@@ -125,6 +126,22 @@ def test_ranks_are_told_apart() -> None:
     error, shortage = (f for f in scan(log) if f.signature != "traceback")
     assert (error.rank, error.phase) == (0, Phase.FORWARD)
     assert (shortage.rank, shortage.phase) == (1, Phase.BACKWARD)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        "torch.distributed.DistNetworkError: port: 29500, message: address already in use",
+        "torch.distributed.DistStoreError: Timed out after 301 seconds waiting for clients",
+    ],
+)
+def test_a_rendezvous_that_fails_is_named_and_not_the_frame_it_failed_in(error: str) -> None:
+    log = (
+        "Traceback (most recent call last):\n"
+        '  File "torch/rendezvous.py", line 67, in next_rendezvous\n    self._store = TCPStore(\n'
+    )
+    verdict = explain([f"{log}{error}\n".encode()], 1)
+    assert (verdict.kind, verdict.root) == (Kind.NOT_OOM, error)
 
 
 def test_a_hundred_thousand_shortages_leave_few_findings_and_the_last() -> None:

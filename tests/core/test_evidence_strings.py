@@ -124,6 +124,7 @@ NOT_SHORTAGES = [
     '        "OOMKilled": false,',
     "OSError: [Errno 28] No space left on device: '/data/out/checkpoint-500/optimizer.pt'",
     "OSError: [Errno 24] Too many open files",
+    "OSError: [Errno 98] Address already in use",
     "grpc._channel._InactiveRpcError: RESOURCE_EXHAUSTED: Received message larger than max (5000000 vs. 4194304)",
     "openai.RateLimitError: RESOURCE_EXHAUSTED: Quota exceeded",
     "java.lang.OutOfMemoryError: Java heap space",

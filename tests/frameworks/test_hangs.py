@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -20,8 +21,14 @@ def python():
     return environment("hf")
 
 
-def launch(folder: Path, python: Path, *options: str, job: tuple[str, ...] = ()):
-    torchrun = [str(python.with_name("torchrun")), "--nproc-per-node", "2", str(JOB)]
+def launch(
+    folder: Path,
+    python: Path,
+    *options: str,
+    job: tuple[str, ...] = (),
+    ranks: tuple[str, ...] = (),
+):
+    torchrun = [str(python.with_name("torchrun")), "--nproc-per-node", "2", *ranks, str(JOB)]
     flags = ["--per_device_train_batch_size", "8", "--sample_mib", str(SAMPLE_MIB), *job]
     oomguard = [sys.executable, "-m", "oomguard", "launch", *options, "--name", "run"]
     return subprocess.run(
@@ -85,3 +92,16 @@ def test_a_rank_that_stops_stepping_without_a_word_is_a_failure_and_not_retried(
     assert len(events(tmp_path, "planned")) == 1
     (finished,) = events(tmp_path, "finished")
     assert finished["reason"] == "no sign of life from the job for 4 s"
+
+
+def test_a_port_that_is_taken_is_told_as_what_it_is_and_not_retried(tmp_path, python):
+    with socket.create_server(("", 0)) as taken:
+        port = taken.getsockname()[1]
+        at = ("--master_addr", "127.0.0.1", "--master_port", str(port))
+        ended = launch(tmp_path, python, ranks=at)
+    assert ended.returncode == 1
+    (exited,) = events(tmp_path, "exited")
+    assert exited["verdict"]["kind"] == "not_oom"
+    (finished,) = events(tmp_path, "finished")
+    assert "address already in use" in finished["reason"]
+    assert f"port: {port}" in finished["reason"]

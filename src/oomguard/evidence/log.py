@@ -21,6 +21,7 @@ from oomguard.evidence.context import (
 from oomguard.evidence.figures import Stated, read_figures
 from oomguard.evidence.match import candidates, is_caught, match_line, shortage_in
 from oomguard.evidence.signatures import (
+    BY_ID,
     DRIVER_FORMS,
     ROOTS,
     SIGNATURES,
@@ -41,6 +42,7 @@ _LAST_PER_SIGNATURE = 16
 _STEPS_THAT_SHOW_PROGRESS = 3
 _WATCHED_LINES = 10_000
 _PIECE_OF_LINE = re.compile(rb"[^\r\n]+")
+_EXCEPTION, _LAST_LINES = BY_ID["python-exception"].pattern, 5
 _PROGRESS_BAR = re.compile(r"\d+%\||it/s|s/it")
 
 #: Some programs say that they recover before they print from what (fairseq).
@@ -282,7 +284,7 @@ class LogScanner:
         if at is not None:
             yield _progress(PROGRESS, at, step_of(at.text), self._line, handled=False)
         frames = traceback_before(lines, None).frames
-        if frames:
+        if frames and not any(_EXCEPTION.match(line.text) for line in lines[-_LAST_LINES:]):
             file, name = frames[-1]
             yield Finding(
                 witness=Witness.LOG, kind=Kind.NOT_OOM, signature=FRAMES, line=self._line,
