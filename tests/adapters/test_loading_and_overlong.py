@@ -42,18 +42,19 @@ TABLE = [
 
 
 @pytest.mark.parametrize(
-    ("name", "argv", "text", "does", "can"), TABLE, ids=[f"{r[0]}-{n}" for n, r in enumerate(TABLE)]
+    ("name", "job", "does", "can"),
+    [(row[0], row[1:3], *row[3:]) for row in TABLE],
+    ids=[f"{row[0]}-{number}" for number, row in enumerate(TABLE)],
 )
 def test_long_samples_and_whether_they_can_be_chunked(
     bench: Callable[..., Any],
     name: str,
-    argv: str,
-    text: str | None,
+    job: tuple[str, str | None],
     does: Overlong | None,
     can: bool,
 ) -> None:
     table = bench(adapter_named(name))
-    job = table.job(argv, text)
+    job = table.job(*job)
     assert job.asked.overlong is does
     plan = replace(job.asked, overlong=CHUNKED)
     refused = table.adapter.refuses(job, plan)

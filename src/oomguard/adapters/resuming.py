@@ -12,7 +12,7 @@ from oomguard.adapters.knobs import Key, anything, flag, number
 from oomguard.adapters.settings import Settings
 from oomguard.checkpoint import Continuation, Layout, Mode
 from oomguard.job import Job
-from oomguard.plan import Plan
+from oomguard.plan import Overlong, Plan
 
 RESUME: Key[object] = Key(name="resume_from_checkpoint", decode=anything, default=None)
 OVERWRITE = flag("overwrite_output_dir")
@@ -28,7 +28,10 @@ _STATEFUL = {
     "lora_rank": "the LoRA rank changes",
     "tuning": "what is trained changes",
     "frozen": "what is frozen changes",
+    "embedding_rows": "what is trained changes",
 }
+#: With these the length decides which samples there are, and a resume skips by their number.
+_OTHER_SAMPLES = (Overlong.CHUNKED, Overlong.DROPPED)
 
 
 def saves(settings: Settings) -> bool:
@@ -65,8 +68,12 @@ def keeps(settings: Settings, before: Plan, after: Plan, *, packs: bool) -> tupl
     """
     if SAVE_ONLY_MODEL.of(settings):
         return Mode.RESTART, "the checkpoints hold no optimizer state (save_only_model)"
-    if packs and before.sequence_length != after.sequence_length:
-        return Mode.RESTART, "samples are packed, and the sequence length changes"
+    limits = [(plan.sequence_length, plan.overlong) for plan in (before, after)]
+    if limits[0] != limits[1]:
+        if packs:
+            return Mode.RESTART, "samples are packed, and the sequence length changes"
+        if before.overlong in _OTHER_SAMPLES or after.overlong in _OTHER_SAMPLES:
+            return Mode.RESTART, "the sequence length changes which samples there are"
     changed = (
         why for field, why in _STATEFUL.items() if getattr(before, field) != getattr(after, field)
     )

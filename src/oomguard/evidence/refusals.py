@@ -25,6 +25,14 @@ _PATTERNS = (
     r"No module named '?(?:deepspeed|bitsandbytes|liger_kernel)",
     r"(?:requires|needs|install).{0,40}(?:deepspeed|bitsandbytes|liger)",  # transformers
     r"unexpected keyword argument",
+    r"invalid choice",  # argparse: an older version without the word
+    r"values that mismatch TrainingArguments",  # transformers, of a DeepSpeed file
+    r"Torch not compiled with CUDA enabled",  # PEFT's staged LoftQ, where there is no GPU
+    r"(?:missing|lacks) \d+ required positional argument",  # PEFT 0.21's LoftQ on an embedding
+    r"Only 4.bit quantization supported at the moment",  # PEFT's replace_lora_weights_loftq
+    r"ensure that there is a \(sharded\) safetensors file",  # the same
+    r"Bitsandbytes only accepts",  # LLaMA-Factory
+    r"cannot fine-?tune|cannot perform fine-tuning on purely quantized",  # transformers
 )
 _REFUSAL = re.compile("|".join(_PATTERNS), re.IGNORECASE)
 
