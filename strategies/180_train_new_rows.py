@@ -30,6 +30,6 @@ STRATEGY = Strategy(
     fidelity=NEW_RECIPE,
     remedies=frozenset({Remedy(kind=Kind.DEVICE_OOM, phases=TRAINING)}),
     change=change,
-    otherwise="no new tokens make the framework train the embedding in full",
+    otherwise="neither embedding nor output head is trained in full beside an adapter",
     tell=tell,
 )

@@ -87,9 +87,9 @@ class Job:
     rungs may need which that interpreter can import. `asked` is the plan in the user's own
     settings, with the framework's defaults filled in. `output_dir` is where checkpoints go. `files`
     holds the texts of further files of the user's that an adapter edits, by absolute path.
-    `trained_embeddings` names the matrices over the vocabulary that new tokens make the framework
-    train in full, `lengths` is known where the data could be read, `bfloat16` says whether the
-    device computes in it, `inside` whether the reporter will be in the job's processes.
+    `trained_embeddings` names the matrices over the vocabulary that are trained in full beside an
+    adapter, as for new tokens; `lengths` is known where the data could be read, `bfloat16` says
+    whether the device computes in it, `inside` whether the reporter will be in its processes.
     """
 
     framework: str

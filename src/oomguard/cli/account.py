@@ -74,7 +74,7 @@ class Account:
                 self._line(_job_line(event.job))
                 if event.job.trained_embeddings:
                     names = " and ".join(event.job.trained_embeddings)
-                    self._line(f"new tokens make it train {names} in full, beside the adapter")
+                    self._line(f"{names} will be trained in full, beside the adapter")
             case Resumed() | CutShort():
                 self._line(_taken_over_line(event, record))
             case Planned():

@@ -33,7 +33,8 @@ def command(ladder: str | None, strategies: Path | None, markdown: bool, as_json
         row = _row(strategy)
         answers = ", ".join(strategy_remedies(strategy)) or "applied before the first attempt"
         click.echo(f"{strategy.id:<{width}}  {row['fidelity']:<11}  {strategy.summary}")
-        click.echo(f"{'':<{width}}  {'':<11}  for: {answers}")
+        told = f"for: {answers}; passed over where {strategy.otherwise}"
+        click.echo(f"{'':<{width}}  {'':<11}  {told}")
 
 
 def table(rungs: Sequence[Strategy]) -> str:
