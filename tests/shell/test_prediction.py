@@ -214,9 +214,11 @@ def test_batches_are_as_long_as_the_longest_sample_that_the_tokenizer_counted():
     assert question.batched(LORA).sequence_length == 700
     assert "700 tokens" in Predictor()(question).notes[-1]
     mixed = replace(lengths, sorted_tokens=(90, 100, 700))
-    step = request.variant(ask(LORA, lengths=mixed), LORA)
-    assert step is not None
-    assert step["recipe"]["lengths"] == [[700], [100]]
+    for accumulation, last_of_the_second_step in ((1, [[100], [700]]), (8, [[700], [100]])):
+        plan = replace(LORA, accumulation=accumulation)
+        step = request.variant(ask(plan, lengths=mixed), plan)
+        assert step is not None
+        assert step["recipe"]["lengths"] == last_of_the_second_step
     guessed = replace(lengths, counted_by="4 characters a token")
     assert ask(LORA, lengths=guessed).batched(LORA) == LORA
     packed = replace(lengths, filled=True)

@@ -115,14 +115,18 @@ def _before(version: str | None, limit: tuple[int, ...]) -> bool | None:
 
 
 def _lengths(question: Question, step: Plan) -> dict[str, object]:
-    """Give the longest batch and a typical one, where the data's lengths are known."""
+    """Give the longest batch and a typical one, where the data's lengths are known.
+
+    The longest meets the optimizer's state in the second step: it is traced last.
+    """
     lengths, longest = question.job.lengths, step.sequence_length
     if question.batched(step) != step or lengths is None or longest is None:
         return {}
     typical = min(longest, lengths.sorted_tokens[len(lengths.sorted_tokens) // 2])
     if typical == longest or question.recipe.padded or lengths.filled:
         return {}
-    return {"lengths": [[longest] * step.micro_batch, [typical] * step.micro_batch]}
+    batches = [[longest] * step.micro_batch, [typical] * step.micro_batch]
+    return {"lengths": batches if step.accumulation > 1 else batches[::-1]}
 
 
 def _lora(lora: Lora, plan: Plan) -> dict[str, object]:

@@ -4,10 +4,13 @@
 
 from __future__ import annotations
 
+from functools import partial
+from itertools import islice
 from typing import Any
 
 import torch
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 from . import lora
 from .batches import causal
@@ -154,6 +157,7 @@ def _quantize(model: Any, variant: Variant) -> None:
     compute = half(variant.precision) or torch.float32
     head = next((p for p, m in model.named_modules() if m is model.get_output_embeddings()), "")
     quantize(model, variant.quantization, compute, skip=(head,) if head else ())
+    model.is_quantized = True  # PEFT then leaves the inputs of towers without a gradient
     for module in model.modules():
         if hasattr(module, "keeps_input"):
             module.keeps_input = variant.bitsandbytes_keeps_input
@@ -176,9 +180,29 @@ def _checkpoint(model: Any, variant: Variant) -> None:
     reentrant = variant.use_reentrant
     if reentrant is None:
         reentrant = variant.framework in ("llamafactory", "qwen")
-    model.gradient_checkpointing_enable({"use_reentrant": reentrant, "preserve_rng_state": False})
+    how = {"use_reentrant": reentrant, "preserve_rng_state": False}
+    if variant.framework == "llamafactory":
+        again = _where_trained(partial(checkpoint, **how))
+        model._set_gradient_checkpointing(enable=True, gradient_checkpointing_func=again)
+        return
+    model.gradient_checkpointing_enable(how)
     if reentrant:
         model.enable_input_require_grads()
+
+
+def _where_trained(again: Any) -> Any:
+    """LLaMA-Factory checkpoints the layers that have something to train, no frozen tower's."""
+
+    def run(layer: Any, *args: Any, **kwargs: Any) -> Any:
+        module = getattr(layer, "func", layer).__self__
+        if not any(parameter.requires_grad for parameter in module.parameters()):
+            return layer(*args, **kwargs)
+        floats = (arg for arg in args if torch.is_tensor(arg) and arg.is_floating_point())
+        for hidden in islice(floats, 1):
+            hidden.requires_grad_(True)
+        return again(layer, *args, **kwargs)
+
+    return run
 
 
 def _train(model: Any, variant: Variant, head: Any, towers: dict[str, str]) -> nn.Module:

@@ -66,8 +66,8 @@ def _trainer(
 ) -> None:
     """Follow transformers' Trainer: the loss is detached, nothing of a forward outlives it."""
     batches = _batches(variant)
-    for _ in range(variant.steps):
-        for _ in range(_accumulation(variant)):
+    for step in range(variant.steps):
+        for _ in range(_micro_batches(variant, step)):
             _training_step(built, variant, next(batches))
             naming.gradients()
         with naming.stepping():
@@ -96,8 +96,8 @@ def _compute_loss(built: Built, inputs: dict[str, Any]) -> torch.Tensor:
 def _plain(built: Built, variant: Variant, optimizer: optimizers.Optimizer, naming: Naming) -> None:
     """Follow a script's own loop: inputs, outputs and loss live until the next iteration's."""
     batches = _batches(variant)
-    for _ in range(variant.steps):
-        for _ in range(_accumulation(variant)):
+    for step in range(variant.steps):
+        for _ in range(_micro_batches(variant, step)):
             inputs = built.batch(variant, next(batches))
             with _autocast(variant):
                 outputs = built.forward(inputs)
@@ -116,8 +116,8 @@ def _litgpt(
 ) -> None:
     """Follow LitGPT's `fit`: the logits of an iteration live until the next one's are there."""
     batches = _batches(variant)
-    for _ in range(variant.steps):
-        for _ in range(_accumulation(variant)):
+    for step in range(variant.steps):
+        for _ in range(_micro_batches(variant, step)):
             batch = built.batch(variant, next(batches))
             with _autocast(variant):
                 logits = built.forward(batch)
@@ -158,9 +158,9 @@ def _step_in_backward(trained: list[nn.Parameter]) -> None:
         parameter.register_post_accumulate_grad_hook(drop)
 
 
-def _accumulation(variant: Variant) -> int:
-    """Two micro batches show all that any further one would."""
-    return min(variant.accumulation, 2)
+def _micro_batches(variant: Variant, step: int) -> int:
+    """Give one for the first step, whose states come at its end; two show all that more would."""
+    return min(variant.accumulation, 2) if step else 1
 
 
 def _clip(parameters: list[nn.Parameter], variant: Variant) -> None:
