@@ -18,7 +18,7 @@ from pathlib import Path
 
 import platformdirs
 import yaml
-from assets import QUICKSTART
+from assets import QUICKSTART, RECIPES
 from caps import peak_data_bytes
 from environments import environment
 from filelock import FileLock
@@ -57,38 +57,13 @@ report_to: none
 use_cpu: true
 """
 
-_LITGPT = """\
-# A LoRA fine-tune of a tiny Llama; these comments are the user's own.
-checkpoint_dir: model
-out_dir: out
-precision: 32-true
-devices: 1
-
-data:
-  class_path: litgpt.data.JSON
-  init_args:
-    json_path: data/train.json
-    val_split_fraction: 0.05
-    num_workers: 0
-
-train:
-  # what one optimizer step is made of
-  global_batch_size: 16
-  micro_batch_size: 16  # all at once
-  max_steps: 3
-  epochs: 4
-  lr_warmup_steps: 1
-  max_seq_length: 256
-  save_interval: 100
-
-eval:
-  interval: 100
-  max_iters: 1
-  max_new_tokens: 2
-  initial_validation: false
-  final_validation: false
-logger_name: csv
-"""
+#: LitGPT's recipe, with model, data and output in the job's own folder.
+_LITGPT = (
+    (RECIPES / "litgpt" / "tiny.yaml")
+    .read_text()
+    .replace("tiny/litgpt/", "")
+    .replace("out/litgpt", "out")
+)
 
 _HF_FLAGS = """\
 # What is trained, and on what.

@@ -57,14 +57,14 @@ class Launched:
     def configs(self) -> Iterator[dict[str, Any]]:
         """Give the config of each attempt as it was launched."""
         for number in range(1, len(self.attempts) + 1):
-            yield yaml.safe_load((self.attempt(number) / "train.yaml").read_text())
+            yield yaml.safe_load((self.attempt(number) / self.job.config.name).read_text())
 
     def attempt(self, number: int) -> Path:
         return self.run / "attempts" / f"{number:03}"
 
     @property
     def final(self) -> Path:
-        return self.run / "final" / "train.yaml"
+        return self.run / "final" / self.job.config.name
 
     def final_command(self) -> list[str]:
         """Give the command that is to be typed to have the run again."""
@@ -99,8 +99,9 @@ def launch(job: TinyJob, *words: str) -> Launched:
 
 def again(job: TinyJob, folder: Path) -> TinyJob:
     """Give the same job in another folder, without making model and data once more."""
-    for name in ("model", "data"):
-        (folder / name).symlink_to(job.folder / name)
+    for name in ("model", "data", "tiny", "recipes", "tests"):
+        if (job.folder / name).exists():
+            (folder / name).symlink_to(job.folder / name)
     config = folder / job.config.name
     config.write_text(job.config.read_text())
     return replace(job, folder=folder, config=config)

@@ -1,4 +1,4 @@
-"""LLaMA-Factory jobs on tiny multimodal models, in its environment with an overlay.
+"""The recipes' twins on tiny multimodal models: LLaMA-Factory's environment with an overlay.
 
 The overlay holds what processors of pictures and sounds import. torchvision has no build for
 torch's CPU package here: its own operators do not load, so the file that describes them is left
@@ -10,14 +10,13 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
-from dataclasses import replace
 from pathlib import Path
 
 import platformdirs
-import yaml
 from environments import environment
 from filelock import FileLock
-from jobs import TinyJob, llamafactory_job
+from jobs import TinyJob
+from recipes import made_job
 
 PACKAGES = ("torchvision==0.28.0", "pillow==13.0.0")
 _TORCHAUDIO = '''\
@@ -36,14 +35,7 @@ def load(path):
         samples = torch.frombuffer(raw, dtype=torch.int16).float() / 32768
         return samples.reshape(-1, file.getnchannels()).T, file.getframerate()
 '''
-SETTINGS = {
-    "model_name_or_path": "model",
-    "cutoff_len": 1024,
-    "per_device_train_batch_size": 2,
-    "max_steps": 2,
-}
-VISION = {"template": "qwen2_vl", "image_max_pixels": 448 * 448}
-AUDIO = {"template": "qwen2_audio"}
+RECIPES = {"vision": "qwen2_5_vl_tiny.yaml", "audio": "qwen2_audio_tiny.yaml"}
 
 
 def overlay() -> Path:
@@ -62,30 +54,11 @@ def overlay() -> Path:
     return folder
 
 
-def multimodal_job(kind: str, folder: Path, **settings: object) -> TinyJob:
-    """Write a job on a tiny Qwen2.5-VL (`vision`) or Qwen2-Audio (`audio`)."""
-    job = llamafactory_job(folder)
-    env = {**job.env, "PYTHONPATH": str(overlay())}
-    make = Path(__file__).with_name("multimodal_assets.py")
-    for made in ("model", "data"):
-        shutil.rmtree(folder / made)
-    subprocess.run(
-        [job.python, make, kind, folder],
-        env=env,
-        check=True,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-    )
-    own = VISION if kind == "vision" else AUDIO
-    job = replace(job, name=kind, env=env)
-    return with_settings(job, **SETTINGS, **own, **settings)
-
-
-def with_settings(job: TinyJob, **settings: object) -> TinyJob:
-    """Change some keys of a job's config."""
-    config = {**yaml.safe_load(job.config.read_text()), **settings}
-    job.config.write_text(yaml.safe_dump(config, sort_keys=False))
-    return job
+def multimodal_job(kind: str, folder: Path) -> TinyJob:
+    """Give the twin on a tiny Qwen2.5-VL (`vision`) or Qwen2-Audio (`audio`)."""
+    make = ("recipes/llamafactory/make_multimodal.py", kind, f"tiny/{kind}")
+    name = f"llamafactory/{RECIPES[kind]}"
+    return made_job(name, kind, "llamafactory", folder, make=make, path=str(overlay()))
 
 
 def by_hand(job: TinyJob, *words: str) -> subprocess.CompletedProcess[str]:

@@ -1,4 +1,4 @@
-"""A real LitGPT LoRA job from out of memory to trained."""
+"""A real LitGPT LoRA job, the recipe's twin, from out of memory to trained."""
 
 from __future__ import annotations
 
@@ -7,14 +7,15 @@ import json
 import pytest
 import yaml
 from caps import run_capped
-from jobs import GLOBAL_BATCH, cap_bytes, litgpt_job
+from jobs import GLOBAL_BATCH, cap_bytes
 from launched import again, cap_for, changed_lines, check_failed_once, launch
+from recipes import path_of, recipe_job
 
 
 @pytest.fixture(scope="module")
 def walk(tmp_path_factory):
-    job = litgpt_job(tmp_path_factory.mktemp("litgpt"))
-    return launch(job, "--host-memory", str(cap_bytes(job)), "--", *job.argv)
+    job = recipe_job("litgpt/tiny.yaml", "litgpt", "litgpt", tmp_path_factory.mktemp("litgpt"))
+    return launch(job, path_of(job), "--host-memory", str(cap_bytes(job)))
 
 
 def test_it_runs_out_at_16_and_8_and_is_trained_at_4(walk):
@@ -22,7 +23,7 @@ def test_it_runs_out_at_16_and_8_and_is_trained_at_4(walk):
     assert walk.micro_batches == [16, 8, 4]
     assert walk.kinds == ["host_oom", "host_oom", "ok"]
     assert walk.attempts[-1]["optimizer_steps"] == 3
-    assert (walk.job.folder / "out" / "final" / "lit_model.pth.lora").exists()
+    assert (walk.job.folder / "out" / "litgpt" / "final" / "lit_model.pth.lora").exists()
 
 
 def test_the_global_batch_is_the_same_in_every_attempt(walk):
@@ -38,7 +39,7 @@ def test_its_last_config_differs_from_the_users_in_what_was_changed(walk):
 
 def test_the_final_config_trains_by_hand_under_the_same_cap(walk):
     job = walk.job
-    trained = job.folder / "out" / "final" / "lit_model.pth.lora"
+    trained = job.folder / "out" / "litgpt" / "final" / "lit_model.pth.lora"
     trained.unlink()
     argv = (*job.argv[:-1], str(walk.final))
     done = run_capped(argv, cwd=job.folder, env=job.env, cap_bytes=cap_bytes(job))
@@ -48,16 +49,17 @@ def test_the_final_config_trains_by_hand_under_the_same_cap(walk):
 
 def test_a_file_that_says_its_command_and_its_cap_is_enough(walk, tmp_path):
     job = again(walk.job, tmp_path)
-    command = json.dumps([job.argv[0], "finetune_lora", "model"])
-    block = f"oomguard:\n  command: {command}\n  host_memory: {cap_for(job, 12)}\n"
-    job.config.write_text(block + job.config.read_text())
-    launched = launch(job, "train.yaml")
+    # The flag of the command beats the file: it is the flag that is edited.
+    words = [job.argv[0], "finetune_lora", "tiny/litgpt/model", "--train.micro_batch_size", "16"]
+    block = f"oomguard:\n  command: {json.dumps(words)}\n  host_memory: {cap_for(job, 12)}\n"
+    text = job.config.read_text().replace("micro_batch_size: 16", "micro_batch_size: 1")
+    job.config.write_text(block + text)
+    launched = launch(job, job.config.name)
     assert launched.code == 0, launched.err
     assert launched.micro_batches == [16, 8]
     assert launched.kinds == ["host_oom", "ok"]
-    final = yaml.safe_load(launched.final.read_text())
-    assert final["train"]["micro_batch_size"] == 8
-    assert "oomguard" not in final
+    assert "--train.micro_batch_size 8" in launched.report["command"]
+    assert "oomguard" not in yaml.safe_load(launched.final.read_text())
 
 
 def test_an_option_that_needs_cuda_is_the_jobs_own_error(walk, tmp_path):

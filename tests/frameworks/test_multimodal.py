@@ -13,7 +13,8 @@ from typing import Any
 import pytest
 from caps import peak_data_bytes
 from jobs import TinyJob, llamafactory_job
-from multimodal import by_hand, multimodal_job, with_settings
+from multimodal import by_hand, multimodal_job
+from recipes import path_of
 
 # The fixtures launch a job several times.
 pytestmark = [pytest.mark.extended, pytest.mark.timeout(1800)]
@@ -43,7 +44,7 @@ class Launched:
 
 
 def launch(job: TinyJob, name: str, *words: str) -> Launched:
-    asked = ("launch", job.config.name, "--name", name, "--no-predict", *words)
+    asked = ("launch", path_of(job), "--name", name, "--no-predict", *words)
     ended = subprocess.run(
         [sys.executable, "-m", "oomguard", *asked],
         cwd=job.folder,
@@ -65,13 +66,7 @@ def trainable(log: str) -> int:
 
 @pytest.fixture(scope="module")
 def vision(tmp_path_factory):
-    return multimodal_job(
-        "vision",
-        tmp_path_factory.mktemp("vision"),
-        finetuning_type="full",
-        freeze_vision_tower=False,
-        freeze_multi_modal_projector=False,
-    )
+    return multimodal_job("vision", tmp_path_factory.mktemp("vision"))
 
 
 @pytest.fixture(scope="module")
@@ -140,24 +135,31 @@ def test_the_shortest_cut_trains_and_one_below_the_media_tokens_does_not(vision,
     assert re.search(MISMATCH, broken.stdout), broken.stdout[-3000:]
 
 
-def test_an_audio_job_trains_and_new_tokens_are_named(audio):
-    with_settings(audio, add_tokens="<up>,<down>", lora_target="q_proj,v_proj")
-    run = launch(audio, "tokens")
+def test_an_audio_job_runs_out_then_trains_and_its_new_tokens_are_named(audio):
+    peaks = [
+        peak_data_bytes(audio.by_hand(micro), cwd=audio.folder, env=audio.env) for micro in (8, 2)
+    ]
+    assert peaks[0] > 1.05 * peaks[1], f"the batch saves too little to tell: {peaks}"
+    cap = ("--host-memory", str(sum(peaks) // 2), "--ladder", "halve_micro_batch")
+    run = launch(audio, "tokens", *cap)
     assert run.code == 0, run.told[-3000:]
+    assert run.named("exited")[0]["verdict"]["kind"] == "host_oom"
+    assert run.named("planned")[-1]["plan"]["micro_batch"] < 8
     job = run.named("run_started")[0]["job"]
     assert job["multimodal"] is True
     assert job["trained_embeddings"] == ["embed_tokens", "lm_head"]
     report = json.loads((run.run / "fit-report.json").read_text())
     assert report["trained_embeddings"] == ["embed_tokens", "lm_head"]
-    assert "new tokens make it train embed_tokens and lm_head in full" in run.told
-    named = re.search(r"Vocab has been resized, add (\S+) to trainable params", run.log(1))
+    assert "embed_tokens and lm_head will be trained in full" in run.told
+    log = run.log(len(run.named("planned")))
+    named = re.search(r"Vocab has been resized, add (\S+) to trainable params", log)
     assert named is not None
     assert set(named[1].split(",")) == {"embed_tokens", "lm_head"}
 
 
 def test_new_tokens_are_most_of_what_an_adapter_trains(tmp_path):
     job = llamafactory_job(tmp_path)
-    with_settings(job, max_steps=1, per_device_train_batch_size=1)
-    plain = trainable(by_hand(job).stdout)
-    added = trainable(by_hand(job, "add_tokens=<up>", "output_dir=with").stdout)
+    small = ("max_steps=1", "per_device_train_batch_size=1")
+    plain = trainable(by_hand(job, *small).stdout)
+    added = trainable(by_hand(job, *small, "add_tokens=<up>", "output_dir=with").stdout)
     assert added > 10 * plain

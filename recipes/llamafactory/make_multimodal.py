@@ -1,9 +1,9 @@
 """Tiny multimodal models with random weights, their real processors, and data: made offline.
 
-    PYTHON multimodal_assets.py {vision,audio} FOLDER
+    python recipes/llamafactory/make_multimodal.py {vision,audio} FOLDER
 
 The folder gets `model/` and `data/`, in the classes of transformers that the big ones use. Runs in
-LLaMA-Factory's Python with `overlay/` on its path.
+LLaMA-Factory's Python, which must have torchvision (pictures) or torchaudio (sounds), and pillow.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import sys
 import wave
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "recipes" / "quickstart"))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "quickstart"))
 
 from make_assets import WORDS, write_tokenizer
 
@@ -131,7 +131,7 @@ def write_data(folder: Path, kind: str, make: object) -> None:
     """Write conversations about pictures or sounds, and LLaMA-Factory's note of them."""
     data = folder / "data"
     data.mkdir(parents=True, exist_ok=True)
-    draw = random.Random(0)
+    draw = random.Random(0)  # noqa: S311  sample text, not a secret
     rows = [
         {
             "messages": [

@@ -1,0 +1,116 @@
+"""Every file under recipes/ is planned, launched, or named by one that is: none is without a test.
+
+Full-size recipes are planned here, by arithmetic. Their scaled-down twins are launched for real in
+tests/frameworks, under caps that are measured there.
+"""
+
+from __future__ import annotations
+
+import ast
+import json
+from pathlib import Path
+
+import pytest
+
+from oomguard.cli.main import main
+from oomguard.config import load
+
+ROOT = Path(__file__).parents[2]
+RECIPES = ROOT / "recipes"
+#: Where each full-size recipe is planned for, its framework, and whether it fits as asked.
+FULL = {
+    "hf_trainer/script.yaml": ("--gpu 3090", "hf_trainer", "no"),
+    "hf_trainer/trl.yaml": ("--gpu 3090", "trl", "no"),
+    "litgpt/train.yaml": ("--gpu a10", "litgpt", "no"),
+    "llamafactory/qwen2_5_vl.yaml": ("--gpu a100-80 --gpus 8", "llamafactory", "no"),
+    "llamafactory/qwen2_audio.yaml": ("--gpu 3090", "llamafactory", "no"),
+    "peft_loftq/train.yaml": ("--gpu a100-40 --host-memory 83.5GB", "peft_loftq", "no"),
+    "qwen/train.yaml": ("--gpu a100-40 --gpus 2", "qwen", "yes"),
+}
+#: The test that launches each twin.
+TWINS = {
+    "hf_trainer/trl_tiny.yaml": ("test_trl_and_qwen.py", "test_trl_is_brought_to_its_end"),
+    "litgpt/tiny.yaml": (
+        "test_launch_litgpt.py",
+        "test_it_runs_out_at_16_and_8_and_is_trained_at_4",
+    ),
+    "llamafactory/qwen2_5_vl_tiny.yaml": (
+        "test_multimodal.py",
+        "test_freezing_tower_and_projector_makes_the_job_fit",
+    ),
+    "llamafactory/qwen2_audio_tiny.yaml": (
+        "test_multimodal.py",
+        "test_an_audio_job_runs_out_then_trains_and_its_new_tokens_are_named",
+    ),
+    "peft_loftq/tiny.yaml": ("test_loftq.py", "test_at_once_it_runs_out_and_staged_it_trains"),
+    "quickstart/train.yaml": (
+        "test_quickstart.py",
+        "test_it_really_runs_out_at_16_and_8_and_is_trained_at_4",
+    ),
+    "qwen/tiny.yaml": ("test_trl_and_qwen.py", "test_qwens_flags_are_brought_to_their_end"),
+}
+#: What the recipes name: each file, and the recipe or script whose text names it.
+PARTS = {
+    "make_tiny.py": "litgpt/tiny.yaml",
+    "llamafactory/make_multimodal.py": "llamafactory/qwen2_5_vl_tiny.yaml",
+    "peft_loftq/train.py": "peft_loftq/train.yaml",
+    "quickstart/cap.py": "quickstart/run.py",
+    "quickstart/make_assets.py": "quickstart/run.py",
+    "quickstart/run.py": "../Makefile",
+    "quickstart/train.py": "quickstart/train.yaml",
+    "qwen/ds_config_zero2.json": "qwen/train.yaml",
+}
+FRAMEWORKS = ROOT / "tests" / "frameworks"
+
+
+@pytest.fixture(autouse=True)
+def _offline(monkeypatch, tmp_path):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "none"))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.chdir(ROOT)
+
+
+def test_every_file_has_its_test_and_there_are_22():
+    found = {
+        path.relative_to(RECIPES).as_posix()
+        for path in RECIPES.rglob("*")
+        if path.is_file() and "__pycache__" not in path.parts
+    }
+    assert found == {*FULL, *TWINS, *PARTS}
+    assert len(found) == 22
+
+
+@pytest.mark.parametrize(("part", "named_in"), PARTS.items())
+def test_a_part_is_named_where_it_is_used(part, named_in):
+    assert Path(part).name in (RECIPES / named_in).read_text()
+
+
+@pytest.mark.parametrize(("name", "test"), TWINS.items())
+def test_a_twin_is_launched_by_the_test_that_the_table_names(name, test):
+    file, function = test
+    text = (FRAMEWORKS / file).read_text()
+    assert function in {
+        node.name for node in ast.walk(ast.parse(text)) if isinstance(node, ast.FunctionDef)
+    }
+    if file == "test_multimodal.py":
+        text = (FRAMEWORKS / "multimodal.py").read_text()
+    assert f'"{name}"' in text or Path(name).name in text
+
+
+@pytest.mark.parametrize("name", FULL)
+def test_a_full_size_recipe_is_planned(capsys, name):
+    words, framework, fits = FULL[name]
+    assert main(["plan", f"recipes/{name}", *words.split(), "--json"]) == 0
+    document = json.loads(capsys.readouterr().out)
+    assert document["framework"] == framework
+    assert document["asked"]["fits"] == fits
+    assert document["chosen"] is not None or fits == "yes"
+
+
+@pytest.mark.parametrize("name", [*FULL, *TWINS])
+def test_the_head_of_a_recipe_says_what_to_type(name):
+    head = (RECIPES / name).read_text().split("\n\n")[0]
+    assert f"oomguard launch recipes/{name}" in head
+    assert (f"oomguard plan recipes/{name}" in head) is (name in FULL)
+    assert load(RECIPES / name).document
