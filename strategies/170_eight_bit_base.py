@@ -10,21 +10,15 @@ from oomguard.strategy import (
     Quantization,
     Remedy,
     Strategy,
-    Tuning,
-    replace,
+    quantized_base,
 )
+
+WHOLE = frozenset({Quantization.NONE})
 
 
 def change(job: Job, plan: Plan) -> Plan | None:
-    """Quantize the base of a LoRA job (LLM.int8); the sharding goes back to what was asked."""
-    if plan.tuning is not Tuning.LORA or plan.quantization is not Quantization.NONE:
-        return None
-    return replace(
-        plan,
-        quantization=Quantization.INT8,
-        sharding=job.asked.sharding,
-        offload=job.asked.offload,
-    )
+    """Quantize the base of a LoRA job (LLM.int8)."""
+    return quantized_base(job, plan, Quantization.INT8, instead_of=WHOLE)
 
 
 STRATEGY = Strategy(

@@ -10,26 +10,15 @@ from oomguard.strategy import (
     Quantization,
     Remedy,
     Strategy,
-    Tuning,
-    replace,
+    quantized_base,
 )
 
 GREATER = frozenset({Quantization.NONE, Quantization.INT8})
 
 
 def change(job: Job, plan: Plan) -> Plan | None:
-    """Quantize the base of a LoRA job; the sharding goes back to what was asked.
-
-    ZeRO-3 and a 4-bit base branch, see `switch_to_zero3`.
-    """
-    if plan.tuning is not Tuning.LORA or plan.quantization not in GREATER:
-        return None
-    return replace(
-        plan,
-        quantization=Quantization.NF4_DOUBLE,
-        sharding=job.asked.sharding,
-        offload=job.asked.offload,
-    )
+    """Quantize the base of a LoRA job (NF4)."""
+    return quantized_base(job, plan, Quantization.NF4_DOUBLE, instead_of=GREATER)
 
 
 STRATEGY = Strategy(

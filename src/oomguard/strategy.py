@@ -113,6 +113,19 @@ def ready_for_zero3(job: Job, plan: Plan) -> Plan | None:
     return replace(plan, quantization=job.asked.quantization)
 
 
+def quantized_base(
+    job: Job, plan: Plan, wanted: Quantization, *, instead_of: frozenset[Quantization]
+) -> Plan | None:
+    """Quantize the base under a LoRA adapter; the sharding goes back to what was asked.
+
+    ZeRO-3 and a quantized base branch, see `ready_for_zero3`.
+    """
+    if plan.tuning is not Tuning.LORA or plan.quantization not in instead_of:
+        return None
+    asked = job.asked
+    return replace(plan, quantization=wanted, sharding=asked.sharding, offload=asked.offload)
+
+
 #: Below this many tokens a fine-tune rarely teaches anything; LitGPT's users start there.
 SHORTEST = 256
 
@@ -185,6 +198,7 @@ __all__ = [
     "Tuning",
     "Verdict",
     "divisor_at_most",
+    "quantized_base",
     "ready_for_zero3",
     "replace",
     "shorter_sequence",

@@ -7,7 +7,6 @@ validation), utils/config/__init__.py, loaders/model.py.
 from __future__ import annotations
 
 import posixpath
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from oomguard.adapters import aside, knobs, launchers
@@ -15,8 +14,9 @@ from oomguard.adapters import training_arguments as hf
 from oomguard.adapters.base import Request
 from oomguard.adapters.common import Refusal
 from oomguard.adapters.deepspeed import ZERO
-from oomguard.adapters.hf_trainer import NO_ROWS, ZERO3_WITH_BATCH_SEARCH, HFTrainer
-from oomguard.adapters.invocation import FileFirst, Invocation, split, with_config
+from oomguard.adapters.hf_program import HFProgram
+from oomguard.adapters.hf_trainer import NO_ROWS, ZERO3_WITH_BATCH_SEARCH
+from oomguard.adapters.invocation import FileFirst, Invocation, split
 from oomguard.adapters.knobs import Edits, Key, Knob, Knobs, as_object, flag, number
 from oomguard.adapters.launchers import Launch, Launcher
 from oomguard.adapters.recognition import is_axolotl_config
@@ -208,31 +208,17 @@ def _parted(launch: Launch) -> tuple[Launch, tuple[str, ...]]:
     return replace(launch, launcher=Launcher(name), options=options, words=words), tail
 
 
-class Axolotl(HFTrainer):
+class Axolotl(HFProgram):
     """axolotl."""
 
     name = "axolotl"
     title = "axolotl"
+    is_config = staticmethod(is_axolotl_config)
+    launch_of = staticmethod(_launch)
+    starts = ("axolotl", "train")
     knobs = KNOBS
     refusals = _REFUSALS
     output = _OUTPUT
-
-    def recognise(self, document: Mapping[str, object]) -> bool:
-        """Take configs with a base model and data."""
-        return is_axolotl_config(document)
-
-    def recognise_command(self, argv: tuple[str, ...]) -> bool:
-        """Take `axolotl train` and its module behind any launcher."""
-        return _launch(argv) is not None
-
-    def command_for(
-        self,
-        source: Source,
-        document: Mapping[str, object],  # noqa: ARG002  part of the protocol
-        command: tuple[str, ...],
-    ) -> tuple[str, ...]:
-        """Give `axolotl train FILE`."""
-        return with_config(command or ("axolotl", "train"), source.path)
 
     def config_path(self, argv: tuple[str, ...]) -> str | None:
         """Name the first word after `train`."""

@@ -7,7 +7,6 @@ arguments.py, config/.
 from __future__ import annotations
 
 import posixpath
-from collections.abc import Mapping
 from dataclasses import replace
 
 from oomguard.adapters import knobs, launchers
@@ -15,14 +14,14 @@ from oomguard.adapters import training_arguments as hf
 from oomguard.adapters.base import Request
 from oomguard.adapters.common import Refusal
 from oomguard.adapters.deepspeed import ZERO
+from oomguard.adapters.hf_program import HFProgram
 from oomguard.adapters.hf_trainer import (
     ENVIRONMENT,
     NO_ROWS,
     QUANTIZED_ALONE,
     ZERO3_WITH_BATCH_SEARCH,
-    HFTrainer,
 )
-from oomguard.adapters.invocation import FileFirst, Invocation, split, with_config
+from oomguard.adapters.invocation import FileFirst, Invocation, split
 from oomguard.adapters.knobs import Edits, Key, Knob, Knobs, as_object, choice, flag, number
 from oomguard.adapters.launchers import Launch, Launcher
 from oomguard.adapters.llamafactory_keys import MULTIMODAL_MODEL
@@ -222,33 +221,19 @@ _SPLIT = Refusal(
 )
 
 
-class MsSwift(HFTrainer):
+class MsSwift(HFProgram):
     """ms-swift."""
 
     name = "ms_swift"
     title = "ms-swift"
+    is_config = staticmethod(is_swift_config)
+    launch_of = staticmethod(_launch)
+    starts = ("swift", "sft")
     knobs = KNOBS
     refusals = (QUANTIZED_ALONE, _SPLIT, NO_ROWS, ZERO3_WITH_BATCH_SEARCH, hf.NO_METRIC)
     environment = (*ENVIRONMENT, *_LAUNCHED_BY)
     output = _OUTPUT
     rank = _RANK
-
-    def recognise(self, document: Mapping[str, object]) -> bool:
-        """Take flat configs with a model and data in ms-swift's words."""
-        return is_swift_config(document)
-
-    def recognise_command(self, argv: tuple[str, ...]) -> bool:
-        """Take `swift sft`, `swift pt` and their modules."""
-        return _launch(argv) is not None
-
-    def command_for(
-        self,
-        source: Source,
-        document: Mapping[str, object],  # noqa: ARG002  part of the protocol
-        command: tuple[str, ...],
-    ) -> tuple[str, ...]:
-        """Give `swift sft FILE`."""
-        return with_config(command or ("swift", "sft"), source.path)
 
     def config_path(self, argv: tuple[str, ...]) -> str | None:
         """Name the first word after `sft`, if it is a file."""

@@ -16,12 +16,12 @@ from oomguard.adapters import accelerate, knobs, launchers
 from oomguard.adapters import training_arguments as hf
 from oomguard.adapters.base import Request
 from oomguard.adapters.document import Document
+from oomguard.adapters.hf_program import HFProgram
 from oomguard.adapters.hf_recipe import trl_recipe
 from oomguard.adapters.hf_trainer import (
     NO_ROWS,
     QUANTIZED_ALONE,
     ZERO3_WITH_BATCH_SEARCH,
-    HFTrainer,
 )
 from oomguard.adapters.invocation import Invocation, split
 from oomguard.adapters.knobs import Edits, Key, Knob, Knobs, as_object, flag
@@ -231,33 +231,20 @@ def _without_activations(plan: Plan) -> Plan:
     return replace(plan, offload=plan.offload and plan.offload - {Offload.ACTIVATIONS})
 
 
-class Trl(HFTrainer):
+class Trl(HFProgram):
     """TRL."""
 
     name = "trl"
     title = "TRL (trl sft)"
+    is_config = staticmethod(is_trl_config)
+    launch_of = staticmethod(_launch)
+    starts = ("trl", "sft")
+    option = ("--config",)
     knobs = KNOBS
     # A quantized base under ZeRO-3 is none of them: from 1.16 on TRL passes no device_map under
     # DeepSpeed, and transformers refuses that alone. The ladder does not stack the two.
     refusals = (QUANTIZED_ALONE, NO_ROWS, ZERO3_WITH_BATCH_SEARCH, hf.NO_METRIC)
     rank = _RANK
-
-    def recognise(self, document: Mapping[str, object]) -> bool:
-        """Take flat configs with a key of TRL's own."""
-        return is_trl_config(document)
-
-    def recognise_command(self, argv: tuple[str, ...]) -> bool:
-        """Take `trl sft` and its script behind any launcher."""
-        return _launch(argv) is not None
-
-    def command_for(
-        self,
-        source: Source,
-        document: Mapping[str, object],  # noqa: ARG002  part of the protocol
-        command: tuple[str, ...],
-    ) -> tuple[str, ...]:
-        """Give `trl sft --config FILE`."""
-        return (*(command or ("trl", "sft")), "--config", source.path)
 
     def config_path(self, argv: tuple[str, ...]) -> str | None:
         """Name the file after `--config`."""
