@@ -57,12 +57,13 @@ report_to: none
 use_cpu: true
 """
 
-#: LitGPT's recipe, with model, data and output in the job's own folder.
+#: LitGPT's recipe in the job's own folder, without what only LoRA has.
 _LITGPT = (
     (RECIPES / "litgpt" / "tiny.yaml")
     .read_text()
     .replace("tiny/litgpt/", "")
     .replace("out/litgpt", "out")
+    .replace("lora_r: 8\n", "")
 )
 
 _HF_FLAGS = """\
