@@ -19,22 +19,22 @@ import transformers
 from oomguard_dryrun import answer, request
 from oomguard_dryrun.batches import causal
 from oomguard_dryrun.trace import peak
+from tiny_models import (
+    GPT2,
+    LLAMA,
+    LOOPED_EXPERTS,
+    MISTRAL,
+    MIXTRAL,
+    PHI,
+    QWEN,
+    QWEN2_MOE,
+    QWEN3,
+    QWEN3_MOE,
+    QWEN_AUDIO,
+    QWEN_VL,
+)
 from torch.profiler import ProfilerActivity, profile
 
-SMALL = {
-    "vocab_size": 8192, "hidden_size": 256, "intermediate_size": 768, "num_hidden_layers": 6,
-    "num_attention_heads": 8, "num_key_value_heads": 4, "tie_word_embeddings": False,
-    "max_position_embeddings": 1024,
-}  # fmt: skip
-LLAMA = SMALL | {"model_type": "llama", "architectures": ["LlamaForCausalLM"]}
-QWEN = SMALL | {"model_type": "qwen2", "architectures": ["Qwen2ForCausalLM"]}
-QWEN3 = SMALL | {"model_type": "qwen3", "architectures": ["Qwen3ForCausalLM"], "head_dim": 32}
-MISTRAL = SMALL | {"model_type": "mistral", "architectures": ["MistralForCausalLM"]}
-PHI = {k: v for k, v in SMALL.items() if k != "num_key_value_heads"} | {
-    "model_type": "phi", "architectures": ["PhiForCausalLM"]}  # fmt: skip
-GPT2 = {"model_type": "gpt2", "architectures": ["GPT2LMHeadModel"], "vocab_size": 8192,
-        "n_embd": 256, "n_layer": 6, "n_head": 8, "n_positions": 1024,
-        "embd_pdrop": 0.0, "attn_pdrop": 0.0, "resid_pdrop": 0.0}  # fmt: skip
 PLAN = {"micro_batch": 4, "accumulation": 1, "sequence_length": 256, "precision": "fp32",
         "tuning": "full", "checkpointing": False}  # fmt: skip
 RECIPE = {"framework": "hf_trainer", "foreach": False, "cuda": False}
@@ -67,27 +67,16 @@ CASES: list[tuple[str, dict[str, Any], dict[str, Any], dict[str, Any]]] = [
     ("lora with trained embeddings", LLAMA, {"tuning": "lora"},
      {"lora": LORA | {"modules_to_save": ["embed_tokens", "lm_head"]}}),
     ("lora foreach", LLAMA, {"tuning": "lora"}, {"lora": ALL, "foreach": True}),
+    ("experts", MIXTRAL, {}, {}),
+    ("experts in a loop", MIXTRAL | LOOPED_EXPERTS, {}, {}),
+    ("experts sgd", MIXTRAL, {"optimizer": "sgd"}, {}),
+    ("experts in a loop sgd", MIXTRAL | LOOPED_EXPERTS, {"optimizer": "sgd"}, {}),
+    ("experts checkpointing", QWEN3_MOE, {"checkpointing": True, "optimizer": "sgd"}, {}),
+    ("experts lora", QWEN3_MOE, {"tuning": "lora"}, {"lora": LORA}),
+    ("experts in a loop lora", QWEN3_MOE | LOOPED_EXPERTS, {"tuning": "lora"}, {"lora": LORA}),
+    ("experts and a shared one", QWEN2_MOE, {"optimizer": "sgd"}, {}),
+    ("experts and a shared one lora", QWEN2_MOE, {"tuning": "lora"}, {"lora": ALL}),
 ]  # fmt: skip
-TEXT = {k: v for k, v in SMALL.items() if k != "tie_word_embeddings"}
-QWEN_VL = {
-    "model_type": "qwen2_5_vl", "architectures": ["Qwen2_5_VLForConditionalGeneration"],
-    "text_config": TEXT | {"model_type": "qwen2_5_vl_text",
-                           "rope_scaling": {"type": "mrope", "mrope_section": [4, 6, 6]}},
-    "vision_config": {"model_type": "qwen2_5_vl", "depth": 4, "hidden_size": 128, "num_heads": 4,
-                      "intermediate_size": 256, "out_hidden_size": 256, "window_size": 112,
-                      "fullatt_block_indexes": [1, 3], "patch_size": 14, "in_channels": 3,
-                      "spatial_merge_size": 2, "temporal_patch_size": 2},
-    "image_token_id": 8000, "video_token_id": 8001, "vision_start_token_id": 8002,
-    "vision_end_token_id": 8003,
-}  # fmt: skip
-QWEN_AUDIO = {
-    "model_type": "qwen2_audio", "architectures": ["Qwen2AudioForConditionalGeneration"],
-    "text_config": TEXT | {"model_type": "qwen2"},
-    "audio_config": {"model_type": "qwen2_audio_encoder", "d_model": 128, "encoder_layers": 3,
-                     "encoder_attention_heads": 4, "encoder_ffn_dim": 256, "num_mel_bins": 128,
-                     "max_source_positions": 1500},
-    "audio_token_index": 8000,
-}  # fmt: skip
 IMAGES = {"images": [[280, 420]]}
 #: Those that transformers' Trainer needs a processor for run in a plain loop.
 LOOPED = [

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from environments import environment
+from tiny_models import LOOPED_EXPERTS, MIXTRAL, QWEN_AUDIO, QWEN_VL, TEXT
 
 import oomguard.dryrun
 
@@ -19,32 +20,6 @@ LLAMA_3_8B = {
     "model_type": "llama", "architectures": ["LlamaForCausalLM"], "vocab_size": 128256,
     "hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32,
     "num_attention_heads": 32, "num_key_value_heads": 8, "tie_word_embeddings": False,
-}  # fmt: skip
-TEXT = {
-    "vocab_size": 8192, "hidden_size": 256, "intermediate_size": 768, "num_hidden_layers": 6,
-    "num_attention_heads": 8, "num_key_value_heads": 4, "max_position_embeddings": 4096,
-}  # fmt: skip
-QWEN_VL = {
-    "model_type": "qwen2_5_vl", "architectures": ["Qwen2_5_VLForConditionalGeneration"],
-    "text_config": TEXT | {"model_type": "qwen2_5_vl_text",
-                           "rope_scaling": {"type": "mrope", "mrope_section": [4, 6, 6]}},
-    "vision_config": {"model_type": "qwen2_5_vl", "depth": 4, "hidden_size": 128, "num_heads": 4,
-                      "intermediate_size": 256, "out_hidden_size": 256, "window_size": 112,
-                      "fullatt_block_indexes": [1, 3], "patch_size": 14, "in_channels": 3,
-                      "spatial_merge_size": 2, "temporal_patch_size": 2},
-    "image_token_id": 8000, "video_token_id": 8001, "vision_start_token_id": 8002,
-    "vision_end_token_id": 8003,
-}  # fmt: skip
-QWEN_AUDIO = {
-    "model_type": "qwen2_audio", "architectures": ["Qwen2AudioForConditionalGeneration"],
-    "text_config": TEXT | {"model_type": "qwen2"},
-    "audio_config": {"model_type": "qwen2_audio_encoder", "d_model": 128, "encoder_layers": 3,
-                     "encoder_attention_heads": 4, "encoder_ffn_dim": 256, "num_mel_bins": 128,
-                     "max_source_positions": 1500},
-    "audio_token_index": 8000,
-}  # fmt: skip
-MOE = TEXT | {
-    "model_type": "mixtral", "architectures": ["MixtralForCausalLM"], "num_local_experts": 4,
 }  # fmt: skip
 ALL = {"rank": 8, "alpha": 16, "targets": "all-linear"}
 PLAN = {"micro_batch": 1, "accumulation": 1, "sequence_length": 2048, "precision": "bf16-true",
@@ -153,11 +128,18 @@ def test_media_that_the_text_has_no_room_for_are_named():
     }  # fmt: skip
 
 
-def test_experts_are_traced_or_the_answer_says_that_they_are_not():
-    (answer,) = ask(MOE, ({}, {}))
-    assert ("estimate" in answer) != ("error" in answer)
-    if "error" in answer:
-        assert answer["error"]["kind"] == "trace_failed"
+def test_experts_are_traced_in_every_format_one_by_one_or_all_at_once():
+    full = {"tuning": "full"}
+    formats = [
+        (full | {"precision": word}, {"lora": None}) for word in ("fp32", "bf16-mixed", "bf16-true")
+    ]
+    together, looped = ask(MIXTRAL, *formats), ask(MIXTRAL | LOOPED_EXPERTS, *formats)
+    sizes = [answer["estimate"]["allocated_bytes"] for answer in together]
+    assert sizes[0] == pytest.approx(2 * sizes[2], rel=0.1)
+    for one, other in zip(together, looped, strict=True):
+        assert one["estimate"]["method"] == "trace-extrapolated"
+        one_bytes, other_bytes = (a["estimate"]["allocated_bytes"] for a in (one, other))
+        assert other_bytes == pytest.approx(one_bytes, rel=0.1)
 
 
 def test_new_tokens_train_the_embeddings_and_say_so_in_bytes():

@@ -7,6 +7,7 @@ from __future__ import annotations
 import gc
 import sys
 import time
+from contextlib import nullcontext
 from typing import Any
 
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -17,6 +18,7 @@ from .built import Built, Unsupported
 from .control import RealControl
 from .cuda import CUBLAS_WORKSPACE_BYTES, cuda_operators
 from .expand import Irregular, expand
+from .experts import grouped_products
 from .places import attach
 from .quantized import QuantizedLinear
 from .request import Request, Variant
@@ -72,12 +74,9 @@ def _run(request: Request, variant: Variant) -> tuple[Built, Trace]:
                 if isinstance(module, QuantizedLinear):
                     module.tracer = tracer
             attach(tracer, built)
-            if variant.cuda:
-                with tracer, cuda_operators():
-                    steps.run(built, variant, tracer)
-            else:
-                with tracer:
-                    steps.run(built, variant, tracer)
+            operators = cuda_operators() if variant.cuda else nullcontext()
+            with tracer, grouped_products(), operators:
+                steps.run(built, variant, tracer)
             tracer.close()
     finally:
         gc.enable()

@@ -11,6 +11,8 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode, unset_fake
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten, tree_map
 
+from .experts import is_routing, spread
+
 aten = torch.ops.aten
 CONTROL = frozenset({torch.int64, torch.int32, torch.int16, torch.uint8, torch.bool})
 #: A real tensor beyond this many elements becomes fake: its values would cost real memory.
@@ -45,7 +47,8 @@ class RealControl(TorchDispatchMode):
             args = (args[0], _positions(args[1]), *args[2:])
         if any(not isinstance(tensor, FakeTensor) for tensor in tensors):
             args, kwargs = tree_map(self._faked, (args, kwargs))
-        return func(*args, **kwargs)
+        out = func(*args, **kwargs)
+        return (out[0], spread(out[0], args[0].shape[-1])) if is_routing(func, out) else out
 
     def _faked(self, value: Any) -> Any:
         if isinstance(value, torch.Tensor) and not isinstance(value, FakeTensor):
