@@ -81,8 +81,9 @@ class Recipe:
     `trained_layers` counts the layers that partial tuning trains. `loss_chunk` is the number of
     tokens whose logits are computed at once, None for all. `fused` is the optimizer that updates
     without temporaries, `foreach` the one that makes them for all parameters together. `padded`
-    says that every sample is padded to the limit. `images` are those of one sample. `data` are paths of training files
-    as far as the settings name them; `reduce_bucket` counts numbers in DeepSpeed's bucket.
+    says that every sample is padded to the limit. `images` are those of one sample. `data` are
+    paths of training files as far as the settings name them; `reduce_bucket` counts numbers in
+    DeepSpeed's bucket, None where it follows the model.
     """
 
     framework: str

@@ -66,6 +66,23 @@ def test_a_stage_and_an_offload_are_edited_in_place() -> None:
     assert json.loads(text)["train_batch_size"] == 8
 
 
+@pytest.mark.parametrize("stage", [Sharding.ZERO2, Sharding.ZERO3])
+def test_a_config_of_our_own_reduces_no_more_at_a_time_than_the_model_asks_for(stage) -> None:
+    config = json.loads(deepspeed.zero_config(stage, frozenset()))
+    assert config["zero_optimization"]["reduce_bucket_size"] == "auto"
+    assert deepspeed.reduce_bucket(config) is None
+
+
+@pytest.mark.parametrize(
+    ("block", "size"),
+    [('"stage": 2', 500_000_000), ('"reduce_bucket_size": 2e8', 200_000_000)],
+)
+def test_the_bucket_of_a_users_config_is_the_one_it_states_or_deepspeeds(block, size) -> None:
+    text = f'{{"zero_optimization": {{{block}}}}}'
+    for values in (json.loads(text), Document.parse(Source(path="/z.json", text=text)).values):
+        assert deepspeed.reduce_bucket(values) == size
+
+
 def test_an_offload_is_taken_back() -> None:
     on = TEXT.replace('"none"', '"cpu"')
     document = Document.parse(Source(path="/z.json", text=on))

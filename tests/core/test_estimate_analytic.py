@@ -123,7 +123,9 @@ def test_full_tuning_takes_16_bytes_a_number_and_zero2_shares_them_out():
     shared = analytic(zero2)
     assert shared[Term.WEIGHTS] == pytest.approx(2 * LLAMA3.parameters, rel=0.01)
     assert static(zero2)[Term.OPTIMIZER] == pytest.approx(12 * LLAMA3.parameters / 8, rel=0.01)
-    assert shared[Term.ZERO_BUCKETS] == 2 * (500_000_000 + 500_000_000)
+    assert shared[Term.ZERO_BUCKETS] == 2 * (LLAMA3.hidden**2 + 500_000_000)
+    stated = analytic(replace(zero2, recipe=replace(recipe, reduce_bucket=200_000_000)))
+    assert stated[Term.ZERO_BUCKETS] == 2 * (200_000_000 + 500_000_000)
 
 
 def test_new_tokens_are_a_term_of_their_own():

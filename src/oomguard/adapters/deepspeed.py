@@ -18,6 +18,8 @@ STAGES = {1: Sharding.ZERO1, 2: Sharding.ZERO2, 3: Sharding.ZERO3}
 ZERO = frozenset(STAGES.values())
 
 _OFFLOADS = {"offload_optimizer": Offload.OPTIMIZER, "offload_param": Offload.PARAMETERS}
+#: Gradients that DeepSpeed reduces at a time by default.
+REDUCE_BUCKET = 500_000_000
 #: What DeepSpeed's own optimizers are called in the trainer's words.
 _OPTIMIZERS = {"adamw": "adamw_torch", "adam": "adamw_torch"}
 _ON = {"device": "cpu", "pin_memory": True}
@@ -44,6 +46,13 @@ def zero_of(config: Mapping[str, object]) -> tuple[Sharding, frozenset[Offload]]
     if zero.get("cpu_offload") is True:  # the spelling before offload_optimizer
         offload.add(Offload.OPTIMIZER)
     return stage, frozenset(offload)
+
+
+def reduce_bucket(config: Mapping[str, object]) -> int | None:
+    """Count the gradients that are reduced at a time; None where that follows the model."""
+    zero = config.get("zero_optimization")
+    size = zero.get("reduce_bucket_size", REDUCE_BUCKET) if isinstance(zero, dict) else None
+    return int(size) if isinstance(size, int | float) else None
 
 
 def optimizer_of(config: Mapping[str, object]) -> str | None:
@@ -103,10 +112,14 @@ def _without(document: Document, key: str) -> Document:
 def zero_config(stage: Sharding, offload: frozenset[Offload]) -> str:
     """Write the JSON for a ZeRO stage; every size follows the trainer's settings."""
     number = next(n for n, sharding in STAGES.items() if sharding is stage)
-    zero: dict[str, object] = {"stage": number, "overlap_comm": False, "contiguous_gradients": True}
+    zero: dict[str, object] = {
+        "stage": number,
+        "overlap_comm": False,
+        "contiguous_gradients": True,
+        "reduce_bucket_size": "auto",  # by default it takes 1 GB in 16 bits, 2 GB in fp32
+    }
     if stage is Sharding.ZERO3:
         zero |= {
-            "reduce_bucket_size": "auto",
             "stage3_prefetch_bucket_size": "auto",
             "stage3_param_persistence_threshold": "auto",
             "stage3_gather_16bit_weights_on_model_save": True,

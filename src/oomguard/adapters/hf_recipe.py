@@ -9,7 +9,7 @@ from __future__ import annotations
 import posixpath
 from dataclasses import replace
 
-from oomguard.adapters import deepspeed, knobs
+from oomguard.adapters import knobs
 from oomguard.adapters import training_arguments as hf
 from oomguard.adapters.settings import Settings
 from oomguard.job import Job
@@ -50,7 +50,7 @@ def recipe_of(settings: Settings, job: Job) -> Recipe:
         fused="fused" in optimizer,
         attention=_ATTENTIONS.get(str(settings.get("attn_implementation")), Attention.SDPA),
         packing=knobs.flag("packing").of(settings) or settings.has("block_size"),
-        reduce_bucket=_reduce_bucket(settings, job),
+        reduce_bucket=hf.reduce_bucket(settings, job),
         loftq=_loftq(settings),
         data=tuple(
             posixpath.join(job.cwd, path) for path in [_first(settings, _DATA)] if path is not None
@@ -109,15 +109,6 @@ def _lora(settings: Settings) -> Lora:
         dropout=knobs.fraction("lora_dropout", 0.0).of(settings),
         saved=_list(settings, _SAVED),
     )
-
-
-def _reduce_bucket(settings: Settings, job: Job) -> int | None:
-    """Read the elements of DeepSpeed's reduce bucket; None where it says "auto" or nothing."""
-    path = hf.deepspeed_path(settings, job.cwd)
-    config = deepspeed.mapping_of(job.files.get(path) if path else None)
-    zero = config.get("zero_optimization") if config else None
-    size = zero.get("reduce_bucket_size") if isinstance(zero, dict) else None
-    return int(size) if isinstance(size, int | float) else None
 
 
 def _loftq(settings: Settings) -> LoftqStart | None:

@@ -42,6 +42,7 @@ def recipe_of(settings: Settings, job: Job) -> Recipe:
         packing=packs(settings),
         images=1 if job.multimodal else 0,
         data=_data(settings, job.cwd),
+        reduce_bucket=hf.reduce_bucket(settings, job),
     )
 
 

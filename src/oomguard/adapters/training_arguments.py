@@ -158,6 +158,17 @@ def sharding(
     return (None, None) if config is None else deepspeed.zero_of(config)
 
 
+def reduce_bucket(settings: Settings, job: Job) -> int | None:
+    """Count the gradients that DeepSpeed reduces at a time; None where that follows the model.
+
+    So it does in the configs that oomguard writes; one that was not found has the default.
+    """
+    if job.asked.sharding not in deepspeed.ZERO:
+        return None
+    own = _own_zero_config(settings, job, "")
+    return deepspeed.reduce_bucket(own.values) if own else deepspeed.REDUCE_BUCKET
+
+
 def zero_optimizer(settings: Settings, zero: str | None) -> str | None:
     """Name the optimizer of the DeepSpeed config, which wins over `optim`; None if it has none.
 

@@ -15,8 +15,7 @@ CUBLAS_WORKSPACE_BYTES = 8 * MIB + 128 * 1024
 #: Buffers of one NCCL communicator over NVLink or PCIe: channels x NCCL_BUFFSIZE (4 MiB) for
 #: each of the protocols (NCCL user guide, environment variables).
 NCCL_BYTES = 256 * MIB
-#: DeepSpeed's defaults in elements (deepspeed/runtime/zero/config.py).
-REDUCE_BUCKET = 500_000_000
+#: DeepSpeed's default in elements (deepspeed/runtime/zero/config.py).
 ALLGATHER_BUCKET = 500_000_000
 #: Under ZeRO-3 at most this many gathered numbers are alive (stage3_max_live_parameters).
 MAX_LIVE_PARAMETERS = 1_000_000_000

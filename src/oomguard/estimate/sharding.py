@@ -48,13 +48,12 @@ def shares(plan: Plan, ranks: int) -> Shares:
 def buckets(model: Architecture, plan: Plan, recipe: Recipe, trained: int) -> int:
     """Give the bytes of the flat buffers and of the parameters gathered for the layer at work."""
     sharding = plan.sharding or Sharding.NONE
+    square = model.hidden**2
+    bucket = recipe.reduce_bucket or square
     if sharding in (Sharding.ZERO1, Sharding.ZERO2):
-        bucket = recipe.reduce_bucket or constants.REDUCE_BUCKET
         gathered = min(constants.ALLGATHER_BUCKET, trained)
         return _HALF * (bucket + gathered)
     if sharding is Sharding.ZERO3:
-        square = model.hidden**2
-        bucket = recipe.reduce_bucket or square
         prefetch = int(constants.AUTO_PREFETCH * square)
         return _HALF * (bucket + prefetch + _at_work(model))
     if sharding is Sharding.FSDP:
