@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum
 
 import msgspec
@@ -95,13 +95,32 @@ class Start:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Predicted:
-    """The peak that was predicted for a plan, in bytes on each GPU; see `MemoryEstimate`."""
+    """The peak that was predicted for a plan, in bytes on each GPU; see `MemoryEstimate`.
+
+    `counted_bytes` is the part of it that is known exactly.
+    """
 
     plan: Plan
     allocated_bytes: int
     reserved_bytes: int
     expected_bytes: int
     method: str
+    counted_bytes: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Lessons:
+    """Where a later run of the same job finds what this one shows: in an index of fits.
+
+    `index` is its file, `key` names the job on its device; measurements hold for `device`,
+    `versions` and `model`, where `device` is None if nothing was predicted for a GPU with a name.
+    """
+
+    index: str
+    key: str
+    device: str | None = None
+    versions: Mapping[str, str] = field(default_factory=dict)
+    model: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -131,6 +150,7 @@ class RunStarted(Event):
     masked: bool = False
     start: Start | None = None
     predicted: tuple[Predicted, ...] = ()
+    lessons: Lessons | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -17,6 +17,8 @@ from statistics import median
 import platformdirs
 
 from oomguard.estimate.correct import Ratios, ratio
+from oomguard.events import Predicted, Status
+from oomguard.record import Attempt, RunRecord
 
 #: A file of another layout is left alone.
 VERSION = 1
@@ -97,8 +99,8 @@ class FitIndex:
                     "AND framework = ? ORDER BY id DESC LIMIT ?",
                     (*_place(setting), NEWEST),
                 ).fetchall()
-        worked = [row[0] for row in rows if row[0] is not None]
-        slack = [row[1] for row in rows if row[1] is not None]
+        worked = [row[0] for row in rows if isinstance(row[0], float)]
+        slack = [row[1] for row in rows if isinstance(row[1], float)]
         return Ratios(
             worked=median(worked) if worked else 1.0,
             slack=median(slack) if slack else 1.0,
@@ -123,7 +125,8 @@ class FitIndex:
             return None
         try:
             return tuple(str(name) for name in json.loads(row[0]))
-        except (TypeError, ValueError):
+        except (TypeError, ValueError) as error:
+            self.lost = f"an entry of the index of fits {self.path} is not used: {error}"
             return None
 
     @contextmanager
@@ -151,6 +154,44 @@ class FitIndex:
 
 class _OtherLayout(Exception):  # noqa: N818  caught in this module
     """The file was written by another version."""
+
+
+def learn(record: RunRecord) -> str | None:
+    """Keep what a run has measured, and the rungs that led to a fit; give why it was not kept.
+
+    A run that was interrupted teaches when it has been resumed to its end.
+    """
+    lessons = record.lessons
+    if lessons is None or record.status is Status.INTERRUPTED:
+        return None
+    index = FitIndex(Path(lessons.index))
+    for attempt in record.attempts:
+        measured = _measured(attempt, record.predicted_for(attempt.plan))
+        if lessons.device is not None and record.job is not None and measured is not None:
+            setting = Setting(
+                device=lessons.device,
+                versions=lessons.versions,
+                framework=record.job.framework,
+                model=lessons.model,
+            )
+            index.learn(setting, measured)
+    if record.status is Status.FIT:
+        index.remember(lessons.key, record.last.path)
+    return index.lost
+
+
+def _measured(attempt: Attempt, predicted: Predicted | None) -> Measured | None:
+    """Compare an attempt that reached a step with what was predicted for its plan."""
+    allocated, reserved = attempt.device_peak_bytes, attempt.reserved_peak_bytes
+    if predicted is None or not allocated or not reserved or attempt.steps_done < 1:
+        return None
+    return Measured(
+        counted_bytes=predicted.counted_bytes,
+        predicted_allocated_bytes=predicted.allocated_bytes,
+        predicted_reserved_bytes=predicted.reserved_bytes,
+        allocated_bytes=allocated,
+        reserved_bytes=reserved,
+    )
 
 
 def _prepare(base: sqlite3.Connection) -> None:

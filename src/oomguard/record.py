@@ -19,6 +19,7 @@ from oomguard.events import (
     Exited,
     Finished,
     Growing,
+    Lessons,
     Limits,
     Noticed,
     Planned,
@@ -185,6 +186,7 @@ class RunRecord:
     job: Job | None = None
     start: Start | None = None
     predicted: tuple[Predicted, ...] = ()
+    lessons: Lessons | None = None
     limits: Limits | None = None
     state: State = State.NEW
     attempts: tuple[Attempt, ...] = ()
@@ -238,6 +240,7 @@ class RunRecord:
             job=event.job,
             start=event.start,
             predicted=event.predicted,
+            lessons=event.lessons,
             limits=event.limits,
         )
 

@@ -48,6 +48,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--save_steps", type=int, default=2)
     parser.add_argument("--step_seconds", type=float, default=0.0)
     parser.add_argument("--resume_from_checkpoint")
+    parser.add_argument("--model_name_or_path", help="Names a model; there is none.")
     return parser.parse_args()
 
 

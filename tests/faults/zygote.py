@@ -5,8 +5,8 @@ event, or `kind:number` for another than the first; `do` is what happens right a
 on the disk: `kill` (SIGKILL to oomguard itself), the name of a signal to it, `wait` (until the file
 `go` is there) or nothing; `kill-before` kills before the event is there. The environment
 CLOCK_BACK=1 sets the time of day back at each look, NOHUP=1 ignores SIGHUP, LEFTOVERS_S is what
-those get that outlive the job's main process. All this saves the matrix of faults the import of
-oomguard for each run.
+those get that outlive the job's main process, GPU=1 shows one to what predicts. All this saves the
+matrix of faults the import of oomguard for each run.
 """
 
 from __future__ import annotations
@@ -19,7 +19,10 @@ import sys
 import time
 from pathlib import Path
 
+from oomguard.cli import foresight
+from oomguard.cli import request as reading
 from oomguard.cli.main import main
+from oomguard.devices import Gpu
 from oomguard.events import event_to_json
 from oomguard.store import RunFolder
 from oomguard.supervise import loop
@@ -72,6 +75,9 @@ def run(request: dict) -> None:
         time.time = lambda: 2e9 - 86400.0 * next(days)
     if request["env"].get("LEFTOVERS_S"):
         loop.GRACE_LEFTOVERS_S = float(request["env"]["LEFTOVERS_S"])
+    if request["env"].get("GPU"):
+        card = Gpu(index=0, uuid="GPU-0", name="RTX 3090", total_bytes=24 << 30, used_bytes=0)
+        foresight.gpus = reading.gpus = lambda: (card,)
     code = 70
     try:
         code = main(request["words"])

@@ -14,8 +14,8 @@ from oomguard.cli.request import prepare
 from oomguard.config import Options
 from oomguard.decide import Launch, decide
 from oomguard.estimate.memory import Fits
-from oomguard.events import Limits, RunStarted, Status, event_from_json, event_to_json
-from oomguard.fits import FitIndex
+from oomguard.events import Lessons, Limits, RunStarted, Status, event_from_json, event_to_json
+from oomguard.fits import FitIndex, learn
 from oomguard.job import Device
 from oomguard.plan import Plan, Precision, Quantization, Tuning
 from oomguard.prediction.outlook import Outlook, Room, outlook
@@ -154,7 +154,7 @@ def test_a_launch_on_a_gpu_is_predicted_and_the_same_job_begins_where_it_fitted(
     assert "which should take" in said[-1]
 
     attempt = Attempt(number=1, plan=first.start.plan, path=("halve_micro_batch",) * 3)
-    first.learn(RunRecord(status=Status.FIT, attempts=(attempt,)))
+    assert learn(RunRecord(status=Status.FIT, attempts=(attempt,), lessons=first.lessons)) is None
     again = foresee(prepared, said, index=index)
     assert again.start is not None
     assert again.start.path == ("halve_micro_batch",) * 3
@@ -165,7 +165,7 @@ def test_a_launch_on_a_gpu_is_predicted_and_the_same_job_begins_where_it_fitted(
 def test_a_run_that_does_not_fit_teaches_no_rungs(prepared, index):
     first = foresee(prepared, Said(), index=index)
     attempt = Attempt(number=1, plan=prepared.job.asked, path=("halve_micro_batch",))
-    first.learn(RunRecord(status=Status.EXHAUSTED, attempts=(attempt,)))
+    learn(RunRecord(status=Status.EXHAUSTED, attempts=(attempt,), lessons=first.lessons))
     again = foresee(prepared, Said(), index=index)
     assert again.start == first.start
 
@@ -182,10 +182,25 @@ def test_what_was_measured_corrects_the_next_prediction(prepared, index):
         reserved_peak_bytes=int(asked.estimate.reserved_bytes * 1.1),
     )
     unmeasured = replace(measured, steps_done=0)
-    foresight = Foresight(prepared=prepared, index=index, room=room, planned=planned)
-    for attempt, runs in ((unmeasured, 0), (measured, 1)):
-        foresight.learn(RunRecord(attempts=(attempt,)))
-        assert planned.setting is not None
+    assert planned.setting is not None
+    run = RunRecord(
+        job=prepared.job,
+        predicted=Foresight(planned=planned).predicted,
+        lessons=Lessons(
+            index=str(index.path),
+            key="the job",
+            device="RTX 3090",
+            versions=planned.setting.versions,
+            model=planned.setting.model,
+        ),
+    )
+    interrupted = Status.INTERRUPTED  # it teaches once it has been resumed
+    for attempt, status, runs in (
+        (unmeasured, Status.FIT, 0),
+        (measured, interrupted, 0),
+        (measured, Status.FIT, 1),
+    ):
+        learn(replace(run, attempts=(attempt,), status=status))
         assert index.ratios(planned.setting).runs == runs
     corrected = plan_job(prepared, room, device="RTX 3090", index=index).outlook.asked.estimate
     assert corrected.allocated_bytes == pytest.approx(measured.device_peak_bytes, rel=0.01)
@@ -214,6 +229,6 @@ def test_a_job_on_the_cpu_is_not_predicted(prepared, index):
     job = replace(prepared.job, device=Device.CPU)
     said = Said()
     nothing = foresee(replace(prepared, job=job), said, index=index)
-    nothing.learn(RunRecord(status=Status.FIT))
+    assert learn(RunRecord(status=Status.FIT, lessons=nothing.lessons)) is None
     assert (nothing.start, said) == (None, [])
     assert not index.path.exists()

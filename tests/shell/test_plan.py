@@ -71,6 +71,19 @@ def test_the_document_has_what_the_design_names(plan, train):
     assert all(r["fits"] in ("no", "unsure", None) for r in document["rungs"][: document["chosen"]])
 
 
+def test_an_index_of_fits_that_is_broken_is_said_and_costs_its_corrections_alone(
+    capsys, train, tmp_path
+):
+    index = tmp_path / "fits.sqlite"
+    index.write_bytes(b"no database at all")
+    asked = ["plan", str(train), "--gpu", "RTX 3090", "--fits", str(index)]
+    assert main(asked) == 0
+    said = capsys.readouterr()
+    assert f"the index of fits {index} is not used" in said.err
+    assert "The first that fits is" in said.out
+    assert index.read_bytes() == b"no database at all"
+
+
 def test_each_rung_builds_on_the_one_before_and_keeps_the_global_batch(plan, train):
     document = plan(train, "--gpu", "a100-80", "--ladder", "classic")
     taken = [rung["plan"] for rung in document["rungs"] if rung["plan"]]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import msgspec
 
@@ -15,12 +15,11 @@ from oomguard.errors import OomguardError, UsageError
 from oomguard.estimate.cards import card_named
 from oomguard.estimate.constants import CUDA_CONTEXT_BYTES
 from oomguard.estimate.memory import COUNTED, Fits, MemoryEstimate
-from oomguard.events import Predicted, Start, Status
-from oomguard.fits import FitIndex, Measured
+from oomguard.events import Lessons, Predicted, Start
+from oomguard.fits import FitIndex
 from oomguard.job import Device
 from oomguard.plan import Plan
 from oomguard.prediction.outlook import Outlook, Room
-from oomguard.record import Attempt, RunRecord
 from oomguard.units import show_bytes
 
 #: A launch waits for a prediction no longer than this; what is not traced by then is arithmetic.
@@ -29,13 +28,15 @@ BUDGET_S = 60.0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Foresight:
-    """What is known of a job before its launch, and where to write down how it went."""
+    """What is known of a job before its launch, and where to write down how it went.
 
-    prepared: Prepared
-    index: FitIndex
-    room: Room | None
+    `lost` says why the index of fits could not be used, None if it could.
+    """
+
+    lessons: Lessons | None = None
     planned: Planned | None = None
     start: Start | None = None
+    lost: str | None = None
 
     @property
     def predicted(self) -> tuple[Predicted, ...]:
@@ -47,39 +48,11 @@ class Foresight:
                 reserved_bytes=peak.reserved_bytes,
                 expected_bytes=peak.expected_bytes,
                 method=peak.method,
+                counted_bytes=sum(
+                    size for term, size in peak.terms.items() if term in _COUNTED_NAMES
+                ),
             )
             for plan, peak in self._estimates.items()
-        )
-
-    def learn(self, record: RunRecord) -> None:
-        """Keep what was measured, and the rungs that led to a fit."""
-        if self.room is None:
-            return
-        for attempt in record.attempts:
-            self._measure(attempt)
-        if record.status is Status.FIT:
-            self.index.remember(_key(self.prepared, self.room), record.last.path)
-
-    def _measure(self, attempt: Attempt) -> None:
-        """Compare an attempt that reached a step with what was predicted for its plan."""
-        planned, allocated = self.planned, attempt.device_peak_bytes
-        reserved, estimate = attempt.reserved_peak_bytes, self._estimates.get(attempt.plan)
-        known = planned is not None and planned.setting is not None and estimate is not None
-        if not known or not allocated or not reserved or attempt.steps_done < 1:
-            return
-        if planned is None or planned.setting is None or estimate is None:
-            return
-        self.index.learn(
-            planned.setting,
-            Measured(
-                counted_bytes=sum(
-                    size for term, size in estimate.terms.items() if term in _COUNTED_NAMES
-                ),
-                predicted_allocated_bytes=estimate.allocated_bytes,
-                predicted_reserved_bytes=estimate.reserved_bytes,
-                allocated_bytes=allocated,
-                reserved_bytes=reserved,
-            ),
         )
 
     @property
@@ -98,28 +71,57 @@ def foresee(prepared: Prepared, account: Account, *, index: FitIndex) -> Foresig
     """Say where to begin; whatever goes wrong here, the launch begins at the top."""
     cards = gpus()
     room = _room(prepared, cards)
-    nothing = Foresight(prepared=prepared, index=index, room=room)
-    if room is None or prepared.limits.grow:
-        return nothing
+    if room is None:
+        return Foresight()
+    found = Foresight()
     try:
-        before = _before(prepared, room, index)
-        if before is not None:
-            account.say(f"begins {before.reason}")
-        if before is not None and not prepared.limits.probe:  # which compares with a prediction
-            return Foresight(prepared=prepared, index=index, room=room, start=before)
-        account.say(f"predicting what fits into {show_bytes(room.device_bytes)}")
-        planned = plan_job(prepared, room, device=_name(cards), index=index, budget_s=BUDGET_S)
+        found = Foresight(lessons=_lessons(prepared, room, index))
+        if not prepared.limits.grow:
+            found = _foreseen(prepared, account, found, room=room, cards=cards, index=index)
     except OomguardError as error:
         account.say(f"no prediction: {error.what}")
-        return nothing
     except Exception as error:  # noqa: BLE001  a prediction never stops a launch
         account.say(f"no prediction: {type(error).__name__}: {error}")
-        return nothing
+    if index.lost is not None:
+        account.say(index.lost, "yellow")
+    return replace(found, lost=index.lost)
+
+
+def _foreseen(
+    prepared: Prepared,
+    account: Account,
+    nothing: Foresight,
+    *,
+    room: Room,
+    cards: tuple[Gpu, ...],
+    index: FitIndex,
+) -> Foresight:
+    before = _before(prepared, nothing.lessons, index)
+    if before is not None:
+        account.say(f"begins {before.reason}")
+    if before is not None and not prepared.limits.probe:  # which compares with a prediction
+        return replace(nothing, start=before)
+    account.say(f"predicting what fits into {show_bytes(room.device_bytes)}")
+    planned = plan_job(prepared, room, device=_name(cards), index=index, budget_s=BUDGET_S)
     start = before or start_of(planned.outlook, room)
     asked = show_bytes(planned.outlook.asked.estimate.expected_bytes)
     begins = f"; begins {start.reason}" if start and not before else ""
     account.say(f"predicted: {asked} as asked{begins}")
-    return Foresight(prepared=prepared, index=index, room=room, planned=planned, start=start)
+    return Foresight(lessons=_taught(nothing.lessons, planned), planned=planned, start=start)
+
+
+def _lessons(prepared: Prepared, room: Room, index: FitIndex) -> Lessons:
+    return Lessons(index=str(index.path.absolute()), key=_key(prepared, room))
+
+
+def _taught(lessons: Lessons | None, planned: Planned) -> Lessons | None:
+    """Add where measurements hold."""
+    setting = planned.setting
+    if lessons is None or setting is None:
+        return lessons
+    return replace(
+        lessons, device=setting.device, versions=dict(setting.versions), model=setting.model
+    )
 
 
 def start_of(found: Outlook, room: Room) -> Start | None:
@@ -161,9 +163,9 @@ def _room(prepared: Prepared, cards: tuple[Gpu, ...]) -> Room | None:
     return Room(device_bytes=min((*sizes, *capped)), host_bytes=prepared.limits.host_memory_bytes)
 
 
-def _before(prepared: Prepared, room: Room, index: FitIndex) -> Start | None:
+def _before(prepared: Prepared, lessons: Lessons | None, index: FitIndex) -> Start | None:
     """Give the rungs that led the same job on the same device to its end before."""
-    path = index.recall(_key(prepared, room))
+    path = index.recall(lessons.key) if lessons else None
     retaken = prepared.ladder.retake(prepared.job, path) if path is not None else None
     if path is None or retaken is None:
         return None

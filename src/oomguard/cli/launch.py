@@ -17,7 +17,7 @@ from oomguard.config import Options
 from oomguard.engines.local import LocalEngine
 from oomguard.errors import UsageError, Where
 from oomguard.events import Limits, RunStarted
-from oomguard.fits import FitIndex
+from oomguard.fits import FitIndex, learn
 from oomguard.process.limits import CapBy
 from oomguard.store import RunFolder
 from oomguard.strategy import Fidelity
@@ -148,8 +148,9 @@ def _launch(
         outcome = write_outcome(record, prepared.adapter, folder, surroundings(prepared.job))
     finally:
         folder.close()
-    if foresight is not None:
-        foresight.learn(record)
+    lost = learn(record)
+    if lost is not None and (foresight is None or foresight.lost is None):
+        account.say(lost, "yellow")
     return tell_end(account, record, outcome, folder, as_json=as_json)
 
 
@@ -171,4 +172,5 @@ def _first_event(prepared: Prepared, foresight: Foresight | None) -> RunStarted:
         limits=prepared.limits,
         start=foresight.start if foresight else None,
         predicted=foresight.predicted if foresight else (),
+        lessons=foresight.lessons if foresight else None,
     )

@@ -63,7 +63,10 @@ def command(  # the options document themselves
     )
     prepared = prepare(train, ctx.meta[COMMAND], options, planned_gpus=gpus)
     room, prepared = _on(prepared, gpu, gpu_memory, host_memory)
-    planned = plan_job(prepared, room, device=_name(gpu), index=FitIndex(fits))
+    index = FitIndex(fits)
+    planned = plan_job(prepared, room, device=_name(gpu), index=index)
+    if index.lost is not None:
+        click.secho(index.lost, fg="yellow", err=True)
     explained = _arithmetic(planned) if explain_terms else None
     _print(planned, explained, as_json=as_json)
 

@@ -16,6 +16,7 @@ from oomguard.cli.request import RUNS, caps_of, ladder_of
 from oomguard.discover import load_strategies, select
 from oomguard.engines.local import LocalEngine
 from oomguard.events import Limits, Resumed, Status
+from oomguard.fits import learn
 from oomguard.history import History
 from oomguard.process.reports import sweep
 from oomguard.record import RunRecord, begun
@@ -46,6 +47,9 @@ def command(run: Path, grace_s: float | None, as_json: bool) -> int:
         adapter = adapter_named(job.framework)
         if record.status not in FINAL:
             record = _go_on(folder, history, account, grace_s)
+            lost = learn(record)
+            if lost is not None:
+                account.say(lost, "yellow")
         else:
             account.say(f"nothing is left to do: {record.status.value}: {record.reason}")
         outcome = read_outcome(record, adapter, folder) or write_outcome(
