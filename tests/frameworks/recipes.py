@@ -8,7 +8,8 @@ from pathlib import Path
 import yaml
 from assets import RECIPES
 from environments import environment
-from jobs import GLOBAL_BATCH, TinyJob, _environ
+from find_cap import at_once, by_hand
+from jobs import TinyJob, _environ
 
 ROOT = RECIPES.parent
 
@@ -33,15 +34,16 @@ def made_job(
     python = environment(framework)
     env = _environ(folder, python) | ({"PYTHONPATH": path} if path else {})
     subprocess.run([python, *make], cwd=folder, env=env, check=True, capture_output=True)
-    config = folder / "recipes" / name
+    path = folder / "recipes" / name
+    config = yaml.safe_load(path.read_text())
     return TinyJob(
         name=kind,
         folder=folder,
         python=python,
-        config=config,
-        argv=_by_hand(python, f"recipes/{name}", yaml.safe_load(config.read_text())),
+        config=path,
+        argv=_found(python, by_hand(f"recipes/{name}", config)),
         env=env,
-        smaller={"litgpt": _litgpts, "llamafactory": _llamafactorys}.get(framework, _trainers),
+        smaller=lambda micro: at_once(config, micro),
     )
 
 
@@ -50,26 +52,6 @@ def path_of(job: TinyJob) -> str:
     return str(job.config.relative_to(job.folder))
 
 
-def _by_hand(python: Path, path: str, config: dict[str, object]) -> tuple[str, ...]:
-    block = config.pop("oomguard", None)
-    if isinstance(block, dict):
-        flags = [word for key, value in config.items() for word in (f"--{key}", str(value))]
-        return (str(python), *block["command"][1:], *flags)
-    if "finetuning_type" in config:
-        return (str(python.with_name("llamafactory-cli")), "train", path)
-    starts = ("litgpt", "finetune_lora") if "checkpoint_dir" in config else ("trl", "sft")
-    return (str(python.with_name(starts[0])), starts[1], "--config", path)
-
-
-def _trainers(micro: int) -> tuple[str, ...]:
-    steps = GLOBAL_BATCH // micro
-    batch = ("--per_device_train_batch_size", str(micro))
-    return (*batch, "--gradient_accumulation_steps", str(steps))
-
-
-def _litgpts(micro: int) -> tuple[str, ...]:
-    return ("--train.micro_batch_size", str(micro))
-
-
-def _llamafactorys(micro: int) -> tuple[str, ...]:
-    return (f"per_device_train_batch_size={micro}",)
+def _found(python: Path, argv: tuple[str, ...]) -> tuple[str, ...]:
+    """Name the program of a command by its place in the framework's environment."""
+    return (str(python.with_name(argv[0])), *argv[1:])

@@ -7,6 +7,7 @@ it; the original runs from a checkout that OOMGUARD_QWEN_REPO names, where its i
 from __future__ import annotations
 
 import os
+import subprocess
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,9 +18,9 @@ from launched import Launched, launch
 from recipes import path_of, recipe_job
 
 
-def launched(job, *words: str) -> Launched:
+def launched(job, *words: str, cap: str = "") -> Launched:
     ladder = ("--ladder", "halve_micro_batch")
-    found = launch(job, "--host-memory", str(cap_bytes(job)), *ladder, *words)
+    found = launch(job, cap or f"--host-memory={cap_bytes(job)}", *ladder, *words)
     assert found.code == 0, found.err[-3000:]
     assert (found.micro_batches, found.kinds) == ([16, 8, 4], ["host_oom", "host_oom", "ok"])
     return found
@@ -36,7 +37,15 @@ def test_trl_is_brought_to_its_end(tmp_path: Path) -> None:
 
 def test_qwens_flags_are_brought_to_their_end(tmp_path: Path) -> None:
     job = recipe_job("qwen/tiny.yaml", "qwen", "hf", tmp_path)
-    found = launched(job, path_of(job))
+    cap = subprocess.run(
+        [job.python, "recipes/find_cap.py", path_of(job)],
+        cwd=tmp_path,
+        env=dict(job.env),
+        check=True,
+        capture_output=True,
+        text=True,
+    )
+    found = launched(job, path_of(job), cap=cap.stdout.strip())
     assert found.report["framework"] == "qwen"
     assert (tmp_path / "out" / "qwen" / "adapter_model.safetensors").exists()
 

@@ -51,6 +51,7 @@ TWINS = {
 }
 #: What the recipes name: each file, and the recipe or script whose text names it.
 PARTS = {
+    "find_cap.py": "litgpt/tiny.yaml",
     "make_tiny.py": "litgpt/tiny.yaml",
     "llamafactory/make_multimodal.py": "llamafactory/qwen2_5_vl_tiny.yaml",
     "peft_loftq/train.py": "peft_loftq/train.yaml",
@@ -71,14 +72,14 @@ def _offline(monkeypatch, tmp_path):
     monkeypatch.chdir(ROOT)
 
 
-def test_every_file_has_its_test_and_there_are_22():
+def test_every_file_has_its_test_and_there_are_23():
     found = {
         path.relative_to(RECIPES).as_posix()
         for path in RECIPES.rglob("*")
         if path.is_file() and "__pycache__" not in path.parts
     }
     assert found == {*FULL, *TWINS, *PARTS}
-    assert len(found) == 22
+    assert len(found) == 23
 
 
 @pytest.mark.parametrize(("part", "named_in"), PARTS.items())
@@ -106,6 +107,36 @@ def test_a_full_size_recipe_is_planned(capsys, name):
     assert document["framework"] == framework
     assert document["asked"]["fits"] == fits
     assert document["chosen"] is not None or fits == "yes"
+
+
+@pytest.mark.parametrize(
+    ("name", "rung", "why"),
+    [
+        ("llamafactory/qwen2_5_vl.yaml", "cut_cutoff_len", "how many a sample has is not known"),
+        ("llamafactory/qwen2_5_vl.yaml", "chunk_long_texts", "see cut_cutoff_len"),
+        ("llamafactory/qwen2_audio.yaml", "train_new_rows", "trainable_token_indices"),
+        ("llamafactory/qwen2_audio.yaml", "enable_qlora", "Cannot resize embedding layers"),
+        ("litgpt/train.yaml", "chunk_long_texts", "no setting that makes overlong 'chunked'"),
+        ("litgpt/train.yaml", "gradient_checkpointing", "the framework has no setting for it"),
+    ],
+)
+def test_a_plan_says_why_a_rung_is_passed_over(capsys, name, rung, why):
+    words = FULL[name][0].split()
+    assert main(["plan", f"recipes/{name}", *words, "--json"]) == 0
+    document = json.loads(capsys.readouterr().out)
+    (skipped,) = [row["skipped"] for row in document["rungs"] if row["strategy"] == rung]
+    assert why in skipped
+
+
+def test_the_text_of_a_plan_says_it_too(capsys):
+    assert main(["plan", "recipes/qwen/train.yaml", *FULL["qwen/train.yaml"][0].split()]) == 0
+    told = " ".join(capsys.readouterr().out.split())
+    assert "- train_new_rows: neither embedding nor output head is trained in full" in told
+
+
+def test_the_ladder_says_where_a_rung_is_passed_over(capsys):
+    assert main(["ladder", "--ladder", "cut_cutoff_len"]) == 0
+    assert "passed over where no sequence length is set" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("name", [*FULL, *TWINS])
