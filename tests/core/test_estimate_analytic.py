@@ -52,6 +52,16 @@ def test_what_one_layer_keeps_without_checkpointing():
     assert kept == pytest.approx(600, rel=0.01)
 
 
+def test_an_unquantized_llamafactory_adapter_keeps_what_its_frozen_tower_computes():
+    given = {"model": model("Qwen/Qwen2.5-VL-7B-Instruct"), "image_pixels": 768 * 768}
+    kept = problem(**given).step.tower
+    # 3009 patches, 32 layers of 10 x 1280 + 3 x 3420 numbers of 2 bytes; traced: 4.1 GiB
+    assert kept / GIB == pytest.approx(4.1, rel=0.05)
+    other = replace(FACTORY, framework="hf_trainer")
+    assert problem(recipe=other, **given).step.tower == kept / 16
+    assert problem(quantization=Quantization.NF4, **given).step.tower == kept / 16
+
+
 plans = st.builds(
     Plan,
     micro_batch=st.sampled_from([1, 2, 4, 8]),

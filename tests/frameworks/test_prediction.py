@@ -38,8 +38,11 @@ def test_llama_3_with_litgpt_on_a_24_gb_card(plan):
     assert quantized["asked"]["estimate"]["method"].startswith("trace")
     in_four_bit = next(rung for rung in quantized["rungs"] if rung["plan"])
     assert in_four_bit["fits"] != "no"
-    # LitGPT trains a second embedding in a quantized run, which eats up a part of what it saves
-    assert in_four_bit["estimate"]["terms"]["trained_embeddings"] > 1 * GIB
+    assert in_four_bit["estimate"]["expected_bytes"] < 24 * GIB
+    # LitGPT gives a quantized run a second embedding and a gradient of it, which nobody clears
+    embedding_bytes = 128256 * 4096 * 2
+    terms = in_four_bit["estimate"]["terms"]
+    assert terms["trained_embeddings"] == pytest.approx(2 * embedding_bytes, rel=0.01)
 
     cut = plan("litgpt", recipe, "--gpu-memory", "24GiB", "--ladder", "cut_cutoff_len")
     fitting = {r["plan"]["sequence_length"]: r["fits"] for r in cut["rungs"] if r["plan"]}

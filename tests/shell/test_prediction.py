@@ -15,14 +15,14 @@ from generators import make_job
 from oomguard.catalogue.lookup import find_model
 from oomguard.estimate.memory import Fits
 from oomguard.job import Lengths, World
-from oomguard.plan import Allocator, EmbeddingRows, Plan, Sharding
+from oomguard.plan import Allocator, EmbeddingRows, Plan, Quantization, Sharding
 from oomguard.prediction import request
 from oomguard.prediction.dryrun import Tracer, tracer_of
 from oomguard.prediction.predict import Predictor
 from oomguard.prediction.question import Question
 from oomguard.recipe import Family
 from oomguard.units import GIB, MIB
-from shapes import FACTORY, LORA, replace
+from shapes import FACTORY, LITGPT, LORA, replace
 
 CHILD = """#!{python}
 import json, sys, time
@@ -206,6 +206,16 @@ def test_the_request_says_how_the_framework_stores_numbers():
     assert (recipe["weights_dtype"], recipe["trainable_dtype"]) == ("bf16", "fp32")
     assert recipe["lora"]["targets"] == "all-linear"
     assert request.variant(ask(LORA), replace(LORA, embedding_rows=EmbeddingRows.NEW)) is None
+
+
+@pytest.mark.parametrize(("litgpt", "second_embedding"), [("0.5.2", None), ("0.5.13", True)])
+def test_what_a_quantized_litgpt_run_trains_depends_on_its_version(litgpt, second_embedding):
+    plan = replace(LORA, quantization=Quantization.NF4)
+    question = replace(ask(plan), recipe=LITGPT)
+    step = request.variant(question, plan, {"litgpt": litgpt})
+    assert step is not None
+    assert step["plan"]["optimizer"] == "paged_adamw"
+    assert step["recipe"].get("stable_embedding") is second_embedding
 
 
 def test_batches_are_as_long_as_the_longest_sample_that_the_tokenizer_counted():

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from oomguard.estimate.architecture import Architecture, Linear
 from oomguard.estimate.counts import targeted
 from oomguard.estimate.formats import Formats
-from oomguard.plan import LossKernel, Part, Plan, Tuning
+from oomguard.plan import LossKernel, Part, Plan, Quantization, Tuning
 from oomguard.recipe import Attention, Family, Recipe
 
 _FP32 = 4
@@ -107,17 +107,26 @@ class Step:
 
     @property
     def tower(self) -> int:
-        """What a vision or audio tower keeps (trained) or works with (frozen)."""
+        """What a vision or audio tower keeps (gradients go through it) or works with."""
         tower = self.model.tower
         if tower is None:
             return 0
         patches = self._patches
         per_layer = patches * (10 * tower.hidden + 3 * tower.intermediate)
-        trained = self.plan.tuning is Tuning.FULL and (
-            Part.VISION_TOWER not in (self.plan.frozen or ())
-        )
-        kept = tower.layers if trained and not self.plan.checkpointing else 2
-        return per_layer * self.formats.computed_bytes * kept
+        return per_layer * self.formats.computed_bytes * (tower.layers if self._tower_kept else 2)
+
+    @property
+    def _tower_kept(self) -> bool:
+        """Whether all layers of a tower keep what they need to go backward.
+
+        LLaMA-Factory checkpoints no layer without a trained parameter, and PEFT asks for a
+        gradient of the tower's input where layers are checkpointed and nothing is quantized.
+        """
+        plan = self.plan
+        if plan.tuning is Tuning.FULL:
+            return Part.VISION_TOWER not in (plan.frozen or ()) and not plan.checkpointing
+        reached = plan.tuning is Tuning.LORA and plan.quantization is Quantization.NONE
+        return bool(reached and plan.checkpointing and self.recipe.framework == "llamafactory")
 
     @property
     def _patches(self) -> int:

@@ -13,7 +13,7 @@ import msgspec
 from oomguard.estimate.analytic import LONGEST
 from oomguard.estimate.combine import is_sharded
 from oomguard.estimate.formats import formats
-from oomguard.plan import EmbeddingRows, Offload, Plan, Precision
+from oomguard.plan import EmbeddingRows, Offload, Plan, Precision, Quantization
 from oomguard.prediction.question import Question
 from oomguard.recipe import ALL_LINEAR, Attention, Family, Format, Lora, Recipe
 
@@ -49,6 +49,8 @@ def variant(
         step = replace(
             step, optimizer="sgd", precision=precision, accumulation=max(2, plan.accumulation)
         )
+    if recipe.family is Family.LITGPT and plan.quantization is not Quantization.NONE:
+        step = replace(step, optimizer="paged_adamw")  # LitGPT takes bitsandbytes' own
     if step.sequence_length is None:
         step = replace(step, sequence_length=LONGEST)
     fields = msgspec.to_builtins(step, order="deterministic")

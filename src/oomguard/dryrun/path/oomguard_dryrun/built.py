@@ -43,7 +43,11 @@ class Depth:
 
 @dataclass(slots=True, kw_only=True)
 class Built:
-    """A model on fake tensors; `forward(batch)` runs it as its framework would."""
+    """A model on fake tensors; `forward(batch)` runs it as its framework would.
+
+    `late` are the beginnings of names of parameters that came after the optimizer was made: they
+    have gradients, which nobody uses or clears.
+    """
 
     model: nn.Module
     depth: Depth
@@ -51,6 +55,7 @@ class Built:
     batch: Batch
     towers: dict[str, str] = field(default_factory=dict)
     head: nn.Module | None = None
+    late: tuple[str, ...] = ()
 
 
 def half(precision: str) -> torch.dtype | None:

@@ -57,6 +57,7 @@ def build(request: Request, variant: Variant) -> Built:
     return Built(
         model=model, depth=depth, forward=_forward(model, whole, chunk, kept),
         batch=_batch(loss, whole=chunk == 0), head=model.lm_head,
+        late=() if kept is None else ("transformer.wte.",),
     )  # fmt: skip
 
 
@@ -112,7 +113,7 @@ def _as_fabric(model: nn.Module, variant: Variant) -> None:
 
 
 def _stable_embedding(model: Any, variant: Variant) -> nn.Module | None:
-    """Give a quantized run a new embedding, trained and with a norm; the old one stays (0.5)."""
+    """Give a quantized run a new embedding with a norm; the optimizer keeps the old one (0.5)."""
     if not variant.stable_embedding:
         return None
     old = model.transformer.wte

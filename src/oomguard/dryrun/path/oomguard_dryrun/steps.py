@@ -21,7 +21,11 @@ from .tracer import Tracer
 
 def run(built: Built, variant: Variant, tracer: Tracer) -> None:
     """Run optimizer steps as the framework's loop would."""
-    trained = [parameter for parameter in built.model.parameters() if parameter.requires_grad]
+    trained = [
+        parameter
+        for name, parameter in built.model.named_parameters()
+        if parameter.requires_grad and not name.startswith(built.late)
+    ]
     optimizer = optimizers.make(variant, trained)
     naming = Naming(built.model, optimizer, tracer)
     if variant.step_in_backward:
