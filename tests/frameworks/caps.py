@@ -8,6 +8,9 @@ number would fit one machine only.
 
 from __future__ import annotations
 
+import contextlib
+import itertools
+import os
 import resource
 import subprocess
 import sys
@@ -18,6 +21,8 @@ from pathlib import Path
 # glibc then gives freed tensors back to the kernel at once, as a device would; without it the
 # heap keeps them and the same run needs another cap each time.
 RETURN_FREED = {"MALLOC_MMAP_THRESHOLD_": "262144"}
+#: A process is too young to hold much until it is looked for again.
+_POLLS_OF_A_FAMILY = 16
 
 
 def peak_data_bytes(argv: Sequence[str], *, cwd: Path, env: Mapping[str, str]) -> int:
@@ -34,9 +39,13 @@ def peak_data_bytes(argv: Sequence[str], *, cwd: Path, env: Mapping[str, str]) -
         process = subprocess.Popen(
             argv, cwd=cwd, env={**env, **RETURN_FREED}, stdout=out, stderr=subprocess.STDOUT
         )
-        peak_bytes = 0
-        while process.poll() is None:
-            peak_bytes = max(peak_bytes, *map(_data_bytes, _family(process.pid)))
+        peak_bytes, family = 0, [process.pid]
+        for poll in itertools.count():
+            if process.poll() is not None:
+                break
+            # Walking all threads takes the job's own time on a small machine.
+            family = family if poll % _POLLS_OF_A_FAMILY else _family(process.pid)
+            peak_bytes = max(peak_bytes, *map(_data_bytes, family))
             time.sleep(0.002)
     if process.returncode != 0:
         tail = "\n".join(log.read_text(errors="replace").splitlines()[-20:])
@@ -65,8 +74,9 @@ def _family(pid: int) -> list[int]:
     """List a process and its descendants."""
     family = [pid]
     for parent in family:
-        for task in Path(f"/proc/{parent}/task").glob("*/children"):
-            family += map(int, _text(task).split())
+        with contextlib.suppress(FileNotFoundError):  # it may end while it is looked at
+            for task in os.scandir(f"/proc/{parent}/task"):
+                family += map(int, _text(Path(task.path, "children")).split())
     return family
 
 
@@ -85,6 +95,4 @@ def _text(path: Path) -> str:
 
 
 if __name__ == "__main__":
-    import os
-
     print(peak_data_bytes(sys.argv[1:], cwd=Path.cwd(), env=os.environ))
