@@ -24,7 +24,7 @@ def change(_job: Job, plan: Plan) -> Plan | None:
 STRATEGY = Strategy(
     summary="let the CUDA allocator expand its segments",
     fidelity=SAME_MATH,
-    remedies=frozenset({Remedy(kind=Kind.DEVICE_OOM, phases=TRAINING | {Phase.EVAL})}),
+    remedies=frozenset({Remedy(kind=Kind.DEVICE_OOM, phases=TRAINING | {Phase.EVAL, Phase.SAVE})}),
     change=change,
     otherwise="they are on already (LLaMA-Factory's torchrun path sets them), or there is no GPU",
 )

@@ -25,7 +25,10 @@ STRATEGY = Strategy(
     fidelity=SAME_MATH,
     # Workers hold batches in /dev/shm, and copy the data set page by page (pytorch#13246).
     remedies=frozenset(
-        {Remedy(kind=Kind.SHM_OOM), Remedy(kind=Kind.HOST_OOM, phases=TRAINING | {Phase.EVAL})}
+        {
+            Remedy(kind=Kind.SHM_OOM),
+            Remedy(kind=Kind.HOST_OOM, phases=TRAINING | {Phase.EVAL, Phase.SAVE}),
+        }
     ),
     change=change,
     otherwise="there are none, or the framework does not say",

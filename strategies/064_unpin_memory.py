@@ -26,7 +26,10 @@ STRATEGY = Strategy(
     fidelity=SAME_MATH,
     # WSL can pin little, and then reports "CUDA error: out of memory" (WSL#8447).
     remedies=frozenset(
-        {Remedy(kind=Kind.PINNED_OOM), Remedy(kind=Kind.HOST_OOM, phases=TRAINING | {Phase.EVAL})}
+        {
+            Remedy(kind=Kind.PINNED_OOM),
+            Remedy(kind=Kind.HOST_OOM, phases=TRAINING | {Phase.EVAL, Phase.SAVE}),
+        }
     ),
     change=change,
     otherwise="it is not pinned already, or the framework does not say",

@@ -17,6 +17,8 @@ from oomguard.checkpoint import Checkpoint, Layout
 _HEADER_LENGTH_BYTES = 8  # of a safetensors file, little endian, before the JSON header
 _MOST_HEADER_BYTES = 100_000_000  # the format's own limit
 _PICKLE = b"\x80"
+#: transformers 5 has it in a checkpoint while it writes one that a SIGTERM asked for.
+_UNDER_WAY = "checkpoint-is-incomplete.txt"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,6 +58,8 @@ def is_whole(path: Path, step: int, needs: tuple[str, ...]) -> bool:
     A need may name alternatives: `optimizer.pt|optimizer.bin`.
     """
     try:
+        if (path / _UNDER_WAY).exists():
+            return False
         for need in needs:
             if not any(any(path.glob(glob)) for glob in need.split("|")):
                 return False

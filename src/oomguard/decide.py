@@ -44,7 +44,7 @@ from oomguard.events import (
     Status,
     Step,
 )
-from oomguard.evidence.verdict import Cause, Finding, Kind, Verdict, Witness
+from oomguard.evidence.verdict import Cause, Finding, Kind, Phase, Verdict, Witness
 from oomguard.job import Device, Job
 from oomguard.ladder import Ladder
 from oomguard.plan import Plan
@@ -243,6 +243,12 @@ def _same_plan_goes_on(record: RunRecord, why: Verdict, again: Continuation) -> 
     Each such launch begins beyond the one before it, or is the only one: a walk still ends.
     """
     attempt = record.last
+    if why.phase is Phase.SAVE and attempt.steps_done:
+        # All that was trained is saved. What training had left in memory is gone when the process
+        # begins again: only the save is to be done.
+        trained = attempt.first_step + attempt.steps_done
+        if again.checkpoint is not None and again.checkpoint.step >= trained:
+            return True
     grew = attempt.stopped == RECYCLE or why.cause is Cause.GROWTH
     if grew:
         return again.checkpoint is not None and again.checkpoint.step > attempt.first_step

@@ -307,6 +307,25 @@ def test_growth_that_ran_out_begins_again_only_where_there_was_progress(story):
     assert climbed.begins.checkpoint.step == 30
 
 
+def test_a_save_at_the_end_is_done_again_by_a_process_that_has_trained_nothing(story):
+    in_save = Verdict(kind=Kind.HOST_OOM, phase=Phase.SAVE)
+    free = DeviceFree(t=6.0, attempt=1, free=True, waited_s=0, checkpoints=(saved(30).checkpoint,))
+    story.happen(stepped(30))
+    story.exit(in_save)
+    again = story.happen(free)
+    assert (again.plan, again.begins.checkpoint.step) == (story.record.job.asked, 30)
+    story.happen(Planned(t=6.0, attempt=2, plan=again.plan, begins=again.begins))
+    story.exit(in_save)
+    assert story.free() != again, "once"
+
+
+def test_a_save_that_leaves_steps_unsaved_is_no_reason_to_take_them_again_as_they_were(story):
+    story.happen(stepped(31))
+    story.exit(Verdict(kind=Kind.DEVICE_OOM, phase=Phase.SAVE))
+    free = DeviceFree(t=6.0, attempt=1, free=True, waited_s=0, checkpoints=(saved(30).checkpoint,))
+    assert getattr(story.happen(free), "plan", None) != story.record.job.asked
+
+
 def test_another_program_on_the_card_is_no_reason_to_climb_the_first_time(story):
     other = Verdict(kind=Kind.DEVICE_OOM, phase=Phase.LOAD, cause=Cause.OTHER_PROCESS)
     story.exit(other)

@@ -87,6 +87,12 @@ def test_a_missing_file_or_another_step_is_damage(layout, tmp_path):
     assert found.damaged == (str(path), str(tmp_path / "checkpoint-5"))
 
 
+def test_one_that_says_that_it_is_being_written_is_not_whole(tmp_path):
+    path = write_checkpoint(tmp_path, 3)
+    (path / "checkpoint-is-incomplete.txt").write_text("Checkpoint started at step 3")
+    assert not is_whole(path, 3, NEEDS)
+
+
 def test_a_folder_that_is_not_there_holds_nothing(tmp_path):
     layout = Layout(folder=str(tmp_path / "nowhere"), name=r"(?P<step>\d+)", needs=())
     assert stamp(layout) == {}
