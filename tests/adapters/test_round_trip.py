@@ -340,3 +340,17 @@ def test_every_field_of_a_case_is_one_that_the_job_has(
     asked: Plan = bench(case.adapter).job(case.argv, case.text, case.name).asked
     assert [name for name in case.fields if getattr(asked, name) is None] == []
     assert asked.tuning is Tuning.LORA
+
+
+@pytest.mark.parametrize("case", CASES.values(), ids=CASES)
+def test_a_job_put_aside_is_the_same_job_that_writes_elsewhere(
+    bench: Callable[..., Any], folder: str, case: Case
+) -> None:
+    table, output = bench(case.adapter), f"{folder}/output"
+    job = table.job(case.argv, case.text, case.name)
+    command = case.adapter.write(case.adapter.aside(job, output), job.asked, folder)
+    again = table.reread(job, command)
+    assert again.asked == job.asked
+    assert (again.world, again.device) == (job.world, job.device)
+    assert again.output_dir == output
+    assert case.adapter.layout(again) is None or case.adapter.name in ("litgpt", "torchtune")

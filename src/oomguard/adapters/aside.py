@@ -16,7 +16,6 @@ MOST_STEPS = 2
 _EVALUATES = ("eval_strategy", "evaluation_strategy")
 #: What it would do beside training; only what the job states is edited.
 _TRAINER: Mapping[str, object] = {
-    "save_strategy": "no",
     "load_best_model_at_end": False,
     "eval_on_start": False,
     "push_to_hub": False,
@@ -28,7 +27,7 @@ _TRAINER: Mapping[str, object] = {
 
 def trainer(settings: Settings, folder: str, output: str = "output_dir") -> Settings:
     """Put a job of transformers' Trainer aside; `output` is its key of the output folder."""
-    settings = settings.set(output, folder).set("report_to", "none")
+    settings = settings.set(output, folder).set("report_to", "none").set("save_strategy", "no")
     settings = settings.set("max_steps", MOST_STEPS)
     return stated(settings, {**_TRAINER, "logging_dir": folder})
 

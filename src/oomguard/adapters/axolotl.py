@@ -164,7 +164,7 @@ _BESIDE: dict[str, object] = {
     **dict.fromkeys(("wandb_project", "mlflow_tracking_uri", "hub_model_id"), None),
     **dict.fromkeys(("evals_per_epoch", "eval_steps", "saves_per_epoch", "save_steps"), None),
     **dict.fromkeys(("load_best_model_at_end", "auto_resume_from_checkpoints"), False),
-    **dict.fromkeys(("eval_strategy", "save_strategy"), "no"),
+    "eval_strategy": "no",
     "resume_from_checkpoint": None,
 }
 
@@ -242,7 +242,8 @@ class Axolotl(HFProgram):
 
     def quiet(self, settings: Settings, folder: str) -> Settings:
         """Switch trackers off by Axolotl's own keys."""
-        settings = settings.set(self.output.name, folder).set("max_steps", aside.MOST_STEPS)
+        settings = settings.set(self.output.name, folder).set("save_strategy", "no")
+        settings = settings.set("max_steps", aside.MOST_STEPS)
         return aside.stated(settings, _BESIDE)
 
     def further_files(self, request: Request) -> tuple[str, ...]:

@@ -293,8 +293,8 @@ class Torchtune:
     def aside(self, job: Job, folder: str) -> Job:
         """Give the job as one to try; checkpoints are written at the end of an epoch alone."""
         invocation = _invocation(job.argv, job.config)
-        edits = dict.fromkeys(_FOLDERS, folder)
-        settings = aside.stated(invocation.settings(job.config), edits)
+        settings = invocation.settings(job.config).set(_FOLDERS[0], folder)
+        settings = aside.stated(settings, dict.fromkeys(_FOLDERS, folder))
         return aside.with_settings(job, settings, invocation.argv(settings, None), folder)
 
     def recipe(self, job: Job) -> Recipe:

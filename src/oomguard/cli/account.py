@@ -122,7 +122,8 @@ class Account:
             self._line("less change does not fit: the best that does goes to the end", "yellow")
         for step in event.steps:
             self._line(f"{step.summary}: {_changes(step)} [{COSTS[step.fidelity]}]", "yellow")
-        lost = max((attempt.steps_done for attempt in record.attempts), default=0)
+        ran = [attempt for attempt in record.attempts if attempt.probe is None]
+        lost = max((attempt.steps_done for attempt in ran), default=0)
         if event.begins is not None and (event.begins.checkpoint or lost):
             self._line(_begin_line(event.begins))
         self._line(
@@ -269,8 +270,10 @@ def _aside(probe: Probe | None) -> str:
 
 def _measured_line(attempt: Attempt, predicted: Predicted | None) -> str:
     """Compare what a probe measured with what was predicted, like with like."""
-    longest = attempt.longest_batch
-    words = f"its longest batch had {longest} tokens" if longest else "its batches stayed as short"
+    longest, asked = attempt.longest_batch, attempt.probe.tokens if attempt.probe else None
+    of = f" of {asked}" if longest and asked and longest < asked else ""
+    words = f"its longest batch had {longest}{of} tokens" if longest else "its batches stayed as"
+    words += "" if longest else " they came: they hold no tokens that are known here"
     measured = attempt.device_peak_bytes
     if measured is None or predicted is None:
         return words

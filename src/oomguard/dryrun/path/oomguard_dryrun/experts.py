@@ -69,7 +69,7 @@ class _Grouped(torch.autograd.Function):
         return left.new_empty(left.shape[0], right.shape[-1])
 
     @staticmethod
-    def backward(ctx: Any, grad: Any) -> tuple[Any, Any]:
+    def backward(ctx: Any, grad: Any) -> tuple[Any, ...]:
         """Give the gradient of each factor, in its own layout."""
         return tuple(
             grad.new_empty_strided(*layout) if wanted else None

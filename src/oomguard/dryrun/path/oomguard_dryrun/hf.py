@@ -194,7 +194,7 @@ def _where_trained(again: Any) -> Any:
     """LLaMA-Factory checkpoints the layers that have something to train, no frozen tower's."""
 
     def run(layer: Any, *args: Any, **kwargs: Any) -> Any:
-        bound = getattr(layer, "func", layer)  # transformers since 5.7: a function of the layer
+        bound = getattr(layer, "func", layer)  # newer: a function of the layer
         module = bound.__self__ if hasattr(bound, "__self__") else layer.args[0]
         if not any(parameter.requires_grad for parameter in module.parameters()):
             return layer(*args, **kwargs)
