@@ -106,6 +106,21 @@ def the_output_folder_vanishes(cell):
     assert "FileNotFoundError" in cell.report["reason"]
 
 
+def a_read_only_output_folder_is_the_jobs_own_failure(cell):
+    with mounted(cell.folder / "out", "ro"):
+        assert cell.launch() == 1
+    assert cell.kinds == ["not_oom"]
+    assert "Read-only file system" in cell.report["reason"]
+
+
+def a_read_only_place_for_runs_is_said_before_anything_is_started(cell):
+    with mounted(cell.folder / "oomguard-runs", "ro"):
+        assert cell.launch() == 2
+    assert "Read-only file system" in cell.said
+    assert "--runs DIR" in cell.said
+    assert not (cell.folder / "out").exists()
+
+
 def a_full_disk_is_the_jobs_own_failure_when_it_saves(cell):
     job = script(cell, "raise OSError(28, 'No space left on device', 'checkpoint-2/optimizer.pt')")
     assert cell.launch(job=job) == 1
@@ -147,15 +162,20 @@ def a_log_that_fills_the_disk_ends_early_and_the_job_goes_on(cell):
 @contextmanager
 def small_disk(cell: Cell) -> Iterator[Path]:
     """Have the run folders on a disk with little more room than they need; give a file on it."""
-    runs = cell.folder / "oomguard-runs"
-    runs.mkdir()
-    small = ("mount", "-t", "tmpfs", "-o", f"size={ROOM_BYTES + (8 << 20)}", "tmpfs", str(runs))
-    if subprocess.run(small, capture_output=True, check=False).returncode != 0:
+    with mounted(cell.folder / "oomguard-runs", f"size={ROOM_BYTES + (8 << 20)}") as runs:
+        yield runs / "ballast"
+
+
+@contextmanager
+def mounted(folder: Path, options: str) -> Iterator[Path]:
+    folder.mkdir()
+    mount = ("mount", "-t", "tmpfs", "-o", options, "tmpfs", str(folder))
+    if subprocess.run(mount, capture_output=True, check=False).returncode != 0:
         pytest.skip("no file system may be mounted here")
     try:
-        yield runs / "ballast"
+        yield folder
     finally:
-        subprocess.run(["umount", str(runs)], check=True)
+        subprocess.run(["umount", str(folder)], check=True)
 
 
 def fill_up(ballast: Path) -> None:
@@ -287,6 +307,8 @@ SCENARIOS = (
     the_run_folder_vanishes_and_the_job_is_trained_all_the_same,
     the_run_folder_cannot_take_another_attempt,
     the_output_folder_vanishes,
+    a_read_only_output_folder_is_the_jobs_own_failure,
+    a_read_only_place_for_runs_is_said_before_anything_is_started,
     a_full_disk_is_the_jobs_own_failure_when_it_saves,
     the_disk_of_the_run_folder_is_full_when_memory_runs_out,
     a_log_that_fills_the_disk_ends_early_and_the_job_goes_on,
