@@ -36,3 +36,13 @@ def test_at_least_forty_configurations_would_be_measured_on_a_card():
     assert len(names) == len(set(names)) >= 40
     assert {case["shape"] for case in cases()} == set(SHAPES)
     assert any(case["expandable"] for case in cases())
+
+
+def test_the_committed_traces_agree_with_real_runs_of_every_kind():
+    rows = json.loads((BENCHMARK / "cpu_truth.json").read_text())
+    names = [row["name"] for row in rows]
+    assert len(names) == len(set(names)) >= 20
+    kinds = ("full", "lora", "qlora", "checkpointing", "accumulation", "evaluation", "images",
+             "audio", "experts")  # fmt: skip
+    assert [kind for kind in kinds if not any(kind in name for name in names)] == []
+    assert max(abs(row["traced_bytes"] / row["real_bytes"] - 1) for row in rows) < 0.02

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
-from jobs import GLOBAL_BATCH, cap_bytes, hf_job
+from jobs import GLOBAL_BATCH, cap_bytes, hf_job, litgpt_job, llamafactory_job
 from launched import SAMPLE_BYTES, again, cap_for, launch
 
 SCRIPT = str(Path(__file__).with_name("trainer_script.py"))
@@ -81,3 +81,18 @@ def test_nothing_of_a_probe_is_left_and_the_output_folder_is_never_touched(job, 
     assert not (tmp_path / "out").exists()
     assert not (ended.attempt(1) / "output").exists()
     assert apart.config.read_bytes() == before
+
+
+@pytest.mark.extended
+@pytest.mark.parametrize("make", [llamafactory_job, litgpt_job])
+def test_jobs_of_other_frameworks_are_probed_with_their_longest_batch(make, tmp_path):
+    job = make(tmp_path)
+    data = tmp_path / "data" / "train.json"
+    rows = json.loads(data.read_text())
+    short = [{**row, "output": row["output"][:40]} for row in rows[1:]]
+    data.write_text(json.dumps([rows[0], *short]))
+    ended = launch(job, "--probe", "--", *job.argv)
+    assert ended.code == 0, ended.err
+    assert [attempt["longest_batch"] for attempt in ended.attempts] == [256, None]
+    assert [attempt["optimizer_steps"] for attempt in ended.attempts] == [2, 3]
+    assert not list(ended.run.rglob("output"))

@@ -1,0 +1,60 @@
+"""Compares traced peaks with real runs on the CPU: writes cpu_truth.json and cpu_truth.md.
+
+    python benchmarks/prediction/truth.py
+
+The cases and how they are measured stand in tests/frameworks/dryrun_truth.py.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).parent
+TESTS = HERE.parents[1] / "tests" / "frameworks"
+sys.path.append(str(TESTS))
+from environments import environment  # noqa: E402  found on the path set above
+
+import oomguard.dryrun  # noqa: E402
+
+NAMES = ("hf", "llamafactory")
+
+
+def measured(name: str) -> list[dict[str, Any]]:
+    """Run the cases of one environment."""
+    done = subprocess.run(
+        [str(environment(name)), "-W", "ignore", str(TESTS / "dryrun_truth.py")],
+        env=os.environ | {"PYTHONPATH": str(oomguard.dryrun.PATH)},
+        stdout=subprocess.PIPE,
+        text=True,
+        check=True,
+    )
+    rows: list[dict[str, Any]] = json.loads(done.stdout.splitlines()[-1])
+    for row in rows:
+        row["error"] = round(row["traced_bytes"] / row["real_bytes"] - 1, 5)
+    return rows
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    """Write the rows as Markdown."""
+    lines = [
+        f"| {row['name']} | {row['traced_bytes']:,} | {row['real_bytes']:,} | {row['error']:+.2%} |"
+        for row in rows
+    ]
+    heading = ["| configuration | traced bytes | real bytes | error |", "|---|---|---|---|"]
+    return "\n".join([*heading, *lines]) + "\n"
+
+
+def main() -> None:
+    """Measure all and write the tables."""
+    rows = [row for name in NAMES for row in measured(name)]
+    (HERE / "cpu_truth.json").write_text(json.dumps(rows, indent=1) + "\n")
+    (HERE / "cpu_truth.md").write_text(table(rows))
+
+
+if __name__ == "__main__":
+    main()
