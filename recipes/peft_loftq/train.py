@@ -6,6 +6,8 @@ LoftQ quantizes each weight and lets the adapter begin with the best low-rank an
 of that. `--staged False` lets `get_peft_model` do so on the whole unquantized model. `--staged`
 loads the base in 4-bit first, adds a plain adapter, and replaces its weights one tensor at a
 time, read from the safetensors files of MODEL (a folder).
+
+A recipe is read and copied by itself, so this one repeats how quickstart/train.py reads its data.
 """
 
 from __future__ import annotations
