@@ -1,7 +1,9 @@
 """A training script on the Trainer for what real runs do and the quickstart's one does not.
 
 Samples come in the order of `--lengths`, one length in tokens for each optimizer step; the loss of
-the step after `--nan_after` others is not a number, which ends the script.
+the step after `--nan_after` others is not a number, which ends the script. `--eval_length` is that
+of samples to evaluate on; `--save_mib` what the first step leaves in memory, and what the save at
+the end takes.
 """
 
 from __future__ import annotations
@@ -20,6 +22,8 @@ class ScriptArguments:
     model_name_or_path: str
     lengths: list[int] = field(default_factory=lambda: [256])
     nan_after: int = -1
+    eval_length: int = 0
+    save_mib: int = 0
     max_length: int = 4096
 
 
@@ -27,13 +31,29 @@ class InOrder(Trainer):
     """Takes the samples as they come, and gives up when the loss is not a number."""
 
     nan_after = -1
+    save_mib = 0
+    kept = None
+
+    def training_step(self, *args, **others):
+        """Leave something behind."""
+        if self.kept is None:
+            self.kept = torch.ones(self.save_mib << 18)
+        return super().training_step(*args, **others)
+
+    def save_model(self, output_dir=None, _internal_call=False):
+        """Take memory for the save at the end, and none for checkpoints."""
+        needed = torch.ones(0 if _internal_call else self.save_mib << 18)
+        super().save_model(output_dir, _internal_call)
+        del needed
 
     def _get_train_sampler(self, dataset=None):
         return torch.utils.data.SequentialSampler(dataset or self.train_dataset)
 
     def compute_loss(self, model, inputs, **others):
-        """Give the loss of a batch."""
+        """Give the loss of a batch; in an evaluation the outputs too."""
         loss = super().compute_loss(model, inputs, **others)
+        if not model.training:
+            return loss
         loss = loss * math.nan if self.state.global_step == self.nan_after else loss
         if torch.isnan(loss):
             raise FloatingPointError(f"loss is nan at step {self.state.global_step}")
@@ -51,9 +71,12 @@ def main() -> None:
         for _ in range(batch)
     ]
     model = AutoModelForCausalLM.from_pretrained(script.model_name_or_path)
-    trainer = InOrder(model=model, args=training, train_dataset=samples)
-    trainer.nan_after = script.nan_after
+    held_out = [{"input_ids": [5] * script.eval_length, "labels": [5] * script.eval_length}] * 16
+    trainer = InOrder(model=model, args=training, train_dataset=samples, eval_dataset=held_out)
+    trainer.nan_after, trainer.save_mib = script.nan_after, script.save_mib
     trainer.train()
+    if script.save_mib:
+        trainer.save_model()
 
 
 if __name__ == "__main__":
