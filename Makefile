@@ -7,7 +7,7 @@ export HF_HUB_OFFLINE = 1
 export TRANSFORMERS_OFFLINE = 1
 export HF_DATASETS_OFFLINE = 1
 
-.PHONY: extended soak fuzz quickstart test gates unit frameworks environments overhead schema strategies-table clean
+.PHONY: gpu extended soak fuzz quickstart test gates unit frameworks environments overhead schema strategies-table clean
 
 $(VENV)/.dev: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -25,7 +25,7 @@ quickstart: $(VENV)/.train
 # The gates, then all tests but the extended ones. The frameworks' environments are built once and
 # cached.
 test: gates
-	$(BIN)/python -m pytest -m "not extended"
+	$(BIN)/python -m pytest -m "not extended and not gpu"
 
 # Multimodal jobs, relax and grow with real frameworks: a quarter of an hour and more.
 extended: $(VENV)/.dev
@@ -59,6 +59,13 @@ FUZZ_SECONDS ?= 120
 fuzz: $(VENV)/.dev
 	$(BIN)/python -m pip install --quiet atheris
 	$(BIN)/python tests/fuzz/atheris_log.py tests/fuzz/corpus -max_total_time=$(FUZZ_SECONDS) -max_len=4096
+
+# On an NVIDIA card, with a Python that has torch with CUDA, transformers, peft and bitsandbytes:
+# real CUDA failures, then 47 configurations predicted and measured. Skips what there is no card for.
+GPU_PYTHON ?= $(BIN)/python
+gpu: $(VENV)/.dev
+	OOMGUARD_GPU_PYTHON=$(GPU_PYTHON) $(BIN)/python -m pytest -m gpu tests/gpu
+	$(GPU_PYTHON) benchmarks/prediction/gpu/measure.py
 
 overhead: $(VENV)/.dev
 	$(BIN)/python benchmarks/overhead/run.py

@@ -15,6 +15,7 @@ import statistics
 import sys
 import tempfile
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -39,21 +40,33 @@ gradient_accumulation_steps: 8
 bf16: true
 output_dir: out
 """
-#: Name, model, micro batch, more keys, and the words behind `oomguard plan`.
 ONE_RUNG = ("--ladder", "expandable_segments")
-CASES: tuple[tuple[str, str, int, str, tuple[str, ...]], ...] = (
-    ("8B, as asked", "meta-llama/Meta-Llama-3-8B", 1, "", ("--gpu", "3090", *ONE_RUNG)),
-    ("8B, whole ladder", "meta-llama/Meta-Llama-3-8B", 4, "", ("--gpu", "3090")),
-    ("7B vision, as asked", "Qwen/Qwen2.5-VL-7B-Instruct", 1, "", ("--gpu", "3090", *ONE_RUNG)),
-    ("70B 4-bit, as asked", "meta-llama/Meta-Llama-3-70B", 1, "quantization_bit: 4\n",
-     ("--gpu", "a100-80", *ONE_RUNG)),
+
+
+@dataclass(frozen=True)
+class Case:
+    """A job, and the words behind `oomguard plan`."""
+
+    name: str
+    model: str
+    words: tuple[str, ...]
+    batch: int = 1
+    keys: str = ""
+
+
+CASES = (
+    Case("8B, as asked", "meta-llama/Meta-Llama-3-8B", ("--gpu", "3090", *ONE_RUNG)),
+    Case("8B, whole ladder", "meta-llama/Meta-Llama-3-8B", ("--gpu", "3090"), batch=4),
+    Case("7B vision, as asked", "Qwen/Qwen2.5-VL-7B-Instruct", ("--gpu", "3090", *ONE_RUNG)),
+    Case("70B 4-bit, as asked", "meta-llama/Meta-Llama-3-70B", ("--gpu", "a100-80", *ONE_RUNG),
+         keys="quantization_bit: 4\n"),
 )  # fmt: skip
 
 
 def main() -> None:
     python = environment("llamafactory")
     yardstick = [run([str(python), "-c", "import torch, transformers"])[0] for _ in range(REPEATS)]
-    rows = [measured(python, *case) for case in CASES]
+    rows = [measured(python, case) for case in CASES]
     result = {
         "machine": {"cores": os.cpu_count(), "python": platform.python_version()},
         "import_seconds": yardstick,
@@ -63,22 +76,20 @@ def main() -> None:
     print(table(rows, statistics.median(yardstick)))
 
 
-def measured(
-    python: Path, name: str, model: str, batch: int, keys: str, words: tuple[str, ...]
-) -> dict[str, Any]:
+def measured(python: Path, case: Case) -> dict[str, Any]:
     """Plan with an empty cache, several times, and once more from the cache."""
     taken = []
     for _ in range(REPEATS):
         with tempfile.TemporaryDirectory() as folder:
             file = Path(folder, "train.yaml")
-            file.write_text(JOB.format(model=model, batch=batch) + keys)
+            file.write_text(JOB.format(model=case.model, batch=case.batch) + case.keys)
             command = [sys.executable, "-m", "oomguard", "plan", str(file), "--python", str(python),
-                       "--json", *words]  # fmt: skip
+                       "--json", *case.words]  # fmt: skip
             first, again = run(command, cache=folder), run(command, cache=folder)
             taken.append((*first, again[0]))
     answer = json.loads(taken[-1][2])
     return {
-        "plan": name,
+        "plan": case.name,
         "method": answer["asked"]["estimate"]["method"],
         "rungs": sum(rung["plan"] is not None for rung in answer["rungs"]),
         "seconds": [one[0] for one in taken],

@@ -6,10 +6,13 @@ import json
 import sys
 from pathlib import Path
 
+import pytest
+
 sys.path.append(str(Path(__file__).parents[2] / "benchmarks" / "prediction"))
 sys.path.append(str(Path(__file__).parents[2] / "benchmarks" / "prediction" / "gpu"))
 from cases import SHAPES, cases
 from rows import rows
+from table import report, summary
 
 BENCHMARK = Path(__file__).parents[2] / "benchmarks" / "prediction"
 
@@ -46,3 +49,32 @@ def test_the_committed_traces_agree_with_real_runs_of_every_kind():
              "audio", "experts")  # fmt: skip
     assert [kind for kind in kinds if not any(kind in name for name in names)] == []
     assert max(abs(row["traced_bytes"] / row["real_bytes"] - 1) for row in rows) < 0.02
+
+
+def measured(name: str, *, predicted: int, found: int | None, fits: bool) -> dict[str, object]:
+    """One configuration as the benchmark keeps it; `found` None ran out of memory."""
+    estimate = {"allocated_bytes": predicted, "reserved_bytes": predicted + 10,
+                "reserved_expandable_bytes": predicted}  # fmt: skip
+    real = {"oom": True} if found is None else {
+        "oom": False, "allocated_bytes": found, "reserved_bytes": found + 10,
+        "device_bytes": found + 510}  # fmt: skip
+    return {"name": name, "expandable": False, "measured": real,
+            "predicted": {"estimate": estimate, "fits_replay": fits}}  # fmt: skip
+
+
+def test_the_table_of_a_card_says_how_far_off_and_what_was_called_right():
+    results = [
+        measured("right", predicted=1000, found=1000, fits=True),
+        measured("too much", predicted=1100, found=1000, fits=True),
+        measured("ran out", predicted=9000, found=None, fits=False),
+        measured("called wrong", predicted=900, found=None, fits=True),
+    ]
+    total = summary(results)
+    assert total["allocated_bytes"]["worst"] == pytest.approx(0.1)
+    assert total["allocated_bytes"]["median"] == pytest.approx(0.05)
+    assert (total["fit_or_not_right"], total["fit_or_not_judged"]) == (3, 4)
+    assert total["context_bytes"] == 500
+    shown = report(results)
+    assert "+10.00%" in shown
+    assert "3 of 4 right" in shown
+    assert sum("OOM" in line for line in shown.splitlines()) == 2

@@ -1,4 +1,4 @@
-"""Real models with random weights on the card, as the dry run builds them on fake tensors."""
+"""Real models with random weights on a device, as the dry run builds them on fake tensors."""
 
 from __future__ import annotations
 
@@ -10,7 +10,9 @@ from oomguard_dryrun.batches import causal
 from oomguard_dryrun.request import parse
 
 
-def model_and_batch(config: dict[str, Any], case: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+def model_and_batch(
+    config: dict[str, Any], case: dict[str, Any], device: str
+) -> tuple[Any, dict[str, Any]]:
     """Build the model of a case and one batch of full length."""
     values = dict(config)
     settings = transformers.AutoConfig.for_model(values.pop("model_type"), **values)
@@ -19,11 +21,11 @@ def model_and_batch(config: dict[str, Any], case: dict[str, Any]) -> tuple[Any, 
     precision = case["plan"]["precision"]
     dtype = torch.bfloat16 if precision == "bf16-true" else torch.float32
     torch.set_default_dtype(dtype)
-    with torch.device("cuda" if case["plan"]["quantization"] == "none" else "cpu"):
+    with torch.device(device if case["plan"]["quantization"] == "none" else "cpu"):
         model = getattr(transformers, config["architectures"][0])._from_config(settings)  # noqa: SLF001
     torch.set_default_dtype(torch.float32)
-    model = _prepared(model, case).train()
-    return model, {name: value.cuda() for name, value in _batch(settings, case).items()}
+    model = _prepared(model, case, device).train()
+    return model, {name: value.to(device) for name, value in _batch(settings, case).items()}
 
 
 def optimizer_of(model: Any, case: dict[str, Any]) -> Any:
@@ -37,10 +39,10 @@ def optimizer_of(model: Any, case: dict[str, Any]) -> Any:
     return torch.optim.AdamW(trained, lr=1e-5, foreach=case["recipe"].get("foreach", True))
 
 
-def _prepared(model: Any, case: dict[str, Any]) -> Any:
+def _prepared(model: Any, case: dict[str, Any], device: str) -> Any:
     if case["plan"]["quantization"] != "none":
         _pack(model, case["plan"]["quantization"])
-        model = model.cuda()
+        model = model.to(device)
     if case["plan"]["checkpointing"]:
         model.gradient_checkpointing_enable({"use_reentrant": False})
     lora = case["recipe"]["lora"]
