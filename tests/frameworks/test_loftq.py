@@ -35,6 +35,7 @@ def test_at_once_it_runs_out_and_staged_it_trains(job: TinyJob) -> None:
     steps = [step["strategy"] for attempt in found.attempts for step in attempt["steps"]]
     assert steps == ["stage_loftq"]
     assert found.kinds == ["host_oom", "ok"]
+    assert found.attempts[0]["verdict"]["phase"] == "load"
     final = yaml.safe_load(found.final.read_text())
     assert (final["staged"], final["loftq_bits"]) == (True, 4)
     adapter = job.folder / "out" / "loftq" / "adapter_model.safetensors"
