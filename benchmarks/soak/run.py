@@ -150,6 +150,7 @@ class Soak:
         assert {row["batch"] for row in rows} == {8}, "the global batch was changed"
         assert (self.place / "out/final.txt").read_text() == trained(self.steps)
         assert self.marked() == []
+        assert not list(self.run.glob("attempts/*/socket.txt")), "a socket was left behind"
         kinds = Counter(a.verdict.kind.value for a in record.attempts if a.verdict)
         return {
             "seconds": round(time.monotonic() - self.began),
