@@ -11,18 +11,22 @@ import importlib
 import json
 import math
 import re
+import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from oomguard.job import BY_TOKENIZER, Job, Lengths
+from oomguard.pictures import Size, size_of
 from oomguard.recipe import Recipe
 from oomguard.units import MIB
 
 #: Enough to know a distribution by; reading on would only delay the launch.
 MOST_BYTES = 64 * MIB
 MOST_SAMPLES = 20_000
+#: Samples whose image files are opened: a tenth of a second's worth.
+MOST_PICTURED = 2_000
 MOST_KEPT = 256
 #: English in the vocabularies of current models; other languages have fewer.
 CHARACTERS_PER_TOKEN = 4
@@ -49,6 +53,7 @@ class _Sample:
     prompt: str
     answer: str
     media: Mapping[str, int]
+    images: tuple[Path, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,7 +67,8 @@ class _Counter:
 
 def measured(job: Job, recipe: Recipe) -> Job:
     """Give the job with the lengths of its samples, where its files can be read."""
-    samples = [sample for path in recipe.data for sample in _samples(Path(path))][:MOST_SAMPLES]
+    samples = [sample for path in recipe.data for sample in _samples(Path(path), Path(job.cwd))]
+    samples = samples[:MOST_SAMPLES]
     if not samples:
         return job
     counter = _counter(Path(job.cwd, recipe.model) if recipe.model else None)
@@ -80,8 +86,18 @@ def measured(job: Job, recipe: Recipe) -> Job:
         counted_by=counter.name,
         least=0 if None in needs else max(need or 0 for need in needs),
         filled=recipe.packing,
+        images=_largest(samples, job.asked.image_pixels),
     )
     return replace(job, lengths=lengths)
+
+
+def _largest(samples: Iterable[_Sample], limit: int | None) -> tuple[Size, ...]:
+    """Give the sizes of the images of the sample that has the most pixels, each up to a limit."""
+    pictured = [sample.images for sample in samples if sample.images][:MOST_PICTURED]
+    sizes = [tuple(map(size_of, images)) for images in pictured]
+    known = [tuple(size for size in one if size) for one in sizes if None not in one]
+    most = limit or sys.maxsize
+    return max(known, key=lambda one: sum(min(most, h * w) for h, w in one), default=())
 
 
 def _need(
@@ -147,10 +163,11 @@ def _spread(tokens: list[int]) -> tuple[int, ...]:
     return tuple(tokens[round(place * last / max(1, kept - 1))] for place in range(kept))
 
 
-def _samples(path: Path) -> Iterator[_Sample]:
-    for record in _records(_file(path)):
+def _samples(path: Path, cwd: Path) -> Iterator[_Sample]:
+    file = _file(path)
+    for record in _records(file):
         if isinstance(record, dict):
-            yield _sample(record)
+            yield _sample(record, (file.parent, cwd))
 
 
 def _file(path: Path) -> Path:
@@ -181,20 +198,31 @@ def _records(path: Path) -> Iterable[object]:
         return ()
 
 
-def _sample(record: Mapping[str, Any]) -> _Sample:
+def _sample(record: Mapping[str, Any], folders: tuple[Path, ...]) -> _Sample:
+    """Read a record; its media lie beside the file or where the job runs."""
     media: dict[str, int] = {}
+    images: list[Path] = []
     prompt: list[str] = []
     answer: list[str] = []
     for key, value in record.items():
         if key in _MEDIA and value:
-            count = len(value) if isinstance(value, list) else 1
-            media[_MEDIA[key]] = media.get(_MEDIA[key], 0) + count
+            files = value if isinstance(value, list) else [value]
+            media[_MEDIA[key]] = media.get(_MEDIA[key], 0) + len(files)
+            images += [_found(file, folders) for file in files if _MEDIA[key] == "image"]
         elif isinstance(value, str):
             (answer if key in _ANSWERS else prompt).append(value)
         elif isinstance(value, list):
             for text, is_answer in _turns(value):
                 (answer if is_answer else prompt).append(text)
-    return _Sample(prompt="\n".join(prompt), answer="\n".join(answer), media=media)
+    return _Sample(
+        prompt="\n".join(prompt), answer="\n".join(answer), media=media, images=tuple(images)
+    )
+
+
+def _found(name: object, folders: tuple[Path, ...]) -> Path:
+    """Say where an image lies; in the first folder where it lies in none."""
+    places = [folder / str(name) for folder in folders]
+    return next((place for place in places if place.is_file()), places[0])
 
 
 def _turns(messages: list[Any]) -> Iterator[tuple[str, bool]]:

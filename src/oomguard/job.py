@@ -49,7 +49,8 @@ class Lengths:
     counted; no sample has more than `at_most`, with its template, None where that is the longest.
     `least` is the shortest cut that leaves every sample's media tokens whole, 0 where
     no sample holds any. `filled` says that sequences are as long as the limit whatever the data
-    (packing).
+    (packing). `images` are height and width of each image of the sample with the most pixels,
+    () where there is none or not all of its files can be read.
     """
 
     samples: int
@@ -58,6 +59,7 @@ class Lengths:
     at_most: int | None = None
     least: int = 0
     filled: bool = False
+    images: tuple[tuple[int, int], ...] = ()
 
     @property
     def is_exact(self) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import struct
 from dataclasses import replace
 
 import pytest
@@ -117,3 +118,28 @@ def test_what_cannot_be_read_leaves_the_lengths_unknown(tmp_path, text):
     job = make_job(PLAN)
     found = measured(job, Recipe(framework="x", data=(str(path), str(tmp_path / "gone"))))
     assert found.lengths is None or found.lengths.samples == 1
+
+
+def png(folder, name, high, wide):
+    header = b"\x89PNG\r\n\x1a\n" + struct.pack(">I4sII", 13, b"IHDR", wide, high)
+    (folder / name).write_bytes(header)
+    return name
+
+
+def test_the_images_of_the_sample_with_the_most_pixels_are_measured(lengths, tmp_path):
+    small, tall, huge = (
+        png(tmp_path, *one) for one in (("a", 100, 200), ("b", 300, 100), ("c", 9999, 9999))
+    )
+    plan = replace(PLAN, image_pixels=40_000)
+    records = [
+        {"text": "<image>", "images": [huge]},  # 40,000 pixels are left of it
+        {"text": "<image><image>", "images": [small, tall]},
+        {"text": "none"},
+    ]
+    assert lengths(records, plan=plan).images == ((100, 200), (300, 100))
+    assert lengths(records[:1], plan=plan).images == ((9999, 9999),)
+
+
+def test_images_that_cannot_be_read_have_no_size(lengths, tmp_path):
+    known = png(tmp_path, "a", 100, 200)
+    assert lengths([{"text": "", "images": [known, "gone"]}]).images == ()

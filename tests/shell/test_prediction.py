@@ -238,3 +238,51 @@ def test_batches_are_as_long_as_the_longest_sample_that_the_tokenizer_counted():
 def test_a_python_without_torch_traces_nothing(stand):
     stand.versions(transformers="5.23")
     assert tracer_of([str(stand.python), "/nonexistent/python"], "hf") is None
+
+
+VL = Plan(micro_batch=2, accumulation=1, sequence_length=2048, image_pixels=448 * 448)
+
+
+@pytest.fixture
+def pictured(tmp_path):
+    """Ask about a vision model whose largest sample has these images."""
+    model = find_model(
+        "Qwen/Qwen2.5-VL-7B-Instruct", Family.HF, cwd=tmp_path, environment={"HF_HUB_OFFLINE": "1"}
+    )
+
+    def of(*images, plan=VL):
+        known = Lengths(samples=9, sorted_tokens=(9, 900), counted_by="a guess", images=images)
+        question = Question(
+            job=make_job(plan, lengths=known), recipe=replace(FACTORY, images=1), model=model,
+            plans=(plan,), capacity_bytes=GIB,
+        )  # fmt: skip
+        return question, request.variant(question, plan)
+
+    return of
+
+
+def test_images_are_traced_at_the_sizes_that_the_data_have(pictured):
+    question, asked = pictured((112, 224), (224, 112))
+    assert asked["recipe"]["media"] == {"images": [[112, 224], [224, 112]]}
+    assert asked["plan"]["image_pixels"] == 112 * 224
+    assert question.problem(VL).recipe.images == 2
+
+
+def test_images_beyond_the_limit_are_as_large_as_it_allows(pictured):
+    _, asked = pictured((1000, 4000))
+    ((high, wide),) = asked["recipe"]["media"]["images"]
+    assert wide == pytest.approx(4 * high, rel=0.01)
+    assert 0.98 * 448 * 448 < high * wide <= 448 * 448
+
+
+def test_images_leave_room_for_the_text(pictured):
+    _, asked = pictured(*[(448, 448)] * 20)
+    images = asked["recipe"]["media"]["images"]
+    assert len(images) == 20
+    assert sum(high * wide for high, wide in images) <= (2048 - request.SPARE_TOKENS) * 28**2
+
+
+def test_without_images_at_hand_the_largest_allowed_one_is_taken(pictured):
+    _, asked = pictured()
+    assert asked["recipe"]["media"] == {"images": [[448, 448]]}
+    assert "lengths" not in asked["recipe"]

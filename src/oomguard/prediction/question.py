@@ -24,9 +24,17 @@ class Question:
     capacity_bytes: int
 
     def batched(self, plan: Plan) -> Plan:
-        """Give the plan with the length that its longest batch really has."""
-        longest = self._longest(plan)
+        """Give the plan with the length that its longest batch really has, and its images' size."""
+        longest, pixels = self._longest(plan), plan.image_pixels
+        largest = max((high * wide for high, wide in self.images), default=None)
+        if largest is not None and pixels is not None:
+            plan = replace(plan, image_pixels=min(pixels, largest))
         return plan if longest is None else replace(plan, sequence_length=longest)
+
+    @property
+    def images(self) -> tuple[tuple[int, int], ...]:
+        """Height and width of the images of the largest sample, () where that is not known."""
+        return self.job.lengths.images if self.job.lengths else ()
 
     def _longest(self, plan: Plan) -> int | None:
         """Give the tokens of the longest sample where it is shorter than the limit, else None.
@@ -44,7 +52,7 @@ class Question:
         return Problem(
             model=self.model.architecture,
             plan=self.batched(plan),
-            recipe=self.recipe,
+            recipe=replace(self.recipe, images=len(self.images) or self.recipe.images),
             ranks=self.job.world.size,
             ranks_of_node=self.job.world.per_node,
         )

@@ -87,16 +87,26 @@ def _recipe(recipe: Recipe, plan: Plan) -> dict[str, object]:
 
 
 def _media(question: Question, step: Plan) -> dict[str, object]:
-    """Give each sample the largest image that its tokens and the settings leave room for."""
+    """Give each sample the images of the data's largest one, else the largest that settings allow.
+
+    Either way they leave room for the text: a sample has no more image tokens than tokens.
+    """
     tower, tokens = question.model.architecture.tower, step.sequence_length or LONGEST
-    if tower is None or not question.recipe.images:
+    if tower is None or not (question.recipe.images or question.images):
         return {}
     if tower.kind == "audio":
         return {"media": {"audio_seconds": AUDIO_SECONDS}}
-    unit = tower.patch * tower.merge
-    pixels = min(step.image_pixels or 768 * 768, (tokens - SPARE_TOKENS) * unit**2)
-    side = max(unit, math.isqrt(max(0, pixels)))
-    return {"media": {"images": [[side, side]] * question.recipe.images}}
+    limit, unit = step.image_pixels or 768 * 768, tower.patch * tower.merge
+    side = max(unit, math.isqrt(limit))
+    sizes = question.images or ((side, side),) * question.recipe.images
+    shown = [min(limit, high * wide) for high, wide in sizes]
+    room = max(unit**2, (tokens - SPARE_TOKENS) * unit**2)
+    scale = math.sqrt(min(1.0, room / sum(shown)))
+    images = [
+        [max(unit, int(edge * scale * math.sqrt(pixels / (high * wide)))) for edge in (high, wide)]
+        for (high, wide), pixels in zip(sizes, shown, strict=True)
+    ]
+    return {"media": {"images": images}}
 
 
 def _of_versions(recipe: Recipe, versions: Mapping[str, str]) -> dict[str, object]:
@@ -126,6 +136,8 @@ def _lengths(question: Question, step: Plan) -> dict[str, object]:
         return {}
     typical = min(longest, lengths.sorted_tokens[len(lengths.sorted_tokens) // 2])
     if typical == longest or question.recipe.padded or lengths.filled:
+        return {}
+    if question.recipe.images or question.images:  # which a shorter text may have no room for
         return {}
     batches = [[longest] * step.micro_batch, [typical] * step.micro_batch]
     return {"lengths": batches if step.accumulation > 1 else batches[::-1]}
