@@ -48,7 +48,7 @@ class ReportServer:
 
     def __init__(self, emit: Emit, *, buffer: Path) -> None:
         self._emit, self._uid, self.refused = emit, os.geteuid(), 0
-        self._buffer, self._files = buffer, dict[Path, _Tail]()
+        self.buffer, self._files = buffer, dict[Path, _Tail]()
         self.path = _fresh_folder() / "s"
         self._note = buffer.with_name(SOCKET_FILE)
         with suppress(OSError):  # a full disk: the folder is left behind if this one is killed
@@ -100,7 +100,7 @@ class ReportServer:
         self._selector.close()
 
     def _read_files(self) -> None:
-        for path in sorted(self._buffer.glob("*.jsonl")):
+        for path in sorted(self.buffer.glob("*.jsonl")):
             tail = self._files.setdefault(path, _Tail())
             with suppress(OSError):
                 self._read_file(path, tail)

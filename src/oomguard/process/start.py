@@ -42,7 +42,7 @@ def start(
     _check(caps, inside=inside)
     become_subreaper()
     write_files(command.files)
-    with ExitStack() as undo:
+    with ExitStack() as undo, ExitStack() as unless_begun:
         own = own_cgroup()
         group = _attempt_cgroup(own, caps, mark)
         if group:
@@ -50,15 +50,11 @@ def start(
         kernel = KernelWatch(group or own, emit)
         undo.callback(kernel.close)
         env = environment(command.env, mark=mark, capped=caps.host_memory_bytes is not None)
-        reports, buffer = None, log.parent / "buffer"
-        if inside:
-            make_folder(buffer)
-            reports = ReportServer(emit, buffer=buffer)
-            undo.callback(reports.close)
-            env = add_inside(
-                env, socket=reports.path, buffer=buffer, gpu_memory_bytes=caps.gpu_memory_bytes
-            )
+        reports = _listen(log, emit, undo) if inside else None
+        if reports is not None:
+            env = _with_reporter(env, reports, caps)
         log_fd = open_log(log)
+        unless_begun.callback(os.close, log_fd)
         running = Running(
             emit=emit,
             kernel=kernel,
@@ -66,19 +62,31 @@ def start(
             cgroup=os.fspath(group.folder) if group else None,
             exit_file=log.with_name(EXIT_FILE),
         )
-        try:
-            child = _spawn(command, env, group, caps, running)
-            members = Members(leader=child.row, mark=mark, cgroup=group)
-            try:
-                tee = Tee(pipe_fd=child.output_fd, log_fd=log_fd, emit=emit)
-            except BaseException:
-                child.abandon()
-                raise
-        except BaseException:
-            os.close(log_fd)
-            raise
+        child = _spawn(command, env, group, caps, running)
+        unless_begun.callback(child.abandon)
+        members = Members(leader=child.row, mark=mark, cgroup=group)
+        tee = Tee(pipe_fd=child.output_fd, log_fd=log_fd, emit=emit)
+        unless_begun.pop_all()
         running.begin(child=child, tee=tee, members=members, resources=undo.pop_all())
     return running
+
+
+def _listen(log: Path, emit: Emit, undo: ExitStack) -> ReportServer:
+    """Open the socket of the reporters inside, and the folder that they fall back to."""
+    buffer = log.parent / "buffer"
+    make_folder(buffer)
+    reports = ReportServer(emit, buffer=buffer)
+    undo.callback(reports.close)
+    return reports
+
+
+def _with_reporter(env: dict[str, str], reports: ReportServer, caps: Caps) -> dict[str, str]:
+    return add_inside(
+        env,
+        socket=reports.path,
+        buffer=reports.buffer,
+        gpu_memory_bytes=caps.gpu_memory_bytes,
+    )
 
 
 def _check(caps: Caps, *, inside: bool) -> None:
