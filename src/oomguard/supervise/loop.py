@@ -126,6 +126,7 @@ class Supervisor:
             yield replace(resumed, t=self._now)
             if attempts:
                 folder = self._folder.attempt(len(attempts))
+                self._folder.forget_output(len(attempts))
                 yield from take_over(attempts[-1], folder, lambda: self._now, oom_kills=oom_kills)
 
         return self._walk(self.record.run, begun(self.record)[1], first)
