@@ -18,6 +18,8 @@ from caps import peak_data_bytes
 from jobs import hf_job
 from launched import OOMGUARD, again, launch
 
+from shell.process_attempts import needs_cgroup
+
 HERE = Path(__file__).parent
 STEPS = 4
 FLAGS = (
@@ -25,7 +27,7 @@ FLAGS = (
     *("--logging_steps", "1", "--save_strategy", "steps", "--per_device_train_batch_size", "2"),
     *("--max_steps", str(STEPS), "--lengths", *["16"] * STEPS),
 )
-LADDER = ("--ladder", "halve_eval_batch,halve_micro_batch")
+LADDER = ("--ladder", "fewer_preprocess_workers,halve_eval_batch,halve_micro_batch")
 PATIENCE_S = 300.0
 
 
@@ -75,6 +77,23 @@ def test_in_the_save_at_the_end_what_was_trained_is_saved_and_not_trained_again(
     assert (first["optimizer_steps"], last["optimizer_steps"]) == (STEPS, 0)
     assert last["plan"] == first["plan"]
     assert (tmp_path / "out" / "model.safetensors").exists()
+
+
+@needs_cgroup
+def test_while_data_is_prepared_fewer_processes_do_it_and_the_training_stays(job, tmp_path):
+    job = again(job, tmp_path)
+    argv = script(job, "--row_mib", "512", "--output_dir", "out", "--preprocessing_num_workers")
+    alone = launch(job, "--", *argv, "1").attempts[0]["host_peak_bytes"]
+    (tmp_path / "oomguard-runs" / "run").rename(tmp_path / "measured")
+    cap = ("--host-memory", str(alone + 3 * 512 * 2**20), "--host-memory-by", "cgroup")
+    found = launch(job, *cap, *LADDER, "--", *argv, "4")
+    assert found.code == 0, found.err[-3000:]
+    assert found.kinds == ["host_oom", "ok"]
+    first, last = found.attempts
+    assert first["verdict"]["phase"] == "preprocess"
+    assert first["verdict"]["evidence"][0]["witness"] == "kernel"
+    assert last["plan"] == {**first["plan"], "preprocess_workers": 2}
+    assert last["optimizer_steps"] == STEPS
 
 
 def test_told_to_go_it_saves_within_its_grace_and_goes_on_from_there(job, tmp_path):

@@ -451,6 +451,17 @@ def test_phases_of_libraries_are_hooked_when_they_are_imported(folder):
     assert phases[:3] == ["forward", "eval", "save"]
 
 
+def test_a_pass_over_the_data_says_when_it_is_over(folder):
+    (folder / "datasets").mkdir()
+    (folder / "datasets" / "__init__.py").write_text("")
+    (folder / "datasets" / "arrow_dataset.py").write_text(
+        "class Dataset:\n    def map(self): return self\n"
+    )
+    script = "import torch\nfrom datasets.arrow_dataset import Dataset\nDataset().map()"
+    phases = [line["phase"] for line in run_job(folder, script).of("phase")]
+    assert phases == ["preprocess", "load"]
+
+
 def test_a_library_that_is_the_first_to_import_torch_is_hooked(folder):
     (folder / "transformers").mkdir()
     (folder / "transformers" / "__init__.py").write_text("")

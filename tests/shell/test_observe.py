@@ -82,6 +82,14 @@ def test_the_kernels_counter_is_a_finding(observer):
     (found,) = findings(observer.take(Kernel(oom_kills=2, total=2), 1.0))
     assert (found.witness, found.kind) == (Witness.KERNEL, Kind.HOST_OOM)
     assert "2 process" in found.text
+    assert found.phase is Phase.UNKNOWN
+
+
+def test_a_kill_by_the_kernel_is_of_the_phase_that_was_said_last(observer):
+    for phase in ("preprocess", "load"):
+        list(observer.take(report("phase", phase=phase), 1.0))
+        (found,) = findings(observer.take(Kernel(oom_kills=1, total=1), 1.0))
+        assert found.phase.value == phase
 
 
 def test_a_job_that_prints_errors_without_end_fills_no_record(observer):

@@ -41,6 +41,7 @@ class Observer:
         self._peeked = True
         self._last: dict[int, tuple[float, int, Phase]] = {}
         self._caught: dict[int, Finding] = {}
+        self._phase = Phase.UNKNOWN
 
     def take(self, seen: ShellEvent, t: float) -> Iterator[Event]:
         """Give the events that one piece of news adds up to, at time `t`."""
@@ -49,7 +50,7 @@ class Observer:
                 self._peeked = False
                 yield from self._notice(self._scanner.feed(seen.data), t)
             case Kernel():
-                yield from self._notice([_from_kernel(seen)], t)
+                yield from self._notice([_from_kernel(seen, self._phase)], t)
             case Report():
                 yield from self._report(seen.message, t)
 
@@ -77,6 +78,7 @@ class Observer:
     def _report(self, message: Mapping[str, Any], t: float) -> Iterator[Event]:
         progress = replace(_progress(message, self._attempt, t), said_t=self._said_t(message, t))
         kind, pid = message.get("type"), progress.pid
+        self._phase = progress.phase
         growth = self._trends.take(message)
         if growth is not None:
             yield Growing(t=t, attempt=self._attempt, rank=progress.rank, growth=growth)
@@ -125,9 +127,12 @@ class Observer:
         return fresh
 
 
-def _from_kernel(seen: Kernel) -> Finding:
+def _from_kernel(seen: Kernel, phase: Phase) -> Finding:
+    """Make the finding of a kill; who was killed says nothing, `phase` is what was said last."""
     text = f"the kernel's OOM killer ended {seen.oom_kills} process(es) of the job's memory cgroup"
-    return Finding(witness=Witness.KERNEL, kind=Kind.HOST_OOM, text=text, signature="oom_kill")
+    return Finding(
+        witness=Witness.KERNEL, kind=Kind.HOST_OOM, text=text, signature="oom_kill", phase=phase
+    )
 
 
 def _from_inside(message: Mapping[str, Any]) -> Finding:

@@ -7,7 +7,7 @@ import os
 import sys
 
 from . import phases, resume
-from .libraries import LIBRARIES, TRAINER
+from .libraries import DATASETS, LIBRARIES, TRAINER
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -29,11 +29,30 @@ def hook_libraries(finder: Finder, patches: Patches) -> None:
             if name == TRAINER:
                 _hook_training_step(getattr(module, "Trainer", None), patches)
                 resume.go_on(module, os.environ.get(resume.VARIABLE))
+            if name == DATASETS:
+                _hook_map(getattr(module, "Dataset", None), patches)
 
         return imported
 
     for name in LIBRARIES:
         finder.on_import(name, hook(name))
+
+
+def _hook_map(dataset: Any, patches: Patches) -> None:
+    """Watch a pass over the data, and say when it is over: a kill after it is none of its."""
+
+    def mapping(original: Function) -> Function:
+        watched = patches.watching(original, phases.PREPROCESS)
+
+        @functools.wraps(original)
+        def map_(*args: Any, **kwargs: Any) -> Any:
+            mapped = watched(*args, **kwargs)
+            patches.reporter.prepared()
+            return mapped
+
+        return map_
+
+    patches.replace(dataset, "map", mapping)
 
 
 def _hook_training_step(trainer: Any, patches: Patches) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from . import phases
 
-TRAINER = "transformers.trainer"
+TRAINER, DATASETS = "transformers.trainer", "datasets.arrow_dataset"
 #: module -> (class in it, or None for the module itself; function; phase).
 #: What a version does not have is passed over.
 LIBRARIES: dict[str, tuple[tuple[str | None, str, str], ...]] = {
@@ -18,7 +18,7 @@ LIBRARIES: dict[str, tuple[tuple[str | None, str, str], ...]] = {
         ("PreTrainedModel", "from_pretrained", phases.LOAD),
         ("PreTrainedModel", "save_pretrained", phases.SAVE),
     ),
-    "datasets.arrow_dataset": (("Dataset", "map", phases.PREPROCESS),),
+    DATASETS: (),
     "safetensors.torch": (
         (None, "save_file", phases.SAVE),
         (None, "load_file", phases.LOAD),

@@ -146,6 +146,12 @@ class Reporter:
             self._note_phase(self.state.phase)
 
     @_guarded
+    def prepared(self) -> None:
+        """A pass over the data is over."""
+        if not self.quiet and self.state.phase in phases.BEFORE_TRAINING:
+            self._send("phase", phase=self.state.phase, memory=memory.measure(self._torch))
+
+    @_guarded
     def trains_on(self, batch: Any) -> None:
         """A training step begins."""
         self.state.trains_on(batch)
