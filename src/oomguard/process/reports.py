@@ -51,8 +51,11 @@ class ReportServer:
         self.buffer, self._files = buffer, dict[Path, _Tail]()
         self.path = _fresh_folder() / "s"
         self._note = buffer.with_name(SOCKET_FILE)
-        with suppress(OSError):  # a full disk: the folder is left behind if this one is killed
+        try:
             self._note.write_text(os.fspath(self.path))
+        except OSError:  # a full disk: the folder is left behind if this one is killed
+            with suppress(OSError):
+                self._note.unlink()
         self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         self._listener.setblocking(False)
         self._listener.bind(os.fspath(self.path))
