@@ -27,9 +27,9 @@ if given.per_device_train_batch_size > 4:
 for number in (1, 2):
     step(number)
 seen = pathlib.Path(f"{{given.per_device_train_batch_size}}-{{given.max_length}}")
-expected = seen.exists() if os.environ["GOES_ON"] == "again" else given.max_length == 512
+expected = {{"again": seen.exists(), "whole": given.max_length == 512, "cut": True}}
 seen.touch()
-if not expected:
+if not expected[os.environ["GOES_ON"]]:
     time.sleep(600)
 step(3)
 print("done")
@@ -60,6 +60,14 @@ def test_a_cut_that_was_not_needed_is_given_back(run):
     assert "Tried without: cut_cutoff_len" in ended.err
     assert ended.report["fidelity"] == "same_math"
     assert json.loads((ended.run / "fit-report.json").read_text())["final"]["micro_batch"] == 4
+
+
+def test_nothing_is_given_back_where_that_is_not_wanted(run):
+    ended = run("cut", "--no-relax")
+    assert ended.code == 0, ended.err
+    assert sizes(ended) == [(16, 512), (16, 256), (8, 256), (4, 256)]
+    (started,) = [event for event in ended.events() if event["event"] == "run_started"]
+    assert started["limits"]["relax"] is False
 
 
 def test_growing_goes_up_until_it_fails_and_back_to_the_best(run):

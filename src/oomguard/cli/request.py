@@ -190,7 +190,8 @@ def _text(path: str) -> str | None:
 
 def _merge(given: Options, block: Options) -> Options:
     """Lay what was given on the command line over the block of the file."""
-    stated = {one.name: value for one in fields(Options) if (value := getattr(given, one.name))}
+    named = {one.name: getattr(given, one.name) for one in fields(Options)}
+    stated = {name: value for name, value in named.items() if value not in (None, ())}
     merged = replace(block, **stated)
     by = merged.host_memory_by or CapBy.RLIMIT.value
     if given.host_memory_by and not merged.host_memory_bytes:
