@@ -27,7 +27,7 @@ quickstart: $(VENV)/.train
 test: gates
 	$(BIN)/python -m pytest -m "not extended and not gpu"
 
-# Multimodal jobs, relax and grow with real frameworks: a quarter of an hour and more.
+# Traces held against real runs, and probes of further frameworks: a quarter of an hour and more.
 extended: $(VENV)/.dev
 	$(BIN)/python -m pytest -m extended
 
