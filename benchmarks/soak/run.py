@@ -183,7 +183,7 @@ def main() -> None:
     mount = ["mount", "-t", "tmpfs", "-o", "size=160m", "tmpfs", str(runs)]
     small = subprocess.run(mount, capture_output=True, check=False).returncode == 0
     faults = tuple(fault for fault in FAULTS if small or fault != "disk")
-    soak = Soak(place, given.seed, steps=int(given.seconds * 12), faults=faults)
+    soak = Soak(place, given.seed, steps=int(given.seconds * 20), faults=faults)
     soak.go(given.seconds)
     result = {"seed": given.seed, "small_disk": small, **soak.check()}
     given.out.write_text(json.dumps(result, indent=2) + "\n")
