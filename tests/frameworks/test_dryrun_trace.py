@@ -99,8 +99,7 @@ def test_layers_of_several_kinds_are_taken_by_whole_periods():
     assert few["estimate"]["terms"] == every["estimate"]["terms"]
 
 
-@pytest.mark.extended
-@pytest.mark.parametrize("name", ["hf", "llamafactory"])
+@pytest.mark.parametrize("name", [pytest.param("hf", marks=pytest.mark.extended), "llamafactory"])
 def test_a_real_run_on_the_cpu_peaks_within_two_percent_of_its_trace(name):
     script = Path(__file__).with_name("dryrun_truth.py")
     found = json.loads(run(name, str(script)).splitlines()[-1])
