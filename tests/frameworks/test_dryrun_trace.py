@@ -120,6 +120,25 @@ def test_images_and_audio_show_as_towers_and_take_room_in_the_text():
     assert audio["estimate"]["terms"]["audio_tower"] > 0
 
 
+def test_a_few_windows_stand_for_the_many_of_a_tower():
+    document = {
+        "v": 1, "model": {"family": "hf", "config": QWEN_VL},
+        "variants": [{"id": "x", "plan": PLAN | {"checkpointing": False, "tuning": "full"},
+                      "recipe": {"media": {"images": [[560, 560]]}}}],
+    }  # fmt: skip
+    stdin = json.dumps(document)
+    few = json.loads(run("hf", "-m", "oomguard_dryrun", stdin=stdin))
+    every = (
+        "import sys; from oomguard_dryrun import __main__ as program, media; "
+        "media.WINDOWS = sys.maxsize; program.main()"
+    )
+    many = json.loads(run("hf", "-c", every, stdin=stdin))
+    peaks = [answer["results"][0]["estimate"]["allocated_bytes"] for answer in (few, many)]
+    assert peaks[0] == pytest.approx(peaks[1], rel=0.005)
+    towers = [answer["results"][0]["estimate"]["terms"]["vision_tower"] for answer in (few, many)]
+    assert towers[0] == pytest.approx(towers[1], rel=0.01)
+
+
 def test_media_that_the_text_has_no_room_for_are_named():
     (answer,) = ask(QWEN_VL, ({"sequence_length": 64}, {"media": {"images": [[560, 560]]}}))
     assert answer["error"] == {

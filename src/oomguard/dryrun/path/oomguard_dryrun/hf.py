@@ -12,7 +12,7 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from . import lora
+from . import lora, media
 from .batches import causal
 from .built import DTYPES, Built, Depth, Unsupported, half, mixed, reduced
 from .fakes import materialize
@@ -39,6 +39,8 @@ def build(request: Request, variant: Variant) -> Built:
     config, depth = _config(request, variant)
     with torch.device("meta"):
         model = _model(request, variant, config)
+    if variant.cuda and variant.attention != "eager":
+        media.few_windows(model)
     _resize(model, variant)
     model.to(_weights_dtype(variant))
     depth.stack = _stack(model, depth.built)
