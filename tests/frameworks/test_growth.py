@@ -8,6 +8,7 @@ that all of them train with keeps memory for good.
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -16,7 +17,8 @@ from pathlib import Path
 import pytest
 import yaml
 from caps import peak_data_bytes
-from jobs import TinyJob, hf_job, llamafactory_job
+from jobs import TinyJob, hf_job
+from multimodal import multimodal_job
 from recipes import recipe_job
 
 LEAK = Path(__file__).parent / "standins" / "leak"
@@ -53,7 +55,8 @@ class Leaking:
 
 
 def environ(job: TinyJob) -> dict[str, str]:
-    return {**job.env, "LEAK_MIB": str(LEAK_MIB), "PYTHONPATH": str(LEAK)}
+    paths = os.pathsep.join(filter(None, (str(LEAK), job.env.get("PYTHONPATH"))))
+    return {**job.env, "LEAK_MIB": str(LEAK_MIB), "PYTHONPATH": paths}
 
 
 def by_flags(job: TinyJob, **settings: object) -> Leaking:
@@ -74,8 +77,10 @@ def qwen(folder: Path) -> Leaking:
 
 
 def llamafactory(folder: Path) -> Leaking:
-    job = llamafactory_job(folder)
-    config = {**yaml.safe_load(job.config.read_text()), **SETTINGS, "cutoff_len": 128}
+    """Qwen2.5-VL, all of it trained, on small pictures."""
+    job = multimodal_job("vision", folder)
+    small = {"image_max_pixels": 12544, "output_dir": "out"}
+    config = {**yaml.safe_load(job.config.read_text()), **SETTINGS, **small}
     job.config.write_text(yaml.safe_dump(config, sort_keys=False))
     first = (f"max_steps={FITS_STEPS}", "output_dir=measured")
     cap = peak_data_bytes((*job.argv, *first), cwd=folder, env=environ(job))
