@@ -15,7 +15,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-import yaml
 from caps import peak_data_bytes
 from jobs import TinyJob, hf_job
 from multimodal import multimodal_job
@@ -79,12 +78,11 @@ def qwen(folder: Path) -> Leaking:
 def llamafactory(folder: Path) -> Leaking:
     """Qwen2.5-VL, all of it trained, on small pictures."""
     job = multimodal_job("vision", folder)
-    small = {"image_max_pixels": 12544, "output_dir": "out"}
-    config = {**yaml.safe_load(job.config.read_text()), **SETTINGS, **small}
-    job.config.write_text(yaml.safe_dump(config, sort_keys=False))
+    settings = {**SETTINGS, "image_max_pixels": 12544, "output_dir": "out"}
+    argv = (*job.argv, *(f"{key}={value}" for key, value in settings.items()))
     first = (f"max_steps={FITS_STEPS}", "output_dir=measured")
-    cap = peak_data_bytes((*job.argv, *first), cwd=folder, env=environ(job))
-    return Leaking(job=job, argv=job.argv, cap_bytes=cap)
+    cap = peak_data_bytes((*argv, *first), cwd=folder, env=environ(job))
+    return Leaking(job=job, argv=argv, cap_bytes=cap)
 
 
 @pytest.fixture(scope="module", params=[hf, llamafactory, qwen])
