@@ -53,7 +53,8 @@ class _Sample:
     prompt: str
     answer: str
     media: Mapping[str, int]
-    images: tuple[Path, ...] = ()
+    images: tuple[str, ...] = ()
+    folders: tuple[Path, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -93,8 +94,8 @@ def measured(job: Job, recipe: Recipe) -> Job:
 
 def _largest(samples: Iterable[_Sample], limit: int | None) -> tuple[Size, ...]:
     """Give the sizes of the images of the sample that has the most pixels, each up to a limit."""
-    pictured = [sample.images for sample in samples if sample.images][:MOST_PICTURED]
-    sizes = [tuple(map(size_of, images)) for images in pictured]
+    pictured = [sample for sample in samples if sample.images][:MOST_PICTURED]
+    sizes = [tuple(size_of(_found(name, one.folders)) for name in one.images) for one in pictured]
     known = [tuple(size for size in one if size) for one in sizes if None not in one]
     most = limit or sys.maxsize
     return max(known, key=lambda one: sum(min(most, h * w) for h, w in one), default=())
@@ -201,27 +202,31 @@ def _records(path: Path) -> Iterable[object]:
 def _sample(record: Mapping[str, Any], folders: tuple[Path, ...]) -> _Sample:
     """Read a record; its media lie beside the file or where the job runs."""
     media: dict[str, int] = {}
-    images: list[Path] = []
+    images: list[str] = []
     prompt: list[str] = []
     answer: list[str] = []
     for key, value in record.items():
         if key in _MEDIA and value:
             files = value if isinstance(value, list) else [value]
             media[_MEDIA[key]] = media.get(_MEDIA[key], 0) + len(files)
-            images += [_found(file, folders) for file in files if _MEDIA[key] == "image"]
+            images += [str(file) for file in files if _MEDIA[key] == "image"]
         elif isinstance(value, str):
             (answer if key in _ANSWERS else prompt).append(value)
         elif isinstance(value, list):
             for text, is_answer in _turns(value):
                 (answer if is_answer else prompt).append(text)
     return _Sample(
-        prompt="\n".join(prompt), answer="\n".join(answer), media=media, images=tuple(images)
+        prompt="\n".join(prompt),
+        answer="\n".join(answer),
+        media=media,
+        images=tuple(images),
+        folders=folders,
     )
 
 
-def _found(name: object, folders: tuple[Path, ...]) -> Path:
+def _found(name: str, folders: tuple[Path, ...]) -> Path:
     """Say where an image lies; in the first folder where it lies in none."""
-    places = [folder / str(name) for folder in folders]
+    places = [folder / name for folder in folders]
     return next((place for place in places if place.is_file()), places[0])
 
 
