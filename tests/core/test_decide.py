@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 import pytest
 from hypothesis import given
@@ -22,11 +22,9 @@ from oomguard.decide import (
     Launch,
     Stop,
     WaitForDevice,
-    decide,
 )
 from oomguard.events import (
     DeviceFree,
-    Event,
     Exited,
     Finished,
     Growing,
@@ -37,7 +35,6 @@ from oomguard.events import (
     RunStarted,
     Saved,
     Signalled,
-    Started,
     Status,
     Stopping,
     Ticked,
@@ -46,29 +43,19 @@ from oomguard.events import (
 )
 from oomguard.evidence.verdict import Cause, Finding, Kind, Phase, Verdict, Witness
 from oomguard.growth import Growth
-from oomguard.ladder import Ladder
 from oomguard.plan import Plan, Sharding, Tuning
-from oomguard.record import RunRecord, State, replay
+from oomguard.record import State, replay
+from told import Told
 
 TEXT = "torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2.00 GiB"
 OOM = Verdict(kind=Kind.DEVICE_OOM, phase=Phase.FORWARD)
 LIMITS = Limits(ladder=("halve_micro_batch",), allow=make_ladder().allow, max_attempts=20)
 
 
-@dataclass
-class Story:
-    """Applies events and keeps what was decided."""
-
+@dataclass(kw_only=True)
+class Story(Told):
     job: object = None
-    ladder: Ladder = field(default_factory=make_ladder)
     limits: Limits = LIMITS
-    record: RunRecord = field(default_factory=RunRecord)
-    events: list[Event] = field(default_factory=list)
-
-    def happen(self, event):
-        self.events.append(event)
-        self.record = self.record.apply(event)
-        return decide(self.record, event, self.ladder)
 
     def begin(self):
         job = self.job or make_job()
@@ -77,23 +64,6 @@ class Story:
                 t=0, run="r", version="0", at="2026-01-01T00:00:00Z", job=job, limits=self.limits
             )
         )
-
-    def launch(self, action, t=1.0):
-        number = len(self.record.attempts) + 1
-        self.happen(
-            Planned(
-                t=t,
-                attempt=number,
-                plan=action.plan,
-                steps=action.steps,
-                skipped=action.skipped,
-                begins=action.begins,
-                purpose=action.purpose,
-                path=action.path,
-                undone=action.undone,
-            )
-        )
-        return self.happen(Started(t=t, attempt=number, pid=7, command="x", kernel_watched=True))
 
     def exit(self, verdict, t=9.0, returncode=1):
         return self.happen(

@@ -14,15 +14,12 @@ from oomguard.decide import (
     Launch,
     Stop,
     WaitForDevice,
-    decide,
 )
 from oomguard.events import (
     CutShort,
     DeviceFree,
-    Event,
     Exited,
     Limits,
-    Planned,
     Predicted,
     Probe,
     Probed,
@@ -30,7 +27,6 @@ from oomguard.events import (
     Purpose,
     RunStarted,
     Signalled,
-    Started,
     Status,
     Stopping,
     Ticked,
@@ -39,10 +35,12 @@ from oomguard.events import (
 )
 from oomguard.evidence.verdict import Kind, Phase, Verdict
 from oomguard.job import BY_TOKENIZER, Lengths
+from oomguard.ladder import Ladder
 from oomguard.plan import Plan
 from oomguard.probing import LINGERS_S, STEPS, probe_of
-from oomguard.record import RunRecord, replay
+from oomguard.record import replay
 from oomguard.report import build
+from told import Told
 
 OOM = Verdict(kind=Kind.DEVICE_OOM, phase=Phase.BACKWARD)
 OK = Verdict(kind=Kind.OK)
@@ -52,23 +50,15 @@ ASKED = Plan(micro_batch=8, accumulation=1, sequence_length=4096)
 GIB = 1 << 30
 
 
-@dataclass
-class Story:
-    """Applies events and keeps what was decided."""
-
+@dataclass(kw_only=True)
+class Story(Told):
     relax: bool = False
-    ladder: str = "halve_micro_batch"
-    record: RunRecord = field(default_factory=RunRecord)
-    events: list[Event] = field(default_factory=list)
-
-    def happen(self, event):
-        self.events.append(event)
-        self.record = self.record.apply(event)
-        return decide(self.record, event, make_ladder(ladder=self.ladder))
+    ladder: Ladder = field(default_factory=lambda: make_ladder(ladder="halve_micro_batch"))
 
     def begin(self):
         limits = Limits(
-            ladder=tuple(self.ladder.split(",")), allow=make_ladder().allow, max_attempts=20,
+            ladder=tuple(one.id for one in self.ladder.strategies), allow=self.ladder.allow,
+            max_attempts=20,
             relax=self.relax, probe=True,
         )  # fmt: skip
         predicted = Predicted(
@@ -88,20 +78,7 @@ class Story:
         )
 
     def launch(self, action):
-        number = len(self.record.attempts) + 1
-        self.happen(
-            Planned(
-                t=1.0,
-                attempt=number,
-                plan=action.plan,
-                steps=action.steps,
-                path=action.path,
-                purpose=action.purpose,
-                undone=action.undone,
-                probe=Probe(steps=STEPS, tokens=4096) if action.probe else None,
-            )
-        )
-        self.happen(Started(t=1.0, attempt=number, pid=7, command="x", kernel_watched=True))
+        super().launch(action, probe=Probe(steps=STEPS, tokens=4096) if action.probe else None)
 
     def steps(self, count=STEPS, t=2.0):
         number = len(self.record.attempts)
@@ -217,7 +194,7 @@ def test_a_signal_during_a_probe_ends_the_run(story):
 
 @pytest.mark.parametrize(("longest", "purpose"), [(2048, Purpose.TRAIN), (256, Purpose.BEST)])
 def test_less_change_is_tried_by_probes_and_the_best_runs(longest, purpose):
-    story = Story(relax=True, ladder="cut_cutoff_len,halve_micro_batch")
+    story = Story(relax=True, ladder=make_ladder(ladder="cut_cutoff_len,halve_micro_batch"))
     action = story.begin()
     seen = []
     while isinstance(action, Launch):

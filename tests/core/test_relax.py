@@ -12,17 +12,14 @@ from hypothesis import strategies as st
 
 from generators import OPEN, jobs, make_job, make_ladder
 from oomguard.checkpoint import Checkpoint, Continuation, Mode
-from oomguard.decide import FITS, Action, Finish, Launch, Stop, WaitForDevice, decide
+from oomguard.decide import FITS, Action, Finish, Launch, Stop, WaitForDevice
 from oomguard.events import (
     DeviceFree,
-    Event,
     Exited,
     Limits,
-    Planned,
     Progress,
     Purpose,
     RunStarted,
-    Started,
     Status,
     Stopping,
     event_from_json,
@@ -31,9 +28,10 @@ from oomguard.events import (
 from oomguard.evidence.verdict import Kind, Phase, Verdict
 from oomguard.ladder import Ladder
 from oomguard.plan import Plan, Quantization, Tuning
-from oomguard.record import RunRecord, replay
+from oomguard.record import replay
 from oomguard.relax import MOST_TRIALS, PROOF_STEPS_AT_MOST
 from oomguard.strategy import Fidelity
+from told import Told
 
 OOM = Verdict(kind=Kind.DEVICE_OOM, phase=Phase.FORWARD)
 STOPPED = Verdict(kind=Kind.INTERRUPTED)
@@ -50,25 +48,17 @@ COSTS = {strategy.id: strategy.fidelity.cost for strategy in make_ladder().strat
 
 
 @dataclass
-class Run:
+class Run(Told):
     """A job of ten steps that is out of memory at `late` unless `fits` says otherwise."""
 
     fits: object  # of a Launch
     job: object = field(default_factory=lambda: make_job(LLM))
-    ladder: Ladder = field(default_factory=make_ladder)
     relax: bool = True
     grow: bool = False
     late: int = 1
     saves: bool = False
     trial_fails: bool = False
-    record: RunRecord = field(default_factory=RunRecord)
-    events: list[Event] = field(default_factory=list)
     launches: list[Launch] = field(default_factory=list)
-
-    def happen(self, event: Event) -> Action | None:
-        self.events.append(event)
-        self.record = self.record.apply(event)
-        return decide(self.record, event, self.ladder)
 
     def to_the_end(self, most: int = 500) -> Finish:
         limits = Limits(
@@ -86,19 +76,7 @@ class Run:
         pytest.fail(f"the run did not end after {most} attempts")
 
     def attempt(self, action: Launch, number: int) -> Action | None:
-        self.happen(
-            Planned(
-                t=1,
-                attempt=number,
-                plan=action.plan,
-                steps=action.steps,
-                begins=action.begins,
-                purpose=action.purpose,
-                path=action.path,
-                undone=action.undone,
-            )
-        )
-        self.happen(Started(t=1, attempt=number, pid=7, command="x", kernel_watched=True))
+        self.launch(action)
         verdict = self.train(action, number)
         action_ = self.happen(Exited(t=3, attempt=number, returncode=1, verdict=verdict))
         if not isinstance(action_, WaitForDevice):

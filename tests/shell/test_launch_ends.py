@@ -69,7 +69,7 @@ def test_the_account_is_on_stderr_and_says_each_change_with_its_cost(fit):
 
 
 def test_the_report_keeps_the_published_schema(fit):
-    jsonschema.validate(fit.report, SCHEMA)
+    assert list(jsonschema.Draft202012Validator(SCHEMA).iter_errors(fit.report)) == []
 
 
 def test_the_final_command_trains_by_hand_under_the_same_cap(fit):

@@ -1,0 +1,44 @@
+"""Runs told by their events, without a process: what the tests of `decide` share."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from generators import make_ladder
+from oomguard.decide import Action, Launch, decide
+from oomguard.events import Event, Planned, Probe, Started
+from oomguard.ladder import Ladder
+from oomguard.record import RunRecord
+
+
+@dataclass(kw_only=True)
+class Told:
+    """Applies events and keeps what was decided."""
+
+    ladder: Ladder = field(default_factory=make_ladder)
+    record: RunRecord = field(default_factory=RunRecord)
+    events: list[Event] = field(default_factory=list)
+
+    def happen(self, event: Event) -> Action | None:
+        self.events.append(event)
+        self.record = self.record.apply(event)
+        return decide(self.record, event, self.ladder)
+
+    def launch(self, action: Launch, t: float = 1.0, probe: Probe | None = None) -> Action | None:
+        """Let an attempt be planned and started as was decided."""
+        number = len(self.record.attempts) + 1
+        self.happen(
+            Planned(
+                t=t,
+                attempt=number,
+                plan=action.plan,
+                steps=action.steps,
+                skipped=action.skipped,
+                begins=action.begins,
+                purpose=action.purpose,
+                path=action.path,
+                undone=action.undone,
+                probe=probe,
+            )
+        )
+        return self.happen(Started(t=t, attempt=number, pid=7, command="x", kernel_watched=True))
