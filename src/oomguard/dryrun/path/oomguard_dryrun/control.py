@@ -4,14 +4,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode, unset_fake_temporarily
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_flatten, tree_map
+from torch.utils._pytree import tree_map
 
 from .experts import is_routing, spread
+from .fakes import DEVICE, device_of
 
 aten = torch.ops.aten
 CONTROL = frozenset({torch.int64, torch.int32, torch.int16, torch.uint8, torch.bool})
@@ -37,9 +39,10 @@ class RealControl(TorchDispatchMode):
         args: tuple[Any, ...] = (),
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
+        if func is DEVICE:
+            return device_of(args[0])
         kwargs = kwargs or {}
-        leaves = tree_flatten((args, kwargs))[0]
-        tensors = [leaf for leaf in leaves if isinstance(leaf, torch.Tensor)]
+        tensors = [*_tensors(args), *_tensors(kwargs.values())]
         if _real(func, tensors, args, kwargs):
             with unset_fake_temporarily():
                 return func(*args, **kwargs)
@@ -54,6 +57,15 @@ class RealControl(TorchDispatchMode):
         if isinstance(value, torch.Tensor) and not isinstance(value, FakeTensor):
             return self._fake.from_tensor(value)
         return value
+
+
+def _tensors(values: Iterable[Any]) -> Iterator[torch.Tensor]:
+    """Give the tensors among arguments: operators take them bare or in lists."""
+    for value in values:
+        if isinstance(value, torch.Tensor):
+            yield value
+        elif isinstance(value, (list, tuple)):
+            yield from _tensors(value)
 
 
 def _real(

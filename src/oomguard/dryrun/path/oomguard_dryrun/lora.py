@@ -4,7 +4,10 @@
 
 from __future__ import annotations
 
+import importlib.util
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -25,15 +28,15 @@ def adapt(model: nn.Module, lora: Lora, targets: tuple[str, ...]) -> nn.Module:
     """
     if not targets:
         raise Unsupported(f"no linear layer matches the adapter's targets {lora.targets!r}")
-    try:
-        import peft  # noqa: PLC0415  installed in some jobs' Pythons only
-    except ImportError:
+    if importlib.util.find_spec("peft") is None:
         return _own(model, lora, targets)
     for module in model.modules():
         if isinstance(module, QuantizedLinear):
             module.defensive_clone = True
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), _without_bitsandbytes():
         warnings.simplefilter("ignore")
+        import peft  # noqa: PLC0415  installed in some jobs' Pythons only
+
         config = peft.LoraConfig(
             r=lora.rank,
             lora_alpha=lora.alpha,
@@ -42,6 +45,21 @@ def adapt(model: nn.Module, lora: Lora, targets: tuple[str, ...]) -> nn.Module:
             modules_to_save=list(lora.modules_to_save) or None,
         )
         return peft.get_peft_model(model, config)
+
+
+@contextmanager
+def _without_bitsandbytes() -> Iterator[None]:
+    """Keep PEFT from importing bitsandbytes, which takes a second and wraps no layer of ours."""
+    find = importlib.util.find_spec
+
+    def finding(name: str, package: str | None = None) -> Any:
+        return None if name == "bitsandbytes" else find(name, package)
+
+    importlib.util.find_spec = finding
+    try:
+        yield
+    finally:
+        importlib.util.find_spec = find
 
 
 def targets(

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from .fakes import DEVICE, device_of
 from .trace import Event, Trace
 
 Layer = tuple[str, int]
@@ -56,6 +57,8 @@ class Tracer(TorchDispatchMode):
         args: tuple[Any, ...] = (),
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
+        if func is DEVICE:
+            return device_of(args[0])
         if not self._places and torch.is_grad_enabled():
             self._follow_recomputation()
         out = func(*args, **(kwargs or {}))
