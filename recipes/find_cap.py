@@ -39,6 +39,8 @@ def by_hand(path: str, config: Mapping[str, object]) -> tuple[str, ...]:
         return (*block["command"], *flags)
     if "finetuning_type" in config:
         return ("llamafactory-cli", "train", path)
+    if "model" in config:
+        return ("tune", "run", "lora_finetune_single_device", "--config", path)
     starts = ("litgpt", "finetune_lora") if "checkpoint_dir" in config else ("trl", "sft")
     return (*starts, "--config", path)
 
@@ -47,6 +49,9 @@ def at_once(config: Mapping[str, object], samples: int) -> tuple[str, ...]:
     """Give the words for another micro batch at the same global batch."""
     if "checkpoint_dir" in config:
         return ("--train.micro_batch_size", str(samples))
+    if "batch_size" in config:
+        accumulation = int(str(config["batch_size"])) // samples
+        return (f"batch_size={samples}", f"gradient_accumulation_steps={accumulation}")
     whole = int(str(config["per_device_train_batch_size"]))
     sizes = {
         "per_device_train_batch_size": samples,
@@ -61,7 +66,7 @@ def variants(config: Mapping[str, object]) -> tuple[tuple[str, ...], tuple[str, 
     """Give the words with which a twin fits, and with which it does not."""
     found = OTHERS.get(str(config.get("model_name_or_path")))
     train = config.get("train", config)
-    keys = ("per_device_train_batch_size", "micro_batch_size")
+    keys = ("per_device_train_batch_size", "micro_batch_size", "batch_size")
     whole = next((train[key] for key in keys if key in train), 1)
     return found or (at_once(config, whole // 4), at_once(config, whole // 2))
 

@@ -1,6 +1,6 @@
 """Make what a scaled-down twin trains: a tiny model with random weights, and data.
 
-    python recipes/make_tiny.py {qwen,trl,loftq,litgpt}
+    python recipes/make_tiny.py {qwen,trl,loftq,litgpt,torchtune}
 
 Run from the root of the repository, with the Python of the framework; it lands in `tiny/KIND/`.
 Nothing is downloaded. The same seed gives the same files.
@@ -15,12 +15,13 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent / "quickstart"))
 
-from make_assets import write_llama, write_samples, write_tokenizer
+from make_assets import WORDS, write_llama, write_samples, write_tokenizer
 
 SHAPES = {
     # The logits, tokens x vocabulary, outweigh all else: memory follows the micro batch.
     "qwen": {"hidden": 64, "layers": 2, "vocabulary": 32768},
     "litgpt": {"hidden": 64, "layers": 2, "vocabulary": 32768},
+    "torchtune": {"hidden": 64, "layers": 2, "vocabulary": 32768},
     # TRL computes the loss without the full logits: here the layers' activations do.
     "trl": {"hidden": 256, "layers": 4, "vocabulary": 1024},
     # LoftQ compares each number of a weight with 256 levels: weights are what is large.
@@ -61,6 +62,51 @@ def write_litgpt(folder: Path, *, hidden: int, layers: int, vocabulary: int, see
     )
 
 
+def write_torchtune(folder: Path, *, hidden: int, layers: int, vocabulary: int, seed: int) -> None:
+    """Write a Llama by torchtune's builder as its checkpointer reads it, and its tokenizer."""
+    import torch  # noqa: PLC0415
+    from safetensors.torch import save_file  # noqa: PLC0415
+    from sentencepiece import SentencePieceTrainer  # noqa: PLC0415
+    from torchtune.models.convert_weights import tune_to_hf  # noqa: PLC0415
+    from torchtune.models.llama2 import llama2  # noqa: PLC0415
+
+    torch.manual_seed(seed)
+    config = {
+        "model_type": "llama",
+        "architectures": ["LlamaForCausalLM"],
+        "vocab_size": vocabulary,
+        "hidden_size": hidden,
+        "intermediate_size": 2 * hidden,
+        "num_hidden_layers": layers,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": 4096,
+        "tie_word_embeddings": False,
+    }
+    model = llama2(
+        vocab_size=vocabulary,
+        num_layers=layers,
+        num_heads=4,
+        num_kv_heads=2,
+        embed_dim=hidden,
+        max_seq_len=4096,
+        intermediate_dim=2 * hidden,
+    )
+    weights = tune_to_hf(model.state_dict(), num_heads=4, num_kv_heads=2, dim=hidden)
+    folder.mkdir(parents=True, exist_ok=True)
+    contiguous = {name: weight.contiguous() for name, weight in weights.items()}
+    save_file(contiguous, folder / "model.safetensors")
+    (folder / "config.json").write_text(json.dumps(config, indent=1))
+    with (folder / "tokenizer.model").open("wb") as file:
+        SentencePieceTrainer.train(
+            sentence_iterator=iter(8 * WORDS),
+            model_writer=file,
+            vocab_size=1024,
+            hard_vocab_limit=False,
+            minloglevel=2,
+        )
+
+
 def write_talks(data: Path) -> None:
     """Write the samples as QwenLM/Qwen reads them: conversations."""
     talks = [
@@ -92,8 +138,10 @@ def main() -> None:
     model, data = Path("tiny", kind, "model"), Path("tiny", kind, "data")
     sizes = {"samples": 64, "words": 400, **SIZES.get(kind, {})}
     write_samples(data / "train.json", seed=0, **sizes)
-    write_tokenizer(model)
-    (write_litgpt if kind == "litgpt" else write_llama)(model, seed=0, **SHAPES[kind])
+    if kind != "torchtune":  # whose tokenizers are of other formats
+        write_tokenizer(model)
+    write = {"litgpt": write_litgpt, "torchtune": write_torchtune}.get(kind, write_llama)
+    write(model, seed=0, **SHAPES[kind])
     if kind == "qwen":
         write_talks(data)
     if kind == "trl":

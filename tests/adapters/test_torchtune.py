@@ -35,14 +35,23 @@ def test_recipe_and_config_make_the_job(bench: Callable[..., Any]) -> None:
     assert one.world == World()
 
 
-def test_4_bit_is_another_builder(bench: Callable[..., Any], folder: str) -> None:
+def test_4_bit_is_an_argument_of_the_builder(bench: Callable[..., Any], folder: str) -> None:
     job = bench(Torchtune()).job(ONE, TEXT)
     plan = replace(job.asked, quantization=Quantization.NF4_DOUBLE, loss_kernel=LossKernel.FUSED)
     command = Torchtune().write(job, plan, folder)
-    changed = TEXT.replace(".lora_llama3", ".qlora_llama3")
+    changed = TEXT.replace("lora_rank: 8\n", "lora_rank: 8\n  quantize_base: true\n")
     chunked = "torchtune.modules.loss.CEWithChunkedOutputLoss"
     assert command.files[0].text == changed.replace("torch.nn.CrossEntropyLoss", chunked)
     assert command.argv == (*ONE.split()[:-1], f"{folder}/train.yaml")
+
+
+def test_a_4_bit_builder_is_read_and_taken_back(bench: Callable[..., Any], folder: str) -> None:
+    job = bench(Torchtune()).job(ONE, TEXT.replace(".lora_llama3", ".qlora_llama3"))
+    assert job.asked.quantization is Quantization.NF4_DOUBLE
+    plan = replace(job.asked, quantization=Quantization.NONE)
+    assert Torchtune().write(job, plan, folder).files[0].text == TEXT
+    stated = bench(Torchtune()).job(ONE, TEXT.replace("rank: 8", "rank: 8\n  quantize_base: true"))
+    assert stated.asked.quantization is Quantization.NF4_DOUBLE
 
 
 def test_offloaded_activations_bring_checkpointing(bench: Callable[..., Any]) -> None:

@@ -20,7 +20,7 @@ import platformdirs
 from filelock import FileLock
 
 PINS = Path(__file__).with_name("pins")
-NAMES = ("hf", "llamafactory", "litgpt", "trl", "peft", "schemas")
+NAMES = ("hf", "llamafactory", "litgpt", "torchtune", "trl", "peft", "schemas")
 _DONE = ".complete"
 # DeepSpeed compiles its operators at first use instead of at install.
 _BUILD_ENV = {"DS_BUILD_OPS": "0", "PIP_DISABLE_PIP_VERSION_CHECK": "1"}

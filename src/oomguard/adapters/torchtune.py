@@ -26,6 +26,7 @@ from oomguard.plan import LossKernel, Offload, Plan, Precision, Quantization, Sh
 from oomguard.recipe import Recipe
 
 _COMPONENT = knobs.text("model._component_", "")
+_QUANTIZE_BASE = flag("model.quantize_base")
 _LOSS = knobs.text("loss._component_", "")
 _CHUNKED = "torchtune.modules.loss.CEWithChunkedOutputLoss"
 _PLAIN = "torch.nn.CrossEntropyLoss"
@@ -37,17 +38,19 @@ _ENVIRONMENT = ("MASTER_ADDR", "MASTER_PORT", "NODE_RANK")
 
 def _quantization(settings: Settings) -> Quantization:
     """Tell by the builder: `qlora_...` keeps the base in torchao's NF4, constants quantized too."""
-    quantized = _builder(settings).startswith("qlora_")
+    quantized = _builder(settings).startswith("qlora_") or _QUANTIZE_BASE.of(settings)
     return Quantization.NF4_DOUBLE if quantized else Quantization.NONE
 
 
 def _quantization_edits(settings: Settings, value: object) -> Edits | None:
+    """Say `quantize_base`, which every LoRA builder has; few have a `qlora_` twin."""
     name = _builder(settings)
     bare = name.removeprefix("q") if name.startswith("qlora_") else name
     if value not in (Quantization.NONE, Quantization.NF4_DOUBLE) or not bare.startswith("lora_"):
         return None
-    wanted = f"q{bare}" if value is Quantization.NF4_DOUBLE else bare
-    return {as_object(_COMPONENT): _COMPONENT.of(settings).removesuffix(name) + wanted}
+    component = _COMPONENT.of(settings).removesuffix(name) + bare
+    quantized = value is Quantization.NF4_DOUBLE
+    return {as_object(_COMPONENT): component, as_object(_QUANTIZE_BASE): quantized}
 
 
 def _builder(settings: Settings) -> str:
