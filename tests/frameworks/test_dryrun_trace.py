@@ -99,6 +99,30 @@ def test_layers_of_several_kinds_are_taken_by_whole_periods():
     assert few["estimate"]["terms"] == every["estimate"]["terms"]
 
 
+DEEP_VISION = QWEN_VL["vision_config"] | {"depth": 14, "fullatt_block_indexes": [4, 13]}
+DEEP_AUDIO = QWEN_AUDIO["audio_config"] | {"encoder_layers": 9}
+TOWERS = {
+    "windows": (QWEN_VL | {"vision_config": DEEP_VISION}, {"images": [[560, 560], [280, 420]]}),
+    "all alike": (QWEN_AUDIO | {"audio_config": DEEP_AUDIO}, {"audio_seconds": 30}),
+}
+
+
+@pytest.mark.parametrize("name", TOWERS)
+@pytest.mark.parametrize("frozen", [(), ("vision_tower", "projector")], ids=["trained", "frozen"])
+def test_a_few_layers_of_a_tower_say_the_same_as_all(name, frozen):
+    config, media = TOWERS[name]
+    plan = {"frozen": list(frozen), "sequence_length": 1024}
+    recipe = {"framework": "llamafactory", "media": media}
+    few, every = ask(config, (plan, recipe), (plan, recipe | {"full_depth": True}))
+    assert few["estimate"]["method"] == "trace-extrapolated"
+    assert few["estimate"]["allocated_bytes"] == pytest.approx(
+        every["estimate"]["allocated_bytes"], rel=1e-3
+    )
+    for term, size_bytes in every["estimate"]["terms"].items():
+        if term != "allocator_slack":
+            assert few["estimate"]["terms"][term] == pytest.approx(size_bytes, rel=5e-3), term
+
+
 @pytest.mark.parametrize("name", [pytest.param("hf", marks=pytest.mark.extended), "llamafactory"])
 def test_a_real_run_on_the_cpu_peaks_within_two_percent_of_its_trace(name):
     script = Path(__file__).with_name("dryrun_truth.py")

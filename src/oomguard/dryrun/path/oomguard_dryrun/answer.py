@@ -50,10 +50,12 @@ def _result(request: Request, variant: Variant) -> dict[str, Any]:
 def traced(request: Request, variant: Variant) -> tuple[Trace, str]:
     """Trace a plan, over all layers or over a few and extrapolated."""
     built, trace = _run(request, variant)
-    if built.depth.missing == 0:
+    if not any(depth.missing for depth in built.depths):
         return trace, "trace"
     try:
-        return expand(trace, built.depth.stack, built.depth.missing), "trace-extrapolated"
+        for depth in built.depths:
+            trace = expand(trace, depth.stack, depth.missing)
+        return trace, "trace-extrapolated"
     except Irregular as reason:
         print(f"tracing all layers: {reason}", file=sys.stderr)  # noqa: T201  stdout is the answer
         full = {name: getattr(variant, name) for name in Variant.__dataclass_fields__}

@@ -50,7 +50,7 @@ class Built:
     """
 
     model: nn.Module
-    depth: Depth
+    depths: tuple[Depth, ...]
     forward: Callable[[dict[str, Any]], Any]
     batch: Batch
     towers: dict[str, str] = field(default_factory=dict)

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from . import lora, media
+from . import lora, media, towers
 from .batches import causal
 from .built import DTYPES, Built, Depth, Unsupported, half, mixed, reduced
 from .fakes import materialize
@@ -21,12 +21,6 @@ from .quantized import quantize
 from .request import Request, Variant
 
 DEPTHS = ("num_hidden_layers", "n_layer", "num_layers", "n_layers")
-TOWERS = {
-    "visual": "vision_tower",
-    "vision_tower": "vision_tower",
-    "vision_model": "vision_tower",
-    "audio_tower": "audio_tower",
-}
 PROJECTORS = ("visual.merger", "multi_modal_projector", "aligner", "connector")
 
 
@@ -37,6 +31,7 @@ def build(request: Request, variant: Variant) -> Built:
         Unsupported: if this transformers has no such model, or the plan no such form.
     """
     config, depth = _config(request, variant)
+    tower = None if variant.full_depth else towers.shorten(config)
     with torch.device("meta"):
         model = _model(request, variant, config)
     if variant.cuda and variant.attention != "eager":
@@ -44,19 +39,20 @@ def build(request: Request, variant: Variant) -> Built:
     _resize(model, variant)
     model.to(_weights_dtype(variant))
     depth.stack = _stack(model, depth.built)
-    towers = {name: term for name, term in TOWERS.items() if _has(model, name)}
+    depths = (depth,) if tower is None else (depth, towers.found(model, tower))
+    media_terms = {name: term for name, term in towers.TERMS.items() if _has(model, name)}
     head = model.get_output_embeddings()
     _quantize(model, variant)
     _checkpoint(model, variant)
-    called = _train(model, variant, head, towers)
+    called = _train(model, variant, head, media_terms)
     if variant.loss_kernel == "fused":
         fuse(model)
         head = model.get_output_embeddings()
     elif variant.shift_copies:
         shift(model)
     return Built(
-        model=called, depth=depth, forward=_forward(called, variant), batch=causal(config),
-        towers=towers, head=head,
+        model=called, depths=depths, forward=_forward(called, variant), batch=causal(config),
+        towers=media_terms, head=head,
     )  # fmt: skip
 
 
@@ -143,7 +139,7 @@ def _trainable_dtype(variant: Variant) -> torch.dtype | None:
 def _stack(model: nn.Module, length: int) -> str:
     """Find the list of the text model's repeated layers."""
     for path, module in model.named_modules():
-        tower = any(f".{name}." in f".{path}." for name in TOWERS)
+        tower = any(f".{name}." in f".{path}." for name in towers.TERMS)
         if isinstance(module, nn.ModuleList) and len(module) == length and not tower:
             return path
     raise Unsupported("the model's repeated layers were not found")
@@ -208,9 +204,9 @@ def _where_trained(again: Any) -> Any:
     return run
 
 
-def _train(model: Any, variant: Variant, head: Any, towers: dict[str, str]) -> nn.Module:
+def _train(model: Any, variant: Variant, head: Any, media_terms: dict[str, str]) -> nn.Module:
     """Decide what is trained, and in which format."""
-    frozen = _frozen(model, variant, towers)
+    frozen = _frozen(model, variant, media_terms)
     called = model
     if variant.tuning == "lora":
         if variant.lora is None:
@@ -234,11 +230,11 @@ def _cast(model: nn.Module, dtype: torch.dtype | None) -> None:
             parameter.data = parameter.data.to(dtype)
 
 
-def _frozen(model: nn.Module, variant: Variant, towers: dict[str, str]) -> tuple[str, ...]:
+def _frozen(model: nn.Module, variant: Variant, media_terms: dict[str, str]) -> tuple[str, ...]:
     """Name the parts that stay as they are."""
     parts: list[str] = []
     if "vision_tower" in variant.frozen:
-        parts += [f"{name}.{child}" for name in towers for child in _blocks(model, name)]
+        parts += [f"{name}.{child}" for name in media_terms for child in _blocks(model, name)]
     if "projector" in variant.frozen:
         parts += [name for name in PROJECTORS if f".{name}." in _paths(model)]
     if "language_model" in variant.frozen:

@@ -55,7 +55,7 @@ def build(request: Request, variant: Variant) -> Built:
     loss = importlib.import_module(f"{package}.utils").chunked_cross_entropy
     chunk = HEAD_CHUNK if is_lora else 0
     return Built(
-        model=model, depth=depth, forward=_forward(model, whole, chunk, kept),
+        model=model, depths=(depth,), forward=_forward(model, whole, chunk, kept),
         batch=_batch(loss, whole=chunk == 0), head=model.lm_head,
         late=() if kept is None else ("transformer.wte.",),
     )  # fmt: skip

@@ -39,12 +39,19 @@ def _follow_head(tracer: Tracer, built: Built) -> None:
 
 def layer_of(path: str, built: Built) -> Layer | None:
     """Find the repeated layer that a module or parameter lies in; PEFT prefixes the paths."""
-    stack = built.depth.stack
+    for depth in built.depths:
+        index = _index(path, depth.stack)
+        if index is not None:
+            return depth.stack, index // depth.period
+    return None
+
+
+def _index(path: str, stack: str) -> int | None:
     at = path.find(stack + ".")
     if at < 0 or (at > 0 and path[at - 1] != "."):
         return None
     index = path[at + len(stack) + 1 :].split(".", maxsplit=1)[0]
-    return (stack, int(index) // built.depth.period) if index.isdigit() else None
+    return int(index) if index.isdigit() else None
 
 
 def _place(path: str, built: Built) -> Place | None:
@@ -52,14 +59,8 @@ def _place(path: str, built: Built) -> Place | None:
     if tower is not None:
         return (None, tower)
     layer = layer_of(path, built)
-    if layer is not None and path.endswith(_tail(built, path)):
-        return (layer, None)
-    return None
-
-
-def _tail(built: Built, path: str) -> str:
-    """Give what the path of a whole layer ends with."""
-    return f"{built.depth.stack}.{path.rsplit('.', 1)[-1]}"
+    whole = layer is not None and path.endswith(f"{layer[0]}.{path.rsplit('.', 1)[-1]}")
+    return (layer, None) if whole else None
 
 
 def _hook(tracer: Tracer, module: nn.Module, place: Place) -> None:
