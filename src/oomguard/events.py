@@ -97,7 +97,8 @@ class Start:
 class Predicted:
     """The peak that was predicted for a plan, in bytes on each GPU; see `MemoryEstimate`.
 
-    `counted_bytes` is the part of it that is known exactly.
+    `terms` add up to `expected_bytes`; `corrected_by` says by which of them earlier measurements
+    on the same GPU multiplied the prediction.
     """
 
     plan: Plan
@@ -105,7 +106,8 @@ class Predicted:
     reserved_bytes: int
     expected_bytes: int
     method: str
-    counted_bytes: int = 0
+    terms: Mapping[str, int] = field(default_factory=dict)
+    corrected_by: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -208,6 +210,8 @@ class Started(Event):
 class Progress(Event):
     """What a process of the job said of itself; bytes are peaks so far.
 
+    `loaded_bytes` are allocated on the device when the first forward pass begins, and
+    `context_bytes` in use on it beside what the allocator reserved; None in other reports.
     `caught` says that an out-of-memory error passes through it, which it may yet catch.
     `said_t` is when it said so: on its way the report may have been overtaken by the log.
     """
@@ -220,6 +224,8 @@ class Progress(Event):
     host_bytes: int | None = None
     device_bytes: int | None = None
     reserved_bytes: int | None = None
+    loaded_bytes: int | None = None
+    context_bytes: int | None = None
     caught: bool = False
     said_t: float | None = None
 

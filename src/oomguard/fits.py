@@ -12,16 +12,16 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import median
 
 import platformdirs
 
-from oomguard.estimate.correct import Ratios, ratio
+from oomguard.estimate.correct import Measured, Ratios, learnt
+from oomguard.estimate.memory import Term
 from oomguard.events import Predicted, Status
 from oomguard.record import Attempt, RunRecord
 
-#: A file of another layout is left alone.
-VERSION = 1
+#: A file of a newer layout is left alone. The first one kept ratios of no terms: these are let go.
+VERSION = 2
 #: Seconds to wait for another run that writes.
 PATIENCE_S = 2.0
 #: So many of the newest measurements say how far predictions are off.
@@ -30,13 +30,26 @@ _TABLES = """
 CREATE TABLE IF NOT EXISTS measured (
     id INTEGER PRIMARY KEY, at TEXT DEFAULT CURRENT_TIMESTAMP,
     device TEXT NOT NULL, versions TEXT NOT NULL, framework TEXT NOT NULL, model TEXT NOT NULL,
-    worked REAL, slack REAL
+    terms TEXT NOT NULL, allocated INTEGER NOT NULL, reserved INTEGER NOT NULL,
+    loaded INTEGER, context INTEGER
 );
 CREATE INDEX IF NOT EXISTS measured_by ON measured (device, versions, framework);
 CREATE TABLE IF NOT EXISTS fits (
     key TEXT PRIMARY KEY, at TEXT DEFAULT CURRENT_TIMESTAMP, path TEXT NOT NULL
 );
 """
+
+
+_LEARN = """
+INSERT INTO measured
+    (device, versions, framework, model, terms, allocated, reserved, loaded, context)
+VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)
+"""
+_LEARNT = """
+SELECT terms, allocated, reserved, loaded, context FROM measured
+WHERE device = ? AND versions = ? AND framework = ? ORDER BY id DESC LIMIT ?
+"""
+_Row = tuple[str, int, int, int | None, int | None]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,20 +62,6 @@ class Setting:
     model: str
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Measured:
-    """Peaks of one attempt in bytes, as predicted and as measured.
-
-    `counted_bytes` is the part of the predicted peak that is known exactly.
-    """
-
-    counted_bytes: int
-    predicted_allocated_bytes: int
-    predicted_reserved_bytes: int
-    allocated_bytes: int
-    reserved_bytes: int
-
-
 class FitIndex:
     """The index in one file; None of its methods raises, or fails a run."""
 
@@ -71,41 +70,27 @@ class FitIndex:
         self.lost: str | None = None
 
     def learn(self, setting: Setting, measured: Measured) -> None:
-        """Keep how far a prediction was off."""
-        counted = measured.counted_bytes
-        worked = ratio(
-            measured.allocated_bytes - counted, measured.predicted_allocated_bytes - counted
-        )
-        slack = ratio(
-            measured.reserved_bytes - measured.allocated_bytes,
-            measured.predicted_reserved_bytes - measured.predicted_allocated_bytes,
-        )
-        row = (*_place(setting), setting.model, worked, slack)
+        """Keep what was measured beside what was predicted."""
+        terms = json.dumps({term.value: size for term, size in measured.terms.items()})
+        peaks = (measured.allocated_bytes, measured.reserved_bytes)
+        also = (measured.loaded_bytes, measured.context_bytes)
         with self._open() as base:
             if base is not None:
                 base.execute(
-                    "INSERT INTO measured (device, versions, framework, model, worked, slack) "
-                    "VALUES (?, ?, ?, ?, ?, ?)",
-                    row,
+                    _LEARN,
+                    (*_place(setting), setting.model, terms, *peaks, *also),
                 )
 
     def ratios(self, setting: Setting) -> Ratios:
-        """Give the median of the newest measurements of this device, versions and framework."""
-        rows: list[tuple[float | None, float | None]] = []
+        """Say what the newest measurements of this device, versions and framework teach."""
+        rows: list[_Row] = []
         with self._open() as base:
             if base is not None:
                 rows = base.execute(
-                    "SELECT worked, slack FROM measured WHERE device = ? AND versions = ? "
-                    "AND framework = ? ORDER BY id DESC LIMIT ?",
+                    _LEARNT,
                     (*_place(setting), NEWEST),
                 ).fetchall()
-        worked = [row[0] for row in rows if isinstance(row[0], float)]
-        slack = [row[1] for row in rows if isinstance(row[1], float)]
-        return Ratios(
-            worked=median(worked) if worked else 1.0,
-            slack=median(slack) if slack else 1.0,
-            runs=len(rows),
-        )
+        return learnt([one for one in map(_read, rows) if one is not None])
 
     def remember(self, key: str, path: tuple[str, ...]) -> None:
         """Keep which rungs led a job to its end."""
@@ -185,20 +170,48 @@ def _measured(attempt: Attempt, predicted: Predicted | None) -> Measured | None:
     allocated, reserved = attempt.device_peak_bytes, attempt.reserved_peak_bytes
     if predicted is None or not allocated or not reserved or attempt.steps_done < 1:
         return None
+    resumed = attempt.first_step > 0  # then the optimizer's state was loaded too
     return Measured(
-        counted_bytes=predicted.counted_bytes,
-        predicted_allocated_bytes=predicted.allocated_bytes,
-        predicted_reserved_bytes=predicted.reserved_bytes,
+        terms=_uncorrected(predicted),
         allocated_bytes=allocated,
         reserved_bytes=reserved,
+        loaded_bytes=None if resumed else attempt.loaded_bytes,
+        context_bytes=attempt.context_bytes,
     )
+
+
+def _uncorrected(predicted: Predicted) -> dict[Term, int]:
+    """Take the ratios out again: what is learnt holds for predictions that nobody corrected."""
+    sizes, ratios = predicted.terms, predicted.corrected_by
+    return {
+        term: int(sizes[term.value] / ratios.get(term.value, 1))
+        for term in Term
+        if term.value in sizes
+    }
+
+
+def _read(row: _Row) -> Measured | None:
+    """Read a row of the table; None if this is none that was written here."""
+    terms, allocated, reserved, loaded, context = row
+    try:
+        return Measured(
+            terms={Term(name): int(size) for name, size in json.loads(terms).items()},
+            allocated_bytes=int(allocated),
+            reserved_bytes=int(reserved),
+            loaded_bytes=loaded,
+            context_bytes=context,
+        )
+    except (AttributeError, TypeError, ValueError):
+        return None
 
 
 def _prepare(base: sqlite3.Connection) -> None:
     base.execute("PRAGMA journal_mode=WAL")
     (version,) = base.execute("PRAGMA user_version").fetchone()
-    if version not in (0, VERSION):
+    if version > VERSION:
         raise _OtherLayout(f"it has layout {version}, this is {VERSION}")
+    if version == 1:
+        base.execute("DROP TABLE measured")
     base.executescript(_TABLES)
     base.execute(f"PRAGMA user_version={VERSION}")
 

@@ -80,6 +80,8 @@ class Attempt:
     host_peak_bytes: int | None = None
     device_peak_bytes: int | None = None
     reserved_peak_bytes: int | None = None
+    loaded_bytes: int | None = None
+    context_bytes: int | None = None
     findings: tuple[Finding, ...] = ()
     heard_t: float | None = None
     suspected_t: float | None = None
@@ -143,6 +145,8 @@ class Attempt:
             host_peak_bytes=_larger(self.host_peak_bytes, event.host_bytes),
             device_peak_bytes=_larger(self.device_peak_bytes, event.device_bytes),
             reserved_peak_bytes=_larger(self.reserved_peak_bytes, event.reserved_bytes),
+            loaded_bytes=_larger(self.loaded_bytes, event.loaded_bytes),
+            context_bytes=_larger(self.context_bytes, event.context_bytes),
         )
 
     def with_finding(self, event: Noticed) -> Attempt:

@@ -25,6 +25,9 @@ SCHEMA_VERSION = 1
 class AttemptReport:
     """One launch: what ran, how it ended, what its processes needed at most (bytes).
 
+    `loaded_bytes` stood on the device before the first forward pass, `context_bytes` beside what
+    PyTorch's allocator reserved: the CUDA context, where the job was alone there.
+
     `probe` says that it was one, `longest_batch` the longest row it was given (tokens);
     `predicted` is what its plan was predicted to take, None where nothing was predicted.
     """
@@ -43,6 +46,8 @@ class AttemptReport:
     host_peak_bytes: int | None
     device_peak_bytes: int | None
     reserved_peak_bytes: int | None
+    loaded_bytes: int | None = None
+    context_bytes: int | None = None
     command: str
     probe: Probe | None = None
     longest_batch: int | None = None
@@ -164,6 +169,8 @@ def _attempt(attempt: Attempt, record: RunRecord) -> AttemptReport:
         host_peak_bytes=attempt.host_peak_bytes,
         device_peak_bytes=attempt.device_peak_bytes,
         reserved_peak_bytes=attempt.reserved_peak_bytes,
+        loaded_bytes=attempt.loaded_bytes,
+        context_bytes=attempt.context_bytes,
         command=redact(attempt.command),
         probe=attempt.probe,
         longest_batch=attempt.longest_batch,

@@ -4,36 +4,33 @@ from __future__ import annotations
 
 import sqlite3
 import threading
+from dataclasses import replace
 
 import pytest
 
-from oomguard.estimate.correct import Ratios, corrected
+from oomguard.estimate.correct import UNCORRECTED, Measured, corrected
 from oomguard.estimate.memory import Term
-from oomguard.fits import FitIndex, Measured, Setting
+from oomguard.fits import FitIndex, Setting
 
 HERE = Setting(device="RTX 3090", versions={"torch": "2.13"}, framework="trl", model="m")
-OFF = Measured(  # the part that is not counted was predicted a fifth too small
-    counted_bytes=1000,
-    predicted_allocated_bytes=2000,
-    predicted_reserved_bytes=2100,
-    allocated_bytes=2200,
-    reserved_bytes=2350,
+TERMS = {
+    Term.WEIGHTS: 1000, Term.ACTIVATIONS: 1000, Term.ALLOCATOR_SLACK: 100, Term.CUDA_CONTEXT: 400,
+}  # fmt: skip
+OFF = Measured(
+    terms=TERMS, allocated_bytes=2220, reserved_bytes=2370, loaded_bytes=1020, context_bytes=500
 )
 
 
 def test_what_was_measured_corrects_what_is_predicted(tmp_path):
     index = FitIndex(tmp_path / "fits.sqlite")
-    assert index.ratios(HERE) == Ratios()
+    assert index.ratios(HERE) == UNCORRECTED
     index.learn(HERE, OFF)
     found = FitIndex(tmp_path / "fits.sqlite").ratios(HERE)
-    assert (found.worked, found.slack, found.runs) == (1.2, 1.5, 1)
-
-    terms = {Term.WEIGHTS: 1000, Term.ACTIVATIONS: 1000, Term.ALLOCATOR_SLACK: 100}
-    assert corrected(terms, found) == {
-        Term.WEIGHTS: 1000,
-        Term.ACTIVATIONS: 1200,
-        Term.ALLOCATOR_SLACK: 150,
-    }
+    assert found.runs == 1
+    better = corrected(TERMS, found)
+    assert (better[Term.WEIGHTS], better[Term.CUDA_CONTEXT]) == (1020, 500)
+    assert better[Term.ALLOCATOR_SLACK] == 150
+    assert better[Term.ACTIVATIONS] == pytest.approx(1200, rel=0.01)
 
 
 def test_another_device_or_version_is_another_matter(tmp_path):
@@ -46,15 +43,36 @@ def test_another_device_or_version_is_another_matter(tmp_path):
 
 def test_a_measurement_that_says_something_else_is_not_taken_for_a_ratio(tmp_path):
     index = FitIndex(tmp_path / "fits.sqlite")
-    wild = Measured(
-        counted_bytes=1000,
-        predicted_allocated_bytes=2000,
-        predicted_reserved_bytes=2100,
-        allocated_bytes=9000,
-        reserved_bytes=9000,
-    )
-    index.learn(HERE, wild)
-    assert (index.ratios(HERE).worked, index.ratios(HERE).slack) == (1.0, 1.0)
+    index.learn(HERE, replace(OFF, allocated_bytes=9000, reserved_bytes=9000))
+    assert index.ratios(HERE) == UNCORRECTED
+
+
+def test_an_index_of_the_first_layout_keeps_its_rungs_and_learns_anew(tmp_path):
+    path = tmp_path / "fits.sqlite"
+    with sqlite3.connect(path) as base:
+        base.executescript(
+            "CREATE TABLE measured (id INTEGER PRIMARY KEY, worked REAL, slack REAL);"
+            "CREATE TABLE fits (key TEXT PRIMARY KEY, at TEXT, path TEXT NOT NULL);"
+            "INSERT INTO measured (worked, slack) VALUES (1.5, 1.5);"
+            "INSERT INTO fits (key, path) VALUES ('job', '[\"enable_qlora\"]');"
+            "PRAGMA user_version=1;"
+        )
+    base.close()
+    index = FitIndex(path)
+    assert index.recall("job") == ("enable_qlora",)
+    assert index.ratios(HERE) == UNCORRECTED
+    index.learn(HERE, OFF)
+    assert (index.ratios(HERE).runs, index.lost) == (1, None)
+
+
+def test_a_row_that_is_none_of_ours_is_passed_over(tmp_path):
+    index = FitIndex(tmp_path / "fits.sqlite")
+    index.learn(HERE, OFF)
+    with sqlite3.connect(index.path) as base:
+        base.execute("INSERT INTO measured SELECT NULL, at, device, versions, framework, model,"
+                     " '[1]', allocated, reserved, loaded, context FROM measured")  # fmt: skip
+    base.close()
+    assert index.ratios(HERE).runs == 1
 
 
 def test_the_rungs_that_worked_are_remembered(tmp_path):

@@ -13,19 +13,30 @@ from oomguard.cli.planning import plan_job
 from oomguard.cli.request import prepare
 from oomguard.config import Options
 from oomguard.decide import Launch, decide
-from oomguard.estimate.memory import Fits
-from oomguard.events import Lessons, Limits, RunStarted, Status, event_from_json, event_to_json
+from oomguard.estimate.memory import Fits, Term
+from oomguard.events import (
+    Lessons,
+    Limits,
+    Probe,
+    RunStarted,
+    Status,
+    event_from_json,
+    event_to_json,
+)
 from oomguard.fits import FitIndex, learn
 from oomguard.job import Device
 from oomguard.plan import Plan, Precision, Quantization, Tuning
 from oomguard.prediction.outlook import Outlook, Room, outlook
 from oomguard.prediction.predict import Predictor
 from oomguard.prediction.question import Question
+from oomguard.process.events import Report
 from oomguard.recipe import Family
 from oomguard.record import Attempt, RunRecord
 from oomguard.strategy import Fidelity
-from oomguard.units import GIB
+from oomguard.supervise.observe import Observer
+from oomguard.units import GIB, MIB
 from shapes import FACTORY
+from told import Told
 
 ASKED = Plan(
     micro_batch=8,
@@ -202,9 +213,73 @@ def test_what_was_measured_corrects_the_next_prediction(prepared, index):
     ):
         learn(replace(run, attempts=(attempt,), status=status))
         assert index.ratios(planned.setting).runs == runs
-    corrected = plan_job(prepared, room, device="RTX 3090", index=index).outlook.asked.estimate
+    better = plan_job(prepared, room, device="RTX 3090", index=index)
+    corrected = better.outlook.asked.estimate
     assert corrected.allocated_bytes == pytest.approx(measured.device_peak_bytes, rel=0.01)
-    assert corrected.terms["weights"] == asked.estimate.terms["weights"]
+    assert corrected.terms["weights"] == pytest.approx(asked.estimate.terms["weights"], rel=0.01)
+    assert any(note.startswith("corrected by what 1 earlier run on this") for note in better.notes)
+
+    # The next run is predicted with the correction, and teaches the same all the same.
+    before = index.ratios(planned.setting)
+    again = replace(run, predicted=Foresight(planned=better).predicted, attempts=(measured,))
+    learn(replace(again, status=Status.FIT))
+    after = index.ratios(planned.setting)
+    assert after.runs == 2
+    assert after.factors[Term.ACTIVATIONS] == pytest.approx(
+        before.factors[Term.ACTIVATIONS], rel=0.02
+    )
+
+
+def card(allocated: float, peak: float, reserved: float) -> dict[str, int]:
+    """Give a card of 24 GiB in a report, 600 MiB of it in use outside of the allocator."""
+    now, most, cached = (int(size * GIB) for size in (allocated, peak, reserved))
+    return {
+        "device": 0, "allocated_bytes": now, "reserved_bytes": cached,
+        "peak_allocated_bytes": most, "peak_reserved_bytes": cached,
+        "free_bytes": 24 * GIB - cached - 600 * MIB, "total_bytes": 24 * GIB,
+    }  # fmt: skip
+
+
+def test_a_probe_on_a_card_teaches_how_far_each_term_is_off(prepared, index):
+    room = Room(device_bytes=24 * GIB)
+    planned = plan_job(prepared, room, device="RTX 3090", index=index)
+    assert planned.setting is not None
+    terms = planned.outlook.asked.estimate.terms
+    loaded = (terms["weights"] + terms["adapter"]) / GIB * 1.02
+    peak = planned.outlook.asked.estimate.allocated_bytes / GIB * 1.1
+    told = Told(ladder=prepared.ladder)
+    lessons = Lessons(index=str(index.path), key="k", device="RTX 3090",
+                      versions=planned.setting.versions, model=planned.setting.model)  # fmt: skip
+    launch = told.happen(
+        RunStarted(
+            t=0.0, run="r", version="1", at="now", job=prepared.job, lessons=lessons,
+            limits=Limits(ladder=(), allow=Fidelity.NEW_RECIPE, max_attempts=9, probe=True),
+            predicted=Foresight(planned=planned).predicted,
+        )
+    )  # fmt: skip
+    assert isinstance(launch, Launch)
+    told.launch(launch, probe=Probe(steps=2, tokens=2048))
+    observer = Observer(1)
+    said = [
+        ("phase", "forward", 0, card(loaded, loaded, loaded + 0.1)),
+        ("step", "optimizer", 1, card(loaded + 0.2, peak - 0.5, peak)),
+        ("step", "optimizer", 2, card(loaded + 0.2, peak, peak + 1)),
+        ("probe", "forward", 2, card(loaded + 0.2, peak, peak + 1)),
+    ]
+    for t, (kind, phase, step, on_card) in enumerate(said, start=2):
+        message = {"v": 1, "type": kind, "pid": 7, "rank": None, "step": step, "phase": phase,
+                   "memory": {"cuda": [on_card]}}  # fmt: skip
+        for event in observer.take(Report(message=message), float(t)):
+            told.happen(event)
+    (attempt,) = told.record.attempts
+    assert (attempt.probed, attempt.steps_done) == (True, 2)
+    assert learn(replace(told.record, status=Status.FIT)) is None
+    found = index.ratios(planned.setting)
+    assert found.runs == 1
+    assert found.factors[Term.WEIGHTS] == pytest.approx(1.02, abs=1e-4)
+    assert found.factors[Term.CUDA_CONTEXT] == pytest.approx(600 / 450, abs=1e-3)
+    again = plan_job(prepared, room, device="RTX 3090", index=index).outlook.asked.estimate
+    assert again.allocated_bytes == pytest.approx(peak * GIB, rel=0.005)
 
 
 def test_no_prediction_ever_stops_a_launch(prepared, index, tmp_path):

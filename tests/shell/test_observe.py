@@ -71,6 +71,21 @@ def test_an_error_that_passes_a_hook_and_then_ends_the_process_counts_once(obser
     assert findings(observer.close(2.0, well=False)) == []
 
 
+def test_what_stands_on_the_card_before_the_first_pass_is_told_apart_from_peaks(observer):
+    card = {
+        "device": 0, "allocated_bytes": 5, "reserved_bytes": 8, "peak_allocated_bytes": 6,
+        "peak_reserved_bytes": 8, "free_bytes": 80, "total_bytes": 100,
+    }  # fmt: skip
+    (hello,) = observer.take(report("hello", memory={"cuda": [card]}), 1.0)
+    (begins,) = observer.take(report("phase", memory={"cuda": [card]}), 1.1)
+    (later,) = observer.take(report("step", step=1, memory={"cuda": [card]}), 1.2)
+    assert [said.loaded_bytes for said in (hello, begins, later)] == [None, 5, None]
+    assert [said.context_bytes for said in (hello, begins, later)] == [12, 12, 12]
+    silent = {**card, "free_bytes": None}
+    (unknown,) = observer.take(report("step", step=2, memory={"cuda": [silent]}), 1.3)
+    assert (unknown.context_bytes, unknown.device_bytes) == (None, 6)
+
+
 def test_a_message_cut_off_by_silence_is_seen(observer):
     cut = b"torch.OutOfMemoryError: CUDA out of memory. Tried to allocate\n"
     seen = findings(observer.take(Output(data=cut), 1.0)) + findings(observer.wait(1.1))

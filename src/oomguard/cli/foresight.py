@@ -14,7 +14,7 @@ from oomguard.devices import Gpu, gpus
 from oomguard.errors import OomguardError, UsageError
 from oomguard.estimate.cards import card_named
 from oomguard.estimate.constants import CUDA_CONTEXT_BYTES
-from oomguard.estimate.memory import COUNTED, Fits, MemoryEstimate
+from oomguard.estimate.memory import Fits, MemoryEstimate
 from oomguard.events import Lessons, Predicted, Start
 from oomguard.fits import FitIndex
 from oomguard.job import Device
@@ -48,12 +48,16 @@ class Foresight:
                 reserved_bytes=peak.reserved_bytes,
                 expected_bytes=peak.expected_bytes,
                 method=peak.method,
-                counted_bytes=sum(
-                    size for term, size in peak.terms.items() if term in _COUNTED_NAMES
-                ),
+                terms=peak.terms,
+                corrected_by=self._corrected_by,
             )
             for plan, peak in self._estimates.items()
         )
+
+    @property
+    def _corrected_by(self) -> dict[str, float]:
+        factors = self.planned.ratios.factors if self.planned else {}
+        return {term.value: round(factor, 4) for term, factor in factors.items()}
 
     @property
     def _estimates(self) -> dict[Plan, MemoryEstimate]:
@@ -62,9 +66,6 @@ class Foresight:
         found = self.planned.outlook
         asked = {found.asked.plan: found.asked.estimate}
         return asked | {r.plan: r.estimate for r in found.rungs if r.plan and r.estimate}
-
-
-_COUNTED_NAMES = {term.value for term in COUNTED}
 
 
 def foresee(prepared: Prepared, account: Account, *, index: FitIndex) -> Foresight:

@@ -11,7 +11,7 @@ from pathlib import Path
 from oomguard.catalogue.litgpt import named
 from oomguard.catalogue.lookup import Model, find_model
 from oomguard.cli.request import Prepared
-from oomguard.estimate.correct import UNCORRECTED
+from oomguard.estimate.correct import UNCORRECTED, Ratios
 from oomguard.fits import FitIndex, Setting
 from oomguard.plan import Plan
 from oomguard.prediction.dryrun import Tracer, tracer_of
@@ -25,7 +25,8 @@ from oomguard.recipe import Recipe
 class Planned:
     """A job with what it needs, before anything of it was started.
 
-    `setting` is where measurements of it hold, None where the GPU has no name.
+    `setting` is where measurements of it hold, None where the GPU has no name; `ratios` are what
+    earlier ones there have corrected.
     """
 
     prepared: Prepared
@@ -34,6 +35,7 @@ class Planned:
     outlook: Outlook
     room: Room
     setting: Setting | None
+    ratios: Ratios
     seconds: float
 
     @property
@@ -42,7 +44,7 @@ class Planned:
         job = self.prepared.job
         refusal = self.prepared.adapter.refuses(job, job.asked)
         refused = (f"{job.framework} refuses this job as asked: {refusal}",) if refusal else ()
-        return (*refused, *self.outlook.notes)
+        return (*refused, *self.outlook.notes, *_corrections(self.ratios))
 
     def question(self, plans: Sequence[Plan]) -> Question:
         """Ask for the peaks of some plans."""
@@ -84,6 +86,7 @@ def plan_job(
         outlook=found,
         room=room,
         setting=setting,
+        ratios=ratios,
         seconds=round(time.monotonic() - begin, 3),
     )
 
@@ -97,6 +100,14 @@ def _setting(
     return Setting(
         device=device, versions=versions, framework=prepared.job.framework, model=model.name
     )
+
+
+def _corrections(ratios: Ratios) -> tuple[str, ...]:
+    """Say by what the figures were multiplied, where that is one in a hundred or more."""
+    told = {term.value: f"{factor:.2f}" for term, factor in ratios.factors.items()}
+    shown = ", ".join(f"{name} x {text}" for name, text in told.items() if text != "1.00")
+    runs = f"{ratios.runs} earlier run{'s' if ratios.runs > 1 else ''} on this GPU"
+    return (f"corrected by what {runs} took: {shown}",) if shown else ()
 
 
 def _question(

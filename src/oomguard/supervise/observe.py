@@ -120,6 +120,7 @@ class Observer:
             or progress.pid in self._caught
             or (progress.step <= FIRST_STEPS and progress.step != before[1])
             or (progress.phase is not before[2] and progress.phase in (Phase.EVAL, Phase.SAVE))
+            or progress.loaded_bytes is not None
             or progress.t - before[0] >= PROGRESS_EVERY_S
         )
         if fresh:
@@ -180,5 +181,25 @@ def _progress(message: Mapping[str, Any], attempt: int, t: float) -> Progress:
         host_bytes=memory.get("peak_rss_bytes"),
         device_bytes=max((card["peak_allocated_bytes"] for card in cuda), default=None),
         reserved_bytes=max((card["peak_reserved_bytes"] for card in cuda), default=None),
+        loaded_bytes=max(map(_allocated, cuda), default=None) if _begins(message) else None,
+        context_bytes=max(filter(None, map(_outside, cuda)), default=None),
         caught=message.get("type") == "oom" and message.get("uncaught") is False,
     )
+
+
+def _begins(message: Mapping[str, Any]) -> bool:
+    """Whether this is the report of a first forward pass that begins."""
+    is_forward = message.get("type") == "phase" and message.get("phase") == Phase.FORWARD.value
+    return is_forward and not message.get("step")
+
+
+def _allocated(card: Mapping[str, int | None]) -> int:
+    return card.get("allocated_bytes") or 0
+
+
+def _outside(card: Mapping[str, int | None]) -> int | None:
+    """Give what is in use on a card and not reserved: by this process, if it is alone there."""
+    free, total = card.get("free_bytes"), card.get("total_bytes")
+    if free is None or total is None:
+        return None
+    return total - free - (card.get("reserved_bytes") or 0)

@@ -12,7 +12,7 @@ from typing import Any
 
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from . import hf, lit, steps
+from . import hf, lit, steps, tune
 from .allocator import fits, replay
 from .built import Built, Unsupported
 from .control import RealControl
@@ -53,13 +53,17 @@ def traced(request: Request, variant: Variant) -> tuple[Trace, str]:
     if not any(depth.missing for depth in built.depths):
         return trace, "trace"
     try:
-        for depth in built.depths:
-            trace = expand(trace, depth.stack, depth.missing)
-        return trace, "trace-extrapolated"
+        return _extended(trace, built), "trace-extrapolated"
     except Irregular as reason:
         print(f"tracing all layers: {reason}", file=sys.stderr)  # noqa: T201  stdout is the answer
         full = {name: getattr(variant, name) for name in Variant.__dataclass_fields__}
         return _run(request, Variant(**{**full, "full_depth": True}))[1], "trace"
+
+
+def _extended(trace: Trace, built: Built) -> Trace:
+    for depth in built.depths:
+        trace = expand(trace, depth.stack, depth.missing)
+    return trace
 
 
 def _run(request: Request, variant: Variant) -> tuple[Built, Trace]:
@@ -88,7 +92,7 @@ def _run(request: Request, variant: Variant) -> tuple[Built, Trace]:
 
 
 def _families() -> dict[str, Any]:
-    return {"hf": hf, "litgpt": lit}
+    return {"hf": hf, "litgpt": lit, "torchtune": tune}
 
 
 def _workspaces(trace: Trace) -> None:
