@@ -84,7 +84,7 @@ factors = st.floats(0.8, 1.25)
 sizes = st.tuples(st.floats(0.5, 8), st.floats(0.1, 8), st.floats(0, 2))
 
 
-@given(st.lists(st.tuples(sizes, factors, factors), min_size=1, max_size=15))
+@given(st.lists(st.tuples(sizes, factors, factors), min_size=1, max_size=5))
 def test_ratios_stay_within_bounds_and_never_worsen_a_job_that_was_measured(runs):
     lessons = [
         measured(terms_of(*plan), Ratios(factors={Term.ACTIVATIONS: a, Term.LOGITS_AND_LOSS: b}))

@@ -14,8 +14,8 @@ LEAST, MOST = 0.5, 2.0
 #: How far a term's ratio is expected to be from 1 before anything was measured (one standard
 #: deviation): what is counted number by number, and what depends on what the kernels do.
 COUNTED_DOUBT, WORKED_DOUBT = 0.01, 0.25
-#: How far a measured peak may be from that of the same job another time.
-MEASURED_DOUBT = 0.005
+#: How far a peak may be from a prediction whose terms are all right on the average.
+MEASURED_DOUBT = 0.01
 #: What stands on the device when the first forward pass begins, where nothing else does.
 LOADED = (Term.WEIGHTS, Term.ADAPTER)
 _ALSO_LOADED = (
@@ -140,10 +140,18 @@ def _explained(measurements: Sequence[Measured], known: Mapping[Term, float]) ->
         fixed = corrected(one.terms, Ratios(factors=known))
         misses.append((one.allocated_bytes - _allocated(fixed)) / scale)
     shifts = solved(*_normal(rows, misses, len(free)))
-    return {
-        term: min(MOST, max(LEAST, 1 + doubt * shift))
-        for term, doubt, shift in zip(free, doubts, shifts, strict=True)
-    }
+    moves = [doubt * shift for doubt, shift in zip(doubts, shifts, strict=True)]
+    part = _within_bounds(moves)
+    return {term: 1 + part * move for term, move in zip(free, moves, strict=True)}
+
+
+def _within_bounds(moves: Iterable[float]) -> float:
+    """Say how much of the way to the minimum keeps all ratios within bounds.
+
+    Each point on that way explains the peaks better than none of it does.
+    """
+    bounds = ((MOST - 1 if move > 0 else LEAST - 1, move) for move in moves if move)
+    return min((1.0, *(bound / move for bound, move in bounds)))
 
 
 def _normal(
