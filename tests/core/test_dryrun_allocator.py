@@ -67,6 +67,15 @@ def test_the_smallest_free_block_that_is_large_enough_is_taken():
     assert replay(events).peak_reserved_bytes == (64 + 32 + 48) * MIB
 
 
+def test_of_equal_free_blocks_the_one_of_the_latest_segment_is_taken():
+    allocator = CachingAllocator()
+    blocks = [allocator.allocate(32 * MIB) for _ in range(3)]
+    for block in blocks:
+        allocator.release(block)
+    assert allocator.allocate(32 * MIB) is blocks[2]
+    assert allocator.allocate(32 * MIB) is blocks[1]
+
+
 def test_free_neighbours_of_one_segment_are_merged():
     events = trace(8 * MIB, 8 * MIB, -1, -2, 18 * MIB)
     assert replay(events).peak_reserved_bytes == 20 * MIB

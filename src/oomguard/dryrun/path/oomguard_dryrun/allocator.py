@@ -77,7 +77,9 @@ class CachingAllocator:
         self.reserved_bytes = self.peak_reserved_bytes = 0
         self.retries = 0
         self._small, self._large = Pool(small=True), Pool(small=False)
-        self._next_address = ADDRESS_SPACE_BYTES
+        # The driver puts each new segment below the last, which decides between equal blocks: no
+        # document says so, published peaks show it (benchmarks/prediction/README.md).
+        self._next_address = self._lowest_address = ADDRESS_SPACE_BYTES
         self._unmapped: dict[bool, list[Block]] = {True: [], False: []}
 
     def allocate(self, request_bytes: int) -> Block:
@@ -142,9 +144,8 @@ class CachingAllocator:
             segment = -(-size // SEGMENT_ROUND_BYTES) * SEGMENT_ROUND_BYTES
         if not self._reserve(segment):
             return None
-        block = Block(pool, self._next_address, segment)
-        self._next_address += segment
-        return block
+        self._lowest_address -= segment
+        return Block(pool, self._lowest_address, segment)
 
     def _reserve(self, size: int) -> bool:
         if self.capacity_bytes is not None and self.reserved_bytes + size > self.capacity_bytes:
