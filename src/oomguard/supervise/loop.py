@@ -292,38 +292,37 @@ class Supervisor:
         mark = f"{self._mark}-{number}"
         self._layout = self._adapter.layout(self._job)
         self._stamp = stamp(self._layout) if self._layout else {}
-        self._happen(
-            Planned(
-                t=self._now,
-                attempt=number,
-                mark=mark,
-                before=self._stamp,
-                plan=action.plan,
-                steps=action.steps,
-                skipped=action.skipped,
-                begins=action.begins,
-                purpose=action.purpose,
-                path=action.path,
-                undone=action.undone,
-                probe=probe,
-            )
-        )
-        folder = self._attempt_folder
+        self._happen(self._planned(action, number, mark, probe))
         self.command = self._command(action.plan, probe, action.begins)
-        self._folder.keep(folder / "command.json", _shown(self.command))
-        self._observer = self._new_observer(number)
-        self._running = self._engine.start(
-            self.command,
-            log=folder / "log.txt",
+        self._folder.keep(self._attempt_folder / "command.json", _shown(self.command))
+        self._begin(self.command, number, mark)
+
+    def _planned(self, action: Launch, number: int, mark: str, probe: Probe | None) -> Planned:
+        return Planned(
+            t=self._now,
+            attempt=number,
             mark=mark,
-            emit=self._queue.put,
+            before=self._stamp,
+            plan=action.plan,
+            steps=action.steps,
+            skipped=action.skipped,
+            begins=action.begins,
+            purpose=action.purpose,
+            path=action.path,
+            undone=action.undone,
+            probe=probe,
         )
+
+    def _begin(self, command: Command, number: int, mark: str) -> None:
+        self._observer = self._new_observer(number)
+        log = self._attempt_folder / "log.txt"
+        self._running = self._engine.start(command, log=log, mark=mark, emit=self._queue.put)
         self._happen(
             Started(
                 t=self._now,
                 attempt=number,
                 pid=self._running.pid,
-                command=redact(self.command.by_hand()),
+                command=redact(command.by_hand()),
                 kernel_watched=self._running.kernel_watched,
                 cgroup=self._running.cgroup,
             )
