@@ -295,7 +295,7 @@ class Supervisor:
         self._happen(self._planned(action, number, mark, probe))
         self.command = self._command(action.plan, probe, action.begins)
         self._folder.keep(self._attempt_folder / "command.json", _shown(self.command))
-        self._begin(self.command, number, mark)
+        self._start(self.command, number, mark)
 
     def _planned(self, action: Launch, number: int, mark: str, probe: Probe | None) -> Planned:
         return Planned(
@@ -313,7 +313,7 @@ class Supervisor:
             probe=probe,
         )
 
-    def _begin(self, command: Command, number: int, mark: str) -> None:
+    def _start(self, command: Command, number: int, mark: str) -> None:
         self._observer = self._new_observer(number)
         log = self._attempt_folder / "log.txt"
         self._running = self._engine.start(command, log=log, mark=mark, emit=self._queue.put)
