@@ -192,6 +192,21 @@ def test_new_tokens_train_the_embeddings_and_say_so_in_bytes():
     assert grown["estimate"]["terms"]["trained_embeddings"] >= 2 * 3 * 4 * rows
 
 
+def test_a_cache_of_keys_and_values_lives_with_the_outputs_that_hold_it():
+    tokens, width, layers = 512, 256, 4
+    config = LLAMA_3_8B | {
+        "vocab_size": 1000, "hidden_size": width, "intermediate_size": 512,
+        "num_hidden_layers": layers, "num_attention_heads": 4, "num_key_value_heads": 4,
+    }  # fmt: skip
+    plan = {"sequence_length": tokens, "tuning": "full", "checkpointing": False,
+            "precision": "fp32"}  # fmt: skip
+    recipe = {"lora": None, "eval_only": True}
+    without, kept = ask(config, (plan, recipe), (plan, recipe | {"use_cache": True}))
+    more = kept["estimate"]["allocated_bytes"] - without["estimate"]["allocated_bytes"]
+    cache = layers * 2 * tokens * width * 4
+    assert more == 2 * cache  # this batch's, and the one's before it
+
+
 def test_litgpt_by_its_own_name_and_four_bits():
     lora = {"rank": 8, "alpha": 16, "targets": ["query", "value"]}
     recipe = {"framework": "litgpt", "lora": lora, "lengths": [[256], [64]]}

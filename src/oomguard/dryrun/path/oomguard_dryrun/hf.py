@@ -16,7 +16,7 @@ from . import lora, media, towers
 from .batches import causal
 from .built import DTYPES, Built, Depth, Unsupported, half, mixed, reduced
 from .fakes import materialize
-from .losses import fuse, shift
+from .losses import fuse
 from .quantized import quantize
 from .request import Request, Variant
 
@@ -48,8 +48,6 @@ def build(request: Request, variant: Variant) -> Built:
     if variant.loss_kernel == "fused":
         fuse(model)
         head = model.get_output_embeddings()
-    elif variant.shift_copies:
-        shift(model)
     return Built(
         model=called, depths=depths, forward=_forward(called, variant), batch=causal(config),
         towers=media_terms, head=head,
@@ -81,7 +79,7 @@ def _config(request: Request, variant: Variant) -> tuple[Any, Depth]:
     setattr(text, name, built)
     if getattr(text, "layer_types", None):
         text.layer_types = list(text.layer_types)[:built]
-    config.use_cache = text.use_cache = False
+    config.use_cache = text.use_cache = variant.use_cache
     return config, Depth(stack="", full=full, built=built, period=period)
 
 

@@ -22,17 +22,6 @@ def fuse(model: Any) -> None:
     model.loss_function = loss
 
 
-def shift(model: Any) -> None:
-    """Let a transformers model compute its loss as before 4.45: on a shifted copy of the logits."""
-
-    def loss(logits: torch.Tensor, labels: torch.Tensor, **_: Any) -> torch.Tensor:
-        shifted = logits[..., :-1, :].contiguous()
-        targets = labels[..., 1:].contiguous()
-        return nn.functional.cross_entropy(shifted.view(-1, shifted.shape[-1]), targets.view(-1))
-
-    model.loss_function = loss
-
-
 class _Deferred(nn.Module):
     """Stands where the head was, and hands the hidden states on."""
 

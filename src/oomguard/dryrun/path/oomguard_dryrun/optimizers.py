@@ -95,7 +95,8 @@ def _adam(name: str, variant: Variant, parameters: list[nn.Parameter]) -> Optimi
         return Stateful(parameters, _bitsandbytes(name, moments=2))
     fused = "fused" in name
     arguments: dict[str, Any] = {"fused": True} if fused else {"foreach": variant.foreach}
-    return Torch(parameters, torch.optim.AdamW(_groups(parameters), lr=1e-4, **arguments))
+    groups = parameters if variant.framework == "loop" else _groups(parameters)
+    return Torch(parameters, torch.optim.AdamW(groups, lr=1e-4, **arguments))
 
 
 def _sgd(_: str, variant: Variant, parameters: list[nn.Parameter]) -> Optimizer:

@@ -51,7 +51,7 @@ class Variant:
     use_reentrant: bool | None = None
     bitsandbytes_keeps_input: bool = False
     stable_embedding: bool = False
-    shift_copies: bool = False
+    use_cache: bool = False
     step_in_backward: bool = False
     eval_only: bool = False
     steps: int = 2
