@@ -19,6 +19,7 @@ import transformers
 from oomguard_dryrun import answer, request
 from oomguard_dryrun.batches import causal
 from oomguard_dryrun.trace import peak
+from profiled import most
 from tiny_models import (
     GPT2,
     LLAMA,
@@ -138,7 +139,7 @@ def real(config: dict[str, Any], asked: request.Variant) -> int:
         gc.collect()
         with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as measured:
             trainer.train()
-    return sum(held.values()) + _most(measured)
+    return sum(held.values()) + most(measured)
 
 
 def looped(config: dict[str, Any], asked: request.Variant) -> int:
@@ -163,7 +164,7 @@ def looped(config: dict[str, Any], asked: request.Variant) -> int:
                 torch.nn.utils.clip_grad_norm_(trained, 1.0, foreach=False)
                 optimizer.step()
                 optimizer.zero_grad()
-    return sum(held.values()) + _most(measured)
+    return sum(held.values()) + most(measured)
 
 
 def _states(model: torch.nn.Module) -> list[torch.Tensor]:
@@ -224,19 +225,6 @@ def _arguments(asked: request.Variant, folder: str) -> transformers.TrainingArgu
         max_grad_norm=asked.max_grad_norm or 0.0, remove_unused_columns=False,
         optim_args="foreach=True" if asked.foreach else None,
     )  # fmt: skip
-
-
-def _most(measured: Any) -> int:
-    changes = sorted(
-        (event.start_ns(), event.nbytes())
-        for event in measured.profiler.kineto_results.events()
-        if event.name() == "[memory]"
-    )
-    current = most = 0
-    for _, size_bytes in changes:
-        current += size_bytes
-        most = max(most, current)
-    return most
 
 
 def main() -> None:

@@ -77,6 +77,10 @@ class Stateful(Optimizer):
                 yield parameter, state
 
 
+#: Stands where every parameter has an optimizer of its own, which steps in the backward pass.
+NOTHING = Stateful([], lambda _: [])
+
+
 def make(variant: Variant, parameters: list[nn.Parameter]) -> Optimizer:
     """Make the optimizer that a plan names, by the names of transformers.
 
@@ -93,9 +97,9 @@ def make(variant: Variant, parameters: list[nn.Parameter]) -> Optimizer:
 def _adam(name: str, variant: Variant, parameters: list[nn.Parameter]) -> Optimizer:
     if "8bit" in name or "paged" in name or "bnb" in name or name.startswith("pagedadam"):
         return Stateful(parameters, _bitsandbytes(name, moments=2))
-    fused = "fused" in name
+    fused = "fused" in name or variant.fused
     arguments: dict[str, Any] = {"fused": True} if fused else {"foreach": variant.foreach}
-    groups = parameters if variant.framework == "loop" else _groups(parameters)
+    groups = parameters if variant.framework in ("loop", "torchtune") else _groups(parameters)
     return Torch(parameters, torch.optim.AdamW(groups, lr=1e-4, **arguments))
 
 

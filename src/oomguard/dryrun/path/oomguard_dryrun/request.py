@@ -53,6 +53,8 @@ class Variant:
     stable_embedding: bool = False
     use_cache: bool = False
     step_in_backward: bool = False
+    fused: bool = False
+    compiled: bool = False
     eval_only: bool = False
     steps: int = 2
     cuda: bool = True

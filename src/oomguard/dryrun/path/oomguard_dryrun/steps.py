@@ -4,7 +4,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from itertools import cycle
 from typing import Any
@@ -26,10 +26,11 @@ def run(built: Built, variant: Variant, tracer: Tracer) -> None:
         for name, parameter in built.model.named_parameters()
         if parameter.requires_grad and not name.startswith(built.late)
     ]
-    optimizer = optimizers.make(variant, trained)
+    in_backward = variant.step_in_backward
+    optimizer = optimizers.NOTHING if in_backward else optimizers.make(variant, trained)
     naming = Naming(built.model, optimizer, tracer)
-    if variant.step_in_backward:
-        _step_in_backward(trained)
+    if in_backward:
+        _step_in_backward(variant, trained, built.model, tracer)
     if variant.eval_only:
         _evaluate(built, variant)
         return
@@ -134,6 +135,29 @@ def _litgpt(
             optimizer.zero_grad()
 
 
+def _torchtune(
+    built: Built, variant: Variant, optimizer: optimizers.Optimizer, naming: Naming
+) -> None:
+    """Follow torchtune's recipes: logits go before the backward pass, the loss's graph stays."""
+    batches = _batches(variant)
+    for step in range(variant.steps):
+        running: Any = 0
+        for _ in range(_micro_batches(variant, step)):
+            batch = built.batch(variant, next(batches))
+            loss = batch["criterion"](built.forward(batch), batch["labels"]) * 1.0
+            running += loss
+            loss.backward()
+            naming.gradients()
+        with naming.stepping():
+            for parameter in optimizer.parameters:
+                if parameter.grad is not None:
+                    parameter.grad *= 1.0
+            _clip(optimizer.parameters, variant)
+            optimizer.step()
+        with naming.stepping():
+            optimizer.zero_grad()
+
+
 def _evaluate(built: Built, variant: Variant) -> None:
     """Follow an evaluation: no gradients; the outputs of a batch live until the next one's."""
     built.model.eval()
@@ -152,14 +176,24 @@ def _batches(variant: Variant) -> Iterator[tuple[int, ...]]:
     return cycle(variant.lengths or full)
 
 
-def _step_in_backward(trained: list[nn.Parameter]) -> None:
-    """Let each gradient be used and dropped as soon as it is there."""
+def _step_in_backward(
+    variant: Variant, trained: list[nn.Parameter], model: nn.Module, tracer: Tracer
+) -> None:
+    """Let each gradient be used and dropped as soon as it is there, by an optimizer of its own."""
 
-    def drop(parameter: torch.Tensor) -> None:
-        parameter.grad = None
+    def hook(optimizer: optimizers.Optimizer) -> Callable[[torch.Tensor], None]:
+        naming = Naming(model, optimizer, tracer)
+
+        def step(_: torch.Tensor) -> None:
+            with naming.stepping():
+                optimizer.step()
+            optimizer.zero_grad()
+
+        return step
 
     for parameter in trained:
-        parameter.register_post_accumulate_grad_hook(drop)
+        own = optimizers.make(variant, [parameter])
+        parameter.register_post_accumulate_grad_hook(hook(own))
 
 
 def _micro_batches(variant: Variant, step: int) -> int:
@@ -179,4 +213,4 @@ def _autocast(variant: Variant) -> Any:
     return torch.autocast("cpu", dtype=dtype)
 
 
-LOOPS = {"litgpt": _litgpt, "loop": _plain}
+LOOPS = {"litgpt": _litgpt, "loop": _plain, "torchtune": _torchtune}
