@@ -344,6 +344,12 @@ NEVER = (
         {"quantize": "bnb.nf4", "argv": ("litgpt", "finetune_full")},
     ),
     Never(
+        "'int8-training' only works with `dtype=torch.float16`",
+        LIG,
+        lambda c: c.get("quantize") == "bnb.int8-training" and c.get("precision") != "16-true",
+        {"quantize": "bnb.int8-training", "precision": "bf16-true"},
+    ),
+    Never(
         "ZeroDivisionError (lr_warmup_steps: 0)",
         LIG,
         lambda c: c.get("train.lr_warmup_steps") == 0,

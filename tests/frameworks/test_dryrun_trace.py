@@ -211,13 +211,16 @@ def test_litgpt_by_its_own_name_and_four_bits():
     lora = {"rank": 8, "alpha": 16, "targets": ["query", "value"]}
     recipe = {"framework": "litgpt", "lora": lora, "lengths": [[256], [64]]}
     plan = {"checkpointing": False, "sequence_length": 256}
-    whole, packed = ask(
+    whole, packed, doubled = ask(
         {"name": "pythia-160m"}, (plan, recipe),
         (plan | {"quantization": "nf4", "optimizer": "paged_adamw"}, recipe),
+        (plan | {"quantization": "int8", "precision": "fp16-true"}, recipe),
         name="litgpt", family="litgpt",
     )  # fmt: skip
     assert packed["estimate"]["terms"]["weights"] < whole["estimate"]["terms"]["weights"]
     assert packed["estimate"]["terms"]["quantization"] > 0
+    # int8-training keeps the 16-bit weights.
+    assert doubled["estimate"]["terms"]["weights"] > whole["estimate"]["terms"]["weights"]
 
 
 def test_what_cannot_be_read_or_built_is_an_answer_and_not_a_traceback():

@@ -128,6 +128,18 @@ _REFUSALS = (
         message="Quantization and mixed precision is not supported.",
         when=lambda _, __, plan: _quantized(plan) and plan.precision in _MIXED,
     ),
+    Refusal(  # lightning/fabric/plugins/precision/bitsandbytes.py
+        message="'int8-training' only works with `dtype=torch.float16`",
+        when=lambda _, __, plan: (
+            plan.quantization is Quantization.INT8 and plan.precision is not Precision.FP16_TRUE
+        ),
+    ),
+    Refusal(  # its layers leave has_fp16_weights on
+        message="LitGPT's int8-training keeps 16-bit weights beside the 8-bit ones.",
+        when=lambda _, job, plan: (
+            Quantization.INT8 is plan.quantization is not job.asked.quantization
+        ),
+    ),
     Refusal(
         message="The chosen quantization format only supports the AdamW optimizer.",
         when=lambda _, __, plan: _quantized(plan) and "AdamW" not in (plan.optimizer or ""),

@@ -16,7 +16,7 @@ from torch.utils.checkpoint import checkpoint
 
 from .built import Built, Depth, Unsupported, half, mixed, reduced
 from .fakes import materialize
-from .quantized import QuantizedLinear, quantize
+from .quantized import Linear8bit, QuantizedLinear, quantize
 from .request import Lora, Request, Variant
 
 #: The package's name now, and before 2024.
@@ -110,6 +110,10 @@ def _as_fabric(model: nn.Module, variant: Variant) -> None:
         if isinstance(module, QuantizedLinear):
             module.keeps_input = variant.bitsandbytes_keeps_input
             module.stored_dtype = torch.float16  # Fabric packs from this, whatever the precision
+        if isinstance(module, Linear8bit):  # has_fp16_weights is on: both copies stay
+            packed = module.weight
+            wide = torch.empty(packed.shape, dtype=torch.float16, device=packed.device)
+            module.register_buffer("wide", wide)
 
 
 def _stable_embedding(model: Any, variant: Variant) -> nn.Module | None:
