@@ -47,15 +47,21 @@ def main() -> None:
 
 
 def predict(row: Row) -> dict[str, Any]:
-    """Ask the dry run in the framework's own environment."""
-    done = subprocess.run(
-        [str(environment(row.environment)), "-W", "ignore", "-m", "oomguard_dryrun"],
-        input=json.dumps(row.request), capture_output=True, text=True, check=True,
-        env=os.environ | {"PYTHONPATH": str(PATH)},
-    )  # fmt: skip
-    answer: dict[str, Any] = json.loads(done.stdout)["results"][0]
+    """Ask the dry run about a row."""
+    (answer,) = ask(row.environment, row.request)
     print(row.name, answer.get("seconds", answer), file=sys.stderr)
     return answer
+
+
+def ask(name: str, request: dict[str, Any]) -> list[dict[str, Any]]:
+    """Ask the dry run in the framework's own environment: one answer for each variant."""
+    done = subprocess.run(
+        [str(environment(name)), "-W", "ignore", "-m", "oomguard_dryrun"],
+        input=json.dumps(request), capture_output=True, text=True, check=True,
+        env=os.environ | {"PYTHONPATH": str(PATH)},
+    )  # fmt: skip
+    answers: list[dict[str, Any]] = json.loads(done.stdout)["results"]
+    return answers
 
 
 def fit_contexts(measured: list[Row], answers: list[dict[str, Any]]) -> dict[str, int]:
