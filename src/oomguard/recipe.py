@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import Enum
 
@@ -11,6 +12,7 @@ class Family(str, Enum):
 
     HF = "hf"  # transformers
     LITGPT = "litgpt"
+    TORCHTUNE = "torchtune"  # its own modules, in the words of transformers
 
 
 class Attention(str, Enum):
@@ -81,7 +83,10 @@ class Recipe:
     `trained_layers` counts the layers that partial tuning trains. `loss_chunk` is the number of
     tokens whose logits are computed at once, None for all. `fused` is the optimizer that updates
     without temporaries, `foreach` the one that makes them for all parameters together. `padded`
-    says that every sample is padded to the limit. `images` are those of one sample. `data` are
+    says that every sample is padded to the limit. `component` is the function that
+    builds the model, with its arguments, where the settings say one; `step_in_backward` that each
+    gradient is used and dropped as it comes; `compiled` that torch.compile makes the kernels.
+    `images` are those of one sample. `data` are
     paths of training files as far as the settings name them; `reduce_bucket` counts numbers in
     DeepSpeed's bucket, None where it follows the model.
     """
@@ -106,5 +111,8 @@ class Recipe:
     packing: bool = False
     padded: bool = False
     images: int = 0
+    component: Mapping[str, object] | None = None
+    step_in_backward: bool = False
+    compiled: bool = False
     data: tuple[str, ...] = ()
     reduce_bucket: int | None = None

@@ -17,6 +17,7 @@ from oomguard.adapters.knobs import Edits, Knob, Knobs, as_object, choice, direc
 from oomguard.adapters.launchers import Launch
 from oomguard.adapters.recognition import is_torchtune_config
 from oomguard.adapters.settings import Settings
+from oomguard.adapters.torchtune_recipe import recipe_of
 from oomguard.adapters.words import Style, Words
 from oomguard.checkpoint import Continuation, Layout, Mode
 from oomguard.command import Command
@@ -301,8 +302,8 @@ class Torchtune:
         return aside.with_settings(job, settings, invocation.argv(settings, None), folder)
 
     def recipe(self, job: Job) -> Recipe:
-        """Say nothing beyond the plan: the model is built by code, not by a config of its own."""
-        return Recipe(framework=job.framework)
+        """Read what the settings say of memory beyond the plan."""
+        return recipe_of(_invocation(job.argv, job.config).settings(job.config), job)
 
     def refuses(self, job: Job, plan: Plan) -> str | None:
         """Say torchtune's own message for a plan that it refuses."""

@@ -18,6 +18,7 @@ from oomguard.prediction.dryrun import Tracer, tracer_of
 from oomguard.prediction.outlook import Outlook, Room, outlook
 from oomguard.prediction.predict import BUDGET_S, Predictor
 from oomguard.prediction.question import Question
+from oomguard.prediction.request import traced_family
 from oomguard.recipe import Recipe
 
 
@@ -69,7 +70,7 @@ def plan_job(
     model = find_model(
         recipe.model, recipe.family, cwd=Path(job.cwd), ask_framework=named(job.python)
     )
-    tracer = tracer_of((job.python, sys.executable), model.family.value)
+    tracer = tracer_of((job.python, sys.executable), traced_family(recipe, model.family).value)
     setting = _setting(device, tracer, prepared, model)
     ratios = index.ratios(setting) if index and setting else UNCORRECTED
     found = outlook(

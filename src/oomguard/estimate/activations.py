@@ -18,6 +18,8 @@ _FP32 = 4
 #: Tokens whose logits a fused loss holds at once, as a share: Liger's chunks are about V / h times
 #: smaller than the whole (liger_kernel/ops/fused_linear_cross_entropy.py).
 _FUSED_COPIES = 3
+#: torchtune's chunks of logits (modules/loss/ce_chunked_output_loss.py).
+_CHUNKS = 8
 #: Copies that transformers' unfused "gelu_new" keeps (activations.py, NewGELUActivation).
 _GELU_COPIES = 5
 #: Copies of the logits in LitGPT's loop, which drops those of an iteration when the next ones are
@@ -76,6 +78,8 @@ class Step:
     @property
     def loss_forward(self) -> int:
         """Logits, their fp32 copy and log-probabilities."""
+        if self._in_chunks:
+            return self._logits * self.formats.computed_bytes + self._kept_of_chunks
         if self.plan.loss_kernel is LossKernel.FUSED:
             return self._fused_loss
         if self.recipe.loss_chunk:
@@ -86,6 +90,11 @@ class Step:
     @property
     def loss_backward(self) -> int:
         """Log-probabilities and the gradients of log-probabilities and logits, all in fp32."""
+        if self._in_chunks:
+            chunk = self._logits // _CHUNKS
+            return max(self._kept_of_chunks, self._logits * self.formats.computed_bytes) + (
+                chunk * (2 * _FP32 + self.formats.computed_bytes)
+            )
         if self.plan.loss_kernel is LossKernel.FUSED:
             return self._fused_loss
         if self.recipe.loss_chunk:
@@ -207,6 +216,17 @@ class Step:
     @property
     def _loss_size(self) -> int:
         return _FP32 if self.formats.autocast else self.formats.computed_bytes
+
+    @property
+    def _in_chunks(self) -> bool:
+        """Whether logits are computed chunk by chunk and all kept, as torchtune does."""
+        fused = self.plan.loss_kernel is LossKernel.FUSED
+        return fused and self.recipe.family is Family.TORCHTUNE
+
+    @property
+    def _kept_of_chunks(self) -> int:
+        """Log-probabilities in fp32; a compiled loss keeps the logits alone."""
+        return 0 if self.recipe.compiled else self._logits * _FP32
 
     @property
     def _fused_loss(self) -> int:

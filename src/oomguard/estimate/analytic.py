@@ -23,6 +23,9 @@ _EIGHT_BIT = 2 * (1 + 4 / 256)
 _FP32 = 4
 #: Layers whose activations are on the GPU while the others wait on the host.
 _LAYERS_ON_THEIR_WAY = 2
+#: Gradients of the output head alive at once where it is used chunk by chunk: autograd's sum
+#: makes a new one of two.
+_HEAD_COPIES = 3
 _STATES = {"sgd": 0, "lion": 1, "adafactor": 0.01, "rmsprop": 1, "adagrad": 1}
 
 
@@ -196,8 +199,19 @@ def dequantized(problem: Problem) -> int:
     if plan.quantization in (None, Quantization.NONE):
         return 0
     largest = max(linear.inputs * linear.outputs for linear in problem.model.linears)
+    if problem.recipe.family is Family.TORCHTUNE:
+        return int(largest * _unpacked_bytes(problem))
     constants_bytes = 4 * (largest // 64) if plan.quantization in FOUR_BIT else 0
     return largest * problem.formats.computed_bytes + constants_bytes
+
+
+def _unpacked_bytes(problem: Problem) -> float:
+    """Give the bytes per number while torchao unpacks: int64 indices, levels and products too.
+
+    Source: torchao 0.15, dtypes/nf4tensor.py (get_original_weight); compiled, it is one kernel.
+    """
+    size = problem.formats.computed_bytes
+    return size if problem.recipe.compiled else 8 + 3 * size + size / 64
 
 
 def gradients(problem: Problem) -> dict[Term, int]:
@@ -205,6 +219,9 @@ def gradients(problem: Problem) -> dict[Term, int]:
     numbers, stored = problem.counts, problem.formats
     share = sharding.shares(problem.plan, problem.ranks).gradients
     each = stored.trained_bytes * share
+    if problem.recipe.step_in_backward:
+        most = _HEAD_COPIES * problem.model.embedding  # the largest matrix of any model
+        return {Term.GRADIENTS: int(each * min(most, numbers.trained))}
     return {
         Term.GRADIENTS: int(each * (numbers.trained - numbers.embeddings)),
         Term.TRAINED_EMBEDDINGS: int(each * numbers.embeddings),

@@ -19,8 +19,12 @@ from oomguard.dryrun import PATH
 from oomguard.estimate.combine import Traced
 
 #: What has to be there for a trace, and what else decides its result.
-NEEDED = {"hf": ("torch", "transformers"), "litgpt": ("torch", "litgpt")}
-_PACKAGES = ("torch", "transformers", "litgpt", "peft", "bitsandbytes")
+NEEDED = {
+    "hf": ("torch", "transformers"),
+    "litgpt": ("torch", "litgpt"),
+    "torchtune": ("torch", "torchtune"),
+}
+_PACKAGES = ("torch", "transformers", "litgpt", "torchtune", "peft", "bitsandbytes")
 _VERSIONS = (
     "import importlib.metadata as m, json, sys\n"
     "found = {}\n"

@@ -62,6 +62,7 @@ def variant(
             **_media(question, step),
             **_lengths(question, step),
             **_of_versions(recipe, versions),
+            **_of_torchtune(recipe),
             "weights_dtype": half if stored.base_bytes == Format.BF16.size_bytes else "fp32",
             "trainable_dtype": half if stored.trained_bytes == Format.BF16.size_bytes else "fp32",
         },
@@ -70,7 +71,15 @@ def variant(
 
 def model(question: Question) -> dict[str, object]:
     """Give the model as the dry run builds it."""
+    component = question.recipe.component
+    if component is not None:
+        return {"family": question.recipe.family.value, "config": dict(component)}
     return {"family": question.model.family.value, "config": dict(question.model.config)}
+
+
+def traced_family(recipe: Recipe, own: Family) -> Family:
+    """Say whose code is traced: torchtune's where it builds the model, else that of the config."""
+    return recipe.family if recipe.component is not None else own
 
 
 def _recipe(recipe: Recipe, plan: Plan) -> dict[str, object]:
@@ -107,6 +116,13 @@ def _media(question: Question, step: Plan) -> dict[str, object]:
         for (high, wide), pixels in zip(sizes, shown, strict=True)
     ]
     return {"media": {"images": images}}
+
+
+def _of_torchtune(recipe: Recipe) -> dict[str, object]:
+    if recipe.family is not Family.TORCHTUNE:
+        return {}
+    names = ("fused", "step_in_backward", "compiled")
+    return {name: getattr(recipe, name) for name in names}
 
 
 def _of_versions(recipe: Recipe, versions: Mapping[str, str]) -> dict[str, object]:

@@ -76,7 +76,7 @@ def _model(config: dict[str, Any], variant: Variant) -> Any:
     if variant.lora is not None and RANK in arguments:
         arguments[RANK] = variant.lora.rank
     try:
-        builder = getattr(importlib.import_module(path), name.removeprefix("q"))
+        builder = getattr(importlib.import_module(path), name.replace("qlora_", "lora_"))
     except (ImportError, AttributeError) as error:
         raise Unsupported(f"torchtune has no {config[COMPONENT]!r} here") from error
     before = torch.get_default_dtype()
