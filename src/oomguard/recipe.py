@@ -88,7 +88,7 @@ class Recipe:
     gradient is used and dropped as it comes; `compiled` that torch.compile makes the kernels.
     `images` are those of one sample. `data` are
     paths of training files as far as the settings name them; `reduce_bucket` counts numbers in
-    DeepSpeed's bucket, None where it follows the model.
+    DeepSpeed's bucket, None where it follows the model; `overlap_comm` says that it has two.
     """
 
     framework: str
@@ -116,3 +116,4 @@ class Recipe:
     compiled: bool = False
     data: tuple[str, ...] = ()
     reduce_bucket: int | None = None
+    overlap_comm: bool = False

@@ -83,6 +83,13 @@ def test_the_bucket_of_a_users_config_is_the_one_it_states_or_deepspeeds(block, 
         assert deepspeed.reduce_bucket(values) == size
 
 
+@pytest.mark.parametrize(
+    ("block", "two"), [('"stage": 2', False), ('"stage": 2, "overlap_comm": true', True)]
+)
+def test_a_config_that_reduces_beside_the_backward_pass_has_two_buckets(block, two) -> None:
+    assert deepspeed.overlap_comm(json.loads(f'{{"zero_optimization": {{{block}}}}}')) is two
+
+
 def test_an_offload_is_taken_back() -> None:
     on = TEXT.replace('"none"', '"cpu"')
     document = Document.parse(Source(path="/z.json", text=on))

@@ -119,8 +119,8 @@ def test_offload_moves_the_optimizer_to_the_host():
     offloaded = replace(full, plan=replace(full.plan, offload=frozenset({Offload.OPTIMIZER})))
     here, there = analytic(full), analytic(offloaded)
     assert there[Term.OPTIMIZER] == 0 < here[Term.OPTIMIZER]
-    # fp32 copy, two moments, one gradient: 16 bytes for each of the 8.03e9 numbers of the node
-    assert host_peak(offloaded)["offloaded"] == pytest.approx(16 * 8.03e9, rel=0.01)
+    # fp32 copy, two moments, a gradient in fp32 and one in 16 bits, for 8.03e9 numbers
+    assert host_peak(offloaded)["offloaded"] == pytest.approx(18 * 8.03e9, rel=0.01)
     assert "offloaded" not in host_peak(full)
 
 
@@ -133,9 +133,6 @@ def test_full_tuning_takes_16_bytes_a_number_and_zero2_shares_them_out():
     shared = analytic(zero2)
     assert shared[Term.WEIGHTS] == pytest.approx(2 * LLAMA3.parameters, rel=0.01)
     assert static(zero2)[Term.OPTIMIZER] == pytest.approx(12 * LLAMA3.parameters / 8, rel=0.01)
-    assert shared[Term.ZERO_BUCKETS] == 2 * (LLAMA3.hidden**2 + 500_000_000)
-    stated = analytic(replace(zero2, recipe=replace(recipe, reduce_bucket=200_000_000)))
-    assert stated[Term.ZERO_BUCKETS] == 2 * (200_000_000 + 500_000_000)
 
 
 def test_new_tokens_are_a_term_of_their_own():

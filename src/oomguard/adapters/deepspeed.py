@@ -55,6 +55,12 @@ def reduce_bucket(config: Mapping[str, object]) -> int | None:
     return int(size) if isinstance(size, int | float) else None
 
 
+def overlap_comm(config: Mapping[str, object]) -> bool:
+    """Whether reducing goes on beside the backward pass, for which there are two buckets."""
+    zero = config.get("zero_optimization")
+    return isinstance(zero, dict) and zero.get("overlap_comm") is True
+
+
 def optimizer_of(config: Mapping[str, object]) -> str | None:
     """Name the optimizer that a config brings, in the trainer's words; None if it brings none."""
     block = config.get("optimizer")

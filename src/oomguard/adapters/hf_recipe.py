@@ -51,6 +51,7 @@ def recipe_of(settings: Settings, job: Job) -> Recipe:
         attention=_ATTENTIONS.get(str(settings.get("attn_implementation")), Attention.SDPA),
         packing=knobs.flag("packing").of(settings) or settings.has("block_size"),
         reduce_bucket=hf.reduce_bucket(settings, job),
+        overlap_comm=hf.overlap_comm(settings, job),
         loftq=_loftq(settings),
         data=tuple(
             posixpath.join(job.cwd, path) for path in [_first(settings, _DATA)] if path is not None

@@ -43,6 +43,7 @@ def recipe_of(settings: Settings, job: Job) -> Recipe:
         images=1 if job.multimodal else 0,
         data=_data(settings, job.cwd),
         reduce_bucket=hf.reduce_bucket(settings, job),
+        overlap_comm=hf.overlap_comm(settings, job),
     )
 
 

@@ -169,6 +169,12 @@ def reduce_bucket(settings: Settings, job: Job) -> int | None:
     return deepspeed.reduce_bucket(own.values) if own else deepspeed.REDUCE_BUCKET
 
 
+def overlap_comm(settings: Settings, job: Job) -> bool:
+    """Whether DeepSpeed reduces beside the backward pass; by default it does not before ZeRO-3."""
+    own = _own_zero_config(settings, job, "") if job.asked.sharding in deepspeed.ZERO else None
+    return own is not None and deepspeed.overlap_comm(own.values)
+
+
 def zero_optimizer(settings: Settings, zero: str | None) -> str | None:
     """Name the optimizer of the DeepSpeed config, which wins over `optim`; None if it has none.
 

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from oomguard.estimate import constants, sharding
 from oomguard.estimate.activations import Step
 from oomguard.estimate.architecture import Architecture
-from oomguard.estimate.counts import Counts, counts
-from oomguard.estimate.formats import FOUR_BIT, PACKED_BYTES, ZERO, Formats, formats
+from oomguard.estimate.counts import Counts, adapter, counts
+from oomguard.estimate.formats import FOUR_BIT, PACKED_BYTES, ZERO, Formats, formats, stored
 from oomguard.estimate.memory import Spread, Term
-from oomguard.plan import Allocator, EmbeddingRows, Offload, Plan, Quantization, Tuning
+from oomguard.plan import Allocator, EmbeddingRows, Offload, Plan, Quantization, Sharding, Tuning
 from oomguard.recipe import Family, Recipe
 
 #: Where the truth was found around this formula, on the rows of docs/prediction.md.
@@ -42,7 +42,7 @@ class Problem:
     @property
     def formats(self) -> Formats:
         """How numbers are stored."""
-        return formats(self.plan, self.recipe)
+        return stored(self.plan, self.recipe)
 
     @property
     def counts(self) -> Counts:
@@ -56,7 +56,7 @@ class Problem:
             model=self.model,
             plan=self.plan,
             recipe=self.recipe,
-            formats=self.formats,
+            formats=formats(self.plan, self.recipe),
             length=self.plan.sequence_length or LONGEST,
         )
 
@@ -93,7 +93,7 @@ def static(problem: Problem) -> dict[Term, int]:
         Term.MEDIA_TOWERS: int(_tower_weights(problem) * kept),
         Term.OPTIMIZER: int(state * trained * share.optimizer),
         Term.ZERO_BUCKETS: sharding.buckets(
-            problem.model, problem.plan, problem.recipe, numbers.trained
+            problem.model, problem.plan, problem.recipe, stored.trained_bytes
         ),
         Term.COMMUNICATION_BUFFERS: sharding.communication(problem.plan, problem.ranks, gradients),
         Term.WORKSPACES: constants.CUBLAS_WORKSPACE_BYTES,
@@ -143,33 +143,66 @@ def _tower_weights(problem: Problem) -> int:
 
 
 def _moments(problem: Problem) -> Iterator[dict[Term, int]]:
-    step, held = problem.step, static(problem)
-    grown = gradients(problem)
-    accumulated = grown if problem.plan.accumulation > 1 else {}
+    step = problem.step
+    share = sharding.shares(problem.plan, problem.ranks)
+    before = gradients(problem, share.before)
     checkpointing = bool(problem.plan.checkpointing)
     model = problem.model
     saved = _kept(problem)
     casts = _autocast_copies(problem)
     merged = {Term.TRAINED_EMBEDDINGS: _merged_embeddings(problem)}
-    held = _sum(held, merged)
+    held = added(static(problem), merged)
+    working = added(held, gathered(problem))
     head = {Term.QUANTIZATION_TEMPORARIES: _packed_head(problem) * problem.formats.computed_bytes}
     at_loss = {Term.LOGITS_AND_LOSS: step.loss_forward, Term.ACTIVATIONS: saved + casts, **head}
-    yield _sum(held, accumulated, at_loss)
+    yield added(working, before, at_loss)
     kept_casts = 0 if checkpointing else casts
     turn = {Term.LOGITS_AND_LOSS: step.loss_backward, Term.ACTIVATIONS: saved + kept_casts, **head}
-    yield _sum(held, accumulated, turn)
+    yield added(working, before, turn)
     one = {
         Term.ACTIVATIONS: saved + kept_casts + step.working + (step.layer if checkpointing else 0),
         Term.LOGITS_AND_LOSS: step.loss_kept,
         Term.ATTENTION_WORKSPACE: step.attention_workspace,
         Term.QUANTIZATION_TEMPORARIES: dequantized(problem),
     }
-    yield _sum(held, accumulated or _part(grown, 1 / model.layers), one)
-    last = {Term.ACTIVATIONS: step.working + step.layer}
-    yield _sum(held, grown, last)
-    yield _sum(held, grown, {Term.OPTIMIZER: _step_temporaries(problem)})
+    first = gradients(problem, max(share.before, share.gradients / model.layers))
+    yield added(working, first, one)
+    for moment in late(problem):
+        yield added(held, moment)
     if model.tower is not None:
-        yield _sum(held, accumulated, {Term.MEDIA_TOWERS: step.tower})
+        yield added(working, before, {Term.MEDIA_TOWERS: step.tower})
+
+
+def late(problem: Problem) -> Iterator[dict[Term, int]]:
+    """Give what stands beside the static terms when all gradients are there.
+
+    First at the end of the backward pass, then while the optimizer updates.
+    """
+    step, plan, model = problem.step, problem.plan, problem.model
+    share = sharding.shares(plan, problem.ranks)
+    size = step.formats.trained_bytes
+    whole = sharding.unreduced(model, plan, trained=problem.counts.trained, size=size)
+    last = {Term.ACTIVATIONS: step.working + step.layer, Term.ZERO_BUCKETS: whole}
+    yield added(gradients(problem, share.gradients), last, gathered(problem, at_end=True))
+    updating = {Term.OPTIMIZER: _step_temporaries(problem)}
+    yield added(gradients(problem, share.after), updating)
+
+
+def gathered(problem: Problem, *, at_end: bool = False) -> dict[Term, int]:
+    """Give the bytes of parameters that are gathered from other ranks for the work on them.
+
+    `at_end` of the backward pass only what lies outside of the layers is.
+    """
+    model, plan, recipe = problem.model, problem.plan, problem.recipe
+    size = problem.step.formats.base_bytes
+    packed = PACKED_BYTES.get(plan.quantization or Quantization.NONE, size)
+    added = adapter(model, plan, recipe) // model.layers if plan.tuning is Tuning.LORA else 0
+    layer = int(model.layer_linear * packed) + (model.layer_small + added) * size
+    if at_end:
+        outside = model.embedding + (model.head if plan.sharding is Sharding.FSDP else 0)
+        is_sharded = plan.sharding in (Sharding.ZERO3, Sharding.FSDP)
+        return {Term.ZERO_BUCKETS: outside * size if is_sharded else 0}
+    return {Term.ZERO_BUCKETS: sharding.gathered(model, plan, layer_bytes=layer, size=size)}
 
 
 def _kept(problem: Problem) -> int:
@@ -214,10 +247,9 @@ def _unpacked_bytes(problem: Problem) -> float:
     return size if problem.recipe.compiled else 8 + 3 * size + size / 64
 
 
-def gradients(problem: Problem) -> dict[Term, int]:
-    """Give the bytes of all gradients on one GPU."""
+def gradients(problem: Problem, share: float) -> dict[Term, int]:
+    """Give the bytes of a share of all gradients."""
     numbers, stored = problem.counts, problem.formats
-    share = sharding.shares(problem.plan, problem.ranks).gradients
     each = stored.trained_bytes * share
     if problem.recipe.step_in_backward:
         most = _HEAD_COPIES * problem.model.embedding  # the largest matrix of any model
@@ -230,7 +262,7 @@ def gradients(problem: Problem) -> dict[Term, int]:
 
 def _autocast_copies(problem: Problem) -> int:
     """Give the bytes of the half-precision copies that autocast keeps of fp32 weights."""
-    stored, numbers = problem.formats, problem.counts
+    stored, numbers = problem.step.formats, problem.counts
     if not stored.autocast:
         return 0
     wide_base = numbers.linear if stored.base_bytes > stored.computed_bytes else 0
@@ -241,23 +273,27 @@ def _autocast_copies(problem: Problem) -> int:
 
 
 def _step_temporaries(problem: Problem) -> int:
-    recipe, numbers = problem.recipe, problem.counts
-    name = (problem.plan.optimizer or recipe.optimizer).lower()
-    if problem.plan.sharding in ZERO:  # the rank's gradients in fp32, beside those in 16 bits
-        share = sharding.shares(problem.plan, problem.ranks).optimizer
-        return int(_FP32 * numbers.trained * share)
+    """Give what the optimizer's step takes beside its state.
+
+    DeepSpeed flattens the rank's gradients, and casts them to fp32; then the update goes on with
+    the cast ones alone.
+    """
+    recipe, numbers, plan = problem.recipe, problem.counts, problem.plan
+    share = sharding.shares(plan, problem.ranks)
+    name = (plan.optimizer or recipe.optimizer).lower()
     plain = not any(word in name for word in ("8bit", "paged", "sgd", "fused", "bnb"))
-    if not plain or recipe.fused or not recipe.foreach:
-        return 0
-    share = sharding.shares(problem.plan, problem.ranks).optimizer
-    return int(problem.formats.trained_bytes * numbers.trained * share)
+    foreach = plain and recipe.foreach and not recipe.fused
+    size = problem.formats.trained_bytes
+    if plan.sharding in ZERO:
+        flat = sharding.updated(plan, numbers.trained, problem.ranks) if share.optimizer else 0
+        cast = _FP32 * flat if size < _FP32 else 0
+        update = (2 if foreach else 1) * _FP32 * flat
+        return max(size * flat + cast, update)
+    return int(size * numbers.trained * share.optimizer) if foreach else 0
 
 
-def _part(terms: dict[Term, int], share: float) -> dict[Term, int]:
-    return {term: int(size * share) for term, size in terms.items()}
-
-
-def _sum(*parts: dict[Term, int]) -> dict[Term, int]:
+def added(*parts: dict[Term, int]) -> dict[Term, int]:
+    """Sum terms one by one."""
     total: dict[Term, int] = {}
     for part in parts:
         for term, size in part.items():

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
-from oomguard.estimate import constants
-from oomguard.estimate.analytic import Problem, analytic, gradients, static
+from oomguard.estimate import constants, sharding
+from oomguard.estimate.analytic import Problem, added, analytic, gathered, gradients, late, static
 from oomguard.estimate.formats import FOUR_BIT, PACKED_BYTES
 from oomguard.estimate.memory import MemoryEstimate, Spread, Term, allocated
 from oomguard.plan import Allocator, Plan, Sharding
@@ -156,14 +156,19 @@ def _quantization_constants(problem: Problem, terms: Mapping[Term, int]) -> int:
 
 
 def _shared_out(terms: dict[Term, int], problem: Problem) -> dict[Term, int]:
-    """Take what a step works with from the trace, and what stands in memory from arithmetic."""
+    """Take what a step works with from the trace, and what stands in memory from arithmetic.
+
+    The peak may also come later, when all gradients are there.
+    """
     dynamic = {term: terms.get(term, 0) for term in (*DYNAMIC, Term.OTHER)}
-    held = static(problem)
-    kept = gradients(problem) if problem.plan.accumulation > 1 else {}
-    both = {term: held.get(term, 0) + kept.get(term, 0) for term in {*held, *kept}}
-    tower = max(0, terms.get(Term.MEDIA_TOWERS, 0) - static(_alone(problem))[Term.MEDIA_TOWERS])
-    both[Term.MEDIA_TOWERS] = both.get(Term.MEDIA_TOWERS, 0) + tower
-    return {**both, **dynamic, Term.CUDA_CONTEXT: constants.CUDA_CONTEXT_BYTES}
+    share = sharding.shares(problem.plan, problem.ranks)
+    alone = static(_alone(problem))[Term.MEDIA_TOWERS]
+    tower = {Term.MEDIA_TOWERS: max(0, terms.get(Term.MEDIA_TOWERS, 0) - alone)}
+    at_work = added(dynamic, tower, gathered(problem), gradients(problem, share.before))
+    slack = {Term.ALLOCATOR_SLACK: dynamic[Term.ALLOCATOR_SLACK]}
+    moments = [at_work, *(added(moment, slack) for moment in late(problem))]
+    most = max(moments, key=lambda moment: sum(moment.values()))
+    return {**added(static(problem), most), Term.CUDA_CONTEXT: constants.CUDA_CONTEXT_BYTES}
 
 
 def _alone(problem: Problem) -> Problem:

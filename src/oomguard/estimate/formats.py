@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from oomguard.plan import Plan, Precision, Quantization, Sharding, Tuning
-from oomguard.recipe import Format, Recipe
+from oomguard.recipe import Family, Format, Recipe
 
 _STORED = {
     Precision.FP32: Format.FP32,
@@ -15,6 +15,7 @@ _STORED = {
     Precision.FP16_TRUE: Format.FP16,
 }
 _COMPUTED = {**_STORED, Precision.BF16_MIXED: Format.BF16, Precision.FP16_MIXED: Format.FP16}
+_MIXED = frozenset({Precision.BF16_MIXED, Precision.FP16_MIXED})
 _PURE = frozenset({Precision.BF16_TRUE, Precision.FP16_TRUE})
 ZERO = frozenset({Sharding.ZERO1, Sharding.ZERO2, Sharding.ZERO3})
 FOUR_BIT = frozenset(
@@ -48,24 +49,38 @@ class Formats:
     autocast: bool
 
 
-def formats(plan: Plan, recipe: Recipe) -> Formats:
-    """Say how numbers are stored under a plan; DeepSpeed keeps its own fp32 copy elsewhere."""
+_IN_HALF = Formats(base_bytes=2, trained_bytes=2, computed_bytes=2, autocast=False)
+
+
+def stored(plan: Plan, recipe: Recipe) -> Formats:
+    """Say how a rank keeps numbers under a plan; DeepSpeed keeps its own fp32 copy elsewhere."""
     precision = plan.precision or Precision.FP32
     base = recipe.base or _STORED[precision]
     computed = _COMPUTED[precision]
     if computed is Format.FP32 and recipe.base is not None:
         computed = recipe.base  # no autocast: computation follows the weights
-    if plan.sharding in ZERO and precision in (Precision.BF16_MIXED, Precision.FP16_MIXED):
+    if plan.sharding in ZERO and precision in _MIXED:
         # DeepSpeed converts the whole model, and keeps fp32 copies of what is trained.
-        return Formats(base_bytes=2, trained_bytes=2, computed_bytes=2, autocast=False)
+        return _IN_HALF
     raised = recipe.trained_fp32 and precision not in _PURE
     trained = Format.FP32 if raised else base
     if plan.tuning is not Tuning.LORA and plan.sharding is Sharding.FSDP:
-        trained = base
-    mixed = precision in (Precision.BF16_MIXED, Precision.FP16_MIXED)
+        # accelerate raises what FSDP shards to fp32 where precision is mixed.
+        trained = Format.FP32 if _casts_gathered(plan, recipe) else base
     return Formats(
         base_bytes=base.size_bytes,
         trained_bytes=trained.size_bytes,
         computed_bytes=computed.size_bytes,
-        autocast=mixed,
+        autocast=precision in _MIXED,
     )
+
+
+def formats(plan: Plan, recipe: Recipe) -> Formats:
+    """Say in which formats a step computes: what FSDP shards in fp32 it gathers in 16 bits."""
+    return _IN_HALF if _casts_gathered(plan, recipe) else stored(plan, recipe)
+
+
+def _casts_gathered(plan: Plan, recipe: Recipe) -> bool:
+    """Whether FSDP's mixed precision casts parameters (Lightning's leaves that to autocast)."""
+    is_fsdp = plan.sharding is Sharding.FSDP and recipe.family is Family.HF
+    return is_fsdp and plan.precision in _MIXED

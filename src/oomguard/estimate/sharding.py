@@ -1,7 +1,8 @@
 """What data-parallel ranks share out between themselves, and what that costs in buffers.
 
-Source: DeepSpeed 0.19, runtime/zero/{stage_1_and_2,stage3}.py; transformers 5,
-integrations/deepspeed.py ("auto"); PyTorch 2, FSDP and DDP.
+Source: DeepSpeed 0.19, runtime/zero/{stage_1_and_2,stage3,partitioned_param_coordinator}.py;
+transformers 5, integrations/deepspeed.py ("auto"); accelerate 1.11, FSDP; PyTorch 2, FSDP and DDP.
+Held against real ranks: docs/prediction.md, "Several GPUs".
 """
 
 from __future__ import annotations
@@ -15,17 +16,27 @@ from oomguard.plan import Offload, Plan, Sharding
 from oomguard.recipe import Recipe
 
 _HALF, _FP32 = 2, 4
+#: What the host holds for a trained number: fp32 copy, both moments, fp32 gradient, and 16 bits
+#: more (ZeRO-2: the new weights on their way back; ZeRO-3: the gradients of its partition).
+_OFFLOADED_OPTIMIZER = 4 * _FP32 + _HALF
+#: How often a layer is gone through after its forward pass, until its parameters come again.
+_PASSES = {True: 3, False: 2}  # forward, (again for its checkpoint,) backward
+_SHARDED_WEIGHTS = frozenset({Sharding.ZERO3, Sharding.FSDP})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Shares:
-    """The part of each kind that one rank holds on its GPU, from 0 to 1.
+    """The part of each kind that one rank holds on its GPU: 1 for all of it.
 
-    `master_bytes` per trained number are DeepSpeed's fp32 copy, shared as the optimizer is.
+    Gradients: `before` are those of earlier micro batches, `gradients` those at the end of the
+    backward pass, `after` those that the optimizer starts with. `master_bytes` per trained number
+    are DeepSpeed's fp32 copy, shared as the optimizer is.
     """
 
     weights: float = 1.0
+    before: float = 0.0
     gradients: float = 1.0
+    after: float = 1.0
     optimizer: float = 1.0
     master_bytes: int = 0
 
@@ -33,32 +44,73 @@ class Shares:
 def shares(plan: Plan, ranks: int) -> Shares:
     """Say what one of `ranks` holds."""
     sharding, offload = plan.sharding or Sharding.NONE, plan.offload or frozenset()
-    part = 1.0 / ranks
-    weights = part if sharding in (Sharding.ZERO3, Sharding.FSDP) else 1.0
-    kept = sharding in (Sharding.NONE, Sharding.ZERO1)
-    optimizer = 1.0 if sharding is Sharding.NONE else part
+    part, accumulates = 1.0 / ranks, plan.accumulation > 1
+    weights = part if sharding in _SHARDED_WEIGHTS else 1.0
+    after = 1.0 if sharding is Sharding.NONE else part
+    elsewhere = Offload.OPTIMIZER in offload
+    kept = 1.0 if sharding in (Sharding.NONE, Sharding.ZERO1) else part
+    # Up to ZeRO-2 the rank's own part is reduced into a buffer beside what was accumulated.
+    twice = part if accumulates and sharding in (Sharding.ZERO1, Sharding.ZERO2) else 0.0
+    stands = accumulates or sharding is Sharding.ZERO3  # which has one buffer from the start
+    gone = elsewhere and sharding is not Sharding.ZERO1
     return Shares(
         weights=0.0 if Offload.PARAMETERS in offload else weights,
-        gradients=1.0 if kept else (0.0 if Offload.OPTIMIZER in offload else part),
-        optimizer=0.0 if Offload.OPTIMIZER in offload else optimizer,
+        before=kept if stands and not gone else 0.0,
+        gradients=0.0 if gone else kept + twice,
+        after=0.0 if elsewhere else after,
+        optimizer=0.0 if elsewhere else after,
         master_bytes=_FP32 if sharding in ZERO else 0,
     )
 
 
-def buckets(model: Architecture, plan: Plan, recipe: Recipe, trained: int) -> int:
-    """Give the bytes of the flat buffers and of the parameters gathered for the layer at work."""
+def buckets(model: Architecture, plan: Plan, recipe: Recipe, size: int) -> int:
+    """Give the bytes of DeepSpeed's flat buffers; `size` is that of a gradient's number."""
     sharding = plan.sharding or Sharding.NONE
-    square = model.hidden**2
-    bucket = recipe.reduce_bucket or square
-    if sharding in (Sharding.ZERO1, Sharding.ZERO2):
-        gathered = min(constants.ALLGATHER_BUCKET, trained)
-        return _HALF * (bucket + gathered)
+    if sharding not in ZERO:
+        return 0
+    bucket = recipe.reduce_bucket or model.hidden**2
     if sharding is Sharding.ZERO3:
-        prefetch = int(constants.AUTO_PREFETCH * square)
-        return _HALF * (bucket + prefetch + _at_work(model))
-    if sharding is Sharding.FSDP:
-        return _HALF * 2 * _at_work(model)  # this layer's, and the next one's on its way
-    return 0
+        return size * bucket
+    offloaded = Offload.OPTIMIZER in (plan.offload or ())
+    staged = _largest(model) if offloaded else 0  # a gradient on its way to the host
+    return size * (bucket * (2 if recipe.overlap_comm else 1) + staged)
+
+
+def gathered(model: Architecture, plan: Plan, *, layer_bytes: int, size: int) -> int:
+    """Give the bytes of whole parameters that are there while the loss goes backward.
+
+    `layer_bytes` are those of one layer, `size` of one number outside of the layers. FSDP keeps
+    what lies outside of the layers from the forward pass on, and has one layer at work and the
+    next on its way. ZeRO-3 releases no parameter that comes again within
+    `stage3_max_reuse_distance` numbers, which most small models are.
+    """
+    outside = model.embedding + model.head
+    if plan.sharding is Sharding.FSDP:
+        return outside * size + 2 * layer_bytes
+    if plan.sharding is not Sharding.ZERO3:
+        return 0
+    layers = _reused_layers(model, checkpointing=bool(plan.checkpointing))
+    if layers == model.layers:
+        return outside * size + layers * layer_bytes
+    prefetched = int(constants.AUTO_PREFETCH * model.hidden**2)
+    return (model.embedding + prefetched) * size + layers * layer_bytes
+
+
+def unreduced(model: Architecture, plan: Plan, *, trained: int, size: int) -> int:
+    """Give the bytes of gradients that are not shared out yet at the end of the backward pass.
+
+    FSDP reduces those of embedding and head together, when all are there; DeepSpeed each matrix.
+    """
+    if plan.sharding is Sharding.FSDP:
+        return min(trained, model.embedding + model.head) * size
+    one_by_one = plan.sharding in (Sharding.ZERO2, Sharding.ZERO3)
+    return min(trained, _largest(model)) * size if one_by_one else 0
+
+
+def updated(plan: Plan, trained: int, ranks: int) -> int:
+    """Count the numbers that DeepSpeed's optimizer updates at once."""
+    part = trained // ranks
+    return min(part, constants.SUB_GROUP) if plan.sharding is Sharding.ZERO3 else part
 
 
 def communication(plan: Plan, ranks: int, gradient_bytes: int) -> int:
@@ -72,15 +124,24 @@ def communication(plan: Plan, ranks: int, gradient_bytes: int) -> int:
 def offloaded(plan: Plan, ranks_of_node: int, ranks: int, *, weights: int, trained: int) -> int:
     """Give the bytes that one node's host holds for what was offloaded.
 
-    `weights` and `trained` are counts of numbers. The optimizer's part on the host is its fp32
-    copy, both moments and an fp32 gradient.
+    `weights` and `trained` are counts of numbers.
     """
     offload, part = plan.offload or frozenset(), ranks_of_node / ranks
-    optimizer = 4 * _FP32 * trained if Offload.OPTIMIZER in offload else 0
+    optimizer = _OFFLOADED_OPTIMIZER * trained if Offload.OPTIMIZER in offload else 0
     parameters = _HALF * weights if Offload.PARAMETERS in offload else 0
     return int((optimizer + parameters) * part)
 
 
-def _at_work(model: Architecture) -> int:
+def _reused_layers(model: Architecture, *, checkpointing: bool) -> int:
+    """Count the layers whose parameters ZeRO-3 keeps from the forward pass for the backward pass.
+
+    Between the two uses of a layer lie the rest of it, the head twice, and `_PASSES` times the
+    layers behind it.
+    """
     layer = model.layer_linear + model.layer_small
-    return min(max(layer, model.embedding), constants.MAX_LIVE_PARAMETERS)
+    room = constants.MAX_REUSE_DISTANCE - layer - 2 * model.embedding
+    return max(1, min(model.layers, 1 + room // (_PASSES[checkpointing] * layer)))
+
+
+def _largest(model: Architecture) -> int:
+    return max(model.embedding, *(linear.inputs * linear.outputs for linear in model.linears))
