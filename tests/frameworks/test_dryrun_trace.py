@@ -192,6 +192,18 @@ def test_new_tokens_train_the_embeddings_and_say_so_in_bytes():
     assert grown["estimate"]["terms"]["trained_embeddings"] >= 2 * 3 * 4 * rows
 
 
+def test_a_head_that_peft_has_wrapped_is_still_where_the_logits_are():
+    config = TEXT | {"model_type": "llama", "architectures": ["LlamaForCausalLM"],
+                     "num_hidden_layers": 9}  # fmt: skip
+    saved = ALL | {"modules_to_save": ["embed_tokens", "lm_head"]}
+    recipe = {"framework": "llamafactory", "new_tokens": 64, "lora": saved}
+    plan = {"precision": "bf16-mixed", "sequence_length": 512}
+    few, every = ask(config, (plan, recipe), (plan, recipe | {"full_depth": True}))
+    assert few["estimate"]["method"] == "trace-extrapolated"
+    assert few["estimate"]["terms"] == every["estimate"]["terms"]
+    assert few["estimate"]["terms"]["logits_and_loss"] > 512 * (8192 + 64) * 4
+
+
 def test_a_cache_of_keys_and_values_lives_with_the_outputs_that_hold_it():
     tokens, width, layers = 512, 256, 4
     config = LLAMA_3_8B | {

@@ -47,10 +47,9 @@ def build(request: Request, variant: Variant) -> Built:
     called = _train(model, variant, head, media_terms)
     if variant.loss_kernel == "fused":
         fuse(model)
-        head = model.get_output_embeddings()
     return Built(
         model=called, depths=depths, forward=_forward(called, variant), batch=causal(config),
-        towers=media_terms, head=head,
+        towers=media_terms, head=model.get_output_embeddings(),  # PEFT may have wrapped it
     )  # fmt: skip
 
 
