@@ -34,6 +34,10 @@ CONFIGS: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 #: transformers 4.51.3 computes these with eager attention, whatever it is asked for.
 WITHOUT_SDPA = ("gpt-neo-125m",)
+TORCHTUNE = {
+    "Llama-3.1-8B": "torchtune.models.llama3_1.llama3_1_8b",
+    "Llama-3.2-3B": "torchtune.models.llama3_2.llama3_2_3b",
+}
 QUANTIZATION = {None: "none", "bnb.nf4": "nf4", "bnb.nf4-dq": "nf4-double"}
 #: LitGPT's first iteration takes the longest sample; the others of Alpaca are far shorter.
 TYPICAL_TOKENS = 300
@@ -60,7 +64,7 @@ def rows() -> list[Row]:
     makers = {
         "litgpt": _litgpt,
         "llamafactory": _llamafactory,
-        "hf-trainer-loop": _xmem,
+        "hf-trainer-loop": xmem,
         "torchtune": _torchtune,
     }
     return [makers[item["framework"]](item) for item in published]
@@ -119,10 +123,10 @@ def _llamafactory(item: dict[str, Any]) -> Row:
     )  # fmt: skip
 
 
-def _xmem(item: dict[str, Any]) -> Row:
+def xmem(item: dict[str, Any]) -> Row:
     """Follow xMem's loop; of its batches one row is shorter, since most lines of WikiText are."""
     batch, tokens = item["micro_batch_size"], item["max_seq_length"]
-    optimizer = {"AdamW": "adamw_torch", "SGD": "sgd"}[item["optimizer"]]
+    optimizer = {"AdamW": "adamw_torch", "Adam": "adamw_torch", "SGD": "sgd"}[item["optimizer"]]
     plan = {
         "micro_batch": batch, "accumulation": 1, "sequence_length": tokens, "precision": "fp32",
         "tuning": "full", "checkpointing": False, "optimizer": optimizer,
@@ -141,24 +145,34 @@ def _xmem(item: dict[str, Any]) -> Row:
 
 
 def _torchtune(item: dict[str, Any]) -> Row:
-    """Follow the recipes' defaults: batch 2, Alpaca; its longest samples have about 512 tokens."""
-    method = item["method"]
+    """Follow the flags that its README states; it logs PyTorch's own counters, no context."""
+    lora, method = item["lora"], item["method"]
+    builder, tokens = TORCHTUNE[item["model"]], item["max_seq_length"]
+    path, name = builder.rsplit(".", 1)
+    component = {"_component_": f"{path}.lora_{name}", **lora} if lora else {"_component_": builder}
     plan = {
-        "micro_batch": 2, "accumulation": 1 if method == "full" else 8, "sequence_length": 512,
-        "precision": "bf16-true", "tuning": "full" if method == "full" else "lora",
-        "quantization": "nf4-double" if method == "qlora" else "none", "checkpointing": True,
-        "optimizer": "paged_adamw_8bit" if method == "full" else "adamw_torch_fused",
-        "loss_kernel": "fused",
+        "micro_batch": item["micro_batch_size"], "accumulation": 1, "sequence_length": tokens,
+        "precision": "bf16-true", "tuning": "lora" if lora else "full",
+        "quantization": "nf4-double" if method == "qlora" else "none",
+        "checkpointing": item["checkpointing"], "optimizer": item["optimizer"],
+        "loss_kernel": "fused" if item["chunked_loss"] else "eager",
+        "offload": ["activations"] if item["offload_activations"] else [],
     }  # fmt: skip
-    targets = ["q_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
     recipe = {
-        "framework": "hf_trainer", "step_in_backward": method == "full", "kbit_float32": False,
-        "lora": None if method == "full" else {"rank": 8, "alpha": 16, "targets": targets},
-        "trainable_dtype": "bf16",
+        "framework": "torchtune", "max_grad_norm": 0.0, "fused": True,
+        "step_in_backward": item["step_in_backward"], "compiled": item["compile"],
+        "lora": {"rank": lora["lora_rank"], "alpha": lora["lora_alpha"], "targets": [
+            *("o_proj" if one == "output_proj" else one for one in lora["lora_attn_modules"]),
+            *(("gate_proj", "up_proj", "down_proj") if lora["apply_lora_to_mlp"] else ()),
+        ]} if lora else None,
     }  # fmt: skip
+    flags = ("compile", "chunked_loss", "checkpointing", "step_in_backward", "offload_activations")
+    said = [flag.replace("_", " ") for flag in flags if item[flag]]
+    capacity = int(item["capacity_gib"] * GIB)
     return Row(
-        name=f"Llama-3.1-8B {method}", source="torchtune README", environment="hf",
-        capacity_bytes=24 * GIB, oom=False, compared="device",
-        request=_request("hf", CONFIGS["Llama-3.1-8B"], plan, recipe, 24 * GIB),
+        name=f"{item['model']} {method}, {', '.join([*said, item['optimizer'].rsplit('.')[-1]])}",
+        source="torchtune README", environment="torchtune", capacity_bytes=capacity,
+        oom=item["oom"], compared="allocated",
+        request=_request("torchtune", component, plan, recipe, capacity),
         measured_bytes=int(item["peak_gib"] * GIB), rounding_bytes=GIB // 20,
     )  # fmt: skip

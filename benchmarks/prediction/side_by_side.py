@@ -16,16 +16,17 @@ sys.path[:0] = [str(HERE), str(HERE.parents[1] / "src")]
 
 from rows import Row, rows  # noqa: E402  lies beside this file
 
-from oomguard.catalogue.shipped import litgpt_config  # noqa: E402
+from oomguard.catalogue.shipped import litgpt_config, transformers_config  # noqa: E402
 from oomguard.estimate.analytic import SPREAD, Problem, analytic  # noqa: E402
 from oomguard.estimate.architecture import Architecture, from_config, from_litgpt  # noqa: E402
 from oomguard.estimate.memory import estimate  # noqa: E402
-from oomguard.plan import LossKernel, Plan, Precision, Quantization, Tuning  # noqa: E402
+from oomguard.plan import LossKernel, Offload, Plan, Precision, Quantization, Tuning  # noqa: E402
 from oomguard.recipe import Attention, Family, Format, Lora, Recipe  # noqa: E402
 
 #: LLaMA-Factory's README, "Hardware Requirement" (2024-02): GB by size, for 16, 8 and 4 bits.
 TABLE = {7: {16: 16, 8: 10, 4: 6}, 13: {16: 32, 8: 16, 4: 12}, 30: {16: 80, 8: 40, 4: 24}}
 NAMES = ("trace", "arithmetic", "accelerate", "DeepSpeed", "LLaMA-Factory", "params x bytes")
+FAMILIES = {"litgpt": Family.LITGPT, "torchtune": Family.TORCHTUNE}
 STORED = {"none": 2.0, "int8": 1.0, "nf4": 0.5, "nf4-double": 0.5}
 
 
@@ -80,8 +81,6 @@ def _others(row: Row) -> dict[str, int | None]:
 def _arithmetic(row: Row, model: Architecture) -> int | None:
     item = row.request["variants"][0]
     plan, recipe = item["plan"], item["recipe"]
-    if recipe.get("step_in_backward"):
-        return None  # no plan of oomguard's has that
     lora = recipe.get("lora")
     known = Plan(
         micro_batch=plan["micro_batch"],
@@ -93,14 +92,19 @@ def _arithmetic(row: Row, model: Architecture) -> int | None:
         tuning=Tuning(plan["tuning"]),
         optimizer=plan.get("optimizer", "adamw_torch"),
         loss_kernel=LossKernel(plan.get("loss_kernel", "eager")),
+        offload=frozenset(map(Offload, plan.get("offload", ()))),
     )
     targets = lora["targets"] if lora else ()
-    litgpt = recipe["framework"] == "litgpt"
+    framework = recipe["framework"]
+    litgpt = framework == "litgpt"
     own = Recipe(
-        framework=recipe["framework"],
-        family=Family.LITGPT if litgpt else Family.HF,
-        base=Format.BF16 if recipe["framework"] == "llamafactory" else None,
-        trained_fp32=recipe["framework"] == "llamafactory",
+        framework=framework,
+        family=FAMILIES.get(framework, Family.HF),
+        base=Format.BF16 if framework == "llamafactory" else None,
+        trained_fp32=framework == "llamafactory",
+        fused=recipe.get("fused", False),
+        step_in_backward=recipe.get("step_in_backward", False),
+        compiled=recipe.get("compiled", False),
         lora=Lora(
             rank=lora["rank"],
             alpha=int(lora["alpha"]),
@@ -123,6 +127,10 @@ def _model(row: Row) -> Architecture:
         carried = litgpt_config(config["name"])
         assert carried is not None, config["name"]
         return from_litgpt(carried[0])
+    if row.request["model"]["family"] == "torchtune":
+        found = transformers_config(row.name.split()[0])
+        assert found is not None, row.name
+        return from_config(found[0])
     return from_config(config)
 
 
