@@ -135,6 +135,10 @@ def test_the_parts_of_a_multimodal_model_can_be_frozen(read: Callable[..., Job])
     assert job.asked.image_pixels == 768 * 768
     text_only = read()
     assert (text_only.asked.frozen, text_only.asked.image_pixels) == (None, None)
+    hears = read("model_name_or_path: Qwen/Qwen2-Audio-7B-Instruct\ntemplate: qwen2_audio\n")
+    assert (hears.multimodal, hears.asked.image_pixels) == (True, None)
+    assert hears.asked.video_pixels is None
+    assert hears.asked.frozen == frozenset({Part.PROJECTOR, Part.VISION_TOWER})
 
 
 @pytest.mark.parametrize(

@@ -37,6 +37,8 @@ _MULTIMODAL_TEMPLATE = re.compile(
 MULTIMODAL_MODEL = re.compile(
     r"\b(qwen[\d.]*-?(vl|audio|omni)|llava|internvl|pixtral|paligemma|minicpm-[vo])", re.IGNORECASE
 )
+#: Of these, what hears and does not see.
+_AUDIO = re.compile(r"\bqwen\d?[-_]audio", re.IGNORECASE)
 _MEDIA_KEYS = ("image_max_pixels", "image_min_pixels", "video_max_pixels", "video_fps", "media_dir")
 _QUANTIZED_MODEL = re.compile(r"(?<![a-z])(gptq|awq|aqlm)(?![a-z])", re.IGNORECASE)
 
@@ -80,6 +82,12 @@ def is_multimodal(settings: Settings) -> bool:
     )
 
 
+def _sees(settings: Settings) -> bool:
+    """Whether the model takes images or video."""
+    named = (str(settings.get("template") or ""), _MODEL.of(settings) or "")
+    return is_multimodal(settings) and not any(_AUDIO.search(name) for name in named)
+
+
 def _sequence_length(settings: Settings) -> int | None:
     # "Loading dataset from disk will ignore other data arguments."
     return None if settings.get("tokenized_path") else _LENGTH.of(settings)
@@ -99,11 +107,11 @@ def _overlong_edits(settings: Settings, value: object) -> Edits | None:
 
 
 def _pixels(settings: Settings) -> int | None:
-    return _PIXELS.of(settings) if is_multimodal(settings) else None
+    return _PIXELS.of(settings) if _sees(settings) else None
 
 
 def _video_pixels(settings: Settings) -> int | None:
-    return _VIDEO.of(settings) if is_multimodal(settings) else None
+    return _VIDEO.of(settings) if _sees(settings) else None
 
 
 def _frozen(settings: Settings) -> frozenset[Part] | None:
