@@ -11,6 +11,7 @@ from oomguard.checkpoint import Mode
 from oomguard.errors import ConfigError
 from oomguard.job import World
 from oomguard.plan import LossKernel, Offload, Precision, Quantization, Sharding, Tuning
+from oomguard.recipe import Family
 
 ONE = "tune run lora_finetune_single_device --config train.yaml"
 MANY = "tune run --nproc_per_node 2 lora_finetune_distributed --config train.yaml"
@@ -116,3 +117,42 @@ def test_nothing_survives_a_relaunch(bench: Callable[..., Any]) -> None:
     job = bench(Torchtune()).job(ONE, TEXT)
     assert Torchtune().keeps(job, job.asked, job.asked)[0] is Mode.RESTART
     assert Torchtune().layout(job) is None
+
+
+def test_what_decides_its_memory_is_read_from_the_settings(bench: Callable[..., Any]) -> None:
+    lines = (
+        "  lora_attn_modules: [q_proj, output_proj]\n  apply_lora_to_mlp: true\n"
+        "optimizer: {_component_: torch.optim.AdamW, fused: true}\n"
+        "checkpointer: {checkpoint_dir: weights/mine/}\n"
+        "dataset: {source: json, data_files: data.json, packed: true}\n"
+        "compile: true\noptimizer_in_bwd: true\n"
+    )
+    job = bench(Torchtune()).job(ONE, TEXT.replace("batch_size", f"{lines}batch_size"))
+    recipe = Torchtune().recipe(job)
+    assert (recipe.family, recipe.model) == (Family.TORCHTUNE, "meta-llama/Meta-Llama-3-8B")
+    assert recipe.component is not None
+    assert recipe.component["_component_"] == "torchtune.models.llama3.lora_llama3_8b"
+    assert recipe.lora is not None
+    assert recipe.lora.targets == ("q_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+    assert (recipe.fused, recipe.compiled, recipe.step_in_backward) == (True, True, True)
+    assert (recipe.padded, recipe.max_grad_norm) == (True, 0.0)
+    assert [path.rsplit("/", 1)[-1] for path in recipe.data] == ["data.json"]
+
+
+@pytest.mark.parametrize(
+    ("builder", "model"),
+    [
+        ("qwen2.qwen2_7b", "Qwen/Qwen2-7B"),
+        ("qwen2.qlora_qwen2_7b", "Qwen/Qwen2-7B"),
+        ("qwen2_5.qwen2_5_7b_instruct", "Qwen/Qwen2.5-7B"),
+        ("llama2.llama2", "weights/mine"),
+    ],
+)
+def test_the_model_is_told_by_its_builder_or_by_its_folder(
+    bench: Callable[..., Any], builder: str, model: str
+) -> None:
+    text = (
+        TEXT.replace("llama3.lora_llama3_8b", builder)
+        + "checkpointer: {checkpoint_dir: weights/mine/}\n"
+    )
+    assert Torchtune().recipe(bench(Torchtune()).job(FULL, text)).model == model

@@ -23,7 +23,16 @@ from oomguard.checkpoint import Continuation, Layout, Mode
 from oomguard.command import Command
 from oomguard.errors import ConfigError, Where
 from oomguard.job import Device, Job, Source
-from oomguard.plan import LossKernel, Offload, Plan, Precision, Quantization, Sharding, Tuning
+from oomguard.plan import (
+    LossKernel,
+    Offload,
+    Overlong,
+    Plan,
+    Precision,
+    Quantization,
+    Sharding,
+    Tuning,
+)
 from oomguard.recipe import Recipe
 
 _COMPONENT = knobs.text("model._component_", "")
@@ -81,6 +90,7 @@ KNOBS = Knobs(
         direct("micro_batch", number("batch_size", 2)),
         direct("accumulation", number("gradient_accumulation_steps", 1)),
         direct("sequence_length", knobs.maybe_number("tokenizer.max_seq_len")),
+        knobs.always("overlong", Overlong.CUT),
         direct("checkpointing", flag("enable_activation_checkpointing")),
         choice(
             "precision",
