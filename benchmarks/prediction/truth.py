@@ -2,7 +2,8 @@
 
     python benchmarks/prediction/truth.py
 
-The cases and how they are measured stand in tests/frameworks/dryrun_truth.py.
+The cases and how they are measured stand in tests/frameworks/dryrun_truth.py, those of torchtune
+in torchtune_truth.py beside it.
 """
 
 from __future__ import annotations
@@ -21,13 +22,18 @@ from environments import environment  # noqa: E402  found on the path set above
 
 import oomguard.dryrun  # noqa: E402
 
-NAMES = ("hf", "llamafactory")
+#: The script that holds the cases of an environment.
+SCRIPTS = {
+    "hf": "dryrun_truth.py",
+    "llamafactory": "dryrun_truth.py",
+    "torchtune": "torchtune_truth.py",
+}
 
 
 def measured(name: str) -> list[dict[str, Any]]:
     """Run the cases of one environment."""
     done = subprocess.run(
-        [str(environment(name)), "-W", "ignore", str(TESTS / "dryrun_truth.py")],
+        [str(environment(name)), "-W", "ignore", str(TESTS / SCRIPTS[name])],
         env=os.environ | {"PYTHONPATH": str(oomguard.dryrun.PATH)},
         stdout=subprocess.PIPE,
         text=True,
@@ -51,7 +57,7 @@ def table(rows: list[dict[str, Any]]) -> str:
 
 def main() -> None:
     """Measure all and write the tables."""
-    rows = [row for name in NAMES for row in measured(name)]
+    rows = [row for name in SCRIPTS for row in measured(name)]
     (HERE / "cpu_truth.json").write_text(json.dumps(rows, indent=1) + "\n")
     (HERE / "cpu_truth.md").write_text(table(rows))
 
