@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections import defaultdict
 from dataclasses import dataclass, field
+from itertools import groupby
 
 from .trace import Event, Trace
 
 FIRST, SECOND = 1, 2  # the two layers, alike, between which the others are put
+OUTSIDE = -(1 << 62)  # sorts before every layer
 #: A storage by where it was allocated: visit of its layer, position in the visit, layer.
 Key = tuple[int, int, int]
 
@@ -57,6 +59,8 @@ class _Expansion:
         self._terms = trace.terms
         self._copies = copies
         self._keys = _keys(visits)
+        for visit in visits:
+            _order(visit, self._keys)
         self._pairs = _pairs(visits)
         self._ids: dict[Key, int] = {}
         self._next = max(self._keys, default=0) + 1
@@ -136,6 +140,23 @@ def _keys(visits: list[_Visit]) -> dict[int, Key]:
                     else (visit.number, position, visit.layer)
                 )
     return keys
+
+
+def _order(visit: _Visit, keys: dict[int, Key]) -> None:
+    """Sort releases that follow each other: what a hash table lets go of comes in any order.
+
+    By whose storage it is, seen from the layer that visits, and then by when it was allocated.
+    """
+
+    def place(event: Event) -> tuple[int, int, int]:
+        number, position, layer = keys[event.storage]
+        return layer - (visit.layer or 0) if layer >= 0 else OUTSIDE, number, position
+
+    ordered: list[Event] = []
+    for is_release, events in groupby(visit.events, key=lambda event: event.size_bytes < 0):
+        run = list(events)
+        ordered += sorted(run, key=place) if is_release else run
+    visit.events = ordered
 
 
 def _pairs(visits: list[_Visit]) -> dict[int, tuple[_Visit, _Visit]]:

@@ -59,8 +59,10 @@ def _place(path: str, built: Built) -> Place | None:
     if tower is not None:
         return (None, tower)
     layer = layer_of(path, built)
-    whole = layer is not None and path.endswith(f"{layer[0]}.{path.rsplit('.', 1)[-1]}")
-    return (layer, None) if whole else None
+    if layer is None or not path.endswith(f"{layer[0]}.{path.rsplit('.', 1)[-1]}"):
+        return None
+    around = (term for name, term in built.towers.items() if f".{name}." in f".{path}")
+    return (layer, next(around, None))
 
 
 def _hook(tracer: Tracer, module: nn.Module, place: Place) -> None:

@@ -98,9 +98,12 @@ class Tracer(TorchDispatchMode):
             self.leave()
 
     def enter(self, place: Place) -> None:
-        """Go into a place; what it leaves open, the outer one says."""
+        """Go into a place; what it leaves open, the outer one says.
+
+        A layer that a checkpoint runs again in backward lies in no other place.
+        """
         layer, term = place
-        outer = self._places[-1] if self._places else self._rest
+        outer = self._places[-1] if self._places else NOWHERE
         self._places.append((layer or outer[0], term or outer[1]))
         self._mark()
 
