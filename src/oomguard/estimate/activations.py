@@ -91,9 +91,10 @@ class Step:
     def loss_backward(self) -> int:
         """Log-probabilities and the gradients of log-probabilities and logits, all in fp32."""
         if self._in_chunks:
-            chunk = self._logits // _CHUNKS
-            return max(self._kept_of_chunks, self._logits * self.formats.computed_bytes) + (
-                chunk * (2 * _FP32 + self.formats.computed_bytes)
+            size = self.formats.computed_bytes
+            gradients = size if self.recipe.compiled else 2 * _FP32 + size
+            return max(self._kept_of_chunks, self._logits * size) + (
+                self._logits // _CHUNKS * gradients
             )
         if self.plan.loss_kernel is LossKernel.FUSED:
             return self._fused_loss
