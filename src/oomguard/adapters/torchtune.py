@@ -272,7 +272,7 @@ class Torchtune:
         return replace(plan, checkpointing=True) if gained else plan
 
     def layout(self, job: Job) -> Layout | None:  # noqa: ARG002  part of the protocol
-        """Name no checkpoints: they are written at the end of an epoch alone."""
+        """Name no checkpoints: the few there are say an epoch, and nobody knows its steps."""
         return None
 
     def keeps(
