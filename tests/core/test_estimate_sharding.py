@@ -92,25 +92,28 @@ def test_an_offloaded_optimizer_leaves_no_gradients_on_the_gpu(kind):
     assert host_peak(asked)["offloaded"] == pytest.approx(18 * N, rel=1e-6)
 
 
+def test_zero2_stages_a_gradient_that_it_offloads():
+    here = sharded(Sharding.ZERO2)
+    there = sharded(Sharding.ZERO2, offload=frozenset({Offload.OPTIMIZER}))
+    staged = static(there)[Term.ZERO_BUCKETS] - static(here)[Term.ZERO_BUCKETS]
+    assert staged == (2 + 2 + 4) * LLAMA3.embedding  # buffer, gradient, its copy in fp32
+
+
 @pytest.mark.parametrize(
-    ("name", "checkpointing", "layers"),
+    ("name", "numbers"),
     [
-        # Layers of 202e6 numbers and a head of 131e6: between the uses of the last layer lie
-        # 1 x 202 + 2 x 131 million, between those of the one before 607 (405) million more.
-        ("meta-llama/Llama-2-7b-hf", True, 1),
-        ("meta-llama/Llama-2-7b-hf", False, 2),
-        ("TinyLlama/TinyLlama-1.1B-Chat-v1.0", True, 7),
-        ("Qwen/Qwen2.5-0.5B", True, 16),
-        ("Qwen/Qwen2.5-0.5B", False, 24),
+        # DeepSpeed's stage3_max_live_parameters, and the layer at work
+        ("meta-llama/Llama-2-7b-hf", 1_000_000_000 + 202_383_360),
+        ("TinyLlama/TinyLlama-1.1B-Chat-v1.0", 1_000_000_000 + 44_044_288),
+        ("Qwen/Qwen2.5-0.5B", 494_032_768),  # all there is
     ],
 )
-def test_zero3_keeps_gathered_what_comes_again_within_a_billion_numbers(
-    name, checkpointing, layers
-):
+def test_zero3_gathers_ahead_until_a_billion_numbers_are_there(name, numbers):
     shape = model(name)
-    plan = replace(FULL, sharding=Sharding.ZERO3, checkpointing=checkpointing)
-    found = sharding.gathered(shape, plan, layer_bytes=1 << 40, size=2)
-    assert found // (1 << 40) == layers
+    plan = replace(FULL, sharding=Sharding.ZERO3)
+    layer = 2 * (shape.layer_linear + shape.layer_small)
+    found = sharding.gathered(shape, plan, layer_bytes=layer, size=2)
+    assert found == pytest.approx(2 * numbers, rel=1e-4)
 
 
 def test_fsdp_gathers_in_16_bits_what_it_shards_in_fp32():

@@ -88,7 +88,7 @@ def static(problem: Problem) -> dict[Term, int]:
     each = stored.trained_bytes * kept + state * share.optimizer
     return {
         Term.WEIGHTS: int(base_weights(problem) * kept),
-        Term.ADAPTER: int(stored.trained_bytes * numbers.adapter * kept),
+        Term.ADAPTER: int(_adapter_bytes(problem) * numbers.adapter * kept),
         Term.TRAINED_EMBEDDINGS: int(each * numbers.embeddings),
         Term.MEDIA_TOWERS: int(_tower_weights(problem) * kept),
         Term.OPTIMIZER: int(state * trained * share.optimizer),
@@ -98,6 +98,14 @@ def static(problem: Problem) -> dict[Term, int]:
         Term.COMMUNICATION_BUFFERS: sharding.communication(problem.plan, problem.ranks, gradients),
         Term.WORKSPACES: constants.CUBLAS_WORKSPACE_BYTES,
     }
+
+
+def _adapter_bytes(problem: Problem) -> int:
+    """Give the size of an adapter's numbers.
+
+    Under ZeRO-3 DeepSpeed converts the base as it is loaded, and what PEFT adds stays in fp32.
+    """
+    return _FP32 if problem.plan.sharding is Sharding.ZERO3 else problem.formats.trained_bytes
 
 
 def base_weights(problem: Problem) -> int:
@@ -178,10 +186,16 @@ def late(problem: Problem) -> Iterator[dict[Term, int]]:
 
     First at the end of the backward pass, then while the optimizer updates.
     """
-    step, plan, model = problem.step, problem.plan, problem.model
+    step, plan = problem.step, problem.plan
     share = sharding.shares(plan, problem.ranks)
-    size = step.formats.trained_bytes
-    whole = sharding.unreduced(model, plan, trained=problem.counts.trained, size=size)
+    whole = sharding.unreduced(
+        problem.model,
+        plan,
+        problem.ranks,
+        trained=problem.counts.trained,
+        size=step.formats.trained_bytes,
+        shard_size=problem.formats.trained_bytes,
+    )
     last = {Term.ACTIVATIONS: step.working + step.layer, Term.ZERO_BUCKETS: whole}
     yield added(gradients(problem, share.gradients), last, gathered(problem, at_end=True))
     updating = {Term.OPTIMIZER: _step_temporaries(problem)}
@@ -197,7 +211,8 @@ def gathered(problem: Problem, *, at_end: bool = False) -> dict[Term, int]:
     size = problem.step.formats.base_bytes
     packed = PACKED_BYTES.get(plan.quantization or Quantization.NONE, size)
     added = adapter(model, plan, recipe) // model.layers if plan.tuning is Tuning.LORA else 0
-    layer = int(model.layer_linear * packed) + (model.layer_small + added) * size
+    layer = int(model.layer_linear * packed) + model.layer_small * size
+    layer += added * (_adapter_bytes(problem) if plan.sharding is Sharding.ZERO3 else size)
     if at_end:
         outside = model.embedding + (model.head if plan.sharding is Sharding.FSDP else 0)
         is_sharded = plan.sharding in (Sharding.ZERO3, Sharding.FSDP)

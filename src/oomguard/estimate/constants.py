@@ -15,13 +15,12 @@ CUBLAS_WORKSPACE_BYTES = 8 * MIB + 128 * 1024
 #: Buffers of one NCCL communicator over NVLink or PCIe: channels x NCCL_BUFFSIZE (4 MiB) for
 #: each of the protocols (NCCL user guide, environment variables).
 NCCL_BYTES = 256 * MIB
-#: ZeRO-3 keeps gathered what comes again within so many numbers (stage3_max_reuse_distance;
-#: deepspeed/runtime/zero/config.py and partitioned_param_coordinator.py, __params_to_release).
-MAX_REUSE_DISTANCE = 1_000_000_000
+#: ZeRO-3 gathers parameters ahead while fewer numbers than these are there, and keeps what comes
+#: again within as many (stage3_max_live_parameters, stage3_max_reuse_distance;
+#: deepspeed/runtime/zero/config.py, partitioned_param_coordinator.py).
+MAX_LIVE_PARAMETERS = 1_000_000_000
 #: ZeRO-3 updates so many of a rank's numbers at once (sub_group_size).
 SUB_GROUP = 1_000_000_000
-#: transformers fills "auto" in: reduce h^2, prefetch 0.9 h^2 (integrations/deepspeed.py).
-AUTO_PREFETCH = 0.9
 #: PyTorch's DDP copies gradients into buckets of their full size
 #: (torch/nn/parallel/distributed.py, gradient_as_bucket_view=False).
 DDP_GRADIENT_COPIES = 1

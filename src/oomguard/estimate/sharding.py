@@ -19,8 +19,6 @@ _HALF, _FP32 = 2, 4
 #: What the host holds for a trained number: fp32 copy, both moments, fp32 gradient, and 16 bits
 #: more (ZeRO-2: the new weights on their way back; ZeRO-3: the gradients of its partition).
 _OFFLOADED_OPTIMIZER = 4 * _FP32 + _HALF
-#: How often a layer is gone through after its forward pass, until its parameters come again.
-_PASSES = {True: 3, False: 2}  # forward, (again for its checkpoint,) backward
 _SHARDED_WEIGHTS = frozenset({Sharding.ZERO3, Sharding.FSDP})
 
 
@@ -71,9 +69,10 @@ def buckets(model: Architecture, plan: Plan, recipe: Recipe, size: int) -> int:
     bucket = recipe.reduce_bucket or model.hidden**2
     if sharding is Sharding.ZERO3:
         return size * bucket
+    # A gradient on its way to the host has a buffer, and is cast to fp32 for its norm.
     offloaded = Offload.OPTIMIZER in (plan.offload or ())
-    staged = _largest(model) if offloaded else 0  # a gradient on its way to the host
-    return size * (bucket * (2 if recipe.overlap_comm else 1) + staged)
+    staged = _largest(model) * (2 * size + _FP32) if offloaded else 0
+    return size * bucket * (2 if recipe.overlap_comm else 1) + staged
 
 
 def gathered(model: Architecture, plan: Plan, *, layer_bytes: int, size: int) -> int:
@@ -81,28 +80,31 @@ def gathered(model: Architecture, plan: Plan, *, layer_bytes: int, size: int) ->
 
     `layer_bytes` are those of one layer, `size` of one number outside of the layers. FSDP keeps
     what lies outside of the layers from the forward pass on, and has one layer at work and the
-    next on its way. ZeRO-3 releases no parameter that comes again within
-    `stage3_max_reuse_distance` numbers, which most small models are.
+    next on its way. ZeRO-3 gathers ahead with every module that is entered, and most of them have
+    no parameters of their own, until `stage3_max_live_parameters` are there: a small model is
+    gathered as a whole. What is needed at once comes on top.
     """
     outside = model.embedding + model.head
     if plan.sharding is Sharding.FSDP:
         return outside * size + 2 * layer_bytes
     if plan.sharding is not Sharding.ZERO3:
         return 0
-    layers = _reused_layers(model, checkpointing=bool(plan.checkpointing))
-    if layers == model.layers:
-        return outside * size + layers * layer_bytes
-    prefetched = int(constants.AUTO_PREFETCH * model.hidden**2)
-    return (model.embedding + prefetched) * size + layers * layer_bytes
+    live = constants.MAX_LIVE_PARAMETERS * size + layer_bytes
+    return min(outside * size + model.layers * layer_bytes, live)
 
 
-def unreduced(model: Architecture, plan: Plan, *, trained: int, size: int) -> int:
+def unreduced(
+    model: Architecture, plan: Plan, ranks: int, *, trained: int, size: int, shard_size: int
+) -> int:
     """Give the bytes of gradients that are not shared out yet at the end of the backward pass.
 
-    FSDP reduces those of embedding and head together, when all are there; DeepSpeed each matrix.
+    FSDP reduces those of embedding and head together, when all are there, and then has the rank's
+    part (`shard_size` a number) beside the one of earlier micro batches; DeepSpeed each matrix.
     """
     if plan.sharding is Sharding.FSDP:
-        return min(trained, model.embedding + model.head) * size
+        outside = min(trained, model.embedding + model.head)
+        new = outside * shard_size // ranks if plan.accumulation > 1 else 0
+        return outside * size + new
     one_by_one = plan.sharding in (Sharding.ZERO2, Sharding.ZERO3)
     return min(trained, _largest(model)) * size if one_by_one else 0
 
@@ -130,17 +132,6 @@ def offloaded(plan: Plan, ranks_of_node: int, ranks: int, *, weights: int, train
     optimizer = _OFFLOADED_OPTIMIZER * trained if Offload.OPTIMIZER in offload else 0
     parameters = _HALF * weights if Offload.PARAMETERS in offload else 0
     return int((optimizer + parameters) * part)
-
-
-def _reused_layers(model: Architecture, *, checkpointing: bool) -> int:
-    """Count the layers whose parameters ZeRO-3 keeps from the forward pass for the backward pass.
-
-    Between the two uses of a layer lie the rest of it, the head twice, and `_PASSES` times the
-    layers behind it.
-    """
-    layer = model.layer_linear + model.layer_small
-    room = constants.MAX_REUSE_DISTANCE - layer - 2 * model.embedding
-    return max(1, min(model.layers, 1 + room // (_PASSES[checkpointing] * layer)))
 
 
 def _largest(model: Architecture) -> int:
