@@ -73,6 +73,15 @@ def test_torchtunes_recipes_peak_within_two_percent_of_their_traces(cases):
         assert case["traced_bytes"] == pytest.approx(case["real_bytes"], rel=0.02), case["name"]
 
 
+@pytest.mark.extended
+def test_a_compiled_layer_keeps_what_pytorchs_partitioner_lets_it_keep():
+    script = Path(__file__).with_name("compiled_layers.py")
+    found = json.loads(run(str(script)).splitlines()[-1])
+    assert [case["name"] for case in found] == ["full", "lora"]
+    for case in found:
+        assert case["traced_bytes"] == pytest.approx(case["real_bytes"], rel=0.01), case["name"]
+
+
 def same_at_full_depth(few, every):
     assert few["estimate"]["method"] == "trace-extrapolated"
     assert every["estimate"]["method"] == "trace"

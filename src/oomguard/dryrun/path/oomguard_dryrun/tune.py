@@ -12,10 +12,11 @@ import torch
 from torch import nn
 
 from .built import Built, Depth, Unsupported, half, reduced
+from .compiled import CompiledLoss, compile_layers
 from .fakes import materialize
 from .offloading import offloaded, spare
 from .request import Request, Variant
-from .torchao import LinearNF4, pack
+from .torchao import pack
 
 STACK = "layers"
 COMPONENT = "_component_"
@@ -39,11 +40,7 @@ def build(request: Request, variant: Variant) -> Built:
     model = _model(request.config, variant)
     _angles(model)
     depth = _shorten(model, variant)
-    if variant.quantization != "none":
-        pack(model.layers)
-    for module in model.modules():
-        if isinstance(module, LinearNF4):
-            module.compiled = variant.compiled
+    _change_layers(model.layers, variant)
     if variant.tuning == "lora":
         peft = importlib.import_module("torchtune.modules.peft")
         peft.set_trainable_params(model, _adapter(model))
@@ -107,6 +104,13 @@ def _shorten(model: Any, variant: Variant) -> Depth:
     return Depth(stack=STACK, full=full, built=built)
 
 
+def _change_layers(layers: nn.Module, variant: Variant) -> None:
+    if variant.quantization != "none":
+        pack(layers)
+    if variant.compiled:
+        compile_layers(layers)
+
+
 def _adapter(model: nn.Module) -> dict[str, nn.Parameter]:
     return {
         name: parameter
@@ -128,7 +132,7 @@ def _criterion(model: Any, variant: Variant) -> Callable[..., torch.Tensor]:
     loss = getattr(importlib.import_module(path), name)()
     model.set_num_output_chunks(loss.num_output_chunks)
     if variant.compiled:
-        loss.compute_cross_entropy = _CompiledLoss.apply
+        loss.compute_cross_entropy = CompiledLoss.apply
     return loss  # type: ignore[no-any-return]
 
 
@@ -151,17 +155,3 @@ def _batch(criterion: Callable[..., torch.Tensor]) -> Any:
         return {"tokens": ids, "labels": ids.clone(), "criterion": loss}
 
     return batch
-
-
-class _CompiledLoss(torch.autograd.Function):
-    """What Inductor makes of one chunk's loss: it keeps the logits and a sum per row."""
-
-    @staticmethod
-    def forward(ctx: Any, logits: torch.Tensor, _: torch.Tensor) -> torch.Tensor:
-        rows = [logits.new_empty(logits.shape[0], dtype=torch.float32) for _ in range(2)]
-        ctx.save_for_backward(logits, *rows)
-        return rows[0].sum()
-
-    @staticmethod
-    def backward(ctx: Any, _: torch.Tensor) -> tuple[torch.Tensor, None]:
-        return torch.empty_like(ctx.saved_tensors[0]), None
