@@ -113,7 +113,7 @@ def test_every_plan_of_a_walk_is_accepted_written_and_read_back(name, why, gpus)
                           "offload_parameters", "lora_instead_of_full", "eight_bit_base",
                           "enable_qlora"]),
         ("litgpt-lora", 1, ["expandable_segments", *["halve_micro_batch"] * 2, "bf16_weights",
-                            "eight_bit_base", *["cut_cutoff_len"] * 3, "enable_qlora"]),
+                            *["cut_cutoff_len"] * 3, "enable_qlora"]),
         ("trainer", 1, ["expandable_segments", "fused_loss", *["halve_micro_batch"] * 3,
                         "gradient_checkpointing", "bf16_for_fp32", "eight_bit_base",
                         *["cut_cutoff_len"] * 3, "offload_parameters",
