@@ -192,6 +192,14 @@ def test_new_tokens_train_the_embeddings_and_say_so_in_bytes():
     assert grown["estimate"]["terms"]["trained_embeddings"] >= 2 * 3 * 4 * rows
 
 
+def test_a_hidden_state_as_wide_as_the_text_is_long_is_no_attention_score():
+    config = TEXT | {"model_type": "llama", "architectures": ["LlamaForCausalLM"]}
+    plan = {"sequence_length": TEXT["hidden_size"], "micro_batch": 2, "checkpointing": False}
+    fused, eager = ask(config, (plan, {}), (plan, {"attention": "eager"}))
+    assert "attention_workspace" not in fused["estimate"]["terms"]
+    assert eager["estimate"]["terms"]["attention_workspace"] > 0
+
+
 def test_a_head_that_peft_has_wrapped_is_still_where_the_logits_are():
     config = TEXT | {"model_type": "llama", "architectures": ["LlamaForCausalLM"],
                      "num_hidden_layers": 9}  # fmt: skip

@@ -75,7 +75,7 @@ def _run(request: Request, variant: Variant) -> tuple[Built, Trace]:
         with FakeTensorMode(allow_non_fake_inputs=True) as fake, RealControl(fake):
             family.finish(built)
             tracer = Tracer()
-            tracer.sequence_length = variant.sequence_length
+            tracer.sequence_length, tracer.rows = variant.sequence_length, variant.micro_batch
             for module in built.model.modules():
                 if isinstance(module, QuantizedLinear):
                     module.tracer = tracer

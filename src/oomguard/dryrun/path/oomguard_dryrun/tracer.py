@@ -23,7 +23,8 @@ NOWHERE: Place = (None, None)
 NO_SEQUENCE = 1 << 62
 #: Step counts and norms, one per parameter: a trifle, and PyTorch keeps most of them on the host.
 SCALAR_BYTES = 8
-#: Attention scores and masks have batch or head dimensions before their two equal ones.
+#: Attention scores and masks have rows and heads before their two equal dimensions, in one or two;
+#: what has the rows alone there is a hidden state as wide as the sequence is long.
 MATRICES = 3
 
 
@@ -38,6 +39,7 @@ class Tracer(TorchDispatchMode):
         super().__init__()
         self.trace = Trace()
         self.sequence_length = 0
+        self.rows = 0
         self.stepping = False
         self.closed = False
         self._alive: dict[int, tuple[int, int, weakref.ref[Any]]] = {}
@@ -176,8 +178,8 @@ class Tracer(TorchDispatchMode):
 
     def _guess(self, tensor: torch.Tensor) -> str | None:
         shape = tensor.shape
-        square = len(shape) >= MATRICES and shape[-1] == shape[-2] == self.sequence_length
-        if square:
+        matrices = len(shape) > MATRICES or (len(shape) == MATRICES and shape[0] > self.rows)
+        if matrices and shape[-1] == shape[-2] == self.sequence_length:
             return "attention_workspace"
         return "optimizer" if self.stepping else None
 
