@@ -116,6 +116,20 @@ def test_zero3_gathers_ahead_until_a_billion_numbers_are_there(name, numbers):
     assert found == pytest.approx(2 * numbers, rel=1e-4)
 
 
+def test_llama_2_7b_under_zero3_on_eight_gpus_by_hand():
+    shape = model("meta-llama/Llama-2-7b-hf")
+    plan = replace(FULL, sharding=Sharding.ZERO3, sequence_length=SHORT)
+    asked = problem(plan, RECIPE, shape, ranks=8)
+    numbers = 6_738_415_616
+    held = static(asked)
+    assert held[Term.WEIGHTS] == 2 * numbers // 8
+    assert held[Term.OPTIMIZER] == 12 * numbers // 8
+    assert held[Term.ZERO_BUCKETS] == 2 * 4096**2
+    _, step = late(asked)
+    assert step[Term.GRADIENTS] == 2 * numbers // 8
+    assert step[Term.OPTIMIZER] == 6 * (numbers // 8)
+
+
 def test_fsdp_gathers_in_16_bits_what_it_shards_in_fp32():
     asked = sharded(Sharding.FSDP)
     held = static(asked)

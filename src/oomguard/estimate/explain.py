@@ -38,7 +38,7 @@ def arithmetic(problem: Problem) -> dict[str, str]:
         Term.QUANTIZATION_TEMPORARIES: (
             f"the largest matrix unpacked: {show_bytes(dequantized(problem))}"
         ),
-        Term.ZERO_BUCKETS: "flat buffers, and the parameters gathered for the layer at work",
+        Term.ZERO_BUCKETS: "flat buffers, gathered parameters, gradients not shared out yet",
         Term.COMMUNICATION_BUFFERS: (
             f"NCCL {show_bytes(constants.NCCL_BYTES)}, and DDP's copy of the gradients"
         ),

@@ -20,7 +20,7 @@ class Term(str, Enum):
     LOGITS_AND_LOSS = "logits_and_loss"
     ATTENTION_WORKSPACE = "attention_workspace"
     QUANTIZATION_TEMPORARIES = "quantization_temporaries"
-    ZERO_BUCKETS = "zero_buckets"  # also what sharding gathers for the layer at work
+    ZERO_BUCKETS = "zero_buckets"  # also what sharding gathers, and has not shared out yet
     COMMUNICATION_BUFFERS = "communication_buffers"
     WORKSPACES = "workspaces"  # cuBLAS
     OTHER = "other"  # traced, and none of the above
