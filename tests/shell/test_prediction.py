@@ -119,9 +119,13 @@ def test_a_traced_plan_shows_the_traces_figures(stand):
     assert found.terms["weights"] + found.terms["adapter"] == 16 << 30
 
 
-def test_the_allocator_of_the_plan_decides_the_slack_and_both_share_one_trace(stand):
+@pytest.mark.parametrize("capacity_bytes", [24 * GIB, 18 * GIB])
+def test_the_allocator_of_the_plan_decides_the_slack_and_both_share_one_trace(
+    stand, capacity_bytes
+):
     expandable = replace(LORA, allocator=Allocator.EXPANDABLE)
-    default, other = Predictor(tracer=stand.tracer())(ask(LORA, expandable)).estimates
+    question = ask(LORA, expandable, capacity_bytes=capacity_bytes)
+    default, other = Predictor(tracer=stand.tracer())(question).estimates
     assert default.terms["allocator_slack"] == GIB
     assert other.terms["allocator_slack"] == 256 * MIB
     assert len(stand.asked) == 1

@@ -51,7 +51,7 @@ class Predictor:
         reasons: dict[str, None] = {}
         end = self.clock() + self.budget_s
         for _ in range(ROUNDS):
-            wanted = self._deciding(question, traces, [p for p in steps if steps[p] not in tried])
+            wanted = self._deciding(question, traces, _one_of_each(steps, tried))
             left = end - self.clock()
             if not wanted or left <= 0:
                 break
@@ -97,6 +97,19 @@ class Predictor:
             if fits is Fits.YES:
                 break
         return steps[:_CHILDREN]
+
+
+def _one_of_each(
+    steps: Mapping[Plan, Mapping[str, object] | None], tried: Sequence[object]
+) -> list[Plan]:
+    """Give one plan for each step that was not traced yet: several plans may run the same."""
+    seen = list(tried)
+    found = []
+    for plan, step in steps.items():
+        if step not in seen:
+            seen.append(step)
+            found.append(plan)
+    return found
 
 
 def by_arithmetic(question: Question, plan: Plan) -> MemoryEstimate:
