@@ -75,6 +75,8 @@ VARIANTS: list[tuple[str, tuple[str, ...], dict[str, Any]]] = [
     ("full, 4 x 512", ("zero2", "zero3", "fsdp1", "fsdp2"), {"micro_batch": 4, "length": 512}),
     ("full, no checkpointing", ("zero2", "zero3", "fsdp1", "fsdp2"), {"checkpointing": False}),
     ("lora", tuple(FULL), {"lora_rank": 16}),
+    ("full, loaded in 16 bits", ("fsdp1", "fsdp2"), {"bf16_weights": True}),
+    ("lora, loaded in 16 bits", ("ddp", "fsdp1", "fsdp2"), {"bf16_weights": True, "lora_rank": 16}),
     ("lora, accumulation 2", ("zero2", "zero3"), {"lora_rank": 16, "accumulation": 2}),
     ("full, 4 ranks", ("zero2", "zero3", "fsdp2"), {"ranks": 4}),
     ("full, foreach", ("ddp", "zero2", "zero3", "fsdp2"), {"optimizer": "adamw_torch"}),

@@ -31,7 +31,7 @@ from oomguard.job import Job, World
 from oomguard.plan import LossKernel, Offload, Plan, Precision, Quantization, Sharding, Tuning
 from oomguard.prediction import request
 from oomguard.prediction.question import Question
-from oomguard.recipe import ALL_LINEAR, Family, Lora, Recipe
+from oomguard.recipe import ALL_LINEAR, Family, Format, Lora, Recipe
 
 HERE = Path(__file__).parent
 #: LLaMA-Factory's environment is the one that has DeepSpeed.
@@ -77,6 +77,7 @@ def question(case: Case) -> Question:
     targets = (ALL_LINEAR,)
     recipe = Recipe(
         framework="hf_trainer",
+        base=Format.BF16 if case.bf16_weights else None,
         lora=Lora(rank=case.lora_rank, alpha=LORA_ALPHA, targets=targets) if lora else None,
         foreach="fused" not in case.optimizer,
     )
