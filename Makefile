@@ -22,10 +22,14 @@ $(VENV)/.train: $(VENV)/.dev
 quickstart: $(VENV)/.train
 	$(BIN)/python recipes/quickstart/run.py
 
+# So many files of tests run at once: each takes one core and up to 4 GiB.
+WORKERS ?= 2
+PYTEST  := $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
+
 # The gates, then all tests but the extended ones. The frameworks' environments are built once and
 # cached.
 test: gates
-	$(BIN)/python -m pytest -m "not extended and not gpu"
+	$(PYTEST) -m "not extended and not gpu"
 
 # Traces held against real runs, and probes of further frameworks: a quarter of an hour and more.
 extended: $(VENV)/.dev
@@ -39,11 +43,11 @@ gates: $(VENV)/.dev
 
 # Without the real frameworks: seconds.
 unit: $(VENV)/.dev
-	$(BIN)/python -m pytest -m "not frameworks"
+	$(PYTEST) -m "not frameworks"
 
 # Only the real frameworks: minutes.
 frameworks: $(VENV)/.dev
-	$(BIN)/python -m pytest -m frameworks
+	$(PYTEST) -m "frameworks and not extended"
 
 environments: $(VENV)/.dev
 	$(BIN)/python tests/frameworks/environments.py
