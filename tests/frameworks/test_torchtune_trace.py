@@ -103,6 +103,14 @@ def test_each_choice_takes_less_than_the_one_before_and_few_layers_say_the_same_
     assert len(set(sizes)) == len(sizes)
 
 
+@pytest.mark.parametrize("path", ["os.system", "torchtune.modelsx.build", "system"])
+def test_no_code_runs_that_a_config_names(path, tmp_path):
+    ran = tmp_path / "ran"
+    (answer,) = ask({"_component_": path, "command": f"touch {ran}"}, ({}, {}))
+    assert answer["error"]["kind"] == "unsupported"
+    assert not ran.exists()
+
+
 def test_a_step_in_backward_is_alike_in_every_layer():
     plan = {"tuning": "full", "checkpointing": False}
     assert same_at_full_depth(*ask(FULL, (plan, IN_BACKWARD), (plan, EVERY | IN_BACKWARD)))

@@ -20,6 +20,7 @@ from .torchao import pack
 
 STACK = "layers"
 COMPONENT = "_component_"
+BUILDERS = "torchtune.models."
 #: Given as arguments of a builder, where the plan decides.
 RANK, QUANTIZE = "lora_rank", "quantize_base"
 CHUNKED = "torchtune.modules.loss.CEWithChunkedOutputLoss"
@@ -68,7 +69,9 @@ def finish(built: Built) -> None:
 
 def _model(config: dict[str, Any], variant: Variant) -> Any:
     """Call the builder; what it would pack is packed later, by layers that can be fake."""
-    path, name = config[COMPONENT].rsplit(".", 1)
+    path, _, name = config[COMPONENT].rpartition(".")
+    if not f"{path}.".startswith(BUILDERS):  # a plan runs no code that a config names
+        raise Unsupported(f"only builders of {BUILDERS}* are traced, not {config[COMPONENT]!r}")
     arguments = {key: value for key, value in config.items() if key not in (COMPONENT, QUANTIZE)}
     if variant.lora is not None and RANK in arguments:
         arguments[RANK] = variant.lora.rank
