@@ -210,9 +210,9 @@ def gathered(problem: Problem, *, at_end: bool = False) -> dict[Term, int]:
     model, plan, recipe = problem.model, problem.plan, problem.recipe
     size = problem.step.formats.base_bytes
     packed = PACKED_BYTES.get(plan.quantization or Quantization.NONE, size)
-    added = adapter(model, plan, recipe) // model.layers if plan.tuning is Tuning.LORA else 0
+    lora = adapter(model, plan, recipe) // model.layers if plan.tuning is Tuning.LORA else 0
     layer = int(model.layer_linear * packed) + model.layer_small * size
-    layer += added * (_adapter_bytes(problem) if plan.sharding is Sharding.ZERO3 else size)
+    layer += lora * (_adapter_bytes(problem) if plan.sharding is Sharding.ZERO3 else size)
     if at_end:
         outside = model.embedding + (model.head if plan.sharding is Sharding.FSDP else 0)
         is_sharded = plan.sharding in (Sharding.ZERO3, Sharding.FSDP)
