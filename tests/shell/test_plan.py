@@ -33,6 +33,12 @@ def _offline(monkeypatch, tmp_path):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
 
 
+@pytest.fixture(autouse=True)
+def _no_tracer(monkeypatch):
+    """Leave it to arithmetic, whether this Python has torch (`make quickstart`) or not."""
+    monkeypatch.setattr("oomguard.cli.planning.tracer_of", lambda *_, **__: None)
+
+
 @pytest.fixture
 def plan(capsys):
     def run(*words: object, code: int = 0) -> dict:
