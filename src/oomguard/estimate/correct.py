@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from statistics import median
 
 from oomguard.estimate.linear import solved
-from oomguard.estimate.memory import COUNTED, OUTSIDE, Term, Terms
+from oomguard.estimate.memory import COUNTED, NOT_ALLOCATED, Term, Terms, allocated
 
 #: A ratio outside of this says that another thing was measured, not that the estimate is off.
 LEAST, MOST = 0.5, 2.0
@@ -24,7 +24,6 @@ _ALSO_LOADED = (
     Term.ZERO_BUCKETS,
     Term.COMMUNICATION_BUFFERS,
 )
-_NOT_ALLOCATED = OUTSIDE | {Term.ALLOCATOR_SLACK}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -90,11 +89,7 @@ def ratio(measured: float, predicted: float) -> float | None:
 
 def _is_usable(one: Measured) -> bool:
     counted = sum(one.terms.get(term, 0) for term in COUNTED)
-    return ratio(one.allocated_bytes - counted, _allocated(one.terms) - counted) is not None
-
-
-def _allocated(terms: Terms) -> int:
-    return sum(size for term, size in terms.items() if term not in _NOT_ALLOCATED)
+    return ratio(one.allocated_bytes - counted, allocated(one.terms) - counted) is not None
 
 
 def _middle(
@@ -128,7 +123,7 @@ def _explained(measurements: Sequence[Measured], known: Mapping[Term, float]) ->
     free = [
         term
         for term in Term
-        if term not in known and term not in _NOT_ALLOCATED
+        if term not in known and term not in NOT_ALLOCATED
         and any(one.terms.get(term) for one in measurements)
     ]  # fmt: skip
     doubts = [COUNTED_DOUBT if term in COUNTED else WORKED_DOUBT for term in free]
@@ -138,7 +133,7 @@ def _explained(measurements: Sequence[Measured], known: Mapping[Term, float]) ->
         sizes = (one.terms.get(term, 0) for term in free)
         rows.append([size * doubt / scale for size, doubt in zip(sizes, doubts, strict=True)])
         fixed = corrected(one.terms, Ratios(factors=known))
-        misses.append((one.allocated_bytes - _allocated(fixed)) / scale)
+        misses.append((one.allocated_bytes - allocated(fixed)) / scale)
     shifts = solved(*_normal(rows, misses, len(free)))
     moves = [doubt * shift for doubt, shift in zip(doubts, shifts, strict=True)]
     part = _within_bounds(moves)

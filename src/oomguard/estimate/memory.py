@@ -31,7 +31,7 @@ class Term(str, Enum):
 #: Terms that PyTorch's allocator does not see.
 OUTSIDE = frozenset({Term.CUDA_CONTEXT})
 #: What the process group takes from the driver stands in COMMUNICATION_BUFFERS all the same.
-_NOT_ALLOCATED = OUTSIDE | {Term.ALLOCATOR_SLACK}
+NOT_ALLOCATED = OUTSIDE | {Term.ALLOCATOR_SLACK}
 
 Terms = Mapping[Term, int]
 
@@ -100,7 +100,7 @@ class Spread:
 
 def allocated(terms: Terms) -> int:
     """Sum what PyTorch's allocator hands out."""
-    return sum(size for term, size in terms.items() if term not in _NOT_ALLOCATED)
+    return sum(size for term, size in terms.items() if term not in NOT_ALLOCATED)
 
 
 def estimate(

@@ -19,6 +19,7 @@ from .control import RealControl
 from .cuda import CUBLAS_WORKSPACE_BYTES, cuda_operators
 from .expand import Irregular, expand
 from .experts import grouped_products
+from .fakes import materialize
 from .places import attach
 from .quantized import QuantizedLinear
 from .request import Request, Variant
@@ -73,7 +74,8 @@ def _run(request: Request, variant: Variant) -> tuple[Built, Trace]:
     gc.disable()  # a collection in the middle of a step would make traces differ
     try:
         with FakeTensorMode(allow_non_fake_inputs=True) as fake, RealControl(fake):
-            family.finish(built)
+            materialize(built.model)
+            built.model.train()
             tracer = Tracer()
             tracer.sequence_length, tracer.rows = variant.sequence_length, variant.micro_batch
             for module in built.model.modules():

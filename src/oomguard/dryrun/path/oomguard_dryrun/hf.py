@@ -15,7 +15,6 @@ from torch.utils.checkpoint import checkpoint
 from . import lora, media, towers
 from .batches import causal
 from .built import DTYPES, Built, Depth, Unsupported, half, mixed, reduced
-from .fakes import materialize
 from .losses import fuse
 from .quantized import quantize
 from .request import Request, Variant
@@ -38,8 +37,10 @@ def build(request: Request, variant: Variant) -> Built:
         media.few_windows(model)
     _resize(model, variant)
     model.to(_weights_dtype(variant))
-    depth.stack = _stack(model, depth.built)
-    depths = (depth,) if tower is None else (depth, towers.found(model, tower))
+    depth.stack = towers.stack(model, depth.built, tower=False)
+    if tower is not None:
+        tower.stack = towers.stack(model, tower.built, tower=True)
+    depths = (depth,) if tower is None else (depth, tower)
     media_terms = {name: term for name, term in towers.TERMS.items() if _has(model, name)}
     head = model.get_output_embeddings()
     _quantize(model, variant)
@@ -51,12 +52,6 @@ def build(request: Request, variant: Variant) -> Built:
         model=called, depths=depths, forward=_forward(called, variant), batch=causal(config),
         towers=media_terms, head=model.get_output_embeddings(),  # PEFT may have wrapped it
     )  # fmt: skip
-
-
-def finish(built: Built) -> None:
-    """Make the model's tensors fake. Call it under the fake mode."""
-    materialize(built.model)
-    built.model.train()
 
 
 def _config(request: Request, variant: Variant) -> tuple[Any, Depth]:
@@ -131,15 +126,6 @@ def _trainable_dtype(variant: Variant) -> torch.dtype | None:
         return DTYPES[variant.trainable_dtype]
     casts = variant.framework == "llamafactory" and not variant.precision.endswith("-true")
     return torch.float32 if casts else None
-
-
-def _stack(model: nn.Module, length: int) -> str:
-    """Find the list of the text model's repeated layers."""
-    for path, module in model.named_modules():
-        tower = any(f".{name}." in f".{path}." for name in towers.TERMS)
-        if isinstance(module, nn.ModuleList) and len(module) == length and not tower:
-            return path
-    raise Unsupported("the model's repeated layers were not found")
 
 
 def _has(model: nn.Module, name: str) -> bool:

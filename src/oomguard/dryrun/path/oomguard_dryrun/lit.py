@@ -15,7 +15,6 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from .built import Built, Depth, Unsupported, half, mixed, reduced
-from .fakes import materialize
 from .quantized import Linear8bit, QuantizedLinear, quantize
 from .request import Lora, Request, Variant
 
@@ -59,12 +58,6 @@ def build(request: Request, variant: Variant) -> Built:
         batch=_batch(loss, whole=chunk == 0), head=model.lm_head,
         late=() if kept is None else ("transformer.wte.",),
     )  # fmt: skip
-
-
-def finish(built: Built) -> None:
-    """Make the model's tensors fake. Call it under the fake mode."""
-    materialize(built.model)
-    built.model.train()
 
 
 def _package() -> str:

@@ -61,8 +61,12 @@ def _place(path: str, built: Built) -> Place | None:
     layer = layer_of(path, built)
     if layer is None or not path.endswith(f"{layer[0]}.{path.rsplit('.', 1)[-1]}"):
         return None
-    around = (term for name, term in built.towers.items() if f".{name}." in f".{path}")
-    return (layer, next(around, None))
+    return (layer, _tower(path, built))
+
+
+def _tower(path: str, built: Built) -> str | None:
+    """Give the term of the tower that a module or parameter lies in."""
+    return next((t for name, t in built.towers.items() if f".{name}." in f".{path}"), None)
 
 
 def _hook(tracer: Tracer, module: nn.Module, place: Place) -> None:
@@ -90,10 +94,7 @@ def _adopt(tracer: Tracer, built: Built) -> None:
 def _term(path: str, parameter: torch.Tensor, built: Built, trained: set[int]) -> str:
     if id(parameter) in trained:
         return "trained_embeddings"
-    for name, term in built.towers.items():
-        if f".{name}." in f".{path}":
-            return term
-    return "weights"
+    return _tower(path, built) or "weights"
 
 
 def _trained_embeddings(model: nn.Module) -> list[int]:

@@ -55,15 +55,14 @@ def _shorten(tower: Any, name: str) -> Depth:
     return Depth(stack="", full=full, built=alike + apart)
 
 
-def found(model: nn.Module, depth: Depth) -> Depth:
-    """Say where the layers of a tower are.
+def stack(model: nn.Module, length: int, *, tower: bool) -> str:
+    """Find the list of so many repeated layers, of a tower or of the text model.
 
     Raises:
-        Unsupported: if they were not found.
+        Unsupported: if it was not found.
     """
     for path, module in model.named_modules():
-        tower = any(f".{name}." in f".{path}." for name in TERMS)
-        if isinstance(module, nn.ModuleList) and len(module) == depth.built and tower:
-            depth.stack = path
-            return depth
-    raise Unsupported("the tower's repeated layers were not found")
+        inside = any(f".{name}." in f".{path}." for name in TERMS)
+        if isinstance(module, nn.ModuleList) and len(module) == length and inside is tower:
+            return path
+    raise Unsupported(f"the {'tower' if tower else 'model'}'s repeated layers were not found")

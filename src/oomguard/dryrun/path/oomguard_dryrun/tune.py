@@ -13,7 +13,6 @@ from torch import nn
 
 from .built import Built, Depth, Unsupported, half, reduced
 from .compiled import CompiledLoss, compile_layers
-from .fakes import materialize
 from .offloading import offloaded, spare
 from .request import Request, Variant
 from .torchao import pack
@@ -59,12 +58,6 @@ def build(request: Request, variant: Variant) -> Built:
     return Built(
         model=model, depths=(depth,), forward=called, batch=_batch(criterion), head=head
     )  # fmt: skip
-
-
-def finish(built: Built) -> None:
-    """Make the model's tensors fake. Call it under the fake mode."""
-    materialize(built.model)
-    built.model.train()
 
 
 def _model(config: dict[str, Any], variant: Variant) -> Any:
