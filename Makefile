@@ -76,7 +76,7 @@ overhead: $(VENV)/.dev
 
 # The published schema of the fit-report follows the code.
 schema: $(VENV)/.dev
-	$(BIN)/python -c "import json; from oomguard.report import schema; print(json.dumps(schema(), indent=2))" \
+	$(BIN)/python -c "import json; from oomguard.run.report import schema; print(json.dumps(schema(), indent=2))" \
 	  > src/oomguard/fit-report.schema.json
 
 # The table of the guide follows the strategies' files.

@@ -8,12 +8,9 @@ from dataclasses import dataclass, replace
 import pytest
 from hypothesis import strategies as st
 
-from oomguard.checkpoint import Mode
-from oomguard.discover import load_strategies, select
 from oomguard.evidence.verdict import Kind, Phase, Verdict
-from oomguard.job import Device, Job, Lengths, World
-from oomguard.ladder import Framework, Ladder, Rung
-from oomguard.plan import (
+from oomguard.job.checkpoint import Mode
+from oomguard.job.plan import (
     Allocator,
     DeviceMap,
     EmbeddingRows,
@@ -27,6 +24,9 @@ from oomguard.plan import (
     Sharding,
     Tuning,
 )
+from oomguard.job.training_job import Device, Job, Lengths, World
+from oomguard.ladder.climb import Framework, Ladder, Rung
+from oomguard.ladder.load import load_strategies, select
 from oomguard.strategy import Fidelity
 
 OPEN = Framework(

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from oomguard.inside import environment
+from oomguard.monitor import environment
 
 Line = dict[str, Any]
 

@@ -7,8 +7,8 @@ from dataclasses import replace
 from oomguard.catalogue.shipped import transformers_config
 from oomguard.estimate.analytic import Problem
 from oomguard.estimate.architecture import Architecture, from_config
-from oomguard.plan import Plan, Precision, Quantization, Tuning
-from oomguard.recipe import ALL_LINEAR, Family, Format, Lora, Recipe
+from oomguard.job.memory_settings import ALL_LINEAR, Family, Format, Lora, Recipe
+from oomguard.job.plan import Plan, Precision, Quantization, Tuning
 
 
 def model(name: str) -> Architecture:

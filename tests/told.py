@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from generators import make_ladder
-from oomguard.decide import Action, Launch, decide
-from oomguard.events import Event, Planned, Probe, Started
-from oomguard.ladder import Ladder
-from oomguard.record import RunRecord
+from oomguard.ladder.climb import Ladder
+from oomguard.run.decide import Action, Launch, decide
+from oomguard.run.events import Event, Planned, Probe, Started
+from oomguard.run.state import RunRecord
 
 
 @dataclass(kw_only=True)

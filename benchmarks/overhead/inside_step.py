@@ -25,7 +25,7 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 
-from oomguard.inside import environment
+from oomguard.monitor import environment
 
 NAMES = ["with", "without", "control"]
 TRAIN = """

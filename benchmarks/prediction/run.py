@@ -24,7 +24,7 @@ sys.path[:0] = [str(ROOT / "tests" / "frameworks"), str(ROOT / "src")]
 
 from environments import environment  # noqa: E402  lies beside the tests
 
-from oomguard.dryrun import PATH  # noqa: E402
+from oomguard.tracer import PATH  # noqa: E402
 
 MIB, GIB = 2**20, 2**30
 #: Rows whose published figure has two decimals or whole bytes; the others are integers of GB.
@@ -56,7 +56,7 @@ def predict(row: Row) -> dict[str, Any]:
 def ask(name: str, request: dict[str, Any]) -> list[dict[str, Any]]:
     """Ask the dry run in the framework's own environment: one answer for each variant."""
     done = subprocess.run(
-        [str(environment(name)), "-W", "ignore", "-m", "oomguard_dryrun"],
+        [str(environment(name)), "-W", "ignore", "-m", "oomguard_tracer"],
         input=json.dumps(request), capture_output=True, text=True, check=True,
         env=os.environ | {"PYTHONPATH": str(PATH)},
     )  # fmt: skip

@@ -20,8 +20,8 @@ from oomguard.catalogue.shipped import litgpt_config, transformers_config  # noq
 from oomguard.estimate.analytic import SPREAD, Problem, analytic  # noqa: E402
 from oomguard.estimate.architecture import Architecture, from_config, from_litgpt  # noqa: E402
 from oomguard.estimate.memory import estimate  # noqa: E402
-from oomguard.plan import LossKernel, Offload, Plan, Precision, Quantization, Tuning  # noqa: E402
-from oomguard.recipe import Attention, Family, Format, Lora, Recipe  # noqa: E402
+from oomguard.job.memory_settings import Attention, Family, Format, Lora, Recipe  # noqa: E402
+from oomguard.job.plan import LossKernel, Offload, Plan, Precision, Quantization, Tuning  # noqa: E402
 
 #: LLaMA-Factory's README, "Hardware Requirement" (2024-02): GB by size, for 16, 8 and 4 bits.
 TABLE = {7: {16: 16, 8: 10, 4: 6}, 13: {16: 32, 8: 16, 4: 12}, 30: {16: 80, 8: 40, 4: 24}}

@@ -20,7 +20,7 @@ TESTS = HERE.parents[1] / "tests" / "frameworks"
 sys.path.append(str(TESTS))
 from environments import environment  # noqa: E402  found on the path set above
 
-import oomguard.dryrun  # noqa: E402
+import oomguard.tracer  # noqa: E402
 
 #: The script that holds the cases of an environment.
 SCRIPTS = {
@@ -34,7 +34,7 @@ def measured(name: str) -> list[dict[str, Any]]:
     """Run the cases of one environment."""
     done = subprocess.run(
         [str(environment(name)), "-W", "ignore", str(TESTS / SCRIPTS[name])],
-        env=os.environ | {"PYTHONPATH": str(oomguard.dryrun.PATH)},
+        env=os.environ | {"PYTHONPATH": str(oomguard.tracer.PATH)},
         stdout=subprocess.PIPE,
         text=True,
         check=True,

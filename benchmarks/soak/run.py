@@ -25,8 +25,8 @@ from pathlib import Path
 
 import psutil
 
-from oomguard.history import parse_history
 from oomguard.process.members import mark_of
+from oomguard.run.event_log import parse_history
 
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE.parents[1] / "tests"))

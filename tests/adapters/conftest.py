@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from oomguard.adapters.base import Adapter, Request
-from oomguard.command import Command
-from oomguard.job import Job, Source
+from oomguard.adapters.contract import Adapter, Request
+from oomguard.job.command import Command
+from oomguard.job.training_job import Job, Source
 
 CWD = "/home/me/project"
 FOLDER = "/home/me/project/oomguard-runs/one/attempts/002"

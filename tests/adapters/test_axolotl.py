@@ -8,8 +8,8 @@ import pytest
 
 from oomguard.adapters.axolotl import Axolotl
 from oomguard.errors import ConfigError
-from oomguard.job import World
-from oomguard.plan import Precision, Quantization, Sharding, Tuning
+from oomguard.job.plan import Precision, Quantization, Sharding, Tuning
+from oomguard.job.training_job import World
 
 CLI = "axolotl train train.yaml"
 TEXT = "base_model: m\ndatasets: [{path: d, type: alpaca}]\n"

@@ -10,12 +10,12 @@ from typing import Any
 import pytest
 import yaml
 
-from oomguard.adapters import accelerate, deepspeed
-from oomguard.adapters.document import Document
+from oomguard.adapters.hf import accelerate, deepspeed
 from oomguard.adapters.hf_trainer import HFTrainer
 from oomguard.adapters.llamafactory import LlamaFactory
-from oomguard.job import Source
-from oomguard.plan import Offload, Plan, Quantization, Sharding
+from oomguard.configfile.document import Document
+from oomguard.job.plan import Offload, Plan, Quantization, Sharding
+from oomguard.job.training_job import Source
 
 TEXT = """\
 {

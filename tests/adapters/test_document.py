@@ -8,9 +8,9 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from oomguard.adapters.document import Document
+from oomguard.configfile.document import Document
 from oomguard.errors import ConfigError
-from oomguard.job import Source
+from oomguard.job.training_job import Source
 
 LLAMAFACTORY = """\
 ### model

@@ -9,8 +9,7 @@ import pytest
 
 from oomguard.adapters.hf_trainer import HFTrainer
 from oomguard.errors import ConfigError
-from oomguard.job import Device, Job, World
-from oomguard.plan import (
+from oomguard.job.plan import (
     Allocator,
     LossKernel,
     Plan,
@@ -19,6 +18,7 @@ from oomguard.plan import (
     Sharding,
     Tuning,
 )
+from oomguard.job.training_job import Device, Job, World
 
 TEXT = """\
 # what is trained

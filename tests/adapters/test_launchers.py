@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from oomguard.adapters.launchers import Launcher, parse
-from oomguard.job import World
+from oomguard.job.training_job import World
 
 
 @pytest.mark.parametrize(

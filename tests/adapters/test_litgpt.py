@@ -8,8 +8,8 @@ import pytest
 
 from oomguard.adapters.litgpt import LitGPT
 from oomguard.errors import ConfigError
-from oomguard.job import Device, Job, World
-from oomguard.plan import Allocator, Overlong, Plan, Precision, Quantization, Sharding, Tuning
+from oomguard.job.plan import Allocator, Overlong, Plan, Precision, Quantization, Sharding, Tuning
+from oomguard.job.training_job import Device, Job, World
 
 CLI = "litgpt finetune_lora --config train.yaml"
 TEXT = """\

@@ -9,8 +9,7 @@ import pytest
 
 from oomguard.adapters.llamafactory import LlamaFactory
 from oomguard.errors import ConfigError
-from oomguard.job import Device, Job, World
-from oomguard.plan import (
+from oomguard.job.plan import (
     Allocator,
     EmbeddingRows,
     LossKernel,
@@ -23,6 +22,7 @@ from oomguard.plan import (
     Sharding,
     Tuning,
 )
+from oomguard.job.training_job import Device, Job, World
 
 CLI = "llamafactory-cli train train.yaml"
 TEXT = """\

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from oomguard.adapters.registry import adapter_named
-from oomguard.job import World
-from oomguard.plan import DeviceMap, EmbeddingRows, Overlong, Tuning
+from oomguard.job.plan import DeviceMap, EmbeddingRows, Overlong, Tuning
+from oomguard.job.training_job import World
 
 LF = "model_name_or_path: m\ntemplate: default\n"
 AXOLOTL = "base_model: m\ndatasets: []\n"

@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 
 from oomguard.adapters.ms_swift import MsSwift
-from oomguard.checkpoint import Mode
-from oomguard.job import World
-from oomguard.plan import Offload, Part, Quantization, Sharding, Tuning
+from oomguard.job.checkpoint import Mode
+from oomguard.job.plan import Offload, Part, Quantization, Sharding, Tuning
+from oomguard.job.training_job import World
 
 CLI = "swift sft train.yaml"
 TEXT = "model: Qwen/Qwen2.5-7B\ndataset: d.jsonl\n"

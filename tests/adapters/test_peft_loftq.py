@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 
 from oomguard.adapters.peft_loftq import PeftLoftq
-from oomguard.discover import load_strategies
 from oomguard.evidence.verdict import Kind, Phase, Verdict
-from oomguard.plan import Loftq, Quantization, Tuning
+from oomguard.job.plan import Loftq, Quantization, Tuning
+from oomguard.ladder.load import load_strategies
 
 STAGED = "python train.py --init_lora_weights loftq --loftq_bits 8 --loftq_iter 3 --staged False"
 

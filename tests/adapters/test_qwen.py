@@ -7,10 +7,10 @@ from typing import Any
 import pytest
 
 from oomguard.adapters.qwen import Qwen
-from oomguard.checkpoint import Checkpoint, Continuation, Mode
 from oomguard.errors import ConfigError
-from oomguard.job import Job, World
-from oomguard.plan import Plan, Precision, Quantization, Sharding, Tuning
+from oomguard.job.checkpoint import Checkpoint, Continuation, Mode
+from oomguard.job.plan import Plan, Precision, Quantization, Sharding, Tuning
+from oomguard.job.training_job import Job, World
 
 FLAGS = "--lazy_preprocess True --data_path d.json --use_lora"
 ZERO2 = """\

@@ -22,13 +22,13 @@ from adapters.conftest import CWD, FOLDER, Bench
 from adapters.test_walks import AXO, LF, LIT, LOFTQ, QWEN, SWIFT, TRL, ladder_of
 from generators import Walk
 from oomguard.adapters.registry import adapter_named
-from oomguard.checkpoint import Mode
-from oomguard.command import Command
 from oomguard.errors import ConfigError
 from oomguard.evidence.refusals import is_refusal
 from oomguard.evidence.verdict import Kind, Phase, Verdict
-from oomguard.job import Job
-from oomguard.plan import Offload, Quantization, Sharding
+from oomguard.job.checkpoint import Mode
+from oomguard.job.command import Command
+from oomguard.job.plan import Offload, Quantization, Sharding
+from oomguard.job.training_job import Job
 
 Seen = Mapping[str, object]
 DEVICE = Verdict(kind=Kind.DEVICE_OOM, phase=Phase.FORWARD)

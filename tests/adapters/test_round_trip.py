@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from oomguard.adapters.axolotl import Axolotl
-from oomguard.adapters.base import Adapter
+from oomguard.adapters.contract import Adapter
 from oomguard.adapters.hf_trainer import HFTrainer
 from oomguard.adapters.litgpt import LitGPT
 from oomguard.adapters.llamafactory import LlamaFactory
@@ -21,7 +21,7 @@ from oomguard.adapters.peft_loftq import PeftLoftq
 from oomguard.adapters.qwen import Qwen
 from oomguard.adapters.torchtune import Torchtune
 from oomguard.adapters.trl import Trl
-from oomguard.plan import (
+from oomguard.job.plan import (
     Allocator,
     LossKernel,
     Offload,

@@ -7,11 +7,11 @@ from typing import Any
 import pytest
 
 from oomguard.adapters.torchtune import Torchtune
-from oomguard.checkpoint import Mode
 from oomguard.errors import ConfigError
-from oomguard.job import World
-from oomguard.plan import LossKernel, Offload, Precision, Quantization, Sharding, Tuning
-from oomguard.recipe import Family
+from oomguard.job.checkpoint import Mode
+from oomguard.job.memory_settings import Family
+from oomguard.job.plan import LossKernel, Offload, Precision, Quantization, Sharding, Tuning
+from oomguard.job.training_job import World
 
 ONE = "tune run lora_finetune_single_device --config train.yaml"
 MANY = "tune run --nproc_per_node 2 lora_finetune_distributed --config train.yaml"

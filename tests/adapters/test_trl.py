@@ -8,8 +8,7 @@ import pytest
 import yaml
 
 from oomguard.adapters.trl import Trl
-from oomguard.job import Job, World
-from oomguard.plan import (
+from oomguard.job.plan import (
     Allocator,
     LossKernel,
     Offload,
@@ -20,6 +19,7 @@ from oomguard.plan import (
     Sharding,
     Tuning,
 )
+from oomguard.job.training_job import Job, World
 
 CLI = "trl sft --config train.yaml"
 TEXT = """\

@@ -12,10 +12,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from generators import failures
-from oomguard.adapters.base import Adapter
+from oomguard.adapters.contract import Adapter
 from oomguard.adapters.registry import ADAPTERS, adapter_named, recognise, recognise_command
-from oomguard.discover import load_strategies
-from oomguard.ladder import Framework, Ladder
+from oomguard.ladder.climb import Framework, Ladder
+from oomguard.ladder.load import load_strategies
 
 LF = "model_name_or_path: Qwen/Qwen2-VL-7B-Instruct\ntemplate: qwen2_vl\n"
 TRL = "model_name_or_path: m\ndataset_name: d\n"

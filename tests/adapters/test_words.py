@@ -4,10 +4,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from oomguard.adapters.document import Document
-from oomguard.adapters.settings import Settings
-from oomguard.adapters.words import Style, Words
-from oomguard.job import Source
+from oomguard.configfile.document import Document
+from oomguard.configfile.flags import Style, Words
+from oomguard.configfile.layered import Settings
+from oomguard.job.training_job import Source
 
 
 def words(text: str, style: Style = Style.ARGPARSE) -> Words:

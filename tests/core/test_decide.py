@@ -9,8 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from generators import failures, jobs, make_job, make_ladder
-from oomguard.checkpoint import Checkpoint
-from oomguard.decide import (
+from oomguard.evidence.verdict import Cause, Finding, Kind, Phase, Verdict, Witness
+from oomguard.job.checkpoint import Checkpoint
+from oomguard.job.plan import Plan, Sharding, Tuning
+from oomguard.run.decide import (
     HANG,
     OUT_OF_MEMORY,
     PATIENCE_BLIND_S,
@@ -23,7 +25,7 @@ from oomguard.decide import (
     Stop,
     WaitForDevice,
 )
-from oomguard.events import (
+from oomguard.run.events import (
     DeviceFree,
     Exited,
     Finished,
@@ -41,10 +43,8 @@ from oomguard.events import (
     event_from_json,
     event_to_json,
 )
-from oomguard.evidence.verdict import Cause, Finding, Kind, Phase, Verdict, Witness
-from oomguard.growth import Growth
-from oomguard.plan import Plan, Sharding, Tuning
-from oomguard.record import State, replay
+from oomguard.run.leak import Growth
+from oomguard.run.state import State, replay
 from told import Told
 
 TEXT = "torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2.00 GiB"

@@ -10,11 +10,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-import oomguard.dryrun
+import oomguard.tracer
 
-sys.path.append(str(oomguard.dryrun.PATH))
-from oomguard_dryrun.allocator import CachingAllocator, OutOfMemory, fits, replay
-from oomguard_dryrun.trace import Event
+sys.path.append(str(oomguard.tracer.PATH))
+from oomguard_tracer.allocator import CachingAllocator, OutOfMemory, fits, replay
+from oomguard_tracer.trace import Event
 
 KIB, MIB = 1 << 10, 1 << 20
 

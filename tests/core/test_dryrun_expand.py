@@ -9,11 +9,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-import oomguard.dryrun
+import oomguard.tracer
 
-sys.path.append(str(oomguard.dryrun.PATH))
-from oomguard_dryrun.expand import Irregular, expand
-from oomguard_dryrun.trace import Event, Trace, peak, rounded
+sys.path.append(str(oomguard.tracer.PATH))
+from oomguard_tracer.expand import Irregular, expand
+from oomguard_tracer.trace import Event, Trace, peak, rounded
 
 STACK = "layers"
 

@@ -12,7 +12,8 @@ from oomguard.estimate.analytic import SPREAD, Problem, analytic, static
 from oomguard.estimate.combine import squeezed
 from oomguard.estimate.host import host_peak
 from oomguard.estimate.memory import Fits, MemoryEstimate, Term, estimate
-from oomguard.plan import (
+from oomguard.job.memory_settings import ALL_LINEAR, Attention, Format, Lora, Recipe
+from oomguard.job.plan import (
     Allocator,
     LossKernel,
     Offload,
@@ -22,7 +23,6 @@ from oomguard.plan import (
     Sharding,
     Tuning,
 )
-from oomguard.recipe import ALL_LINEAR, Attention, Format, Lora, Recipe
 from oomguard.units import GIB, MIB
 from shapes import FACTORY, LITGPT, LLAMA3, LORA, model, problem
 

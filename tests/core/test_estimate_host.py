@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 
 from oomguard.estimate.host import host_peak
-from oomguard.plan import Loftq, Plan, Precision, Quantization, Sharding, Tuning
-from oomguard.recipe import ALL_LINEAR, Format, LoftqStart, Lora, Recipe
+from oomguard.job.memory_settings import ALL_LINEAR, Format, LoftqStart, Lora, Recipe
+from oomguard.job.plan import Loftq, Plan, Precision, Quantization, Sharding, Tuning
 from shapes import LORA, model, problem
 
 PHI = model("microsoft/Phi-3-mini-4k-instruct")

@@ -9,8 +9,8 @@ from oomguard.estimate.analytic import analytic, late, static
 from oomguard.estimate.combine import Traced, traced_terms
 from oomguard.estimate.host import host_peak
 from oomguard.estimate.memory import Term
-from oomguard.plan import Offload, Precision, Sharding, Tuning
-from oomguard.recipe import Format, Recipe
+from oomguard.job.memory_settings import Format, Recipe
+from oomguard.job.plan import Offload, Precision, Sharding, Tuning
 from shapes import LLAMA3, LORA, model, problem, replace
 
 FULL = replace(

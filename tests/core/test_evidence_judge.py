@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from oomguard.evidence.explain import explain
+from oomguard.evidence.explain_log import explain
 from oomguard.evidence.judge import EVIDENCE_AT_MOST, TEXT_CHARS, StoppedBy, is_shortage, judge
 from oomguard.evidence.log import LogScanner
 from oomguard.evidence.verdict import (

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from oomguard.evidence.explain import explain
+from oomguard.evidence.explain_log import explain
 from oomguard.evidence.verdict import Confidence, Kind, Verdict
 
 FOLDER = Path(__file__).parents[1] / "data" / "failures"

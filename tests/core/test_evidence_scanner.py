@@ -13,7 +13,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from oomguard.evidence.explain import explain
+from oomguard.evidence.explain_log import explain
 from oomguard.evidence.log import LogScanner
 from oomguard.evidence.verdict import Finding, Kind, Phase
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import pytest
 
-from oomguard.evidence.explain import explain
+from oomguard.evidence.explain_log import explain
 from oomguard.evidence.log import classify
 from oomguard.evidence.match import match_line
 from oomguard.evidence.signatures import BY_ID, ROOTS, SIGNATURES

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from oomguard.growth import MOST_POINTS, Watch
+from oomguard.run.leak import MOST_POINTS, Watch
 from oomguard.units import GIB, MIB
 
 

@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 
 from generators import OPEN, Walk, failures, jobs, make_job, make_ladder
 from oomguard.evidence.verdict import Kind, Phase, Verdict
-from oomguard.job import Device, World
-from oomguard.ladder import Ladder
-from oomguard.plan import Plan, Quantization, Sharding, Tuning
+from oomguard.job.plan import Plan, Quantization, Sharding, Tuning
+from oomguard.job.training_job import Device, World
+from oomguard.ladder.climb import Ladder
 from oomguard.strategy import NEW_RECIPE, SAME_MATH, Fidelity, Remedy, Strategy
 
 FORWARD = Verdict(kind=Kind.DEVICE_OOM, phase=Phase.FORWARD)

@@ -7,7 +7,11 @@ from dataclasses import dataclass, field, replace
 import pytest
 
 from generators import make_job, make_ladder
-from oomguard.decide import (
+from oomguard.evidence.verdict import Kind, Phase, Verdict
+from oomguard.job.plan import Plan
+from oomguard.job.training_job import BY_TOKENIZER, Lengths
+from oomguard.ladder.climb import Ladder
+from oomguard.run.decide import (
     PROBED,
     SIGNAL,
     Finish,
@@ -15,7 +19,7 @@ from oomguard.decide import (
     Stop,
     WaitForDevice,
 )
-from oomguard.events import (
+from oomguard.run.events import (
     CutShort,
     DeviceFree,
     Exited,
@@ -33,13 +37,9 @@ from oomguard.events import (
     event_from_json,
     event_to_json,
 )
-from oomguard.evidence.verdict import Kind, Phase, Verdict
-from oomguard.job import BY_TOKENIZER, Lengths
-from oomguard.ladder import Ladder
-from oomguard.plan import Plan
-from oomguard.probing import LINGERS_S, STEPS, probe_of
-from oomguard.record import replay
-from oomguard.report import build
+from oomguard.run.probe import LINGERS_S, STEPS, probe_of
+from oomguard.run.report import build
+from oomguard.run.state import replay
 from told import Told
 
 OOM = Verdict(kind=Kind.DEVICE_OOM, phase=Phase.BACKWARD)

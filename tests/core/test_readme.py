@@ -6,9 +6,9 @@ import re
 from pathlib import Path
 
 from oomguard.cli.main import COMMANDS
-from oomguard.config import _READERS
-from oomguard.discover import load_strategies
-from oomguard.ladder import CLASSIC
+from oomguard.cli.options_block import _READERS
+from oomguard.ladder.climb import CLASSIC
+from oomguard.ladder.load import load_strategies
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()

@@ -11,9 +11,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from generators import OPEN, jobs, make_job, make_ladder
-from oomguard.checkpoint import Checkpoint, Continuation, Mode
-from oomguard.decide import FITS, Action, Finish, Launch, Stop, WaitForDevice
-from oomguard.events import (
+from oomguard.evidence.verdict import Kind, Phase, Verdict
+from oomguard.job.checkpoint import Checkpoint, Continuation, Mode
+from oomguard.job.plan import Plan, Quantization, Tuning
+from oomguard.ladder.climb import Ladder
+from oomguard.run.decide import FITS, Action, Finish, Launch, Stop, WaitForDevice
+from oomguard.run.events import (
     DeviceFree,
     Exited,
     Limits,
@@ -25,11 +28,8 @@ from oomguard.events import (
     event_from_json,
     event_to_json,
 )
-from oomguard.evidence.verdict import Kind, Phase, Verdict
-from oomguard.ladder import Ladder
-from oomguard.plan import Plan, Quantization, Tuning
-from oomguard.record import replay
-from oomguard.relax import MOST_TRIALS, PROOF_STEPS_AT_MOST
+from oomguard.run.minimize import MOST_TRIALS, PROOF_STEPS_AT_MOST
+from oomguard.run.state import replay
 from oomguard.strategy import Fidelity
 from told import Told
 

@@ -10,22 +10,22 @@ import pytest
 
 import oomguard
 from generators import make_job, make_ladder
-from oomguard.events import (
+from oomguard.evidence.verdict import Finding, Kind, Phase, Verdict, Witness
+from oomguard.job.plan import Plan, Tuning
+from oomguard.job.training_job import Source
+from oomguard.ladder.steps import Skip
+from oomguard.run.events import (
     DeviceFree,
     Exited,
     Finished,
     Limits,
     Planned,
     RunStarted,
-    Skip,
     Started,
     Status,
 )
-from oomguard.evidence.verdict import Finding, Kind, Phase, Verdict, Witness
-from oomguard.job import Source
-from oomguard.plan import Plan, Tuning
-from oomguard.record import RunRecord, replay
-from oomguard.report import FitReport, build, schema
+from oomguard.run.report import FitReport, build, schema
+from oomguard.run.state import RunRecord, replay
 from oomguard.strategy import SAME_MATH
 
 SCHEMA = Path(oomguard.__file__).with_name("fit-report.schema.json")

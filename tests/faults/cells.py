@@ -18,9 +18,9 @@ import psutil
 import pytest
 
 import faults.training_job as job
-from oomguard.history import parse_history
 from oomguard.process.members import mark_of
-from oomguard.record import RunRecord
+from oomguard.run.event_log import parse_history
+from oomguard.run.state import RunRecord
 from shell.launches import is_gone, wait_until
 
 HERE = Path(__file__).parent

@@ -11,7 +11,7 @@ from contextlib import closing
 from pathlib import Path
 
 from faults.cells import JOB, Cell, scenarios
-from oomguard.fits import FitIndex
+from oomguard.predict.history import FitIndex
 
 
 def script(cell: Cell, code: str) -> tuple[str, ...]:

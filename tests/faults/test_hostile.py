@@ -15,10 +15,10 @@ from pathlib import Path
 import pytest
 
 from faults.cells import Cell, scenarios
-from oomguard.events import Started
-from oomguard.history import read_events
-from oomguard.process.cgroup import Cgroup
-from oomguard.store import ROOM_BYTES
+from oomguard.machine.cgroups import Cgroup
+from oomguard.run.event_log import read_events
+from oomguard.run.events import Started
+from oomguard.run.folder import ROOM_BYTES
 from shell.process_attempts import cgroup_can_be_made
 
 FLAGS = ("--per_device_train_batch_size", "8")

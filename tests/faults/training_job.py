@@ -113,7 +113,7 @@ def shortage(step: int, micro: int) -> None:
 
 
 def report_shortage(step: int) -> None:
-    """Say what the reporter inside would say, as docs/inside-protocol.md has it."""
+    """Say what the reporter inside would say, as docs/monitor-protocol.md has it."""
     line = {
         "v": 1, "type": "oom", "pid": os.getpid(), "rank": None, "local_rank": None,
         "world": None, "t": time.monotonic(), "phase": "forward", "step": step - 1,

@@ -19,13 +19,13 @@ import sys
 import time
 from pathlib import Path
 
-from oomguard.cli import foresight
-from oomguard.cli import request as reading
+from oomguard.cli import prepare as reading
+from oomguard.cli import starting_point
 from oomguard.cli.main import main
-from oomguard.devices import Gpu
-from oomguard.events import event_to_json
-from oomguard.store import RunFolder
-from oomguard.supervise import loop
+from oomguard.machine.gpus import Gpu
+from oomguard.run import supervisor
+from oomguard.run.events import event_to_json
+from oomguard.run.folder import RunFolder
 
 
 class Fault:
@@ -74,10 +74,10 @@ def run(request: dict) -> None:
         days = itertools.count()
         time.time = lambda: 2e9 - 86400.0 * next(days)
     if request["env"].get("LEFTOVERS_S"):
-        loop.GRACE_LEFTOVERS_S = float(request["env"]["LEFTOVERS_S"])
+        supervisor.GRACE_LEFTOVERS_S = float(request["env"]["LEFTOVERS_S"])
     if request["env"].get("GPU"):
         card = Gpu(index=0, uuid="GPU-0", name="RTX 3090", total_bytes=24 << 30, used_bytes=0)
-        foresight.gpus = reading.gpus = lambda: (card,)
+        starting_point.gpus = reading.gpus = lambda: (card,)
     code = 70
     try:
         code = main(request["words"])

@@ -16,9 +16,9 @@ from typing import Any
 
 import torch
 import transformers
-from oomguard_dryrun import answer, request
-from oomguard_dryrun.batches import causal
-from oomguard_dryrun.trace import peak
+from oomguard_tracer import answer, request
+from oomguard_tracer.batches import causal
+from oomguard_tracer.trace import peak
 from profiled import most
 from tiny_models import (
     GPT2,

@@ -19,7 +19,7 @@ from unittest import mock
 from environments import environment
 from sharded_cases import CONFIG, LORA_ALPHA, Case
 
-import oomguard.dryrun
+import oomguard.tracer
 from oomguard.catalogue.lookup import Model
 from oomguard.estimate import constants
 from oomguard.estimate.analytic import gradients, static
@@ -27,11 +27,11 @@ from oomguard.estimate.combine import Traced, traced_terms
 from oomguard.estimate.host import host_peak
 from oomguard.estimate.memory import Term, allocated
 from oomguard.estimate.sharding import shares
-from oomguard.job import Job, World
-from oomguard.plan import LossKernel, Offload, Plan, Precision, Quantization, Sharding, Tuning
-from oomguard.prediction import request
-from oomguard.prediction.question import Question
-from oomguard.recipe import ALL_LINEAR, Family, Format, Lora, Recipe
+from oomguard.job.memory_settings import ALL_LINEAR, Family, Format, Lora, Recipe
+from oomguard.job.plan import LossKernel, Offload, Plan, Precision, Quantization, Sharding, Tuning
+from oomguard.job.training_job import Job, World
+from oomguard.predict import trace_request
+from oomguard.predict.prediction_request import Question
 
 HERE = Path(__file__).parent
 #: LLaMA-Factory's environment is the one that has DeepSpeed.
@@ -94,18 +94,18 @@ def traced(cases: Sequence[Case]) -> list[Traced]:
     steps = []
     for case in cases:
         asked = question(case)
-        step = request.variant(asked, asked.plans[0])
+        step = trace_request.variant(asked, asked.plans[0])
         assert step is not None
         steps.append({**step, "recipe": {**step["recipe"], "cuda": False}})  # type: ignore[dict-item]
     different = {json.dumps(step, sort_keys=True): step for step in steps}
     document = {
         "v": 1,
-        "model": request.model(question(cases[0])),
+        "model": trace_request.model(question(cases[0])),
         "variants": [{"id": key, **step} for key, step in different.items()],
     }
     done = subprocess.run(
-        [environment(ENVIRONMENT), "-W", "ignore", "-m", "oomguard_dryrun"],
-        env=os.environ | {"PYTHONPATH": str(oomguard.dryrun.PATH), "CUDA_VISIBLE_DEVICES": ""},
+        [environment(ENVIRONMENT), "-W", "ignore", "-m", "oomguard_tracer"],
+        env=os.environ | {"PYTHONPATH": str(oomguard.tracer.PATH), "CUDA_VISIBLE_DEVICES": ""},
         input=json.dumps(document).encode(),
         capture_output=True,
         check=True,

@@ -23,8 +23,8 @@ from caps import peak_data_bytes, run_capped
 from environments import environment
 from jobs import _environ
 
-from oomguard.adapters.deepspeed import zero_config
-from oomguard.plan import Sharding
+from oomguard.adapters.hf.deepspeed import zero_config
+from oomguard.job.plan import Sharding
 
 ASSETS = Path(__file__).with_name("assets.py")
 WIDE = Path(__file__).with_name("wide_llama.py")

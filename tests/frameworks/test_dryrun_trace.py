@@ -11,7 +11,7 @@ import pytest
 from environments import environment
 from tiny_models import LOOPED_EXPERTS, MIXTRAL, QWEN_AUDIO, QWEN_VL, TEXT
 
-import oomguard.dryrun
+import oomguard.tracer
 
 pytestmark = pytest.mark.frameworks
 
@@ -35,14 +35,14 @@ def ask(config, *variants, name="hf", capacity_bytes=None, family="hf"):
             for number, (plan, recipe) in enumerate(variants)
         ],
     }  # fmt: skip
-    done = run(name, "-m", "oomguard_dryrun", stdin=json.dumps(document))
+    done = run(name, "-m", "oomguard_tracer", stdin=json.dumps(document))
     return json.loads(done)["results"]
 
 
 def run(name, *arguments, stdin=""):
     done = subprocess.run(
         [str(environment(name)), "-W", "ignore", *arguments], input=stdin, text=True, check=False,
-        capture_output=True, env=os.environ | {"PYTHONPATH": str(oomguard.dryrun.PATH)},
+        capture_output=True, env=os.environ | {"PYTHONPATH": str(oomguard.tracer.PATH)},
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-2000:]
     return done.stdout
@@ -151,9 +151,9 @@ def test_a_few_windows_stand_for_the_many_of_a_tower():
                       "recipe": {"media": {"images": [[560, 560]]}}}],
     }  # fmt: skip
     stdin = json.dumps(document)
-    few = json.loads(run("hf", "-m", "oomguard_dryrun", stdin=stdin))
+    few = json.loads(run("hf", "-m", "oomguard_tracer", stdin=stdin))
     every = (
-        "import sys; from oomguard_dryrun import __main__ as program, media; "
+        "import sys; from oomguard_tracer import __main__ as program, media; "
         "media.WINDOWS = sys.maxsize; program.main()"
     )
     many = json.loads(run("hf", "-c", every, stdin=stdin))
@@ -244,7 +244,7 @@ def test_litgpt_by_its_own_name_and_four_bits():
 
 
 def test_what_cannot_be_read_or_built_is_an_answer_and_not_a_traceback():
-    answer = json.loads(run("hf", "-m", "oomguard_dryrun", stdin='{"v": 2}'))
+    answer = json.loads(run("hf", "-m", "oomguard_tracer", stdin='{"v": 2}'))
     assert answer["error"]["kind"] == "request"
     (unknown,) = ask({"model_type": "no_such_model"}, ({}, {}))
     assert unknown["error"]["kind"] == "unsupported"

@@ -8,9 +8,9 @@ import subprocess
 from environments import environment
 from jobs import _environ
 
-from oomguard.adapters.base import Request
+from oomguard.adapters.contract import Request
 from oomguard.adapters.registry import adapter_named
-from oomguard.plan import Overlong
+from oomguard.job.plan import Overlong
 
 TRL = """
 import json

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from environments import environment
 
-from oomguard.catalogue.litgpt import named
+from oomguard.catalogue.litgpt_configs import named
 from oomguard.cli.main import main
 from oomguard.units import GIB
 

@@ -14,7 +14,7 @@ pytestmark = pytest.mark.frameworks
 JOB = """
 import json, torch
 from torch.utils.data import DataLoader
-from oomguard_inside.probe import Probe
+from oomguard_monitor.probe import Probe
 
 def shown(batch):
     return {name: value.tolist() for name, value in batch.items()}

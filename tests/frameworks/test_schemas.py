@@ -18,11 +18,10 @@ import yaml
 from environments import environment
 
 from oomguard.adapters import axolotl, ms_swift, torchtune, trl
-from oomguard.adapters.document import Document
-from oomguard.adapters.knobs import Knobs
-from oomguard.adapters.settings import Settings
-from oomguard.job import Source
-from oomguard.plan import (
+from oomguard.adapters.fields import Knobs
+from oomguard.configfile.document import Document
+from oomguard.configfile.layered import Settings
+from oomguard.job.plan import (
     LossKernel,
     Offload,
     Part,
@@ -30,6 +29,7 @@ from oomguard.plan import (
     Quantization,
     Tuning,
 )
+from oomguard.job.training_job import Source
 
 VALUES: dict[str, list[object]] = {
     "checkpointing": [True],

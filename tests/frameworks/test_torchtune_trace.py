@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from environments import environment
 
-import oomguard.dryrun
+import oomguard.tracer
 from oomguard.cli.main import main
 from oomguard.units import GIB
 
@@ -34,7 +34,7 @@ def run(*arguments, stdin=""):
     done = subprocess.run(
         [str(environment("torchtune")), "-W", "ignore", *arguments], input=stdin, text=True,
         capture_output=True, check=False,
-        env=os.environ | {"PYTHONPATH": str(oomguard.dryrun.PATH)},
+        env=os.environ | {"PYTHONPATH": str(oomguard.tracer.PATH)},
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-2000:]
     return done.stdout
@@ -48,7 +48,7 @@ def ask(config, *variants):
             for number, (plan, recipe) in enumerate(variants)
         ],
     }  # fmt: skip
-    return json.loads(run("-m", "oomguard_dryrun", stdin=json.dumps(document)))["results"]
+    return json.loads(run("-m", "oomguard_tracer", stdin=json.dumps(document)))["results"]
 
 
 @pytest.mark.parametrize(

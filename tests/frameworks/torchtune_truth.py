@@ -19,8 +19,8 @@ from typing import Any
 import torch
 import torchtune
 from omegaconf import DictConfig, OmegaConf
-from oomguard_dryrun import answer, request
-from oomguard_dryrun.trace import peak
+from oomguard_tracer import answer, request
+from oomguard_tracer.trace import peak
 from torch.profiler import ProfilerActivity, profile
 
 ROOT = Path(__file__).resolve().parents[2]

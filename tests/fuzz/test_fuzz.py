@@ -11,9 +11,16 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from generators import make_job, make_ladder
-from oomguard.config import load
+from oomguard.cli.options_block import load
 from oomguard.errors import ConfigError, RunFolderError
-from oomguard.events import (
+from oomguard.evidence.judge import judge
+from oomguard.evidence.log import LogScanner
+from oomguard.evidence.verdict import Kind, Verdict
+from oomguard.job.plan import Plan
+from oomguard.process.messages import LINE_BYTES, Lines, parse
+from oomguard.process.process_events import Report
+from oomguard.run.event_log import parse_history
+from oomguard.run.events import (
     DeviceFree,
     Exited,
     Limits,
@@ -25,14 +32,7 @@ from oomguard.events import (
     Started,
     event_to_json,
 )
-from oomguard.evidence.judge import judge
-from oomguard.evidence.log import LogScanner
-from oomguard.evidence.verdict import Kind, Verdict
-from oomguard.history import parse_history
-from oomguard.plan import Plan
-from oomguard.process.events import Report
-from oomguard.process.messages import LINE_BYTES, Lines, parse
-from oomguard.supervise.observe import Observer
+from oomguard.run.observer import Observer
 
 CORPUS = sorted((Path(__file__).parent / "corpus").iterdir())
 quick = settings(

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from oomguard.devices import gpus
+from oomguard.machine.gpus import gpus
 from oomguard.units import GIB, MIB
 
 HERE = Path(__file__).parent

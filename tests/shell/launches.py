@@ -39,7 +39,7 @@ def hold(samples):
 def say(*words, to=sys.stdout):
     print(*words, file=to, flush=True)
 """
-#: Says what the reporter inside would say, as docs/inside-protocol.md has it.
+#: Says what the reporter inside would say, as docs/monitor-protocol.md has it.
 REPORT = """
 import json, socket
 reporter = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)

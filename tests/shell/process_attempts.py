@@ -12,10 +12,10 @@ from typing import TypeVar
 
 import pytest
 
-from oomguard.command import Command, File
-from oomguard.process.cgroup import name_for, own_cgroup
-from oomguard.process.events import Exited, Output, ShellEvent
+from oomguard.job.command import Command, File
+from oomguard.machine.cgroups import name_for, own_cgroup
 from oomguard.process.limits import Caps
+from oomguard.process.process_events import Exited, Output, ShellEvent
 from oomguard.process.start import start
 
 PATIENCE_S = 30.0  # how long a test waits for what has to come; no test expects a duration

@@ -12,7 +12,7 @@ from oomguard.catalogue.lookup import find_model
 from oomguard.catalogue.shipped import families, known, litgpt_config, transformers_config
 from oomguard.errors import ConfigError
 from oomguard.estimate.architecture import from_config, from_litgpt
-from oomguard.recipe import Family
+from oomguard.job.memory_settings import Family
 
 OFFLINE = {"HF_HUB_OFFLINE": "1", "HF_HOME": "/nonexistent"}
 

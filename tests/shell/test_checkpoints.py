@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from oomguard.checkpoint import Checkpoint, Layout
-from oomguard.checkpoints import find, is_whole, stamp
+from oomguard.job.checkpoint import Checkpoint, Layout
+from oomguard.machine.checkpoint_scan import find, is_whole, stamp
 
 NEEDS = ("trainer_state.json", "*.safetensors|*.bin", "optimizer.pt|optimizer.bin")
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from oomguard.config import MOST_BYTES, Options, load
+from oomguard.cli.options_block import MOST_BYTES, Options, load
 from oomguard.errors import ConfigError
 from oomguard.strategy import Fidelity
 from oomguard.units import GIB, MIB

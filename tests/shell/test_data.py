@@ -9,9 +9,9 @@ from dataclasses import replace
 import pytest
 
 from generators import make_job
-from oomguard.data import AUDIO_TOKENS, MARKS, MOST_KEPT, TEMPLATE_TOKENS, measured
-from oomguard.plan import Plan
-from oomguard.recipe import Recipe
+from oomguard.dataset.lengths import AUDIO_TOKENS, MARKS, MOST_KEPT, TEMPLATE_TOKENS, measured
+from oomguard.job.memory_settings import Recipe
+from oomguard.job.plan import Plan
 
 PLAN = Plan(micro_batch=1, accumulation=1, sequence_length=4096, image_pixels=784 * 100)
 WORDS = "word" * 100  # 100 tokens by the ratio

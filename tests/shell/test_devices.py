@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from oomguard.devices import Gpu, gpus, host_memory, visible, wait_until_free
+from oomguard.machine.gpus import Gpu, gpus, host_memory, visible, wait_until_free
 from oomguard.units import GIB, MIB
 
 UUIDS = {0: "GPU-aa11", 1: "GPU-aa22", 2: "GPU-bb33"}

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from oomguard.discover import load_strategies, own_folder, select
 from oomguard.errors import StrategyError
-from oomguard.ladder import CLASSIC
+from oomguard.ladder.climb import CLASSIC
+from oomguard.ladder.load import load_strategies, own_folder, select
 
 GOOD = """
 from oomguard.strategy import SAME_MATH, Kind, Remedy, Strategy

@@ -10,7 +10,7 @@ import pytest
 
 from oomguard.estimate.correct import UNCORRECTED, Measured, corrected
 from oomguard.estimate.memory import Term
-from oomguard.fits import FitIndex, Setting
+from oomguard.predict.history import FitIndex, Setting
 
 HERE = Setting(device="RTX 3090", versions={"torch": "2.13"}, framework="trl", model="m")
 TERMS = {
@@ -112,7 +112,7 @@ def test_a_file_of_a_newer_layout_is_left_alone(tmp_path):
 
 
 def test_a_locked_file_costs_no_more_than_its_patience(tmp_path, monkeypatch):
-    monkeypatch.setattr("oomguard.fits.PATIENCE_S", 0.05)
+    monkeypatch.setattr("oomguard.predict.history.PATIENCE_S", 0.05)
     path = tmp_path / "fits.sqlite"
     FitIndex(path).remember("before", ())
     holder = sqlite3.connect(path, isolation_level=None)

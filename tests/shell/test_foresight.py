@@ -8,13 +8,21 @@ import pytest
 
 from generators import make_job, make_ladder
 from oomguard.catalogue.lookup import find_model
-from oomguard.cli.foresight import Foresight, foresee, start_of
-from oomguard.cli.planning import plan_job
-from oomguard.cli.request import prepare
-from oomguard.config import Options
-from oomguard.decide import Launch, decide
+from oomguard.cli.options_block import Options
+from oomguard.cli.plan_job import plan_job
+from oomguard.cli.prepare import prepare
+from oomguard.cli.starting_point import Foresight, foresee, start_of
 from oomguard.estimate.memory import Fits, Term
-from oomguard.events import (
+from oomguard.job.memory_settings import Family
+from oomguard.job.plan import Plan, Precision, Quantization, Tuning
+from oomguard.job.training_job import Device
+from oomguard.predict.forecast import Outlook, Room, outlook
+from oomguard.predict.history import FitIndex, learn
+from oomguard.predict.prediction_request import Question
+from oomguard.predict.predictor import Predictor
+from oomguard.process.process_events import Report
+from oomguard.run.decide import Launch, decide
+from oomguard.run.events import (
     Lessons,
     Limits,
     Probe,
@@ -23,17 +31,9 @@ from oomguard.events import (
     event_from_json,
     event_to_json,
 )
-from oomguard.fits import FitIndex, learn
-from oomguard.job import Device
-from oomguard.plan import Plan, Precision, Quantization, Tuning
-from oomguard.prediction.outlook import Outlook, Room, outlook
-from oomguard.prediction.predict import Predictor
-from oomguard.prediction.question import Question
-from oomguard.process.events import Report
-from oomguard.recipe import Family
-from oomguard.record import Attempt, RunRecord
+from oomguard.run.observer import Observer
+from oomguard.run.state import Attempt, RunRecord
 from oomguard.strategy import Fidelity
-from oomguard.supervise.observe import Observer
 from oomguard.units import GIB, MIB
 from shapes import FACTORY
 from told import Told

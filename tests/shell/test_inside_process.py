@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from inside_job import Ended, fake_torch, run_job
-from oomguard import inside
+from oomguard import monitor
 
 HOARD = """
 import resource
@@ -55,7 +55,7 @@ def only(ended: Ended, type_: str) -> dict[str, object]:
 
 
 def test_a_job_without_torch_says_nothing(tmp_path):
-    ended = run_job(tmp_path, "import sys; print('oomguard_inside.install' in sys.modules)")
+    ended = run_job(tmp_path, "import sys; print('oomguard_monitor.install' in sys.modules)")
     assert (ended.code, ended.out, ended.lines, ended.buffered) == (0, "False\n", [], {})
 
 
@@ -73,12 +73,12 @@ def test_hello_and_bye_frame_an_orderly_job(folder):
 
 def test_without_its_environment_it_is_inert(folder):
     script = (
-        "import sys, torch; print([m for m in sys.modules if m.startswith('oomguard_inside.')],"
+        "import sys, torch; print([m for m in sys.modules if m.startswith('oomguard_monitor.')],"
         " [type(f).__name__ for f in sys.meta_path if type(f).__name__ == 'Finder'],"
         " sys.excepthook is sys.__excepthook__)"
     )
     ended = run_job(folder, script, env={"OOMGUARD_SOCKET": "", "OOMGUARD_BUFFER": ""})
-    assert ended.out == "['oomguard_inside.chain'] [] True\n"
+    assert ended.out == "['oomguard_monitor.chain'] [] True\n"
     assert ended.lines == []
 
 
@@ -95,7 +95,7 @@ def test_a_sitecustomize_behind_runs_once_and_under_its_own_name(folder):
     (other / "sitecustomize.py").write_text("print('other'); MINE = 1\n")
     (other / "helper.py").write_text("NAME = 'helper'\n")
     script = "import helper, sitecustomize, torch; print(helper.NAME, sitecustomize.MINE)"
-    base = inside.environment({"PYTHONPATH": str(other)}, socket="s", buffer="b", mark="m")
+    base = monitor.environment({"PYTHONPATH": str(other)}, socket="s", buffer="b", mark="m")
     ended = run_job(folder, script, env={"PYTHONPATH": base["PYTHONPATH"]})
     assert ended.out == "other\nhelper 1\n"
     assert ended.types == ["hello", "bye"]
@@ -112,7 +112,7 @@ def test_a_sitecustomize_that_chains_by_importing_again_ends(folder, leaves):
         "sys.modules.pop('sitecustomize', None); import sitecustomize\n"
     )
     (last / "sitecustomize.py").write_text("print('last')\n")
-    path = os.pathsep.join([str(inside.PATH), str(other), str(last)])
+    path = os.pathsep.join([str(monitor.PATH), str(other), str(last)])
     ended = run_job(folder, "import torch", env={"PYTHONPATH": path})
     assert ended.out == ("other\n" if leaves == "pass" else "other\nlast\n")
     assert ended.types == ["hello", "bye"]
@@ -122,14 +122,14 @@ def test_a_sitecustomize_that_fails_is_reported_by_site_and_harms_nothing(folder
     other = folder / "other"
     other.mkdir()
     (other / "sitecustomize.py").write_text("raise ValueError('theirs')\n")
-    path = os.pathsep.join([str(inside.PATH), str(other)])
+    path = os.pathsep.join([str(monitor.PATH), str(other)])
     ended = run_job(folder, "import torch", env={"PYTHONPATH": path})
     assert "theirs" in ended.err
     assert (ended.code, ended.types) == (0, ["hello", "bye"])
 
 
 def test_a_path_twice_on_the_pythonpath_reports_once(folder):
-    path = os.pathsep.join([str(inside.PATH)] * 2)
+    path = os.pathsep.join([str(monitor.PATH)] * 2)
     assert run_job(folder, "import torch", env={"PYTHONPATH": path}).types == ["hello", "bye"]
 
 
@@ -388,7 +388,7 @@ def test_a_supervisor_that_does_not_read_stalls_nothing(folder):
         "server = socket.socket(socket.AF_UNIX); server.bind('own'); server.listen()\n"
         + STEP
         + "class T: shape = (1,) * 1000\n"
-        "import oomguard_inside.reporter as r; r.INTERVAL_S = 0\n"
+        "import oomguard_monitor.reporter as r; r.INTERVAL_S = 0\n"
         "for batch in _BaseDataLoaderIter([{str(n): T() for n in range(20)}] * 500): step()\n"
     )
     ended = run_job(folder, script, env={"OOMGUARD_SOCKET": "own"})

@@ -15,9 +15,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from oomguard import inside
+from oomguard import monitor
 
-FILES = sorted(inside.PATH.rglob("*.py"))
+FILES = sorted(monitor.PATH.rglob("*.py"))
 CUDA = (
     "CUDA out of memory. Tried to allocate 1.50 GiB. GPU 0 has a total capacity of 79.15 GiB of "
     "which 1.20 GiB is free. Including non-PyTorch memory, this process has 77.9 GiB memory in use."
@@ -26,16 +26,16 @@ CUDA = (
 
 @contextlib.contextmanager
 def reporter_package() -> Iterator[None]:
-    sys.path.insert(0, str(inside.PATH))
+    sys.path.insert(0, str(monitor.PATH))
     try:
         yield
     finally:
-        sys.path.remove(str(inside.PATH))
+        sys.path.remove(str(monitor.PATH))
 
 
 def part(name: str) -> ModuleType:
     with reporter_package():
-        return importlib.import_module(f"oomguard_inside.{name}")
+        return importlib.import_module(f"oomguard_monitor.{name}")
 
 
 oom, phases, lines, state, cap, memory = map(
@@ -61,7 +61,7 @@ def test_it_imports_nothing_but_the_standard_library_and_itself(file: Path):
     names = {alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names}
     names |= {node.module for node in nodes if isinstance(node, ast.ImportFrom) and not node.level}
     tops = {name.split(".")[0] for name in names}
-    assert tops <= sys.stdlib_module_names | {"oomguard_inside"}
+    assert tops <= sys.stdlib_module_names | {"oomguard_monitor"}
 
 
 @pytest.mark.parametrize(
@@ -346,9 +346,9 @@ def test_a_report_gives_up_its_reserve_and_then_its_extent(monkeypatch):
 
 
 def test_the_environment_keeps_a_pythonpath_that_is_in_use():
-    ours = str(inside.PATH)
+    ours = str(monitor.PATH)
     given_env = {"PYTHONPATH": f"/theirs:{ours}:/more"}
-    env = inside.environment(given_env, socket="/s", buffer="/b", mark="m", gpu_memory_bytes=5)
+    env = monitor.environment(given_env, socket="/s", buffer="/b", mark="m", gpu_memory_bytes=5)
     assert env == {
         "PYTHONPATH": f"{ours}:/theirs:/more",
         "OOMGUARD_SOCKET": "/s",
@@ -356,4 +356,4 @@ def test_the_environment_keeps_a_pythonpath_that_is_in_use():
         "OOMGUARD_MARK": "m",
         "OOMGUARD_GPU_MEMORY": "5",
     }
-    assert inside.environment({}, socket="/s", buffer="/b", mark="m")["PYTHONPATH"] == ours
+    assert monitor.environment({}, socket="/s", buffer="/b", mark="m")["PYTHONPATH"] == ours

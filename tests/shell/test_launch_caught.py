@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import pytest
 
-from oomguard.events import Noticed, Progress
 from oomguard.evidence.judge import judge
 from oomguard.evidence.verdict import Kind
-from oomguard.plan import Plan
-from oomguard.process.events import Output, Report
-from oomguard.record import Attempt
-from oomguard.supervise.observe import Observer
+from oomguard.job.plan import Plan
+from oomguard.process.process_events import Output, Report
+from oomguard.run.events import Noticed, Progress
+from oomguard.run.observer import Observer
+from oomguard.run.state import Attempt
 from shell.launches import TORCH_OOM
 
 

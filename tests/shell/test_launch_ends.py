@@ -12,7 +12,7 @@ import jsonschema
 import pytest
 
 import oomguard
-from oomguard.store import ROOM_BYTES
+from oomguard.run.folder import ROOM_BYTES
 from shell.launches import (
     CAP_BYTES,
     OOMGUARD,

@@ -10,7 +10,7 @@ import sys
 import pytest
 
 from core.test_probing import OK, Story
-from oomguard.cli.account import Account
+from oomguard.cli.console import Account
 from shell.launches import REPORT, TORCH_OOM, launch
 
 JOB = f"""

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from oomguard.events import Noticed, Progress
 from oomguard.evidence.verdict import Kind, Phase, Witness
-from oomguard.process.events import Kernel, Output, Report
-from oomguard.supervise.observe import MOST_FINDINGS, Observer
+from oomguard.process.process_events import Kernel, Output, Report
+from oomguard.run.events import Noticed, Progress
+from oomguard.run.observer import MOST_FINDINGS, Observer
 
 TEXT = b"torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2.00 GiB.\n"
 

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from oomguard.pictures import size_of
+from oomguard.dataset.image_size import size_of
 
 HIGH, WIDE = 480, 640
 APP = b"\xff\xe0" + struct.pack(">H", 16) + b"JFIF" + bytes(10)

@@ -36,7 +36,7 @@ def _offline(monkeypatch, tmp_path):
 @pytest.fixture(autouse=True)
 def _no_tracer(monkeypatch):
     """Leave it to arithmetic, whether this Python has torch (`make quickstart`) or not."""
-    monkeypatch.setattr("oomguard.cli.planning.tracer_of", lambda *_, **__: None)
+    monkeypatch.setattr("oomguard.cli.plan_job.tracer_of", lambda *_, **__: None)
 
 
 @pytest.fixture

@@ -14,13 +14,13 @@ import pytest
 from generators import make_job
 from oomguard.catalogue.lookup import find_model
 from oomguard.estimate.memory import Fits
-from oomguard.job import Lengths, World
-from oomguard.plan import Allocator, EmbeddingRows, Plan, Quantization, Sharding
-from oomguard.prediction import request
-from oomguard.prediction.dryrun import Tracer, tracer_of
-from oomguard.prediction.predict import Predictor
-from oomguard.prediction.question import Question
-from oomguard.recipe import Family
+from oomguard.job.memory_settings import Family
+from oomguard.job.plan import Allocator, EmbeddingRows, Plan, Quantization, Sharding
+from oomguard.job.training_job import Lengths, World
+from oomguard.predict import trace_request
+from oomguard.predict.prediction_request import Question
+from oomguard.predict.predictor import Predictor
+from oomguard.predict.trace_client import Tracer, tracer_of
 from oomguard.units import GIB, MIB
 from shapes import FACTORY, LITGPT, LORA, replace
 
@@ -203,20 +203,20 @@ def test_a_sharded_plan_takes_activations_from_the_trace_and_weights_from_arithm
 
 
 def test_the_request_says_how_the_framework_stores_numbers():
-    step = request.variant(ask(LORA), LORA)
+    step = trace_request.variant(ask(LORA), LORA)
     assert step is not None
     recipe = step["recipe"]
     assert isinstance(recipe, dict)
     assert (recipe["weights_dtype"], recipe["trainable_dtype"]) == ("bf16", "fp32")
     assert recipe["lora"]["targets"] == "all-linear"
-    assert request.variant(ask(LORA), replace(LORA, embedding_rows=EmbeddingRows.NEW)) is None
+    assert trace_request.variant(ask(LORA), replace(LORA, embedding_rows=EmbeddingRows.NEW)) is None
 
 
 @pytest.mark.parametrize(("litgpt", "second_embedding"), [("0.5.2", None), ("0.5.13", True)])
 def test_what_a_quantized_litgpt_run_trains_depends_on_its_version(litgpt, second_embedding):
     plan = replace(LORA, quantization=Quantization.NF4)
     question = replace(ask(plan), recipe=LITGPT)
-    step = request.variant(question, plan, {"litgpt": litgpt})
+    step = trace_request.variant(question, plan, {"litgpt": litgpt})
     assert step is not None
     assert step["plan"]["optimizer"] == "paged_adamw"
     assert step["recipe"].get("stable_embedding") is second_embedding
@@ -230,7 +230,7 @@ def test_batches_are_as_long_as_the_longest_sample_that_the_tokenizer_counted():
     mixed = replace(lengths, sorted_tokens=(90, 100, 700))
     for accumulation, last_of_the_second_step in ((1, [[100], [700]]), (8, [[700], [100]])):
         plan = replace(LORA, accumulation=accumulation)
-        step = request.variant(ask(plan, lengths=mixed), plan)
+        step = trace_request.variant(ask(plan, lengths=mixed), plan)
         assert step is not None
         assert step["recipe"]["lengths"] == last_of_the_second_step
     guessed = replace(lengths, counted_by="4 characters a token")
@@ -260,7 +260,7 @@ def pictured(tmp_path):
             job=make_job(plan, lengths=known), recipe=replace(FACTORY, images=1), model=model,
             plans=(plan,), capacity_bytes=GIB,
         )  # fmt: skip
-        return question, request.variant(question, plan)
+        return question, trace_request.variant(question, plan)
 
     return of
 
@@ -283,7 +283,7 @@ def test_images_leave_room_for_the_text(pictured):
     _, asked = pictured(*[(448, 448)] * 20)
     images = asked["recipe"]["media"]["images"]
     assert len(images) == 20
-    assert sum(high * wide for high, wide in images) <= (2048 - request.SPARE_TOKENS) * 28**2
+    assert sum(high * wide for high, wide in images) <= (2048 - trace_request.SPARE_TOKENS) * 28**2
 
 
 def test_without_images_at_hand_the_largest_allowed_one_is_taken(pictured):

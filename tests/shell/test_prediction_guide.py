@@ -6,13 +6,13 @@ import re
 from pathlib import Path
 
 from oomguard.catalogue.shipped import families, known
-from oomguard.cli.plan import command
+from oomguard.cli.plan_command import command
 from oomguard.estimate import analytic, combine, constants
 from oomguard.estimate.cards import card_named
 from oomguard.estimate.formats import PACKED_BYTES
 from oomguard.estimate.memory import Method, Term
-from oomguard.plan import Quantization
-from oomguard.prediction.predict import BUDGET_S
+from oomguard.job.plan import Quantization
+from oomguard.predict.predictor import BUDGET_S
 from oomguard.units import GIB, MIB
 
 GUIDE = (Path(__file__).parents[2] / "docs" / "prediction.md").read_text()

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from oomguard.errors import UsageError
-from oomguard.process.cgroup import Cgroup, own_cgroup
-from oomguard.process.events import Exited, Kernel
+from oomguard.machine.cgroups import Cgroup, own_cgroup
 from oomguard.process.limits import CapBy, Caps
+from oomguard.process.process_events import Exited, Kernel
 from oomguard.units import MIB
 from shell.process_attempts import make_attempts, needs_cgroup
 

@@ -9,10 +9,10 @@ from pathlib import Path
 import psutil
 import pytest
 
-from oomguard.command import Command
 from oomguard.errors import RunFolderError
-from oomguard.process.events import Exited, Output
+from oomguard.job.command import Command
 from oomguard.process.limits import Caps
+from oomguard.process.process_events import Exited, Output
 from oomguard.process.start import start
 from oomguard.units import MIB
 from shell.process_attempts import PATIENCE_S, WAIT, make_attempts, unique

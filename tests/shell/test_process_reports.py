@@ -12,8 +12,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from oomguard.process.events import Exited, Report
 from oomguard.process.messages import LINE_BYTES, Lines, parse
+from oomguard.process.process_events import Exited, Report
 from oomguard.process.reports import SOCKET_FILE, ReportServer, sweep
 from shell.process_attempts import PATIENCE_S, WAIT, make_attempts
 

@@ -12,9 +12,9 @@ from pathlib import Path
 import psutil
 import pytest
 
-from oomguard.command import File
 from oomguard.errors import FrameworkError, OomguardError, RunFolderError, UsageError
-from oomguard.process.cgroup import own_cgroup
+from oomguard.job.command import File
+from oomguard.machine.cgroups import own_cgroup
 from oomguard.process.limits import CapBy, Caps
 from oomguard.units import MIB
 from shell.process_attempts import WAIT, Attempts, make_attempts, unique
@@ -69,7 +69,7 @@ def test_inside_comes_first_on_the_python_path_and_keeps_what_was_there(attempts
     caps = Caps(gpu_memory_bytes=5)
     environ = shown(attempts, inside=True, caps=caps)[2]
     first, rest = environ["PYTHONPATH"].split(":", 1)
-    assert first.endswith("oomguard/inside/path")
+    assert first.endswith("oomguard/monitor/path")
     assert rest == "/of/the/user"
     assert environ["OOMGUARD_GPU_MEMORY"] == "5"
     assert Path(environ["OOMGUARD_BUFFER"]).is_dir()

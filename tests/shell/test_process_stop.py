@@ -13,7 +13,7 @@ from dataclasses import replace
 import psutil
 import pytest
 
-from oomguard.process.cgroup import own_cgroup
+from oomguard.machine.cgroups import own_cgroup
 from oomguard.process.members import Members, read_row
 from shell.process_attempts import PATIENCE_S, STUBBORN, WAIT, make_attempts
 
@@ -55,7 +55,7 @@ except KeyboardInterrupt:
 SUPERVISOR = """
 import os, sys
 from pathlib import Path
-from oomguard.command import Command
+from oomguard.job.command import Command
 from oomguard.process.limits import Caps
 from oomguard.process.start import start
 folder = sys.argv[1]

@@ -6,9 +6,9 @@ import json
 
 import pytest
 
-from oomguard.cli.request import prepare
-from oomguard.config import Options
-from oomguard.plan import Sharding
+from oomguard.cli.options_block import Options
+from oomguard.cli.prepare import prepare
+from oomguard.job.plan import Sharding
 
 SCRIPT = """#!/bin/bash
 MODEL="some/base"

@@ -13,9 +13,9 @@ from pathlib import Path
 import pytest
 
 import oomguard
-from oomguard.checkpoints import is_whole
-from oomguard.config import load
+from oomguard.cli.options_block import load
 from oomguard.errors import ConfigError
+from oomguard.machine.checkpoint_scan import is_whole
 from oomguard.process.reports import ReportServer
 from shell.launches import OOMGUARD, launch, write_job
 

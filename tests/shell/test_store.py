@@ -9,10 +9,10 @@ import pytest
 
 from generators import make_job, make_ladder
 from oomguard.errors import RunFolderError
-from oomguard.events import Limits, RunStarted, Signalled
-from oomguard.history import parse_history, read_events
-from oomguard.record import replay
-from oomguard.store import RunFolder, write_json, write_text
+from oomguard.run.event_log import parse_history, read_events
+from oomguard.run.events import Limits, RunStarted, Signalled
+from oomguard.run.folder import RunFolder, write_json, write_text
+from oomguard.run.state import replay
 
 LIMITS = Limits(ladder=("halve_micro_batch",), allow=make_ladder().allow, max_attempts=20)
 STARTED = RunStarted(
@@ -52,7 +52,7 @@ def test_a_folder_with_a_run_in_it_is_left_alone(tmp_path):
 
 def test_two_supervisors_never_hold_one_folder(tmp_path):
     folder = RunFolder.create(tmp_path, "run")
-    code = "import sys; from pathlib import Path; from oomguard.store import RunFolder\n"
+    code = "import sys; from pathlib import Path; from oomguard.run.folder import RunFolder\n"
     code += "RunFolder.create(Path(sys.argv[1]), 'run')"
     other = subprocess.run(
         [sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, check=False

@@ -62,7 +62,7 @@ def test_the_wheel_carries_what_is_no_module(wheel):
     strategies = {f"oomguard/_strategies/{path.name}" for path in ROOT.glob("strategies/*.py")}
     inside = {
         path.relative_to(ROOT / "src").as_posix()
-        for path in ROOT.glob("src/oomguard/inside/path/**/*.py")
+        for path in ROOT.glob("src/oomguard/monitor/path/**/*.py")
     }
     assert len(strategies) > 6
     assert len(inside) > 6

@@ -10,12 +10,9 @@ import pytest
 from hypothesis import given, settings
 
 from generators import jobs, make_job
-from oomguard.cli.ladder import table
-from oomguard.discover import load_strategies
+from oomguard.cli.ladder_command import table
 from oomguard.evidence.verdict import Kind, Phase, Verdict
-from oomguard.job import Device, Job, Lengths, World
-from oomguard.ladder import CLASSIC
-from oomguard.plan import (
+from oomguard.job.plan import (
     Allocator,
     DeviceMap,
     EmbeddingRows,
@@ -30,6 +27,9 @@ from oomguard.plan import (
     Tuning,
     differences,
 )
+from oomguard.job.training_job import Device, Job, Lengths, World
+from oomguard.ladder.climb import CLASSIC
+from oomguard.ladder.load import load_strategies
 from oomguard.strategy import Fidelity
 
 ALL = {strategy.id: strategy for strategy in load_strategies()}

@@ -7,15 +7,15 @@ from dataclasses import replace
 import pytest
 
 from generators import Walk
-from oomguard.adapters.base import Adapter, Request
+from oomguard.adapters.contract import Adapter, Request
 from oomguard.adapters.hf_trainer import HFTrainer
 from oomguard.adapters.litgpt import LitGPT
 from oomguard.adapters.llamafactory import LlamaFactory
-from oomguard.discover import load_strategies, select
 from oomguard.evidence.verdict import Kind, Phase, Verdict
-from oomguard.job import Job, Source
-from oomguard.ladder import Framework, Ladder
-from oomguard.plan import Plan
+from oomguard.job.plan import Plan
+from oomguard.job.training_job import Job, Source
+from oomguard.ladder.climb import Framework, Ladder
+from oomguard.ladder.load import load_strategies, select
 
 CWD = "/home/me"
 FOLDER = "/home/me/runs/1"

@@ -60,7 +60,7 @@ def measured(case: dict[str, Any], device: str, card: dict[str, Any]) -> dict[st
     asked = {"v": 1, "model": {"family": "hf", "config": SHAPES[case["shape"]]},
              "variants": [{"id": "x", "plan": case["plan"], "recipe": case["recipe"]}],
              "capacity_bytes": None if total is None else total - CONTEXT_BYTES}  # fmt: skip
-    predicted = json.loads(_python(["-m", "oomguard_dryrun"], environment, json.dumps(asked)))
+    predicted = json.loads(_python(["-m", "oomguard_tracer"], environment, json.dumps(asked)))
     child = [str(HERE / "measure.py"), "--device", device, "--child", json.dumps(case)]
     real = json.loads(_python(child, environment, ""))
     print(case["name"], real, file=sys.stderr)

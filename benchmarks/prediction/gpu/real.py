@@ -6,8 +6,8 @@ from typing import Any
 
 import torch
 import transformers
-from oomguard_dryrun.batches import causal
-from oomguard_dryrun.request import parse
+from oomguard_tracer.batches import causal
+from oomguard_tracer.request import parse
 
 
 def model_and_batch(

@@ -9,34 +9,34 @@ from __future__ import annotations
 import posixpath
 from dataclasses import dataclass, replace
 
-from oomguard.adapters import aside, knobs, launchers
-from oomguard.adapters import training_arguments as hf
-from oomguard.adapters.base import Request
+from oomguard.adapters import fields, launchers, trial
 from oomguard.adapters.common import Refusal
-from oomguard.adapters.deepspeed import ZERO
-from oomguard.adapters.hf_program import HFProgram
+from oomguard.adapters.contract import Request
+from oomguard.adapters.detect import is_axolotl_config
+from oomguard.adapters.fields import Edits, Key, Knob, Knobs, as_object, flag, number
+from oomguard.adapters.hf import training_arguments as hf
+from oomguard.adapters.hf.deepspeed import ZERO
+from oomguard.adapters.hf.hf_program import HFProgram
 from oomguard.adapters.hf_trainer import NO_ROWS, ZERO3_WITH_BATCH_SEARCH
 from oomguard.adapters.invocation import FileFirst, Invocation, split
-from oomguard.adapters.knobs import Edits, Key, Knob, Knobs, as_object, flag, number
 from oomguard.adapters.launchers import Launch, Launcher
-from oomguard.adapters.recognition import is_axolotl_config
-from oomguard.adapters.settings import Settings
-from oomguard.adapters.words import Words
+from oomguard.configfile.flags import Words
+from oomguard.configfile.layered import Settings
 from oomguard.errors import ConfigError, Where
-from oomguard.job import Job, Source
-from oomguard.plan import Overlong, Plan, Precision, Quantization, Tuning
+from oomguard.job.plan import Overlong, Plan, Precision, Quantization, Tuning
+from oomguard.job.training_job import Job, Source
 
 _MODULE = "axolotl.cli.train"
 _MICRO, _STEPS = number("micro_batch_size", 1), number("gradient_accumulation_steps", 1)
-_BATCH = knobs.maybe_number("batch_size")  # of one rank: the older way to say the accumulation
+_BATCH = fields.maybe_number("batch_size")  # of one rank: the older way to say the accumulation
 _CHECKPOINTING: Key[object] = Key(
-    name="gradient_checkpointing", decode=knobs.anything, default=False
+    name="gradient_checkpointing", decode=fields.anything, default=False
 )
-_BF16: Key[object] = Key(name="bf16", decode=knobs.anything, default="auto")
+_BF16: Key[object] = Key(name="bf16", decode=fields.anything, default="auto")
 _FULL_HALF = ("bfloat16", "float16")
-_ADAPTER = knobs.maybe_text("adapter")
+_ADAPTER = fields.maybe_text("adapter")
 _LOAD_4BIT, _LOAD_8BIT = flag("load_in_4bit"), flag("load_in_8bit")
-_OUTPUT = knobs.text("output_dir", "./model-out")
+_OUTPUT = fields.text("output_dir", "./model-out")
 _LORAS = ("lora", "qlora")
 _EXCESS = {"drop": Overlong.DROPPED, "truncate": Overlong.CUT}
 _FOUR_BIT = Quantization.NF4_DOUBLE  # what axolotl asks of bitsandbytes
@@ -96,12 +96,12 @@ def _tuning(settings: Settings) -> Tuning:
 
 KNOBS = Knobs(
     knobs=(
-        knobs.direct("micro_batch", _MICRO),
+        fields.direct("micro_batch", _MICRO),
         Knob(field="accumulation", read=_accumulation, edits=_accumulation_edits),
         # Not stated, it follows the micro batch.
-        knobs.stated("eval_batch", knobs.maybe_number("eval_batch_size")),
-        knobs.direct("sequence_length", number("sequence_len", 512)),
-        knobs.choice("overlong", knobs.text("excess_length_strategy", "drop"), _EXCESS),
+        fields.stated("eval_batch", fields.maybe_number("eval_batch_size")),
+        fields.direct("sequence_length", number("sequence_len", 512)),
+        fields.choice("overlong", fields.text("excess_length_strategy", "drop"), _EXCESS),
         Knob(
             field="checkpointing",
             read=lambda settings: _CHECKPOINTING.of(settings) not in (None, False),
@@ -110,15 +110,15 @@ KNOBS = Knobs(
         Knob(field="precision", read=_precision, edits=_precision_edits),
         Knob(field="quantization", read=_quantization, edits=_quantization_edits),
         Knob(field="tuning", read=_tuning, edits=lambda _, __: None),
-        knobs.stated("lora_rank", knobs.maybe_number("lora_r")),
-        knobs.direct("optimizer", knobs.text("optimizer", "adamw_torch_fused")),
-        knobs.stated(
+        fields.stated("lora_rank", fields.maybe_number("lora_r")),
+        fields.direct("optimizer", fields.text("optimizer", "adamw_torch_fused")),
+        fields.stated(
             "loader_workers",
-            Key(name="dataloader_num_workers", decode=knobs.natural, default=0),
+            Key(name="dataloader_num_workers", decode=fields.natural, default=0),
         ),
-        knobs.stated("pin_memory", flag("dataloader_pin_memory")),
-        knobs.stated("low_cpu_mem_usage", flag("low_cpu_mem_usage")),
-        knobs.direct("auto_find_batch_size", flag("auto_find_batch_size")),
+        fields.stated("pin_memory", flag("dataloader_pin_memory")),
+        fields.stated("low_cpu_mem_usage", flag("low_cpu_mem_usage")),
+        fields.direct("auto_find_batch_size", flag("auto_find_batch_size")),
     )
 )
 _REFUSALS = (
@@ -143,7 +143,7 @@ _REFUSALS = (
         when=lambda s, _, plan: (
             plan.micro_batch > 1
             and flag("sample_packing").of(s)
-            and knobs.number("context_parallel_size", 1).of(s) > 1
+            and fields.number("context_parallel_size", 1).of(s) > 1
         ),
     ),
     Refusal(
@@ -243,8 +243,8 @@ class Axolotl(HFProgram):
     def quiet(self, settings: Settings, folder: str) -> Settings:
         """Switch trackers off by Axolotl's own keys."""
         settings = settings.set(self.output.name, folder).set("save_strategy", "no")
-        settings = settings.set("max_steps", aside.MOST_STEPS)
-        return aside.stated(settings, _BESIDE)
+        settings = settings.set("max_steps", trial.MOST_STEPS)
+        return trial.stated(settings, _BESIDE)
 
     def further_files(self, request: Request) -> tuple[str, ...]:
         """Name the DeepSpeed file, and accelerate's.

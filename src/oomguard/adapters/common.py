@@ -6,16 +6,17 @@ import posixpath
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
-from oomguard.adapters import accelerate, allocator
-from oomguard.adapters.base import Request
-from oomguard.adapters.document import Document
+from oomguard.adapters import allocator_env
+from oomguard.adapters.contract import Request
+from oomguard.adapters.hf import accelerate
 from oomguard.adapters.launchers import Launch, Launcher
-from oomguard.adapters.settings import Settings
-from oomguard.command import File
-from oomguard.job import Job, Source, World
-from oomguard.plan import Offload, Plan, Sharding
+from oomguard.configfile.document import Document
+from oomguard.configfile.layered import Settings
+from oomguard.job.command import File
+from oomguard.job.plan import Offload, Plan, Sharding
+from oomguard.job.training_job import Job, Source, World
 
-_LAUNCH_NAMES = ("CUDA_VISIBLE_DEVICES", *allocator.NAMES)
+_LAUNCH_NAMES = ("CUDA_VISIBLE_DEVICES", *allocator_env.NAMES)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,7 +51,7 @@ def attempt_env(job: Job, plan: Plan) -> dict[str, str]:
     """Give the environment of an attempt: the user's, with the plan's allocator if it differs."""
     if plan.allocator is None or plan.allocator is job.asked.allocator:
         return dict(job.env)
-    return allocator.with_allocator(job.env, plan.allocator)
+    return allocator_env.with_allocator(job.env, plan.allocator)
 
 
 def launched_world(launch: Launch, request: Request) -> World:

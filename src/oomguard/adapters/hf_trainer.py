@@ -9,23 +9,24 @@ import posixpath
 from collections.abc import Mapping
 from dataclasses import replace
 
-from oomguard.adapters import accelerate, allocator, aside, common, knobs, launchers, resuming
-from oomguard.adapters import training_arguments as hf
-from oomguard.adapters.base import Request
+from oomguard.adapters import allocator_env, common, fields, launchers, trial
 from oomguard.adapters.common import Refusal
-from oomguard.adapters.deepspeed import ZERO
-from oomguard.adapters.hf_recipe import recipe_of
+from oomguard.adapters.contract import Request
+from oomguard.adapters.detect import is_known_config, is_known_script
+from oomguard.adapters.fields import Edits, Key, Knob, Knobs, as_object, flag
+from oomguard.adapters.hf import accelerate, resuming
+from oomguard.adapters.hf import training_arguments as hf
+from oomguard.adapters.hf.deepspeed import ZERO
+from oomguard.adapters.hf.hf_memory import recipe_of
 from oomguard.adapters.invocation import Invocation, args_file, split
-from oomguard.adapters.knobs import Edits, Key, Knob, Knobs, as_object, flag
 from oomguard.adapters.launchers import Launch, Launcher
-from oomguard.adapters.recognition import is_known_config, is_known_script
-from oomguard.adapters.settings import Settings
-from oomguard.adapters.words import Words
-from oomguard.checkpoint import Continuation, Layout, Mode
-from oomguard.command import Command, File
+from oomguard.configfile.flags import Words
+from oomguard.configfile.layered import Settings
 from oomguard.errors import ConfigError, Where
-from oomguard.job import Device, Job, Source, World
-from oomguard.plan import (
+from oomguard.job.checkpoint import Continuation, Layout, Mode
+from oomguard.job.command import Command, File
+from oomguard.job.memory_settings import Recipe
+from oomguard.job.plan import (
     DeviceMap,
     EmbeddingRows,
     Offload,
@@ -35,7 +36,7 @@ from oomguard.plan import (
     Sharding,
     Tuning,
 )
-from oomguard.recipe import Recipe
+from oomguard.job.training_job import Device, Job, Source, World
 
 ENVIRONMENT = (
     *("MASTER_ADDR", "MASTER_PORT", "RANK", "LOCAL_RANK", "WORLD_SIZE", "NODE_RANK"),
@@ -49,8 +50,8 @@ _LENGTHS = (
 _WORKERS = ("preprocessing_num_workers", "dataset_num_proc")
 _LOAD_4BIT, _LOAD_8BIT = flag("load_in_4bit"), flag("load_in_8bit")
 _NESTED = flag("use_bnb_nested_quant")
-_KIND = knobs.text("bnb_4bit_quant_type", "nf4")
-_DEVICE_MAP: Key[object] = Key(name="device_map", decode=knobs.anything, default=None)
+_KIND = fields.text("bnb_4bit_quant_type", "nf4")
+_DEVICE_MAP: Key[object] = Key(name="device_map", decode=fields.anything, default=None)
 _OWN_DEVICE = "cuda"  # transformers takes it for the device of LOCAL_RANK
 _USES_LORA = ("use_peft", "use_lora")
 _RANKS = ("lora_r", "lora_rank")
@@ -106,14 +107,14 @@ def _device_map_edits(settings: Settings, value: object) -> Edits | None:
 KNOBS = Knobs(
     knobs=(
         *hf.SHARED,
-        knobs.stated("sequence_length", *(knobs.maybe_number(name) for name in _LENGTHS)),
+        fields.stated("sequence_length", *(fields.maybe_number(name) for name in _LENGTHS)),
         hf.checkpointing("gradient_checkpointing"),
         Knob(field="precision", read=hf.mixed_precision, edits=hf.precision_edits),
         Knob(field="quantization", read=_quantization, edits=_quantization_edits),
         Knob(field="tuning", read=_tuning, edits=lambda _, __: None),
-        knobs.stated("lora_rank", *(knobs.maybe_number(name) for name in _RANKS)),
+        fields.stated("lora_rank", *(fields.maybe_number(name) for name in _RANKS)),
         hf.loss_kernel("use_liger_kernel"),
-        knobs.stated("low_cpu_mem_usage", flag("low_cpu_mem_usage")),
+        fields.stated("low_cpu_mem_usage", flag("low_cpu_mem_usage")),
         Knob(field="device_map", read=_device_map, edits=_device_map_edits),
         # run_clm groups texts into blocks; what other scripts do with long samples is not known.
         Knob(
@@ -121,7 +122,7 @@ KNOBS = Knobs(
             read=lambda settings: Overlong.CHUNKED if settings.has("block_size") else None,
             edits=lambda _, __: None,
         ),
-        knobs.stated("preprocess_workers", *(knobs.maybe_number(name) for name in _WORKERS)),
+        fields.stated("preprocess_workers", *(fields.maybe_number(name) for name in _WORKERS)),
     )
 )
 
@@ -249,7 +250,7 @@ class HFTrainer:
         fields["optimizer"] = own or fields["optimizer"]
         fields["sharding"], fields["offload"] = self.sharding(invocation, request)
         if device is not Device.CPU:
-            fields["allocator"] = allocator.allocator_of(request.env)
+            fields["allocator"] = allocator_env.allocator_of(request.env)
         job = Job(
             framework=self.name,
             argv=invocation.argv(invocation.launch.head, settings, invocation.config),
@@ -335,11 +336,11 @@ class HFTrainer:
         invocation = self.split(job.argv, job.config)
         settings = self.quiet(invocation.settings, folder)
         argv = invocation.argv(invocation.launch.head, settings, invocation.config)
-        return aside.with_settings(job, settings, argv, folder)
+        return trial.with_settings(job, settings, argv, folder)
 
     def quiet(self, settings: Settings, folder: str) -> Settings:
         """Have nothing saved, tracked or evaluated, and the rest written into a folder."""
-        return aside.trainer(settings, folder, self.output.name)
+        return trial.trainer(settings, folder, self.output.name)
 
     def edit(self, settings: Settings, job: Job, plan: Plan) -> Settings:
         """Write the fields that keys hold."""

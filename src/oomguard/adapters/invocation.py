@@ -9,12 +9,12 @@ import json
 from dataclasses import dataclass
 
 from oomguard.adapters import launchers
-from oomguard.adapters.document import Document
 from oomguard.adapters.launchers import Launch
-from oomguard.adapters.settings import Settings
-from oomguard.adapters.words import Words, is_flag
+from oomguard.configfile.document import Document
+from oomguard.configfile.flags import Words, is_flag
+from oomguard.configfile.layered import Settings
 from oomguard.errors import ConfigError, Where
-from oomguard.job import Source
+from oomguard.job.training_job import Source
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -10,7 +10,7 @@ from enum import Enum
 
 import yaml
 
-from oomguard.job import World
+from oomguard.job.training_job import World
 
 
 class Launcher(str, Enum):

@@ -9,22 +9,22 @@ import posixpath
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
-from oomguard.adapters import allocator, aside, common, knobs, launchers
-from oomguard.adapters import training_arguments as hf
-from oomguard.adapters.base import Request
+from oomguard.adapters import allocator_env, common, fields, launchers, trial
 from oomguard.adapters.common import Refusal
-from oomguard.adapters.document import Document
+from oomguard.adapters.contract import Request
+from oomguard.adapters.fields import Edits, Key, Knob, Knobs, as_object, choice
+from oomguard.adapters.hf import training_arguments as hf
 from oomguard.adapters.invocation import with_config
-from oomguard.adapters.knobs import Edits, Key, Knob, Knobs, as_object, choice
-from oomguard.adapters.litgpt_recipe import recipe_of
-from oomguard.adapters.settings import Settings
-from oomguard.adapters.words import Style, Words, is_flag
-from oomguard.checkpoint import Continuation, Layout, Mode
-from oomguard.command import Command
+from oomguard.adapters.litgpt_memory import recipe_of
+from oomguard.configfile.document import Document
+from oomguard.configfile.flags import Style, Words, is_flag
+from oomguard.configfile.layered import Settings
 from oomguard.errors import ConfigError, Where
-from oomguard.job import Device, Job, Source, World
-from oomguard.plan import Overlong, Plan, Precision, Quantization, Tuning
-from oomguard.recipe import Recipe
+from oomguard.job.checkpoint import Continuation, Layout, Mode
+from oomguard.job.command import Command
+from oomguard.job.memory_settings import Recipe
+from oomguard.job.plan import Overlong, Plan, Precision, Quantization, Tuning
+from oomguard.job.training_job import Device, Job, Source, World
 
 _OUTPUT = {
     "finetune": "out/finetune/lora",
@@ -59,41 +59,41 @@ _QUANTIZATIONS: dict[str | None, Quantization] = {
 
 
 def _precision_word(value: object) -> str:
-    return str(value) if isinstance(value, int) else knobs.word(value)
+    return str(value) if isinstance(value, int) else fields.word(value)
 
 
 def _class_path(value: object) -> str:
-    return knobs.word(value.get("class_path") if isinstance(value, dict) else value)
+    return fields.word(value.get("class_path") if isinstance(value, dict) else value)
 
 
-_MICRO = knobs.number("train.micro_batch_size", 1)
-_GLOBAL = knobs.number("train.global_batch_size", 16)
-_LENGTH = knobs.maybe_number("train.max_seq_length")
-_NODES = knobs.number("num_nodes", 1)
-_OUT = knobs.maybe_text("out_dir")
-_CHECKPOINT = knobs.maybe_text("checkpoint_dir")
+_MICRO = fields.number("train.micro_batch_size", 1)
+_GLOBAL = fields.number("train.global_batch_size", 16)
+_LENGTH = fields.maybe_number("train.max_seq_length")
+_NODES = fields.number("num_nodes", 1)
+_OUT = fields.maybe_text("out_dir")
+_CHECKPOINT = fields.maybe_text("checkpoint_dir")
 _PRECISION: Key[str] = Key(name="precision", decode=_precision_word, default="bf16-mixed")
 _OPTIMIZER: Key[str] = Key(name="optimizer", decode=_class_path, default="AdamW")
 
 
 def _optimizer_edits(settings: Settings, value: object) -> Edits:
     nested = isinstance(settings.get(_OPTIMIZER.name), dict)
-    return {as_object(knobs.text("optimizer.class_path", "") if nested else _OPTIMIZER): value}
+    return {as_object(fields.text("optimizer.class_path", "") if nested else _OPTIMIZER): value}
 
 
 _COMMON = (
-    knobs.direct("micro_batch", _MICRO),
-    knobs.direct("sequence_length", _LENGTH),
-    knobs.always("overlong", Overlong.CUT),
+    fields.direct("micro_batch", _MICRO),
+    fields.direct("sequence_length", _LENGTH),
+    fields.always("overlong", Overlong.CUT),
     choice("precision", _PRECISION, _PRECISIONS),
     Knob(field="optimizer", read=_OPTIMIZER.of, edits=_optimizer_edits),
-    knobs.stated(
+    fields.stated(
         "loader_workers",
-        Key(name="data.init_args.num_workers", decode=knobs.natural, default=0),
+        Key(name="data.init_args.num_workers", decode=fields.natural, default=0),
     ),
 )
-_QUANTIZED = (choice("quantization", knobs.maybe_text("quantize"), _QUANTIZATIONS),)
-_LORA = Knobs(knobs=(*_COMMON, *_QUANTIZED, knobs.direct("lora_rank", knobs.number("lora_r", 8))))
+_QUANTIZED = (choice("quantization", fields.maybe_text("quantize"), _QUANTIZATIONS),)
+_LORA = Knobs(knobs=(*_COMMON, *_QUANTIZED, fields.direct("lora_rank", fields.number("lora_r", 8))))
 _KNOBS = {
     "finetune": _LORA,
     "finetune_lora": _LORA,
@@ -239,14 +239,14 @@ def _block_size(path: str | None, files: Mapping[str, str]) -> int | None:
     if path is None or path not in files:
         return None
     document = Document.parse(Source(path=path, text=files[path]))
-    return knobs.maybe_number("block_size").of(Settings(file=document))
+    return fields.maybe_number("block_size").of(Settings(file=document))
 
 
 def _world(settings: Settings, gpus: int) -> World:
     value = settings.get("devices")
     if value in ("auto", -1):
         return World(nodes=_NODES.of(settings), per_node=max(1, gpus))
-    return World(nodes=_NODES.of(settings), per_node=knobs.number("devices", 1).of(settings))
+    return World(nodes=_NODES.of(settings), per_node=fields.number("devices", 1).of(settings))
 
 
 def _accumulation(settings: Settings, world: World) -> int:
@@ -319,7 +319,7 @@ class LitGPT:
                 **fields,  # type: ignore[arg-type]  # each knob reads its field's type
                 accumulation=_accumulation(settings, world),
                 tuning=_TUNINGS.get(command, Tuning.OTHER),
-                allocator=allocator.allocator_of(request.env) if request.gpus else None,
+                allocator=allocator_env.allocator_of(request.env) if request.gpus else None,
             ),
             world=world,
             device=Device.CUDA if request.gpus else Device.CPU,
@@ -378,9 +378,9 @@ class LitGPT:
         """Give the job as one to try; a limit on its steps would not go with its warm-up."""
         settings = _settings(job.argv, job.config).set(_OUT.name, folder).set("logger_name", "csv")
         edits: dict[str, object] = {"eval.initial_validation": False, "resume": False}
-        settings = aside.stated(settings, edits)
+        settings = trial.stated(settings, edits)
         invocation = _invocation(job.argv)
-        return aside.with_settings(job, settings, invocation.argv(settings, None), folder)
+        return trial.with_settings(job, settings, invocation.argv(settings, None), folder)
 
     def recipe(self, job: Job) -> Recipe:
         """Read what the settings say of memory beyond the plan."""

@@ -9,12 +9,13 @@ import posixpath
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
-from oomguard.adapters import allocator, aside, common, launchers, resuming
-from oomguard.adapters import training_arguments as hf
-from oomguard.adapters.base import Request
+from oomguard.adapters import allocator_env, common, launchers, trial
 from oomguard.adapters.common import Refusal
-from oomguard.adapters.deepspeed import ZERO
-from oomguard.adapters.document import Document
+from oomguard.adapters.contract import Request
+from oomguard.adapters.detect import is_trl_config
+from oomguard.adapters.hf import resuming
+from oomguard.adapters.hf import training_arguments as hf
+from oomguard.adapters.hf.deepspeed import ZERO
 from oomguard.adapters.invocation import with_config
 from oomguard.adapters.llamafactory_keys import (
     KNOBS,
@@ -22,16 +23,16 @@ from oomguard.adapters.llamafactory_keys import (
     REFUSALS,
     is_multimodal,
 )
-from oomguard.adapters.llamafactory_recipe import recipe_of
-from oomguard.adapters.recognition import is_trl_config
-from oomguard.adapters.settings import Settings
-from oomguard.adapters.words import Style, Words
-from oomguard.checkpoint import Continuation, Layout, Mode
-from oomguard.command import Command
+from oomguard.adapters.llamafactory_memory import recipe_of
+from oomguard.configfile.document import Document
+from oomguard.configfile.flags import Style, Words
+from oomguard.configfile.layered import Settings
 from oomguard.errors import ConfigError, Where
-from oomguard.job import Device, Job, Source, World
-from oomguard.plan import Allocator, EmbeddingRows, Offload, Plan, Sharding, Tuning
-from oomguard.recipe import Recipe
+from oomguard.job.checkpoint import Continuation, Layout, Mode
+from oomguard.job.command import Command
+from oomguard.job.memory_settings import Recipe
+from oomguard.job.plan import Allocator, EmbeddingRows, Offload, Plan, Sharding, Tuning
+from oomguard.job.training_job import Device, Job, Source, World
 
 _PROGRAMS = {"llamafactory-cli", "lmf"}
 _ENVIRONMENT = (
@@ -159,7 +160,7 @@ def _allocator(env: Mapping[str, str], *, torchrun: bool) -> Allocator:
     # The CLI's torchrun path overwrites what the user set, unless OPTIM_TORCH is off.
     if torchrun and _enabled(env, "OPTIM_TORCH", "1"):
         return Allocator.EXPANDABLE
-    return allocator.allocator_of(env)
+    return allocator_env.allocator_of(env)
 
 
 def _trained_embeddings(settings: Settings, job: Job) -> tuple[str, ...]:
@@ -310,9 +311,9 @@ class LlamaFactory:
     def aside(self, job: Job, folder: str) -> Job:
         """Give the job as one to try."""
         invocation = _invocation(job.argv)
-        settings = aside.trainer(_settings(job.argv, job.config), folder)
+        settings = trial.trainer(_settings(job.argv, job.config), folder)
         argv = invocation.argv(invocation.config, settings.late.words)
-        return aside.with_settings(job, settings, argv, folder)
+        return trial.with_settings(job, settings, argv, folder)
 
     def recipe(self, job: Job) -> Recipe:
         """Read what the settings say of memory beyond the plan."""
@@ -351,4 +352,4 @@ class LlamaFactory:
             return env
         if torchrun:
             env["OPTIM_TORCH"] = "0"
-        return allocator.with_allocator(env, plan.allocator)
+        return allocator_env.with_allocator(env, plan.allocator)

@@ -8,15 +8,14 @@ from __future__ import annotations
 
 import re
 
-from oomguard.adapters import knobs
-from oomguard.adapters import training_arguments as hf
+from oomguard.adapters import fields
 from oomguard.adapters.common import Refusal
-from oomguard.adapters.deepspeed import ZERO
-from oomguard.adapters.knobs import Edits, Knob, Knobs, as_object, choice, direct, flag
-from oomguard.adapters.llamafactory_recipe import packs
-from oomguard.adapters.settings import Settings
-from oomguard.job import Device
-from oomguard.plan import (
+from oomguard.adapters.fields import Edits, Knob, Knobs, as_object, choice, direct, flag
+from oomguard.adapters.hf import training_arguments as hf
+from oomguard.adapters.hf.deepspeed import ZERO
+from oomguard.adapters.llamafactory_memory import packs
+from oomguard.configfile.layered import Settings
+from oomguard.job.plan import (
     EmbeddingRows,
     Overlong,
     Part,
@@ -26,6 +25,7 @@ from oomguard.plan import (
     Sharding,
     Tuning,
 )
+from oomguard.job.training_job import Device
 
 #: Templates whose plugin takes images, sound or video (data/template.py).
 _MULTIMODAL_TEMPLATE = re.compile(
@@ -42,22 +42,22 @@ _AUDIO = re.compile(r"\bqwen\d?[-_]audio", re.IGNORECASE)
 _MEDIA_KEYS = ("image_max_pixels", "image_min_pixels", "video_max_pixels", "video_fps", "media_dir")
 _QUANTIZED_MODEL = re.compile(r"(?<![a-z])(gptq|awq|aqlm)(?![a-z])", re.IGNORECASE)
 
-_MODEL = knobs.maybe_text("model_name_or_path")
-_TYPE = knobs.text("finetuning_type", "lora")
-LORA_RANK, _ALPHA = knobs.number("lora_rank", 8), knobs.maybe_number("lora_alpha")
+_MODEL = fields.maybe_text("model_name_or_path")
+_TYPE = fields.text("finetuning_type", "lora")
+LORA_RANK, _ALPHA = fields.number("lora_rank", 8), fields.maybe_number("lora_alpha")
 _PURE_BF16 = flag("pure_bf16")
-_BITS = knobs.maybe_number("quantization_bit")
-_METHOD = knobs.text("quantization_method", "bnb")
-_KIND, _DOUBLE = knobs.text("quantization_type", "nf4"), flag("double_quantization", default=True)
+_BITS = fields.maybe_number("quantization_bit")
+_METHOD = fields.text("quantization_method", "bnb")
+_KIND, _DOUBLE = fields.text("quantization_type", "nf4"), flag("double_quantization", default=True)
 _PIXELS, _LEAST_PIXELS = (
-    knobs.number("image_max_pixels", 768 * 768),
-    knobs.number("image_min_pixels", 32 * 32),
+    fields.number("image_max_pixels", 768 * 768),
+    fields.number("image_min_pixels", 32 * 32),
 )
 _VIDEO, _LEAST_VIDEO = (
-    knobs.number("video_max_pixels", 256 * 256),
-    knobs.number("video_min_pixels", 16 * 16),
+    fields.number("video_max_pixels", 256 * 256),
+    fields.number("video_min_pixels", 16 * 16),
 )
-_LENGTH, _PACKING = knobs.number("cutoff_len", 2048), flag("packing")
+_LENGTH, _PACKING = fields.number("cutoff_len", 2048), flag("packing")
 _PARTS = {
     Part.VISION_TOWER: flag("freeze_vision_tower", default=True),
     Part.PROJECTOR: flag("freeze_multi_modal_projector", default=True),
@@ -192,8 +192,8 @@ KNOBS = Knobs(
             read=_video_pixels,
             edits=lambda _, value: {as_object(_VIDEO): value},
         ),
-        knobs.stated("preprocess_workers", knobs.maybe_number("preprocessing_num_workers")),
-        knobs.switch(
+        fields.stated("preprocess_workers", fields.maybe_number("preprocessing_num_workers")),
+        fields.switch(
             "checkpointing",
             flag("disable_gradient_checkpointing"),
             on=False,

@@ -9,12 +9,14 @@ from __future__ import annotations
 import posixpath
 from dataclasses import replace
 
-from oomguard.adapters import knobs, launchers
-from oomguard.adapters import training_arguments as hf
-from oomguard.adapters.base import Request
+from oomguard.adapters import fields, launchers
 from oomguard.adapters.common import Refusal
-from oomguard.adapters.deepspeed import ZERO
-from oomguard.adapters.hf_program import HFProgram
+from oomguard.adapters.contract import Request
+from oomguard.adapters.detect import is_swift_config
+from oomguard.adapters.fields import Edits, Key, Knob, Knobs, as_object, choice, flag, number
+from oomguard.adapters.hf import training_arguments as hf
+from oomguard.adapters.hf.deepspeed import ZERO
+from oomguard.adapters.hf.hf_program import HFProgram
 from oomguard.adapters.hf_trainer import (
     ENVIRONMENT,
     NO_ROWS,
@@ -22,15 +24,12 @@ from oomguard.adapters.hf_trainer import (
     ZERO3_WITH_BATCH_SEARCH,
 )
 from oomguard.adapters.invocation import FileFirst, Invocation, split
-from oomguard.adapters.knobs import Edits, Key, Knob, Knobs, as_object, choice, flag, number
 from oomguard.adapters.launchers import Launch, Launcher
 from oomguard.adapters.llamafactory_keys import MULTIMODAL_MODEL
-from oomguard.adapters.recognition import is_swift_config
-from oomguard.adapters.settings import Settings
-from oomguard.checkpoint import Continuation, Layout, Mode
-from oomguard.command import Command, File
-from oomguard.job import Device, Job, Source, World
-from oomguard.plan import (
+from oomguard.configfile.layered import Settings
+from oomguard.job.checkpoint import Continuation, Layout, Mode
+from oomguard.job.command import Command, File
+from oomguard.job.plan import (
     DeviceMap,
     Offload,
     Overlong,
@@ -41,34 +40,35 @@ from oomguard.plan import (
     Sharding,
     Tuning,
 )
+from oomguard.job.training_job import Device, Job, Source, World
 
 _COMMANDS = ("sft", "pt")
 _MODULES = {f"swift.cli.{name}" for name in _COMMANDS}
 _LAUNCHED_BY = ("NPROC_PER_NODE", "NNODES", "NODE_RANK", "MASTER_ADDR", "MASTER_PORT")
 _BATCH = 16  # samples of a step that ms-swift accumulates to where no number is stated
-_STEPS = knobs.maybe_number("gradient_accumulation_steps")
-_MODEL = knobs.maybe_text("model")
-_DTYPE = knobs.maybe_text("torch_dtype")
+_STEPS = fields.maybe_number("gradient_accumulation_steps")
+_MODEL = fields.maybe_text("model")
+_DTYPE = fields.maybe_text("torch_dtype")
 _PRECISIONS: dict[str | None, Precision] = {"bfloat16": Precision.BF16_TRUE}
-_BITS, _METHOD = knobs.maybe_number("quant_bits"), knobs.maybe_text("quant_method")
-_KIND = knobs.text("bnb_4bit_quant_type", "nf4")
+_BITS, _METHOD = fields.maybe_number("quant_bits"), fields.maybe_text("quant_method")
+_KIND = fields.text("bnb_4bit_quant_type", "nf4")
 _DOUBLE = flag("bnb_4bit_use_double_quant", default=True)
-_TYPE, _RANK = knobs.text("tuner_type", "lora"), number("lora_rank", 8)
+_TYPE, _RANK = fields.text("tuner_type", "lora"), number("lora_rank", 8)
 _PARTS = {
     Part.VISION_TOWER: flag("freeze_vit", default=True),
     Part.PROJECTOR: flag("freeze_aligner", default=True),
     Part.LANGUAGE_MODEL: flag("freeze_llm"),
 }
-_OUTPUT = knobs.text("output_dir", "output")
+_OUTPUT = fields.text("output_dir", "output")
 _FOUR, _EIGHT = 4, 8
-_TRUNCATION = knobs.text("truncation_strategy", "delete")
+_TRUNCATION = fields.text("truncation_strategy", "delete")
 _OVERLONG = {
     "delete": Overlong.DROPPED,
     "left": Overlong.CUT,
     "right": Overlong.CUT,
     "split": Overlong.CHUNKED,
 }
-_MAP: Key[object] = Key(name="device_map", decode=knobs.anything, default=None)
+_MAP: Key[object] = Key(name="device_map", decode=fields.anything, default=None)
 _BOTH = frozenset({Offload.OPTIMIZER, Offload.PARAMETERS})
 #: The DeepSpeed configs that come with ms-swift; every batch in them is "auto".
 _ZERO_NAMES = {
@@ -156,20 +156,20 @@ def _device_map_edits(_: Settings, value: object) -> Edits | None:
 _OWN = {"micro_batch", "accumulation", "eval_batch"}
 KNOBS = Knobs(
     knobs=(
-        knobs.direct("micro_batch", number("per_device_train_batch_size", 1)),
+        fields.direct("micro_batch", number("per_device_train_batch_size", 1)),
         Knob(
             field="accumulation",
             read=_STEPS.of,
             edits=lambda _, value: {as_object(_STEPS): value},
         ),
-        knobs.direct("eval_batch", number("per_device_eval_batch_size", 1)),
+        fields.direct("eval_batch", number("per_device_eval_batch_size", 1)),
         *(knob for knob in hf.SHARED if knob.field not in _OWN),
-        knobs.direct("sequence_length", knobs.maybe_number("max_length")),
+        fields.direct("sequence_length", fields.maybe_number("max_length")),
         Knob(field="overlong", read=_overlong, edits=_overlong_edits),
         Knob(field="device_map", read=_device_map, edits=_device_map_edits),
-        knobs.stated("image_pixels", knobs.maybe_number("max_pixels")),
-        knobs.direct("checkpointing", flag("gradient_checkpointing", default=True)),
-        knobs.stated("preprocess_workers", knobs.maybe_number("dataset_num_proc")),
+        fields.stated("image_pixels", fields.maybe_number("max_pixels")),
+        fields.direct("checkpointing", flag("gradient_checkpointing", default=True)),
+        fields.stated("preprocess_workers", fields.maybe_number("dataset_num_proc")),
         choice("precision", _DTYPE, _PRECISIONS),
         Knob(field="quantization", read=_quantization, edits=_quantization_edits),
         Knob(field="tuning", read=_tuning, edits=_tuning_edits),

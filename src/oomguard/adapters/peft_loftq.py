@@ -12,17 +12,17 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 
-from oomguard.adapters import hf_trainer, knobs, launchers
+from oomguard.adapters import fields, hf_trainer, launchers
 from oomguard.adapters.common import Refusal
+from oomguard.adapters.detect import is_loftq
+from oomguard.adapters.fields import Edits, Knob, Knobs, as_object, flag
 from oomguard.adapters.hf_trainer import HFTrainer
-from oomguard.adapters.knobs import Edits, Knob, Knobs, as_object, flag
-from oomguard.adapters.recognition import is_loftq
-from oomguard.adapters.settings import Settings
-from oomguard.job import Job
-from oomguard.plan import Loftq, Plan, Quantization, Tuning
+from oomguard.configfile.layered import Settings
+from oomguard.job.plan import Loftq, Plan, Quantization, Tuning
+from oomguard.job.training_job import Job
 
 _STAGED = flag("staged")
-_BITS, _ITERATIONS = knobs.number("loftq_bits", 4), knobs.number("loftq_iter", 1)
+_BITS, _ITERATIONS = fields.number("loftq_bits", 4), fields.number("loftq_iter", 1)
 _FOUR = 4
 _OWN = {"quantization", "tuning"}
 
@@ -39,7 +39,7 @@ def _staged_edits(settings: Settings, value: object) -> Edits | None:
 KNOBS = Knobs(
     knobs=(
         *(knob for knob in hf_trainer.KNOBS.knobs if knob.field not in _OWN),
-        knobs.switch("quantization", _STAGED, on=Quantization.NF4, off=Quantization.NONE),
+        fields.switch("quantization", _STAGED, on=Quantization.NF4, off=Quantization.NONE),
         Knob(field="tuning", read=lambda _: Tuning.LORA, edits=lambda _, __: None),
         Knob(
             field="loftq",

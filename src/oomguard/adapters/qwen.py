@@ -8,27 +8,35 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 
-from oomguard.adapters import knobs, launchers, qwen_scripts
-from oomguard.adapters import training_arguments as hf
-from oomguard.adapters.base import Request
+from oomguard.adapters import fields, launchers, qwen_scripts
 from oomguard.adapters.common import Refusal
-from oomguard.adapters.hf_recipe import qwen_recipe
+from oomguard.adapters.contract import Request
+from oomguard.adapters.detect import is_qwen
+from oomguard.adapters.fields import Knob, Knobs, flag
+from oomguard.adapters.hf import training_arguments as hf
+from oomguard.adapters.hf.hf_memory import qwen_recipe
 from oomguard.adapters.hf_trainer import (
     ENVIRONMENT,
     ZERO3_WITH_BATCH_SEARCH,
     HFTrainer,
 )
-from oomguard.adapters.knobs import Knob, Knobs, flag
-from oomguard.adapters.recognition import is_qwen
-from oomguard.adapters.settings import Settings
-from oomguard.checkpoint import Layout, Mode
-from oomguard.job import Job
-from oomguard.plan import EmbeddingRows, Overlong, Plan, Precision, Quantization, Sharding, Tuning
-from oomguard.recipe import Recipe
+from oomguard.configfile.layered import Settings
+from oomguard.job.checkpoint import Layout, Mode
+from oomguard.job.memory_settings import Recipe
+from oomguard.job.plan import (
+    EmbeddingRows,
+    Overlong,
+    Plan,
+    Precision,
+    Quantization,
+    Sharding,
+    Tuning,
+)
+from oomguard.job.training_job import Job
 
-_MODEL = knobs.text("model_name_or_path", "Qwen/Qwen-7B")
+_MODEL = fields.text("model_name_or_path", "Qwen/Qwen-7B")
 _LORA, _QLORA = flag("use_lora"), flag("q_lora")
-_RANK = knobs.number("lora_r", 64)
+_RANK = fields.number("lora_r", 64)
 _IGNORED = (
     "finetune.py accepts --resume_from_checkpoint and ignores it, and without the reporter inside "
     "trainer.train() gets no checkpoint"
@@ -38,9 +46,9 @@ KNOBS = Knobs(
     knobs=(
         *hf.SHARED,
         # Every sample is padded to it: memory follows this flag, not the data.
-        knobs.direct("sequence_length", knobs.number("model_max_length", 8192)),
-        knobs.always("overlong", Overlong.CUT),
-        knobs.direct("checkpointing", flag("gradient_checkpointing")),
+        fields.direct("sequence_length", fields.number("model_max_length", 8192)),
+        fields.always("overlong", Overlong.CUT),
+        fields.direct("checkpointing", flag("gradient_checkpointing")),
         Knob(field="precision", read=hf.mixed_precision, edits=hf.precision_edits),
         Knob(
             field="quantization",
@@ -49,7 +57,7 @@ KNOBS = Knobs(
             ),
             edits=lambda _, __: None,
         ),
-        knobs.switch("tuning", _LORA, on=Tuning.LORA, off=Tuning.FULL),
+        fields.switch("tuning", _LORA, on=Tuning.LORA, off=Tuning.FULL),
         hf.rank_under(_LORA, _RANK),
     )
 )

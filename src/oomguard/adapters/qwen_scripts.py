@@ -14,7 +14,7 @@ import shlex
 from collections.abc import Mapping
 from dataclasses import replace
 
-from oomguard.adapters.base import Request
+from oomguard.adapters.contract import Request
 from oomguard.errors import ConfigError, Where
 
 #: What the scripts export.

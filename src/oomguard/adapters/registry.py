@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from oomguard.adapters.axolotl import Axolotl
-from oomguard.adapters.base import Adapter
+from oomguard.adapters.contract import Adapter
 from oomguard.adapters.hf_trainer import HFTrainer
 from oomguard.adapters.litgpt import LitGPT
 from oomguard.adapters.llamafactory import LlamaFactory

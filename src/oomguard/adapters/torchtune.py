@@ -9,21 +9,21 @@ import posixpath
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
-from oomguard.adapters import allocator, aside, common, knobs, launchers
-from oomguard.adapters.base import Request
+from oomguard.adapters import allocator_env, common, fields, launchers, trial
 from oomguard.adapters.common import Refusal
-from oomguard.adapters.document import Document
-from oomguard.adapters.knobs import Edits, Knob, Knobs, as_object, choice, direct, flag, number
+from oomguard.adapters.contract import Request
+from oomguard.adapters.detect import is_torchtune_config
+from oomguard.adapters.fields import Edits, Knob, Knobs, as_object, choice, direct, flag, number
 from oomguard.adapters.launchers import Launch
-from oomguard.adapters.recognition import is_torchtune_config
-from oomguard.adapters.settings import Settings
-from oomguard.adapters.torchtune_recipe import recipe_of
-from oomguard.adapters.words import Style, Words
-from oomguard.checkpoint import Continuation, Layout, Mode
-from oomguard.command import Command
+from oomguard.adapters.torchtune_memory import recipe_of
+from oomguard.configfile.document import Document
+from oomguard.configfile.flags import Style, Words
+from oomguard.configfile.layered import Settings
 from oomguard.errors import ConfigError, Where
-from oomguard.job import Device, Job, Source
-from oomguard.plan import (
+from oomguard.job.checkpoint import Continuation, Layout, Mode
+from oomguard.job.command import Command
+from oomguard.job.memory_settings import Recipe
+from oomguard.job.plan import (
     LossKernel,
     Offload,
     Overlong,
@@ -33,11 +33,11 @@ from oomguard.plan import (
     Sharding,
     Tuning,
 )
-from oomguard.recipe import Recipe
+from oomguard.job.training_job import Device, Job, Source
 
-_COMPONENT = knobs.text("model._component_", "")
+_COMPONENT = fields.text("model._component_", "")
 _QUANTIZE_BASE = flag("model.quantize_base")
-_LOSS = knobs.text("loss._component_", "")
+_LOSS = fields.text("loss._component_", "")
 _CHUNKED = "torchtune.modules.loss.CEWithChunkedOutputLoss"
 _PLAIN = "torch.nn.CrossEntropyLoss"
 _ACTIVATIONS, _CPU = flag("enable_activation_offloading"), flag("fsdp_cpu_offload")
@@ -89,18 +89,18 @@ KNOBS = Knobs(
     knobs=(
         direct("micro_batch", number("batch_size", 2)),
         direct("accumulation", number("gradient_accumulation_steps", 1)),
-        direct("sequence_length", knobs.maybe_number("tokenizer.max_seq_len")),
-        knobs.always("overlong", Overlong.CUT),
+        direct("sequence_length", fields.maybe_number("tokenizer.max_seq_len")),
+        fields.always("overlong", Overlong.CUT),
         direct("checkpointing", flag("enable_activation_checkpointing")),
         choice(
             "precision",
-            knobs.text("dtype", "bf16"),
+            fields.text("dtype", "bf16"),
             {"bf16": Precision.BF16_TRUE, "fp32": Precision.FP32, "fp16": Precision.FP16_TRUE},
         ),
         Knob(field="quantization", read=_quantization, edits=_quantization_edits),
-        knobs.stated("lora_rank", knobs.maybe_number("model.lora_rank")),
+        fields.stated("lora_rank", fields.maybe_number("model.lora_rank")),
         Knob(field="offload", read=_offload, edits=_offload_edits),
-        knobs.stated("optimizer", knobs.text("optimizer._component_", "")),
+        fields.stated("optimizer", fields.text("optimizer._component_", "")),
         Knob(
             field="loss_kernel",
             read=_loss,
@@ -254,7 +254,7 @@ class Torchtune:
                 **KNOBS.read(settings),  # type: ignore[arg-type]  # each knob its field's type
                 tuning=_tuning(invocation.recipe),
                 sharding=Sharding.FSDP if distributed else Sharding.NONE,
-                allocator=None if cpu else allocator.allocator_of(request.env),
+                allocator=None if cpu else allocator_env.allocator_of(request.env),
             ),
             world=invocation.launch.world(request.gpus),
             device=Device.CPU if cpu else Device.CUDA,
@@ -308,8 +308,8 @@ class Torchtune:
         """Give the job as one to try; checkpoints are written at the end of an epoch alone."""
         invocation = _invocation(job.argv, job.config)
         settings = invocation.settings(job.config).set(_FOLDERS[0], folder)
-        settings = aside.stated(settings, dict.fromkeys(_FOLDERS, folder))
-        return aside.with_settings(job, settings, invocation.argv(settings, None), folder)
+        settings = trial.stated(settings, dict.fromkeys(_FOLDERS, folder))
+        return trial.with_settings(job, settings, invocation.argv(settings, None), folder)
 
     def recipe(self, job: Job) -> Recipe:
         """Read what the settings say of memory beyond the plan."""

@@ -12,26 +12,27 @@ from dataclasses import dataclass, replace
 
 import yaml
 
-from oomguard.adapters import accelerate, knobs, launchers
-from oomguard.adapters import training_arguments as hf
-from oomguard.adapters.base import Request
-from oomguard.adapters.document import Document
-from oomguard.adapters.hf_program import HFProgram
-from oomguard.adapters.hf_recipe import trl_recipe
+from oomguard.adapters import fields, launchers
+from oomguard.adapters.contract import Request
+from oomguard.adapters.detect import is_trl, is_trl_config
+from oomguard.adapters.fields import Edits, Key, Knob, Knobs, as_object, flag
+from oomguard.adapters.hf import accelerate
+from oomguard.adapters.hf import training_arguments as hf
+from oomguard.adapters.hf.hf_memory import trl_recipe
+from oomguard.adapters.hf.hf_program import HFProgram
 from oomguard.adapters.hf_trainer import (
     NO_ROWS,
     QUANTIZED_ALONE,
     ZERO3_WITH_BATCH_SEARCH,
 )
 from oomguard.adapters.invocation import Invocation, split
-from oomguard.adapters.knobs import Edits, Key, Knob, Knobs, as_object, flag
 from oomguard.adapters.launchers import Launch, Launcher
-from oomguard.adapters.recognition import is_trl, is_trl_config
-from oomguard.adapters.settings import Settings
-from oomguard.adapters.words import Words
-from oomguard.command import File
-from oomguard.job import Device, Job, Source, World
-from oomguard.plan import (
+from oomguard.configfile.document import Document
+from oomguard.configfile.flags import Words
+from oomguard.configfile.layered import Settings
+from oomguard.job.command import File
+from oomguard.job.memory_settings import Recipe
+from oomguard.job.plan import (
     LossKernel,
     Offload,
     Overlong,
@@ -41,10 +42,10 @@ from oomguard.plan import (
     Sharding,
     Tuning,
 )
-from oomguard.recipe import Recipe
+from oomguard.job.training_job import Device, Job, Source, World
 
 _MODULES = {"trl.scripts.sft"}
-_ACCELERATE = knobs.maybe_text("accelerate_config")
+_ACCELERATE = fields.maybe_text("accelerate_config")
 #: Words that TRL hands on to `accelerate launch`; they may stand in its config as well.
 _HANDED_ON = (
     *("num_processes", "num_machines", "multi_gpu", "cpu", "config_file", "use_deepspeed"),
@@ -52,15 +53,15 @@ _HANDED_ON = (
     accelerate.FILE,
 )
 _PROCESSES = 8  # in every config that comes with TRL
-_BF16: Key[bool | None] = Key(name="bf16", decode=knobs.truth, default=None)
-_DTYPE = knobs.text("dtype", "float32")
+_BF16: Key[bool | None] = Key(name="bf16", decode=fields.truth, default=None)
+_DTYPE = fields.text("dtype", "float32")
 _LOAD_4BIT, _LOAD_8BIT = flag("load_in_4bit"), flag("load_in_8bit")
-_NESTED, _KIND = flag("use_bnb_nested_quant"), knobs.text("bnb_4bit_quant_type", "nf4")
-_PEFT, _RANK = flag("use_peft"), knobs.number("lora_r", 16)
+_NESTED, _KIND = flag("use_bnb_nested_quant"), fields.text("bnb_4bit_quant_type", "nf4")
+_PEFT, _RANK = flag("use_peft"), fields.number("lora_r", 16)
 _ACTIVATIONS = flag("activation_offloading")
-_LENGTH: Key[int | None] = Key(name="max_length", decode=knobs.whole, default=1024)
-_LOSS = knobs.text("loss_type", "nll")
-_PACKING, _STRATEGY = flag("packing"), knobs.text("packing_strategy", "bfd")
+_LENGTH: Key[int | None] = Key(name="max_length", decode=fields.whole, default=1024)
+_LOSS = fields.text("loss_type", "nll")
+_PACKING, _STRATEGY = flag("packing"), fields.text("packing_strategy", "bfd")
 #: Ways of packing that keep what is longer than a sequence.
 _KEEP_ALL = ("bfd_split", "bfd-requeue", "wrapped")
 
@@ -139,11 +140,11 @@ KNOBS = Knobs(
             edits=lambda _, value: {as_object(_LENGTH): value},
         ),
         Knob(field="overlong", read=_overlong, edits=_overlong_edits),
-        knobs.direct("checkpointing", flag("gradient_checkpointing", default=True)),
-        knobs.stated("preprocess_workers", knobs.maybe_number("dataset_num_proc")),
+        fields.direct("checkpointing", flag("gradient_checkpointing", default=True)),
+        fields.stated("preprocess_workers", fields.maybe_number("dataset_num_proc")),
         Knob(field="precision", read=_precision, edits=_precision_edits),
         Knob(field="quantization", read=_quantization, edits=_quantization_edits),
-        knobs.switch("tuning", _PEFT, on=Tuning.LORA, off=Tuning.FULL),
+        fields.switch("tuning", _PEFT, on=Tuning.LORA, off=Tuning.FULL),
         hf.rank_under(_PEFT, _RANK),
         Knob(field="loss_kernel", read=_loss_kernel, edits=lambda _, __: None),
     )

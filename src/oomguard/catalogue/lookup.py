@@ -15,7 +15,7 @@ import yaml
 from oomguard.catalogue import shipped
 from oomguard.errors import ConfigError, Where, did_you_mean
 from oomguard.estimate.architecture import Architecture, from_config, from_litgpt
-from oomguard.recipe import Family
+from oomguard.job.memory_settings import Family
 
 HUB = "https://huggingface.co"
 _TIMEOUT_S = 10

@@ -9,11 +9,11 @@ from typing import TypeVar
 import click
 
 from oomguard.errors import UsageError
-from oomguard.strategy import Fidelity
+from oomguard.ladder.strategy import Fidelity
 from oomguard.units import parse_size
 
 F = TypeVar("F", bound=Callable[..., object])
-COMMAND = "oomguard.command"
+COMMAND = "oomguard.job.command"
 
 
 class WithCommand(click.Command):

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from oomguard.estimate.architecture import Architecture, Linear
 from oomguard.estimate.counts import targeted
 from oomguard.estimate.formats import Formats
-from oomguard.plan import LossKernel, Part, Plan, Quantization, Tuning
-from oomguard.recipe import Attention, Family, Recipe
+from oomguard.job.memory_settings import Attention, Family, Recipe
+from oomguard.job.plan import LossKernel, Part, Plan, Quantization, Tuning
 
 _FP32 = 4
 #: Tokens whose logits a fused loss holds at once, as a share: Liger's chunks are about V / h times

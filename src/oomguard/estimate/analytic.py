@@ -11,8 +11,16 @@ from oomguard.estimate.architecture import Architecture
 from oomguard.estimate.counts import Counts, adapter, counts
 from oomguard.estimate.formats import FOUR_BIT, PACKED_BYTES, ZERO, Formats, formats, stored
 from oomguard.estimate.memory import Spread, Term
-from oomguard.plan import Allocator, EmbeddingRows, Offload, Plan, Quantization, Sharding, Tuning
-from oomguard.recipe import Family, Recipe
+from oomguard.job.memory_settings import Family, Recipe
+from oomguard.job.plan import (
+    Allocator,
+    EmbeddingRows,
+    Offload,
+    Plan,
+    Quantization,
+    Sharding,
+    Tuning,
+)
 
 #: Where the truth was found around this formula, on the rows of docs/prediction.md.
 SPREAD = Spread(low=0.75, high=1.4, context_bytes=constants.CUDA_CONTEXT_SPREAD_BYTES)

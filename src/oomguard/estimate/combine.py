@@ -9,7 +9,7 @@ from oomguard.estimate import constants, sharding
 from oomguard.estimate.analytic import Problem, added, analytic, gathered, gradients, late, static
 from oomguard.estimate.formats import FOUR_BIT, PACKED_BYTES
 from oomguard.estimate.memory import MemoryEstimate, Spread, Term, allocated
-from oomguard.plan import Allocator, Plan, Sharding
+from oomguard.job.plan import Allocator, Plan, Sharding
 
 #: Between trace and arithmetic more than this factor apart, one of them misses something.
 DISAGREEMENT = 1.35

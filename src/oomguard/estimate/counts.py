@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from oomguard.estimate.architecture import Architecture, Linear
-from oomguard.plan import EmbeddingRows, Part, Plan, Quantization, Tuning
-from oomguard.recipe import ALL_LINEAR, Family, Lora, Recipe
+from oomguard.job.memory_settings import ALL_LINEAR, Family, Lora, Recipe
+from oomguard.job.plan import EmbeddingRows, Part, Plan, Quantization, Tuning
 
 _EMBEDDINGS = {"embed_tokens", "wte", "lm_head", "embed_in", "embed_out", "word_embeddings"}
 _PEFT_CHOICE = {"query", "value", "qkv"}

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from oomguard.plan import Plan, Precision, Quantization, Sharding, Tuning
-from oomguard.recipe import Family, Format, Recipe
+from oomguard.job.memory_settings import Family, Format, Recipe
+from oomguard.job.plan import Plan, Precision, Quantization, Sharding, Tuning
 
 _STORED = {
     Precision.FP32: Format.FP32,

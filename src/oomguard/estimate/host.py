@@ -7,8 +7,8 @@ from oomguard.estimate.analytic import Problem
 from oomguard.estimate.architecture import Architecture
 from oomguard.estimate.counts import targeted
 from oomguard.estimate.formats import PACKED_BYTES
-from oomguard.plan import Loftq, Offload, Plan, Quantization, Sharding
-from oomguard.recipe import Family, LoftqStart
+from oomguard.job.memory_settings import Family, LoftqStart
+from oomguard.job.plan import Loftq, Offload, Plan, Quantization, Sharding
 
 _FP32 = 4
 #: LoftQ keeps the difference to every level and its absolute value at once (peft/utils/loftq_utils,

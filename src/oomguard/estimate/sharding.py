@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from oomguard.estimate import constants
 from oomguard.estimate.architecture import Architecture
 from oomguard.estimate.formats import ZERO
-from oomguard.plan import Offload, Plan, Sharding
-from oomguard.recipe import Recipe
+from oomguard.job.memory_settings import Recipe
+from oomguard.job.plan import Offload, Plan, Sharding
 
 _HALF, _FP32 = 2, 4
 #: What the host holds for a trained number: fp32 copy, both moments, fp32 gradient, and 16 bits

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import threading
 
-from oomguard.process.cgroup import Cgroup
-from oomguard.process.events import Emit, Kernel
+from oomguard.machine.cgroups import Cgroup
+from oomguard.process.process_events import Emit, Kernel
 
 _POLL_S = 0.2
 _CLOSE_S = 1.0

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import psutil
 
-from oomguard.process.cgroup import Cgroup
+from oomguard.machine.cgroups import Cgroup
 from oomguard.process.members import Row, identified, mark_of, table
 from oomguard.process.stop import StopReport, stop_all
 

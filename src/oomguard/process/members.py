@@ -18,7 +18,7 @@ from pathlib import Path
 
 import psutil
 
-from oomguard.process.cgroup import Cgroup
+from oomguard.machine.cgroups import Cgroup
 
 MARK = "OOMGUARD_MARK"
 _PR_SET_CHILD_SUBREAPER = 36

@@ -1,6 +1,6 @@
 """The lines of the reporter inside the job: cut from a stream, parsed and checked.
 
-The protocol is docs/inside-protocol.md. Whatever does not keep it is refused, never half believed.
+The protocol is docs/monitor-protocol.md. Whatever does not keep it is refused, never half believed.
 """
 
 from __future__ import annotations

@@ -7,8 +7,8 @@ from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
 
-from oomguard.command import File
 from oomguard.errors import RunFolderError, Where
+from oomguard.job.command import File
 from oomguard.process.members import MARK
 
 # glibc keeps freed heap; from this size on it gives freed tensors back, as a device would.
@@ -17,7 +17,7 @@ _INSIDE = (
     *("OOMGUARD_SOCKET", "OOMGUARD_BUFFER", "OOMGUARD_GPU_MEMORY", "OOMGUARD_RESUME"),
     *("OOMGUARD_PROBE_STEPS", "OOMGUARD_PROBE_LENGTH"),
 )
-_INSIDE_PATH = Path(__file__).parents[1] / "inside" / "path"
+_INSIDE_PATH = Path(__file__).parents[1] / "monitor" / "path"
 
 
 def write_files(files: Iterable[File]) -> None:

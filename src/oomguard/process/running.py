@@ -9,9 +9,9 @@ from contextlib import ExitStack, suppress
 from pathlib import Path
 
 from oomguard.process.child import Child
-from oomguard.process.events import Emit, Exited
 from oomguard.process.kernel import KernelWatch
 from oomguard.process.members import Members, catches
+from oomguard.process.process_events import Emit, Exited
 from oomguard.process.reports import ReportServer
 from oomguard.process.stop import StopReport, send, stop_all
 from oomguard.process.tee import Tee

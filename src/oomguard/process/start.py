@@ -8,15 +8,15 @@ import shutil
 from contextlib import ExitStack
 from pathlib import Path
 
-from oomguard.command import Command
 from oomguard.errors import FrameworkError, OomguardError, UsageError, Where
-from oomguard.process.cgroup import Cgroup, name_for, own_cgroup
+from oomguard.job.command import Command
+from oomguard.machine.cgroups import Cgroup, name_for, own_cgroup
 from oomguard.process.child import Child, Refusal, Spec
-from oomguard.process.events import Emit
 from oomguard.process.kernel import KernelWatch
 from oomguard.process.limits import Caps
 from oomguard.process.members import Members, become_subreaper
 from oomguard.process.prepare import add_inside, environment, make_folder, open_log, write_files
+from oomguard.process.process_events import Emit
 from oomguard.process.reports import ReportServer
 from oomguard.process.running import Running
 from oomguard.process.tee import Tee

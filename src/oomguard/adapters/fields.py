@@ -1,0 +1,232 @@
+"""Keys and knobs: how one framework spells the fields of a plan. Adapters are tables of them."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, fields
+from enum import Enum
+from typing import Generic, TypeVar, cast
+
+from oomguard.configfile.layered import Settings
+from oomguard.errors import ConfigError
+from oomguard.job.plan import Plan
+from oomguard.job.training_job import Job
+
+T = TypeVar("T")
+
+_WHOLE = re.compile(r"[+-]?\d+")
+_TRUE = {"yes", "true", "t", "y", "1"}  # as argparse and HfArgumentParser read them
+_FALSE = {"no", "false", "f", "n", "0"}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Key(Generic[T]):
+    """One setting of a framework; `default` holds where it is null or not stated."""
+
+    name: str
+    decode: Callable[[object], T]
+    default: T
+
+    def of(self, settings: Settings) -> T:
+        """Read the setting.
+
+        Raises:
+            ConfigError: for a value of the wrong type, with the place where it stands.
+        """
+        value = settings.get(self.name)
+        if value is None:
+            return self.default
+        try:
+            return self.decode(value)
+        except ValueError as error:
+            raise ConfigError(str(error), where=settings.origin(self.name)) from error
+
+
+#: What each key must hold.
+Edits = Mapping[Key[object], object]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Knob:
+    """One field of the plan.
+
+    `read` gives its value in some settings, None where they have no such choice. `edits` gives
+    the value that each key must have for a wanted value; None where no key can say it.
+    """
+
+    field: str
+    read: Callable[[Settings], object]
+    edits: Callable[[Settings, object], Edits | None]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Knobs:
+    """All the knobs of one framework."""
+
+    knobs: tuple[Knob, ...]
+
+    def read(self, settings: Settings) -> dict[str, object]:
+        """Read every field that the settings decide."""
+        return {knob.field: knob.read(settings) for knob in self.knobs}
+
+    def apply(self, settings: Settings, job: Job, plan: Plan) -> Settings:
+        """Edit the keys whose value has to change, and no others."""
+        for knob in self._changed(job, plan):
+            for key, value in (knob.edits(settings, getattr(plan, knob.field)) or {}).items():
+                if key.of(settings) != value:
+                    settings = settings.set(key.name, value)
+        return settings
+
+    def unwritable(
+        self, settings: Settings, job: Job, plan: Plan, *, elsewhere: Iterable[str] = ()
+    ) -> str | None:
+        """Say which changed field no key can hold; `elsewhere` are those that no key has to."""
+        known = {knob.field: knob for knob in self.knobs}
+        for name in (field.name for field in fields(Plan)):
+            asked, wanted = getattr(job.asked, name), getattr(plan, name)
+            if asked == wanted or name in elsewhere:
+                continue
+            if asked is None or name not in known or known[name].edits(settings, wanted) is None:
+                return f"there is no setting that makes {name} {shown(wanted)} in this job"
+        return None
+
+    def _changed(self, job: Job, plan: Plan) -> list[Knob]:
+        return [
+            knob
+            for knob in self.knobs
+            if getattr(job.asked, knob.field) != getattr(plan, knob.field)
+        ]
+
+
+def direct(field: str, key: Key[T]) -> Knob:
+    """Make the knob of a field that is one key with the same values."""
+    return Knob(field=field, read=key.of, edits=lambda _, value: {as_object(key): value})
+
+
+def always(field: str, value: object) -> Knob:
+    """Make the knob of a field that has one value whatever the settings."""
+    return Knob(field=field, read=lambda _: value, edits=lambda _, __: None)
+
+
+def stated(field: str, *keys: Key[T]) -> Knob:
+    """Make the knob of a field that exists only where the settings state one of these keys."""
+
+    def first(settings: Settings) -> Key[T] | None:
+        return next((key for key in keys if settings.has(key.name)), None)
+
+    def read(settings: Settings) -> object:
+        key = first(settings)
+        return key.of(settings) if key else None
+
+    def edits(settings: Settings, value: object) -> Edits | None:
+        key = first(settings)
+        return {as_object(key): value} if key else None
+
+    return Knob(field=field, read=read, edits=edits)
+
+
+def choice(field: str, key: Key[T], values: Mapping[T, Enum]) -> Knob:
+    """Make the knob of a field that is one key with the framework's own words for the values."""
+
+    def edits(_: Settings, value: object) -> Edits | None:
+        own = [own for own, noun in values.items() if noun is value]
+        return {as_object(key): own[0]} if own else None
+
+    return Knob(field=field, read=lambda settings: values.get(key.of(settings)), edits=edits)
+
+
+def switch(field: str, key: Key[bool], *, on: object, off: object) -> Knob:
+    """Make the knob of a field with two values that is one true-or-false key."""
+    return Knob(
+        field=field,
+        read=lambda settings: on if key.of(settings) else off,
+        edits=lambda _, value: {as_object(key): value == on} if value in (on, off) else None,
+    )
+
+
+def as_object(key: Key[T]) -> Key[object]:
+    """Forget what a key holds, to put it into a table with others."""
+    return cast("Key[object]", key)
+
+
+def whole(value: object) -> int:
+    """Read a whole number of at least 1."""
+    number = natural(value)
+    if number < 1:
+        raise ValueError(f"must be a whole number of at least 1, not {shown(value)}")
+    return number
+
+
+def natural(value: object) -> int:
+    """Read a whole number of at least 0."""
+    text = str(value) if isinstance(value, int | str) and not isinstance(value, bool) else ""
+    if not _WHOLE.fullmatch(text) or int(text) < 0:
+        raise ValueError(f"must be a whole number, not {shown(value)}")
+    return int(text)
+
+
+def truth(value: object) -> bool:
+    """Read true or false."""
+    text = str(value).lower()
+    if not isinstance(value, bool | str) or text not in _TRUE | _FALSE:
+        raise ValueError(f"must be true or false, not {shown(value)}")
+    return text in _TRUE
+
+
+def word(value: object) -> str:
+    """Read a text."""
+    if not isinstance(value, str):
+        raise ValueError(f"must be a text, not {shown(value)}")  # noqa: TRY004  Key wants ValueError
+    return value
+
+
+def anything(value: object) -> object:
+    """Take a value as it is."""
+    return value
+
+
+def number(name: str, default: int) -> Key[int]:
+    """Make a key that holds a whole number of at least 1."""
+    return Key(name=name, decode=whole, default=default)
+
+
+def maybe_number(name: str) -> Key[int | None]:
+    """Make a key that holds a whole number of at least 1, or nothing."""
+    return Key(name=name, decode=whole, default=None)
+
+
+def real(value: object) -> float:
+    """Read a number of at least 0; YAML 1.1 leaves `1e-4` a text."""
+    if isinstance(value, int | float | str) and not isinstance(value, bool):
+        number = float(value)  # its own ValueError says what it could not read
+        if number >= 0:
+            return number
+    raise ValueError(f"must be a number of at least 0, not {shown(value)}")
+
+
+def fraction(name: str, default: float) -> Key[float]:
+    """Make a key that holds a number of at least 0."""
+    return Key(name=name, decode=real, default=default)
+
+
+def flag(name: str, *, default: bool = False) -> Key[bool]:
+    """Make a key that holds true or false."""
+    return Key(name=name, decode=truth, default=default)
+
+
+def text(name: str, default: str) -> Key[str]:
+    """Make a key that holds a text."""
+    return Key(name=name, decode=word, default=default)
+
+
+def maybe_text(name: str) -> Key[str | None]:
+    """Make a key that holds a text, or nothing."""
+    return Key(name=name, decode=word, default=None)
+
+
+def shown(value: object) -> str:
+    """Show a value as a config has it."""
+    if isinstance(value, bool) or value is None:
+        return str(value).lower().replace("none", "null")
+    return repr(value.value if hasattr(value, "value") else value)

@@ -1,0 +1,1 @@
+"""What frameworks built on the Hugging Face Trainer share."""

@@ -1,0 +1,151 @@
+"""Accelerate's config: what its DeepSpeed and FSDP plugins share out, read and edited in place.
+
+A DeepSpeed file that it names is followed: stage, offload and batch keys then stand there alone.
+Source: accelerate 1.15.0, commands/launch.py, utils/launch.py, utils/dataclasses.py.
+"""
+
+from __future__ import annotations
+
+import posixpath
+from collections.abc import Mapping
+
+import yaml
+
+from oomguard.adapters.hf import deepspeed
+from oomguard.adapters.hf.deepspeed import STAGES, ZERO
+from oomguard.adapters.launchers import mapping
+from oomguard.configfile.document import Document
+from oomguard.job.command import File
+from oomguard.job.plan import Offload, Plan, Sharding
+from oomguard.job.training_job import Device, Job, Source
+
+_PLUGIN = "deepspeed_config"
+_STEPS = f"{_PLUGIN}.gradient_accumulation_steps"
+_DEVICES = {
+    "offload_optimizer_device": Offload.OPTIMIZER,
+    "offload_param_device": Offload.PARAMETERS,
+}
+#: The word of `accelerate launch`, and the key under its plugin, that name a DeepSpeed file.
+FILE = "deepspeed_config_file"
+#: Words of `accelerate launch` that decide over sharding and beat its file.
+_WORDS = ("use_deepspeed", "zero_stage", "use_fsdp", FILE, *_DEVICES)
+_DEFAULT_STAGE = "2"
+_NAME, _ZERO_NAME = "accelerate.yaml", "deepspeed.json"
+
+
+def deepspeed_file(options: Mapping[str, str], config: str) -> str | None:
+    """Name the DeepSpeed file, as written in the launcher's words or its file."""
+    name = _stated(options, mapping(config)).get(FILE)
+    return str(name) if name and _has_deepspeed(options, mapping(config)) else None
+
+
+def sharding(
+    options: Mapping[str, str], config: str, zero: str | None
+) -> tuple[Sharding | None, frozenset[Offload] | None]:
+    """Read sharding and offload from the launcher's words over its file.
+
+    `zero` is the text of the DeepSpeed file that they name; None for both where it was not found.
+    """
+    document = mapping(config)
+    kind = str(document.get("distributed_type", "NO")).upper()
+    if "use_fsdp" in options or kind == "FSDP":
+        return Sharding.FSDP, frozenset()
+    if not _has_deepspeed(options, document):
+        return Sharding.NONE, frozenset()
+    stated = _stated(options, document)
+    if stated.get(FILE):
+        own = deepspeed.mapping_of(zero)
+        return (None, None) if own is None else deepspeed.zero_of(own)
+    stage = str(stated.get("zero_stage", _DEFAULT_STAGE))
+    offload = {noun for key, noun in _DEVICES.items() if stated.get(key) in ("cpu", "nvme")}
+    found = STAGES.get(int(stage), Sharding.NONE) if stage.isdecimal() else None
+    return found, frozenset(offload)
+
+
+def _has_deepspeed(options: Mapping[str, str], document: Mapping[str, object]) -> bool:
+    kind = str(document.get("distributed_type", "NO")).upper()
+    return "use_deepspeed" in options or (kind == "DEEPSPEED" and "use_fsdp" not in options)
+
+
+def _stated(options: Mapping[str, str], document: Mapping[str, object]) -> dict[str, object]:
+    plugin = document.get(_PLUGIN)
+    return {**(plugin if isinstance(plugin, dict) else {}), **options}
+
+
+def edited(document: Document, job: Job, plan: Plan, folder: str) -> tuple[File, ...]:
+    """Change a user's config to `plan`, as files in `folder`, accelerate's own first.
+
+    Empty where it holds as it is.
+    """
+    after, files = document, tuple[File, ...]()
+    batch = (plan.micro_batch, plan.accumulation) != (job.asked.micro_batch, job.asked.accumulation)
+    if batch and after.get(_STEPS) not in (None, "auto"):
+        after = after.set(_STEPS, "auto")  # the Trainer refuses a number that differs from its own
+    named = after.get(f"{_PLUGIN}.{FILE}")
+    if isinstance(named, str) and named and plan.sharding in (*ZERO, job.asked.sharding):
+        files = edited_file(named, job, plan, folder)
+        after = after.set(f"{_PLUGIN}.{FILE}", files[0].path) if files else after
+    elif (plan.sharding, plan.offload) != (job.asked.sharding, job.asked.offload):
+        after = _resharded(after, job, plan)
+    if after.text == document.text:
+        return ()
+    return (File(path=posixpath.join(folder, _NAME), text=after.text), *files)
+
+
+def edited_file(name: str, job: Job, plan: Plan, folder: str) -> tuple[File, ...]:
+    """Change the DeepSpeed file that the launcher was given; empty where it holds as it is."""
+    text = job.files.get(posixpath.join(job.cwd, name))
+    if text is None:
+        return ()
+    path = posixpath.join(folder, _ZERO_NAME)
+    own = Document.parse(Source(path=path, text=text))
+    after = deepspeed.edited(own, job.asked, plan)
+    return () if after.text == text else (File(path=path, text=after.text),)
+
+
+def new_config(job: Job, plan: Plan, folder: str) -> File:
+    """Write the config of a job that had none, for as many processes as it has."""
+    values: dict[str, object] = {
+        "compute_environment": "LOCAL_MACHINE",
+        "distributed_type": "DEEPSPEED",
+        _PLUGIN: _plugin(plan),
+        "mixed_precision": "no",  # the trainer's own setting decides
+        "num_machines": job.world.nodes,
+        "num_processes": job.world.size,
+        "use_cpu": False,
+    }
+    return File(path=posixpath.join(folder, _NAME), text=yaml.safe_dump(values, sort_keys=False))
+
+
+def refuses(options: Mapping[str, str], job: Job, plan: Plan) -> str | None:
+    """Say why a change cannot be written: the launcher's own words would win over it."""
+    if (plan.sharding, plan.offload) == (job.asked.sharding, job.asked.offload):
+        return None
+    # The DeepSpeed file that a word names is edited, as long as it is DeepSpeed that shares out.
+    words = () if FILE in options and plan.sharding in ZERO else _WORDS
+    stated = next((word for word in words if word in options), None)
+    return f"accelerate launch --{stated} decides over the sharding" if stated else None
+
+
+def _resharded(document: Document, job: Job, plan: Plan) -> Document:
+    if plan.sharding not in ZERO:
+        ranks = job.world.size > 1
+        multi = "MULTI_CPU" if job.device is Device.CPU else "MULTI_GPU"
+        return document.set("distributed_type", multi if ranks else "NO")
+    document = document.set("distributed_type", "DEEPSPEED")
+    for key, value in _plugin(plan).items():
+        if document.get(f"{_PLUGIN}.{key}") != value:
+            document = document.set(f"{_PLUGIN}.{key}", value)
+    return document
+
+
+def _plugin(plan: Plan) -> dict[str, object]:
+    number = next(n for n, stage in STAGES.items() if stage is plan.sharding)
+    offload = plan.offload or frozenset()
+    is_three = plan.sharding is Sharding.ZERO3
+    return {
+        "zero_stage": number,
+        **{key: "cpu" if noun in offload else "none" for key, noun in _DEVICES.items()},
+        "zero3_init_flag": is_three,
+        "zero3_save_16bit_model": is_three,
+    }

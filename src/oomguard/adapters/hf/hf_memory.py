@@ -1,0 +1,136 @@
+"""What the flags of a script on Hugging Face's Trainer say of memory beyond the plan.
+
+Source: trl 1.16.0, trainer/model_config.py; peft 0.21 (adapter weights in fp32 over a base in
+half precision); transformers 5.6.0, training_args.py; QwenLM/Qwen finetune.py.
+"""
+
+from __future__ import annotations
+
+import posixpath
+from dataclasses import replace
+
+from oomguard.adapters import fields
+from oomguard.adapters.hf import training_arguments as hf
+from oomguard.configfile.layered import Settings
+from oomguard.job.memory_settings import ALL_LINEAR, Attention, Format, LoftqStart, Lora, Recipe
+from oomguard.job.plan import Tuning
+from oomguard.job.training_job import Job
+
+_QWEN = "Qwen/Qwen-7B"
+_MODELS = ("model_name_or_path", "model_name", "model", "model_id", "base_model")
+_DTYPES = ("torch_dtype", "dtype", "model_dtype")
+_TARGETS = ("lora_target_modules", "target_modules", "lora_target")
+_SAVED = ("modules_to_save", "lora_modules_to_save", "additional_target")
+_DATA = ("train_file", "data_path", "dataset_name", "dataset_path", "data")
+_FORMATS = {
+    "bfloat16": Format.BF16,
+    "bf16": Format.BF16,
+    "float16": Format.FP16,
+    "fp16": Format.FP16,
+    "half": Format.FP16,
+    "float32": Format.FP32,
+    "fp32": Format.FP32,
+}
+_EVERY = {(ALL_LINEAR,), ("all",)}
+_ATTENTIONS = {"eager": Attention.EAGER, "flash_attention_2": Attention.FLASH}
+
+
+def recipe_of(settings: Settings, job: Job) -> Recipe:
+    """Read what the flags name; a script's own defaults stay unknown."""
+    lora = _lora(settings) if job.asked.tuning is Tuning.LORA else None
+    optimizer = hf.OPTIMIZER.of(settings)
+    return Recipe(
+        framework=job.framework,
+        model=_first(settings, _MODELS),
+        trust_remote_code=fields.flag("trust_remote_code").of(settings),
+        base=_FORMATS.get((_first(settings, _DTYPES) or "").removeprefix("torch.")),
+        trained_fp32=lora is not None,
+        lora=lora,
+        optimizer=optimizer,
+        fused="fused" in optimizer,
+        attention=_ATTENTIONS.get(str(settings.get("attn_implementation")), Attention.SDPA),
+        packing=fields.flag("packing").of(settings) or settings.has("block_size"),
+        reduce_bucket=hf.reduce_bucket(settings, job),
+        overlap_comm=hf.overlap_comm(settings, job),
+        loftq=_loftq(settings),
+        data=tuple(
+            posixpath.join(job.cwd, path) for path in [_first(settings, _DATA)] if path is not None
+        ),
+    )
+
+
+def trl_recipe(settings: Settings, job: Job) -> Recipe:
+    """Read TRL's own flags, with its defaults: weights in fp32, rank 16, dropout 0.05."""
+    recipe = recipe_of(settings, job)
+    lora = recipe.lora
+    if lora is not None:
+        lora = replace(
+            lora,
+            rank=_number(settings, "lora_r") or 16,
+            alpha=_number(settings, "lora_alpha") or 32,
+            dropout=fields.fraction("lora_dropout", 0.05).of(settings),
+        )
+    return replace(recipe, base=recipe.base or Format.FP32, lora=lora)
+
+
+def qwen_recipe(settings: Settings, job: Job) -> Recipe:
+    """Read finetune.py's flags, with its defaults; a base model gets its vocabulary trained."""
+    recipe = recipe_of(settings, job)
+    model = recipe.model or _QWEN
+    saved = () if "chat" in model.lower() or settings.get("q_lora") else ("wte", "lm_head")
+    lora = recipe.lora
+    if lora is not None:
+        lora = replace(
+            lora,
+            rank=_number(settings, "lora_r") or 64,
+            alpha=_number(settings, "lora_alpha") or 16,
+            targets=_list(settings, _TARGETS) or ("c_attn", "c_proj", "w1", "w2"),
+            dropout=fields.fraction("lora_dropout", 0.05).of(settings),
+            saved=saved,
+        )
+    half = Format.FP16 if hf.FP16.of(settings) else Format.BF16
+    return replace(
+        recipe,
+        model=model,
+        trust_remote_code=True,
+        base=half,
+        trained_fp32=False,
+        lora=lora,
+        padded=True,
+    )
+
+
+def _lora(settings: Settings) -> Lora:
+    rank = next((n for n in (_number(settings, key) for key in ("lora_r", "lora_rank")) if n), 8)
+    targets = _list(settings, _TARGETS)
+    return Lora(
+        rank=rank,
+        alpha=_number(settings, "lora_alpha") or 2 * rank,
+        targets=(ALL_LINEAR,) if targets in _EVERY or _loftq(settings) else targets,
+        dropout=fields.fraction("lora_dropout", 0.0).of(settings),
+        saved=_list(settings, _SAVED),
+    )
+
+
+def _loftq(settings: Settings) -> LoftqStart | None:
+    if settings.get("init_lora_weights") != "loftq":
+        return None
+    return LoftqStart(
+        bits=fields.number("loftq_bits", 4).of(settings),
+        iterations=fields.number("loftq_iter", 1).of(settings),
+    )
+
+
+def _number(settings: Settings, key: str) -> int | None:
+    return fields.maybe_number(key).of(settings)
+
+
+def _first(settings: Settings, keys: tuple[str, ...]) -> str | None:
+    values = (settings.get(key) for key in keys)
+    return next((value for value in values if isinstance(value, str) and value), None)
+
+
+def _list(settings: Settings, keys: tuple[str, ...]) -> tuple[str, ...]:
+    value = next((settings.get(key) for key in keys if settings.get(key)), None)
+    words = value if isinstance(value, list) else str(value).split(",") if value else []
+    return tuple(str(word).strip() for word in words if str(word).strip())

@@ -1,0 +1,254 @@
+"""What every framework on transformers' TrainingArguments shares: keys, defaults, ZeRO files.
+
+Source: transformers 5.6.0, training_args.py.
+"""
+
+from __future__ import annotations
+
+import json
+import posixpath
+from collections.abc import Mapping
+
+from oomguard.adapters import fields
+from oomguard.adapters.common import Refusal
+from oomguard.adapters.fields import Key, Knob, as_object, direct, flag, number, switch, text
+from oomguard.adapters.hf import deepspeed
+from oomguard.configfile.document import Document
+from oomguard.configfile.layered import Settings
+from oomguard.job.command import File
+from oomguard.job.plan import LossKernel, Offload, Plan, Precision, Quantization, Sharding
+from oomguard.job.training_job import Device, Job, Source
+
+OUTPUT_DIR = text("output_dir", "trainer_output")
+USE_CPU = flag("use_cpu")
+BF16 = flag("bf16")
+FP16 = flag("fp16")
+OPTIMIZER = text("optim", "adamw_torch")  # from torch 2.8 on the fused twin: the same memory
+WORKERS = Key(name="dataloader_num_workers", decode=fields.natural, default=0)
+DEEPSPEED: Key[object] = Key(name="deepspeed", decode=fields.anything, default=None)
+FSDP: Key[object] = Key(name="fsdp", decode=fields.anything, default=None)
+
+# Bitsandbytes' kind of 4-bit, and whether the constants are quantized too.
+_FOUR_BIT = {
+    ("nf4", False): Quantization.NF4,
+    ("nf4", True): Quantization.NF4_DOUBLE,
+    ("fp4", False): Quantization.FP4,
+    ("fp4", True): Quantization.FP4_DOUBLE,
+}
+ON_THE_FLY = frozenset(_FOUR_BIT.values()) | {Quantization.INT8}
+#: Keys that tell a flat config of TrainingArguments.
+ARGUMENTS = frozenset(
+    {"per_device_train_batch_size", "gradient_accumulation_steps", "num_train_epochs", "output_dir"}
+    | {"per_device_eval_batch_size", "gradient_checkpointing", "max_steps"}
+)
+#: Fields that no key holds: a DeepSpeed file and the environment do.
+ELSEWHERE = ("sharding", "offload", "allocator")
+
+_REENTRANT: Key[object] = Key(
+    name="gradient_checkpointing_kwargs", decode=fields.anything, default=None
+)
+_EVAL_ACCUMULATION = Key(name="eval_accumulation_steps", decode=fields.natural, default=0)
+LOSS_ONLY, BEST = flag("prediction_loss_only"), fields.maybe_text("metric_for_best_model")
+
+SHARED = (
+    direct("micro_batch", number("per_device_train_batch_size", 8)),
+    direct("accumulation", number("gradient_accumulation_steps", 1)),
+    direct("eval_batch", number("per_device_eval_batch_size", 8)),
+    direct("optimizer", OPTIMIZER),
+    direct("loader_workers", WORKERS),
+    direct("pin_memory", flag("dataloader_pin_memory", default=True)),
+    direct("auto_find_batch_size", flag("auto_find_batch_size")),
+    direct("prediction_loss_only", LOSS_ONLY),
+    Knob(
+        field="eval_accumulation",
+        read=_EVAL_ACCUMULATION.of,
+        edits=lambda _, value: {as_object(_EVAL_ACCUMULATION): value or None},
+    ),
+)
+
+#: The Trainer looks for the metric of the best model among those of each evaluation.
+NO_METRIC = Refusal(
+    message="The `metric_for_best_model` training argument is set to a metric that is not found.",
+    when=lambda settings, job, plan: (
+        plan.prediction_loss_only is True
+        and not job.asked.prediction_loss_only
+        and BEST.of(settings) not in (None, "loss", "eval_loss")
+    ),
+)
+
+
+def checkpointing(key: str) -> Knob:
+    """Make the knob of gradient checkpointing.
+
+    Switched on, it does not reenter autograd unless the user says so: reentrant checkpointing
+    finds no gradient behind the frozen embedding of an adapter.
+    """
+    enabled = flag(key)
+
+    def edits(settings: Settings, value: object) -> fields.Edits:
+        stated = not value or settings.has(_REENTRANT.name)
+        how = {} if stated else {as_object(_REENTRANT): '{"use_reentrant": false}'}
+        return {as_object(enabled): value, **how}
+
+    return Knob(field="checkpointing", read=enabled.of, edits=edits)
+
+
+def loss_kernel(key: str) -> Knob:
+    """Make the knob of the fused loss, which Liger's kernels bring."""
+    enabled = flag(key)
+    return switch("loss_kernel", enabled, on=LossKernel.FUSED, off=LossKernel.EAGER)
+
+
+def rank_under(adapter: Key[bool], rank: Key[int]) -> Knob:
+    """Make the knob of a LoRA rank that holds only where a flag switches LoRA on."""
+    return Knob(
+        field="lora_rank",
+        read=lambda settings: rank.of(settings) if adapter.of(settings) else None,
+        edits=lambda _, value: {fields.as_object(rank): value} if value is not None else {},
+    )
+
+
+def mixed_precision(settings: Settings) -> Precision:
+    """Read bf16 and fp16."""
+    if BF16.of(settings):
+        return Precision.BF16_MIXED
+    return Precision.FP16_MIXED if FP16.of(settings) else Precision.FP32
+
+
+def precision_edits(_: Settings, value: object) -> dict[Key[object], object] | None:
+    """Spell a precision by bf16 and fp16; None for those that keep weights in 16 bits."""
+    if value not in (Precision.FP32, Precision.BF16_MIXED, Precision.FP16_MIXED):
+        return None
+    return {
+        fields.as_object(BF16): value is Precision.BF16_MIXED,
+        fields.as_object(FP16): value is Precision.FP16_MIXED,
+    }
+
+
+def four_bit(kind: str, double: bool) -> Quantization | None:
+    """Name bitsandbytes' 4-bit formats."""
+    return _FOUR_BIT.get((kind, double))
+
+
+def spell_four_bit(value: object) -> tuple[str, bool] | None:
+    """Give the kind of a 4-bit format, and whether its constants are quantized too."""
+    return next((pair for pair, noun in _FOUR_BIT.items() if noun is value), None)
+
+
+def device(settings: Settings, gpus: int) -> Device:
+    """Say where the job computes."""
+    return Device.CPU if gpus == 0 or USE_CPU.of(settings) else Device.CUDA
+
+
+def deepspeed_path(settings: Settings, cwd: str) -> str | None:
+    """Name the DeepSpeed file (absolute); None if there is none, or it stands in the config."""
+    value = DEEPSPEED.of(settings)
+    path = value if isinstance(value, str) and not value.lstrip().startswith("{") else None
+    return posixpath.join(cwd, path) if path else None
+
+
+def sharding(
+    settings: Settings, cwd: str, files: Mapping[str, str]
+) -> tuple[Sharding | None, frozenset[Offload] | None]:
+    """Read sharding and offload; None for both where the DeepSpeed file was not found."""
+    if not DEEPSPEED.of(settings):
+        return (Sharding.FSDP if FSDP.of(settings) else Sharding.NONE), frozenset()
+    path = deepspeed_path(settings, cwd)
+    value = files.get(path) if path else DEEPSPEED.of(settings)
+    config = deepspeed.mapping_of(value)
+    return (None, None) if config is None else deepspeed.zero_of(config)
+
+
+def reduce_bucket(settings: Settings, job: Job) -> int | None:
+    """Count the gradients that DeepSpeed reduces at a time; None where that follows the model.
+
+    So it does in the configs that oomguard writes; one that was not found has the default.
+    """
+    if job.asked.sharding not in deepspeed.ZERO:
+        return None
+    own = _own_zero_config(settings, job, "")
+    return deepspeed.reduce_bucket(own.values) if own else deepspeed.REDUCE_BUCKET
+
+
+def overlap_comm(settings: Settings, job: Job) -> bool:
+    """Whether DeepSpeed reduces beside the backward pass; by default it does not before ZeRO-3."""
+    own = _own_zero_config(settings, job, "") if job.asked.sharding in deepspeed.ZERO else None
+    return own is not None and deepspeed.overlap_comm(own.values)
+
+
+def zero_optimizer(settings: Settings, zero: str | None) -> str | None:
+    """Name the optimizer of the DeepSpeed config, which wins over `optim`; None if it has none.
+
+    `zero` is the text of the file where the config is one.
+    """
+    inline = DEEPSPEED.of(settings) if zero is None else None
+    return deepspeed.optimizer_of(deepspeed.mapping_of(zero or inline) or {})
+
+
+def with_zero_file(
+    settings: Settings, job: Job, plan: Plan, folder: str
+) -> tuple[Settings, tuple[File, ...]]:
+    """Name in the settings the DeepSpeed file that a plan needs, and give that file.
+
+    It is the user's own with the plan's changes, a new one where there was none, and nothing
+    where the user's own holds as it is.
+    """
+    if plan.sharding not in deepspeed.ZERO:
+        gone = settings if zero_as_asked(job, plan) else settings.set(DEEPSPEED.name, None)
+        return gone, ()
+    path = posixpath.join(folder, f"deepspeed_{plan.sharding.value}.json")
+    own = _own_zero_config(settings, job, path)
+    text = deepspeed.zero_config(plan.sharding, plan.offload or frozenset())
+    if own is not None:
+        text = deepspeed.edited(own, job.asked, plan).text
+    if own is not None and text == own.text:
+        return settings, ()
+    return settings.set(DEEPSPEED.name, path), (File(path=path, text=text),)
+
+
+def _own_zero_config(settings: Settings, job: Job, path: str) -> Document | None:
+    """Give the DeepSpeed config that the job has, as a document at `path`."""
+    own = deepspeed_path(settings, job.cwd)
+    inline = deepspeed.mapping_of(DEEPSPEED.of(settings))
+    text = job.files.get(own) if own else None
+    if text is None and inline is not None:
+        text = json.dumps(inline, indent=2) + "\n"
+    return Document.parse(Source(path=path, text=text)) if text is not None else None
+
+
+def zero_as_asked(job: Job, plan: Plan) -> bool:
+    """Whether sharding and offload are what the user asked for."""
+    return (plan.sharding, plan.offload) == (job.asked.sharding, job.asked.offload)
+
+
+def refuses_sharding(job: Job, plan: Plan) -> str | None:
+    """Say why a change of sharding or offload cannot be written; None if it can."""
+    offload = plan.offload or frozenset()
+    fsdp = Sharding.FSDP in (plan.sharding, job.asked.sharding)
+    reasons = {
+        "the job's DeepSpeed file was not found, so its stage is not known": (
+            job.asked.sharding is None
+        ),
+        "FSDP is neither switched on nor off here": fsdp,
+        "offload needs DeepSpeed ZeRO": bool(offload) and plan.sharding not in deepspeed.ZERO,
+        "there is no setting that offloads activations": Offload.ACTIVATIONS in offload,
+        "parameters are offloaded by ZeRO-3 alone": (
+            Offload.PARAMETERS in offload and plan.sharding is not Sharding.ZERO3
+        ),
+    }
+    found = next((reason for reason, holds in reasons.items() if holds), None)
+    return None if zero_as_asked(job, plan) else found
+
+
+def packages(plan: Plan) -> frozenset[str]:
+    """Name the packages that a plan needs beside transformers itself."""
+    needed = {
+        "deepspeed": plan.sharding in deepspeed.ZERO,
+        "bitsandbytes": plan.quantization in ON_THE_FLY or _is_bitsandbytes(plan.optimizer or ""),
+        "liger_kernel": plan.loss_kernel is LossKernel.FUSED,
+    }
+    return frozenset(name for name, is_needed in needed.items() if is_needed)
+
+
+def _is_bitsandbytes(optimizer: str) -> bool:
+    return any(part in optimizer for part in ("8bit", "bnb", "paged"))

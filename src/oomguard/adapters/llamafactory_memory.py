@@ -1,0 +1,86 @@
+"""What LLaMA-Factory's settings say of memory beyond the plan.
+
+Source: llamafactory 0.9.5, hparams/{model_args,finetuning_args,data_args}.py, model/adapter.py
+(which parameters are raised to fp32, which modules are saved), model/model_utils/embedding.py.
+"""
+
+from __future__ import annotations
+
+import posixpath
+
+from oomguard.adapters import fields
+from oomguard.adapters.hf import training_arguments as hf
+from oomguard.configfile.layered import Settings
+from oomguard.job.memory_settings import ALL_LINEAR, Attention, Format, Lora, Recipe
+from oomguard.job.plan import Sharding, Tuning
+from oomguard.job.training_job import Job
+
+_MODEL = fields.maybe_text("model_name_or_path")
+_ALPHA = fields.maybe_number("lora_alpha")
+_RANK = fields.number("lora_rank", 8)
+_LAYERS = fields.number("freeze_trainable_layers", 2)
+_STAGE = fields.text("stage", "sft")
+_ATTENTIONS = {"disabled": Attention.EAGER, "fa2": Attention.FLASH, "fa3": Attention.FLASH}
+_RESIZED = ("embed_tokens", "lm_head")
+
+
+def recipe_of(settings: Settings, job: Job) -> Recipe:
+    """Read it; a base in half precision is what LLaMA-Factory loads for every trained model."""
+    resizes = bool(new_tokens(settings)) or fields.flag("resize_vocab").of(settings)
+    return Recipe(
+        framework=job.framework,
+        model=_MODEL.of(settings),
+        trust_remote_code=fields.flag("trust_remote_code").of(settings),
+        base=Format.FP16 if hf.FP16.of(settings) else Format.BF16,
+        trained_fp32=job.asked.sharding is not Sharding.ZERO3,
+        lora=_lora(settings, resizes=resizes) if job.asked.tuning is Tuning.LORA else None,
+        new_tokens=new_tokens(settings),
+        trained_layers=_LAYERS.of(settings),
+        optimizer=hf.OPTIMIZER.of(settings),
+        max_grad_norm=1.0,
+        attention=_ATTENTIONS.get(str(settings.get("flash_attn")), Attention.SDPA),
+        packing=packs(settings),
+        images=1 if job.multimodal else 0,
+        data=_data(settings, job.cwd),
+        reduce_bucket=hf.reduce_bucket(settings, job),
+        overlap_comm=hf.overlap_comm(settings, job),
+    )
+
+
+def new_tokens(settings: Settings) -> int:
+    """Count the tokens that are added to the vocabulary, as far as the settings name them."""
+    stated = (settings.get("add_tokens"), settings.get("add_special_tokens"))
+    texts = [text for text in stated if isinstance(text, str)]
+    return sum(len([token for token in text.split(",") if token.strip()]) for text in texts)
+
+
+def _lora(settings: Settings, *, resizes: bool) -> Lora:
+    rank = _RANK.of(settings)
+    targets = _names(settings, "lora_target") or ("all",)
+    saved = _names(settings, "additional_target")
+    return Lora(
+        rank=rank,
+        alpha=_ALPHA.of(settings) or 2 * rank,
+        targets=(ALL_LINEAR,) if targets == ("all",) else targets,
+        dropout=fields.fraction("lora_dropout", 0.0).of(settings),
+        saved=saved or (_RESIZED if resizes else ()),
+    )
+
+
+def packs(settings: Settings) -> bool:
+    """Whether samples are put together up to the length."""
+    stated = settings.get("packing")
+    if stated is None:
+        return _STAGE.of(settings) == "pt" or fields.flag("neat_packing").of(settings)
+    return fields.flag("packing").of(settings)
+
+
+def _data(settings: Settings, cwd: str) -> tuple[str, ...]:
+    folder = posixpath.join(cwd, fields.text("dataset_dir", "data").of(settings))
+    return tuple(posixpath.join(folder, name) for name in _names(settings, "dataset"))
+
+
+def _names(settings: Settings, key: str) -> tuple[str, ...]:
+    value = settings.get(key)
+    words = value if isinstance(value, list) else str(value).split(",") if value else []
+    return tuple(str(word).strip() for word in words if str(word).strip())

@@ -1,0 +1,301 @@
+"""The account of a run on the terminal: terse, on stderr, beside the job's own output."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import BinaryIO
+
+from rich.console import Console
+from rich.text import Text
+
+from oomguard.evidence.verdict import Kind, Verdict
+from oomguard.job.checkpoint import Continuation, Mode
+from oomguard.job.plan import Change, Plan, Value
+from oomguard.job.training_job import Job
+from oomguard.ladder.steps import Step
+from oomguard.ladder.strategy import Fidelity
+from oomguard.redact import redact
+from oomguard.run.decide import FITS, RECYCLE
+from oomguard.run.events import (
+    CutShort,
+    DeviceFree,
+    Event,
+    Exited,
+    Finished,
+    Growing,
+    Planned,
+    Predicted,
+    Probe,
+    Purpose,
+    Resumed,
+    RunStarted,
+    Status,
+    Stopping,
+)
+from oomguard.run.leak import Growth
+from oomguard.run.probe import has_passed
+from oomguard.run.redaction import mask_verdict
+from oomguard.run.report import FitReport
+from oomguard.run.state import Attempt, RunRecord
+from oomguard.units import show_bytes
+
+COSTS = {
+    Fidelity.SAME_MATH: "same math",
+    Fidelity.SAME_RECIPE: "same recipe, other numerics",
+    Fidelity.NEW_RECIPE: "new recipe",
+}
+_KINDS = {
+    Kind.DEVICE_OOM: "out of device memory",
+    Kind.HOST_OOM: "out of host memory",
+    Kind.SHM_OOM: "out of shared memory (/dev/shm)",
+    Kind.PINNED_OOM: "out of pinned host memory",
+}
+
+
+class Account:
+    """Tells what happens, as it happens. `quiet` passes the job's output on to stderr."""
+
+    def __init__(self, *, quiet_stdout: bool) -> None:
+        self._console = Console(stderr=True, highlight=False, soft_wrap=True)
+        self._out: BinaryIO = sys.stderr.buffer if quiet_stdout else sys.stdout.buffer
+        self._fresh_line = True
+
+    def output(self, data: bytes) -> None:
+        """Pass on what the job printed, as it printed it."""
+        self._write(data)
+        self._fresh_line = data.endswith(b"\n")
+
+    def event(self, event: Event, record: RunRecord) -> None:
+        """Say what a reader wants to know of an event."""
+        match event:
+            case RunStarted():
+                self._line(_job_line(event.job))
+                if event.job.trained_embeddings:
+                    names = " and ".join(event.job.trained_embeddings)
+                    self._line(f"{names} will be trained in full, beside the adapter")
+            case Resumed() | CutShort():
+                self._line(_taken_over_line(event, record))
+            case Planned():
+                self._planned(event, record)
+            case Exited():
+                self._exited(event, record)
+            case Growing():
+                self._line(_growth_line(event.growth), "yellow")
+            case Stopping() if event.reason == RECYCLE:
+                self._line("stopped at this checkpoint, before memory runs out", "yellow")
+            case DeviceFree() if not event.free:
+                self._line(f"the device did not become free: {event.busy}", "red")
+            case Finished():
+                self._finished(record)
+
+    def say(self, text: str, style: str = "") -> None:
+        """Say one line of one's own."""
+        self._line(text, style)
+
+    def outcome(self, report: FitReport) -> None:
+        """Say what a fit took: each change from what was asked, and the dearest cost."""
+        if report.status is not Status.FIT:
+            return
+        if not report.changes or report.fidelity is None:
+            self._line("it fits as asked; nothing was changed")
+            return
+        self._line(f"changed, at the cost of {COSTS[report.fidelity]}:")
+        for change in report.changes:
+            self._line(f"  {show_change(change)}")
+
+    def _write(self, data: bytes) -> None:
+        """Write to where the job's output goes; a reader that has gone away stops no training."""
+        try:
+            self._out.write(data)
+            self._out.flush()
+        except BrokenPipeError:
+            with Path(os.devnull).open("wb") as nowhere:
+                os.dup2(nowhere.fileno(), self._out.fileno())
+
+    def _planned(self, event: Planned, record: RunRecord) -> None:
+        if event.purpose is Purpose.TRIAL:
+            undone = ", ".join(dict.fromkeys(event.undone))
+            self._line(f"it fits; is all of it needed? Tried without: {undone}", "yellow")
+        elif event.purpose is Purpose.BEST:
+            self._line("less change does not fit: the best that does goes to the end", "yellow")
+        for step in event.steps:
+            self._line(f"{step.summary}: {_changes(step)} [{COSTS[step.fidelity]}]", "yellow")
+        ran = [attempt for attempt in record.attempts if attempt.probe is None]
+        lost = max((attempt.steps_done for attempt in ran), default=0)
+        if event.begins is not None and (event.begins.checkpoint or lost):
+            self._line(_begin_line(event.begins))
+        self._line(
+            f"attempt {event.attempt}{_aside(event.probe)}: {_plan_line(event.plan)}", "bold"
+        )
+
+    def _exited(self, event: Exited, record: RunRecord) -> None:
+        attempt = record.last
+        passed = has_passed(attempt)
+        good = passed or not _bad(event.verdict)
+        line = _exit_line(attempt, mask_verdict(event.verdict))
+        self._line(line, "green" if good else "red")
+        if event.log_error is not None:
+            self._line(f"its log ends early: {event.log_error}", "yellow")
+        if passed:
+            self._line(_measured_line(attempt, record.predicted_for(attempt.plan)))
+
+    def _finished(self, record: RunRecord) -> None:
+        if record.status is Status.FIT:
+            probes = sum(1 for attempt in record.attempts if attempt.probe is not None)
+            count = _counted(len(record.attempts) - probes, "attempt")
+            after = f" after {_counted(probes, 'probe')}" if probes else ""
+            self._line(f"trained, in {count}{after}", "bold green")
+            return
+        status = record.status.value if record.status else ""
+        self._line(f"{status}: {redact(record.reason)}", "bold red")
+        for skip in record.skipped_last:
+            self._line(f"  not taken: {skip.strategy}: {skip.reason}")
+
+    def _line(self, text: str, style: str = "") -> None:
+        if not self._fresh_line:
+            self._write(b"\n")
+            self._fresh_line = True
+        self._console.print(Text.assemble(("oomguard ", "cyan"), (text, style)))
+
+
+def _bad(verdict: Verdict) -> bool:
+    return verdict.kind is not Kind.OK
+
+
+def _job_line(job: Job) -> str:
+    processes = f"{job.world.size} process{'es' if job.world.size > 1 else ''}"
+    return (
+        f"{job.framework} on {job.device.value}: global batch {job.global_batch} "
+        f"(micro {job.asked.micro_batch} x accumulation {job.asked.accumulation} x {processes})"
+    )
+
+
+def _taken_over_line(event: Resumed | CutShort, record: RunRecord) -> str:
+    if isinstance(event, CutShort):
+        return f"attempt {event.attempt} was cut short: {redact(event.verdict.root or '')}"
+    cut = (
+        f"; {event.cut_bytes} bytes of an incomplete event were dropped" if event.cut_bytes else ""
+    )
+    return f"goes on with {record.run}, begun {record.at}{cut}"
+
+
+def _plan_line(plan: Plan) -> str:
+    words = [f"micro batch {plan.micro_batch} x {plan.accumulation}"]
+    if plan.sequence_length is not None:
+        words.append(f"{plan.sequence_length} tokens")
+    words += [
+        value.value
+        for value in (plan.precision, plan.tuning, plan.quantization, plan.sharding)
+        if value is not None and value.value != "none"
+    ]
+    return ", ".join(words)
+
+
+def _growth_line(growth: Growth) -> str:
+    words = f"memory grows by {show_bytes(growth.bytes_per_step)} a step"
+    if growth.forecast_step is None:
+        return words
+    left = max(0, growth.forecast_step - growth.step)
+    return f"{words}; it will run out in about {left} steps"
+
+
+def _begin_line(begins: Continuation) -> str:
+    if begins.checkpoint is None:
+        return f"starts again at step 0: {begins.reason}"
+    kept = "" if begins.mode is Mode.FULL else f", with its weights only: {begins.reason}"
+    return f"goes on from step {begins.checkpoint.step}: {begins.checkpoint.path}{kept}"
+
+
+def _exit_line(attempt: Attempt, verdict: Verdict) -> str:
+    took = f" ({attempt.seconds:.0f} s)" if attempt.seconds is not None else ""
+    steps = _steps(attempt)
+    if attempt.probe is not None and not verdict.kind.is_memory and not attempt.refused_step:
+        return f"{_probe_words(attempt, verdict)}{took}"
+    if attempt.stopped in (RECYCLE, FITS):
+        return f"stopped{steps}{_peaks(attempt)}{took}"
+    if verdict.kind is Kind.OK:
+        return f"the job ended well{steps}{_peaks(attempt)}{took}"
+    if attempt.refused_step is not None:
+        return f"the framework refuses this change: {verdict.root}{took}"
+    if not verdict.kind.is_memory:
+        return f"the job failed (exit code {attempt.returncode}): {verdict.root}{took}"
+    return f"{_shortage_words(verdict, steps)}{took}"
+
+
+def _steps(attempt: Attempt) -> str:
+    if not (attempt.reporting or attempt.steps_done):
+        return ""  # nobody inside counted them
+    return f" after {attempt.steps_done} optimizer step{'' if attempt.steps_done == 1 else 's'}"
+
+
+def _missing(verdict: Verdict) -> str:
+    asked = verdict.requested_bytes
+    words = f": one allocation of {show_bytes(asked)} failed" if asked else ""
+    if verdict.capacity_bytes:
+        words += f" of {show_bytes(verdict.capacity_bytes)} in all"
+    return words
+
+
+def _peaks(attempt: Attempt) -> str:
+    if attempt.device_peak_bytes is not None:
+        return f", peak {show_bytes(attempt.device_peak_bytes)} on the device"
+    if attempt.host_peak_bytes is not None:
+        return f", peak {show_bytes(attempt.host_peak_bytes)} of host memory"
+    return ""
+
+
+def _shortage_words(verdict: Verdict, steps: str) -> str:
+    where = "" if verdict.phase.value == "unknown" else f" in {verdict.phase.value}"
+    rank = "" if verdict.rank is None else f" on rank {verdict.rank}"
+    return f"{_KINDS[verdict.kind]}{where}{rank}{steps}{_missing(verdict)}"
+
+
+def _probe_words(attempt: Attempt, verdict: Verdict) -> str:
+    if has_passed(attempt):
+        return f"the probe passed{_steps(attempt)}{_peaks(attempt)}"
+    if verdict.kind is Kind.INTERRUPTED:
+        return f"the probe was stopped{_steps(attempt)}"
+    why = verdict.root or "it saw no optimizer step"
+    return f"the probe shows nothing: {why}; the run itself will"
+
+
+def _aside(probe: Probe | None) -> str:
+    if probe is None:
+        return ""
+    length = f" on batches of {probe.tokens} tokens" if probe.tokens else ""
+    return f", a probe of {_counted(probe.steps, 'step')}{length}"
+
+
+def _measured_line(attempt: Attempt, predicted: Predicted | None) -> str:
+    """Compare what a probe measured with what was predicted, like with like."""
+    longest, asked = attempt.longest_batch, attempt.probe.tokens if attempt.probe else None
+    of = f" of {asked}" if longest and asked and longest < asked else ""
+    words = f"its longest batch had {longest}{of} tokens" if longest else "its batches stayed as"
+    words += "" if longest else " they came: they hold no tokens that are known here"
+    measured = attempt.device_peak_bytes
+    if measured is None or predicted is None:
+        return words
+    ratio = measured / max(1, predicted.allocated_bytes) - 1
+    return (
+        f"{words}; allocated: {show_bytes(measured)} measured, "
+        f"{show_bytes(predicted.allocated_bytes)} predicted ({ratio:+.1%})"
+    )
+
+
+def _counted(count: int, noun: str) -> str:
+    return f"{count} {noun}{'' if count == 1 else 's'}"
+
+
+def _changes(step: Step) -> str:
+    return ", ".join(show_change(change) for change in step.changes)
+
+
+def show_change(change: Change) -> str:
+    """Show a change as `field before -> after`."""
+    return f"{change.field} {_value(change.before)} -> {_value(change.after)}"
+
+
+def _value(value: Value) -> str:
+    return "+".join(value) or "none" if isinstance(value, list) else str(value)

@@ -1,0 +1,69 @@
+"""`oomguard ladder`: the strategies in their order."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import click
+
+from oomguard.cli.output import print_json
+from oomguard.ladder.load import load_strategies, select
+from oomguard.ladder.strategy import Strategy
+
+
+@click.command("ladder")
+@click.option("--ladder", "ladder", help="Only these: classic, or ids between commas.")
+@click.option(
+    "--strategies", type=click.Path(path_type=Path), help="A folder of strategies of your own."
+)
+@click.option("--markdown", is_flag=True, help="As the table of the guide.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout.")
+def command(ladder: str | None, strategies: Path | None, markdown: bool, as_json: bool) -> None:
+    """List the strategies in the order in which they are tried."""
+    rungs = select(load_strategies(strategies), ladder)
+    if markdown:
+        click.echo(table(rungs))
+        return
+    if as_json:
+        print_json({"strategies": [_row(strategy) for strategy in rungs]})
+        return
+    width = max(len(strategy.id) for strategy in rungs)
+    for strategy in rungs:
+        row = _row(strategy)
+        answers = ", ".join(strategy_remedies(strategy)) or "applied before the first attempt"
+        click.echo(f"{strategy.id:<{width}}  {row['fidelity']:<11}  {strategy.summary}")
+        told = f"for: {answers}; passed over where {strategy.otherwise}"
+        click.echo(f"{'':<{width}}  {'':<11}  {told}")
+
+
+def table(rungs: Sequence[Strategy]) -> str:
+    """Give the strategies as a Markdown table."""
+    rows = [
+        "| strategy | what it does | cost | answers | passed over where |",
+        "|---|---|---|---|---|",
+    ]
+    for strategy in rungs:
+        answers = "<br>".join(strategy_remedies(strategy)) or "before the first attempt"
+        again = " (again while it gives something)" if strategy.repeat else ""
+        needs = "".join(f"; needs {package}" for package in strategy.needs)
+        rows.append(
+            f"| `{strategy.id}` | {strategy.summary}{again}{needs} | {strategy.fidelity.value} "
+            f"| {answers} | {strategy.otherwise} |"
+        )
+    return "\n".join(rows)
+
+
+def strategy_remedies(strategy: Strategy) -> list[str]:
+    """Name what a strategy is a remedy for."""
+    return sorted(str(remedy) for remedy in strategy.remedies)
+
+
+def _row(strategy: Strategy) -> dict[str, object]:
+    return {
+        "id": strategy.id,
+        "summary": strategy.summary,
+        "fidelity": strategy.fidelity.value,
+        "remedies": strategy_remedies(strategy),
+        "repeat": strategy.repeat,
+    }

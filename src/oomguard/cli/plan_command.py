@@ -1,0 +1,146 @@
+"""`oomguard plan`: say before the first launch what will fit."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import click
+
+from oomguard.cli.options import COMMAND, Size, WithCommand, shared
+from oomguard.cli.options_block import Options
+from oomguard.cli.output import print_json
+from oomguard.cli.plan_job import Planned, plan_job
+from oomguard.cli.plan_table import show_outlook
+from oomguard.cli.prepare import Prepared, prepare
+from oomguard.errors import UsageError, Where
+from oomguard.estimate.cards import card_named
+from oomguard.estimate.term_descriptions import arithmetic
+from oomguard.job.training_job import Device
+from oomguard.ladder.strategy import Fidelity
+from oomguard.predict.forecast import Room, RungOutlook
+from oomguard.predict.history import FitIndex
+
+
+@click.command("plan", cls=WithCommand)
+@shared
+@click.option("--gpu", metavar="NAME", help="The card, such as 'RTX 3090' or a100-80.")
+@click.option("--gpu-memory", type=Size(), help="What one GPU has, such as 24GiB.")
+@click.option("--gpus", type=click.IntRange(min=1), default=1, help="How many GPUs (1).")
+@click.option("--host-memory", type=Size(), help="What the host has, such as 64GiB.")
+@click.option(
+    "--fits",
+    type=click.Path(path_type=Path),
+    metavar="PATH",
+    help="The index of fits (in the user's data folder).",
+)
+@click.option("--explain-terms", is_flag=True, help="The arithmetic of the plan that is chosen.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout.")
+@click.pass_context
+def command(  # the options document themselves
+    ctx: click.Context,
+    /,
+    *,
+    train: Path | None,
+    allow: str | None,
+    gpu: str | None,
+    gpu_memory: int | None,
+    gpus: int,
+    host_memory: int | None,
+    fits: Path | None,
+    explain_terms: bool,
+    as_json: bool,
+    **given: str | None,
+) -> None:
+    """Say what a job will take on each rung of the ladder, and the first that fits.
+
+    Needs no GPU, no weights and no network. TRAIN.YAML is the framework's own config; or give
+    the whole command after --.
+    """
+    options = Options(
+        allow=Fidelity(allow) if allow else None,
+        **given,  # type: ignore[arg-type]  # click has read each option as its field's type
+    )
+    prepared = prepare(train, ctx.meta[COMMAND], options, planned_gpus=gpus)
+    room, prepared = _on(prepared, gpu, gpu_memory, host_memory)
+    index = FitIndex(fits)
+    planned = plan_job(prepared, room, device=_name(gpu), index=index)
+    if index.lost is not None:
+        click.secho(index.lost, fg="yellow", err=True)
+    explained = _arithmetic(planned) if explain_terms else None
+    _print(planned, explained, as_json=as_json)
+
+
+def _print(planned: Planned, explained: dict[str, str] | None, *, as_json: bool) -> None:
+    if as_json:
+        print_json(_document(planned, explained))
+        return
+    job, model, found = planned.prepared.job, planned.model, planned.outlook
+    show_outlook(job, model, planned.room, found, notes=planned.notes, explained=explained)
+
+
+def _on(
+    prepared: Prepared, gpu: str | None, gpu_memory: int | None, host_memory: int | None
+) -> tuple[Room, Prepared]:
+    """Put a job on a GPU that this machine need not have."""
+    device_bytes, bfloat16 = _device(gpu, gpu_memory)
+    if prepared.job.device is Device.CPU:
+        raise UsageError(
+            "this job computes on the CPU: there is nothing to compare with a GPU",
+            next_step="Take use_cpu out of its settings to plan it for a GPU.",
+        )
+    job = replace(prepared.job, bfloat16=bfloat16)
+    return Room(device_bytes=device_bytes, host_bytes=host_memory), replace(prepared, job=job)
+
+
+def _name(gpu: str | None) -> str | None:
+    return card_named(gpu).name if gpu else None
+
+
+def _device(gpu: str | None, gpu_memory: int | None) -> tuple[int, bool]:
+    """Give the bytes of one GPU, and whether it computes in bf16."""
+    if (gpu is None) == (gpu_memory is None):
+        raise UsageError(
+            "one of --gpu and --gpu-memory is needed",
+            where=Where(key="--gpu"),
+            next_step="For example: --gpu 'RTX 3090', or --gpu-memory 24GiB.",
+        )
+    if gpu is None:
+        return gpu_memory or 0, True
+    card = card_named(gpu)
+    return card.usable_bytes, card.bfloat16
+
+
+def _arithmetic(planned: Planned) -> dict[str, str]:
+    found, chosen = planned.outlook, planned.outlook.chosen
+    rung = found.asked if chosen is None else found.rungs[chosen]
+    lines = arithmetic(planned.question(()).problem(rung.plan or found.asked.plan))
+    terms = rung.estimate.terms if rung.estimate else {}
+    return {term: text for term, text in lines.items() if term in terms}
+
+
+def _document(planned: Planned, explained: dict[str, str] | None) -> dict[str, object]:
+    found = planned.outlook
+    document: dict[str, object] = {
+        "framework": planned.prepared.job.framework,
+        "model": planned.model.name,
+        "model_source": planned.model.source,
+        "capacity_bytes": planned.room.device_bytes,
+        "asked": found.asked,
+        "rungs": [_rung(rung) for rung in found.rungs],
+        "chosen": found.chosen,
+        "notes": planned.notes,
+        "seconds": planned.seconds,
+    }
+    return document if explained is None else {**document, "arithmetic": explained}
+
+
+def _rung(rung: RungOutlook) -> dict[str, object]:
+    return {
+        "strategy": rung.strategy,
+        "fidelity": rung.step.fidelity if rung.step else None,
+        "plan": rung.plan,
+        "estimate": rung.estimate,
+        "fits": rung.fits,
+        "skipped": rung.skipped,
+    }

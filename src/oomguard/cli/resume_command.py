@@ -1,0 +1,99 @@
+"""`oomguard resume`: go on with a run that was interrupted, or whose oomguard was killed."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import click
+
+from oomguard import __version__
+from oomguard.adapters.registry import adapter_named
+from oomguard.cli.console import Account
+from oomguard.cli.options import grace
+from oomguard.cli.prepare import RUNS, caps_of, ladder_of
+from oomguard.cli.summary import now_at, surroundings, tell_end
+from oomguard.ladder.load import load_strategies, select
+from oomguard.ladder.strategy import Strategy
+from oomguard.predict.history import learn
+from oomguard.process.local import LocalEngine
+from oomguard.process.reports import sweep
+from oomguard.run.event_log import History
+from oomguard.run.events import Limits, Resumed, Status
+from oomguard.run.folder import RunFolder
+from oomguard.run.outcome import read_outcome, write_outcome
+from oomguard.run.recover import end_last_attempt
+from oomguard.run.state import RunRecord, begun
+from oomguard.run.supervisor import Audience, Supervisor
+
+FINAL = (Status.FIT, Status.EXHAUSTED, Status.FAILED)
+
+
+@click.command("resume")
+@click.argument("run", type=click.Path(path_type=Path))
+@grace
+@click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout.")
+def command(run: Path, grace_s: float | None, as_json: bool) -> int:
+    """Go on with a run, from its newest checkpoint.
+
+    RUN is the run folder, or its name under oomguard-runs.
+    """
+    folder, history = RunFolder.open(_find(run))
+    account = Account(quiet_stdout=as_json)
+    try:
+        record = history.record
+        sweep(folder.path)
+        job, _ = begun(record)
+        adapter = adapter_named(job.framework)
+        if record.status not in FINAL:
+            record = _go_on(folder, history, account, grace_s)
+            lost = learn(record)
+            if lost is not None:
+                account.say(lost, "yellow")
+        else:
+            account.say(f"nothing is left to do: {record.status.value}: {record.reason}")
+        outcome = read_outcome(record, adapter, folder) or write_outcome(
+            record, adapter, folder, surroundings(job)
+        )
+    finally:
+        folder.close()
+    return tell_end(account, record, outcome, folder, as_json=as_json)
+
+
+def _go_on(
+    folder: RunFolder, history: History, account: Account, grace_s: float | None
+) -> RunRecord:
+    job, limits = begun(history.record)
+    limits = limits if grace_s is None else replace(limits, grace_s=grace_s)
+    adapter = adapter_named(job.framework)
+    ladder = ladder_of(adapter, _strategies(limits), limits.allow)
+    ended, oom_kills = end_last_attempt(history.events, grace_s=limits.grace_s)
+    if ended.asked or ended.killed:
+        account.say(f"{ended.asked} processes of the last attempt were still there, and ended")
+    supervisor = Supervisor(
+        adapter=adapter,
+        ladder=ladder,
+        # Made now: the GPUs are as free as the last attempt has left them.
+        engine=LocalEngine(caps=caps_of(limits), inside=limits.inside),
+        folder=folder,
+        audience=Audience(event=account.event, output=account.output),
+    )
+    resumed = Resumed(
+        t=0.0, version=__version__, at=now_at(), cut_bytes=history.cut_bytes, grace_s=grace_s
+    )
+    return supervisor.resume(history.events, resumed, oom_kills=oom_kills)
+
+
+def _strategies(limits: Limits) -> tuple[Strategy, ...]:
+    """Give the run's own rungs, in its order, with the preflight ones."""
+    known = load_strategies(Path(limits.strategies) if limits.strategies else None)
+    if not limits.ladder:
+        return tuple(strategy for strategy in known if strategy.preflight)
+    return select(known, ",".join(limits.ladder))
+
+
+def _find(run: Path) -> Path:
+    if run.name == "events.jsonl":
+        return run.parent
+    named = Path(RUNS) / run
+    return named if not run.exists() and named.exists() else run

@@ -1,0 +1,192 @@
+"""Where a launch begins: at the rung that worked before, else at the first that should fit."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass, replace
+
+import msgspec
+
+from oomguard.cli.console import Account
+from oomguard.cli.plan_job import Planned, plan_job
+from oomguard.cli.prepare import Prepared
+from oomguard.errors import OomguardError, UsageError
+from oomguard.estimate.cards import card_named
+from oomguard.estimate.constants import CUDA_CONTEXT_BYTES
+from oomguard.estimate.memory import Fits, MemoryEstimate
+from oomguard.job.plan import Plan
+from oomguard.job.training_job import Device
+from oomguard.machine.gpus import Gpu, gpus
+from oomguard.predict.forecast import Outlook, Room
+from oomguard.predict.history import FitIndex
+from oomguard.run.events import Lessons, Predicted, Start
+from oomguard.units import show_bytes
+
+#: A launch waits for a prediction no longer than this; what is not traced by then is arithmetic.
+BUDGET_S = 60.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Foresight:
+    """What is known of a job before its launch, and where to write down how it went.
+
+    `lost` says why the index of fits could not be used, None if it could.
+    """
+
+    lessons: Lessons | None = None
+    planned: Planned | None = None
+    start: Start | None = None
+    lost: str | None = None
+
+    @property
+    def predicted(self) -> tuple[Predicted, ...]:
+        """Give the peak that was predicted for each plan."""
+        return tuple(
+            Predicted(
+                plan=plan,
+                allocated_bytes=peak.allocated_bytes,
+                reserved_bytes=peak.reserved_bytes,
+                expected_bytes=peak.expected_bytes,
+                method=peak.method,
+                terms=peak.terms,
+                corrected_by=self._corrected_by,
+            )
+            for plan, peak in self._estimates.items()
+        )
+
+    @property
+    def _corrected_by(self) -> dict[str, float]:
+        factors = self.planned.ratios.factors if self.planned else {}
+        return {term.value: round(factor, 4) for term, factor in factors.items()}
+
+    @property
+    def _estimates(self) -> dict[Plan, MemoryEstimate]:
+        if self.planned is None:
+            return {}
+        found = self.planned.outlook
+        asked = {found.asked.plan: found.asked.estimate}
+        return asked | {r.plan: r.estimate for r in found.rungs if r.plan and r.estimate}
+
+
+def foresee(prepared: Prepared, account: Account, *, index: FitIndex) -> Foresight:
+    """Say where to begin; whatever goes wrong here, the launch begins at the top."""
+    cards = gpus()
+    room = _room(prepared, cards)
+    if room is None:
+        return Foresight()
+    found = Foresight()
+    try:
+        found = Foresight(lessons=_lessons(prepared, room, index))
+        if not prepared.limits.grow:
+            found = _foreseen(prepared, account, found, room=room, cards=cards, index=index)
+    except OomguardError as error:
+        account.say(f"no prediction: {error.what}")
+    except Exception as error:  # noqa: BLE001  a prediction never stops a launch
+        account.say(f"no prediction: {type(error).__name__}: {error}")
+    if index.lost is not None:
+        account.say(index.lost, "yellow")
+    return replace(found, lost=index.lost)
+
+
+def _foreseen(
+    prepared: Prepared,
+    account: Account,
+    nothing: Foresight,
+    *,
+    room: Room,
+    cards: tuple[Gpu, ...],
+    index: FitIndex,
+) -> Foresight:
+    before = _before(prepared, nothing.lessons, index)
+    if before is not None:
+        account.say(f"begins {before.reason}")
+    if before is not None and not prepared.limits.probe:  # which compares with a prediction
+        return replace(nothing, start=before)
+    account.say(f"predicting what fits into {show_bytes(room.device_bytes)}")
+    planned = plan_job(prepared, room, device=_name(cards), index=index, budget_s=BUDGET_S)
+    start = before or start_of(planned.outlook, room)
+    asked = show_bytes(planned.outlook.asked.estimate.expected_bytes)
+    begins = f"; begins {start.reason}" if start and not before else ""
+    account.say(f"predicted: {asked} as asked{begins}")
+    return Foresight(lessons=_taught(nothing.lessons, planned), planned=planned, start=start)
+
+
+def _lessons(prepared: Prepared, room: Room, index: FitIndex) -> Lessons:
+    return Lessons(index=str(index.path.absolute()), key=_key(prepared, room))
+
+
+def _taught(lessons: Lessons | None, planned: Planned) -> Lessons | None:
+    """Add where measurements hold."""
+    setting = planned.setting
+    if lessons is None or setting is None:
+        return lessons
+    return replace(
+        lessons, device=setting.device, versions=dict(setting.versions), model=setting.model
+    )
+
+
+def start_of(found: Outlook, room: Room) -> Start | None:
+    """Give the first rung whose expected peak fits; None for what was asked, or where none does.
+
+    Expected, and not the high end of the interval: a run that fails costs minutes, a rung too
+    many costs fidelity.
+    """
+    if _should_fit(found.asked.estimate, room):
+        return None
+    steps = []
+    for rung in found.rungs:
+        if rung.plan is None or rung.step is None or rung.estimate is None:
+            continue
+        steps.append(rung.step)
+        if _should_fit(rung.estimate, room):
+            expected = show_bytes(rung.estimate.expected_bytes)
+            return Start(
+                plan=rung.plan,
+                steps=(*found.prepared, *steps),
+                path=tuple(step.strategy for step in steps),
+                reason=f"at {rung.strategy}, which should take {expected}",
+            )
+    return None
+
+
+def _should_fit(estimate: MemoryEstimate, room: Room) -> bool:
+    host = room.host_fits(estimate) is not Fits.NO
+    return host and estimate.expected_bytes <= room.device_bytes
+
+
+def _room(prepared: Prepared, cards: tuple[Gpu, ...]) -> Room | None:
+    """Give what a GPU has, None on a CPU job; a cap leaves the CUDA context out."""
+    cap = prepared.limits.gpu_memory_bytes
+    if prepared.job.device is not Device.CUDA or not (cards or cap):
+        return None
+    sizes = [card.total_bytes for card in cards]
+    capped = [cap + CUDA_CONTEXT_BYTES] if cap else []
+    return Room(device_bytes=min((*sizes, *capped)), host_bytes=prepared.limits.host_memory_bytes)
+
+
+def _before(prepared: Prepared, lessons: Lessons | None, index: FitIndex) -> Start | None:
+    """Give the rungs that led the same job on the same device to its end before."""
+    path = index.recall(lessons.key) if lessons else None
+    retaken = prepared.ladder.retake(prepared.job, path) if path is not None else None
+    if path is None or retaken is None:
+        return None
+    plan, steps = retaken
+    reason = f"with {', '.join(path)}, as it fitted before" if path else "as it fitted before"
+    return Start(plan=plan, steps=steps, path=path, reason=reason)
+
+
+def _key(prepared: Prepared, room: Room) -> str:
+    """Name a job on a device: another plan, model, world or capacity is another job."""
+    job = prepared.job
+    model = prepared.adapter.recipe(job).model
+    parts = [job.framework, model, job.asked, job.world, room, prepared.limits.ladder]
+    return hashlib.sha256(msgspec.json.encode(parts, order="sorted")).hexdigest()
+
+
+def _name(cards: tuple[Gpu, ...]) -> str | None:
+    if not cards:
+        return None
+    try:
+        return card_named(cards[0].name).name
+    except UsageError:
+        return cards[0].name

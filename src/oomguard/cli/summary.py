@@ -1,0 +1,75 @@
+"""The end of a run on the terminal, as document and as exit code."""
+
+from __future__ import annotations
+
+import platform
+from datetime import datetime, timezone
+from pathlib import Path
+
+from oomguard.cli.console import Account
+from oomguard.cli.output import print_json
+from oomguard.errors import ExitCode
+from oomguard.job.training_job import Job
+from oomguard.machine.gpus import gpus, host_memory
+from oomguard.run.events import Status
+from oomguard.run.folder import RunFolder
+from oomguard.run.report import FitReport
+from oomguard.run.state import RunRecord
+from oomguard.units import show_bytes
+
+CODES = {
+    Status.FIT: ExitCode.TRAINED,
+    Status.FAILED: ExitCode.JOB_FAILED,
+    Status.EXHAUSTED: ExitCode.EXHAUSTED,
+    Status.INTERRUPTED: ExitCode.INTERRUPTED,
+}
+
+
+def now_at() -> str:
+    """Give the time of day as it is recorded: ISO 8601, UTC."""
+    return datetime.now(timezone.utc).isoformat(timespec="seconds")
+
+
+def surroundings(job: Job) -> dict[str, str]:
+    """Name what a fit depends on beside the job itself."""
+    cards = [f"{gpu.name} ({show_bytes(gpu.total_bytes)})" for gpu in gpus()]
+    return {
+        "system": platform.platform(),
+        "host_memory": show_bytes(host_memory().total_bytes),
+        "gpus": ", ".join(cards) or "none",
+        "python": job.python,
+    }
+
+
+def tell_end(
+    account: Account,
+    record: RunRecord,
+    outcome: tuple[FitReport, Path | None],
+    folder: RunFolder,
+    *,
+    as_json: bool,
+) -> int:
+    """Say where everything lies, or how to go on; give the exit code."""
+    report, config = outcome
+    account.outcome(report)
+    if record.status is Status.FIT:
+        account.say(f"final config  {config or folder.path / 'final' / 'command.txt'}")
+        account.say(f"by hand       {folder.path / 'final' / 'command.txt'}")
+    account.say(f"fit-report    {folder.report}")
+    if record.status is Status.INTERRUPTED:
+        account.say(f"go on with    oomguard resume {folder.path}")
+    if folder.lost is not None:
+        account.say(f"the record is not complete: {folder.lost}", "red")
+    if as_json:
+        print_json(_document(report, config, folder))
+    return CODES[record.status or Status.FAILED]
+
+
+def _document(report: FitReport, config: Path | None, folder: RunFolder) -> dict[str, object]:
+    return {
+        "status": report.status,
+        "run": str(folder.path),
+        "attempts": report.attempts,
+        "final_config": str(config) if config else None,
+        "fit_report": str(folder.report),
+    }

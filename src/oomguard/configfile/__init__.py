@@ -1,0 +1,1 @@
+"""Read and edit config files and command-line flags in place."""

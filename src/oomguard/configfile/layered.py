@@ -1,0 +1,51 @@
+"""`Settings`: what a job is started with, a config file overlaid by words of the command line."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+
+from oomguard.configfile.document import Document
+from oomguard.configfile.flags import Words
+from oomguard.errors import Where
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """A job's settings in the framework's own keys.
+
+    `late` words beat the file, `early` words are beaten by it. An edit goes to the layer that
+    states the key and wins; a new key into the file, or on the command line where there is none.
+    """
+
+    late: Words = field(default_factory=Words)
+    file: Document | None = None
+    early: Words = field(default_factory=Words)
+
+    def has(self, key: str) -> bool:
+        """Whether some layer states the key."""
+        return self._winner(key) is not None
+
+    def get(self, key: str) -> object:
+        """Give the value that the framework will see; None where it is null or not stated."""
+        layer = self._winner(key)
+        return None if layer is None else layer.get(key)
+
+    def origin(self, key: str) -> Where:
+        """Say where the winning value stands."""
+        layer = self._winner(key) or self.file or self.late
+        return layer.where(key)
+
+    def set(self, key: str, value: object) -> Settings:
+        """Write one value; None writes null, or takes the word away where null has no spelling."""
+        layer = self._winner(key)
+        if layer is None:
+            layer = self.late if self.file is None else self.file
+        if isinstance(layer, Document):
+            return replace(self, file=layer.set(key, value))
+        if layer is self.late:
+            return replace(self, late=layer.set(key, value))
+        return replace(self, early=layer.set(key, value))
+
+    def _winner(self, key: str) -> Words | Document | None:
+        layers = (self.late, self.file, self.early)
+        return next((layer for layer in layers if layer is not None and layer.has(key)), None)

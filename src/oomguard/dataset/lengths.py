@@ -1,0 +1,263 @@
+"""How long the samples of local training files are: what a cut of the sequence would lose.
+
+JSON (a list of records) and JSON lines are read, in any layout: all texts of a record count, those
+in a column of media paths do not. LLaMA-Factory's `dataset_info.json` says which file a data set
+is.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import math
+import re
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from oomguard.dataset.image_size import Size, size_of
+from oomguard.job.memory_settings import Recipe
+from oomguard.job.training_job import BY_TOKENIZER, Job, Lengths
+from oomguard.units import MIB
+
+#: Enough to know a distribution by; reading on would only delay the launch.
+MOST_BYTES = 64 * MIB
+MOST_SAMPLES = 20_000
+#: Samples whose image files are opened: a tenth of a second's worth.
+MOST_PICTURED = 2_000
+MOST_KEPT = 256
+#: English in the vocabularies of current models; other languages have fewer.
+CHARACTERS_PER_TOKEN = 4
+#: What a chat template puts around a sample.
+TEMPLATE_TOKENS = 64
+#: Whisper's encoder hears 30 s at most, as 1500 frames, of which Qwen2-Audio keeps every second.
+AUDIO_TOKENS = 750
+#: Tokens that mark the beginning and the end of each image or sound.
+MARKS = 2
+
+_MEDIA = {"image": "image", "images": "image", "audio": "audio", "audios": "audio"}
+_MEDIA |= {"video": "video", "videos": "video"}
+_PLACEHOLDER = re.compile(r"<(image|audio|video)>")
+_ANSWERS = frozenset({"output", "response", "completion", "answer", "chosen", "rejected"})
+_SPEAKERS = frozenset({"gpt", "assistant", "bot", "function_call"})
+#: Patch size and merge of the vision towers that are known by name.
+_TOWERS = ((re.compile(r"qwen2(\.5)?-?vl", re.IGNORECASE), 14, 2),)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Sample:
+    """One record: its prompt and answer, and how much media it holds."""
+
+    prompt: str
+    answer: str
+    media: Mapping[str, int]
+    images: tuple[str, ...] = ()
+    folders: tuple[Path, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Counter:
+    """How tokens are counted: by a tokenizer, or by a ratio."""
+
+    count: Callable[[str], int]
+    name: str
+    slack: int  # as often may there be more tokens than counted
+
+
+def measured(job: Job, recipe: Recipe) -> Job:
+    """Give the job with the lengths of its samples, where its files can be read."""
+    samples = [sample for path in recipe.data for sample in _samples(Path(path), Path(job.cwd))]
+    samples = samples[:MOST_SAMPLES]
+    if not samples:
+        return job
+    counter = _counter(Path(job.cwd, recipe.model) if recipe.model else None)
+    per_image = _image_tokens(job, recipe)
+    tokens, needs = [], []
+    for sample in samples:
+        media = _media_tokens(sample, per_image)
+        prompt, answer = counter.count(sample.prompt), counter.count(sample.answer)
+        tokens.append(prompt + answer + (media or 0))
+        needs.append(_need(sample, media, prompt, answer, counter))
+    lengths = Lengths(
+        samples=len(tokens),
+        sorted_tokens=_spread(sorted(tokens)),
+        at_most=max(tokens) * counter.slack + TEMPLATE_TOKENS,
+        counted_by=counter.name,
+        least=0 if None in needs else max(need or 0 for need in needs),
+        filled=recipe.packing,
+        images=_largest(samples, job.asked.image_pixels),
+    )
+    return replace(job, lengths=lengths)
+
+
+def _largest(samples: Iterable[_Sample], limit: int | None) -> tuple[Size, ...]:
+    """Give the sizes of the images of the sample that has the most pixels, each up to a limit."""
+    pictured = [sample for sample in samples if sample.images][:MOST_PICTURED]
+    sizes = [tuple(size_of(_found(name, one.folders)) for name in one.images) for one in pictured]
+    known = [tuple(size for size in one if size) for one in sizes if None not in one]
+    most = limit or sys.maxsize
+    return max(known, key=lambda one: sum(min(most, h * w) for h, w in one), default=())
+
+
+def _need(
+    sample: _Sample, media: int | None, prompt: int, answer: int, counter: _Counter
+) -> int | None:
+    """Give the shortest cut that leaves the media whole; None where that is not known.
+
+    Frameworks cut prompt and answer in proportion when both are long, and each at its end
+    (LLaMA-Factory's `infer_seqlen`).
+    """
+    if not sample.media:
+        return 0
+    if media is None:
+        return None
+    places = [match.end() for match in _PLACEHOLDER.finditer(sample.prompt)]
+    before = counter.count(sample.prompt[: places[-1]]) if places else prompt
+    end, whole = media + before + TEMPLATE_TOKENS, media + prompt + TEMPLATE_TOKENS
+    shared = math.ceil(end * (whole + answer) / whole)
+    return min(whole + answer, max(end + answer, shared))
+
+
+def _media_tokens(sample: _Sample, per_image: int | None) -> int | None:
+    """Give the most tokens that a sample's media can become; None where that is not known."""
+    images, sounds = sample.media.get("image", 0), sample.media.get("audio", 0)
+    if "video" in sample.media or (images and per_image is None):
+        return None
+    return images * ((per_image or 0) + MARKS) + sounds * (AUDIO_TOKENS + MARKS)
+
+
+def _image_tokens(job: Job, recipe: Recipe) -> int | None:
+    pixels, tower = job.asked.image_pixels, _tower(job, recipe)
+    if pixels is None or tower is None:
+        return None
+    patch, merge = tower
+    return math.ceil(pixels / (patch * merge) ** 2)
+
+
+def _tower(job: Job, recipe: Recipe) -> tuple[int, int] | None:
+    """Give patch size and merge: of the model's own folder, else of its name."""
+    if recipe.model is None:
+        return None
+    files = [
+        Path(job.cwd, recipe.model, name)
+        for name in ("processor_config.json", "preprocessor_config.json")
+    ]
+    known = [tower[1:] for tower in _TOWERS if tower[0].search(recipe.model)]
+    return next((tower for tower in (*map(_own_tower, files), *known) if tower), None)
+
+
+def _own_tower(file: Path) -> tuple[int, int] | None:
+    try:
+        own = json.loads(file.read_text(encoding="utf-8"))
+        own = own.get("image_processor", own)
+        return int(own["patch_size"]), int(own["merge_size"])
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return None
+
+
+def _spread(tokens: list[int]) -> tuple[int, ...]:
+    """Keep some lengths, spread evenly over all, the longest among them."""
+    last = len(tokens) - 1
+    kept = min(MOST_KEPT, len(tokens))
+    return tuple(tokens[round(place * last / max(1, kept - 1))] for place in range(kept))
+
+
+def _samples(path: Path, cwd: Path) -> Iterator[_Sample]:
+    file = _file(path)
+    for record in _records(file):
+        if isinstance(record, dict):
+            yield _sample(record, (file.parent, cwd))
+
+
+def _file(path: Path) -> Path:
+    """Find a data set's file: itself, or what `dataset_info.json` beside it says."""
+    if path.is_file():
+        return path
+    try:
+        info = json.loads((path.parent / "dataset_info.json").read_text(encoding="utf-8"))
+        return path.parent / str(info[path.name]["file_name"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return path
+
+
+def _records(path: Path) -> Iterable[object]:
+    """Read a JSON list or JSON lines; nothing where it is neither, or too large to be read."""
+    try:
+        if path.suffix not in (".json", ".jsonl") or path.stat().st_size > MOST_BYTES:
+            return ()
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError):
+        return ()
+    try:
+        if path.suffix == ".jsonl" or not text.lstrip().startswith("["):
+            return [json.loads(line) for line in text.splitlines() if line.strip()]
+        whole = json.loads(text)
+        return whole if isinstance(whole, list) else ()
+    except ValueError:
+        return ()
+
+
+def _sample(record: Mapping[str, Any], folders: tuple[Path, ...]) -> _Sample:
+    """Read a record; its media lie beside the file or where the job runs."""
+    media: dict[str, int] = {}
+    images: list[str] = []
+    prompt: list[str] = []
+    answer: list[str] = []
+    for key, value in record.items():
+        if key in _MEDIA and value:
+            files = value if isinstance(value, list) else [value]
+            media[_MEDIA[key]] = media.get(_MEDIA[key], 0) + len(files)
+            images += [str(file) for file in files if _MEDIA[key] == "image"]
+        elif isinstance(value, str):
+            (answer if key in _ANSWERS else prompt).append(value)
+        elif isinstance(value, list):
+            for text, is_answer in _turns(value):
+                (answer if is_answer else prompt).append(text)
+    return _Sample(
+        prompt="\n".join(prompt),
+        answer="\n".join(answer),
+        media=media,
+        images=tuple(images),
+        folders=folders,
+    )
+
+
+def _found(name: str, folders: tuple[Path, ...]) -> Path:
+    """Say where an image lies; in the first folder where it lies in none."""
+    places = [folder / name for folder in folders]
+    return next((place for place in places if place.is_file()), places[0])
+
+
+def _turns(messages: list[Any]) -> Iterator[tuple[str, bool]]:
+    """Read a conversation: {from, value}, {role, content}, or pairs of question and answer."""
+    for message in messages:
+        if isinstance(message, dict):
+            speaker = message.get("from", message.get("role"))
+            text = message.get("value", message.get("content"))
+            if isinstance(text, str):
+                yield text, speaker in _SPEAKERS
+        elif isinstance(message, list):
+            yield from ((text, False) for text in message if isinstance(text, str))
+
+
+def _counter(model: Path | None) -> _Counter:
+    """Count by the model's own tokenizer where that can be had without its framework."""
+    file = model / "tokenizer.json" if model else None
+    if file is not None and file.is_file():
+        try:
+            tokenizer = importlib.import_module("tokenizers").Tokenizer.from_file(str(file))
+        except Exception:  # noqa: BLE001  its bindings raise plain Exceptions; a ratio will do
+            return _RATIO
+        return _Counter(
+            count=lambda text: len(tokenizer.encode(text).ids), name=BY_TOKENIZER, slack=1
+        )
+    return _RATIO
+
+
+_RATIO = _Counter(
+    count=lambda text: math.ceil(len(text) / CHARACTERS_PER_TOKEN),
+    name=f"{CHARACTERS_PER_TOKEN} characters a token, a guess",
+    slack=2,
+)

@@ -1,0 +1,119 @@
+"""`Job`: what the user asked for, before oomguard changed anything."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import Enum
+
+from oomguard.job.plan import Plan
+
+#: What `Lengths.counted_by` says of an exact count.
+BY_TOKENIZER = "the tokenizer"
+
+
+class Device(str, Enum):
+    """Where the job computes. On a CPU job the host's memory is the device's memory."""
+
+    CUDA = "cuda"
+    CPU = "cpu"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Source:
+    """A config file of the job as the user wrote it; `path` is absolute."""
+
+    path: str
+    text: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class World:
+    """The data-parallel processes of the job."""
+
+    nodes: int = 1
+    per_node: int = 1
+
+    @property
+    def size(self) -> int:
+        """All ranks."""
+        return self.nodes * self.per_node
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Lengths:
+    """How long the training samples are, in tokens, before anything is cut.
+
+    `sorted_tokens` are the lengths of at most a few hundred samples, spread evenly over all of
+    them in the order of their length; the last is the longest. `counted_by` says how tokens were
+    counted; no sample has more than `at_most`, with its template, None where that is the longest.
+    `least` is the shortest cut that leaves every sample's media tokens whole, 0 where
+    no sample holds any. `filled` says that sequences are as long as the limit whatever the data
+    (packing). `images` are height and width of each image of the sample with the most pixels,
+    () where there is none or not all of its files can be read.
+    """
+
+    samples: int
+    sorted_tokens: tuple[int, ...]
+    counted_by: str
+    at_most: int | None = None
+    least: int = 0
+    filled: bool = False
+    images: tuple[tuple[int, int], ...] = ()
+
+    @property
+    def is_exact(self) -> bool:
+        """Whether the model's own tokenizer has counted."""
+        return self.counted_by == BY_TOKENIZER
+
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest sample."""
+        return self.sorted_tokens[-1]
+
+    def lost(self, limit: int, *, whole: bool = False) -> float:
+        """Give the share of all tokens that a limit cuts off, or drops with `whole` samples."""
+        cut = sum(
+            tokens - (0 if whole else limit) for tokens in self.sorted_tokens if tokens > limit
+        )
+        return cut / max(1, sum(self.sorted_tokens))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Job:
+    """A training job as the user would start it by hand.
+
+    `argv` is the whole command, `config` the file in it that the adapter edits (None where
+    every setting stands in `argv`), `env` what the user asked to set for the job. `python` is
+    the interpreter that will run the framework; `packages` are those of the packages that
+    rungs may need which that interpreter can import. `asked` is the plan in the user's own
+    settings, with the framework's defaults filled in. `output_dir` is where checkpoints go. `files`
+    holds the texts of further files of the user's that an adapter edits, by absolute path.
+    `trained_embeddings` names the matrices over the vocabulary that are trained in full beside an
+    adapter, as for new tokens; `lengths` is known where the data could be read, `bfloat16` says
+    whether the device computes in it, `inside` whether the reporter will be in its processes.
+    """
+
+    framework: str
+    argv: tuple[str, ...]
+    cwd: str
+    config: Source | None
+    asked: Plan
+    world: World = World()
+    device: Device = Device.CUDA
+    env: Mapping[str, str] = field(default_factory=dict)
+    python: str = "python"
+    packages: frozenset[str] = frozenset()
+    multimodal: bool = False
+    output_dir: str | None = None
+    checkpoint_every: int | None = None
+    trained_embeddings: tuple[str, ...] = ()
+    lengths: Lengths | None = None
+    bfloat16: bool = True
+    files: Mapping[str, str] = field(default_factory=dict)
+    inside: bool = True
+
+    @property
+    def global_batch(self) -> int:
+        """Samples of one optimizer step over all ranks: the invariant of every walk."""
+        return self.asked.rank_batch * self.world.size

@@ -1,0 +1,1 @@
+"""The ladder of strategies: what a strategy is, the order, and the next one to try."""

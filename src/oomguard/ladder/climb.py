@@ -1,0 +1,177 @@
+"""The next rung: which strategy answers a failure, and why the others do not."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from oomguard.evidence.verdict import Verdict
+from oomguard.job.checkpoint import Checkpoint, Continuation, Mode
+from oomguard.job.plan import Plan, differences
+from oomguard.job.training_job import Job
+from oomguard.ladder.steps import Skip, Step
+from oomguard.ladder.strategy import Fidelity, Strategy
+
+#: The six rungs that oomguard was asked for, in their order.
+CLASSIC = (
+    "halve_micro_batch",
+    "cut_cutoff_len",
+    "freeze_vision_tower_and_projector",
+    "switch_to_zero3",
+    "enable_qlora",
+    "low_cpu_mem_usage",
+)
+
+
+_RANK = {mode: rank for rank, mode in enumerate(Mode)}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Framework:
+    """What the ladder has to know of the job's framework; each is pure.
+
+    `settle` adds the choices that the framework couples to a change, `refuses` says why it
+    would refuse a plan, `needs` which packages a plan needs beyond what was asked; `keeps` says
+    what of a checkpoint written under one plan survives under another, and why not more.
+    """
+
+    settle: Callable[[Job, Plan], Plan]
+    refuses: Callable[[Job, Plan], str | None]
+    needs: Callable[[Job, Plan], frozenset[str]]
+    keeps: Callable[[Job, Plan, Plan], tuple[Mode, str]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rung:
+    """Where a climb ends: a plan with the step that led to it, or neither."""
+
+    plan: Plan | None = None
+    step: Step | None = None
+    skipped: tuple[Skip, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ladder:
+    """The strategies of a run in their order, and the highest cost that is allowed."""
+
+    strategies: tuple[Strategy, ...]
+    framework: Framework
+    allow: Fidelity = Fidelity.NEW_RECIPE
+
+    def prepare(self, job: Job) -> tuple[Plan, tuple[Step, ...]]:
+        """Give the first plan: the one asked for, after the preflight strategies."""
+        plan, steps = job.asked, []
+        for strategy in self.strategies:
+            changed = strategy.change(job, plan) if strategy.preflight else None
+            if changed is not None:
+                steps.append(_step(strategy, job, plan, changed))
+                plan = changed
+        return plan, tuple(steps)
+
+    def climb(
+        self,
+        job: Job,
+        tried: Sequence[Plan],
+        taken: Sequence[str],
+        why: Verdict,
+        *,
+        trained: bool = False,
+    ) -> Rung:
+        """Find the first strategy that answers `why` with a plan that was not tried.
+
+        `tried` are the plans so far, the failed one last; `taken` the ids of the steps that led
+        to it; `trained` says that work would be lost by beginning again.
+        """
+        skipped: list[Skip] = []
+        for strategy in self.strategies:
+            if strategy.preflight:
+                continue
+            outcome = (
+                "it would throw away what was trained so far"
+                if strategy.fresh and trained
+                else self._consider(strategy, job, tried, taken, why)
+            )
+            if isinstance(outcome, Plan):
+                step = _step(strategy, job, tried[-1], outcome)
+                return Rung(plan=outcome, step=step, skipped=tuple(skipped))
+            skipped.append(Skip(strategy=strategy.id, reason=outcome))
+        return Rung(skipped=tuple(skipped))
+
+    def retake(self, job: Job, path: Sequence[str]) -> tuple[Plan, tuple[Step, ...]] | None:
+        """Take the rungs that `path` names one after another, from the plan that was asked for.
+
+        A rung that finds nothing left to change falls away. None where the framework refuses
+        what comes out.
+        """
+        known = {s.id: s for s in self.strategies if not s.preflight}
+        plan, prepared = self.prepare(job)
+        steps = list(prepared)
+        for strategy in (known[name] for name in path if name in known):
+            changed = strategy.change(job, plan)
+            if changed is not None and changed != plan:
+                settled = self.framework.settle(job, changed)
+                steps.append(_step(strategy, job, plan, settled))
+                plan = settled
+        admitted = self._admit(job, (), plan)
+        return (plan, tuple(steps)) if isinstance(admitted, Plan) else None
+
+    def begin(
+        self, job: Job, plan: Plan, written: Sequence[tuple[Checkpoint, Plan]], *, damaged: bool
+    ) -> Continuation:
+        """Say how `plan` begins: from the newest checkpoint that keeps the most under it.
+
+        `written` pairs the whole checkpoints of this run with the plans they were written under;
+        `damaged` says whether it left others.
+        """
+        best = Continuation(
+            mode=Mode.RESTART, reason="no whole checkpoint of this run", hide=damaged
+        )
+        for checkpoint, under in sorted(written, key=lambda pair: pair[0].step):
+            mode, reason = self.framework.keeps(job, under, plan)
+            if _RANK[mode] >= _RANK[best.mode]:
+                kept = checkpoint if mode is not Mode.RESTART else None
+                best = Continuation(mode=mode, checkpoint=kept, reason=reason, hide=kept is None)
+        return best
+
+    def _consider(
+        self,
+        strategy: Strategy,
+        job: Job,
+        tried: Sequence[Plan],
+        taken: Sequence[str],
+        why: Verdict,
+    ) -> Plan | str:
+        if not strategy.cures(job, why):
+            return f"no remedy for {why.kind.value} in phase {why.phase.value}"
+        if strategy.fidelity.cost > self.allow.cost:
+            return f"costs {strategy.fidelity.value}, and only {self.allow.value} is allowed"
+        if strategy.id in taken and not strategy.repeat:
+            return "taken already"
+        changed = strategy.change(job, tried[-1])
+        if changed is None or changed == tried[-1]:
+            return strategy.otherwise
+        return self._admit(job, tried, self.framework.settle(job, changed))
+
+    def _admit(self, job: Job, tried: Sequence[Plan], plan: Plan) -> Plan | str:
+        if plan in tried:
+            return "it leads to a plan that was tried already"
+        if plan.rank_batch * job.world.size != job.global_batch:
+            return f"it would change the global batch of {job.global_batch}"
+        refusal = self.framework.refuses(job, plan)
+        if refusal:
+            return f"refused by {job.framework}: {refusal}"
+        missing = sorted(self.framework.needs(job, plan) - job.packages)
+        if missing:
+            names = " ".join(missing)
+            return f"the job's Python lacks {names}: {job.python} -m pip install {names}"
+        return plan
+
+
+def _step(strategy: Strategy, job: Job, before: Plan, after: Plan) -> Step:
+    told = strategy.tell(job, before, after)
+    return Step(
+        strategy=strategy.id,
+        summary=f"{strategy.summary}; {told}" if told else strategy.summary,
+        fidelity=strategy.fidelity,
+        changes=differences(before, after),
+    )

@@ -1,0 +1,127 @@
+"""Find the strategies: the folder that comes with oomguard, and a user's own."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+import traceback
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from types import ModuleType
+
+from oomguard.errors import StrategyError, Where, did_you_mean
+from oomguard.ladder.climb import CLASSIC
+from oomguard.ladder.strategy import Strategy
+
+_HERE = Path(__file__).parent.parent
+#: In a wheel the folder lies inside the package, in a checkout or an editable install at its root.
+_PLACES = (_HERE / "_strategies", _HERE.parent.parent / "strategies")
+_NAME = re.compile(r"(?P<order>\d+)_(?P<id>[a-z][a-z0-9_]*)\.py")
+
+
+def own_folder() -> Path:
+    """Give the folder of the default ladder."""
+    found = next((place for place in _PLACES if place.is_dir()), None)
+    if found is None:
+        raise StrategyError(
+            "the strategies that come with oomguard are missing",
+            where=Where(file=str(_PLACES[0])),
+            next_step="Install oomguard again.",
+        )
+    return found
+
+
+def load_strategies(user_folder: Path | None = None) -> tuple[Strategy, ...]:
+    """Load the default ladder, merged by number with a user's own folder.
+
+    Raises:
+        StrategyError: for a file that cannot be used, or an id that two files have.
+    """
+    folders = [own_folder(), *([user_folder] if user_folder else [])]
+    files: dict[str, tuple[int, Path]] = {}
+    for path in [path for folder in folders for path in _files(folder)]:
+        order, name = _parse(path)
+        if name in files:
+            raise StrategyError(
+                f"strategy {name!r} is defined twice: here and in {files[name][1]}",
+                where=Where(file=str(path)),
+                next_step="Rename one of the two files.",
+            )
+        files[name] = (order, path)
+    ordered = sorted(files.items(), key=lambda item: (item[1][0], item[0]))
+    return tuple(_load(path, name) for name, (_, path) in ordered)
+
+
+def select(strategies: Sequence[Strategy], ladder: str | None) -> tuple[Strategy, ...]:
+    """Keep the rungs that `--ladder` names, in its order: `classic`, or ids between commas.
+
+    Preflight strategies always stay: they guard what the ladder promises.
+
+    Raises:
+        StrategyError: for an id that no strategy has.
+    """
+    if ladder is None:
+        return tuple(strategies)
+    known = {strategy.id: strategy for strategy in strategies}
+    wanted = CLASSIC if ladder == "classic" else tuple(ladder.replace(" ", "").split(","))
+    for name in wanted:
+        if name not in known:
+            raise StrategyError(
+                f"no strategy is called {name!r}",
+                where=Where(key="--ladder"),
+                next_step=f"{did_you_mean(name, known)} `oomguard ladder` lists them.".strip(),
+            )
+    rungs = (known[name] for name in dict.fromkeys(wanted) if not known[name].preflight)
+    return (*(s for s in strategies if s.preflight), *rungs)
+
+
+def _files(folder: Path) -> Iterable[Path]:
+    if not folder.is_dir():
+        raise StrategyError("no such folder of strategies", where=Where(file=str(folder)))
+    return sorted(path for path in folder.glob("*.py") if path.name != "__init__.py")
+
+
+def _parse(path: Path) -> tuple[int, str]:
+    match = _NAME.fullmatch(path.name)
+    if match is None:
+        raise StrategyError(
+            "a strategy file is named by its place and its id",
+            where=Where(file=str(path)),
+            next_step="For example 150_my_strategy.py.",
+        )
+    return int(match["order"]), match["id"]
+
+
+def _load(path: Path, name: str) -> Strategy:
+    module = _execute(path, name)
+    strategy = getattr(module, "STRATEGY", None)
+    if not isinstance(strategy, Strategy):
+        raise StrategyError(
+            "the file defines no STRATEGY = Strategy(...)",
+            where=Where(file=str(path)),
+            next_step="See the strategies that come with oomguard: `oomguard ladder --files`.",
+        )
+    return replace(strategy, id=name)
+
+
+def _execute(path: Path, name: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(f"oomguard_strategy_{name}", path)
+    if spec is None or spec.loader is None:
+        raise StrategyError("the file cannot be loaded", where=Where(file=str(path)))
+    module = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:  # whatever a user's file raises is told as an error of that file
+        raise StrategyError(
+            f"the file does not load: {type(error).__name__}: {error}",
+            where=Where(file=str(path), line=_line_in(error, path)),
+        ) from error
+    return module
+
+
+def _line_in(error: Exception, path: Path) -> int | None:
+    if isinstance(error, SyntaxError):
+        return error.lineno
+    frames = traceback.extract_tb(error.__traceback__)
+    return next((f.lineno for f in reversed(frames) if f.filename == str(path)), None)

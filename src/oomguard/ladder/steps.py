@@ -1,0 +1,26 @@
+"""What a walk up the ladder leaves behind: the strategies it took and those it skipped."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from oomguard.job.plan import Change
+from oomguard.ladder.strategy import Fidelity
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Step:
+    """A rung that was taken: what it changed, and at which cost."""
+
+    strategy: str
+    summary: str
+    fidelity: Fidelity
+    changes: tuple[Change, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Skip:
+    """A rung that was passed over, and why."""
+
+    strategy: str
+    reason: str

@@ -1,0 +1,207 @@
+"""What a strategy file imports: one rung of the ladder says what it changes, and at which cost."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from enum import Enum
+
+from oomguard.evidence.verdict import Kind, Phase, Verdict
+from oomguard.job.plan import (
+    Allocator,
+    DeviceMap,
+    EmbeddingRows,
+    Loftq,
+    LossKernel,
+    Offload,
+    Overlong,
+    Part,
+    Plan,
+    Precision,
+    Quantization,
+    Sharding,
+    Tuning,
+)
+from oomguard.job.training_job import Device, Job
+
+
+class Fidelity(str, Enum):
+    """What a change costs, the cheapest first."""
+
+    SAME_MATH = "same_math"  # the same loss up to rounding
+    SAME_RECIPE = "same_recipe"  # the same objective, other numerics
+    NEW_RECIPE = "new_recipe"  # shorter sequences, frozen parts, a 4-bit base
+
+    @property
+    def cost(self) -> int:
+        """Its place in the order of cost."""
+        return list(Fidelity).index(self)
+
+
+SAME_MATH, SAME_RECIPE, NEW_RECIPE = Fidelity
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Remedy:
+    """A kind of failure that a strategy can cure, in any phase or only in some."""
+
+    kind: Kind
+    phases: frozenset[Phase] | None = None
+
+    def __str__(self) -> str:
+        if self.phases is None:
+            return self.kind.value
+        return self.kind.value + "@" + "+".join(p.value for p in Phase if p in self.phases)
+
+    def cures(self, kind: Kind, phase: Phase) -> bool:
+        """Whether a failure of this kind in this phase is one that it cures."""
+        return kind is self.kind and (self.phases is None or phase in self.phases)
+
+
+#: Phases in which the batch and its activations stand in memory. An unknown phase counts.
+TRAINING = frozenset({Phase.FORWARD, Phase.BACKWARD, Phase.OPTIMIZER, Phase.UNKNOWN})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Strategy:
+    """One rung.
+
+    `change` gives the plan with this rung's change, or None where there is nothing left to
+    give; `otherwise` says what that means. `repeat` rungs are climbed again while they give
+    something. `needs` names the packages that the job's Python must have. A `preflight`
+    strategy is no answer to a failure: it is applied before the first attempt. A `fresh` one
+    would throw away what was trained, so it is taken only while nothing was. `tell` says what
+    the changed plan means for this job, beyond the summary; empty where there is nothing to say.
+    """
+
+    summary: str
+    fidelity: Fidelity
+    remedies: frozenset[Remedy]
+    change: Callable[[Job, Plan], Plan | None]
+    otherwise: str = "it would change nothing"
+    repeat: bool = False
+    preflight: bool = False
+    fresh: bool = False
+    needs: tuple[str, ...] = ()
+    tell: Callable[[Job, Plan, Plan], str] = lambda _job, _before, _after: ""
+    id: str = ""  # the file's name without its number; set by the discovery
+
+    def cures(self, job: Job, verdict: Verdict) -> bool:
+        """Whether this rung is a remedy for that failure of that job."""
+        kinds = {verdict.kind}
+        if job.device is Device.CPU and verdict.kind is Kind.HOST_OOM:
+            kinds.add(Kind.DEVICE_OOM)  # on a CPU job the host is the device
+        return any(r.cures(kind, verdict.phase) for r in self.remedies for kind in kinds)
+
+
+def trains_much(job: Job, plan: Plan) -> bool:
+    """Whether optimizer state and gradients weigh: not those of a plain adapter."""
+    return plan.tuning is not Tuning.LORA or bool(job.trained_embeddings)
+
+
+def ready_for_zero3(job: Job, plan: Plan) -> Plan | None:
+    """Give back what does not stack with ZeRO-3; None where the user asked for it.
+
+    With a quantized base both can need more memory than either (transformers#24395, peft#2016);
+    weights in bf16 alone leave it no fp32 copy to share out.
+    """
+    if job.asked.quantization not in (None, Quantization.NONE):
+        return None
+    brought_in = plan.precision is not job.asked.precision
+    if plan.precision is Precision.BF16_TRUE and brought_in:
+        plan = replace(plan, precision=Precision.BF16_MIXED)
+    return replace(plan, quantization=job.asked.quantization)
+
+
+def quantized_base(
+    job: Job, plan: Plan, wanted: Quantization, *, instead_of: frozenset[Quantization]
+) -> Plan | None:
+    """Quantize the base under a LoRA adapter; the sharding goes back to what was asked.
+
+    ZeRO-3 and a quantized base branch, see `ready_for_zero3`.
+    """
+    if plan.tuning is not Tuning.LORA or plan.quantization not in instead_of:
+        return None
+    asked = job.asked
+    return replace(plan, quantization=wanted, sharding=asked.sharding, offload=asked.offload)
+
+
+#: Below this many tokens a fine-tune rarely teaches anything; LitGPT's users start there.
+SHORTEST = 256
+
+
+def shorter_sequence(job: Job, plan: Plan) -> int | None:
+    """Give half the sequence length, down to 256 tokens, and less at once while no sample is cut.
+
+    A multimodal sample must keep its own media tokens (`Image features and image tokens do not
+    match` otherwise), so without knowing them such a job is not cut.
+    """
+    media = job.lengths.least if job.lengths else 0
+    unknown = job.multimodal and media == 0
+    least = max(SHORTEST, media)
+    if plan.sequence_length is None or unknown or plan.sequence_length <= least:
+        return None
+    shorter = max(least, plan.sequence_length // 2)
+    while shorter > least and not _cuts(job, shorter):
+        shorter = max(least, shorter // 2)
+    return shorter if _cuts(job, shorter) else None
+
+
+def _cuts(job: Job, limit: int) -> bool:
+    """Whether memory follows the limit: not where every sample is shorter than it."""
+    known = job.lengths
+    return known is None or known.filled or (known.at_most or known.longest) > limit
+
+
+def tokens_lost(job: Job, plan: Plan) -> str:
+    """Say what a cut of the sequence loses, as far as that is known; else nothing."""
+    if plan.overlong is Overlong.CHUNKED:
+        return "loses no token: what is cut off is trained on as further samples"
+    lost = "longer samples are left out" if plan.overlong is Overlong.DROPPED else ""
+    if job.lengths is None or plan.sequence_length is None:
+        return lost
+    share = job.lengths.lost(plan.sequence_length, whole=plan.overlong is Overlong.DROPPED)
+    counted = f"loses {share:.1%} of the tokens (counted by {job.lengths.counted_by})"
+    return f"{lost}, which {counted}" if lost else counted
+
+
+def divisor_at_most(number: int, limit: int) -> int:
+    """Give the largest divisor of `number` that is at most `limit` (at least 1)."""
+    return next(d for d in range(max(1, min(number, limit)), 0, -1) if number % d == 0)
+
+
+__all__ = [
+    "NEW_RECIPE",
+    "SAME_MATH",
+    "SAME_RECIPE",
+    "SHORTEST",
+    "TRAINING",
+    "Allocator",
+    "Device",
+    "DeviceMap",
+    "EmbeddingRows",
+    "Fidelity",
+    "Job",
+    "Kind",
+    "Loftq",
+    "LossKernel",
+    "Offload",
+    "Overlong",
+    "Part",
+    "Phase",
+    "Plan",
+    "Precision",
+    "Quantization",
+    "Remedy",
+    "Sharding",
+    "Strategy",
+    "Tuning",
+    "Verdict",
+    "divisor_at_most",
+    "quantized_base",
+    "ready_for_zero3",
+    "replace",
+    "shorter_sequence",
+    "tokens_lost",
+    "trains_much",
+]

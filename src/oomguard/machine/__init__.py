@@ -1,0 +1,1 @@
+"""This machine: GPUs, cgroups, Python interpreters, checkpoints on disk."""

@@ -1,0 +1,114 @@
+"""The outlook of a job: what was asked and every rung, each with its peak and whether it fits."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from oomguard.estimate.memory import Fits, MemoryEstimate
+from oomguard.evidence.verdict import Verdict
+from oomguard.job.plan import Plan
+from oomguard.job.training_job import Job
+from oomguard.ladder.climb import Ladder
+from oomguard.ladder.enumerate import DEVICE, HOST, walk
+from oomguard.ladder.steps import Step
+from oomguard.predict.prediction_request import Prediction, Question
+from oomguard.predict.predictor import by_arithmetic
+
+#: The host's peak is arithmetic alone: between this share of what there is and all of it, unsure.
+HOST_SURE = 0.85
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Room:
+    """What one GPU has, and one node's host (None: not asked about)."""
+
+    device_bytes: int
+    host_bytes: int | None = None
+
+    def fits(self, estimate: MemoryEstimate) -> Fits:
+        """Compare a plan's peak with both."""
+        device, host = estimate.fits(self.device_bytes), self.host_fits(estimate)
+        return next(fits for fits in (Fits.NO, Fits.UNSURE, Fits.YES) if fits in (device, host))
+
+    def host_fits(self, estimate: MemoryEstimate) -> Fits:
+        """Compare the peak of the host alone."""
+        if self.host_bytes is None or estimate.host_bytes <= HOST_SURE * self.host_bytes:
+            return Fits.YES
+        return Fits.NO if estimate.host_bytes > self.host_bytes else Fits.UNSURE
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Expected:
+    """A plan with its peak and whether it fits."""
+
+    plan: Plan
+    estimate: MemoryEstimate
+    fits: Fits
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RungOutlook:
+    """One strategy: where it leads, or why it is not taken."""
+
+    strategy: str
+    plan: Plan | None = None
+    step: Step | None = None
+    estimate: MemoryEstimate | None = None
+    fits: Fits | None = None
+    skipped: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outlook:
+    """All rungs in order; each plan builds on the one before.
+
+    `prepared` are the steps that are taken before the first attempt whatever it needs.
+    """
+
+    asked: Expected
+    prepared: tuple[Step, ...] = ()
+    rungs: tuple[RungOutlook, ...] = ()
+    notes: tuple[str, ...] = ()
+
+    @property
+    def chosen(self) -> int | None:
+        """The first rung that fits; None where what was asked does, or nothing."""
+        if self.asked.fits is Fits.YES:
+            return None
+        return next((i for i, rung in enumerate(self.rungs) if rung.fits is Fits.YES), None)
+
+
+def outlook(
+    job: Job,
+    ladder: Ladder,
+    room: Room,
+    question: Callable[[Sequence[Plan]], Question],
+    predict: Callable[[Question], Prediction],
+) -> Outlook:
+    """Walk the whole ladder and predict every plan on it."""
+    arithmetic = question(())
+
+    def why(plan: Plan) -> Verdict:
+        tight = room.host_fits(by_arithmetic(arithmetic, plan)) is Fits.NO
+        return HOST if tight else DEVICE
+
+    path = walk(job, ladder, why)
+    plans = [path.first, *(rung.plan for rung in path.rungs if rung.plan is not None)]
+    prediction = predict(question(plans))
+    peaks = dict(zip(plans, prediction.estimates, strict=True))
+    rungs = tuple(
+        RungOutlook(strategy=rung.strategy, skipped=rung.skipped)
+        if rung.plan is None
+        else RungOutlook(
+            strategy=rung.strategy,
+            plan=rung.plan,
+            step=rung.step,
+            estimate=peaks[rung.plan],
+            fits=room.fits(peaks[rung.plan]),
+        )
+        for rung in path.rungs
+    )
+    first_peak = peaks[path.first]
+    asked = Expected(plan=job.asked, estimate=first_peak, fits=room.fits(first_peak))
+    return Outlook(asked=asked, prepared=path.prepared, rungs=rungs, notes=prediction.notes)

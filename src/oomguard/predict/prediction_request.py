@@ -1,0 +1,66 @@
+"""What is asked of a prediction, and what it answers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from oomguard.catalogue.lookup import Model
+from oomguard.estimate.analytic import Problem
+from oomguard.estimate.memory import MemoryEstimate
+from oomguard.job.memory_settings import Recipe
+from oomguard.job.plan import Plan
+from oomguard.job.training_job import Job
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Question:
+    """The plans of one job whose peaks are wanted, the asked one first."""
+
+    job: Job
+    recipe: Recipe
+    model: Model
+    plans: Sequence[Plan]
+    capacity_bytes: int
+
+    def batched(self, plan: Plan) -> Plan:
+        """Give the plan with the length that its longest batch really has, and its images' size."""
+        longest, pixels = self._longest(plan), plan.image_pixels
+        largest = max((high * wide for high, wide in self.images), default=None)
+        if largest is not None and pixels is not None:
+            plan = replace(plan, image_pixels=min(pixels, largest))
+        return plan if longest is None else replace(plan, sequence_length=longest)
+
+    @property
+    def images(self) -> tuple[tuple[int, int], ...]:
+        """Height and width of the images of the largest sample, () where that is not known."""
+        return self.job.lengths.images if self.job.lengths else ()
+
+    def _longest(self, plan: Plan) -> int | None:
+        """Give the tokens of the longest sample where it is shorter than the limit, else None.
+
+        Only a count by the model's own tokenizer is believed.
+        """
+        lengths, limit = self.job.lengths, plan.sequence_length
+        filled = self.recipe.padded or (lengths is not None and lengths.filled)
+        if lengths is None or filled or not lengths.is_exact:
+            return None
+        return lengths.longest if limit is None or lengths.longest < limit else None
+
+    def problem(self, plan: Plan) -> Problem:
+        """Put one plan as arithmetic takes it."""
+        return Problem(
+            model=self.model.architecture,
+            plan=self.batched(plan),
+            recipe=replace(self.recipe, images=len(self.images) or self.recipe.images),
+            ranks=self.job.world.size,
+            ranks_of_node=self.job.world.per_node,
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Prediction:
+    """An estimate for each plan, in order, and what a reader should know of them."""
+
+    estimates: tuple[MemoryEstimate, ...]
+    notes: tuple[str, ...] = ()

@@ -1,0 +1,179 @@
+"""Predict the peak of plans: traced where it can be, by arithmetic where it cannot."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+from oomguard.estimate import analytic, combine
+from oomguard.estimate.correct import UNCORRECTED, Ratios, corrected
+from oomguard.estimate.host import host_peak
+from oomguard.estimate.memory import Fits, MemoryEstimate, Method, Spread, Term, estimate
+from oomguard.job.plan import Plan
+from oomguard.predict import trace_request
+from oomguard.predict.prediction_request import Prediction, Question
+from oomguard.predict.trace_client import NoTrace, Tracer
+
+#: Seconds for all the traces of a question; what is not traced by then is scaled.
+BUDGET_S = 90.0
+#: How often the plans that decide which is the first to fit are traced anew.
+ROUNDS = 4
+_CHILDREN = 2
+
+NO_TRACER = "no Python here has what a trace needs: every figure is arithmetic"
+
+Traces = Mapping[Plan, combine.Traced]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Predictor:
+    """Predicts with a Python that traces, or (None) by arithmetic alone."""
+
+    tracer: Tracer | None = None
+    ratios: Ratios = UNCORRECTED
+    budget_s: float = BUDGET_S
+    clock: Callable[[], float] = time.monotonic
+
+    def __call__(self, question: Question) -> Prediction:
+        """Estimate every plan; a trace that fails never fails the prediction.
+
+        Traced are the asked plan, and round by round those that decide which is the first to fit.
+        """
+        if self.tracer is None:
+            estimates = tuple(_estimated(question, p, {}, self.ratios) for p in question.plans)
+            return Prediction(estimates=estimates, notes=(NO_TRACER, *_assumed(question)))
+        versions = self.tracer.versions
+        steps = {plan: trace_request.variant(question, plan, versions) for plan in question.plans}
+        traces: dict[Plan, combine.Traced] = {}
+        tried: list[object] = []
+        reasons: dict[str, None] = {}
+        end = self.clock() + self.budget_s
+        for _ in range(ROUNDS):
+            wanted = self._deciding(question, traces, _one_of_each(steps, tried))
+            left = end - self.clock()
+            if not wanted or left <= 0:
+                break
+            tried += [steps[plan] for plan in wanted]
+            for step, answer in self._trace(question, [steps[p] or {} for p in wanted], left):
+                if isinstance(answer, NoTrace):
+                    reasons[f"not traced: {answer}"] = None
+                else:
+                    traces |= {plan: answer for plan in steps if steps[plan] == step}
+        estimates = tuple(_estimated(question, p, traces, self.ratios) for p in question.plans)
+        notes = (*_cross_check(question, traces), *reasons, *_assumed(question))
+        return Prediction(estimates=estimates, notes=notes)
+
+    def _trace(
+        self, question: Question, steps: Sequence[Mapping[str, object]], timeout_s: float
+    ) -> Iterator[tuple[Mapping[str, object], combine.Traced | NoTrace]]:
+        """Trace each step in a child of its own."""
+        tracer = self.tracer
+        if tracer is None:
+            return
+        with ThreadPoolExecutor(_CHILDREN) as pool:
+            answers = pool.map(
+                lambda step: tracer.trace(
+                    trace_request.model(question),
+                    step,
+                    trust_remote_code=question.recipe.trust_remote_code,
+                    capacity_bytes=combine.replay_capacity(question.capacity_bytes),
+                    timeout_s=timeout_s,
+                ),
+                steps,
+            )
+            yield from zip(steps, answers, strict=True)
+
+    def _deciding(self, question: Question, traces: Traces, open_: list[Plan]) -> list[Plan]:
+        """Name what to trace next: the asked plan, the first that fits, one before it that may."""
+        steps: list[Plan] = []
+        if question.plans and not traces and question.plans[0] in open_:
+            steps.append(question.plans[0])
+        for plan in question.plans:
+            fits = _estimated(question, plan, traces, self.ratios).fits(question.capacity_bytes)
+            if fits is not Fits.NO and plan in open_ and plan not in steps:
+                steps.append(plan)
+            if fits is Fits.YES:
+                break
+        return steps[:_CHILDREN]
+
+
+def _one_of_each(
+    steps: Mapping[Plan, Mapping[str, object] | None], tried: Sequence[object]
+) -> list[Plan]:
+    """Give one plan for each step that was not traced yet: several plans may run the same."""
+    seen = list(tried)
+    found = []
+    for plan, step in steps.items():
+        if step not in seen:
+            seen.append(step)
+            found.append(plan)
+    return found
+
+
+def by_arithmetic(question: Question, plan: Plan) -> MemoryEstimate:
+    """Estimate one plan by the analytic tier."""
+    return _estimated(question, plan, {}, UNCORRECTED)
+
+
+def _estimated(question: Question, plan: Plan, traces: Traces, ratios: Ratios) -> MemoryEstimate:
+    problem, traced = question.problem(plan), traces.get(plan)
+    if traced is not None:
+        terms = combine.traced_terms(traced, problem)
+        found = _noun(question, plan, corrected(terms, ratios), traced.method, combine.SPREAD)
+        does = traced.fits_replay is True and not combine.is_sharded(plan)
+        return combine.squeezed(found, question.capacity_bytes) if does else found
+    if not traces:
+        terms = corrected(analytic.analytic(problem), ratios)
+        return _noun(question, plan, terms, Method.ANALYTIC.value, analytic.SPREAD)
+    nearest = min(traces, key=lambda other: _distance(plan, other))
+    reference = question.problem(nearest)
+    known = combine.traced_terms(traces[nearest], reference)
+    terms = corrected(combine.scaled(problem, reference, known), ratios)
+    return _noun(question, plan, terms, Method.SCALED.value, combine.SCALED_SPREAD)
+
+
+def _distance(plan: Plan, other: Plan) -> int:
+    """Count in how many ways two plans' steps differ."""
+    fields = ("checkpointing", "quantization", "loss_kernel", "tuning", "precision", "frozen")
+    apart = sum(int(getattr(plan, field) != getattr(other, field)) for field in fields)
+    tokens = (plan.micro_batch, plan.sequence_length), (other.micro_batch, other.sequence_length)
+    return 2 * apart + (tokens[0] != tokens[1])
+
+
+def _noun(
+    question: Question, plan: Plan, terms: Mapping[Term, int], method: str, spread: Spread
+) -> MemoryEstimate:
+    host = host_peak(question.problem(plan))
+    return estimate(terms, method=method, spread=spread, host=host)
+
+
+def _assumed(question: Question) -> list[str]:
+    """Say which length of batches the figures rest on."""
+    asked = next(iter(question.plans), None)
+    if asked is None:
+        return []
+    limit = asked.sequence_length
+    longest = question.batched(asked).sequence_length
+    if longest != limit:
+        return [f"the longest sample has {longest} tokens: that is the length of the batches"]
+    if question.recipe.packing or question.recipe.padded:
+        return []
+    if limit is None:
+        return [f"no sequence length is known: {analytic.LONGEST} tokens are taken"]
+    return [f"every batch is taken to be as long as the limit of {limit} tokens"]
+
+
+def _cross_check(question: Question, traces: Traces) -> list[str]:
+    notes = []
+    for plan, traced in traces.items():
+        problem = question.problem(plan)
+        ratio = combine.disagreement(combine.traced_terms(traced, problem), problem)
+        if ratio is not None:
+            notes.append(
+                f"trace and arithmetic are {ratio:.2f} apart at micro batch {plan.micro_batch}, "
+                f"{plan.sequence_length} tokens (expected within {combine.DISAGREEMENT}); "
+                "the trace is what is shown"
+            )
+    return notes

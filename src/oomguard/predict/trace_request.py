@@ -1,0 +1,170 @@
+"""Put the plans of a job as the dry run takes them: JSON, one variant for each different step."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import replace
+from types import MappingProxyType
+
+import msgspec
+
+from oomguard.estimate.analytic import LONGEST
+from oomguard.estimate.combine import is_sharded
+from oomguard.estimate.formats import formats
+from oomguard.job.memory_settings import ALL_LINEAR, Attention, Family, Format, Lora, Recipe
+from oomguard.job.plan import EmbeddingRows, Offload, Plan, Precision, Quantization
+from oomguard.predict.prediction_request import Question
+
+#: Whisper's encoder takes 30 s at a time.
+AUDIO_SECONDS = 30
+#: Tokens of a sample that are no image.
+SPARE_TOKENS = 64
+NONE_KNOWN: Mapping[str, str] = MappingProxyType({})
+#: Fields of a plan that leave a training step as it is, or that are shared out beside it.
+_ELSEWHERE = (
+    *("low_cpu_mem_usage", "loader_workers", "pin_memory", "preprocess_workers", "allocator"),
+    *("eval_batch", "eval_accumulation", "prediction_loss_only", "auto_find_batch_size"),
+    *("sharding", "embedding_rows", "loftq"),
+)
+
+
+def variant(
+    question: Question, plan: Plan, versions: Mapping[str, str] = NONE_KNOWN
+) -> dict[str, object] | None:
+    """Give the step of one plan, without an id; None where the dry run has no such step.
+
+    Of a sharded plan only what the step works with is wanted: it is traced on one GPU, in the
+    formats that sharding brings, with an optimizer that adds nothing.
+    """
+    if plan.embedding_rows is EmbeddingRows.NEW:
+        return None
+    recipe = question.recipe
+    stored = formats(plan, recipe)
+    offload = (plan.offload or frozenset()) & {Offload.ACTIVATIONS}
+    step = replace(question.batched(plan), offload=offload)
+    if is_sharded(plan):
+        precision = plan.precision if stored.autocast else Precision.BF16_TRUE
+        step = replace(
+            step, optimizer="sgd", precision=precision, accumulation=max(2, plan.accumulation)
+        )
+    if recipe.family is Family.LITGPT and plan.quantization is not Quantization.NONE:
+        step = replace(step, optimizer="paged_adamw")  # LitGPT takes bitsandbytes' own
+    if step.sequence_length is None:
+        step = replace(step, sequence_length=LONGEST)
+    fields = msgspec.to_builtins(step, order="deterministic")
+    half = "fp16" if recipe.base is Format.FP16 else "bf16"
+    return {
+        "plan": {name: value for name, value in fields.items() if name not in _ELSEWHERE},
+        "recipe": {
+            **_recipe(recipe, plan),
+            **_media(question, step),
+            **_lengths(question, step),
+            **_of_versions(recipe, versions),
+            **_of_torchtune(recipe),
+            "weights_dtype": half if stored.base_bytes == Format.BF16.size_bytes else "fp32",
+            "trainable_dtype": half if stored.trained_bytes == Format.BF16.size_bytes else "fp32",
+        },
+    }
+
+
+def model(question: Question) -> dict[str, object]:
+    """Give the model as the dry run builds it."""
+    component = question.recipe.component
+    if component is not None:
+        return {"family": question.recipe.family.value, "config": dict(component)}
+    return {"family": question.model.family.value, "config": dict(question.model.config)}
+
+
+def traced_family(recipe: Recipe, own: Family) -> Family:
+    """Say whose code is traced: torchtune's where it builds the model, else that of the config."""
+    return recipe.family if recipe.component is not None else own
+
+
+def _recipe(recipe: Recipe, plan: Plan) -> dict[str, object]:
+    attention = Attention.SDPA if recipe.attention is Attention.FLASH else recipe.attention
+    return {
+        "framework": recipe.framework,
+        "lora": _lora(recipe.lora, plan) if recipe.lora is not None else None,
+        "new_tokens": recipe.new_tokens,
+        "train_embeddings": recipe.train_embeddings,
+        "foreach": recipe.foreach,
+        "max_grad_norm": recipe.max_grad_norm,
+        "attention": attention.value,
+    }
+
+
+def _media(question: Question, step: Plan) -> dict[str, object]:
+    """Give each sample the images of the data's largest one, else the largest that settings allow.
+
+    Either way they leave room for the text: a sample has no more image tokens than tokens.
+    """
+    tower, tokens = question.model.architecture.tower, step.sequence_length or LONGEST
+    if tower is None or not (question.recipe.images or question.images):
+        return {}
+    if tower.kind == "audio":
+        return {"media": {"audio_seconds": AUDIO_SECONDS}}
+    limit, unit = step.image_pixels or 768 * 768, tower.patch * tower.merge
+    side = max(unit, math.isqrt(limit))
+    sizes = question.images or ((side, side),) * question.recipe.images
+    shown = [min(limit, high * wide) for high, wide in sizes]
+    room = max(unit**2, (tokens - SPARE_TOKENS) * unit**2)
+    scale = math.sqrt(min(1.0, room / sum(shown)))
+    images = [
+        [max(unit, int(edge * scale * math.sqrt(pixels / (high * wide)))) for edge in (high, wide)]
+        for (high, wide), pixels in zip(sizes, shown, strict=True)
+    ]
+    return {"media": {"images": images}}
+
+
+def _of_torchtune(recipe: Recipe) -> dict[str, object]:
+    if recipe.family is not Family.TORCHTUNE:
+        return {}
+    names = ("fused", "step_in_backward", "compiled")
+    return {name: getattr(recipe, name) for name in names}
+
+
+def _of_versions(recipe: Recipe, versions: Mapping[str, str]) -> dict[str, object]:
+    """Say what depends on the versions that will run; nothing where they are not known."""
+    found: dict[str, object] = {}
+    if _before(versions.get("bitsandbytes"), (0, 43, 2)):
+        found["bitsandbytes_keeps_input"] = True
+    if recipe.family is Family.LITGPT and _before(versions.get("litgpt"), (0, 5, 3)) is False:
+        found["stable_embedding"] = True
+    return found
+
+
+def _before(version: str | None, limit: tuple[int, ...]) -> bool | None:
+    if version is None:
+        return None
+    parts = [int(part) for part in re.findall(r"\d+", version)[: len(limit)]]
+    return tuple(parts) < limit
+
+
+def _lengths(question: Question, step: Plan) -> dict[str, object]:
+    """Give the longest batch and a typical one, where the data's lengths are known.
+
+    The longest meets the optimizer's state in the second step: it is traced last.
+    """
+    lengths, longest = question.job.lengths, step.sequence_length
+    if question.batched(step) != step or lengths is None or longest is None:
+        return {}
+    typical = min(longest, lengths.sorted_tokens[len(lengths.sorted_tokens) // 2])
+    if typical == longest or question.recipe.padded or lengths.filled:
+        return {}
+    if question.recipe.images or question.images:  # which a shorter text may have no room for
+        return {}
+    batches = [[longest] * step.micro_batch, [typical] * step.micro_batch]
+    return {"lengths": batches if step.accumulation > 1 else batches[::-1]}
+
+
+def _lora(lora: Lora, plan: Plan) -> dict[str, object]:
+    every = ALL_LINEAR in lora.targets
+    return {
+        "rank": plan.lora_rank or lora.rank,
+        "alpha": lora.alpha,
+        "targets": ALL_LINEAR if every else list(lora.targets) or None,
+        "dropout": lora.dropout,
+        "modules_to_save": list(lora.saved),
+    }

@@ -1,0 +1,357 @@
+"""The state machine: a record and what just happened give the next action. Pure.
+
+| state    | event                                        | action                      |
+|----------|----------------------------------------------|-----------------------------|
+| NEW      | RunStarted, Resumed                          | Launch the asked plan       |
+| RUNNING  | an out-of-memory error is sure, on any rank  | Stop the whole group        |
+| RUNNING  | Saved, and growing memory will run out first | Stop, to begin again there  |
+| RUNNING  | no sign of life for the hang timeout         | Stop                        |
+| RUNNING  | it is seen to fit, and less change may do    | Stop, for a trial of that   |
+| RUNNING  | a probe that took its steps does not end     | Stop                        |
+| RUNNING  | Signalled                                    | Stop the whole group        |
+| RUNNING, STOPPING | Exited, for want of memory          | WaitForDevice               |
+| RUNNING, STOPPING | Exited, a probe                     | WaitForDevice               |
+| RUNNING, STOPPING | Exited, otherwise                   | Finish                      |
+| WAITING  | Resumed                                      | as after the Exited before  |
+| RUNNING, WAITING | CutShort                             | WaitForDevice               |
+| WAITING  | DeviceFree, the plan was not at fault        | Launch the same plan        |
+| WAITING  | DeviceFree, after a probe that passed        | Launch a trial, or its plan |
+| WAITING  | DeviceFree, a trial is left                  | Launch it                   |
+| WAITING  | DeviceFree, after the trials                 | Launch the best that fits   |
+| WAITING  | DeviceFree, a rung is left                   | Launch the next plan        |
+| WAITING  | DeviceFree, none is left                     | Finish EXHAUSTED            |
+| NEW, WAITING | Signalled                                | Finish INTERRUPTED          |
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from oomguard.evidence.verdict import Cause, Finding, Kind, Phase, Verdict, Witness
+from oomguard.job.checkpoint import Continuation
+from oomguard.job.plan import Plan
+from oomguard.job.training_job import Device, Job
+from oomguard.ladder.climb import Ladder
+from oomguard.ladder.steps import Skip, Step
+from oomguard.run import minimize, probe
+from oomguard.run.events import (
+    CutShort,
+    DeviceFree,
+    Event,
+    Exited,
+    Progress,
+    Purpose,
+    Resumed,
+    RunStarted,
+    Saved,
+    Signalled,
+    Status,
+)
+from oomguard.run.state import Attempt, RunRecord, State, begun
+
+#: Seconds that a job may go on after its log said out of memory. It may have caught the error and
+#: be about to take another step; where no reporter inside can say so, it gets longer, and where
+#: the reporter says that the error has not ended the process, longer still.
+PATIENCE_S = 1.0
+PATIENCE_BLIND_S = 5.0
+PATIENCE_CAUGHT_S = 60.0
+#: A forecast may be a tenth too late.
+FORECAST_SHARE = 0.9
+
+OUT_OF_MEMORY = "out of memory"
+SIGNAL = "signal"
+RECYCLE = "recycle"  # memory grows: begin again from the checkpoint before it runs out
+HANG = "hang"
+FITS = "fits"  # a plan with less changed is tried, and the best goes to the end
+PROBED = "probed"  # a probe whose process did not end by itself
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Launch:
+    """Start an attempt; the fields are those of `Planned`, `probe` whether it is to be one."""
+
+    plan: Plan
+    steps: tuple[Step, ...] = ()
+    skipped: tuple[Skip, ...] = ()
+    begins: Continuation | None = None
+    purpose: Purpose = Purpose.TRAIN
+    path: tuple[str, ...] = ()
+    undone: tuple[str, ...] = ()
+    probe: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stop:
+    """Stop every process of the running attempt."""
+
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WaitForDevice:
+    """Wait until what the attempt held is free again."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Finish:
+    """End the run."""
+
+    status: Status
+    reason: str
+    skipped: tuple[Skip, ...] = ()
+
+
+Action = Launch | Stop | WaitForDevice | Finish
+
+
+def decide(record: RunRecord, event: Event, ladder: Ladder) -> Action | None:
+    """Give the action that answers `event`, which is in `record` already; None: go on."""
+    match event:
+        case Signalled():
+            return _on_signal(record, event)
+        case Exited():
+            return _on_exit(record, event.verdict)
+        case DeviceFree():
+            return _on_device(record, event, ladder)
+        case RunStarted() | Resumed() | CutShort():
+            return _on_beginning(record, event, ladder)
+    return _on_news(record, event, ladder) if record.state is State.RUNNING else None
+
+
+def _first(record: RunRecord, ladder: Ladder) -> Launch:
+    job, limits = begun(record)
+    if limits.grow:
+        plan, steps, path = minimize.smallest(job, ladder)
+        return Launch(plan=plan, steps=steps, path=path)
+    start = record.start
+    if start is not None:
+        return Launch(plan=start.plan, steps=start.steps, path=start.path, probe=limits.probe)
+    plan, steps = ladder.prepare(job)
+    return Launch(plan=plan, steps=steps, probe=limits.probe)
+
+
+def _on_news(record: RunRecord, event: Event, ladder: Ladder) -> Action | None:
+    """Say whether a running attempt has to be stopped."""
+    if _is_sure(record.last, event.t):
+        return Stop(reason=OUT_OF_MEMORY)
+    if isinstance(event, Saved) and _runs_out_before_next(record.last):
+        return Stop(reason=RECYCLE)
+    proven = isinstance(event, Progress) and minimize.is_proven(record)
+    if proven and minimize.next_trial(record, ladder, record.last) is not None:
+        return Stop(reason=FITS)
+    if probe.lingers(record.last, event.t):
+        return Stop(reason=PROBED)
+    return Stop(reason=HANG) if _hangs(record, event.t) else None
+
+
+def _on_beginning(record: RunRecord, event: Event, ladder: Ladder) -> Action | None:
+    """Begin, or go on where another supervisor ended.
+
+    Of an attempt that it left, an event will say how it ended: Exited or CutShort.
+    """
+    if not record.attempts:
+        return _first(record, ladder)
+    if isinstance(event, CutShort):
+        return WaitForDevice()
+    verdict = record.last.verdict
+    if verdict is None or verdict.kind is Kind.INTERRUPTED:
+        return None
+    return _on_exit(record, verdict)
+
+
+def _on_signal(record: RunRecord, event: Signalled) -> Action | None:
+    if record.state is State.RUNNING:
+        return Stop(reason=SIGNAL)
+    if record.state in (State.NEW, State.WAITING):
+        return Finish(status=Status.INTERRUPTED, reason=f"signal {event.signum}")
+    return None
+
+
+def _is_sure(attempt: Attempt, now: float) -> bool:
+    """Whether the attempt is lost: its own process says so, or it has not gone on since."""
+    if any(_decisive(finding) for finding in attempt.findings):
+        return True
+    if attempt.suspected_t is None:
+        return False
+    return now - attempt.suspected_t >= _patience_s(attempt)
+
+
+def _runs_out_before_next(attempt: Attempt) -> bool:
+    """Whether growing memory will not last from the checkpoint just written to the next one."""
+    growth = attempt.growth
+    if growth is None or growth.forecast_step is None:
+        return False
+    *_, before, newest = (0, 0, *attempt.saved)
+    interval = newest - max(before, attempt.first_step)
+    # Forecast and steps done both count from the start of the process.
+    return attempt.steps_done + interval >= FORECAST_SHARE * growth.forecast_step
+
+
+def _hangs(record: RunRecord, now: float) -> bool:
+    """Whether a job that has taken steps has said nothing for longer than it may."""
+    limit_s = record.limits.hang_timeout_s if record.limits else None
+    attempt = record.last
+    if limit_s is None or attempt.heard_t is None or not attempt.steps_done:
+        return False
+    return now - attempt.heard_t >= limit_s
+
+
+def _decisive(finding: Finding) -> bool:
+    return finding.witness is Witness.INSIDE and finding.kind.is_memory and not finding.handled
+
+
+def _patience_s(attempt: Attempt) -> float:
+    if attempt.caught:
+        return PATIENCE_CAUGHT_S
+    return PATIENCE_S if attempt.reporting else PATIENCE_BLIND_S
+
+
+def _on_exit(record: RunRecord, verdict: Verdict) -> Action:
+    if record.signum is not None and verdict.kind is not Kind.OK:
+        return Finish(status=Status.INTERRUPTED, reason=f"signal {record.signum}")
+    if verdict.kind is Kind.OK and record.last.probe is None:
+        return Finish(status=Status.FIT, reason="trained to the end")
+    if _goes_on(record.last, verdict):
+        return WaitForDevice()
+    if record.last.stopped == HANG:
+        limit_s = record.limits.hang_timeout_s if record.limits else None
+        return Finish(
+            status=Status.FAILED, reason=f"no sign of life from the job for {limit_s:g} s"
+        )
+    if verdict.kind is Kind.INTERRUPTED:
+        return Finish(status=Status.INTERRUPTED, reason=verdict.root or "interrupted")
+    return Finish(status=Status.FAILED, reason=verdict.root or "the job failed")
+
+
+def _goes_on(attempt: Attempt, verdict: Verdict) -> bool:
+    """Whether another attempt may follow."""
+    # What fails otherwise in a trial or a probe costs nothing: what is the job's own fault shows
+    # again after it.
+    aside = attempt.purpose is Purpose.TRIAL or attempt.probe is not None
+    return (
+        verdict.kind.is_memory
+        or attempt.stopped in (RECYCLE, FITS, PROBED)
+        or (aside and verdict.kind in (Kind.NOT_OOM, Kind.OK))
+        or attempt.refused_step is not None
+    )
+
+
+def _same_plan_goes_on(record: RunRecord, why: Verdict, again: Continuation) -> bool:
+    """Whether the plan itself was not at fault: memory grew, or another program held it.
+
+    Each such launch begins beyond the one before it, or is the only one: a walk still ends.
+    """
+    attempt = record.last
+    if why.phase is Phase.SAVE and attempt.steps_done:
+        # All that was trained is saved. What training had left in memory is gone when the process
+        # begins again: only the save is to be done.
+        trained = attempt.first_step + attempt.steps_done
+        if again.checkpoint is not None and again.checkpoint.step >= trained:
+            return True
+    grew = attempt.stopped == RECYCLE or why.cause is Cause.GROWTH
+    if grew:
+        return again.checkpoint is not None and again.checkpoint.step > attempt.first_step
+    before = record.attempts[-2].plan if len(record.attempts) > 1 else None
+    return why.cause is Cause.OTHER_PROCESS and before != attempt.plan
+
+
+def _on_device(record: RunRecord, event: DeviceFree, ladder: Ladder) -> Action:
+    job, why, last = record.job, record.last.verdict, record.last
+    if record.signum is not None:
+        return Finish(status=Status.INTERRUPTED, reason=f"signal {record.signum}")
+    if job is None or why is None:
+        raise AssertionError("a device is waited for only after an attempt of a started run")
+    if not event.free:
+        return Finish(status=Status.FAILED, reason=f"the device did not become free: {event.busy}")
+    again = ladder.begin(job, last.plan, record.checkpoints, damaged=_damaged(record))
+    cut_short = why.kind is Kind.INTERRUPTED and not _is_shown(last)
+    if cut_short or _same_plan_goes_on(record, why, again):
+        return Launch(
+            plan=last.plan,
+            begins=again,
+            purpose=last.purpose,
+            path=last.path,
+            probe=last.probe is not None,
+        )
+    if _is_shown(last) or last.purpose is Purpose.TRIAL:
+        return _after_trial(record, job, ladder)
+    if last.probe is not None and not (why.kind.is_memory or last.refused_step):
+        return Launch(plan=last.plan, path=last.path)
+    return _climb(record, job, why, ladder)
+
+
+def _is_shown(attempt: Attempt) -> bool:
+    """Whether an attempt that has ended was only to show that its plan fits, and did."""
+    return attempt.stopped == FITS or probe.has_passed(attempt)
+
+
+def _climb(record: RunRecord, job: Job, why: Verdict, ladder: Ladder) -> Action:
+    most = record.limits.max_attempts if record.limits else 0
+    if record.rungs_tried >= most:
+        return Finish(status=Status.EXHAUSTED, reason=f"{most} attempts, and none fits")
+    base = _base(record, job)
+    tried = [*(attempt.plan for attempt in record.attempts if attempt is not base), base.plan]
+    path, why = base.path, base.verdict or why
+    useless = [a.steps[-1].strategy for a in record.attempts if _backfired(a, job)]
+    rung = ladder.climb(job, tried, (*path, *useless), why, trained=bool(record.checkpoints))
+    if rung.plan is None or rung.step is None:
+        return Finish(
+            status=Status.EXHAUSTED, reason="no rung of the ladder is left", skipped=rung.skipped
+        )
+    return Launch(
+        plan=rung.plan,
+        steps=(rung.step,),
+        skipped=rung.skipped,
+        begins=ladder.begin(job, rung.plan, record.checkpoints, damaged=_damaged(record)),
+        path=(*path, rung.step.strategy),
+        probe=record.last.probe is not None,
+    )
+
+
+def _base(record: RunRecord, job: Job) -> Attempt:
+    """Give the attempt to climb from: the newest whose step was not refused and did not backfire.
+
+    The first one has no step that could.
+    """
+    return next(
+        attempt
+        for attempt in reversed(record.attempts)
+        if attempt.number == 1 or not (attempt.refused_step or _backfired(attempt, job))
+    )
+
+
+def _backfired(attempt: Attempt, job: Job) -> bool:
+    """Whether its step moved to the host what then had no room there."""
+    verdict = attempt.verdict
+    on_host = verdict is not None and verdict.kind in (Kind.HOST_OOM, Kind.PINNED_OOM)
+    if not on_host or job.device is Device.CPU or not attempt.steps:
+        return False
+    before, after = job.asked.offload, attempt.plan.offload
+    moves = any(change.field == "offload" for change in attempt.steps[-1].changes)
+    return moves and before is not None and after is not None and after > before
+
+
+def _damaged(record: RunRecord) -> bool:
+    return any(attempt.damaged for attempt in record.attempts)
+
+
+def _after_trial(record: RunRecord, job: Job, ladder: Ladder) -> Launch:
+    """Try the next plan with less changed than in the best so far, or give that one its run.
+
+    Where plans are probed, so are trials: the batches of a first step may be short.
+    """
+    best = next(attempt for attempt in reversed(record.attempts) if _is_shown(attempt))
+    trial = minimize.next_trial(record, ladder, best)
+    plan, path = (trial.plan, trial.path) if trial else (best.plan, best.path)
+    fitting = [attempt for attempt in record.attempts if minimize.may_resume(attempt, path)]
+    written = [(found, attempt.plan) for attempt in fitting for found in attempt.checkpoints]
+    damaged = any(a.damaged or (a.checkpoints and a not in fitting) for a in record.attempts)
+    purpose = Purpose.TRAIN if best is record.last else Purpose.BEST
+    return Launch(
+        plan=plan,
+        begins=ladder.begin(job, plan, written, damaged=damaged),
+        purpose=Purpose.TRIAL if trial else purpose,
+        probe=trial is not None and best.probe is not None,
+        path=path,
+        undone=trial.undone if trial else (),
+    )

@@ -1,0 +1,358 @@
+"""What can happen in a run, as events that are written down, and the nouns in them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import Enum
+
+import msgspec
+
+from oomguard.evidence.verdict import Finding, Phase, Verdict
+from oomguard.job.checkpoint import Checkpoint, Continuation
+from oomguard.job.plan import Plan
+from oomguard.job.training_job import Job
+from oomguard.ladder.steps import Skip, Step
+from oomguard.ladder.strategy import Fidelity
+from oomguard.run.leak import Growth
+
+
+class Status(str, Enum):
+    """How a run ended."""
+
+    FIT = "fit"  # trained to the end
+    EXHAUSTED = "exhausted"  # no rung is left, or no attempt
+    FAILED = "failed"  # for another reason than memory
+    INTERRUPTED = "interrupted"
+
+
+class Purpose(str, Enum):
+    """What an attempt is for."""
+
+    TRAIN = "train"  # the plan that the ladder gives
+    TRIAL = "trial"  # with less changed than in a plan that fits: is that enough?
+    BEST = "best"  # the least changed of the plans that were seen to fit, to the end
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    """What bounds the run: which rungs, at which cost, how often, under which caps.
+
+    `relax` takes back changes that turn out to be unnecessary; `grow` begins small instead of as
+    asked, and grows to the largest that fits; `probe` tries each plan on the longest batches first.
+    `grace_s` is what the job gets to write a checkpoint once oomguard is asked to stop;
+    `strategies` a user's own folder of them (absolute), `inside` whether the reporter is used.
+    """
+
+    ladder: tuple[str, ...]
+    allow: Fidelity
+    max_attempts: int
+    host_memory_bytes: int | None = None
+    host_memory_by: str | None = None
+    gpu_memory_bytes: int | None = None
+    hang_timeout_s: float | None = None
+    relax: bool = False
+    grow: bool = False
+    probe: bool = False
+    grace_s: float = 30.0
+    strategies: str | None = None
+    inside: bool = True
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Event:
+    """Something that happened; `t` is in seconds since the run began."""
+
+    t: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Start:
+    """A rung to begin at instead of at what was asked; the fields are those of `Planned`."""
+
+    plan: Plan
+    steps: tuple[Step, ...]
+    path: tuple[str, ...]
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Predicted:
+    """The peak that was predicted for a plan, in bytes on each GPU; see `MemoryEstimate`.
+
+    `terms` add up to `expected_bytes`; `corrected_by` says by which of them earlier measurements
+    on the same GPU multiplied the prediction.
+    """
+
+    plan: Plan
+    allocated_bytes: int
+    reserved_bytes: int
+    expected_bytes: int
+    method: str
+    terms: Mapping[str, int] = field(default_factory=dict)
+    corrected_by: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Lessons:
+    """Where a later run of the same job finds what this one shows: in an index of fits.
+
+    `index` is its file, `key` names the job on its device; measurements hold for `device`,
+    `versions` and `model`, where `device` is None if nothing was predicted for a GPU with a name.
+    """
+
+    index: str
+    key: str
+    device: str | None = None
+    versions: Mapping[str, str] = field(default_factory=dict)
+    model: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Probe:
+    """A launch apart from the run: it saves nothing, and ends after `steps` optimizer steps.
+
+    Its batches are lengthened to `tokens`; None: they stay as they come.
+    """
+
+    steps: int
+    tokens: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunStarted(Event):
+    """The first event: what was asked, by which version, at which time of day (ISO 8601, UTC).
+
+    `masked` says that secrets in the job are masked, and `job.json` holds it as it was asked.
+    `predicted` holds a peak for each plan that was predicted.
+    """
+
+    run: str
+    version: str
+    at: str
+    job: Job
+    limits: Limits
+    masked: bool = False
+    start: Start | None = None
+    predicted: tuple[Predicted, ...] = ()
+    lessons: Lessons | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Resumed(Event):
+    """Another supervisor took the run over, `at` this time of day; `t` went on without the gap.
+
+    `cut_bytes` is how much of an incomplete last event was dropped; `grace_s` is from now on what
+    the job gets, where it was given anew.
+    """
+
+    version: str
+    at: str
+    cut_bytes: int = 0
+    grace_s: float | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Planned(Event):
+    """An attempt was decided on.
+
+    `path` names the strategies that lead from what was asked to its plan, in their order;
+    `steps` are those that are new in it, `undone` those of the plan before that are not.
+    `mark` is in the environment of all its processes; `before` are the checkpoints that lay there
+    already, each with the time of its newest change (ns), None where that is not known.
+    """
+
+    attempt: int
+    mark: str = ""
+    before: Mapping[str, int] | None = None
+    plan: Plan
+    steps: tuple[Step, ...] = ()
+    skipped: tuple[Skip, ...] = ()
+    begins: Continuation | None = None
+    purpose: Purpose = Purpose.TRAIN
+    path: tuple[str, ...] = ()
+    undone: tuple[str, ...] = ()
+    probe: Probe | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Started(Event):
+    """The attempt's process exists; `kernel_watched` says whether OOM kills would be seen.
+
+    `cgroup` is the folder of the memory cgroup of its own, where it has one.
+    """
+
+    attempt: int
+    pid: int
+    command: str
+    kernel_watched: bool
+    cgroup: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Progress(Event):
+    """What a process of the job said of itself; bytes are peaks so far.
+
+    `loaded_bytes` are allocated on the device when the first forward pass begins, and
+    `context_bytes` in use on it beside what the allocator reserved; None in other reports.
+    `caught` says that an out-of-memory error passes through it, which it may yet catch.
+    `said_t` is when it said so: on its way the report may have been overtaken by the log.
+    """
+
+    attempt: int
+    pid: int
+    rank: int | None
+    step: int
+    phase: Phase
+    host_bytes: int | None = None
+    device_bytes: int | None = None
+    reserved_bytes: int | None = None
+    loaded_bytes: int | None = None
+    context_bytes: int | None = None
+    caught: bool = False
+    said_t: float | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Probed(Event):
+    """A process of a probe has taken its steps and ends; `longest` is its longest row, in tokens.
+
+    `longest` is None where its batches hold no tokens that are known here.
+    """
+
+    attempt: int
+    pid: int
+    rank: int | None
+    longest: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Noticed(Event):
+    """A piece of evidence about a failure."""
+
+    attempt: int
+    finding: Finding
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Growing(Event):
+    """Memory rises from step to step in a process of the job."""
+
+    attempt: int
+    rank: int | None
+    growth: Growth
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Saved(Event):
+    """The attempt has written a whole checkpoint and goes on."""
+
+    attempt: int
+    checkpoint: Checkpoint
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stopping(Event):
+    """The attempt was told to stop."""
+
+    attempt: int
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Exited(Event):
+    """The attempt's process ended; `verdict` is what is concluded from all that was seen.
+
+    `returncode` is None where nobody was there to see it; `log_error` says why its log ends early,
+    None if it does not.
+    """
+
+    attempt: int
+    returncode: int | None
+    verdict: Verdict
+    log_error: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CutShort(Event):
+    """The attempt ended with its supervisor, or by a signal to it: its plan is not at fault."""
+
+    attempt: int
+    verdict: Verdict
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Signalled(Event):
+    """oomguard itself was asked to stop."""
+
+    signum: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DeviceFree(Event):
+    """The wait for the device is over: `free`, or `busy` says what still holds it.
+
+    `checkpoints` are the whole ones that the attempt wrote, `damaged` the paths of the others.
+    """
+
+    attempt: int
+    free: bool
+    waited_s: float
+    busy: str = ""
+    checkpoints: tuple[Checkpoint, ...] = ()
+    damaged: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ticked(Event):
+    """Time passed; never recorded."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Finished(Event):
+    """The run ended."""
+
+    status: Status
+    reason: str
+    skipped: tuple[Skip, ...] = ()
+
+
+_KINDS = {
+    "run_started": RunStarted,
+    "resumed": Resumed,
+    "planned": Planned,
+    "started": Started,
+    "progress": Progress,
+    "noticed": Noticed,
+    "probed": Probed,
+    "growing": Growing,
+    "saved": Saved,
+    "stopping": Stopping,
+    "exited": Exited,
+    "cut_short": CutShort,
+    "signalled": Signalled,
+    "device_free": DeviceFree,
+    "finished": Finished,
+}
+NAMES = {kind: name for name, kind in _KINDS.items()}
+
+
+def event_to_json(event: Event) -> dict[str, object]:
+    """Give an event as a JSON object; `event` names its kind."""
+    return {"event": NAMES[type(event)], **msgspec.to_builtins(event, order="deterministic")}
+
+
+def event_from_json(document: Mapping[str, object]) -> Event:
+    """Read back what `event_to_json` gave.
+
+    Raises:
+        ValueError: if the document is no event of this version.
+    """
+    kind = _KINDS.get(str(document.get("event")))
+    if kind is None:
+        raise ValueError(f"unknown event {document.get('event')!r}")
+    body = {name: value for name, value in document.items() if name != "event"}
+    try:
+        return msgspec.convert(body, kind)
+    except msgspec.ValidationError as error:
+        raise ValueError(str(error)) from error

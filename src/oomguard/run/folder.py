@@ -1,0 +1,267 @@
+"""The run folder: the one module that owns its file names.
+
+oomguard-runs/<name>/
+events.jsonl          append-only, fsynced; all else can be rebuilt from it; secrets are masked
+job.json              the job with its secrets, where it has any: for `oomguard resume` alone
+attempts/001/         the config as launched, command.json, log.txt, memory.jsonl, verdict.json
+final/                the config that fits, command.txt
+fit-report.json
+.lock .reserve        who is at work here; room that is kept for the end
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+
+import msgspec
+from filelock import FileLock, Timeout
+
+from oomguard.errors import RunFolderError, Where
+from oomguard.job.training_job import Job
+from oomguard.run.event_log import History, parse_history
+from oomguard.run.events import Event, Progress, RunStarted, event_to_json
+from oomguard.run.redaction import mask_event, mask_values
+from oomguard.units import MIB, show_bytes
+
+#: A run folder holds text; with less room than this on the disk it could not be finished.
+ROOM_BYTES = 64 * MIB
+#: The job's own log may fill the disk; the outcome has to find room all the same.
+RESERVE_BYTES = 4 * MIB
+#: What may wait for room on a full disk; beyond it steps are no longer noted.
+MOST_WAITING_BYTES = 4 * MIB
+
+
+class RunFolder:
+    """The files of one run; only one supervisor holds it at a time.
+
+    `lost` says why the newest events are not on the disk, None if they are.
+    """
+
+    def __init__(self, path: Path, lock: FileLock) -> None:
+        self.path = path
+        self._lock = lock
+        self._events = _private(path / "events.jsonl", os.O_APPEND)
+        self._size_bytes = os.fstat(self._events).st_size
+        self._waiting = bytearray()
+        self._reserve = path / ".reserve"
+        with open(_private(self._reserve, os.O_TRUNC), "wb") as reserve:
+            reserve.write(b"\0" * RESERVE_BYTES)
+        self.lost: OSError | None = None
+
+    @classmethod
+    def create(cls, base: Path, name: str) -> RunFolder:
+        """Make the folder of a new run and take hold of it.
+
+        Raises:
+            RunFolderError: if it is in use, holds a run already, cannot be written, or no room.
+        """
+        path = base.absolute() / name
+        try:
+            path.mkdir(mode=0o700, parents=True, exist_ok=True)
+            path.chmod(0o700)
+            _check_room(path)
+            lock = _hold(path)
+            if (path / "events.jsonl").exists():
+                lock.release()
+                raise RunFolderError(
+                    "the folder holds a run already",
+                    where=Where(file=str(path)),
+                    next_step=f"Go on with it: oomguard resume {path}, or choose another --name.",
+                )
+            return cls(path, lock)
+        except OSError as error:
+            raise _cannot_write(path, error, "Choose another place with --runs DIR.") from error
+
+    @classmethod
+    def open(cls, path: Path) -> tuple[RunFolder, History]:
+        """Take hold of a run that was begun, and read what is known of it.
+
+        What a crash left of an incomplete last event is cut off.
+
+        Raises:
+            RunFolderError: if there is no run, it is in use, damaged, or cannot be written.
+        """
+        path = path.absolute()
+        events = path / "events.jsonl"
+        if not events.is_file():
+            raise RunFolderError(
+                "there is no run in this folder",
+                where=Where(file=str(path)),
+                next_step="Name the folder that `oomguard launch` said, with events.jsonl in it.",
+            )
+        try:
+            lock = _hold(path)
+            try:
+                history = _with_secrets(parse_history(events.read_bytes(), str(events)), path)
+                os.truncate(events, history.kept_bytes)
+                return cls(path, lock), history
+            except BaseException:
+                lock.release()
+                raise
+        except OSError as error:
+            raise _cannot_write(path, error, "Make room or give the rights.") from error
+
+    def append(self, event: Event) -> None:
+        """Add an event and force it to the disk; while that is full, it waits for room."""
+        masked = mask_event(event)
+        if isinstance(masked, RunStarted) and masked.masked:
+            self._keep_job(event)
+        if len(self._waiting) < MOST_WAITING_BYTES or not isinstance(event, Progress):
+            self._waiting += msgspec.json.encode(event_to_json(masked)) + b"\n"
+        self._write_waiting()
+
+    def keep(self, path: Path, document: object) -> None:
+        """Write a JSON file that can be rebuilt from the events; a full disk is let pass."""
+        with suppress(OSError):
+            write_json(path, document)
+
+    def attempt(self, number: int) -> Path:
+        """Give the folder of an attempt, made if it is not there.
+
+        Raises:
+            RunFolderError: if it cannot be made.
+        """
+        folder = self.path / "attempts" / f"{number:03d}"
+        try:
+            folder.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            folder.mkdir(mode=0o700, exist_ok=True)
+        except OSError as error:
+            step = f"Make room or give the rights, then: oomguard resume {self.path}"
+            raise _cannot_write(folder, error, step) from error
+        return folder
+
+    def output(self, number: int) -> Path:
+        """Name the folder for what a probe writes."""
+        return self.attempt(number) / "output"
+
+    def forget_output(self, number: int) -> None:
+        """Take away what a probe has written."""
+        shutil.rmtree(self.output(number), ignore_errors=True)
+
+    def final(self) -> Path:
+        """Give the folder of what fits, made if it is not there."""
+        folder = self.path / "final"
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        return folder
+
+    @property
+    def report(self) -> Path:
+        """Where the fit-report lies."""
+        return self.path / "fit-report.json"
+
+    def release(self) -> None:
+        """Give up the room that is kept for the end, which has come."""
+        self._reserve.unlink(missing_ok=True)
+        self._write_waiting()
+
+    def close(self) -> None:
+        """Let go of the folder."""
+        self.release()
+        os.close(self._events)
+        self._lock.release()
+
+    def _write_waiting(self) -> None:
+        """Write whole events or none: a part of one would spoil the next."""
+        try:
+            rest = memoryview(bytes(self._waiting))
+            while rest:
+                rest = rest[os.write(self._events, rest) :]
+            os.fsync(self._events)
+        except OSError as error:
+            self.lost = error
+            with suppress(OSError):
+                os.ftruncate(self._events, self._size_bytes)
+            return
+        self._size_bytes += len(self._waiting)
+        self._waiting.clear()
+        self.lost = None
+
+    def _keep_job(self, event: Event) -> None:
+        if not isinstance(event, RunStarted):
+            return
+        try:
+            write_json(self.path / "job.json", event.job)
+        except OSError as error:
+            raise _cannot_write(self.path, error, "Make room or give the rights.") from error
+
+
+def _with_secrets(history: History, path: Path) -> History:
+    """Put the job as it was asked in the place of the one with masks."""
+    first, *others = history.events
+    if not isinstance(first, RunStarted) or not first.masked:
+        return history
+    try:
+        job = msgspec.json.decode((path / "job.json").read_bytes(), type=Job)
+    except (FileNotFoundError, msgspec.DecodeError) as error:
+        raise RunFolderError(
+            "the secrets that the job was started with are not here any more",
+            where=Where(file=str(path / "job.json")),
+            next_step="Launch the job anew.",
+        ) from error
+    return replace(history, events=(replace(first, job=job), *others))
+
+
+def _private(path: Path, flags: int = 0) -> int:
+    """Open a file that only its owner can read; give the descriptor."""
+    return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | flags, 0o600)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file beside its place, then put it there: a reader sees the old or the new one."""
+    beside = path.with_name(f".{path.name}.{os.getpid()}.new")
+    try:
+        with open(_private(beside, os.O_TRUNC), "w", encoding="utf-8") as file:
+            file.write(text)
+        beside.replace(path)
+    except BaseException:
+        with suppress(OSError):
+            beside.unlink()
+        raise
+
+
+def write_json(path: Path, document: object) -> None:
+    """Write a noun or a mapping as indented JSON."""
+    encoded = msgspec.json.encode(document, order="deterministic")
+    write_text(path, msgspec.json.format(encoded, indent=2).decode() + "\n")
+
+
+def append_json(path: Path, document: Mapping[str, object]) -> None:
+    """Add one line of JSON to a file that nothing depends on; a full disk is let pass."""
+    with suppress(OSError), open(_private(path, os.O_APPEND), "ab") as lines:
+        lines.write(msgspec.json.encode(mask_values(document)) + b"\n")
+
+
+def _check_room(path: Path) -> None:
+    free_bytes = shutil.disk_usage(path).free
+    if free_bytes < ROOM_BYTES:
+        raise RunFolderError(
+            f"{show_bytes(free_bytes)} are left on this disk; a run needs {show_bytes(ROOM_BYTES)}",
+            where=Where(file=str(path)),
+            next_step="Make room, or choose another place with --runs DIR.",
+        )
+
+
+def _cannot_write(path: Path, error: OSError, next_step: str) -> RunFolderError:
+    return RunFolderError(
+        f"the run folder cannot be written: {error.strerror or error}",
+        where=Where(file=str(path)),
+        next_step=next_step,
+    )
+
+
+def _hold(path: Path) -> FileLock:
+    lock = FileLock(path / ".lock", mode=0o600)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout as error:
+        raise RunFolderError(
+            "another oomguard is at work in this run folder",
+            where=Where(file=str(path)),
+            next_step="Wait for it, stop it, or choose another --name.",
+        ) from error
+    return lock

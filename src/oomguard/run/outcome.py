@@ -1,0 +1,80 @@
+"""What a run leaves behind: the config that fits, the command, the fit-report."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import msgspec
+
+from oomguard.adapters.contract import Adapter
+from oomguard.job.command import Command
+from oomguard.run.events import Limits, Status
+from oomguard.run.folder import RunFolder, write_json, write_text
+from oomguard.run.report import FitReport, build
+from oomguard.run.state import RunRecord
+
+
+def write_outcome(
+    record: RunRecord, adapter: Adapter, folder: RunFolder, surroundings: dict[str, str]
+) -> tuple[FitReport, Path | None]:
+    """Write `final/` for a run that fits, and the report in any case; give both."""
+    folder.release()
+    command = _final_command(record, adapter, folder)
+    text = _config_text(command)
+    report = build(
+        record,
+        final_text=text,
+        command=command.by_hand() if command else None,
+        surroundings=surroundings,
+    )
+    write_json(folder.report, report)
+    config = Path(command.config) if command and command.config else None
+    return report, config
+
+
+def read_outcome(
+    record: RunRecord, adapter: Adapter, folder: RunFolder
+) -> tuple[FitReport, Path | None] | None:
+    """Read what `write_outcome` left; None where it is not there or of another end."""
+    try:
+        report = msgspec.json.decode(folder.report.read_bytes(), type=FitReport)
+    except (OSError, msgspec.DecodeError):
+        return None
+    if report.status is not record.status or len(report.attempts) != len(record.attempts):
+        return None
+    if record.status is not Status.FIT or record.job is None:
+        return report, None
+    config = adapter.write(record.job, record.last.plan, str(folder.path / "final")).config
+    return report, Path(config) if config else None
+
+
+def _final_command(record: RunRecord, adapter: Adapter, folder: RunFolder) -> Command | None:
+    if record.status is not Status.FIT or record.job is None or record.limits is None:
+        return None
+    command = adapter.write(record.job, record.last.plan, str(folder.final()))
+    for file in command.files:
+        write_text(Path(file.path), file.text)
+    lines = [*_cap_lines(record.limits), command.by_hand()]
+    write_text(folder.final() / "command.txt", "\n".join(lines) + "\n")
+    return command
+
+
+def _config_text(command: Command | None) -> str | None:
+    if command is None:
+        return None
+    return next((file.text for file in command.files if file.path == command.config), None)
+
+
+def _cap_lines(limits: Limits) -> list[str]:
+    """Say under which caps the fit was found, so that it can be had again by hand."""
+    lines = []
+    if limits.host_memory_bytes is not None and limits.host_memory_by == "rlimit":
+        lines.append(
+            "# found under: prlimit --data="
+            f"{limits.host_memory_bytes} env MALLOC_MMAP_THRESHOLD_=262144 COMMAND"
+        )
+    elif limits.host_memory_bytes is not None:
+        lines.append(f"# found under: a memory cgroup of {limits.host_memory_bytes} bytes")
+    if limits.gpu_memory_bytes is not None:
+        lines.append(f"# found under: {limits.gpu_memory_bytes} bytes on each GPU")
+    return lines

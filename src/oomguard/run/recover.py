@@ -1,0 +1,178 @@
+"""Take over a run whose supervisor is gone: end what is left, judge what nobody saw end."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+from typing import TypeVar
+
+from oomguard.evidence.judge import StoppedBy, judge
+from oomguard.evidence.signatures import BY_ID, Reading
+from oomguard.evidence.verdict import Confidence, Finding, Kind, Verdict, Witness
+from oomguard.machine.checkpoint_scan import Stamp
+from oomguard.process.leftovers import Leftovers, cgroup_left, end_leftovers
+from oomguard.process.messages import Lines, parse
+from oomguard.process.process_events import Kernel, Output, Report, ShellEvent
+from oomguard.process.start import EXIT_FILE
+from oomguard.process.stop import StopReport
+from oomguard.run.decide import SIGNAL
+from oomguard.run.events import CutShort, Event, Exited, Noticed, Planned, Progress, Started
+from oomguard.run.observer import Observer
+from oomguard.run.state import Attempt
+
+CHUNK_BYTES = 1 << 20
+GONE = "its oomguard was gone before it ended"
+STOPPED = "stopped by a signal to oomguard"
+Kept = TypeVar("Kept", bound=Event)
+
+
+def end_last_attempt(events: Sequence[Event], *, grace_s: float) -> tuple[StopReport, int]:
+    """End what still runs of a run's last attempt; give with it how many the kernel had killed.
+
+    Its direct child was told to end when its supervisor went (by the kernel), so that what is
+    left here may be writing a checkpoint, or does not listen.
+    """
+    planned, started = _last(events, Planned), _last(events, Started)
+    if planned is None:
+        return StopReport(), 0
+    if started is not None and started.attempt != planned.attempt:
+        started = None
+    left = Leftovers(
+        mark=planned.mark,
+        pid=started.pid if started else None,
+        cgroup=cgroup_left(started.cgroup if started else None),
+    )
+    kills = left.cgroup.oom_kills() if left.cgroup else None
+    return end_leftovers(left, grace_s=grace_s), kills or 0
+
+
+def take_over(
+    attempt: Attempt, folder: Path, now: Callable[[], float], *, oom_kills: int = 0
+) -> Iterator[Event]:
+    """Give what is to be known of a run's last attempt before the run can go on.
+
+    Of one that ended unseen its log, its reports and its exit code are read again. It counts as
+    ended by itself if they show so: out of memory, or with an exit code. All else went with its
+    supervisor, and is launched again.
+    """
+    if attempt.verdict is not None:
+        if attempt.verdict.kind is Kind.INTERRUPTED:
+            yield CutShort(t=now(), attempt=attempt.number, verdict=attempt.verdict)
+        return
+    code = _exit_code(folder)
+    for event in _unseen(attempt, folder, now(), code, oom_kills):
+        match event:
+            case Noticed():
+                attempt = attempt.with_finding(event)
+            case Progress():
+                attempt = attempt.with_progress(event)
+        yield event
+    yield _end(attempt, code, folder, now())
+
+
+def verdict_of(attempt: Attempt, code: int | None) -> Verdict:
+    """Conclude from all that was seen of an attempt."""
+    stopped_by = None
+    if attempt.stopped is not None:
+        stopped_by = StoppedBy.USER if attempt.stopped == SIGNAL else StoppedBy.OOMGUARD
+    return judge(
+        attempt.findings, code, kernel_watched=attempt.kernel_watched, stopped_by=stopped_by
+    )
+
+
+def stamp_of(events: Sequence[Event]) -> Stamp | None:
+    """Give the checkpoints that lay there before the last attempt, None where it is not known."""
+    planned = _last(events, Planned)
+    return planned.before if planned else {}
+
+
+def _end(attempt: Attempt, code: int | None, folder: Path, t: float) -> Event:
+    verdict = verdict_of(attempt, code)
+    if verdict.kind is Kind.INTERRUPTED:
+        return CutShort(t=t, attempt=attempt.number, verdict=verdict)
+    if code is None and _was_completed(attempt, folder):
+        code, verdict = 0, verdict_of(attempt, 0)
+    stopped_for_good = attempt.stopped not in (None, SIGNAL)
+    if code is not None or verdict.kind.is_memory or stopped_for_good:
+        return Exited(t=t, attempt=attempt.number, returncode=code, verdict=verdict)
+    why = STOPPED if attempt.stopped == SIGNAL else GONE
+    cut = Verdict(
+        kind=Kind.INTERRUPTED, root=why, confidence=Confidence.HIGH, evidence=verdict.evidence
+    )
+    return CutShort(t=t, attempt=attempt.number, verdict=cut)
+
+
+def _was_completed(attempt: Attempt, folder: Path) -> bool:
+    """Whether the training reached its end and the process then left in an orderly way.
+
+    The log alone will not do: what was trained is saved after the line that says so.
+    """
+    said = (BY_ID.get(found.signature or "") for found in attempt.findings)
+    completed = any(one is not None and one.reading is Reading.COMPLETED for one in said)
+    kinds = [message.get("type") for message in _messages(folder)]
+    return completed and bool(kinds) and kinds[-1] == "bye" and not {"error", "oom"} & {*kinds}
+
+
+def _unseen(
+    attempt: Attempt, folder: Path, t: float, code: int | None, oom_kills: int
+) -> Iterator[Event]:
+    """Read again what the attempt left; give what the record does not have yet."""
+    known = set(attempt.findings)
+    observer = Observer(attempt.number)
+    counted = sum(found.witness is Witness.KERNEL for found in attempt.findings)
+    seen: list[ShellEvent] = [Report(message=message) for message in _buffered(folder)]
+    if oom_kills > counted:
+        seen.append(Kernel(oom_kills=oom_kills - counted, total=oom_kills))
+    fresh = [event for news in seen for event in observer.take(news, t)]
+    fresh += [event for news in _printed(folder) for event in observer.take(news, t)]
+    for event in (*fresh, *observer.close(t, well=code == 0)):
+        if isinstance(event, Noticed) and _key(event.finding) not in map(_key, known):
+            yield event
+        elif isinstance(event, Progress):  # its clock is that of the reports, and not the run's
+            yield replace(event, said_t=None)
+
+
+def _key(finding: Finding) -> tuple[object, ...]:
+    """What tells findings apart; what is told of a cause may grow."""
+    return (finding.witness, finding.kind, finding.signature, finding.line, finding.text[:80])
+
+
+def _printed(folder: Path) -> Iterator[Output]:
+    with suppress(OSError), (folder / "log.txt").open("rb") as log:
+        while chunk := log.read(CHUNK_BYTES):
+            yield Output(data=chunk)
+
+
+def _buffered(folder: Path) -> Iterator[Mapping[str, object]]:
+    """Read what processes of the job wrote to their files, as the socket was not there."""
+    for path in sorted((folder / "buffer").glob("*.jsonl")):
+        if path.is_file():
+            yield from _lines(path)
+
+
+def _messages(folder: Path) -> list[Mapping[str, object]]:
+    """Give all reports: those that were taken in, then those that were left."""
+    return [*_lines(folder / "memory.jsonl"), *_buffered(folder)]
+
+
+def _lines(path: Path) -> Iterator[Mapping[str, object]]:
+    lines = Lines()
+    with suppress(OSError), path.open("rb") as file:
+        while chunk := file.read(CHUNK_BYTES):
+            for line in lines.feed(chunk):
+                message = parse(line)
+                if message is not None:
+                    yield message
+
+
+def _exit_code(folder: Path) -> int | None:
+    try:
+        return int((folder / EXIT_FILE).read_text())
+    except (OSError, ValueError):
+        return None
+
+
+def _last(events: Sequence[Event], kind: type[Kept]) -> Kept | None:
+    return next((event for event in reversed(events) if isinstance(event, kind)), None)

@@ -1,0 +1,196 @@
+"""From the record of a run to its fit-report."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import msgspec
+
+from oomguard.evidence.verdict import Verdict
+from oomguard.job.checkpoint import Continuation
+from oomguard.job.plan import Change, Plan, differences
+from oomguard.job.training_job import Device, Job, World
+from oomguard.ladder.steps import Skip, Step
+from oomguard.ladder.strategy import Fidelity
+from oomguard.redact import redact
+from oomguard.run.events import Limits, Predicted, Probe, Status
+from oomguard.run.redaction import mask_verdict
+from oomguard.run.state import Attempt, RunRecord
+
+SCHEMA_VERSION = 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AttemptReport:
+    """One launch: what ran, how it ended, what its processes needed at most (bytes).
+
+    `loaded_bytes` stood on the device before the first forward pass, `context_bytes` beside what
+    PyTorch's allocator reserved: the CUDA context, where the job was alone there.
+
+    `probe` says that it was one, `longest_batch` the longest row it was given (tokens);
+    `predicted` is what its plan was predicted to take, None where nothing was predicted.
+    """
+
+    number: int
+    plan: Plan
+    steps: tuple[Step, ...]
+    skipped: tuple[Skip, ...]
+    begins: Continuation | None
+    seconds: float | None
+    optimizer_steps: int
+    returncode: int | None
+    log_error: str | None = None
+    stopped: str | None
+    verdict: Verdict | None
+    host_peak_bytes: int | None
+    device_peak_bytes: int | None
+    reserved_peak_bytes: int | None
+    loaded_bytes: int | None = None
+    context_bytes: int | None = None
+    command: str
+    probe: Probe | None = None
+    longest_batch: int | None = None
+    predicted: Predicted | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FitReport:
+    """What was asked, what was tried, what fits; with no secret in it.
+
+    `final` is None unless the job was trained to the end. `fidelity` is the dearest cost that
+    was paid, None where nothing was changed. `trained_embeddings` names the matrices over the
+    vocabulary that new tokens make the framework train in full. `requested_bytes` is what the
+    last failed allocation asked for. `config_diff` is a unified diff from the user's file to the
+    final one.
+    """
+
+    schema_version: int
+    oomguard: str
+    run: str
+    at: str
+    status: Status
+    reason: str
+    framework: str
+    device: Device
+    world: World
+    global_batch: int
+    trained_embeddings: tuple[str, ...] = ()
+    limits: Limits
+    asked: Plan
+    final: Plan | None
+    changes: tuple[Change, ...]
+    fidelity: Fidelity | None
+    attempts: tuple[AttemptReport, ...]
+    not_taken: tuple[Skip, ...]
+    requested_bytes: int | None
+    config: str | None
+    config_diff: str | None
+    command: str | None
+    seconds: float | None
+    surroundings: Mapping[str, str]
+
+
+def build(
+    record: RunRecord,
+    *,
+    final_text: str | None,
+    command: str | None,
+    surroundings: Mapping[str, str],
+) -> FitReport:
+    """Write the report of a run that has ended.
+
+    `final_text` and `command` are the config and the command line of the last attempt;
+    `surroundings` names versions and devices.
+    """
+    job, limits, status = record.job, record.limits, record.status
+    if job is None or limits is None or status is None:
+        raise AssertionError("only a run that was started and has ended has a report")
+    final = record.last.plan if record.attempts and status is Status.FIT else None
+    return FitReport(
+        schema_version=SCHEMA_VERSION,
+        oomguard=record.version,
+        run=record.run,
+        at=record.at,
+        status=status,
+        reason=redact(record.reason),
+        framework=job.framework,
+        device=job.device,
+        world=job.world,
+        global_batch=job.global_batch,
+        trained_embeddings=job.trained_embeddings,
+        limits=limits,
+        asked=job.asked,
+        final=final,
+        changes=differences(job.asked, final) if final else (),
+        fidelity=dearest(record) if final else None,
+        attempts=tuple(_attempt(attempt, record) for attempt in record.attempts),
+        not_taken=record.skipped_last,
+        requested_bytes=_requested(record),
+        config=job.config.path if job.config else None,
+        config_diff=_diff(job, final_text),
+        command=redact(command) if command else None,
+        seconds=record.ended_t,
+        surroundings=surroundings,
+    )
+
+
+def dearest(record: RunRecord) -> Fidelity | None:
+    """Give the highest cost of the steps that lead to the last plan."""
+    first, last = record.attempts[0], record.last
+    kept = {*last.path, *(step.strategy for step in first.steps if not first.path)}
+    steps = (step for attempt in record.attempts for step in attempt.steps)
+    costs = [step.fidelity for step in steps if step.strategy in kept]
+    return max(costs, key=lambda fidelity: fidelity.cost, default=None)
+
+
+def schema() -> dict[str, object]:
+    """Give the JSON Schema of the fit-report."""
+    return {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "title": "oomguard fit-report",
+        **msgspec.json.schema(FitReport),
+    }
+
+
+def _attempt(attempt: Attempt, record: RunRecord) -> AttemptReport:
+    return AttemptReport(
+        number=attempt.number,
+        plan=attempt.plan,
+        steps=attempt.steps,
+        skipped=attempt.skipped,
+        begins=attempt.begins,
+        seconds=attempt.seconds,
+        optimizer_steps=attempt.steps_done,
+        returncode=attempt.returncode,
+        log_error=attempt.log_error,
+        stopped=attempt.stopped,
+        verdict=mask_verdict(attempt.verdict) if attempt.verdict else None,
+        host_peak_bytes=attempt.host_peak_bytes,
+        device_peak_bytes=attempt.device_peak_bytes,
+        reserved_peak_bytes=attempt.reserved_peak_bytes,
+        loaded_bytes=attempt.loaded_bytes,
+        context_bytes=attempt.context_bytes,
+        command=redact(attempt.command),
+        probe=attempt.probe,
+        longest_batch=attempt.longest_batch,
+        predicted=record.predicted_for(attempt.plan),
+    )
+
+
+def _requested(record: RunRecord) -> int | None:
+    verdicts = [attempt.verdict for attempt in reversed(record.attempts) if attempt.verdict]
+    return next((v.requested_bytes for v in verdicts if v.requested_bytes), None)
+
+
+def _diff(job: Job, final_text: str | None) -> str | None:
+    if job.config is None or final_text is None:
+        return None
+    lines = difflib.unified_diff(
+        job.config.text.splitlines(keepends=True),
+        final_text.splitlines(keepends=True),
+        fromfile=job.config.path,
+        tofile="final",
+    )
+    return redact("".join(line if line.endswith("\n") else line + "\n" for line in lines))

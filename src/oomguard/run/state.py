@@ -1,0 +1,358 @@
+"""The record of a run: what its events add up to.
+
+Everything that oomguard knows of a run follows from its events: `RunRecord` is a fold over them,
+so that a run can be replayed and a report rebuilt from `events.jsonl` alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from enum import Enum
+
+from oomguard.evidence.judge import is_shortage
+from oomguard.evidence.log import PROGRESS_AFTER
+from oomguard.evidence.refusals import is_refusal
+from oomguard.evidence.verdict import Finding, Kind, Phase, Verdict, Witness
+from oomguard.job.checkpoint import Checkpoint, Continuation
+from oomguard.job.plan import Plan
+from oomguard.job.training_job import Job
+from oomguard.ladder.steps import Skip, Step
+from oomguard.run.events import (
+    NAMES,
+    CutShort,
+    DeviceFree,
+    Event,
+    Exited,
+    Finished,
+    Growing,
+    Lessons,
+    Limits,
+    Noticed,
+    Planned,
+    Predicted,
+    Probe,
+    Probed,
+    Progress,
+    Purpose,
+    Resumed,
+    RunStarted,
+    Saved,
+    Signalled,
+    Start,
+    Started,
+    Status,
+    Stopping,
+)
+from oomguard.run.leak import Growth
+
+
+class State(str, Enum):
+    """Where a run stands."""
+
+    NEW = "new"
+    RUNNING = "running"
+    STOPPING = "stopping"  # an attempt was told to stop and has not gone yet
+    WAITING = "waiting"  # for the device to be free, then for the next rung
+    DONE = "done"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Attempt:
+    """One launch of the job, as far as it is known. `steps_done` counts optimizer steps.
+
+    `probe` says that it was one, and `probed` that a process of it took all of a probe's steps;
+    `longest_batch` is then the longest row of a batch, in tokens.
+    """
+
+    number: int
+    plan: Plan
+    steps: tuple[Step, ...] = ()
+    skipped: tuple[Skip, ...] = ()
+    started_t: float | None = None
+    ended_t: float | None = None
+    command: str = ""
+    kernel_watched: bool = False
+    reporting: bool = False
+    phase: Phase = Phase.LAUNCH
+    steps_done: int = 0
+    host_peak_bytes: int | None = None
+    device_peak_bytes: int | None = None
+    reserved_peak_bytes: int | None = None
+    loaded_bytes: int | None = None
+    context_bytes: int | None = None
+    findings: tuple[Finding, ...] = ()
+    heard_t: float | None = None
+    suspected_t: float | None = None
+    caught: bool = False
+    stopped: str | None = None
+    returncode: int | None = None
+    log_error: str | None = None
+    verdict: Verdict | None = None
+    begins: Continuation | None = None
+    checkpoints: tuple[Checkpoint, ...] = ()
+    damaged: tuple[str, ...] = ()
+    growth: Growth | None = None
+    saved: tuple[int, ...] = ()
+    purpose: Purpose = Purpose.TRAIN
+    path: tuple[str, ...] = ()
+    probe: Probe | None = None
+    probed: bool = False
+    longest_batch: int | None = None
+
+    @property
+    def ran_out(self) -> bool:
+        """Whether it ended for want of memory."""
+        return self.verdict is not None and self.verdict.kind.is_memory
+
+    @property
+    def first_step(self) -> int:
+        """How many optimizer steps of the run were done when it began."""
+        from_ = self.begins.checkpoint if self.begins else None
+        return from_.step if from_ else 0
+
+    @property
+    def refused_step(self) -> Step | None:
+        """The step that the framework refused, if this attempt ended with that.
+
+        The first attempt is the user's own; what fails there is the job's own failure.
+        """
+        if self.verdict is None or self.verdict.kind is not Kind.NOT_OOM or self.number == 1:
+            return None
+        refused = not self.steps_done and is_refusal(self.verdict.root or "")
+        return self.steps[-1] if self.steps and refused else None
+
+    @property
+    def seconds(self) -> float | None:
+        """How long it ran."""
+        if self.started_t is None or self.ended_t is None:
+            return None
+        return self.ended_t - self.started_t
+
+    def with_progress(self, event: Progress) -> Attempt:
+        """Take in what a process said of itself."""
+        advanced = event.step > self.steps_done
+        at = event.t if event.said_t is None else event.said_t
+        went_on = advanced and self.suspected_t is not None and at > self.suspected_t
+        return replace(
+            self._gone_on() if went_on else self,
+            reporting=True,
+            heard_t=event.t,
+            phase=event.phase,
+            steps_done=max(self.steps_done, event.step),
+            caught=event.caught or (self.caught and not advanced),
+            host_peak_bytes=_larger(self.host_peak_bytes, event.host_bytes),
+            device_peak_bytes=_larger(self.device_peak_bytes, event.device_bytes),
+            reserved_peak_bytes=_larger(self.reserved_peak_bytes, event.reserved_bytes),
+            loaded_bytes=_larger(self.loaded_bytes, event.loaded_bytes),
+            context_bytes=_larger(self.context_bytes, event.context_bytes),
+        )
+
+    def with_finding(self, event: Noticed) -> Attempt:
+        """Take in a piece of evidence; the first unhandled memory failure is the suspicion."""
+        if event.finding.signature == PROGRESS_AFTER and self.suspected_t is not None:
+            return self._gone_on().with_finding(event)
+        suspicious = is_shortage(event.finding)
+        first = event.t if suspicious and self.suspected_t is None else self.suspected_t
+        return replace(self, findings=(*self.findings, event.finding), suspected_t=first)
+
+    def _gone_on(self) -> Attempt:
+        """Take a step after a shortage in the log as proof that the job dealt with it."""
+        findings = tuple(
+            replace(found, handled=True)
+            if found.witness is Witness.LOG and is_shortage(found)
+            else found
+            for found in self.findings
+        )
+        return replace(self, findings=findings, suspected_t=None)
+
+
+def _sooner(old: Growth | None, new: Growth) -> Growth:
+    """Keep the trend that ends first: of several ranks the first to run out counts."""
+    if old is None or old.forecast_step is None or new.forecast_step is None:
+        return new
+    is_newer = new.step > old.step
+    return new if is_newer or new.forecast_step < old.forecast_step else old
+
+
+def _larger(old: int | None, new: int | None) -> int | None:
+    return max((value for value in (old, new) if value is not None), default=None)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunRecord:
+    """All that is known of a run."""
+
+    run: str = ""
+    version: str = ""
+    at: str = ""
+    job: Job | None = None
+    start: Start | None = None
+    predicted: tuple[Predicted, ...] = ()
+    lessons: Lessons | None = None
+    limits: Limits | None = None
+    state: State = State.NEW
+    attempts: tuple[Attempt, ...] = ()
+    signum: int | None = None
+    status: Status | None = None
+    reason: str = ""
+    skipped_last: tuple[Skip, ...] = ()
+    ended_t: float | None = None
+
+    @property
+    def last(self) -> Attempt:
+        """The newest attempt."""
+        return self.attempts[-1]
+
+    @property
+    def rungs_tried(self) -> int:
+        """How many attempts had a plan of their own; those that only went on do not count."""
+        return sum(1 for attempt in self.attempts if attempt.number == 1 or attempt.steps)
+
+    @property
+    def checkpoints(self) -> tuple[tuple[Checkpoint, Plan], ...]:
+        """The whole checkpoints of this run, each with the plan that it was written under."""
+        kept: dict[str, tuple[Checkpoint, Plan]] = {}
+        for attempt in self.attempts:
+            for path in attempt.damaged:
+                kept.pop(path, None)
+            kept.update({found.path: (found, attempt.plan) for found in attempt.checkpoints})
+        return tuple(kept.values())
+
+    def predicted_for(self, plan: Plan) -> Predicted | None:
+        """Give the peak that was predicted for a plan."""
+        return next((one for one in self.predicted if one.plan == plan), None)
+
+    def with_last(self, attempt: Attempt, state: State | None = None) -> RunRecord:
+        """Put another version of the newest attempt in its place."""
+        return replace(self, attempts=(*self.attempts[:-1], attempt), state=state or self.state)
+
+    def apply(self, event: Event) -> RunRecord:
+        """Give the record after one more event."""
+        name = "_" + NAMES[type(event)] if type(event) in NAMES else ""
+        handler = getattr(self, name, None)
+        result: RunRecord = handler(event) if handler else self
+        return result
+
+    def _run_started(self, event: RunStarted) -> RunRecord:
+        return replace(
+            self,
+            run=event.run,
+            version=event.version,
+            at=event.at,
+            job=event.job,
+            start=event.start,
+            predicted=event.predicted,
+            lessons=event.lessons,
+            limits=event.limits,
+        )
+
+    def _resumed(self, event: Resumed) -> RunRecord:
+        limits = self.limits
+        if limits is not None and event.grace_s is not None:
+            limits = replace(limits, grace_s=event.grace_s)
+        going_on = replace(
+            self,
+            limits=limits,
+            signum=None,
+            status=None,
+            reason="",
+            skipped_last=(),
+            ended_t=None,
+        )
+        if not self.attempts:
+            return replace(going_on, state=State.NEW)
+        ended = self.last.verdict is not None
+        return replace(going_on, state=State.WAITING if ended else State.RUNNING)
+
+    def _planned(self, event: Planned) -> RunRecord:
+        attempt = Attempt(
+            number=event.attempt,
+            plan=event.plan,
+            steps=event.steps,
+            skipped=event.skipped,
+            begins=event.begins,
+            purpose=event.purpose,
+            path=event.path,
+            probe=event.probe,
+        )
+        return replace(self, attempts=(*self.attempts, attempt), state=State.RUNNING)
+
+    def _started(self, event: Started) -> RunRecord:
+        return self.with_last(
+            replace(
+                self.last,
+                started_t=event.t,
+                command=event.command,
+                kernel_watched=event.kernel_watched,
+            )
+        )
+
+    def _progress(self, event: Progress) -> RunRecord:
+        return self.with_last(self.last.with_progress(event))
+
+    def _probed(self, event: Probed) -> RunRecord:
+        longest = _larger(self.last.longest_batch, event.longest)
+        return self.with_last(replace(self.last, probed=True, longest_batch=longest))
+
+    def _noticed(self, event: Noticed) -> RunRecord:
+        return self.with_last(self.last.with_finding(event))
+
+    def _growing(self, event: Growing) -> RunRecord:
+        return self.with_last(replace(self.last, growth=_sooner(self.last.growth, event.growth)))
+
+    def _saved(self, event: Saved) -> RunRecord:
+        saved = (*self.last.saved, event.checkpoint.step)
+        return self.with_last(replace(self.last, saved=saved))
+
+    def _stopping(self, event: Stopping) -> RunRecord:
+        return self.with_last(replace(self.last, stopped=event.reason), State.STOPPING)
+
+    def _exited(self, event: Exited) -> RunRecord:
+        ended = replace(
+            self.last,
+            ended_t=event.t,
+            returncode=event.returncode,
+            log_error=event.log_error,
+            verdict=event.verdict,
+        )
+        return self.with_last(ended, State.WAITING)
+
+    def _cut_short(self, event: CutShort) -> RunRecord:
+        ended_t = event.t if self.last.ended_t is None else self.last.ended_t
+        return self.with_last(
+            replace(self.last, ended_t=ended_t, verdict=event.verdict), State.WAITING
+        )
+
+    def _device_free(self, event: DeviceFree) -> RunRecord:
+        return self.with_last(
+            replace(self.last, checkpoints=event.checkpoints, damaged=event.damaged)
+        )
+
+    def _signalled(self, event: Signalled) -> RunRecord:
+        return replace(self, signum=self.signum or event.signum)
+
+    def _finished(self, event: Finished) -> RunRecord:
+        return replace(
+            self,
+            state=State.DONE,
+            status=event.status,
+            reason=event.reason,
+            skipped_last=event.skipped,
+            ended_t=event.t,
+        )
+
+
+def begun(record: RunRecord) -> tuple[Job, Limits]:
+    """Give the job and the limits of a run that was started."""
+    if record.job is None or record.limits is None:
+        raise AssertionError("the first event names job and limits")
+    return record.job, record.limits
+
+
+def replay(events: Iterable[Event]) -> RunRecord:
+    """Fold events into a record."""
+    record = RunRecord()
+    for event in events:
+        record = record.apply(event)
+    return record
