@@ -100,7 +100,7 @@ class Soak:
 
     def do_kill_all(self) -> None:
         for child in psutil.Process(self.process.pid).children():
-            if "guard.py" in " ".join(child.cmdline()):
+            if "watchdog.py" in " ".join(child.cmdline()):
                 child.kill()
         self.process.kill()
 

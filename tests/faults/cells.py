@@ -126,7 +126,7 @@ class Cell:
     def kill_with_guard(self) -> None:
         """Kill oomguard, and first what would clean up after it."""
         children = psutil.Process(self.pid).children()
-        (guard,) = (one for one in children if "guard.py" in " ".join(one.cmdline()))
+        (guard,) = (one for one in children if "watchdog.py" in " ".join(one.cmdline()))
         guard.kill()
         wait_until(lambda: is_gone(guard.pid))
         os.kill(self.pid, signal.SIGKILL)

@@ -1,6 +1,6 @@
 """Ends the processes of a run whose oomguard was killed, for which it waits beside it.
 
-The file runs by its path as `python -I -S guard.py MARK CGROUP GRACE_S`, standard library only:
+The file runs by its path as `python -I -S watchdog.py MARK CGROUP GRACE_S`, standard library only:
 a byte on standard input says that the run has ended, an end of it without one that oomguard is
 gone.
 """
