@@ -30,10 +30,10 @@ from oomguard.ladder.load import load_strategies, select
 from oomguard.strategy import Fidelity
 
 OPEN = Framework(
-    settle=lambda _job, plan: plan,
-    refuses=lambda _job, _plan: None,
-    needs=lambda _job, _plan: frozenset(),
-    keeps=lambda _job, _before, _after: (Mode.FULL, ""),
+    normalize=lambda _job, plan: plan,
+    refusal=lambda _job, _plan: None,
+    required_packages=lambda _job, _plan: frozenset(),
+    resume_mode=lambda _job, _before, _after: (Mode.FULL, ""),
 )
 
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import replace
 
 from oomguard.catalogue.shipped import transformers_config
-from oomguard.estimate.analytic import Problem
+from oomguard.estimate.analytic import EstimateInput
 from oomguard.estimate.architecture import Architecture, from_config
-from oomguard.job.memory_settings import ALL_LINEAR, Family, Format, Lora, Recipe
+from oomguard.job.memory_settings import ALL_LINEAR, Family, Format, Lora, MemorySettings
 from oomguard.job.plan import Plan, Precision, Quantization, Tuning
 
 
@@ -29,10 +29,10 @@ LORA = Plan(
     lora_rank=8,
     optimizer="adamw_torch",
 )
-FACTORY = Recipe(
+FACTORY = MemorySettings(
     framework="llamafactory", base=Format.BF16, lora=Lora(rank=8, alpha=16, targets=(ALL_LINEAR,))
 )
-LITGPT = Recipe(
+LITGPT = MemorySettings(
     framework="litgpt",
     family=Family.LITGPT,
     trained_fp32=False,
@@ -44,13 +44,13 @@ LITGPT = Recipe(
 
 def problem(
     plan: Plan = LORA,
-    recipe: Recipe = FACTORY,
+    recipe: MemorySettings = FACTORY,
     model: Architecture = LLAMA3,
     *,
     ranks: int = 1,
     **changes: object,
-) -> Problem:
-    return Problem(
+) -> EstimateInput:
+    return EstimateInput(
         model=model,
         plan=replace(plan, **changes),  # type: ignore[arg-type]
         recipe=recipe,

@@ -17,10 +17,10 @@ sys.path[:0] = [str(HERE), str(HERE.parents[1] / "src")]
 from rows import Row, rows  # noqa: E402  lies beside this file
 
 from oomguard.catalogue.shipped import litgpt_config, transformers_config  # noqa: E402
-from oomguard.estimate.analytic import SPREAD, Problem, analytic  # noqa: E402
+from oomguard.estimate.analytic import SPREAD, EstimateInput, analytic  # noqa: E402
 from oomguard.estimate.architecture import Architecture, from_config, from_litgpt  # noqa: E402
 from oomguard.estimate.memory import estimate  # noqa: E402
-from oomguard.job.memory_settings import Attention, Family, Format, Lora, Recipe  # noqa: E402
+from oomguard.job.memory_settings import Attention, Family, Format, Lora, MemorySettings  # noqa: E402
 from oomguard.job.plan import LossKernel, Offload, Plan, Precision, Quantization, Tuning  # noqa: E402
 
 #: LLaMA-Factory's README, "Hardware Requirement" (2024-02): GB by size, for 16, 8 and 4 bits.
@@ -97,7 +97,7 @@ def _arithmetic(row: Row, model: Architecture) -> int | None:
     targets = lora["targets"] if lora else ()
     framework = recipe["framework"]
     litgpt = framework == "litgpt"
-    own = Recipe(
+    own = MemorySettings(
         framework=framework,
         family=FAMILIES.get(framework, Family.HF),
         base=Format.BF16 if framework == "llamafactory" else None,
@@ -116,7 +116,7 @@ def _arithmetic(row: Row, model: Architecture) -> int | None:
         attention=Attention(recipe.get("attention", "sdpa")),
         loss_chunk=128 if litgpt else None,
     )
-    terms = analytic(Problem(model=model, plan=known, recipe=own))
+    terms = analytic(EstimateInput(model=model, plan=known, recipe=own))
     found = estimate(terms, method="analytic", spread=SPREAD)
     return found.allocated_bytes if row.compared == "allocated" else found.expected_bytes
 

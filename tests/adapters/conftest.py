@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from oomguard.adapters.contract import Adapter, Request
+from oomguard.adapters.contract import Adapter, JobRequest
 from oomguard.job.command import Command
 from oomguard.job.training_job import Job, Source
 
@@ -25,8 +25,8 @@ class Bench:
     env: dict[str, str] = field(default_factory=dict)
     files: dict[str, str] = field(default_factory=dict)
 
-    def request(self, argv: str, text: str | None = None, name: str = "train.yaml") -> Request:
-        return Request(
+    def request(self, argv: str, text: str | None = None, name: str = "train.yaml") -> JobRequest:
+        return JobRequest(
             argv=tuple(argv.split()),
             cwd=CWD,
             source=None if text is None else Source(path=f"{CWD}/{name}", text=text),
@@ -44,7 +44,7 @@ class Bench:
         files = {file.path: file.text for file in command.files}
         source = Source(path=command.config, text=files[command.config]) if command.config else None
         return self.adapter.read(
-            Request(
+            JobRequest(
                 argv=command.argv,
                 cwd=command.cwd,
                 source=source,

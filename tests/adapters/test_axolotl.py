@@ -59,7 +59,7 @@ def test_the_launcher_makes_the_world(
 def test_lora_in_4_bit_is_qlora(bench: Callable[..., Any], folder: str) -> None:
     job = bench(Axolotl()).job(CLI, TEXT + "adapter: lora\n")
     plan = replace(job.asked, quantization=Quantization.NF4_DOUBLE)
-    assert Axolotl().refuses(job, plan) is None
+    assert Axolotl().refusal(job, plan) is None
     text = Axolotl().write(job, plan, folder).files[0].text
     assert text == TEXT + "adapter: qlora\nload_in_4bit: true\n"
 
@@ -87,11 +87,11 @@ def test_a_refused_plan_is_refused_with_the_reason(
     bench: Callable[..., Any], lines: str, change: dict[str, Any], message: str
 ) -> None:
     job = bench(Axolotl()).job(CLI, f"{TEXT}{lines}\n")
-    assert Axolotl().refuses(job, job.asked) is None
-    assert message in (Axolotl().refuses(job, replace(job.asked, **change)) or "")
+    assert Axolotl().refusal(job, job.asked) is None
+    assert message in (Axolotl().refusal(job, replace(job.asked, **change)) or "")
 
 
 def test_a_command_without_a_config_is_named(bench: Callable[..., Any]) -> None:
     table = bench(Axolotl())
     with pytest.raises(ConfigError, match="from a config file"):
-        table.adapter.further_files(table.request("axolotl train"))
+        table.adapter.referenced_files(table.request("axolotl train"))

@@ -207,14 +207,14 @@ def test_the_deepspeed_file_that_accelerate_names_is_followed(
     cwd = "/home/me/project"
     own = {f"{cwd}/acc.yaml": FOLLOWED, f"{cwd}/zero.json": ZERO_FILE}
     table = bench(HFTrainer(), gpus=2, files=own)
-    assert f"{cwd}/zero.json" in table.adapter.further_files(table.request(argv))
+    assert f"{cwd}/zero.json" in table.adapter.referenced_files(table.request(argv))
     job = table.job(argv)
     assert (job.asked.sharding, job.asked.optimizer) == (Sharding.ZERO2, "adamw_torch")
     assert table.adapter.write(job, job.asked, folder).argv == job.argv
     plan = replace(
         job.asked, micro_batch=4, accumulation=2, sharding=Sharding.ZERO3, optimizer="adamw_8bit"
     )
-    assert table.adapter.refuses(job, plan) is None
+    assert table.adapter.refusal(job, plan) is None
     command = table.adapter.write(job, plan, folder)
     (zero,) = [json.loads(f.text) for f in command.files if f.path.endswith(".json")]
     assert zero["train_micro_batch_size_per_gpu"] == zero["gradient_accumulation_steps"] == "auto"
@@ -234,12 +234,12 @@ def test_accelerates_file_for_llamafactory_is_read_and_not_fought(
     argv = "accelerate launch --config_file acc.yaml src/train.py train.yaml"
     job = table.job(argv, "model_name_or_path: m\n")
     assert job.asked.sharding is Sharding.FSDP
-    refusal = table.adapter.refuses(job, replace(job.asked, quantization=Quantization.INT8))
+    refusal = table.adapter.refusal(job, replace(job.asked, quantization=Quantization.INT8))
     assert refusal == "Only 4-bit quantized model can use fsdp+qlora or auto device map."
-    assert table.adapter.refuses(job, replace(job.asked, sharding=Sharding.ZERO3)) is not None
+    assert table.adapter.refusal(job, replace(job.asked, sharding=Sharding.ZERO3)) is not None
 
 
 def test_a_word_of_the_launcher_is_not_fought(bench: Callable[..., Any]) -> None:
     job = bench(HFTrainer(), gpus=2).job("accelerate launch --use_deepspeed train.py")
-    refusal = HFTrainer().refuses(job, replace(job.asked, sharding=Sharding.ZERO3))
+    refusal = HFTrainer().refusal(job, replace(job.asked, sharding=Sharding.ZERO3))
     assert refusal == "accelerate launch --use_deepspeed decides over the sharding"

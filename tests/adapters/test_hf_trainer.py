@@ -247,21 +247,21 @@ def test_a_refused_plan_is_refused_with_the_reason(
     read: Callable[..., Job], flags: str, change: dict[str, Any], message: str
 ) -> None:
     job = read(f"python train.py {flags}")
-    assert HFTrainer().refuses(job, job.asked) is None
-    assert message in (HFTrainer().refuses(job, replace(job.asked, **change)) or "")
+    assert HFTrainer().refusal(job, job.asked) is None
+    assert message in (HFTrainer().refusal(job, replace(job.asked, **change)) or "")
 
 
 def test_what_a_plan_needs(read: Callable[..., Job]) -> None:
     job = read("python train.py --load_in_4bit False")
     plan = replace(job.asked, quantization=Quantization.NF4_DOUBLE, sharding=Sharding.ZERO2)
-    assert HFTrainer().needs(job, plan) == {"bitsandbytes", "deepspeed"}
-    assert HFTrainer().settle(job, plan) == plan
+    assert HFTrainer().required_packages(job, plan) == {"bitsandbytes", "deepspeed"}
+    assert HFTrainer().normalize(job, plan) == plan
 
 
 def test_further_files_are_deepspeeds_and_accelerates(bench: Callable[..., Any]) -> None:
     table = bench(HFTrainer())
     argv = "accelerate launch --config_file a.yaml train.py --deepspeed z.json"
-    assert table.adapter.further_files(table.request(argv)) == (
+    assert table.adapter.referenced_files(table.request(argv)) == (
         "/home/me/project/z.json",
         "/home/me/project/a.yaml",
     )
@@ -286,7 +286,7 @@ def test_a_wrong_flag_is_named(read: Callable[..., Job]) -> None:
     ],
 )
 def test_its_commands_are_recognised(argv: str, recognised: bool) -> None:
-    assert HFTrainer().recognise_command(tuple(argv.split())) is recognised
+    assert HFTrainer().recognizes_command(tuple(argv.split())) is recognised
 
 
 def test_a_bare_file_needs_a_command(bench: Callable[..., Any]) -> None:
@@ -323,9 +323,9 @@ def test_loss_alone_is_refused_where_another_metric_picks_the_best_model(
     read: Callable[..., Job],
 ) -> None:
     job = read("python train.py --metric_for_best_model accuracy")
-    assert HFTrainer().refuses(job, job.asked) is None
-    refusal = HFTrainer().refuses(job, replace(job.asked, prediction_loss_only=True))
+    assert HFTrainer().refusal(job, job.asked) is None
+    refusal = HFTrainer().refusal(job, replace(job.asked, prediction_loss_only=True))
     assert refusal is not None
     assert "metric_for_best_model" in refusal
     by_loss = read("python train.py --metric_for_best_model eval_loss")
-    assert HFTrainer().refuses(by_loss, replace(job.asked, prediction_loss_only=True)) is None
+    assert HFTrainer().refusal(by_loss, replace(job.asked, prediction_loss_only=True)) is None

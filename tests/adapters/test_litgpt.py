@@ -145,7 +145,7 @@ def test_without_a_limit_the_models_own_holds(
 ) -> None:
     path = "/home/me/project/c/model_config.yaml"
     table = bench(LitGPT(), files={path: "block_size: 8192\nname: Llama-3-8B\n"})
-    assert table.adapter.further_files(table.request(argv, text)) == (path,)
+    assert table.adapter.referenced_files(table.request(argv, text)) == (path,)
     assert table.job(argv, text).asked.sequence_length == 8192
     assert bench(LitGPT()).job(argv, text).asked.sequence_length is None
 
@@ -259,12 +259,12 @@ def test_a_newer_name_of_the_allocators_variable_is_used(
 def test_a_quantized_base_settles_on_bf16_weights(read: Callable[..., Job]) -> None:
     job, adapter = read(EMPTY), LitGPT()
     quantized = replace(job.asked, quantization=Quantization.NF4)
-    assert adapter.refuses(job, quantized) == "Quantization and mixed precision is not supported."
-    settled = adapter.settle(job, quantized)
+    assert adapter.refusal(job, quantized) == "Quantization and mixed precision is not supported."
+    settled = adapter.normalize(job, quantized)
     assert settled == replace(quantized, precision=Precision.BF16_TRUE)
-    assert adapter.refuses(job, settled) is None
-    assert adapter.settle(job, job.asked) == job.asked
-    assert adapter.needs(job, settled) == {"bitsandbytes"}
+    assert adapter.refusal(job, settled) is None
+    assert adapter.normalize(job, job.asked) == job.asked
+    assert adapter.required_packages(job, settled) == {"bitsandbytes"}
 
 
 NF4 = {"quantization": Quantization.NF4, "precision": Precision.BF16_TRUE}
@@ -287,13 +287,13 @@ def test_a_refused_plan_is_refused_in_litgpts_words(
     read: Callable[..., Job], lines: str, gpus: int, change: dict[str, Any], message: str
 ) -> None:
     job = read(f"{EMPTY}{lines}\n", gpus=gpus)
-    assert LitGPT().refuses(job, job.asked) is None
-    assert message in (LitGPT().refuses(job, replace(job.asked, **change)) or "")
+    assert LitGPT().refusal(job, job.asked) is None
+    assert message in (LitGPT().refusal(job, replace(job.asked, **change)) or "")
 
 
 def test_full_fine_tuning_has_no_quantize(read: Callable[..., Job]) -> None:
     job = read(EMPTY, "litgpt finetune_full --config train.yaml")
-    why = LitGPT().refuses(job, replace(job.asked, **NF4))
+    why = LitGPT().refusal(job, replace(job.asked, **NF4))
     assert why == "error: Unrecognized arguments: --quantize"
 
 
@@ -310,7 +310,7 @@ def test_full_fine_tuning_has_no_quantize(read: Callable[..., Job]) -> None:
 )
 def test_its_commands_are_recognised(argv: str, recognised: bool, config: str | None) -> None:
     words = tuple(argv.split())
-    assert LitGPT().recognise_command(words) is recognised
+    assert LitGPT().recognizes_command(words) is recognised
     assert LitGPT().config_path(words) == config
 
 

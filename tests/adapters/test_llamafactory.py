@@ -272,7 +272,7 @@ def test_zero3_brings_its_file_and_torchrun(
     assert command.files[-1].text == TEXT + f"deepspeed: {zero.path}\n"
     assert {name: command.env[name] for name in env} == env
     assert table.reread(job, command).asked == plan
-    assert table.adapter.needs(job, plan) == {"deepspeed"}
+    assert table.adapter.required_packages(job, plan) == {"deepspeed"}
 
 
 def test_torchrun_brings_no_allocator_that_was_not_asked_for(
@@ -288,7 +288,7 @@ def test_a_deepspeed_file_is_asked_for_and_read(bench: Callable[..., Any]) -> No
     text, path = TEXT + "deepspeed: ds/z2.json\n", "/home/me/project/ds/z2.json"
     config = {"zero_optimization": {"stage": 2, "offload_optimizer": {"device": "cpu"}}}
     table = bench(LlamaFactory(), files={path: json.dumps(config)})
-    assert table.adapter.further_files(table.request(CLI, text)) == (path,)
+    assert table.adapter.referenced_files(table.request(CLI, text)) == (path,)
     asked = table.job(CLI, text).asked
     assert (asked.sharding, asked.offload) == (Sharding.ZERO2, frozenset({Offload.OPTIMIZER}))
 
@@ -437,30 +437,34 @@ def test_a_refused_plan_is_refused_in_llamafactorys_words(
     read: Callable[..., Job], lines: str, change: dict[str, Any], message: str
 ) -> None:
     job = read(f"{EMPTY}{lines}\n")
-    assert LlamaFactory().refuses(job, job.asked) is None
-    assert message in (LlamaFactory().refuses(job, replace(job.asked, **change)) or "")
+    assert LlamaFactory().refusal(job, job.asked) is None
+    assert message in (LlamaFactory().refusal(job, replace(job.asked, **change)) or "")
 
 
 def test_a_quantized_checkpoint_and_zero3_are_refused(read: Callable[..., Job]) -> None:
     job = read("model_name_or_path: Llama-3-AWQ\n")
-    why = LlamaFactory().refuses(job, replace(job.asked, **ZERO3))
+    why = LlamaFactory().refusal(job, replace(job.asked, **ZERO3))
     assert why == "DeepSpeed ZeRO-3 or FSDP is incompatible with PTQ-quantized models."
 
 
 def test_deepspeed_without_a_launcher_is_refused(read: Callable[..., Job]) -> None:
     job = read(argv="python src/train.py train.yaml")
-    why = LlamaFactory().refuses(job, replace(job.asked, **ZERO3))
+    why = LlamaFactory().refusal(job, replace(job.asked, **ZERO3))
     assert why == "Please use `FORCE_TORCHRUN=1` to launch DeepSpeed training."
 
 
 def test_what_a_plan_needs(read: Callable[..., Job]) -> None:
     adapter, job = LlamaFactory(), read()
-    assert adapter.needs(job, job.asked) == frozenset()
-    assert adapter.needs(job, replace(job.asked, **NF4)) == {"bitsandbytes"}
-    assert adapter.needs(job, replace(job.asked, optimizer="paged_adamw_8bit")) == {"bitsandbytes"}
-    assert adapter.needs(job, replace(job.asked, loss_kernel=LossKernel.FUSED)) == {"liger_kernel"}
+    assert adapter.required_packages(job, job.asked) == frozenset()
+    assert adapter.required_packages(job, replace(job.asked, **NF4)) == {"bitsandbytes"}
+    assert adapter.required_packages(job, replace(job.asked, optimizer="paged_adamw_8bit")) == {
+        "bitsandbytes"
+    }
+    assert adapter.required_packages(job, replace(job.asked, loss_kernel=LossKernel.FUSED)) == {
+        "liger_kernel"
+    }
     quantized = read(EMPTY + "quantization_bit: 4\n")
-    assert adapter.needs(quantized, quantized.asked) == frozenset()
+    assert adapter.required_packages(quantized, quantized.asked) == frozenset()
 
 
 @pytest.mark.parametrize(
@@ -475,14 +479,14 @@ def test_what_a_plan_needs(read: Callable[..., Job]) -> None:
 )
 def test_its_commands_are_recognised(argv: str, config: str | None) -> None:
     words = tuple(argv.split())
-    assert LlamaFactory().recognise_command(words)
+    assert LlamaFactory().recognizes_command(words)
     assert LlamaFactory().config_path(words) == config
 
 
 @pytest.mark.parametrize("argv", ["llamafactory-cli chat x.yaml", "python train.py", "litgpt"])
 def test_other_commands_are_not(argv: str) -> None:
     words = tuple(argv.split())
-    assert not LlamaFactory().recognise_command(words)
+    assert not LlamaFactory().recognizes_command(words)
     assert LlamaFactory().config_path(words) is None
 
 
@@ -519,8 +523,8 @@ def test_a_full_job_that_becomes_lora_is_read_back_with_what_comes_with_lora(
 ) -> None:
     table = bench(LlamaFactory())
     job = table.job(CLI, f"{EMPTY}finetuning_type: full\nadd_tokens: a,b\nlora_rank: 32\n")
-    plan = LlamaFactory().settle(job, replace(job.asked, tuning=Tuning.LORA))
+    plan = LlamaFactory().normalize(job, replace(job.asked, tuning=Tuning.LORA))
     assert (plan.lora_rank, plan.embedding_rows) == (32, EmbeddingRows.ALL)
-    assert LlamaFactory().refuses(job, plan) is None
+    assert LlamaFactory().refusal(job, plan) is None
     again = table.reread(job, LlamaFactory().write(job, plan, folder))
     assert again.asked == plan

@@ -57,7 +57,7 @@ def test_long_samples_and_whether_they_can_be_chunked(
     job = table.job(*job)
     assert job.asked.overlong is does
     plan = replace(job.asked, overlong=CHUNKED)
-    refused = table.adapter.refuses(job, plan)
+    refused = table.adapter.refusal(job, plan)
     assert (refused is None) is can
     if can:
         assert table.reread(job, table.adapter.write(job, plan, "/f")).asked == plan
@@ -66,7 +66,7 @@ def test_long_samples_and_whether_they_can_be_chunked(
 def test_a_cut_is_refused_where_it_would_stop_axolotl(bench: Callable[..., Any]) -> None:
     table = bench(adapter_named("axolotl"))
     job = table.job("axolotl train train.yaml", AXOLOTL + "excess_length_strategy: raise\n")
-    refusal = table.adapter.refuses(job, replace(job.asked, sequence_length=256))
+    refusal = table.adapter.refusal(job, replace(job.asked, sequence_length=256))
     assert refusal is not None
     assert "stops at a sample" in refusal
 
@@ -97,9 +97,9 @@ def test_a_device_map_is_read_and_corrected(
     assert job.asked.device_map is found
     plan = replace(job.asked, device_map=DeviceMap.OWN)
     if found is None:
-        assert table.adapter.refuses(job, plan) is not None
+        assert table.adapter.refusal(job, plan) is not None
         return
-    assert table.adapter.refuses(job, plan) is None
+    assert table.adapter.refusal(job, plan) is None
     assert table.reread(job, table.adapter.write(job, plan, "/f")).asked == plan
 
 
@@ -130,7 +130,7 @@ def test_matrices_over_the_vocabulary_that_are_trained_in_full_are_named(
     rows = EmbeddingRows.ALL if names else None
     assert job.asked.embedding_rows is rows
     if names:
-        why = table.adapter.refuses(job, replace(job.asked, embedding_rows=EmbeddingRows.NEW))
+        why = table.adapter.refusal(job, replace(job.asked, embedding_rows=EmbeddingRows.NEW))
         assert why is not None
         assert "in full" in why or "trainable_token_indices" in why
 
@@ -138,6 +138,6 @@ def test_matrices_over_the_vocabulary_that_are_trained_in_full_are_named(
 def test_a_full_job_of_qwen_that_becomes_lora_trains_them_too(bench: Callable[..., Any]) -> None:
     table = bench(adapter_named("qwen"))
     job = table.job("python finetune.py --lazy_preprocess True --data_path d")
-    plan = table.adapter.settle(job, replace(job.asked, tuning=Tuning.LORA))
+    plan = table.adapter.normalize(job, replace(job.asked, tuning=Tuning.LORA))
     assert (plan.lora_rank, plan.embedding_rows) == (64, EmbeddingRows.ALL)
     assert table.reread(job, table.adapter.write(job, plan, "/f")).asked == plan

@@ -97,14 +97,14 @@ def test_a_refused_plan_is_refused_with_the_reason(
     bench: Callable[..., Any], lines: str, change: dict[str, Any], message: str
 ) -> None:
     job = bench(MsSwift()).job(CLI, f"{TEXT}{lines}\n")
-    assert MsSwift().refuses(job, job.asked) is None
-    assert message in (MsSwift().refuses(job, replace(job.asked, **change)) or "")
+    assert MsSwift().refusal(job, job.asked) is None
+    assert message in (MsSwift().refusal(job, replace(job.asked, **change)) or "")
 
 
 def test_checkpoints_are_found_where_runs_share_a_folder(bench: Callable[..., Any]) -> None:
     own = bench(MsSwift()).job(CLI, TEXT)
-    assert MsSwift().layout(own) is None
-    assert MsSwift().keeps(own, own.asked, own.asked)[0] is Mode.RESTART
+    assert MsSwift().checkpoint_layout(own) is None
+    assert MsSwift().resume_mode(own, own.asked, own.asked)[0] is Mode.RESTART
     shared = bench(MsSwift()).job(CLI, TEXT + "add_version: false\n")
-    assert MsSwift().layout(shared).folder == "/home/me/project/output"
-    assert MsSwift().keeps(shared, shared.asked, shared.asked)[0] is Mode.FULL
+    assert MsSwift().checkpoint_layout(shared).folder == "/home/me/project/output"
+    assert MsSwift().resume_mode(shared, shared.asked, shared.asked)[0] is Mode.FULL

@@ -24,10 +24,10 @@ def test_loftq_is_staged_with_the_base_and_the_bits_that_it_needs(
     (strategy,) = (s for s in load_strategies() if s.id == "stage_loftq")
     changed = strategy.change(job, job.asked)
     assert changed is not None
-    plan = table.adapter.settle(job, changed)
+    plan = table.adapter.normalize(job, changed)
     assert (plan.loftq, plan.quantization) == (Loftq.STAGED, Quantization.NF4)
-    assert table.adapter.refuses(job, plan) is None
-    assert table.adapter.needs(job, plan) == {"bitsandbytes"}
+    assert table.adapter.refusal(job, plan) is None
+    assert table.adapter.required_packages(job, plan) == {"bitsandbytes"}
     command = table.adapter.write(job, plan, folder)
     words = "--init_lora_weights loftq --loftq_bits 4 --loftq_iter 1 --staged True"
     assert command.argv == ("python", "train.py", *words.split())
@@ -50,5 +50,5 @@ def test_a_refused_plan_is_refused_with_the_reason(
     bench: Callable[..., Any], argv: str, change: dict[str, Any], message: str
 ) -> None:
     job = bench(PeftLoftq()).job(argv)
-    assert PeftLoftq().refuses(job, job.asked) is None
-    assert message in (PeftLoftq().refuses(job, replace(job.asked, **change)) or "")
+    assert PeftLoftq().refusal(job, job.asked) is None
+    assert message in (PeftLoftq().refusal(job, replace(job.asked, **change)) or "")

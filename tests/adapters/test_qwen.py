@@ -112,7 +112,7 @@ def test_a_shell_script_is_followed_as_it_stands(bench: Callable[..., Any]) -> N
     zero = "/home/me/project/mine.json"
     table = bench(Qwen(), gpus=3, env={"NNODES": "2"}, files={path: SCRIPT, zero: ZERO2})
     argv = "bash finetune/finetune_lora_ds.sh -d d.json --deepspeed mine.json"
-    assert table.adapter.further_files(table.request(argv)) == (path, zero)
+    assert table.adapter.referenced_files(table.request(argv)) == (path, zero)
     job = table.job(argv)
     expected = (
         "torchrun --nproc_per_node 3 --nnodes 2 finetune.py --model_name_or_path some/base "
@@ -170,19 +170,19 @@ def test_a_refused_plan_is_refused_with_the_reason(
     read: Callable[..., Job], flags: str, change: dict[str, Any], message: str
 ) -> None:
     job = read(f"torchrun finetune.py {FLAGS} {flags}")
-    assert Qwen().refuses(job, job.asked) is None
-    assert message in (Qwen().refuses(job, replace(job.asked, **change)) or "")
+    assert Qwen().refusal(job, job.asked) is None
+    assert message in (Qwen().refusal(job, replace(job.asked, **change)) or "")
 
 
 def test_a_chat_model_goes_with_zero3(read: Callable[..., Job]) -> None:
     job = read(f"torchrun finetune.py {FLAGS} --model_name_or_path Qwen/Qwen-7B-Chat")
-    assert Qwen().refuses(job, replace(job.asked, sharding=Sharding.ZERO3)) is None
+    assert Qwen().refusal(job, replace(job.asked, sharding=Sharding.ZERO3)) is None
 
 
 def test_a_checkpoint_is_handed_to_it_by_the_reporter(read: Callable[..., Job]) -> None:
     job = read()
-    assert Qwen().layout(job) is not None
-    assert Qwen().keeps(job, job.asked, job.asked) == (Mode.FULL, "")
+    assert Qwen().checkpoint_layout(job) is not None
+    assert Qwen().resume_mode(job, job.asked, job.asked) == (Mode.FULL, "")
     begins = Continuation(mode=Mode.FULL, checkpoint=Checkpoint(path="/out/checkpoint-4", step=4))
     written = Qwen().write(job, job.asked, "/attempt", begins)
     assert written.env["OOMGUARD_RESUME"] == "/out/checkpoint-4"
@@ -191,6 +191,6 @@ def test_a_checkpoint_is_handed_to_it_by_the_reporter(read: Callable[..., Job]) 
 
 def test_nothing_survives_a_relaunch_without_the_reporter(read: Callable[..., Job]) -> None:
     job = replace(read(), inside=False)
-    mode, why = Qwen().keeps(job, job.asked, job.asked)
-    assert (mode, Qwen().layout(job)) == (Mode.RESTART, None)
+    mode, why = Qwen().resume_mode(job, job.asked, job.asked)
+    assert (mode, Qwen().checkpoint_layout(job)) == (Mode.RESTART, None)
     assert "ignores it" in why

@@ -507,10 +507,10 @@ def test_a_checkpoint_that_would_be_refused_is_not_gone_on_from(
 ) -> None:
     table, job = table_of(SAMPLES[name], 2)
     before = replace(job.asked, sharding=Sharding.NONE)
-    mode, why = table.adapter.keeps(job, before, replace(before, **change))
+    mode, why = table.adapter.resume_mode(job, before, replace(before, **change))
     assert mode is not Mode.FULL, said
     assert why
     goes_on = replace(before, micro_batch=1, accumulation=before.rank_batch)
-    assert table.adapter.keeps(job, before, goes_on)[0] is Mode.FULL
+    assert table.adapter.resume_mode(job, before, goes_on)[0] is Mode.FULL
     four_bit = replace(before, quantization=Quantization.NF4)
-    assert table.adapter.keeps(job, before, four_bit)[0] is Mode.FULL
+    assert table.adapter.resume_mode(job, before, four_bit)[0] is Mode.FULL

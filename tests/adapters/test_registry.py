@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from oomguard.adapters.registry import ADAPTERS, adapter_named, recognise, recognise_command
+from oomguard.adapters.registry import ADAPTERS, adapter_named, detect, detect_command
 from oomguard.errors import FrameworkError
 
 
@@ -17,18 +17,18 @@ from oomguard.errors import FrameworkError
     ],
 )
 def test_a_config_belongs_to_one_framework(document: dict[str, object], name: str) -> None:
-    assert recognise(document).name == name
+    assert detect(document).name == name
 
 
 def test_the_files_own_command_decides() -> None:
     document = {"model_name_or_path": "m", "finetuning_type": "lora"}
-    assert recognise(document, ("python", "train.py")).name == "hf_trainer"
+    assert detect(document, ("python", "train.py")).name == "hf_trainer"
 
 
 def test_an_ambiguous_config_names_the_candidates() -> None:
     document = {"model_name_or_path": "m", "output_dir": "o"}
     with pytest.raises(FrameworkError, match="more than one") as caught:
-        recognise(document, file="/x/train.yaml")
+        detect(document, file="/x/train.yaml")
     assert "LLaMA-Factory, Hugging Face Trainer script" in caught.value.what
     assert caught.value.next_step == "Choose one with --framework: llamafactory, hf_trainer."
     assert str(caught.value.where) == "/x/train.yaml"
@@ -36,7 +36,7 @@ def test_an_ambiguous_config_names_the_candidates() -> None:
 
 def test_an_unknown_config_names_all() -> None:
     with pytest.raises(FrameworkError, match="no known framework") as caught:
-        recognise({"a": 1})
+        detect({"a": 1})
     assert caught.value.where is None
     assert caught.value.next_step.startswith("Choose one with --framework: llamafactory, litgpt,")
 
@@ -52,12 +52,12 @@ def test_an_unknown_config_names_all() -> None:
     ],
 )
 def test_a_command_belongs_to_one_framework(argv: str, name: str) -> None:
-    assert recognise_command(tuple(argv.split())).name == name
+    assert detect_command(tuple(argv.split())).name == name
 
 
 def test_an_unknown_command_is_named() -> None:
     with pytest.raises(FrameworkError, match="no known framework") as caught:
-        recognise_command(("bash", "train.sh", "x"))
+        detect_command(("bash", "train.sh", "x"))
     assert str(caught.value.where) == "command line, key 'bash train.sh'"
 
 

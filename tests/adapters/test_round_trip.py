@@ -348,9 +348,12 @@ def test_a_job_put_aside_is_the_same_job_that_writes_elsewhere(
 ) -> None:
     table, output = bench(case.adapter), f"{folder}/output"
     job = table.job(case.argv, case.text, case.name)
-    command = case.adapter.write(case.adapter.aside(job, output), job.asked, folder)
+    command = case.adapter.write(case.adapter.as_trial(job, output), job.asked, folder)
     again = table.reread(job, command)
     assert again.asked == job.asked
     assert (again.world, again.device) == (job.world, job.device)
     assert again.output_dir == output
-    assert case.adapter.layout(again) is None or case.adapter.name in ("litgpt", "torchtune")
+    assert case.adapter.checkpoint_layout(again) is None or case.adapter.name in (
+        "litgpt",
+        "torchtune",
+    )

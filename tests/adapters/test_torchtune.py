@@ -57,9 +57,9 @@ def test_a_4_bit_builder_is_read_and_taken_back(bench: Callable[..., Any], folde
 
 def test_offloaded_activations_bring_checkpointing(bench: Callable[..., Any]) -> None:
     job = bench(Torchtune()).job(ONE, TEXT)
-    plan = Torchtune().settle(job, replace(job.asked, offload=frozenset({Offload.ACTIVATIONS})))
+    plan = Torchtune().normalize(job, replace(job.asked, offload=frozenset({Offload.ACTIVATIONS})))
     assert plan.checkpointing is True
-    assert Torchtune().refuses(job, plan) is None
+    assert Torchtune().refusal(job, plan) is None
 
 
 @pytest.mark.parametrize(
@@ -94,8 +94,8 @@ def test_a_refused_plan_is_refused_with_the_reason(
     bench: Callable[..., Any], argv: str, lines: str, change: dict[str, Any], message: str
 ) -> None:
     job = bench(Torchtune()).job(argv, f"{TEXT}{lines}\n")
-    assert Torchtune().refuses(job, job.asked) is None
-    assert message in (Torchtune().refuses(job, replace(job.asked, **change)) or "")
+    assert Torchtune().refusal(job, job.asked) is None
+    assert message in (Torchtune().refusal(job, replace(job.asked, **change)) or "")
 
 
 def test_a_config_of_torchtunes_own_has_to_be_copied_first(bench: Callable[..., Any]) -> None:
@@ -115,8 +115,8 @@ def test_a_bare_config_tells_its_recipe(bench: Callable[..., Any]) -> None:
 
 def test_nothing_survives_a_relaunch(bench: Callable[..., Any]) -> None:
     job = bench(Torchtune()).job(ONE, TEXT)
-    assert Torchtune().keeps(job, job.asked, job.asked)[0] is Mode.RESTART
-    assert Torchtune().layout(job) is None
+    assert Torchtune().resume_mode(job, job.asked, job.asked)[0] is Mode.RESTART
+    assert Torchtune().checkpoint_layout(job) is None
 
 
 def test_what_decides_its_memory_is_read_from_the_settings(bench: Callable[..., Any]) -> None:
@@ -128,7 +128,7 @@ def test_what_decides_its_memory_is_read_from_the_settings(bench: Callable[..., 
         "compile: true\noptimizer_in_bwd: true\n"
     )
     job = bench(Torchtune()).job(ONE, TEXT.replace("batch_size", f"{lines}batch_size"))
-    recipe = Torchtune().recipe(job)
+    recipe = Torchtune().memory_settings(job)
     assert (recipe.family, recipe.model) == (Family.TORCHTUNE, "meta-llama/Meta-Llama-3-8B")
     assert recipe.component is not None
     assert recipe.component["_component_"] == "torchtune.models.llama3.lora_llama3_8b"
@@ -155,4 +155,4 @@ def test_the_model_is_told_by_its_builder_or_by_its_folder(
         TEXT.replace("llama3.lora_llama3_8b", builder)
         + "checkpointer: {checkpoint_dir: weights/mine/}\n"
     )
-    assert Torchtune().recipe(bench(Torchtune()).job(FULL, text)).model == model
+    assert Torchtune().memory_settings(bench(Torchtune()).job(FULL, text)).model == model

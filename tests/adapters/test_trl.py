@@ -135,7 +135,7 @@ def test_a_config_of_accelerates_is_edited_in_place(bench: Callable[..., Any], f
     table = bench(Trl(), files={path: ACCELERATE})
     job = table.job(CLI, TEXT + "accelerate_config: acc.yaml\n")
     assert (job.asked.sharding, job.world.size) == (Sharding.ZERO2, 2)
-    assert table.adapter.further_files(table.request(job_argv(job), job.config.text)) == (path,)
+    assert table.adapter.referenced_files(table.request(job_argv(job), job.config.text)) == (path,)
     plan = replace(job.asked, sharding=Sharding.ZERO3, micro_batch=4, accumulation=2)
     command = table.adapter.write(job, plan, folder)
     text = command.files[0].text
@@ -165,9 +165,9 @@ def test_a_job_without_accelerates_config_gets_one_for_its_processes(
 def test_lora_comes_with_trls_rank(bench: Callable[..., Any], folder: str) -> None:
     table = bench(Trl())
     job = table.job(CLI, TEXT)
-    plan = table.adapter.settle(job, replace(job.asked, tuning=Tuning.LORA))
+    plan = table.adapter.normalize(job, replace(job.asked, tuning=Tuning.LORA))
     assert plan.lora_rank == 16
-    assert table.adapter.refuses(job, plan) is None
+    assert table.adapter.refusal(job, plan) is None
     assert table.reread(job, table.adapter.write(job, plan, folder)).asked == plan
 
 
@@ -189,5 +189,5 @@ def test_a_refused_plan_is_refused_with_the_reason(
     read: Callable[..., Job], line: str, change: dict[str, Any], message: str
 ) -> None:
     job = read(text=f"{TEXT}{line}\n")
-    assert Trl().refuses(job, job.asked) is None
-    assert message in (Trl().refuses(job, replace(job.asked, **change)) or "")
+    assert Trl().refusal(job, job.asked) is None
+    assert message in (Trl().refusal(job, replace(job.asked, **change)) or "")

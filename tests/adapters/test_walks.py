@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from generators import failures
 from oomguard.adapters.contract import Adapter
-from oomguard.adapters.registry import ADAPTERS, adapter_named, recognise, recognise_command
+from oomguard.adapters.registry import ADAPTERS, adapter_named, detect, detect_command
 from oomguard.ladder.climb import Framework, Ladder
 from oomguard.ladder.load import load_strategies
 
@@ -70,7 +70,10 @@ SAMPLES = {
 
 def ladder_of(adapter: Adapter) -> Ladder:
     framework = Framework(
-        settle=adapter.settle, refuses=adapter.refuses, needs=adapter.needs, keeps=adapter.keeps
+        normalize=adapter.normalize,
+        refusal=adapter.refusal,
+        required_packages=adapter.required_packages,
+        resume_mode=adapter.resume_mode,
     )
     return Ladder(strategies=load_strategies(), framework=framework)
 
@@ -78,9 +81,9 @@ def ladder_of(adapter: Adapter) -> Ladder:
 @pytest.mark.parametrize("sample", SAMPLES.values(), ids=SAMPLES)
 def test_a_sample_belongs_to_one_framework(bench: Callable[..., Any], sample: Sample) -> None:
     argv = tuple(sample.argv.split())
-    claims = [adapter.name for adapter in ADAPTERS if adapter.recognise_command(argv)]
+    claims = [adapter.name for adapter in ADAPTERS if adapter.recognizes_command(argv)]
     assert claims == [sample.name]
-    assert recognise_command(argv).name == sample.name
+    assert detect_command(argv).name == sample.name
 
 
 @pytest.mark.parametrize(
@@ -99,7 +102,7 @@ def test_a_sample_belongs_to_one_framework(bench: Callable[..., Any], sample: Sa
 def test_a_config_belongs_to_one_framework(
     document: dict[str, object], command: tuple[str, ...], name: str
 ) -> None:
-    assert recognise(document, command).name == name
+    assert detect(document, command).name == name
 
 
 @pytest.mark.parametrize("sample", SAMPLES.values(), ids=SAMPLES)
@@ -120,7 +123,7 @@ def test_no_plan_of_a_walk_is_refused(
         rung = ladder.climb(job, tried, taken, why)
         if rung.plan is None or rung.step is None:
             continue
-        assert adapter.refuses(job, rung.plan) is None
+        assert adapter.refusal(job, rung.plan) is None
         command = adapter.write(job, rung.plan, folder)
         again = table.reread(job, command)
         assert again.asked == rung.plan

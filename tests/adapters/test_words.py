@@ -5,13 +5,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from oomguard.configfile.document import Document
-from oomguard.configfile.flags import Style, Words
+from oomguard.configfile.flags import Flags, Style
 from oomguard.configfile.layered import Settings
 from oomguard.job.training_job import Source
 
 
-def words(text: str, style: Style = Style.ARGPARSE) -> Words:
-    return Words(words=tuple(text.split()), style=style)
+def words(text: str, style: Style = Style.ARGPARSE) -> Flags:
+    return Flags(words=tuple(text.split()), style=style)
 
 
 @pytest.mark.parametrize(
@@ -94,7 +94,7 @@ _KEY = st.from_regex(r"[a-m][a-z_]{0,8}", fullmatch=True).filter(lambda k: not k
 def test_what_is_set_is_read_and_nothing_else_changes(
     uses: list[tuple[str, int, bool]], key: str, value: int, style: Style
 ) -> None:
-    before = Words(style=style)
+    before = Flags(style=style)
     for name, number, _ in uses:
         before = before.set(name, number)
     after = before.set(key, value)

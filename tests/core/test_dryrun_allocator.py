@@ -14,20 +14,20 @@ import oomguard.tracer
 
 sys.path.append(str(oomguard.tracer.PATH))
 from oomguard_tracer.allocator import CachingAllocator, OutOfMemory, fits, replay
-from oomguard_tracer.trace import Event
+from oomguard_tracer.trace import MemoryEvent
 
 KIB, MIB = 1 << 10, 1 << 20
 
 
-def trace(*sizes: int) -> list[Event]:
+def trace(*sizes: int) -> list[MemoryEvent]:
     """Allocate positive sizes in order; a negative number frees the storage of that index."""
     events, made = [], {}
     for size in sizes:
         if size > 0:
             made[len(made)] = size
-            events.append(Event(len(made) - 1, size, None))
+            events.append(MemoryEvent(len(made) - 1, size, None))
         else:
-            events.append(Event(-size - 1, -made[-size - 1], None))
+            events.append(MemoryEvent(-size - 1, -made[-size - 1], None))
     return events
 
 
@@ -119,13 +119,13 @@ def test_expandable_segments_give_back_whole_pages_in_the_middle():
 SIZES = st.lists(st.integers(1, 64 * MIB), min_size=1, max_size=60)
 
 
-def shuffled(sizes: list[int], seed: int) -> list[Event]:
+def shuffled(sizes: list[int], seed: int) -> list[MemoryEvent]:
     """Allocate every size, and free in a random order on the way."""
     chance = random.Random(seed)
-    alive: list[Event] = []
-    events: list[Event] = []
+    alive: list[MemoryEvent] = []
+    events: list[MemoryEvent] = []
     for number, size in enumerate(sizes):
-        alive.append(Event(number, size, None))
+        alive.append(MemoryEvent(number, size, None))
         events.append(alive[-1])
         while alive and chance.random() < 0.4:
             gone = alive.pop(chance.randrange(len(alive)))
@@ -157,5 +157,5 @@ def test_a_trace_fits_what_it_reserves_without_a_limit(sizes, seed, expandable):
 
 
 def test_a_trace_of_an_epoch_is_replayed_within_its_events():
-    events = [Event(n, MIB, None) for n in range(100)] + [Event(0, -MIB, None)] * 2
+    events = [MemoryEvent(n, MIB, None) for n in range(100)] + [MemoryEvent(0, -MIB, None)] * 2
     assert replay(events).allocated_bytes == 99 * MIB

@@ -13,7 +13,7 @@ import oomguard.tracer
 
 sys.path.append(str(oomguard.tracer.PATH))
 from oomguard_tracer.expand import Irregular, expand
-from oomguard_tracer.trace import Event, Trace, peak, rounded
+from oomguard_tracer.trace import MemoryEvent, Trace, peak, rounded
 
 STACK = "layers"
 
@@ -64,7 +64,7 @@ class Toy:
     def _new(self, size: int, layer: int | None, term: str | None = None) -> int:
         self._count += 1
         place = None if layer is None else (STACK, layer)
-        self.trace.events.append(Event(self._count, size, place))
+        self.trace.events.append(MemoryEvent(self._count, size, place))
         if term:
             self.trace.terms[self._count] = term
         return self._count
@@ -74,7 +74,7 @@ class Toy:
             e.size_bytes for e in self.trace.events if e.storage == storage and e.size_bytes > 0
         ]
         place = None if layer is None else (STACK, layer)
-        self.trace.events.append(Event(storage, -size, place))
+        self.trace.events.append(MemoryEvent(storage, -size, place))
 
 
 SIZES = st.lists(st.integers(1, 1 << 22), min_size=5, max_size=5)
@@ -99,7 +99,7 @@ def in_runs(trace: Trace) -> list[list[int]]:
 def test_alike_layers_may_let_go_in_another_order(data):
     trace = Toy(4, [3000, 700, 90000, 5000, 1200]).run(2)
     before = expand(trace, STACK, 3)
-    shuffled: list[Event] = []
+    shuffled: list[MemoryEvent] = []
     for (is_release, _), run in groupby(trace.events, key=lambda e: (e.size_bytes < 0, e.layer)):
         events = list(run)
         shuffled += data.draw(st.permutations(events)) if is_release else events
@@ -132,7 +132,7 @@ def test_layers_that_differ_are_refused():
 
 def test_a_peak_is_the_sum_of_its_terms_in_rounded_bytes():
     trace = Trace(
-        events=[Event(1, 100, None), Event(2, 1000, None), Event(2, -1000, None)],
+        events=[MemoryEvent(1, 100, None), MemoryEvent(2, 1000, None), MemoryEvent(2, -1000, None)],
         terms={1: "weights"},
     )
     found = peak(trace)

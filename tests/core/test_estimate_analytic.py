@@ -8,11 +8,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from oomguard.estimate.analytic import SPREAD, Problem, analytic, static
-from oomguard.estimate.combine import squeezed
+from oomguard.estimate.analytic import SPREAD, EstimateInput, analytic, static
+from oomguard.estimate.combine import clip_to_capacity
 from oomguard.estimate.host import host_peak
 from oomguard.estimate.memory import Fits, MemoryEstimate, Term, estimate
-from oomguard.job.memory_settings import ALL_LINEAR, Attention, Format, Lora, Recipe
+from oomguard.job.memory_settings import ALL_LINEAR, Attention, Format, Lora, MemorySettings
 from oomguard.job.plan import (
     Allocator,
     LossKernel,
@@ -30,7 +30,7 @@ from shapes import FACTORY, LITGPT, LLAMA3, LORA, model, problem
 HAND = {"precision": Precision.FP32}
 
 
-def peak(given: Problem) -> MemoryEstimate:
+def peak(given: EstimateInput) -> MemoryEstimate:
     return estimate(analytic(given), method="analytic", spread=SPREAD, host=host_peak(given))
 
 
@@ -110,7 +110,7 @@ def test_zero3_holds_less_of_the_weights_the_more_ranks_there_are(plan, recipe, 
 def test_offload_moves_the_optimizer_to_the_host():
     full = problem(
         LORA,
-        Recipe(framework="llamafactory", base=Format.BF16),
+        MemorySettings(framework="llamafactory", base=Format.BF16),
         tuning=Tuning.FULL,
         ranks=4,
         sharding=Sharding.ZERO3,
@@ -125,7 +125,7 @@ def test_offload_moves_the_optimizer_to_the_host():
 
 
 def test_full_tuning_takes_16_bytes_a_number_and_zero2_shares_them_out():
-    recipe = Recipe(framework="llamafactory", base=Format.BF16)
+    recipe = MemorySettings(framework="llamafactory", base=Format.BF16)
     alone = analytic(problem(LORA, recipe, tuning=Tuning.FULL, quantization=Quantization.NONE))
     fixed = sum(alone.get(t, 0) for t in (Term.WEIGHTS, Term.GRADIENTS, Term.OPTIMIZER))
     assert fixed >= 16 * LLAMA3.parameters
@@ -164,10 +164,10 @@ def test_a_capacity_between_low_and_high_is_unsure():
 def test_a_replay_that_does_within_the_capacity_ends_the_estimate_there():
     found = peak(problem())
     tight = found.expected_bytes - found.terms["allocator_slack"] // 2
-    ended = squeezed(found, tight)
+    ended = clip_to_capacity(found, tight)
     assert ended.fits(tight) is Fits.YES
     assert ended.expected_bytes == ended.high_bytes == tight
     assert sum(ended.terms.values()) == ended.expected_bytes
     assert ended.allocated_bytes == found.allocated_bytes
-    assert squeezed(found, found.high_bytes) == found
-    assert squeezed(found, found.allocated_bytes // 2) == found
+    assert clip_to_capacity(found, found.high_bytes) == found
+    assert clip_to_capacity(found, found.allocated_bytes // 2) == found

@@ -5,29 +5,29 @@ from __future__ import annotations
 import pytest
 
 from oomguard.estimate import sharding
-from oomguard.estimate.analytic import analytic, late, static
+from oomguard.estimate.analytic import analytic, end_of_step_terms, static
 from oomguard.estimate.combine import Traced, traced_terms
 from oomguard.estimate.host import host_peak
 from oomguard.estimate.memory import Term
-from oomguard.job.memory_settings import Format, Recipe
+from oomguard.job.memory_settings import Format, MemorySettings
 from oomguard.job.plan import Offload, Precision, Sharding, Tuning
 from shapes import LLAMA3, LORA, model, problem, replace
 
 FULL = replace(
     LORA, tuning=Tuning.FULL, lora_rank=None, accumulation=1, optimizer="adamw_torch_fused"
 )
-RECIPE = Recipe(framework="llamafactory", base=Format.BF16)
+RECIPE = MemorySettings(framework="llamafactory", base=Format.BF16)
 N = LLAMA3.parameters
 LAYER = LLAMA3.layer_linear + LLAMA3.layer_small
 SHORT = 64  # tokens: what stands in memory outweighs what a step works with
 
 
-def sharded(kind: Sharding, ranks: int = 8, recipe: Recipe = RECIPE, **changes: object):
+def sharded(kind: Sharding, ranks: int = 8, recipe: MemorySettings = RECIPE, **changes: object):
     return problem(FULL, recipe, ranks=ranks, sharding=kind, **changes)
 
 
 def moments(kind: Sharding, **changes: object) -> tuple[dict[Term, int], dict[Term, int]]:
-    end, step = late(sharded(kind, **changes))
+    end, step = end_of_step_terms(sharded(kind, **changes))
     return end, step
 
 
@@ -55,7 +55,7 @@ def test_deepspeeds_optimizer_flattens_and_casts_the_gradients_of_its_part(optim
 def test_in_fp32_the_flat_gradients_need_no_cast_and_there_is_a_master_copy_all_the_same():
     in_fp32 = replace(RECIPE, base=None)
     asked = sharded(Sharding.ZERO2, recipe=in_fp32, precision=Precision.FP32)
-    _, step = late(asked)
+    _, step = end_of_step_terms(asked)
     assert step[Term.OPTIMIZER] == 4 * (N // 8)
     assert static(asked)[Term.OPTIMIZER] == 12 * N // 8
     assert static(asked)[Term.ZERO_BUCKETS] == 4 * LLAMA3.hidden**2
@@ -70,7 +70,7 @@ def test_zero3_updates_a_billion_numbers_at_a_time():
 def test_gradients_of_earlier_micro_batches():
     def shares(kind: Sharding, accumulation: int) -> tuple[float, float, float]:
         plan = replace(FULL, sharding=kind, accumulation=accumulation)
-        found = sharding.shares(plan, 4)
+        found = sharding.rank_fractions(plan, 4)
         return found.before, found.gradients, found.after
 
     assert shares(Sharding.NONE, 1) == (0, 1, 1)
@@ -125,7 +125,7 @@ def test_llama_2_7b_under_zero3_on_eight_gpus_by_hand():
     assert held[Term.WEIGHTS] == 2 * numbers // 8
     assert held[Term.OPTIMIZER] == 12 * numbers // 8
     assert held[Term.ZERO_BUCKETS] == 2 * 4096**2
-    _, step = late(asked)
+    _, step = end_of_step_terms(asked)
     assert step[Term.GRADIENTS] == 2 * numbers // 8
     assert step[Term.OPTIMIZER] == 6 * (numbers // 8)
 
@@ -138,7 +138,7 @@ def test_fsdp_gathers_in_16_bits_what_it_shards_in_fp32():
     outside = LLAMA3.embedding + LLAMA3.head
     found = sharding.gathered(LLAMA3, asked.plan, layer_bytes=2 * LAYER, size=2)
     assert found == 2 * (outside + 2 * LAYER)
-    end, _ = late(asked)  # gradients of embedding and head wait for each other
+    end, _ = end_of_step_terms(asked)  # gradients of embedding and head wait for each other
     assert end[Term.ZERO_BUCKETS] == 2 * 2 * outside
     assert end[Term.GRADIENTS] == 4 * N // 8
     # no casts of weights beside the gathered ones

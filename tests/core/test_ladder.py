@@ -110,7 +110,7 @@ def test_an_eval_oom_halves_the_eval_batch_first():
 
 
 def test_what_the_framework_refuses_is_skipped_in_its_own_words():
-    framework = replace(OPEN, refuses=lambda _job, plan: "no" if plan.micro_batch < 16 else None)
+    framework = replace(OPEN, refusal=lambda _job, plan: "no" if plan.micro_batch < 16 else None)
     ladder = Ladder(strategies=make_ladder().strategies, framework=framework)
     job = make_job(LLM)
     rung = ladder.climb(job, [LLM], [], FORWARD)
@@ -125,7 +125,7 @@ def test_a_missing_package_skips_the_rung_and_prints_the_install_line():
     needs = lambda _job, plan: frozenset(  # noqa: E731
         {"bitsandbytes"} if plan.quantization is Quantization.NF4_DOUBLE else ()
     )
-    framework = replace(OPEN, needs=needs)
+    framework = replace(OPEN, required_packages=needs)
     ladder = Ladder(strategies=make_ladder(ladder="enable_qlora").strategies, framework=framework)
     job = make_job(LLM, packages=frozenset(), python="/env/bin/python")
     rung = ladder.climb(job, [LLM], [], FORWARD)
@@ -161,7 +161,7 @@ def test_a_strategy_that_changes_the_global_batch_is_never_taken():
 
 def test_the_framework_settles_what_a_change_brings_with_it():
     settle = lambda _job, plan: replace(plan, optimizer="paged")  # noqa: E731
-    framework = replace(OPEN, settle=settle)
+    framework = replace(OPEN, normalize=settle)
     ladder = Ladder(strategies=make_ladder(ladder="classic").strategies, framework=framework)
     rung = ladder.climb(make_job(LLM), [LLM], [], FORWARD)
 

@@ -190,7 +190,7 @@ def test_a_trial_does_not_go_on_from_what_was_trained_at_a_higher_cost():
     )
     ladder = Ladder(
         strategies=make_ladder(ladder=",".join(THREE)).strategies,
-        framework=replace(OPEN, keeps=keeps),
+        framework=replace(OPEN, resume_mode=keeps),
     )
     run = Run(fits=needs("enable_qlora"), ladder=ladder, saves=True)
     run.to_the_end()

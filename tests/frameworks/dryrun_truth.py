@@ -117,7 +117,7 @@ def variant(plan: dict[str, Any], recipe: dict[str, Any]) -> request.Variant:
 
 
 def traced(config: dict[str, Any], asked: request.Variant) -> int:
-    wanted = request.Request(
+    wanted = request.TraceRequest(
         family="hf",
         config=config,
         model_class=None,

@@ -26,12 +26,12 @@ from oomguard.estimate.analytic import gradients, static
 from oomguard.estimate.combine import Traced, traced_terms
 from oomguard.estimate.host import host_peak
 from oomguard.estimate.memory import Term, allocated
-from oomguard.estimate.sharding import shares
-from oomguard.job.memory_settings import ALL_LINEAR, Family, Format, Lora, Recipe
+from oomguard.estimate.sharding import rank_fractions
+from oomguard.job.memory_settings import ALL_LINEAR, Family, Format, Lora, MemorySettings
 from oomguard.job.plan import LossKernel, Offload, Plan, Precision, Quantization, Sharding, Tuning
 from oomguard.job.training_job import Job, World
 from oomguard.predict import trace_request
-from oomguard.predict.prediction_request import Question
+from oomguard.predict.prediction_request import PredictionRequest
 
 HERE = Path(__file__).parent
 #: LLaMA-Factory's environment is the one that has DeepSpeed.
@@ -57,7 +57,7 @@ def measured(cases: Sequence[Case], folder: Path) -> list[dict[str, Any]]:
     return rows
 
 
-def question(case: Case) -> Question:
+def question(case: Case) -> PredictionRequest:
     """Put a case as `oomguard plan` would."""
     lora = case.lora_rank > 0
     plan = Plan(
@@ -75,7 +75,7 @@ def question(case: Case) -> Question:
         loss_kernel=LossKernel.EAGER,
     )
     targets = (ALL_LINEAR,)
-    recipe = Recipe(
+    recipe = MemorySettings(
         framework="hf_trainer",
         base=Format.BF16 if case.bf16_weights else None,
         lora=Lora(rank=case.lora_rank, alpha=LORA_ALPHA, targets=targets) if lora else None,
@@ -86,7 +86,9 @@ def question(case: Case) -> Question:
     job = Job(framework="hf_trainer", argv=("train",), cwd="/", config=None, asked=plan,
               packages=frozenset({"deepspeed"}), world=world)  # fmt: skip
     model = Model(name="tiny", family=Family.HF, config=config, source="test")
-    return Question(job=job, recipe=recipe, model=model, plans=(plan,), capacity_bytes=1 << 40)
+    return PredictionRequest(
+        job=job, recipe=recipe, model=model, plans=(plan,), capacity_bytes=1 << 40
+    )
 
 
 def traced(cases: Sequence[Case]) -> list[Traced]:
@@ -134,7 +136,7 @@ def predicted(case: Case, trace: Traced) -> dict[str, int]:
     terms.pop(Term.WORKSPACES, None)
     if case.ranks > 1:
         terms[Term.COMMUNICATION_BUFFERS] -= constants.NCCL_BYTES
-    after = gradients(problem, shares(problem.plan, case.ranks).after)
+    after = gradients(problem, rank_fractions(problem.plan, case.ranks).after)
     held = static(problem)
     standing = {
         "weights": held[Term.WEIGHTS] + held[Term.ADAPTER],

@@ -8,7 +8,7 @@ import subprocess
 from environments import environment
 from jobs import _environ
 
-from oomguard.adapters.contract import Request
+from oomguard.adapters.contract import JobRequest
 from oomguard.adapters.registry import adapter_named
 from oomguard.job.plan import Overlong
 
@@ -63,7 +63,7 @@ def _run(name: str, script: str, folder) -> dict[str, int]:
 
 
 def _read(name: str, argv: str) -> Overlong | None:
-    request = Request(argv=tuple(argv.split()), cwd="/job")
+    request = JobRequest(argv=tuple(argv.split()), cwd="/job")
     return adapter_named(name).read(request).asked.overlong
 
 

@@ -14,13 +14,13 @@ pytestmark = pytest.mark.frameworks
 JOB = """
 import json, torch
 from torch.utils.data import DataLoader
-from oomguard_monitor.probe import Probe
+from oomguard_monitor.trial_hooks import ProbeHook
 
 def shown(batch):
     return {name: value.tolist() for name, value in batch.items()}
 
 def taken(batch, tokens, limit=None):
-    probe = Probe(2, tokens)
+    probe = ProbeHook(2, tokens)
     if limit:
         probe.allow(limit)
     probe.take(batch, torch)

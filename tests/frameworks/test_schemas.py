@@ -18,7 +18,7 @@ import yaml
 from environments import environment
 
 from oomguard.adapters import axolotl, ms_swift, torchtune, trl
-from oomguard.adapters.fields import Knobs
+from oomguard.adapters.fields import Bindings
 from oomguard.configfile.document import Document
 from oomguard.configfile.layered import Settings
 from oomguard.job.plan import (
@@ -54,7 +54,7 @@ print(json.dumps({f.name: plain(getattr(f.default, "value", f.default)) for f in
 """
 
 
-def keys_of(table: Knobs, text: str) -> dict[str, object]:
+def keys_of(table: Bindings, text: str) -> dict[str, object]:
     """Give every key that some plan makes a table write, with the default that it assumes."""
     document = Document.parse(Source(path="/x.yaml", text=text))
     settings, found = Settings(file=document), {}

@@ -15,13 +15,13 @@ import pytest
 from oomguard.job.command import Command, File
 from oomguard.machine.cgroups import name_for, own_cgroup
 from oomguard.process.limits import Caps
-from oomguard.process.process_events import Exited, Output, ShellEvent
+from oomguard.process.process_events import Output, ProcessExited, ShellEvent
 from oomguard.process.start import start
 
 PATIENCE_S = 30.0  # how long a test waits for what has to come; no test expects a duration
 WAIT = "import signal; signal.pause()"
 STUBBORN = "import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('ready');" + WAIT
-Kind = TypeVar("Kind", Output, Exited, ShellEvent)
+Kind = TypeVar("Kind", Output, ProcessExited, ShellEvent)
 
 
 def unique(name: str) -> str:
@@ -55,8 +55,8 @@ class Attempt:
             self.next()
 
     def exit(self) -> int:
-        event = self.wait_for(Exited)
-        assert isinstance(event, Exited)
+        event = self.wait_for(ProcessExited)
+        assert isinstance(event, ProcessExited)
         return event.returncode
 
     def of(self, kind: type[ShellEvent]) -> list[ShellEvent]:

@@ -9,8 +9,8 @@ from dataclasses import replace
 import pytest
 
 from generators import make_job
-from oomguard.dataset.lengths import AUDIO_TOKENS, MARKS, MOST_KEPT, TEMPLATE_TOKENS, measured
-from oomguard.job.memory_settings import Recipe
+from oomguard.dataset.lengths import AUDIO_TOKENS, MARKS, MOST_KEPT, TEMPLATE_TOKENS, with_lengths
+from oomguard.job.memory_settings import MemorySettings
 from oomguard.job.plan import Plan
 
 PLAN = Plan(micro_batch=1, accumulation=1, sequence_length=4096, image_pixels=784 * 100)
@@ -24,8 +24,8 @@ def lengths(tmp_path):
         lines = "\n".join(json.dumps(record) for record in records)
         path.write_text(json.dumps(records) if name.endswith(".json") else lines)
         job = replace(make_job(plan), cwd=str(tmp_path))
-        asked = Recipe(framework="x", model=model, data=(str(path),), **recipe)
-        return measured(job, asked).lengths
+        asked = MemorySettings(framework="x", model=model, data=(str(path),), **recipe)
+        return with_lengths(job, asked).lengths
 
     return of
 
@@ -104,7 +104,7 @@ def test_a_data_set_is_found_by_its_name(tmp_path):
     (tmp_path / "dataset_info.json").write_text('{"mine": {"file_name": "real.json"}}')
     (tmp_path / "real.json").write_text(json.dumps([{"text": WORDS}]))
     job = replace(make_job(PLAN), cwd=str(tmp_path))
-    found = measured(job, Recipe(framework="x", data=(str(tmp_path / "mine"),)))
+    found = with_lengths(job, MemorySettings(framework="x", data=(str(tmp_path / "mine"),)))
     assert found.lengths is not None
     assert found.lengths.longest == 100
 
@@ -116,7 +116,9 @@ def test_what_cannot_be_read_leaves_the_lengths_unknown(tmp_path, text):
     path = tmp_path / "train.json"
     path.write_bytes(text.encode("utf-8", errors="surrogateescape"))
     job = make_job(PLAN)
-    found = measured(job, Recipe(framework="x", data=(str(path), str(tmp_path / "gone"))))
+    found = with_lengths(
+        job, MemorySettings(framework="x", data=(str(path), str(tmp_path / "gone")))
+    )
     assert found.lengths is None or found.lengths.samples == 1
 
 

@@ -10,9 +10,9 @@ import pytest
 
 from oomguard.estimate.correct import UNCORRECTED, Measured, corrected
 from oomguard.estimate.memory import Term
-from oomguard.predict.history import FitIndex, Setting
+from oomguard.predict.history import FitIndex, HistoryKey
 
-HERE = Setting(device="RTX 3090", versions={"torch": "2.13"}, framework="trl", model="m")
+HERE = HistoryKey(device="RTX 3090", versions={"torch": "2.13"}, framework="trl", model="m")
 TERMS = {
     Term.WEIGHTS: 1000, Term.ACTIVATIONS: 1000, Term.ALLOCATOR_SLACK: 100, Term.CUDA_CONTEXT: 400,
 }  # fmt: skip
@@ -24,7 +24,7 @@ OFF = Measured(
 def test_what_was_measured_corrects_what_is_predicted(tmp_path):
     index = FitIndex(tmp_path / "fits.sqlite")
     assert index.ratios(HERE) == UNCORRECTED
-    index.learn(HERE, OFF)
+    index.add_measurement(HERE, OFF)
     found = FitIndex(tmp_path / "fits.sqlite").ratios(HERE)
     assert found.runs == 1
     better = corrected(TERMS, found)
@@ -35,15 +35,15 @@ def test_what_was_measured_corrects_what_is_predicted(tmp_path):
 
 def test_another_device_or_version_is_another_matter(tmp_path):
     index = FitIndex(tmp_path / "fits.sqlite")
-    index.learn(HERE, OFF)
-    other = Setting(device="A10", versions=HERE.versions, framework="trl", model="m")
-    newer = Setting(device="RTX 3090", versions={"torch": "3.0"}, framework="trl", model="m")
+    index.add_measurement(HERE, OFF)
+    other = HistoryKey(device="A10", versions=HERE.versions, framework="trl", model="m")
+    newer = HistoryKey(device="RTX 3090", versions={"torch": "3.0"}, framework="trl", model="m")
     assert index.ratios(other).runs == index.ratios(newer).runs == 0
 
 
 def test_a_measurement_that_says_something_else_is_not_taken_for_a_ratio(tmp_path):
     index = FitIndex(tmp_path / "fits.sqlite")
-    index.learn(HERE, replace(OFF, allocated_bytes=9000, reserved_bytes=9000))
+    index.add_measurement(HERE, replace(OFF, allocated_bytes=9000, reserved_bytes=9000))
     assert index.ratios(HERE) == UNCORRECTED
 
 
@@ -61,13 +61,13 @@ def test_an_index_of_the_first_layout_keeps_its_rungs_and_learns_anew(tmp_path):
     index = FitIndex(path)
     assert index.recall("job") == ("enable_qlora",)
     assert index.ratios(HERE) == UNCORRECTED
-    index.learn(HERE, OFF)
+    index.add_measurement(HERE, OFF)
     assert (index.ratios(HERE).runs, index.lost) == (1, None)
 
 
 def test_a_row_that_is_none_of_ours_is_passed_over(tmp_path):
     index = FitIndex(tmp_path / "fits.sqlite")
-    index.learn(HERE, OFF)
+    index.add_measurement(HERE, OFF)
     with sqlite3.connect(index.path) as base:
         base.execute("INSERT INTO measured SELECT NULL, at, device, versions, framework, model,"
                      " '[1]', allocated, reserved, loaded, context FROM measured")  # fmt: skip
@@ -91,7 +91,7 @@ def test_a_broken_file_is_left_alone_and_stops_nothing(tmp_path, content):
     path = tmp_path / "fits.sqlite"
     path.write_bytes(content)
     index = FitIndex(path)
-    index.learn(HERE, OFF)
+    index.add_measurement(HERE, OFF)
     index.remember("job", ())
     assert index.ratios(HERE).runs in (0, 1)
     if content:
@@ -128,7 +128,7 @@ def test_a_locked_file_costs_no_more_than_its_patience(tmp_path, monkeypatch):
 def test_a_place_that_cannot_be_written_is_no_index(tmp_path):
     (tmp_path / "file").write_text("")
     index = FitIndex(tmp_path / "file" / "fits.sqlite")
-    index.learn(HERE, OFF)
+    index.add_measurement(HERE, OFF)
     assert index.recall("job") is None
     assert index.lost is not None
 

@@ -1,4 +1,4 @@
-"""Where a launch begins, given an outlook; and how attempts teach the index."""
+"""Where a launch begins, given an forecast; and how attempts teach the index."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ from oomguard.catalogue.lookup import find_model
 from oomguard.cli.options_block import Options
 from oomguard.cli.plan_job import plan_job
 from oomguard.cli.prepare import prepare
-from oomguard.cli.starting_point import Foresight, foresee, start_of
+from oomguard.cli.starting_point import StartingPoint, choose_start, start_of
 from oomguard.estimate.memory import Fits, Term
 from oomguard.job.memory_settings import Family
 from oomguard.job.plan import Plan, Precision, Quantization, Tuning
 from oomguard.job.training_job import Device
-from oomguard.predict.forecast import Outlook, Room, outlook
-from oomguard.predict.history import FitIndex, learn
-from oomguard.predict.prediction_request import Question
+from oomguard.predict.forecast import Capacity, Forecast, forecast
+from oomguard.predict.history import FitIndex, record_run
+from oomguard.predict.prediction_request import PredictionRequest
 from oomguard.predict.predictor import Predictor
 from oomguard.process.process_events import Report
 from oomguard.run.decide import Launch, decide
 from oomguard.run.events import (
-    Lessons,
+    HistoryRef,
     Limits,
     Probe,
     RunStarted,
@@ -60,15 +60,15 @@ def look(tmp_path):
         "meta-llama/Meta-Llama-3-8B", Family.HF, cwd=tmp_path, environment={"HF_HUB_OFFLINE": "1"}
     )
 
-    def at(device_bytes: int, host_bytes: int | None = None) -> tuple[Outlook, Room]:
-        room = Room(device_bytes=device_bytes, host_bytes=host_bytes)
+    def at(device_bytes: int, host_bytes: int | None = None) -> tuple[Forecast, Capacity]:
+        room = Capacity(device_bytes=device_bytes, host_bytes=host_bytes)
 
         def question(plans):
-            return Question(
+            return PredictionRequest(
                 job=JOB, recipe=FACTORY, model=model, plans=plans, capacity_bytes=device_bytes
             )
 
-        return outlook(JOB, LADDER, room, question, Predictor()), room
+        return forecast(JOB, LADDER, room, question, Predictor()), room
 
     return at
 
@@ -92,8 +92,10 @@ def test_what_fits_as_asked_and_what_never_fits_begin_at_the_top(look):
 
 def test_too_little_host_memory_is_no_fit(look):
     found, _ = look(200 * GIB)
-    assert start_of(found, Room(device_bytes=200 * GIB, host_bytes=1 * GIB)) is None
-    assert Room(device_bytes=200 * GIB, host_bytes=1 * GIB).fits(found.asked.estimate) is Fits.NO
+    assert start_of(found, Capacity(device_bytes=200 * GIB, host_bytes=1 * GIB)) is None
+    assert (
+        Capacity(device_bytes=200 * GIB, host_bytes=1 * GIB).fits(found.asked.estimate) is Fits.NO
+    )
 
 
 def test_the_state_machine_begins_there_and_the_record_can_be_replayed(look):
@@ -160,13 +162,15 @@ class Said(list):
 
 def test_a_launch_on_a_gpu_is_predicted_and_the_same_job_begins_where_it_fitted(prepared, index):
     said = Said()
-    first = foresee(prepared, said, index=index)
+    first = choose_start(prepared, said, index=index)
     assert first.start is not None
     assert "which should take" in said[-1]
 
     attempt = Attempt(number=1, plan=first.start.plan, path=("halve_micro_batch",) * 3)
-    assert learn(RunRecord(status=Status.FIT, attempts=(attempt,), lessons=first.lessons)) is None
-    again = foresee(prepared, said, index=index)
+    assert (
+        record_run(RunRecord(status=Status.FIT, attempts=(attempt,), lessons=first.lessons)) is None
+    )
+    again = choose_start(prepared, said, index=index)
     assert again.start is not None
     assert again.start.path == ("halve_micro_batch",) * 3
     assert again.start.plan.micro_batch == 1
@@ -174,17 +178,17 @@ def test_a_launch_on_a_gpu_is_predicted_and_the_same_job_begins_where_it_fitted(
 
 
 def test_a_run_that_does_not_fit_teaches_no_rungs(prepared, index):
-    first = foresee(prepared, Said(), index=index)
+    first = choose_start(prepared, Said(), index=index)
     attempt = Attempt(number=1, plan=prepared.job.asked, path=("halve_micro_batch",))
-    learn(RunRecord(status=Status.EXHAUSTED, attempts=(attempt,), lessons=first.lessons))
-    again = foresee(prepared, Said(), index=index)
+    record_run(RunRecord(status=Status.EXHAUSTED, attempts=(attempt,), lessons=first.lessons))
+    again = choose_start(prepared, Said(), index=index)
     assert again.start == first.start
 
 
 def test_what_was_measured_corrects_the_next_prediction(prepared, index):
-    room = Room(device_bytes=24 * GIB)
+    room = Capacity(device_bytes=24 * GIB)
     planned = plan_job(prepared, room, device="RTX 3090", index=index)
-    asked = planned.outlook.asked
+    asked = planned.forecast.asked
     measured = Attempt(
         number=1,
         plan=asked.plan,
@@ -196,8 +200,8 @@ def test_what_was_measured_corrects_the_next_prediction(prepared, index):
     assert planned.setting is not None
     run = RunRecord(
         job=prepared.job,
-        predicted=Foresight(planned=planned).predicted,
-        lessons=Lessons(
+        predicted=StartingPoint(planned=planned).predicted,
+        lessons=HistoryRef(
             index=str(index.path),
             key="the job",
             device="RTX 3090",
@@ -211,18 +215,18 @@ def test_what_was_measured_corrects_the_next_prediction(prepared, index):
         (measured, interrupted, 0),
         (measured, Status.FIT, 1),
     ):
-        learn(replace(run, attempts=(attempt,), status=status))
+        record_run(replace(run, attempts=(attempt,), status=status))
         assert index.ratios(planned.setting).runs == runs
     better = plan_job(prepared, room, device="RTX 3090", index=index)
-    corrected = better.outlook.asked.estimate
+    corrected = better.forecast.asked.estimate
     assert corrected.allocated_bytes == pytest.approx(measured.device_peak_bytes, rel=0.01)
     assert corrected.terms["weights"] == pytest.approx(asked.estimate.terms["weights"], rel=0.01)
     assert any(note.startswith("corrected by what 1 earlier run on this") for note in better.notes)
 
     # The next run is predicted with the correction, and teaches the same all the same.
     before = index.ratios(planned.setting)
-    again = replace(run, predicted=Foresight(planned=better).predicted, attempts=(measured,))
-    learn(replace(again, status=Status.FIT))
+    again = replace(run, predicted=StartingPoint(planned=better).predicted, attempts=(measured,))
+    record_run(replace(again, status=Status.FIT))
     after = index.ratios(planned.setting)
     assert after.runs == 2
     assert after.factors[Term.ACTIVATIONS] == pytest.approx(
@@ -241,20 +245,20 @@ def card(allocated: float, peak: float, reserved: float) -> dict[str, int]:
 
 
 def test_a_probe_on_a_card_teaches_how_far_each_term_is_off(prepared, index):
-    room = Room(device_bytes=24 * GIB)
+    room = Capacity(device_bytes=24 * GIB)
     planned = plan_job(prepared, room, device="RTX 3090", index=index)
     assert planned.setting is not None
-    terms = planned.outlook.asked.estimate.terms
+    terms = planned.forecast.asked.estimate.terms
     loaded = (terms["weights"] + terms["adapter"]) / GIB * 1.02
-    peak = planned.outlook.asked.estimate.allocated_bytes / GIB * 1.1
+    peak = planned.forecast.asked.estimate.allocated_bytes / GIB * 1.1
     told = Told(ladder=prepared.ladder)
-    lessons = Lessons(index=str(index.path), key="k", device="RTX 3090",
+    lessons = HistoryRef(index=str(index.path), key="k", device="RTX 3090",
                       versions=planned.setting.versions, model=planned.setting.model)  # fmt: skip
     launch = told.happen(
         RunStarted(
             t=0.0, run="r", version="1", at="now", job=prepared.job, lessons=lessons,
             limits=Limits(ladder=(), allow=Fidelity.NEW_RECIPE, max_attempts=9, probe=True),
-            predicted=Foresight(planned=planned).predicted,
+            predicted=StartingPoint(planned=planned).predicted,
         )
     )  # fmt: skip
     assert isinstance(launch, Launch)
@@ -273,12 +277,12 @@ def test_a_probe_on_a_card_teaches_how_far_each_term_is_off(prepared, index):
             told.happen(event)
     (attempt,) = told.record.attempts
     assert (attempt.probed, attempt.steps_done) == (True, 2)
-    assert learn(replace(told.record, status=Status.FIT)) is None
+    assert record_run(replace(told.record, status=Status.FIT)) is None
     found = index.ratios(planned.setting)
     assert found.runs == 1
     assert found.factors[Term.WEIGHTS] == pytest.approx(1.02, abs=1e-4)
     assert found.factors[Term.CUDA_CONTEXT] == pytest.approx(600 / 450, abs=1e-3)
-    again = plan_job(prepared, room, device="RTX 3090", index=index).outlook.asked.estimate
+    again = plan_job(prepared, room, device="RTX 3090", index=index).forecast.asked.estimate
     assert again.allocated_bytes == pytest.approx(peak * GIB, rel=0.005)
 
 
@@ -288,7 +292,7 @@ def test_no_prediction_ever_stops_a_launch(prepared, index, tmp_path):
     (tmp_path / "other.yaml").write_text(text)
     options = Options(gpu_memory_bytes=24 * GIB)
     unknown = prepare(tmp_path / "other.yaml", (), options, planned_gpus=1)
-    assert foresee(unknown, said, index=index).start is None
+    assert choose_start(unknown, said, index=index).start is None
     assert said[-1].startswith("no prediction: nothing is known of the model")
 
     class Broken:
@@ -296,14 +300,14 @@ def test_no_prediction_ever_stops_a_launch(prepared, index, tmp_path):
             raise RuntimeError("a bug")
 
     broken = replace(prepared, adapter=Broken())
-    assert foresee(broken, said, index=index).start is None
+    assert choose_start(broken, said, index=index).start is None
     assert said[-1] == "no prediction: RuntimeError: a bug"
 
 
 def test_a_job_on_the_cpu_is_not_predicted(prepared, index):
     job = replace(prepared.job, device=Device.CPU)
     said = Said()
-    nothing = foresee(replace(prepared, job=job), said, index=index)
-    assert learn(RunRecord(status=Status.FIT, lessons=nothing.lessons)) is None
+    nothing = choose_start(replace(prepared, job=job), said, index=index)
+    assert record_run(RunRecord(status=Status.FIT, lessons=nothing.lessons)) is None
     assert (nothing.start, said) == (None, [])
     assert not index.path.exists()

@@ -38,8 +38,8 @@ def part(name: str) -> ModuleType:
         return importlib.import_module(f"oomguard_monitor.{name}")
 
 
-oom, phases, lines, state, cap, memory = map(
-    part, ("oom", "phases", "lines", "state", "cap", "memory")
+oom, phases, lines, job_state, cap, usage = map(
+    part, ("oom", "phases", "lines", "job_state", "cap", "usage")
 )
 
 
@@ -201,7 +201,7 @@ def test_every_line_is_one_line_of_at_most_64_kib(text, frames):
 
 @given(st.lists(st.sampled_from(["backward", "optimizer", "eval", "save", "preprocess", "load"])))
 def test_however_phases_nest_they_unwind(names):
-    now = state.State()
+    now = job_state.MonitorState()
     now.phase = "forward"
     entered = [(name, now.enter(name)) for name in names]
     for name, before in reversed(entered):
@@ -304,7 +304,7 @@ def fake_cuda(*, initialized=True, mem_get_info=lambda number: (60, 80)):
 def test_devices_in_use_are_measured_and_no_others_touched():
     asked = []
     cuda = fake_cuda(mem_get_info=lambda number: asked.append(number) or (60, 80))
-    (device,) = memory.measure(SimpleNamespace(cuda=cuda))["cuda"]
+    (device,) = usage.measure(SimpleNamespace(cuda=cuda))["cuda"]
     assert asked == [0]
     assert device == {
         "device": 0,
@@ -319,12 +319,12 @@ def test_devices_in_use_are_measured_and_no_others_touched():
 
 def test_a_broken_device_keeps_what_the_allocator_knows():
     cuda = fake_cuda(mem_get_info=lambda number: 1 // 0)
-    (device,) = memory.measure(SimpleNamespace(cuda=cuda))["cuda"]
+    (device,) = usage.measure(SimpleNamespace(cuda=cuda))["cuda"]
     assert (device["peak_allocated_bytes"], device["free_bytes"]) == (3, None)
 
 
 def test_cuda_that_is_not_in_use_is_left_alone():
-    assert memory.measure(SimpleNamespace(cuda=fake_cuda(initialized=False)))["cuda"] == []
+    assert usage.measure(SimpleNamespace(cuda=fake_cuda(initialized=False)))["cuda"] == []
 
 
 def test_a_report_gives_up_its_reserve_and_then_its_extent(monkeypatch):
@@ -336,7 +336,7 @@ def test_a_report_gives_up_its_reserve_and_then_its_extent(monkeypatch):
         held.append(reporter._reserve)
         raise MemoryError
 
-    monkeypatch.setattr(memory, "measure", full)
+    monkeypatch.setattr(usage, "measure", full)
     reporter.ended(MemoryError("a list"))
     assert held == [None]
     assert len(reporter._reserve) > 0

@@ -10,7 +10,7 @@ import sys
 import pytest
 
 from core.test_probing import OK, Story
-from oomguard.cli.console import Account
+from oomguard.cli.console import Console
 from shell.launches import REPORT, TORCH_OOM, launch
 
 JOB = f"""
@@ -101,7 +101,7 @@ def test_what_was_measured_stands_beside_what_was_predicted(capsys):
     story.probed()
     story.end(OK)
     exited = story.events[-2]
-    Account(quiet_stdout=True).event(exited, story.record)
+    Console(quiet_stdout=True).event(exited, story.record)
     said = capsys.readouterr().err
     assert "the probe passed after 2 optimizer steps, peak 19.00 GiB" in said
     assert (

@@ -18,9 +18,9 @@ from oomguard.job.memory_settings import Family
 from oomguard.job.plan import Allocator, EmbeddingRows, Plan, Quantization, Sharding
 from oomguard.job.training_job import Lengths, World
 from oomguard.predict import trace_request
-from oomguard.predict.prediction_request import Question
+from oomguard.predict.prediction_request import PredictionRequest
 from oomguard.predict.predictor import Predictor
-from oomguard.predict.trace_client import Tracer, tracer_of
+from oomguard.predict.trace_client import TraceClient, tracer_of
 from oomguard.units import GIB, MIB
 from shapes import FACTORY, LITGPT, LORA, replace
 
@@ -78,7 +78,7 @@ class Stand:
     def versions(self, **found: str) -> None:
         (self.folder / "versions.json").write_text(json.dumps(found))
 
-    def tracer(self) -> Tracer:
+    def tracer(self) -> TraceClient:
         found = tracer_of([str(self.python)], "hf", cache=self.folder / "cache")
         assert found is not None
         return found
@@ -94,11 +94,11 @@ def stand(tmp_path):
     return Stand(tmp_path)
 
 
-def ask(*plans: Plan, capacity_bytes: int = 24 * GIB, **job: object) -> Question:
+def ask(*plans: Plan, capacity_bytes: int = 24 * GIB, **job: object) -> PredictionRequest:
     model = find_model(
         "meta-llama/Meta-Llama-3-8B", Family.HF, cwd=Path("/"), environment={"HF_HUB_OFFLINE": "1"}
     )
-    return Question(
+    return PredictionRequest(
         job=make_job(LORA, **job),
         recipe=FACTORY,
         model=model,
@@ -256,7 +256,7 @@ def pictured(tmp_path):
 
     def of(*images, plan=VL):
         known = Lengths(samples=9, sorted_tokens=(9, 900), counted_by="a guess", images=images)
-        question = Question(
+        question = PredictionRequest(
             job=make_job(plan, lengths=known), recipe=replace(FACTORY, images=1), model=model,
             plans=(plan,), capacity_bytes=GIB,
         )  # fmt: skip

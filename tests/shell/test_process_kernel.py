@@ -11,7 +11,7 @@ import pytest
 from oomguard.errors import UsageError
 from oomguard.machine.cgroups import Cgroup, own_cgroup
 from oomguard.process.limits import CapBy, Caps
-from oomguard.process.process_events import Exited, Kernel
+from oomguard.process.process_events import Kernel, ProcessExited
 from oomguard.units import MIB
 from shell.process_attempts import make_attempts, needs_cgroup
 
@@ -32,7 +32,7 @@ def test_a_kill_by_the_kernel_is_told_before_the_exit(attempts):
     assert attempt.running.kernel_watched
     assert attempt.exit() == -9
     assert attempt.of(Kernel) == [Kernel(oom_kills=1, total=1)]
-    assert attempt.seen[-2:] == [Kernel(oom_kills=1, total=1), Exited(returncode=-9)]
+    assert attempt.seen[-2:] == [Kernel(oom_kills=1, total=1), ProcessExited(returncode=-9)]
 
 
 @needs_cgroup

@@ -12,7 +12,7 @@ import pytest
 from oomguard.errors import RunFolderError
 from oomguard.job.command import Command
 from oomguard.process.limits import Caps
-from oomguard.process.process_events import Exited, Output
+from oomguard.process.process_events import Output, ProcessExited
 from oomguard.process.start import start
 from oomguard.units import MIB
 from shell.process_attempts import PATIENCE_S, WAIT, make_attempts, unique
@@ -52,7 +52,7 @@ def test_100_mb_without_a_newline_pass_in_bounded_memory(tmp_path):
         if isinstance(event, Output):
             sizes[0] += len(event.data)
             sizes[1] = max(sizes[1], me.memory_info().rss - before_bytes)
-        elif isinstance(event, Exited):
+        elif isinstance(event, ProcessExited):
             ended.set()
 
     command = Command(argv=("head", "-c", "100000000", "/dev/zero"), cwd=str(tmp_path))
@@ -71,7 +71,7 @@ def test_a_slow_supervisor_holds_the_job_back_and_loses_nothing(tmp_path):
     def emit(event: object) -> None:
         assert go.wait(PATIENCE_S)
         got.append(len(event.data) if isinstance(event, Output) else 0)
-        if isinstance(event, Exited):
+        if isinstance(event, ProcessExited):
             ended.set()
 
     log = tmp_path / "log.txt"
@@ -89,7 +89,7 @@ def test_the_end_waits_for_output_that_a_slow_supervisor_has_not_taken(tmp_path)
     go, ended, got = threading.Event(), threading.Event(), []
 
     def emit(event: object) -> None:
-        if isinstance(event, Exited):
+        if isinstance(event, ProcessExited):
             ended.set()
         else:
             assert go.wait(PATIENCE_S)

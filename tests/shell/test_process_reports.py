@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from oomguard.process.messages import LINE_BYTES, Lines, parse
-from oomguard.process.process_events import Exited, Report
+from oomguard.process.process_events import ProcessExited, Report
 from oomguard.process.reports import SOCKET_FILE, ReportServer, sweep
 from shell.process_attempts import PATIENCE_S, WAIT, make_attempts
 
@@ -163,7 +163,7 @@ def test_reports_come_before_the_exit_and_garbage_is_counted(attempts):
     attempt = attempts.python(sender(*lines), inside=True)
     assert attempt.exit() == 0, attempt.output
     assert [event.message for event in attempt.of(Report)] == MESSAGES
-    assert isinstance(attempt.seen[-1], Exited)
+    assert isinstance(attempt.seen[-1], ProcessExited)
     assert attempt.running.refused_lines == len(lines) - len(MESSAGES)
 
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from generators import Walk
-from oomguard.adapters.contract import Adapter, Request
+from oomguard.adapters.contract import Adapter, JobRequest
 from oomguard.adapters.hf_trainer import HFTrainer
 from oomguard.adapters.litgpt import LitGPT
 from oomguard.adapters.llamafactory import LlamaFactory
@@ -60,12 +60,15 @@ VERDICTS = [
 
 def ladder_of(adapter: Adapter) -> Ladder:
     framework = Framework(
-        settle=adapter.settle, refuses=adapter.refuses, needs=adapter.needs, keeps=adapter.keeps
+        normalize=adapter.normalize,
+        refusal=adapter.refusal,
+        required_packages=adapter.required_packages,
+        resume_mode=adapter.resume_mode,
     )
     return Ladder(strategies=select(load_strategies(), None), framework=framework)
 
 
-def read(adapter: Adapter, request: Request) -> Job:
+def read(adapter: Adapter, request: JobRequest) -> Job:
     return adapter.read(replace(request, cwd=CWD, packages=PACKAGES))
 
 
@@ -73,7 +76,7 @@ def job_of(name: str, gpus: int) -> tuple[Adapter, Job]:
     adapter, argv, text = JOBS[name]
     source = Source(path=f"{CWD}/train.yaml", text=text)
     return adapter, read(
-        adapter, Request(argv=tuple(argv.split()), cwd=CWD, source=source, gpus=gpus)
+        adapter, JobRequest(argv=tuple(argv.split()), cwd=CWD, source=source, gpus=gpus)
     )
 
 
@@ -84,7 +87,9 @@ def reread(adapter: Adapter, job: Job, plan: Plan, gpus: int) -> Job:
     source = Source(path=command.config, text=texts[command.config]) if command.config else None
     return read(
         adapter,
-        Request(argv=command.argv, cwd=CWD, source=source, env=command.env, gpus=gpus, files=texts),
+        JobRequest(
+            argv=command.argv, cwd=CWD, source=source, env=command.env, gpus=gpus, files=texts
+        ),
     )
 
 
@@ -97,7 +102,7 @@ def test_every_plan_of_a_walk_is_accepted_written_and_read_back(name, why, gpus)
     plans = [rung.plan for rung in Walk(job, ladder).rungs(lambda _: why) if rung.plan]
 
     for plan in plans:
-        assert adapter.refuses(job, plan) is None
+        assert adapter.refusal(job, plan) is None
         assert reread(adapter, job, plan, gpus).asked == plan
     assert all(plan.rank_batch == job.asked.rank_batch for plan in plans)
 

@@ -11,16 +11,16 @@ from dataclasses import dataclass, replace
 
 from oomguard.adapters import fields, launchers, trial
 from oomguard.adapters.common import Refusal
-from oomguard.adapters.contract import Request
+from oomguard.adapters.contract import JobRequest
 from oomguard.adapters.detect import is_axolotl_config
-from oomguard.adapters.fields import Edits, Key, Knob, Knobs, as_object, flag, number
+from oomguard.adapters.fields import Binding, Bindings, Edits, Key, as_object, flag, number
 from oomguard.adapters.hf import training_arguments as hf
 from oomguard.adapters.hf.deepspeed import ZERO
 from oomguard.adapters.hf.hf_program import HFProgram
 from oomguard.adapters.hf_trainer import NO_ROWS, ZERO3_WITH_BATCH_SEARCH
 from oomguard.adapters.invocation import FileFirst, Invocation, split
-from oomguard.adapters.launchers import Launch, Launcher
-from oomguard.configfile.flags import Words
+from oomguard.adapters.launchers import Launcher, LauncherCommand
+from oomguard.configfile.flags import Flags
 from oomguard.configfile.layered import Settings
 from oomguard.errors import ConfigError, Where
 from oomguard.job.plan import Overlong, Plan, Precision, Quantization, Tuning
@@ -94,22 +94,22 @@ def _tuning(settings: Settings) -> Tuning:
     return Tuning.LORA if adapter in _LORAS else Tuning.OTHER
 
 
-KNOBS = Knobs(
+KNOBS = Bindings(
     knobs=(
         fields.direct("micro_batch", _MICRO),
-        Knob(field="accumulation", read=_accumulation, edits=_accumulation_edits),
+        Binding(field="accumulation", read=_accumulation, edits=_accumulation_edits),
         # Not stated, it follows the micro batch.
         fields.stated("eval_batch", fields.maybe_number("eval_batch_size")),
         fields.direct("sequence_length", number("sequence_len", 512)),
         fields.choice("overlong", fields.text("excess_length_strategy", "drop"), _EXCESS),
-        Knob(
+        Binding(
             field="checkpointing",
             read=lambda settings: _CHECKPOINTING.of(settings) not in (None, False),
             edits=lambda _, value: {as_object(_CHECKPOINTING): value},
         ),
-        Knob(field="precision", read=_precision, edits=_precision_edits),
-        Knob(field="quantization", read=_quantization, edits=_quantization_edits),
-        Knob(field="tuning", read=_tuning, edits=lambda _, __: None),
+        Binding(field="precision", read=_precision, edits=_precision_edits),
+        Binding(field="quantization", read=_quantization, edits=_quantization_edits),
+        Binding(field="tuning", read=_tuning, edits=lambda _, __: None),
         fields.stated("lora_rank", fields.maybe_number("lora_r")),
         fields.direct("optimizer", fields.text("optimizer", "adamw_torch_fused")),
         fields.stated(
@@ -181,9 +181,9 @@ class _Invocation(FileFirst):
         return (*head, *((config,) if config else ()), *settings.late.words, *self.tail)
 
 
-def _launch(argv: tuple[str, ...]) -> Launch | None:
+def _launch(argv: tuple[str, ...]) -> LauncherCommand | None:
     if len(argv) > 1 and posixpath.basename(argv[0]) == "axolotl" and argv[1] == "train":
-        return Launch(
+        return LauncherCommand(
             launcher=Launcher.ACCELERATE,
             options={},
             program="train",
@@ -195,13 +195,13 @@ def _launch(argv: tuple[str, ...]) -> Launch | None:
     return launch if launch and launch.is_module and launch.program == _MODULE else None
 
 
-def _parted(launch: Launch) -> tuple[Launch, tuple[str, ...]]:
+def _parted(launch: LauncherCommand) -> tuple[LauncherCommand, tuple[str, ...]]:
     """Part axolotl's own words from those of the launcher, which `--launcher` names."""
     end = launch.words.index("--") if "--" in launch.words else len(launch.words)
     words, tail = launch.words[:end], launch.words[end:]
     if launch.is_module:
         return replace(launch, words=words), tail
-    name = str(Words(words=words).get("launcher") or Launcher.ACCELERATE.value)
+    name = str(Flags(words=words).get("launcher") or Launcher.ACCELERATE.value)
     start = ("accelerate", "launch") if name == Launcher.ACCELERATE.value else (name,)
     inner = launchers.parse((*start, *tail[1:], "train.py"))
     options = inner.options if inner else {}
@@ -246,7 +246,7 @@ class Axolotl(HFProgram):
         settings = settings.set("max_steps", trial.MOST_STEPS)
         return trial.stated(settings, _BESIDE)
 
-    def further_files(self, request: Request) -> tuple[str, ...]:
+    def referenced_files(self, request: JobRequest) -> tuple[str, ...]:
         """Name the DeepSpeed file, and accelerate's.
 
         Raises:
@@ -258,4 +258,4 @@ class Axolotl(HFProgram):
                 where=Where(key=" ".join(request.argv[:2])),
                 next_step="Write axolotl train x.yaml.",
             )
-        return super().further_files(request)
+        return super().referenced_files(request)

@@ -7,9 +7,9 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 from oomguard.adapters import allocator_env
-from oomguard.adapters.contract import Request
+from oomguard.adapters.contract import JobRequest
 from oomguard.adapters.hf import accelerate
-from oomguard.adapters.launchers import Launch, Launcher
+from oomguard.adapters.launchers import Launcher, LauncherCommand
 from oomguard.configfile.document import Document
 from oomguard.configfile.layered import Settings
 from oomguard.job.command import File
@@ -54,25 +54,25 @@ def attempt_env(job: Job, plan: Plan) -> dict[str, str]:
     return allocator_env.with_allocator(job.env, plan.allocator)
 
 
-def launched_world(launch: Launch, request: Request) -> World:
+def launched_world(launch: LauncherCommand, request: JobRequest) -> World:
     """Say how many ranks a launcher starts, from its options or its own config file."""
     path = launch_config(launch, request)
     return launch.world(request.gpus, request.files.get(path, "") if path else "")
 
 
-def launch_config(launch: Launch | None, request: Request) -> str | None:
+def launch_config(launch: LauncherCommand | None, request: JobRequest) -> str | None:
     """Name the launcher's own config file, absolute; None if it has none."""
     name = launch.config_file if launch else None
     return posixpath.join(request.cwd, name) if name else None
 
 
-def launch_text(launch: Launch | None, request: Request) -> str:
+def launch_text(launch: LauncherCommand | None, request: JobRequest) -> str:
     """Give the text of the launcher's own config file; empty where there is none."""
     path = launch_config(launch, request)
     return request.files.get(path, "") if path else ""
 
 
-def launch_zero(launch: Launch | None, request: Request, config: str) -> str | None:
+def launch_zero(launch: LauncherCommand | None, request: JobRequest, config: str) -> str | None:
     """Name the DeepSpeed file (absolute) in accelerate's words or its config; None if none."""
     if launch is None or launch.launcher is not Launcher.ACCELERATE:
         return None
@@ -81,14 +81,14 @@ def launch_zero(launch: Launch | None, request: Request, config: str) -> str | N
 
 
 def launch_sharding(
-    launch: Launch, request: Request, config: str
+    launch: LauncherCommand, request: JobRequest, config: str
 ) -> tuple[Sharding | None, frozenset[Offload] | None]:
     """Read sharding and offload from accelerate's words, its config and the file it names."""
     named = launch_zero(launch, request, config)
     return accelerate.sharding(launch.options, config, request.files.get(named) if named else None)
 
 
-def own_launch_config(launch: Launch, job: Job) -> Document | None:
+def own_launch_config(launch: LauncherCommand, job: Job) -> Document | None:
     """Give accelerate's config file as the user wrote it; None where there is none."""
     path = posixpath.join(job.cwd, launch.config_file) if launch.config_file else ""
     text = job.files.get(path)

@@ -8,13 +8,13 @@ from typing import Protocol
 
 from oomguard.job.checkpoint import Continuation, Layout, Mode
 from oomguard.job.command import Command
-from oomguard.job.memory_settings import Recipe
+from oomguard.job.memory_settings import MemorySettings
 from oomguard.job.plan import Plan
 from oomguard.job.training_job import Job, Source
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Request:
+class JobRequest:
     """A command as the user would start it, and what the shell knows about its surroundings.
 
     `source` is the file that `Adapter.config_path` named, without an `oomguard:` block (line
@@ -42,11 +42,11 @@ class Adapter(Protocol):
     name: str
     title: str
 
-    def recognise(self, document: Mapping[str, object]) -> bool:
+    def recognizes(self, document: Mapping[str, object]) -> bool:
         """Whether a config document (parsed YAML or JSON, top level) can be this framework's."""
         ...
 
-    def recognise_command(self, argv: tuple[str, ...]) -> bool:
+    def recognizes_command(self, argv: tuple[str, ...]) -> bool:
         """Whether a command line starts this framework."""
         ...
 
@@ -66,7 +66,7 @@ class Adapter(Protocol):
         """Name the config file in a command line, as written there; None if it has none."""
         ...
 
-    def further_files(self, request: Request) -> tuple[str, ...]:
+    def referenced_files(self, request: JobRequest) -> tuple[str, ...]:
         """Name the files that `read` wants beside the config (absolute), such as DeepSpeed's.
 
         It is asked again with what was found, until it names no other: a file may name a file.
@@ -76,7 +76,7 @@ class Adapter(Protocol):
         """
         ...
 
-    def read(self, request: Request) -> Job:
+    def read(self, request: JobRequest) -> Job:
         """Read the job, with the framework's own defaults and command-line flags over the file.
 
         Raises:
@@ -84,15 +84,15 @@ class Adapter(Protocol):
         """
         ...
 
-    def settle(self, job: Job, plan: Plan) -> Plan:
+    def normalize(self, job: Job, plan: Plan) -> Plan:
         """Add the choices that the framework couples to a change; `job.asked` stays as it is."""
         ...
 
-    def layout(self, job: Job) -> Layout | None:
+    def checkpoint_layout(self, job: Job) -> Layout | None:
         """Say where the job puts its checkpoints; None where nothing can go on from them."""
         ...
 
-    def keeps(self, job: Job, before: Plan, after: Plan) -> tuple[Mode, str]:
+    def resume_mode(self, job: Job, before: Plan, after: Plan) -> tuple[Mode, str]:
         """Say what of a checkpoint under `before` survives under `after`, and why not more."""
         ...
 
@@ -107,7 +107,7 @@ class Adapter(Protocol):
         """
         ...
 
-    def aside(self, job: Job, folder: str) -> Job:
+    def as_trial(self, job: Job, folder: str) -> Job:
         """Give the job as one to try for a few steps: all it writes goes into `folder` (absolute).
 
         It saves no checkpoint, evaluates nothing, tells no tracker and pushes to no hub; what
@@ -115,14 +115,14 @@ class Adapter(Protocol):
         """
         ...
 
-    def recipe(self, job: Job) -> Recipe:
+    def memory_settings(self, job: Job) -> MemorySettings:
         """Say what of the job, beyond its plan, decides how much memory it takes."""
         ...
 
-    def refuses(self, job: Job, plan: Plan) -> str | None:
+    def refusal(self, job: Job, plan: Plan) -> str | None:
         """Say why the framework would refuse this plan, or None. Source: facts and a test each."""
         ...
 
-    def needs(self, job: Job, plan: Plan) -> frozenset[str]:
+    def required_packages(self, job: Job, plan: Plan) -> frozenset[str]:
         """Name the packages that this plan needs and the asked one does not."""
         ...

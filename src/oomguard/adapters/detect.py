@@ -5,8 +5,8 @@ from __future__ import annotations
 import posixpath
 from collections.abc import Mapping
 
-from oomguard.adapters.launchers import Launch
-from oomguard.configfile.flags import Words
+from oomguard.adapters.launchers import LauncherCommand
+from oomguard.configfile.flags import Flags
 
 #: Flags that QwenLM/Qwen's finetune.py has and the Trainer has not; any two tell it.
 _QWEN_FLAGS = ("lazy_preprocess", "q_lora", "use_lora", "model_max_length", "data_path")
@@ -23,26 +23,26 @@ _LOFTQ_FLAGS = ("loftq_bits", "loftq_iter")
 _ENOUGH = 2
 
 
-def is_qwen(launch: Launch) -> bool:
+def is_qwen(launch: LauncherCommand) -> bool:
     """Whether this starts QwenLM/Qwen's finetune.py."""
-    words = Words(words=launch.words)
+    words = Flags(words=launch.words)
     stated = sum(words.has(flag) for flag in _QWEN_FLAGS)
     return posixpath.basename(launch.program) == "finetune.py" and stated >= _ENOUGH
 
 
-def is_loftq(launch: Launch) -> bool:
+def is_loftq(launch: LauncherCommand) -> bool:
     """Whether this starts a PEFT script whose flags ask for LoftQ."""
-    words = Words(words=launch.words)
+    words = Flags(words=launch.words)
     asked = words.get("init_lora_weights") == "loftq"
     return not launch.is_module and (asked or any(words.has(flag) for flag in _LOFTQ_FLAGS))
 
 
-def is_trl(launch: Launch) -> bool:
+def is_trl(launch: LauncherCommand) -> bool:
     """Whether this starts TRL's SFT script by its path."""
     return launch.program.endswith("trl/scripts/sft.py")
 
 
-def is_known_script(launch: Launch) -> bool:
+def is_known_script(launch: LauncherCommand) -> bool:
     """Whether a script has an adapter of its own."""
     return is_qwen(launch) or is_loftq(launch) or is_trl(launch)
 

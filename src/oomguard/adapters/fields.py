@@ -48,7 +48,7 @@ Edits = Mapping[Key[object], object]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Knob:
+class Binding:
     """One field of the plan.
 
     `read` gives its value in some settings, None where they have no such choice. `edits` gives
@@ -61,10 +61,10 @@ class Knob:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Knobs:
+class Bindings:
     """All the knobs of one framework."""
 
-    knobs: tuple[Knob, ...]
+    knobs: tuple[Binding, ...]
 
     def read(self, settings: Settings) -> dict[str, object]:
         """Read every field that the settings decide."""
@@ -91,7 +91,7 @@ class Knobs:
                 return f"there is no setting that makes {name} {shown(wanted)} in this job"
         return None
 
-    def _changed(self, job: Job, plan: Plan) -> list[Knob]:
+    def _changed(self, job: Job, plan: Plan) -> list[Binding]:
         return [
             knob
             for knob in self.knobs
@@ -99,17 +99,17 @@ class Knobs:
         ]
 
 
-def direct(field: str, key: Key[T]) -> Knob:
+def direct(field: str, key: Key[T]) -> Binding:
     """Make the knob of a field that is one key with the same values."""
-    return Knob(field=field, read=key.of, edits=lambda _, value: {as_object(key): value})
+    return Binding(field=field, read=key.of, edits=lambda _, value: {as_object(key): value})
 
 
-def always(field: str, value: object) -> Knob:
+def always(field: str, value: object) -> Binding:
     """Make the knob of a field that has one value whatever the settings."""
-    return Knob(field=field, read=lambda _: value, edits=lambda _, __: None)
+    return Binding(field=field, read=lambda _: value, edits=lambda _, __: None)
 
 
-def stated(field: str, *keys: Key[T]) -> Knob:
+def stated(field: str, *keys: Key[T]) -> Binding:
     """Make the knob of a field that exists only where the settings state one of these keys."""
 
     def first(settings: Settings) -> Key[T] | None:
@@ -123,22 +123,22 @@ def stated(field: str, *keys: Key[T]) -> Knob:
         key = first(settings)
         return {as_object(key): value} if key else None
 
-    return Knob(field=field, read=read, edits=edits)
+    return Binding(field=field, read=read, edits=edits)
 
 
-def choice(field: str, key: Key[T], values: Mapping[T, Enum]) -> Knob:
+def choice(field: str, key: Key[T], values: Mapping[T, Enum]) -> Binding:
     """Make the knob of a field that is one key with the framework's own words for the values."""
 
     def edits(_: Settings, value: object) -> Edits | None:
         own = [own for own, noun in values.items() if noun is value]
         return {as_object(key): own[0]} if own else None
 
-    return Knob(field=field, read=lambda settings: values.get(key.of(settings)), edits=edits)
+    return Binding(field=field, read=lambda settings: values.get(key.of(settings)), edits=edits)
 
 
-def switch(field: str, key: Key[bool], *, on: object, off: object) -> Knob:
+def switch(field: str, key: Key[bool], *, on: object, off: object) -> Binding:
     """Make the knob of a field with two values that is one true-or-false key."""
-    return Knob(
+    return Binding(
         field=field,
         read=lambda settings: on if key.of(settings) else off,
         edits=lambda _, value: {as_object(key): value == on} if value in (on, off) else None,

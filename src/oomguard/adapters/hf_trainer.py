@@ -11,21 +11,21 @@ from dataclasses import replace
 
 from oomguard.adapters import allocator_env, common, fields, launchers, trial
 from oomguard.adapters.common import Refusal
-from oomguard.adapters.contract import Request
+from oomguard.adapters.contract import JobRequest
 from oomguard.adapters.detect import is_known_config, is_known_script
-from oomguard.adapters.fields import Edits, Key, Knob, Knobs, as_object, flag
+from oomguard.adapters.fields import Binding, Bindings, Edits, Key, as_object, flag
 from oomguard.adapters.hf import accelerate, resuming
 from oomguard.adapters.hf import training_arguments as hf
 from oomguard.adapters.hf.deepspeed import ZERO
 from oomguard.adapters.hf.hf_memory import recipe_of
 from oomguard.adapters.invocation import Invocation, args_file, split
-from oomguard.adapters.launchers import Launch, Launcher
-from oomguard.configfile.flags import Words
+from oomguard.adapters.launchers import Launcher, LauncherCommand
+from oomguard.configfile.flags import Flags
 from oomguard.configfile.layered import Settings
 from oomguard.errors import ConfigError, Where
 from oomguard.job.checkpoint import Continuation, Layout, Mode
 from oomguard.job.command import Command, File
-from oomguard.job.memory_settings import Recipe
+from oomguard.job.memory_settings import MemorySettings
 from oomguard.job.plan import (
     DeviceMap,
     EmbeddingRows,
@@ -104,20 +104,20 @@ def _device_map_edits(settings: Settings, value: object) -> Edits | None:
     return {as_object(_DEVICE_MAP): _OWN_DEVICE} if own else None
 
 
-KNOBS = Knobs(
+KNOBS = Bindings(
     knobs=(
         *hf.SHARED,
         fields.stated("sequence_length", *(fields.maybe_number(name) for name in _LENGTHS)),
         hf.checkpointing("gradient_checkpointing"),
-        Knob(field="precision", read=hf.mixed_precision, edits=hf.precision_edits),
-        Knob(field="quantization", read=_quantization, edits=_quantization_edits),
-        Knob(field="tuning", read=_tuning, edits=lambda _, __: None),
+        Binding(field="precision", read=hf.mixed_precision, edits=hf.precision_edits),
+        Binding(field="quantization", read=_quantization, edits=_quantization_edits),
+        Binding(field="tuning", read=_tuning, edits=lambda _, __: None),
         fields.stated("lora_rank", *(fields.maybe_number(name) for name in _RANKS)),
         hf.loss_kernel("use_liger_kernel"),
         fields.stated("low_cpu_mem_usage", flag("low_cpu_mem_usage")),
-        Knob(field="device_map", read=_device_map, edits=_device_map_edits),
+        Binding(field="device_map", read=_device_map, edits=_device_map_edits),
         # run_clm groups texts into blocks; what other scripts do with long samples is not known.
-        Knob(
+        Binding(
             field="overlong",
             read=lambda settings: Overlong.CHUNKED if settings.has("block_size") else None,
             edits=lambda _, __: None,
@@ -158,16 +158,16 @@ REFUSALS = (
 )
 
 
-def _distributed(launch: Launch, ranks: int, python: str) -> tuple[str, ...]:
+def _distributed(launch: LauncherCommand, ranks: int, python: str) -> tuple[str, ...]:
     """Put torchrun before a program that `python` starts: DeepSpeed wants a process group."""
     options = ("-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}")
     before = launch.head[: -2 if launch.is_module else -1] or (python,)
     return (*before, *options, *(("-m",) if launch.is_module else ()), launch.program)
 
 
-def _named(launch: Launch, option: str, files: tuple[File, ...]) -> tuple[str, ...]:
+def _named(launch: LauncherCommand, option: str, files: tuple[File, ...]) -> tuple[str, ...]:
     """Give the head of a command with the first file as the launcher's option."""
-    return Words(words=launch.head).set(option, files[0].path).words if files else launch.head
+    return Flags(words=launch.head).set(option, files[0].path).words if files else launch.head
 
 
 class HFTrainer:
@@ -175,18 +175,18 @@ class HFTrainer:
 
     name = "hf_trainer"
     title = "Hugging Face Trainer script"
-    knobs: Knobs = KNOBS
+    knobs: Bindings = KNOBS
     refusals: tuple[Refusal, ...] = REFUSALS
     environment: tuple[str, ...] = ENVIRONMENT
     output: Key[str] = hf.OUTPUT_DIR
     #: Where the script can switch to LoRA by itself: the key of the rank that it then takes.
     rank: Key[int] | None = None
 
-    def recognise(self, document: Mapping[str, object]) -> bool:
+    def recognizes(self, document: Mapping[str, object]) -> bool:
         """Take flat configs of TrainingArguments, unless a key belongs to another framework."""
         return not hf.ARGUMENTS.isdisjoint(document) and not is_known_config(document)
 
-    def recognise_command(self, argv: tuple[str, ...]) -> bool:
+    def recognizes_command(self, argv: tuple[str, ...]) -> bool:
         """Take a Python script or module behind any launcher, but no other framework's."""
         launch = launchers.parse(argv)
         if launch is None or (launch.words and launch.words[0].endswith((".yaml", ".yml"))):
@@ -215,7 +215,7 @@ class HFTrainer:
         launch = launchers.parse(argv)
         return args_file(launch) if launch else None
 
-    def further_files(self, request: Request) -> tuple[str, ...]:
+    def referenced_files(self, request: JobRequest) -> tuple[str, ...]:
         """Name the DeepSpeed file, accelerate's, and the one that accelerate's names."""
         invocation = self.split(request.argv, request.source)
         files = (
@@ -224,11 +224,11 @@ class HFTrainer:
         )
         return tuple(path for path in files if path)
 
-    def accelerate_config(self, invocation: Invocation, request: Request) -> str:
+    def accelerate_config(self, invocation: Invocation, request: JobRequest) -> str:
         """Give the text of accelerate's config; empty where there is none."""
         return common.launch_text(invocation.launch, request)
 
-    def _zero_file(self, invocation: Invocation, request: Request) -> str | None:
+    def _zero_file(self, invocation: Invocation, request: JobRequest) -> str | None:
         """Name the DeepSpeed file (absolute), wherever it is named."""
         if hf.DEEPSPEED.of(invocation.settings):
             return hf.deepspeed_path(invocation.settings, request.cwd)
@@ -239,7 +239,7 @@ class HFTrainer:
         """Take a command line apart."""
         return split(argv, source)
 
-    def read(self, request: Request) -> Job:
+    def read(self, request: JobRequest) -> Job:
         """Read the job."""
         invocation = self.split(request.argv, request.source)
         settings = invocation.settings
@@ -269,13 +269,13 @@ class HFTrainer:
 
     def _with_embeddings(self, job: Job) -> Job:
         """Name the matrices over the vocabulary that are trained in full beside an adapter."""
-        lora = self.recipe(job).lora
+        lora = self.memory_settings(job).lora
         names = lora.trained_embeddings if lora else ()
         rows = EmbeddingRows.ALL if names else None
         return replace(job, asked=replace(job.asked, embedding_rows=rows), trained_embeddings=names)
 
     def sharding(
-        self, invocation: Invocation, request: Request
+        self, invocation: Invocation, request: JobRequest
     ) -> tuple[Sharding | None, frozenset[Offload] | None]:
         """Read sharding and offload: the trainer's own DeepSpeed config, else accelerate's."""
         settings, launch = invocation.settings, invocation.launch
@@ -284,7 +284,7 @@ class HFTrainer:
             return hf.sharding(settings, request.cwd, request.files)
         return common.launch_sharding(launch, request, self.accelerate_config(invocation, request))
 
-    def world(self, invocation: Invocation, request: Request, device: Device) -> World:
+    def world(self, invocation: Invocation, request: JobRequest, device: Device) -> World:
         """Say how many ranks the job has."""
         if invocation.launch.launcher is not Launcher.PYTHON:
             return common.launched_world(invocation.launch, request)
@@ -294,7 +294,7 @@ class HFTrainer:
             return World()
         return World(per_node=max(1, request.gpus) if device is Device.CUDA else 1)
 
-    def settle(self, job: Job, plan: Plan) -> Plan:
+    def normalize(self, job: Job, plan: Plan) -> Plan:
         """Give a plan that switches LoRA on the script's own rank, and one without it none."""
         if self.rank is None or plan.tuning is job.asked.tuning:
             return plan
@@ -304,14 +304,14 @@ class HFTrainer:
         as_lora = replace(job, asked=replace(plan, lora_rank=plan.lora_rank or rank))
         return self._with_embeddings(as_lora).asked
 
-    def layout(self, job: Job) -> Layout | None:
+    def checkpoint_layout(self, job: Job) -> Layout | None:
         """Name the Trainer's checkpoints."""
         return resuming.layout(job, self.split(job.argv, job.config).settings)
 
-    def keeps(self, job: Job, before: Plan, after: Plan) -> tuple[Mode, str]:
+    def resume_mode(self, job: Job, before: Plan, after: Plan) -> tuple[Mode, str]:
         """Say what survives."""
         settings = self.split(job.argv, job.config).settings
-        return resuming.keeps(settings, before, after, packs=bool(settings.get("packing")))
+        return resuming.resume_mode(settings, before, after, packs=bool(settings.get("packing")))
 
     def write(
         self, job: Job, plan: Plan, folder: str, begins: Continuation | None = None
@@ -331,7 +331,7 @@ class HFTrainer:
             config=config,
         )
 
-    def aside(self, job: Job, folder: str) -> Job:
+    def as_trial(self, job: Job, folder: str) -> Job:
         """Give the job as one to try."""
         invocation = self.split(job.argv, job.config)
         settings = self.quiet(invocation.settings, folder)
@@ -364,18 +364,18 @@ class HFTrainer:
             return _distributed(launch, job.world.size, job.python), settings, files
         return launch.head, settings, files
 
-    def recipe(self, job: Job) -> Recipe:
+    def memory_settings(self, job: Job) -> MemorySettings:
         """Read what the flags say of memory beyond the plan."""
         return recipe_of(self.split(job.argv, job.config).settings, job)
 
-    def refuses(self, job: Job, plan: Plan) -> str | None:
+    def refusal(self, job: Job, plan: Plan) -> str | None:
         """Say the Trainer's own message for a plan that it refuses."""
         invocation = self.split(job.argv, job.config)
         settings = invocation.settings
         return (
             common.first_refusal(self.refusals, settings, job, plan)
             or hf.refuses_sharding(job, plan)
-            or accelerate.refuses(invocation.launch.options, job, plan)
+            or accelerate.refusal(invocation.launch.options, job, plan)
             or self.knobs.unwritable(settings, job, plan, elsewhere=self._elsewhere(job, plan))
         )
 
@@ -383,6 +383,6 @@ class HFTrainer:
         switched = self.rank is not None and plan.tuning is not job.asked.tuning
         return (*hf.ELSEWHERE, *(("lora_rank", "embedding_rows") if switched else ()))
 
-    def needs(self, job: Job, plan: Plan) -> frozenset[str]:
+    def required_packages(self, job: Job, plan: Plan) -> frozenset[str]:
         """Name deepspeed, bitsandbytes and liger_kernel where the plan brings them in."""
         return hf.packages(plan) - hf.packages(job.asked)

@@ -9,9 +9,9 @@ import json
 from dataclasses import dataclass
 
 from oomguard.adapters import launchers
-from oomguard.adapters.launchers import Launch
+from oomguard.adapters.launchers import LauncherCommand
 from oomguard.configfile.document import Document
-from oomguard.configfile.flags import Words, is_flag
+from oomguard.configfile.flags import Flags, is_flag
 from oomguard.configfile.layered import Settings
 from oomguard.errors import ConfigError, Where
 from oomguard.job.training_job import Source
@@ -21,7 +21,7 @@ from oomguard.job.training_job import Source
 class Invocation:
     """The command line of a script taken apart: its launcher, its own words, its config."""
 
-    launch: Launch
+    launch: LauncherCommand
     words: tuple[str, ...]
     source: Source | None
     is_json: bool = False
@@ -29,7 +29,7 @@ class Invocation:
     @property
     def settings(self) -> Settings:
         """Lay flags and config over each other as the program does."""
-        words = Words(words=self.words)
+        words = Flags(words=self.words)
         if self.source is None:
             return Settings(late=words)
         if self.is_json:
@@ -98,7 +98,7 @@ class FileFirst(Invocation):
     def settings(self) -> Settings:
         """Lay the words over the file."""
         file = Document.parse(self.source) if self.source else None
-        return Settings(late=Words(words=self.words[1:] if file else self.words), file=file)
+        return Settings(late=Flags(words=self.words[1:] if file else self.words), file=file)
 
     @property
     def config(self) -> str | None:
@@ -140,7 +140,7 @@ def split(argv: tuple[str, ...], source: Source | None) -> Invocation:
     return Invocation(launch=launch, words=(*launch.words[:at], *after), source=source)
 
 
-def args_file(launch: Launch) -> str | None:
+def args_file(launch: LauncherCommand) -> str | None:
     """Name the `.json` that is a script's only word."""
     only = launch.words[0] if len(launch.words) == 1 else ""
     return only if only.endswith(".json") else None

@@ -51,7 +51,7 @@ _COUNTED = {"gpu", "auto"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Launch:
+class LauncherCommand:
     """A command line taken apart: `head` (launcher, its options, the program), then `words`.
 
     `options` are the launcher's own; `program` is the script's path, or the module's name.
@@ -91,7 +91,7 @@ class Launch:
         return World(nodes=nodes, per_node=max(1, count(total, fallback * nodes) // nodes))
 
 
-def parse(argv: tuple[str, ...]) -> Launch | None:
+def parse(argv: tuple[str, ...]) -> LauncherCommand | None:
     """Take a command line apart; None if it starts no Python program in a way known here."""
     name = posixpath.basename(argv[0]) if argv else ""
     if _PYTHON.fullmatch(name):
@@ -107,7 +107,7 @@ def parse(argv: tuple[str, ...]) -> Launch | None:
     return None
 
 
-def _python(argv: tuple[str, ...]) -> Launch | None:
+def _python(argv: tuple[str, ...]) -> LauncherCommand | None:
     at = 1
     while at < len(argv) and argv[at].startswith("-") and argv[at] not in ("-m", "-c", "-"):
         at += 2 if argv[at] in _PYTHON_WITH_VALUE else 1
@@ -122,7 +122,7 @@ def _python(argv: tuple[str, ...]) -> Launch | None:
     return None
 
 
-def _launched(launcher: Launcher, argv: tuple[str, ...], at: int) -> Launch | None:
+def _launched(launcher: Launcher, argv: tuple[str, ...], at: int) -> LauncherCommand | None:
     options: dict[str, str] = {}
     bare, is_module = _BARE[launcher] or set(), False
     while at < len(argv) and argv[at].startswith("-"):
@@ -143,10 +143,10 @@ def _launch(
     at: int,
     *,
     is_module: bool,
-) -> Launch | None:
+) -> LauncherCommand | None:
     if at >= len(argv):
         return None
-    return Launch(
+    return LauncherCommand(
         launcher=launcher,
         options=options,
         program=argv[at],

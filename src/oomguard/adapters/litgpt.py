@@ -11,18 +11,18 @@ from dataclasses import dataclass, replace
 
 from oomguard.adapters import allocator_env, common, fields, launchers, trial
 from oomguard.adapters.common import Refusal
-from oomguard.adapters.contract import Request
-from oomguard.adapters.fields import Edits, Key, Knob, Knobs, as_object, choice
+from oomguard.adapters.contract import JobRequest
+from oomguard.adapters.fields import Binding, Bindings, Edits, Key, as_object, choice
 from oomguard.adapters.hf import training_arguments as hf
 from oomguard.adapters.invocation import with_config
 from oomguard.adapters.litgpt_memory import recipe_of
 from oomguard.configfile.document import Document
-from oomguard.configfile.flags import Style, Words, is_flag
+from oomguard.configfile.flags import Flags, Style, is_flag
 from oomguard.configfile.layered import Settings
 from oomguard.errors import ConfigError, Where
 from oomguard.job.checkpoint import Continuation, Layout, Mode
 from oomguard.job.command import Command
-from oomguard.job.memory_settings import Recipe
+from oomguard.job.memory_settings import MemorySettings
 from oomguard.job.plan import Overlong, Plan, Precision, Quantization, Tuning
 from oomguard.job.training_job import Device, Job, Source, World
 
@@ -86,20 +86,22 @@ _COMMON = (
     fields.direct("sequence_length", _LENGTH),
     fields.always("overlong", Overlong.CUT),
     choice("precision", _PRECISION, _PRECISIONS),
-    Knob(field="optimizer", read=_OPTIMIZER.of, edits=_optimizer_edits),
+    Binding(field="optimizer", read=_OPTIMIZER.of, edits=_optimizer_edits),
     fields.stated(
         "loader_workers",
         Key(name="data.init_args.num_workers", decode=fields.natural, default=0),
     ),
 )
 _QUANTIZED = (choice("quantization", fields.maybe_text("quantize"), _QUANTIZATIONS),)
-_LORA = Knobs(knobs=(*_COMMON, *_QUANTIZED, fields.direct("lora_rank", fields.number("lora_r", 8))))
+_LORA = Bindings(
+    knobs=(*_COMMON, *_QUANTIZED, fields.direct("lora_rank", fields.number("lora_r", 8)))
+)
 _KNOBS = {
     "finetune": _LORA,
     "finetune_lora": _LORA,
-    "finetune_full": Knobs(knobs=_COMMON),
-    "finetune_adapter": Knobs(knobs=(*_COMMON, *_QUANTIZED)),
-    "finetune_adapter_v2": Knobs(knobs=(*_COMMON, *_QUANTIZED)),
+    "finetune_full": Bindings(knobs=_COMMON),
+    "finetune_adapter": Bindings(knobs=(*_COMMON, *_QUANTIZED)),
+    "finetune_adapter_v2": Bindings(knobs=(*_COMMON, *_QUANTIZED)),
 }
 _MIXED = frozenset({Precision.BF16_MIXED, Precision.FP16_MIXED})
 _TUNINGS = {"finetune": Tuning.LORA, "finetune_lora": Tuning.LORA, "finetune_full": Tuning.FULL}
@@ -163,8 +165,8 @@ class _Invocation:
 
     head: tuple[str, ...]
     command: str
-    early: Words
-    late: Words
+    early: Flags
+    late: Flags
 
     def argv(self, settings: Settings, config: str | None) -> tuple[str, ...]:
         early = settings.early.set("config", config) if config else settings.early
@@ -187,8 +189,8 @@ def _split(argv: tuple[str, ...]) -> _Invocation | None:
     return _Invocation(
         head=(*head, words[0]),
         command=words[0],
-        early=Words(words=words[1:end], style=Style.JSONARGPARSE),
-        late=Words(words=words[end:], style=Style.JSONARGPARSE),
+        early=Flags(words=words[1:end], style=Style.JSONARGPARSE),
+        late=Flags(words=words[end:], style=Style.JSONARGPARSE),
     )
 
 
@@ -268,12 +270,12 @@ class LitGPT:
     name = "litgpt"
     title = "LitGPT"
 
-    def recognise(self, document: Mapping[str, object]) -> bool:
+    def recognizes(self, document: Mapping[str, object]) -> bool:
         """Take configs with a checkpoint folder, or with batch sizes under `train`."""
         train, sizes = document.get("train"), {"micro_batch_size", "global_batch_size"}
         return "checkpoint_dir" in document or (isinstance(train, dict) and bool(sizes & {*train}))
 
-    def recognise_command(self, argv: tuple[str, ...]) -> bool:
+    def recognizes_command(self, argv: tuple[str, ...]) -> bool:
         """Take `litgpt finetune...` and `python -m litgpt finetune...`."""
         return _split(argv) is not None
 
@@ -296,12 +298,12 @@ class LitGPT:
         path = invocation.early.get("config") if invocation else None
         return str(path) if path else None
 
-    def further_files(self, request: Request) -> tuple[str, ...]:
+    def referenced_files(self, request: JobRequest) -> tuple[str, ...]:
         """Name the model's config, which knows the longest sequence."""
         path = _model_config(_settings(request.argv, request.source), request.cwd)
         return (path,) if path else ()
 
-    def read(self, request: Request) -> Job:
+    def read(self, request: JobRequest) -> Job:
         """Read the job; the global batch is what remains after LitGPT's floor division."""
         settings = _settings(request.argv, request.source)
         command = _invocation(request.argv).command
@@ -329,20 +331,20 @@ class LitGPT:
             output_dir=posixpath.join(request.cwd, _OUT.of(settings) or _OUTPUT[command]),
         )
 
-    def settle(self, job: Job, plan: Plan) -> Plan:
+    def normalize(self, job: Job, plan: Plan) -> Plan:
         """Give a newly quantized base weights in bf16: LitGPT refuses mixed precision with it."""
         gained = _quantized(plan) and plan.quantization is not job.asked.quantization
         if gained and plan.precision in _MIXED:
             return replace(plan, precision=Precision.BF16_TRUE)
         return plan
 
-    def layout(self, job: Job) -> Layout | None:
+    def checkpoint_layout(self, job: Job) -> Layout | None:
         """Name the checkpoints of finetune_full; the others hold weights alone."""
         if _invocation(job.argv).command != "finetune_full" or job.output_dir is None:
             return None
         return Layout(folder=job.output_dir, name=r"step-(?P<step>\d+)", needs=("lit_model.pth",))
 
-    def keeps(self, job: Job, before: Plan, after: Plan) -> tuple[Mode, str]:
+    def resume_mode(self, job: Job, before: Plan, after: Plan) -> tuple[Mode, str]:
         """Say what survives: LitGPT counts micro-batches, another size would repeat samples."""
         if _invocation(job.argv).command != "finetune_full":
             return Mode.RESTART, "LitGPT saves only weights here and has no way to go on"
@@ -374,7 +376,7 @@ class LitGPT:
             config=config,
         )
 
-    def aside(self, job: Job, folder: str) -> Job:
+    def as_trial(self, job: Job, folder: str) -> Job:
         """Give the job as one to try; a limit on its steps would not go with its warm-up."""
         settings = _settings(job.argv, job.config).set(_OUT.name, folder).set("logger_name", "csv")
         edits: dict[str, object] = {"eval.initial_validation": False, "resume": False}
@@ -382,12 +384,12 @@ class LitGPT:
         invocation = _invocation(job.argv)
         return trial.with_settings(job, settings, invocation.argv(settings, None), folder)
 
-    def recipe(self, job: Job) -> Recipe:
+    def memory_settings(self, job: Job) -> MemorySettings:
         """Read what the settings say of memory beyond the plan."""
         settings = _settings(job.argv, job.config)
         return recipe_of(settings, job, _checkpoint(settings))
 
-    def refuses(self, job: Job, plan: Plan) -> str | None:
+    def refusal(self, job: Job, plan: Plan) -> str | None:
         """Say LitGPT's own message for a plan that it refuses."""
         settings = _settings(job.argv, job.config)
         table = _KNOBS[_invocation(job.argv).command]
@@ -395,6 +397,6 @@ class LitGPT:
             settings, job, plan, elsewhere=_ELSEWHERE
         )
 
-    def needs(self, job: Job, plan: Plan) -> frozenset[str]:
+    def required_packages(self, job: Job, plan: Plan) -> frozenset[str]:
         """Name bitsandbytes where the plan brings it in."""
         return hf.packages(plan) - hf.packages(job.asked)

@@ -9,7 +9,7 @@ import posixpath
 
 from oomguard.adapters import fields
 from oomguard.configfile.layered import Settings
-from oomguard.job.memory_settings import Family, Lora, Recipe
+from oomguard.job.memory_settings import Family, Lora, MemorySettings
 from oomguard.job.plan import Tuning
 from oomguard.job.training_job import Job
 
@@ -25,9 +25,9 @@ _SWITCHES = (
 )
 
 
-def recipe_of(settings: Settings, job: Job, checkpoint: str | None) -> Recipe:
+def recipe_of(settings: Settings, job: Job, checkpoint: str | None) -> MemorySettings:
     """Read it; LitGPT keeps every number in the format that its precision names."""
-    return Recipe(
+    return MemorySettings(
         framework=job.framework,
         model=checkpoint,
         family=Family.LITGPT,

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 
 from oomguard.adapters import allocator_env, common, launchers, trial
 from oomguard.adapters.common import Refusal
-from oomguard.adapters.contract import Request
+from oomguard.adapters.contract import JobRequest
 from oomguard.adapters.detect import is_trl_config
 from oomguard.adapters.hf import resuming
 from oomguard.adapters.hf import training_arguments as hf
@@ -25,12 +25,12 @@ from oomguard.adapters.llamafactory_keys import (
 )
 from oomguard.adapters.llamafactory_memory import recipe_of
 from oomguard.configfile.document import Document
-from oomguard.configfile.flags import Style, Words
+from oomguard.configfile.flags import Flags, Style
 from oomguard.configfile.layered import Settings
 from oomguard.errors import ConfigError, Where
 from oomguard.job.checkpoint import Continuation, Layout, Mode
 from oomguard.job.command import Command
-from oomguard.job.memory_settings import Recipe
+from oomguard.job.memory_settings import MemorySettings
 from oomguard.job.plan import Allocator, EmbeddingRows, Offload, Plan, Sharding, Tuning
 from oomguard.job.training_job import Device, Job, Source, World
 
@@ -49,7 +49,7 @@ class _Invocation:
     head: tuple[str, ...]
     config: str | None
     words: tuple[str, ...]
-    launch: launchers.Launch | None
+    launch: launchers.LauncherCommand | None
 
     @property
     def can_distribute(self) -> bool:
@@ -79,7 +79,7 @@ def _split(argv: tuple[str, ...]) -> _Invocation | None:
 
 
 def _with_config(
-    head: tuple[str, ...], words: tuple[str, ...], launch: launchers.Launch | None
+    head: tuple[str, ...], words: tuple[str, ...], launch: launchers.LauncherCommand | None
 ) -> _Invocation | None:
     first = words[0] if words else ""
     if first.endswith((".yaml", ".yml", ".json")):
@@ -103,7 +103,7 @@ def _invocation(argv: tuple[str, ...]) -> _Invocation:
 def _settings(argv: tuple[str, ...], source: Source | None) -> Settings:
     invocation = _invocation(argv)
     if source is None:
-        return Settings(late=Words(words=invocation.words))
+        return Settings(late=Flags(words=invocation.words))
     if source.path.endswith(".json"):
         raise ConfigError(
             "LLaMA-Factory 0.9.5 fails on every JSON config ('PosixPath' object has no attribute "
@@ -111,7 +111,7 @@ def _settings(argv: tuple[str, ...], source: Source | None) -> Settings:
             where=Where(file=source.path),
             next_step="Save it as .yaml: JSON is YAML, the text can stay.",
         )
-    words = Words(words=invocation.words, style=Style.OMEGACONF)
+    words = Flags(words=invocation.words, style=Style.OMEGACONF)
     return Settings(late=words, file=Document.parse(source))
 
 
@@ -124,7 +124,7 @@ def _starts_torchrun(env: Mapping[str, str], gpus: int) -> bool:
     return forced or (gpus > 1 and not _enabled(env, "USE_RAY") and not _enabled(env, "USE_KT"))
 
 
-def _world(request: Request, invocation: _Invocation) -> World:
+def _world(request: JobRequest, invocation: _Invocation) -> World:
     if invocation.launch is not None:
         return common.launched_world(invocation.launch, request)
     if not _starts_torchrun(request.env, request.gpus):
@@ -136,7 +136,7 @@ def _world(request: Request, invocation: _Invocation) -> World:
 
 
 def _sharding(
-    settings: Settings, invocation: _Invocation, request: Request
+    settings: Settings, invocation: _Invocation, request: JobRequest
 ) -> tuple[Sharding | None, frozenset[Offload] | None]:
     launch = invocation.launch
     if launch is None or launch.launcher is not launchers.Launcher.ACCELERATE:
@@ -200,13 +200,13 @@ class LlamaFactory:
     name = "llamafactory"
     title = "LLaMA-Factory"
 
-    def recognise(self, document: Mapping[str, object]) -> bool:
+    def recognizes(self, document: Mapping[str, object]) -> bool:
         """Take every flat config that names a model the way LLaMA-Factory does."""
         if is_trl_config(document) or isinstance(document.get("train"), dict):
             return False
         return "model_name_or_path" in document
 
-    def recognise_command(self, argv: tuple[str, ...]) -> bool:
+    def recognizes_command(self, argv: tuple[str, ...]) -> bool:
         """Take `llamafactory-cli train`, `lmf train`, and their Python spellings."""
         return _split(argv) is not None
 
@@ -224,7 +224,7 @@ class LlamaFactory:
         invocation = _split(argv)
         return invocation.config if invocation else None
 
-    def further_files(self, request: Request) -> tuple[str, ...]:
+    def referenced_files(self, request: JobRequest) -> tuple[str, ...]:
         """Name the DeepSpeed file, and accelerate's."""
         launch = _invocation(request.argv).launch
         files = (
@@ -234,7 +234,7 @@ class LlamaFactory:
         )
         return tuple(path for path in files if path)
 
-    def read(self, request: Request) -> Job:
+    def read(self, request: JobRequest) -> Job:
         """Read the job."""
         settings = _settings(request.argv, request.source)
         device = hf.device(settings, request.gpus)
@@ -270,7 +270,7 @@ class LlamaFactory:
         rows = EmbeddingRows.ALL if names else None
         return replace(job, asked=replace(plan, embedding_rows=rows), trained_embeddings=names)
 
-    def settle(self, job: Job, plan: Plan) -> Plan:
+    def normalize(self, job: Job, plan: Plan) -> Plan:
         """Give a job that becomes LoRA what LLaMA-Factory sets for one."""
         if plan.tuning is not Tuning.LORA or job.asked.tuning is Tuning.LORA:
             return plan
@@ -279,15 +279,15 @@ class LlamaFactory:
         rows = EmbeddingRows.ALL if _trained_embeddings(settings, changed) else None
         return replace(plan, lora_rank=LORA_RANK.of(settings), embedding_rows=rows)
 
-    def layout(self, job: Job) -> Layout | None:
+    def checkpoint_layout(self, job: Job) -> Layout | None:
         """Name the Trainer's checkpoints."""
         return resuming.layout(job, _settings(job.argv, job.config))
 
-    def keeps(self, job: Job, before: Plan, after: Plan) -> tuple[Mode, str]:
+    def resume_mode(self, job: Job, before: Plan, after: Plan) -> tuple[Mode, str]:
         """Say what survives; a packed data set depends on the sequence length."""
         settings = _settings(job.argv, job.config)
         packs = bool(settings.get("packing")) or settings.get("stage") == "pt"
-        return resuming.keeps(settings, before, after, packs=packs)
+        return resuming.resume_mode(settings, before, after, packs=packs)
 
     def write(
         self, job: Job, plan: Plan, folder: str, begins: Continuation | None = None
@@ -308,18 +308,18 @@ class LlamaFactory:
             config=config,
         )
 
-    def aside(self, job: Job, folder: str) -> Job:
+    def as_trial(self, job: Job, folder: str) -> Job:
         """Give the job as one to try."""
         invocation = _invocation(job.argv)
         settings = trial.trainer(_settings(job.argv, job.config), folder)
         argv = invocation.argv(invocation.config, settings.late.words)
         return trial.with_settings(job, settings, argv, folder)
 
-    def recipe(self, job: Job) -> Recipe:
+    def memory_settings(self, job: Job) -> MemorySettings:
         """Read what the settings say of memory beyond the plan."""
         return recipe_of(_settings(job.argv, job.config), job)
 
-    def refuses(self, job: Job, plan: Plan) -> str | None:
+    def refusal(self, job: Job, plan: Plan) -> str | None:
         """Say LLaMA-Factory's own message for a plan that it refuses."""
         settings = _settings(job.argv, job.config)
         return (
@@ -328,7 +328,7 @@ class LlamaFactory:
             or common.first_refusal((*REFUSALS, *_LAUNCHED), settings, job, plan)
         )
 
-    def needs(self, job: Job, plan: Plan) -> frozenset[str]:
+    def required_packages(self, job: Job, plan: Plan) -> frozenset[str]:
         """Name deepspeed, bitsandbytes and liger_kernel where the plan brings them in."""
         return hf.packages(plan) - hf.packages(job.asked)
 

@@ -10,7 +10,7 @@ import re
 
 from oomguard.adapters import fields
 from oomguard.adapters.common import Refusal
-from oomguard.adapters.fields import Edits, Knob, Knobs, as_object, choice, direct, flag
+from oomguard.adapters.fields import Binding, Bindings, Edits, as_object, choice, direct, flag
 from oomguard.adapters.hf import training_arguments as hf
 from oomguard.adapters.hf.deepspeed import ZERO
 from oomguard.adapters.llamafactory_memory import packs
@@ -175,19 +175,19 @@ def _rank_edits(settings: Settings, value: object) -> Edits | None:
     return {as_object(_ALPHA): alpha, as_object(LORA_RANK): value}
 
 
-KNOBS = Knobs(
+KNOBS = Bindings(
     knobs=(
         *hf.SHARED,
-        Knob(
+        Binding(
             field="sequence_length",
             read=_sequence_length,
             edits=lambda _, value: {as_object(_LENGTH): value},
         ),
-        Knob(field="overlong", read=_overlong, edits=_overlong_edits),
-        Knob(
+        Binding(field="overlong", read=_overlong, edits=_overlong_edits),
+        Binding(
             field="image_pixels", read=_pixels, edits=lambda _, value: {as_object(_PIXELS): value}
         ),
-        Knob(
+        Binding(
             field="video_pixels",
             read=_video_pixels,
             edits=lambda _, value: {as_object(_VIDEO): value},
@@ -199,11 +199,11 @@ KNOBS = Knobs(
             on=False,
             off=True,
         ),
-        Knob(field="precision", read=_precision, edits=_precision_edits),
-        Knob(field="quantization", read=_quantization, edits=_quantization_edits),
+        Binding(field="precision", read=_precision, edits=_precision_edits),
+        Binding(field="quantization", read=_quantization, edits=_quantization_edits),
         choice("tuning", _TYPE, _TUNINGS),
-        Knob(field="lora_rank", read=_rank, edits=_rank_edits),
-        Knob(field="frozen", read=_frozen, edits=_frozen_edits),
+        Binding(field="lora_rank", read=_rank, edits=_rank_edits),
+        Binding(field="frozen", read=_frozen, edits=_frozen_edits),
         hf.loss_kernel("enable_liger_kernel"),
         direct("low_cpu_mem_usage", flag("low_cpu_mem_usage", default=True)),
     )

@@ -11,7 +11,7 @@ import posixpath
 from oomguard.adapters import fields
 from oomguard.adapters.hf import training_arguments as hf
 from oomguard.configfile.layered import Settings
-from oomguard.job.memory_settings import ALL_LINEAR, Attention, Format, Lora, Recipe
+from oomguard.job.memory_settings import ALL_LINEAR, Attention, Format, Lora, MemorySettings
 from oomguard.job.plan import Sharding, Tuning
 from oomguard.job.training_job import Job
 
@@ -24,10 +24,10 @@ _ATTENTIONS = {"disabled": Attention.EAGER, "fa2": Attention.FLASH, "fa3": Atten
 _RESIZED = ("embed_tokens", "lm_head")
 
 
-def recipe_of(settings: Settings, job: Job) -> Recipe:
+def recipe_of(settings: Settings, job: Job) -> MemorySettings:
     """Read it; a base in half precision is what LLaMA-Factory loads for every trained model."""
     resizes = bool(new_tokens(settings)) or fields.flag("resize_vocab").of(settings)
-    return Recipe(
+    return MemorySettings(
         framework=job.framework,
         model=_MODEL.of(settings),
         trust_remote_code=fields.flag("trust_remote_code").of(settings),

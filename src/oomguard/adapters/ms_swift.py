@@ -11,9 +11,9 @@ from dataclasses import replace
 
 from oomguard.adapters import fields, launchers
 from oomguard.adapters.common import Refusal
-from oomguard.adapters.contract import Request
+from oomguard.adapters.contract import JobRequest
 from oomguard.adapters.detect import is_swift_config
-from oomguard.adapters.fields import Edits, Key, Knob, Knobs, as_object, choice, flag, number
+from oomguard.adapters.fields import Binding, Bindings, Edits, Key, as_object, choice, flag, number
 from oomguard.adapters.hf import training_arguments as hf
 from oomguard.adapters.hf.deepspeed import ZERO
 from oomguard.adapters.hf.hf_program import HFProgram
@@ -24,7 +24,7 @@ from oomguard.adapters.hf_trainer import (
     ZERO3_WITH_BATCH_SEARCH,
 )
 from oomguard.adapters.invocation import FileFirst, Invocation, split
-from oomguard.adapters.launchers import Launch, Launcher
+from oomguard.adapters.launchers import Launcher, LauncherCommand
 from oomguard.adapters.llamafactory_keys import MULTIMODAL_MODEL
 from oomguard.configfile.layered import Settings
 from oomguard.job.checkpoint import Continuation, Layout, Mode
@@ -154,10 +154,10 @@ def _device_map_edits(_: Settings, value: object) -> Edits | None:
 
 
 _OWN = {"micro_batch", "accumulation", "eval_batch"}
-KNOBS = Knobs(
+KNOBS = Bindings(
     knobs=(
         fields.direct("micro_batch", number("per_device_train_batch_size", 1)),
-        Knob(
+        Binding(
             field="accumulation",
             read=_STEPS.of,
             edits=lambda _, value: {as_object(_STEPS): value},
@@ -165,28 +165,28 @@ KNOBS = Knobs(
         fields.direct("eval_batch", number("per_device_eval_batch_size", 1)),
         *(knob for knob in hf.SHARED if knob.field not in _OWN),
         fields.direct("sequence_length", fields.maybe_number("max_length")),
-        Knob(field="overlong", read=_overlong, edits=_overlong_edits),
-        Knob(field="device_map", read=_device_map, edits=_device_map_edits),
+        Binding(field="overlong", read=_overlong, edits=_overlong_edits),
+        Binding(field="device_map", read=_device_map, edits=_device_map_edits),
         fields.stated("image_pixels", fields.maybe_number("max_pixels")),
         fields.direct("checkpointing", flag("gradient_checkpointing", default=True)),
         fields.stated("preprocess_workers", fields.maybe_number("dataset_num_proc")),
         choice("precision", _DTYPE, _PRECISIONS),
-        Knob(field="quantization", read=_quantization, edits=_quantization_edits),
-        Knob(field="tuning", read=_tuning, edits=_tuning_edits),
-        Knob(
+        Binding(field="quantization", read=_quantization, edits=_quantization_edits),
+        Binding(field="tuning", read=_tuning, edits=_tuning_edits),
+        Binding(
             field="lora_rank",
             read=lambda settings: _RANK.of(settings) if _TYPE.of(settings) == "lora" else None,
             edits=lambda _, value: {as_object(_RANK): value} if value is not None else {},
         ),
-        Knob(field="frozen", read=_frozen, edits=_frozen_edits),
+        Binding(field="frozen", read=_frozen, edits=_frozen_edits),
         hf.loss_kernel("use_liger_kernel"),
     )
 )
 
 
-def _launch(argv: tuple[str, ...]) -> Launch | None:
+def _launch(argv: tuple[str, ...]) -> LauncherCommand | None:
     if len(argv) > 1 and posixpath.basename(argv[0]) == "swift" and argv[1] in _COMMANDS:
-        return Launch(
+        return LauncherCommand(
             launcher=Launcher.PYTHON,
             options={},
             program=argv[1],
@@ -198,7 +198,7 @@ def _launch(argv: tuple[str, ...]) -> Launch | None:
     return launch if launch and launch.is_module and launch.program in _MODULES else None
 
 
-def _is_cli(launch: Launch) -> bool:
+def _is_cli(launch: LauncherCommand) -> bool:
     return launch.program in _COMMANDS
 
 
@@ -247,12 +247,12 @@ class MsSwift(HFProgram):
             return split(argv, source)
         return FileFirst(launch=launch, words=launch.words, source=source)
 
-    def further_files(self, request: Request) -> tuple[str, ...]:
+    def referenced_files(self, request: JobRequest) -> tuple[str, ...]:
         """Name the DeepSpeed file, unless it is one of ms-swift's own."""
         settings = self.split(request.argv, request.source).settings
-        return () if settings.get("deepspeed") in _ZERO_NAMES else super().further_files(request)
+        return () if settings.get("deepspeed") in _ZERO_NAMES else super().referenced_files(request)
 
-    def read(self, request: Request) -> Job:
+    def read(self, request: JobRequest) -> Job:
         """Read the job; without a number, ms-swift accumulates to 16 samples."""
         settings = self.split(request.argv, request.source).settings
         world = self._world(request)
@@ -262,14 +262,14 @@ class MsSwift(HFProgram):
         asked = replace(job.asked, accumulation=steps)
         return replace(job, asked=asked, multimodal=_is_multimodal(settings))
 
-    def world(self, invocation: Invocation, request: Request, device: Device) -> World:
+    def world(self, invocation: Invocation, request: JobRequest, device: Device) -> World:
         """Say how many ranks torchrun starts; without its variables there is one."""
         if _is_cli(invocation.launch):
             return self._world(request)
         return super().world(invocation, request, device)
 
     def sharding(
-        self, invocation: Invocation, request: Request
+        self, invocation: Invocation, request: JobRequest
     ) -> tuple[Sharding | None, frozenset[Offload] | None]:
         """Read sharding and offload; the names of ms-swift's own configs are known."""
         name = invocation.settings.get("deepspeed")
@@ -307,19 +307,19 @@ class MsSwift(HFProgram):
             return command
         return replace(command, env={**command.env, "NPROC_PER_NODE": str(job.world.size)})
 
-    def layout(self, job: Job) -> Layout | None:
+    def checkpoint_layout(self, job: Job) -> Layout | None:
         """Name the Trainer's checkpoints, where each run does not get a folder of its own."""
         versioned = flag("add_version", default=True)
         settings = self.split(job.argv, job.config).settings
-        return None if versioned.of(settings) else super().layout(job)
+        return None if versioned.of(settings) else super().checkpoint_layout(job)
 
-    def keeps(self, job: Job, before: Plan, after: Plan) -> tuple[Mode, str]:
+    def resume_mode(self, job: Job, before: Plan, after: Plan) -> tuple[Mode, str]:
         """Say what survives."""
-        if self.layout(job) is None:
+        if self.checkpoint_layout(job) is None:
             return Mode.RESTART, "ms-swift gives each run a folder of its own (add_version)"
-        return super().keeps(job, before, after)
+        return super().resume_mode(job, before, after)
 
-    def _world(self, request: Request) -> World:
+    def _world(self, request: JobRequest) -> World:
         nodes = launchers.count(request.env.get("NNODES"), 1)
         stated = "NPROC_PER_NODE" in request.env
         local = request.env.get("NPROC_PER_NODE") if stated else 1

@@ -15,7 +15,7 @@ from dataclasses import replace
 from oomguard.adapters import fields, hf_trainer, launchers
 from oomguard.adapters.common import Refusal
 from oomguard.adapters.detect import is_loftq
-from oomguard.adapters.fields import Edits, Knob, Knobs, as_object, flag
+from oomguard.adapters.fields import Binding, Bindings, Edits, as_object, flag
 from oomguard.adapters.hf_trainer import HFTrainer
 from oomguard.configfile.layered import Settings
 from oomguard.job.plan import Loftq, Plan, Quantization, Tuning
@@ -36,12 +36,12 @@ def _staged_edits(settings: Settings, value: object) -> Edits | None:
     return {as_object(_STAGED): staged, **one}
 
 
-KNOBS = Knobs(
+KNOBS = Bindings(
     knobs=(
         *(knob for knob in hf_trainer.KNOBS.knobs if knob.field not in _OWN),
         fields.switch("quantization", _STAGED, on=Quantization.NF4, off=Quantization.NONE),
-        Knob(field="tuning", read=lambda _: Tuning.LORA, edits=lambda _, __: None),
-        Knob(
+        Binding(field="tuning", read=lambda _: Tuning.LORA, edits=lambda _, __: None),
+        Binding(
             field="loftq",
             read=lambda settings: Loftq.STAGED if _STAGED.of(settings) else Loftq.AT_ONCE,
             edits=_staged_edits,
@@ -78,16 +78,16 @@ class PeftLoftq(HFTrainer):
     knobs = KNOBS
     refusals = _REFUSALS
 
-    def recognise(self, document: Mapping[str, object]) -> bool:  # noqa: ARG002  a script's flags
+    def recognizes(self, document: Mapping[str, object]) -> bool:  # noqa: ARG002  a script's flags
         """Take no config without a command."""
         return False
 
-    def recognise_command(self, argv: tuple[str, ...]) -> bool:
+    def recognizes_command(self, argv: tuple[str, ...]) -> bool:
         """Take a script whose flags ask for LoftQ."""
         launch = launchers.parse(argv)
         return launch is not None and is_loftq(launch)
 
-    def settle(self, job: Job, plan: Plan) -> Plan:
+    def normalize(self, job: Job, plan: Plan) -> Plan:
         """Give the staged way the 4-bit base that it begins with."""
         if plan.loftq is job.asked.loftq:
             return plan

@@ -10,9 +10,9 @@ from dataclasses import replace
 
 from oomguard.adapters import fields, launchers, qwen_scripts
 from oomguard.adapters.common import Refusal
-from oomguard.adapters.contract import Request
+from oomguard.adapters.contract import JobRequest
 from oomguard.adapters.detect import is_qwen
-from oomguard.adapters.fields import Knob, Knobs, flag
+from oomguard.adapters.fields import Binding, Bindings, flag
 from oomguard.adapters.hf import training_arguments as hf
 from oomguard.adapters.hf.hf_memory import qwen_recipe
 from oomguard.adapters.hf_trainer import (
@@ -22,7 +22,7 @@ from oomguard.adapters.hf_trainer import (
 )
 from oomguard.configfile.layered import Settings
 from oomguard.job.checkpoint import Layout, Mode
-from oomguard.job.memory_settings import Recipe
+from oomguard.job.memory_settings import MemorySettings
 from oomguard.job.plan import (
     EmbeddingRows,
     Overlong,
@@ -42,15 +42,15 @@ _IGNORED = (
     "trainer.train() gets no checkpoint"
 )
 
-KNOBS = Knobs(
+KNOBS = Bindings(
     knobs=(
         *hf.SHARED,
         # Every sample is padded to it: memory follows this flag, not the data.
         fields.direct("sequence_length", fields.number("model_max_length", 8192)),
         fields.always("overlong", Overlong.CUT),
         fields.direct("checkpointing", flag("gradient_checkpointing")),
-        Knob(field="precision", read=hf.mixed_precision, edits=hf.precision_edits),
-        Knob(
+        Binding(field="precision", read=hf.mixed_precision, edits=hf.precision_edits),
+        Binding(
             field="quantization",
             read=lambda settings: (
                 Quantization.PREQUANTIZED if _QLORA.of(settings) else Quantization.NONE
@@ -122,11 +122,11 @@ class Qwen(HFTrainer):
     environment = (*ENVIRONMENT, "NNODES", "CUDA_DEVICE_MAX_CONNECTIONS")
     rank = _RANK
 
-    def recognise(self, document: Mapping[str, object]) -> bool:  # noqa: ARG002  it has none
+    def recognizes(self, document: Mapping[str, object]) -> bool:  # noqa: ARG002  it has none
         """Take no config: finetune.py reads flags alone."""
         return False
 
-    def recognise_command(self, argv: tuple[str, ...]) -> bool:
+    def recognizes_command(self, argv: tuple[str, ...]) -> bool:
         """Take finetune.py with two flags of its own, and its shell scripts."""
         launch = launchers.parse(argv)
         return qwen_scripts.is_script(argv) or (launch is not None and is_qwen(launch))
@@ -135,14 +135,14 @@ class Qwen(HFTrainer):
         """Name no file."""
         return None
 
-    def further_files(self, request: Request) -> tuple[str, ...]:
+    def referenced_files(self, request: JobRequest) -> tuple[str, ...]:
         """Name the shell script, or the DeepSpeed file and accelerate's."""
         if not qwen_scripts.is_script(request.argv):
-            return super().further_files(request)
+            return super().referenced_files(request)
         script = qwen_scripts.path(request)
-        return (script, *super().further_files(qwen_scripts.unwrapped(request)))
+        return (script, *super().referenced_files(qwen_scripts.unwrapped(request)))
 
-    def read(self, request: Request) -> Job:
+    def read(self, request: JobRequest) -> Job:
         """Read the job; a shell script becomes the line that it would start."""
         if not qwen_scripts.is_script(request.argv):
             return super().read(request)
@@ -151,14 +151,14 @@ class Qwen(HFTrainer):
         exported = {name: plain.env[name] for name in qwen_scripts.EXPORTED if name in plain.env}
         return replace(job, env={**job.env, **exported})
 
-    def recipe(self, job: Job) -> Recipe:
+    def memory_settings(self, job: Job) -> MemorySettings:
         """Read what the flags say of memory beyond the plan."""
         return qwen_recipe(self.split(job.argv, job.config).settings, job)
 
-    def layout(self, job: Job) -> Layout | None:
+    def checkpoint_layout(self, job: Job) -> Layout | None:
         """Name the Trainer's checkpoints, which the reporter hands to finetune.py."""
-        return super().layout(job) if job.inside else None
+        return super().checkpoint_layout(job) if job.inside else None
 
-    def keeps(self, job: Job, before: Plan, after: Plan) -> tuple[Mode, str]:
+    def resume_mode(self, job: Job, before: Plan, after: Plan) -> tuple[Mode, str]:
         """Say what survives a change: nothing where nobody hands the checkpoint over."""
-        return super().keeps(job, before, after) if job.inside else (Mode.RESTART, _IGNORED)
+        return super().resume_mode(job, before, after) if job.inside else (Mode.RESTART, _IGNORED)

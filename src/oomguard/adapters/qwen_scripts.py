@@ -14,7 +14,7 @@ import shlex
 from collections.abc import Mapping
 from dataclasses import replace
 
-from oomguard.adapters.contract import Request
+from oomguard.adapters.contract import JobRequest
 from oomguard.errors import ConfigError, Where
 
 #: What the scripts export.
@@ -53,12 +53,12 @@ def is_script(argv: tuple[str, ...]) -> bool:
     return _script(argv) is not None
 
 
-def path(request: Request) -> str:
+def path(request: JobRequest) -> str:
     """Name the script (absolute)."""
     return posixpath.join(request.cwd, _script(request.argv) or "")
 
 
-def unwrapped(request: Request) -> Request:
+def unwrapped(request: JobRequest) -> JobRequest:
     """Give the request for the line that the script would start.
 
     Raises:
@@ -84,7 +84,7 @@ def _kind(argv: tuple[str, ...]) -> str:
     return found["kind"] if found else ""
 
 
-def _given(request: Request, kind: str) -> dict[str, str]:
+def _given(request: JobRequest, kind: str) -> dict[str, str]:
     at = request.argv.index(_script(request.argv) or "") + 1
     words = request.argv[at:]
     known = {**_OPTIONS, **(_DEEPSPEED if kind == "lora_ds" else {})}
@@ -100,7 +100,7 @@ def _given(request: Request, kind: str) -> dict[str, str]:
 
 
 def _known(
-    kind: str, given: Mapping[str, str], request: Request
+    kind: str, given: Mapping[str, str], request: JobRequest
 ) -> tuple[tuple[str, ...], dict[str, str]]:
     is_q, is_full, is_single = kind.startswith("q"), kind == "ds", kind.endswith("single_gpu")
     model = given.get("MODEL", "Qwen/Qwen-7B-Chat-Int4" if is_q else "Qwen/Qwen-7B")
@@ -124,7 +124,7 @@ def _known(
     return ("torchrun", *_distributed(request), "finetune.py", *words), exported
 
 
-def _distributed(request: Request) -> tuple[str, ...]:
+def _distributed(request: JobRequest) -> tuple[str, ...]:
     asked = {
         "nproc_per_node": str(max(1, request.gpus)),
         "nnodes": request.env.get("NNODES", "1"),
@@ -136,7 +136,7 @@ def _distributed(request: Request) -> tuple[str, ...]:
 
 
 def _from_text(
-    text: str, given: Mapping[str, str], request: Request
+    text: str, given: Mapping[str, str], request: JobRequest
 ) -> tuple[tuple[str, ...], dict[str, str]]:
     """Follow the script's assignments to its last command; loops and functions change nothing."""
     values, exported, argv = dict(request.env), dict[str, str](), tuple[str, ...]()

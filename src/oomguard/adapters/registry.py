@@ -48,7 +48,7 @@ def adapter_named(name: str) -> Adapter:
     return found
 
 
-def recognise(
+def detect(
     document: Mapping[str, object], command: tuple[str, ...] = (), *, file: str | None = None
 ) -> Adapter:
     """Give the one adapter that a config belongs to; its own command decides, where it has one.
@@ -57,18 +57,20 @@ def recognise(
         FrameworkError: if none or several can be meant.
     """
     if command:
-        return recognise_command((*command, *_as_flags(document)))
-    return _only([a for a in ADAPTERS if a.recognise(document)], Where(file=file) if file else None)
+        return detect_command((*command, *_as_flags(document)))
+    return _only(
+        [a for a in ADAPTERS if a.recognizes(document)], Where(file=file) if file else None
+    )
 
 
-def recognise_command(argv: tuple[str, ...]) -> Adapter:
+def detect_command(argv: tuple[str, ...]) -> Adapter:
     """Give the one adapter whose framework a command line starts.
 
     Raises:
         FrameworkError: if none or several can be meant.
     """
     where = Where(key=" ".join(argv[:2]))
-    return _only([a for a in ADAPTERS if a.recognise_command(argv)], where)
+    return _only([a for a in ADAPTERS if a.recognizes_command(argv)], where)
 
 
 def _as_flags(document: Mapping[str, object]) -> tuple[str, ...]:

@@ -11,18 +11,27 @@ from dataclasses import dataclass, replace
 
 from oomguard.adapters import allocator_env, common, fields, launchers, trial
 from oomguard.adapters.common import Refusal
-from oomguard.adapters.contract import Request
+from oomguard.adapters.contract import JobRequest
 from oomguard.adapters.detect import is_torchtune_config
-from oomguard.adapters.fields import Edits, Knob, Knobs, as_object, choice, direct, flag, number
-from oomguard.adapters.launchers import Launch
+from oomguard.adapters.fields import (
+    Binding,
+    Bindings,
+    Edits,
+    as_object,
+    choice,
+    direct,
+    flag,
+    number,
+)
+from oomguard.adapters.launchers import LauncherCommand
 from oomguard.adapters.torchtune_memory import recipe_of
 from oomguard.configfile.document import Document
-from oomguard.configfile.flags import Style, Words
+from oomguard.configfile.flags import Flags, Style
 from oomguard.configfile.layered import Settings
 from oomguard.errors import ConfigError, Where
 from oomguard.job.checkpoint import Continuation, Layout, Mode
 from oomguard.job.command import Command
-from oomguard.job.memory_settings import Recipe
+from oomguard.job.memory_settings import MemorySettings
 from oomguard.job.plan import (
     LossKernel,
     Offload,
@@ -85,7 +94,7 @@ def _offload_edits(_: Settings, value: object) -> Edits | None:
     return {as_object(_CPU): bool(host), as_object(_ACTIVATIONS): Offload.ACTIVATIONS in wanted}
 
 
-KNOBS = Knobs(
+KNOBS = Bindings(
     knobs=(
         direct("micro_batch", number("batch_size", 2)),
         direct("accumulation", number("gradient_accumulation_steps", 1)),
@@ -97,11 +106,11 @@ KNOBS = Knobs(
             fields.text("dtype", "bf16"),
             {"bf16": Precision.BF16_TRUE, "fp32": Precision.FP32, "fp16": Precision.FP16_TRUE},
         ),
-        Knob(field="quantization", read=_quantization, edits=_quantization_edits),
+        Binding(field="quantization", read=_quantization, edits=_quantization_edits),
         fields.stated("lora_rank", fields.maybe_number("model.lora_rank")),
-        Knob(field="offload", read=_offload, edits=_offload_edits),
+        Binding(field="offload", read=_offload, edits=_offload_edits),
         fields.stated("optimizer", fields.text("optimizer._component_", "")),
-        Knob(
+        Binding(
             field="loss_kernel",
             read=_loss,
             edits=lambda _, value: {
@@ -156,7 +165,7 @@ class _Invocation:
     """A command line taken apart: torchrun's launch of the recipe, whose words follow."""
 
     head: tuple[str, ...]
-    launch: Launch
+    launch: LauncherCommand
 
     @property
     def recipe(self) -> str:
@@ -164,15 +173,15 @@ class _Invocation:
 
     @property
     def config(self) -> str | None:
-        path = Words(words=self.launch.words).get("config")
+        path = Flags(words=self.launch.words).get("config")
         return str(path) if path else None
 
     def settings(self, source: Source | None) -> Settings:
-        words = Words(words=self.launch.words, style=Style.OMEGACONF)
+        words = Flags(words=self.launch.words, style=Style.OMEGACONF)
         return Settings(late=words, file=Document.parse(source) if source else None)
 
     def argv(self, settings: Settings, config: str | None) -> tuple[str, ...]:
-        words = Words(words=settings.late.words)
+        words = Flags(words=settings.late.words)
         edited = words.set("config", config).words if config else words.words
         return (*self.head, *self.launch.head[1:], *edited)
 
@@ -211,11 +220,11 @@ class Torchtune:
     name = "torchtune"
     title = "torchtune"
 
-    def recognise(self, document: Mapping[str, object]) -> bool:
+    def recognizes(self, document: Mapping[str, object]) -> bool:
         """Take configs whose model is a component."""
         return is_torchtune_config(document)
 
-    def recognise_command(self, argv: tuple[str, ...]) -> bool:
+    def recognizes_command(self, argv: tuple[str, ...]) -> bool:
         """Take `tune run`."""
         return _split(argv) is not None
 
@@ -235,11 +244,11 @@ class Torchtune:
         path = found.config if found else None
         return path if path and path.endswith((".yaml", ".yml")) else None
 
-    def further_files(self, request: Request) -> tuple[str, ...]:  # noqa: ARG002
+    def referenced_files(self, request: JobRequest) -> tuple[str, ...]:  # noqa: ARG002
         """Name none."""
         return ()
 
-    def read(self, request: Request) -> Job:
+    def read(self, request: JobRequest) -> Job:
         """Read the job."""
         invocation = _invocation(request.argv, request.source)
         settings = invocation.settings(request.source)
@@ -264,18 +273,18 @@ class Torchtune:
             output_dir=_output(settings, request.cwd),
         )
 
-    def settle(self, job: Job, plan: Plan) -> Plan:
+    def normalize(self, job: Job, plan: Plan) -> Plan:
         """Give offloaded activations the checkpointing that torchtune wants with them."""
         gained = Offload.ACTIVATIONS in (plan.offload or frozenset()) - (
             job.asked.offload or frozenset()
         )
         return replace(plan, checkpointing=True) if gained else plan
 
-    def layout(self, job: Job) -> Layout | None:  # noqa: ARG002  part of the protocol
+    def checkpoint_layout(self, job: Job) -> Layout | None:  # noqa: ARG002  part of the protocol
         """Name no checkpoints: the few there are say an epoch, and nobody knows its steps."""
         return None
 
-    def keeps(
+    def resume_mode(
         self,
         job: Job,  # noqa: ARG002  part of the protocol
         before: Plan,  # noqa: ARG002
@@ -304,25 +313,25 @@ class Torchtune:
             config=config,
         )
 
-    def aside(self, job: Job, folder: str) -> Job:
+    def as_trial(self, job: Job, folder: str) -> Job:
         """Give the job as one to try; checkpoints are written at the end of an epoch alone."""
         invocation = _invocation(job.argv, job.config)
         settings = invocation.settings(job.config).set(_FOLDERS[0], folder)
         settings = trial.stated(settings, dict.fromkeys(_FOLDERS, folder))
         return trial.with_settings(job, settings, invocation.argv(settings, None), folder)
 
-    def recipe(self, job: Job) -> Recipe:
+    def memory_settings(self, job: Job) -> MemorySettings:
         """Read what the settings say of memory beyond the plan."""
         return recipe_of(_invocation(job.argv, job.config).settings(job.config), job)
 
-    def refuses(self, job: Job, plan: Plan) -> str | None:
+    def refusal(self, job: Job, plan: Plan) -> str | None:
         """Say torchtune's own message for a plan that it refuses."""
         settings = _invocation(job.argv, job.config).settings(job.config)
         return common.first_refusal(_REFUSALS, settings, job, plan) or KNOBS.unwritable(
             settings, job, plan, elsewhere=_ELSEWHERE
         )
 
-    def needs(self, job: Job, plan: Plan) -> frozenset[str]:
+    def required_packages(self, job: Job, plan: Plan) -> frozenset[str]:
         """Name bitsandbytes where an optimizer of it is brought in."""
         wants = "bitsandbytes" in (plan.optimizer or "")
         has = "bitsandbytes" in (job.asked.optimizer or "")

@@ -11,7 +11,7 @@ from types import MappingProxyType
 
 from oomguard.adapters import fields
 from oomguard.configfile.layered import Settings
-from oomguard.job.memory_settings import Family, Lora, Recipe
+from oomguard.job.memory_settings import Family, Lora, MemorySettings
 from oomguard.job.plan import Tuning
 from oomguard.job.training_job import Job
 
@@ -53,11 +53,11 @@ _COMPONENT = "_component_"
 _MLP = ("gate_proj", "up_proj", "down_proj")
 
 
-def recipe_of(settings: Settings, job: Job) -> Recipe:
+def recipe_of(settings: Settings, job: Job) -> MemorySettings:
     """Read it; torchtune keeps every number in the format that `dtype` names."""
     component = _component(settings)
     packed = fields.flag("dataset.packed").of(settings)
-    return Recipe(
+    return MemorySettings(
         framework=job.framework,
         model=_model(str(component.get(_COMPONENT, "")), settings),
         family=Family.TORCHTUNE,

@@ -13,9 +13,9 @@ from dataclasses import dataclass, replace
 import yaml
 
 from oomguard.adapters import fields, launchers
-from oomguard.adapters.contract import Request
+from oomguard.adapters.contract import JobRequest
 from oomguard.adapters.detect import is_trl, is_trl_config
-from oomguard.adapters.fields import Edits, Key, Knob, Knobs, as_object, flag
+from oomguard.adapters.fields import Binding, Bindings, Edits, Key, as_object, flag
 from oomguard.adapters.hf import accelerate
 from oomguard.adapters.hf import training_arguments as hf
 from oomguard.adapters.hf.hf_memory import trl_recipe
@@ -26,12 +26,12 @@ from oomguard.adapters.hf_trainer import (
     ZERO3_WITH_BATCH_SEARCH,
 )
 from oomguard.adapters.invocation import Invocation, split
-from oomguard.adapters.launchers import Launch, Launcher
+from oomguard.adapters.launchers import Launcher, LauncherCommand
 from oomguard.configfile.document import Document
-from oomguard.configfile.flags import Words
+from oomguard.configfile.flags import Flags
 from oomguard.configfile.layered import Settings
 from oomguard.job.command import File
-from oomguard.job.memory_settings import Recipe
+from oomguard.job.memory_settings import MemorySettings
 from oomguard.job.plan import (
     LossKernel,
     Offload,
@@ -46,7 +46,7 @@ from oomguard.job.training_job import Device, Job, Source, World
 
 _MODULES = {"trl.scripts.sft"}
 _ACCELERATE = fields.maybe_text("accelerate_config")
-#: Words that TRL hands on to `accelerate launch`; they may stand in its config as well.
+#: Flags that TRL hands on to `accelerate launch`; they may stand in its config as well.
 _HANDED_ON = (
     *("num_processes", "num_machines", "multi_gpu", "cpu", "config_file", "use_deepspeed"),
     *("zero_stage", "offload_optimizer_device", "offload_param_device", "use_fsdp"),
@@ -131,22 +131,22 @@ def _loss_kernel(settings: Settings) -> LossKernel:
     return LossKernel.EAGER if _LOSS.of(settings) == "dft" else LossKernel.FUSED
 
 
-KNOBS = Knobs(
+KNOBS = Bindings(
     knobs=(
         *hf.SHARED,
-        Knob(
+        Binding(
             field="sequence_length",
             read=_sequence_length,
             edits=lambda _, value: {as_object(_LENGTH): value},
         ),
-        Knob(field="overlong", read=_overlong, edits=_overlong_edits),
+        Binding(field="overlong", read=_overlong, edits=_overlong_edits),
         fields.direct("checkpointing", flag("gradient_checkpointing", default=True)),
         fields.stated("preprocess_workers", fields.maybe_number("dataset_num_proc")),
-        Knob(field="precision", read=_precision, edits=_precision_edits),
-        Knob(field="quantization", read=_quantization, edits=_quantization_edits),
+        Binding(field="precision", read=_precision, edits=_precision_edits),
+        Binding(field="quantization", read=_quantization, edits=_quantization_edits),
         fields.switch("tuning", _PEFT, on=Tuning.LORA, off=Tuning.FULL),
         hf.rank_under(_PEFT, _RANK),
-        Knob(field="loss_kernel", read=_loss_kernel, edits=lambda _, __: None),
+        Binding(field="loss_kernel", read=_loss_kernel, edits=lambda _, __: None),
     )
 )
 
@@ -158,11 +158,11 @@ class _Invocation(Invocation):
     @property
     def settings(self) -> Settings:
         file = Document.parse(self.source) if self.source else None
-        return Settings(late=Words(words=self.words), file=file)
+        return Settings(late=Flags(words=self.words), file=file)
 
     @property
     def config(self) -> str | None:
-        path = Words(words=self.words).get("config")
+        path = Flags(words=self.words).get("config")
         return str(path) if path else None
 
     def argv(
@@ -176,9 +176,9 @@ def _is_cli(argv: tuple[str, ...]) -> bool:
     return len(argv) > 1 and posixpath.basename(argv[0]) == "trl" and argv[1] == "sft"
 
 
-def _launch(argv: tuple[str, ...]) -> Launch | None:
+def _launch(argv: tuple[str, ...]) -> LauncherCommand | None:
     if _is_cli(argv):
-        return Launch(
+        return LauncherCommand(
             launcher=Launcher.ACCELERATE,
             options={},
             program="sft",
@@ -250,17 +250,17 @@ class Trl(HFProgram):
     def config_path(self, argv: tuple[str, ...]) -> str | None:
         """Name the file after `--config`."""
         launch = _launch(argv)
-        path = Words(words=launch.words).get("config") if launch else None
+        path = Flags(words=launch.words).get("config") if launch else None
         return str(path) if path else None
 
-    def further_files(self, request: Request) -> tuple[str, ...]:
+    def referenced_files(self, request: JobRequest) -> tuple[str, ...]:
         """Name the DeepSpeed file, and accelerate's."""
         settings = self.split(request.argv, request.source).settings
         name = _ACCELERATE.of(settings)
         own = (posixpath.join(request.cwd, name),) if name else ()
-        return (*super().further_files(request), *own)
+        return (*super().referenced_files(request), *own)
 
-    def accelerate_config(self, invocation: Invocation, request: Request) -> str:
+    def accelerate_config(self, invocation: Invocation, request: JobRequest) -> str:
         """Give the text of accelerate's config: a file of the user's, or one that TRL ships."""
         own = _accelerate(invocation.settings, request.cwd, request.files)
         return own.text if own else super().accelerate_config(invocation, request)
@@ -276,7 +276,7 @@ class Trl(HFProgram):
         options = _handed_on(found.settings)
         return replace(found, launch=replace(launch, options=options))
 
-    def read(self, request: Request) -> Job:
+    def read(self, request: JobRequest) -> Job:
         """Read the job."""
         job = super().read(request)
         settings = self.split(request.argv, request.source).settings
@@ -286,7 +286,7 @@ class Trl(HFProgram):
         return replace(job, asked=replace(job.asked, offload=offload))
 
     def sharding(
-        self, invocation: Invocation, request: Request
+        self, invocation: Invocation, request: JobRequest
     ) -> tuple[Sharding | None, frozenset[Offload] | None]:
         """Read sharding and offload: `deepspeed` in TRL's own config, else accelerate's."""
         settings = invocation.settings
@@ -294,7 +294,7 @@ class Trl(HFProgram):
         missing = _ACCELERATE.of(settings) is not None and own is None
         return (None, None) if missing else super().sharding(invocation, request)
 
-    def world(self, invocation: Invocation, request: Request, device: Device) -> World:
+    def world(self, invocation: Invocation, request: JobRequest, device: Device) -> World:
         """Say how many ranks accelerate starts."""
         own = _accelerate(invocation.settings, request.cwd, request.files)
         if own is None:
@@ -325,11 +325,11 @@ class Trl(HFProgram):
             files = new
         return head, settings.set(_ACCELERATE.name, files[0].path) if files else settings, files
 
-    def recipe(self, job: Job) -> Recipe:
+    def memory_settings(self, job: Job) -> MemorySettings:
         """Read what the settings say of memory beyond the plan."""
         return trl_recipe(self.split(job.argv, job.config).settings, job)
 
-    def refuses(self, job: Job, plan: Plan) -> str | None:
+    def refusal(self, job: Job, plan: Plan) -> str | None:
         """Say TRL's own message for a plan that it refuses."""
         bare = replace(job, asked=_without_activations(job.asked))
-        return super().refuses(bare, _without_activations(plan))
+        return super().refusal(bare, _without_activations(plan))

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import BinaryIO
 
-from rich.console import Console
+from rich.console import Console as RichConsole
 from rich.text import Text
 
 from oomguard.evidence.verdict import Kind, Verdict
@@ -54,11 +54,11 @@ _KINDS = {
 }
 
 
-class Account:
+class Console:
     """Tells what happens, as it happens. `quiet` passes the job's output on to stderr."""
 
     def __init__(self, *, quiet_stdout: bool) -> None:
-        self._console = Console(stderr=True, highlight=False, soft_wrap=True)
+        self._console = RichConsole(stderr=True, highlight=False, soft_wrap=True)
         self._out: BinaryIO = sys.stderr.buffer if quiet_stdout else sys.stdout.buffer
         self._fresh_line = True
 

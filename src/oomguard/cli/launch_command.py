@@ -8,15 +8,15 @@ from pathlib import Path
 import click
 
 from oomguard import __version__
-from oomguard.cli.console import Account
+from oomguard.cli.console import Console
 from oomguard.cli.options import COMMAND, GRACE_S, Size, WithCommand, grace, shared
 from oomguard.cli.options_block import Options
 from oomguard.cli.prepare import RUNS, Prepared, prepare
-from oomguard.cli.starting_point import Foresight, foresee
-from oomguard.cli.summary import now_at, surroundings, tell_end
+from oomguard.cli.starting_point import StartingPoint, choose_start
+from oomguard.cli.summary import environment_info, now_at, print_summary
 from oomguard.errors import UsageError, Where
 from oomguard.ladder.strategy import Fidelity
-from oomguard.predict.history import FitIndex, learn
+from oomguard.predict.history import FitIndex, record_run
 from oomguard.process.limits import CapBy
 from oomguard.process.local import LocalEngine
 from oomguard.run.events import Limits, RunStarted
@@ -105,10 +105,10 @@ def command(  # the options document themselves
     limits = replace(
         job.limits, inside=not no_inside, grace_s=GRACE_S if grace_s is None else grace_s
     )
-    account = Account(quiet_stdout=as_json)
+    account = Console(quiet_stdout=as_json)
     prepared = replace(job, limits=limits, job=replace(job.job, inside=limits.inside))
     index = FitIndex(Path(fits) if fits else None)
-    foresight = None if no_predict else foresee(prepared, account, index=index)
+    foresight = None if no_predict else choose_start(prepared, account, index=index)
     return _launch(prepared, account, foresight, as_json=as_json)
 
 
@@ -131,7 +131,7 @@ def _check(limits: Limits, *, inside: bool) -> None:
 
 
 def _launch(
-    prepared: Prepared, account: Account, foresight: Foresight | None, *, as_json: bool
+    prepared: Prepared, account: Console, foresight: StartingPoint | None, *, as_json: bool
 ) -> int:
     folder = RunFolder.create(prepared.runs, prepared.name)
     try:
@@ -145,24 +145,24 @@ def _launch(
         )
         _offer_checkpoints(account, prepared)
         record = supervisor.run(_first_event(prepared, foresight))
-        outcome = write_outcome(record, prepared.adapter, folder, surroundings(prepared.job))
+        outcome = write_outcome(record, prepared.adapter, folder, environment_info(prepared.job))
     finally:
         folder.close()
-    lost = learn(record)
+    lost = record_run(record)
     if lost is not None and (foresight is None or foresight.lost is None):
         account.say(lost, "yellow")
-    return tell_end(account, record, outcome, folder, as_json=as_json)
+    return print_summary(account, record, outcome, folder, as_json=as_json)
 
 
-def _offer_checkpoints(account: Account, prepared: Prepared) -> None:
-    if prepared.adapter.layout(prepared.job) is None:
+def _offer_checkpoints(account: Console, prepared: Prepared) -> None:
+    if prepared.adapter.checkpoint_layout(prepared.job) is None:
         account.say(
             "this job saves no checkpoint to go on from: running out of memory late costs every "
             "step done by then (--checkpoint-every STEPS, where the framework can)"
         )
 
 
-def _first_event(prepared: Prepared, foresight: Foresight | None) -> RunStarted:
+def _first_event(prepared: Prepared, foresight: StartingPoint | None) -> RunStarted:
     return RunStarted(
         t=0.0,
         run=prepared.name,

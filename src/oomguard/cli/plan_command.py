@@ -10,15 +10,15 @@ import click
 from oomguard.cli.options import COMMAND, Size, WithCommand, shared
 from oomguard.cli.options_block import Options
 from oomguard.cli.output import print_json
-from oomguard.cli.plan_job import Planned, plan_job
-from oomguard.cli.plan_table import show_outlook
+from oomguard.cli.plan_job import PlannedJob, plan_job
+from oomguard.cli.plan_table import print_forecast
 from oomguard.cli.prepare import Prepared, prepare
 from oomguard.errors import UsageError, Where
 from oomguard.estimate.cards import card_named
 from oomguard.estimate.term_descriptions import arithmetic
 from oomguard.job.training_job import Device
 from oomguard.ladder.strategy import Fidelity
-from oomguard.predict.forecast import Room, RungOutlook
+from oomguard.predict.forecast import Capacity, RungOutlook
 from oomguard.predict.history import FitIndex
 
 
@@ -71,17 +71,17 @@ def command(  # the options document themselves
     _print(planned, explained, as_json=as_json)
 
 
-def _print(planned: Planned, explained: dict[str, str] | None, *, as_json: bool) -> None:
+def _print(planned: PlannedJob, explained: dict[str, str] | None, *, as_json: bool) -> None:
     if as_json:
         print_json(_document(planned, explained))
         return
-    job, model, found = planned.prepared.job, planned.model, planned.outlook
-    show_outlook(job, model, planned.room, found, notes=planned.notes, explained=explained)
+    job, model, found = planned.prepared.job, planned.model, planned.forecast
+    print_forecast(job, model, planned.room, found, notes=planned.notes, explained=explained)
 
 
 def _on(
     prepared: Prepared, gpu: str | None, gpu_memory: int | None, host_memory: int | None
-) -> tuple[Room, Prepared]:
+) -> tuple[Capacity, Prepared]:
     """Put a job on a GPU that this machine need not have."""
     device_bytes, bfloat16 = _device(gpu, gpu_memory)
     if prepared.job.device is Device.CPU:
@@ -90,7 +90,7 @@ def _on(
             next_step="Take use_cpu out of its settings to plan it for a GPU.",
         )
     job = replace(prepared.job, bfloat16=bfloat16)
-    return Room(device_bytes=device_bytes, host_bytes=host_memory), replace(prepared, job=job)
+    return Capacity(device_bytes=device_bytes, host_bytes=host_memory), replace(prepared, job=job)
 
 
 def _name(gpu: str | None) -> str | None:
@@ -111,16 +111,16 @@ def _device(gpu: str | None, gpu_memory: int | None) -> tuple[int, bool]:
     return card.usable_bytes, card.bfloat16
 
 
-def _arithmetic(planned: Planned) -> dict[str, str]:
-    found, chosen = planned.outlook, planned.outlook.chosen
+def _arithmetic(planned: PlannedJob) -> dict[str, str]:
+    found, chosen = planned.forecast, planned.forecast.chosen
     rung = found.asked if chosen is None else found.rungs[chosen]
     lines = arithmetic(planned.question(()).problem(rung.plan or found.asked.plan))
     terms = rung.estimate.terms if rung.estimate else {}
     return {term: text for term, text in lines.items() if term in terms}
 
 
-def _document(planned: Planned, explained: dict[str, str] | None) -> dict[str, object]:
-    found = planned.outlook
+def _document(planned: PlannedJob, explained: dict[str, str] | None) -> dict[str, object]:
+    found = planned.forecast
     document: dict[str, object] = {
         "framework": planned.prepared.job.framework,
         "model": planned.model.name,

@@ -1,4 +1,4 @@
-"""What `plan` shows and `launch` begins with: the outlook of a job on given GPUs."""
+"""What `plan` shows and `launch` begins with: the forecast of a job on given GPUs."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from oomguard.catalogue.litgpt_configs import named
 from oomguard.catalogue.lookup import Model, find_model
 from oomguard.cli.prepare import Prepared
 from oomguard.estimate.correct import UNCORRECTED, Ratios
-from oomguard.job.memory_settings import Recipe
+from oomguard.job.memory_settings import MemorySettings
 from oomguard.job.plan import Plan
-from oomguard.predict.forecast import Outlook, Room, outlook
-from oomguard.predict.history import FitIndex, Setting
-from oomguard.predict.prediction_request import Question
+from oomguard.predict.forecast import Capacity, Forecast, forecast
+from oomguard.predict.history import FitIndex, HistoryKey
+from oomguard.predict.prediction_request import PredictionRequest
 from oomguard.predict.predictor import BUDGET_S, Predictor
-from oomguard.predict.trace_client import Tracer, tracer_of
+from oomguard.predict.trace_client import TraceClient, tracer_of
 from oomguard.predict.trace_request import traced_family
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Planned:
+class PlannedJob:
     """A job with what it needs, before anything of it was started.
 
     `setting` is where measurements of it hold, None where the GPU has no name; `ratios` are what
@@ -31,11 +31,11 @@ class Planned:
     """
 
     prepared: Prepared
-    recipe: Recipe
+    recipe: MemorySettings
     model: Model
-    outlook: Outlook
-    room: Room
-    setting: Setting | None
+    forecast: Forecast
+    room: Capacity
+    setting: HistoryKey | None
     ratios: Ratios
     seconds: float
 
@@ -43,48 +43,48 @@ class Planned:
     def notes(self) -> tuple[str, ...]:
         """What a reader should know beside the figures."""
         job = self.prepared.job
-        refusal = self.prepared.adapter.refuses(job, job.asked)
+        refusal = self.prepared.adapter.refusal(job, job.asked)
         refused = (f"{job.framework} refuses this job as asked: {refusal}",) if refusal else ()
-        return (*refused, *self.outlook.notes, *_corrections(self.ratios))
+        return (*refused, *self.forecast.notes, *_corrections(self.ratios))
 
-    def question(self, plans: Sequence[Plan]) -> Question:
+    def question(self, plans: Sequence[Plan]) -> PredictionRequest:
         """Ask for the peaks of some plans."""
         return _question(self.prepared, self.recipe, self.model, self.room, plans)
 
 
 def plan_job(
     prepared: Prepared,
-    room: Room,
+    room: Capacity,
     *,
     device: str | None = None,
     index: FitIndex | None = None,
     budget_s: float = BUDGET_S,
-) -> Planned:
+) -> PlannedJob:
     """Predict what was asked and every rung, corrected by what the index knows of the device.
 
     Raises:
         ConfigError: if nothing is known of the job's model.
     """
     begin, job = time.monotonic(), prepared.job
-    recipe = prepared.adapter.recipe(job)
+    recipe = prepared.adapter.memory_settings(job)
     model = find_model(
         recipe.model, recipe.family, cwd=Path(job.cwd), ask_framework=named(job.python)
     )
     tracer = tracer_of((job.python, sys.executable), traced_family(recipe, model.family).value)
     setting = _setting(device, tracer, prepared, model)
     ratios = index.ratios(setting) if index and setting else UNCORRECTED
-    found = outlook(
+    found = forecast(
         job,
         prepared.ladder,
         room,
         lambda plans: _question(prepared, recipe, model, room, plans),
         Predictor(tracer=tracer, budget_s=budget_s, ratios=ratios),
     )
-    return Planned(
+    return PlannedJob(
         prepared=prepared,
         recipe=recipe,
         model=model,
-        outlook=found,
+        forecast=found,
         room=room,
         setting=setting,
         ratios=ratios,
@@ -93,12 +93,12 @@ def plan_job(
 
 
 def _setting(
-    device: str | None, tracer: Tracer | None, prepared: Prepared, model: Model
-) -> Setting | None:
+    device: str | None, tracer: TraceClient | None, prepared: Prepared, model: Model
+) -> HistoryKey | None:
     if device is None:
         return None
     versions = tracer.versions if tracer is not None else {}
-    return Setting(
+    return HistoryKey(
         device=device, versions=versions, framework=prepared.job.framework, model=model.name
     )
 
@@ -112,9 +112,9 @@ def _corrections(ratios: Ratios) -> tuple[str, ...]:
 
 
 def _question(
-    prepared: Prepared, recipe: Recipe, model: Model, room: Room, plans: Sequence[Plan]
-) -> Question:
-    return Question(
+    prepared: Prepared, recipe: MemorySettings, model: Model, room: Capacity, plans: Sequence[Plan]
+) -> PredictionRequest:
+    return PredictionRequest(
         job=prepared.job,
         recipe=recipe,
         model=model,

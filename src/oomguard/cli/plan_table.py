@@ -11,7 +11,7 @@ from oomguard.cli.console import COSTS, show_change
 from oomguard.estimate.memory import Fits, MemoryEstimate
 from oomguard.job.plan import Plan
 from oomguard.job.training_job import Job
-from oomguard.predict.forecast import Outlook, Room
+from oomguard.predict.forecast import Capacity, Forecast
 from oomguard.units import show_bytes
 
 _WIDTH = 36
@@ -19,11 +19,11 @@ _FITS = {Fits.YES: "fits", Fits.NO: "does not fit", Fits.UNSURE: "may fit"}
 _COLOURS = {Fits.YES: "green", Fits.NO: "red", Fits.UNSURE: "yellow"}
 
 
-def show_outlook(
+def print_forecast(
     job: Job,
     model: Model,
-    room: Room,
-    found: Outlook,
+    room: Capacity,
+    found: Forecast,
     *,
     notes: tuple[str, ...],
     explained: Mapping[str, str] | None,
@@ -67,7 +67,7 @@ def bars(estimate: MemoryEstimate, capacity_bytes: int) -> Iterator[str]:
         yield f"{'host while loading':<26}{show_bytes(estimate.host_bytes):>11}"
 
 
-def _rungs(found: Outlook) -> None:
+def _rungs(found: Forecast) -> None:
     taken = [rung for rung in found.rungs if rung.skipped is None]
     for number, rung in enumerate(taken, start=1):
         if rung.step is None or rung.estimate is None or rung.fits is None:
@@ -92,13 +92,13 @@ def _line(name: str, what: str, estimate: MemoryEstimate, fits: Fits) -> None:
     click.echo(f"    {peak} ({between}, {estimate.method})")
 
 
-def _host(found: Outlook, room: Room) -> None:
+def _host(found: Forecast, room: Capacity) -> None:
     if room.host_bytes is not None and room.host_fits(found.asked.estimate) is not Fits.YES:
         need, have = show_bytes(found.asked.estimate.host_bytes), show_bytes(room.host_bytes)
         click.secho(f"Loading takes {need} of host memory, and there are {have}.", bold=True)
 
 
-def _conclusion(found: Outlook, room: Room) -> None:
+def _conclusion(found: Forecast, room: Capacity) -> None:
     chosen = found.chosen
     _host(found, room)
     if found.asked.fits is Fits.YES:

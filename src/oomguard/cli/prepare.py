@@ -7,10 +7,10 @@ from dataclasses import dataclass, fields, replace
 from datetime import datetime, timezone
 from pathlib import Path
 
-from oomguard.adapters.contract import Adapter, Request
-from oomguard.adapters.registry import adapter_named, recognise, recognise_command
+from oomguard.adapters.contract import Adapter, JobRequest
+from oomguard.adapters.registry import adapter_named, detect, detect_command
 from oomguard.cli.options_block import BLOCK, Loaded, Options, load
-from oomguard.dataset.lengths import measured
+from oomguard.dataset.lengths import with_lengths
 from oomguard.errors import UsageError, Where
 from oomguard.job.training_job import Job
 from oomguard.ladder.climb import Framework, Ladder
@@ -98,13 +98,16 @@ def _job(
     job = _read(adapter, argv, loaded, interpreter, cards)
     bfloat16 = all(gpu.bfloat16 for gpu in here)
     job = replace(job, checkpoint_every=options.checkpoint_every, bfloat16=bfloat16)
-    return measured(job, adapter.recipe(job))
+    return with_lengths(job, adapter.memory_settings(job))
 
 
 def ladder_of(adapter: Adapter, strategies: tuple[Strategy, ...], allow: Fidelity) -> Ladder:
     """Give the ladder of a run from its strategies and its framework."""
     framework = Framework(
-        settle=adapter.settle, refuses=adapter.refuses, needs=adapter.needs, keeps=adapter.keeps
+        normalize=adapter.normalize,
+        refusal=adapter.refusal,
+        required_packages=adapter.required_packages,
+        resume_mode=adapter.resume_mode,
     )
     return Ladder(strategies=strategies, framework=framework, allow=allow)
 
@@ -140,14 +143,14 @@ def _job_of(
     """Give the framework, the command that starts the job by hand, and its config if it has one."""
     named = adapter_named(given.framework) if given.framework else None
     if train is None:
-        adapter = named or recognise_command(command)
+        adapter = named or detect_command(command)
         path = adapter.config_path(command)
         return adapter, command, load(Path(path)) if path else None
     loaded = load(train)
     options = loaded.options
     if named is None and options.framework:
         named = adapter_named(options.framework)
-    adapter = named or recognise(loaded.document, options.command, file=str(train))
+    adapter = named or detect(loaded.document, options.command, file=str(train))
     return adapter, adapter.command_for(loaded.source, loaded.document, options.command), loaded
 
 
@@ -158,7 +161,7 @@ def _read(
     interpreter: Interpreter,
     cards: int,
 ) -> Job:
-    request = Request(
+    request = JobRequest(
         argv=argv,
         cwd=str(Path.cwd()),
         source=loaded.source if loaded else None,
@@ -171,10 +174,10 @@ def _read(
     return replace(job, env={**job.env, **interpreter.env})
 
 
-def _with_files(adapter: Adapter, request: Request) -> Request:
+def _with_files(adapter: Adapter, request: JobRequest) -> JobRequest:
     """Read the files that the adapter names, and those that such a file names in turn."""
     texts: dict[str, str | None] = {}
-    while named := [path for path in adapter.further_files(request) if path not in texts]:
+    while named := [path for path in adapter.referenced_files(request) if path not in texts]:
         texts |= {path: _text(path) for path in named}
         found = {path: text for path, text in texts.items() if text is not None}
         request = replace(request, files=found)

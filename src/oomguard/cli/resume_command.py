@@ -9,13 +9,13 @@ import click
 
 from oomguard import __version__
 from oomguard.adapters.registry import adapter_named
-from oomguard.cli.console import Account
+from oomguard.cli.console import Console
 from oomguard.cli.options import grace
 from oomguard.cli.prepare import RUNS, caps_of, ladder_of
-from oomguard.cli.summary import now_at, surroundings, tell_end
+from oomguard.cli.summary import environment_info, now_at, print_summary
 from oomguard.ladder.load import load_strategies, select
 from oomguard.ladder.strategy import Strategy
-from oomguard.predict.history import learn
+from oomguard.predict.history import record_run
 from oomguard.process.local import LocalEngine
 from oomguard.process.reports import sweep
 from oomguard.run.event_log import History
@@ -23,7 +23,7 @@ from oomguard.run.events import Limits, Resumed, Status
 from oomguard.run.folder import RunFolder
 from oomguard.run.outcome import read_outcome, write_outcome
 from oomguard.run.recover import end_last_attempt
-from oomguard.run.state import RunRecord, begun
+from oomguard.run.state import RunRecord, started_job
 from oomguard.run.supervisor import Audience, Supervisor
 
 FINAL = (Status.FIT, Status.EXHAUSTED, Status.FAILED)
@@ -39,31 +39,31 @@ def command(run: Path, grace_s: float | None, as_json: bool) -> int:
     RUN is the run folder, or its name under oomguard-runs.
     """
     folder, history = RunFolder.open(_find(run))
-    account = Account(quiet_stdout=as_json)
+    account = Console(quiet_stdout=as_json)
     try:
         record = history.record
         sweep(folder.path)
-        job, _ = begun(record)
+        job, _ = started_job(record)
         adapter = adapter_named(job.framework)
         if record.status not in FINAL:
             record = _go_on(folder, history, account, grace_s)
-            lost = learn(record)
+            lost = record_run(record)
             if lost is not None:
                 account.say(lost, "yellow")
         else:
             account.say(f"nothing is left to do: {record.status.value}: {record.reason}")
         outcome = read_outcome(record, adapter, folder) or write_outcome(
-            record, adapter, folder, surroundings(job)
+            record, adapter, folder, environment_info(job)
         )
     finally:
         folder.close()
-    return tell_end(account, record, outcome, folder, as_json=as_json)
+    return print_summary(account, record, outcome, folder, as_json=as_json)
 
 
 def _go_on(
-    folder: RunFolder, history: History, account: Account, grace_s: float | None
+    folder: RunFolder, history: History, account: Console, grace_s: float | None
 ) -> RunRecord:
-    job, limits = begun(history.record)
+    job, limits = started_job(history.record)
     limits = limits if grace_s is None else replace(limits, grace_s=grace_s)
     adapter = adapter_named(job.framework)
     ladder = ladder_of(adapter, _strategies(limits), limits.allow)

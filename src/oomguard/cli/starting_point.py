@@ -7,8 +7,8 @@ from dataclasses import dataclass, replace
 
 import msgspec
 
-from oomguard.cli.console import Account
-from oomguard.cli.plan_job import Planned, plan_job
+from oomguard.cli.console import Console
+from oomguard.cli.plan_job import PlannedJob, plan_job
 from oomguard.cli.prepare import Prepared
 from oomguard.errors import OomguardError, UsageError
 from oomguard.estimate.cards import card_named
@@ -17,9 +17,9 @@ from oomguard.estimate.memory import Fits, MemoryEstimate
 from oomguard.job.plan import Plan
 from oomguard.job.training_job import Device
 from oomguard.machine.gpus import Gpu, gpus
-from oomguard.predict.forecast import Outlook, Room
+from oomguard.predict.forecast import Capacity, Forecast
 from oomguard.predict.history import FitIndex
-from oomguard.run.events import Lessons, Predicted, Start
+from oomguard.run.events import HistoryRef, Predicted, Start
 from oomguard.units import show_bytes
 
 #: A launch waits for a prediction no longer than this; what is not traced by then is arithmetic.
@@ -27,14 +27,14 @@ BUDGET_S = 60.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Foresight:
+class StartingPoint:
     """What is known of a job before its launch, and where to write down how it went.
 
     `lost` says why the index of fits could not be used, None if it could.
     """
 
-    lessons: Lessons | None = None
-    planned: Planned | None = None
+    lessons: HistoryRef | None = None
+    planned: PlannedJob | None = None
     start: Start | None = None
     lost: str | None = None
 
@@ -63,20 +63,20 @@ class Foresight:
     def _estimates(self) -> dict[Plan, MemoryEstimate]:
         if self.planned is None:
             return {}
-        found = self.planned.outlook
+        found = self.planned.forecast
         asked = {found.asked.plan: found.asked.estimate}
         return asked | {r.plan: r.estimate for r in found.rungs if r.plan and r.estimate}
 
 
-def foresee(prepared: Prepared, account: Account, *, index: FitIndex) -> Foresight:
+def choose_start(prepared: Prepared, account: Console, *, index: FitIndex) -> StartingPoint:
     """Say where to begin; whatever goes wrong here, the launch begins at the top."""
     cards = gpus()
     room = _room(prepared, cards)
     if room is None:
-        return Foresight()
-    found = Foresight()
+        return StartingPoint()
+    found = StartingPoint()
     try:
-        found = Foresight(lessons=_lessons(prepared, room, index))
+        found = StartingPoint(lessons=_lessons(prepared, room, index))
         if not prepared.limits.grow:
             found = _foreseen(prepared, account, found, room=room, cards=cards, index=index)
     except OomguardError as error:
@@ -90,13 +90,13 @@ def foresee(prepared: Prepared, account: Account, *, index: FitIndex) -> Foresig
 
 def _foreseen(
     prepared: Prepared,
-    account: Account,
-    nothing: Foresight,
+    account: Console,
+    nothing: StartingPoint,
     *,
-    room: Room,
+    room: Capacity,
     cards: tuple[Gpu, ...],
     index: FitIndex,
-) -> Foresight:
+) -> StartingPoint:
     before = _before(prepared, nothing.lessons, index)
     if before is not None:
         account.say(f"begins {before.reason}")
@@ -104,18 +104,18 @@ def _foreseen(
         return replace(nothing, start=before)
     account.say(f"predicting what fits into {show_bytes(room.device_bytes)}")
     planned = plan_job(prepared, room, device=_name(cards), index=index, budget_s=BUDGET_S)
-    start = before or start_of(planned.outlook, room)
-    asked = show_bytes(planned.outlook.asked.estimate.expected_bytes)
+    start = before or start_of(planned.forecast, room)
+    asked = show_bytes(planned.forecast.asked.estimate.expected_bytes)
     begins = f"; begins {start.reason}" if start and not before else ""
     account.say(f"predicted: {asked} as asked{begins}")
-    return Foresight(lessons=_taught(nothing.lessons, planned), planned=planned, start=start)
+    return StartingPoint(lessons=_taught(nothing.lessons, planned), planned=planned, start=start)
 
 
-def _lessons(prepared: Prepared, room: Room, index: FitIndex) -> Lessons:
-    return Lessons(index=str(index.path.absolute()), key=_key(prepared, room))
+def _lessons(prepared: Prepared, room: Capacity, index: FitIndex) -> HistoryRef:
+    return HistoryRef(index=str(index.path.absolute()), key=_key(prepared, room))
 
 
-def _taught(lessons: Lessons | None, planned: Planned) -> Lessons | None:
+def _taught(lessons: HistoryRef | None, planned: PlannedJob) -> HistoryRef | None:
     """Add where measurements hold."""
     setting = planned.setting
     if lessons is None or setting is None:
@@ -125,7 +125,7 @@ def _taught(lessons: Lessons | None, planned: Planned) -> Lessons | None:
     )
 
 
-def start_of(found: Outlook, room: Room) -> Start | None:
+def start_of(found: Forecast, room: Capacity) -> Start | None:
     """Give the first rung whose expected peak fits; None for what was asked, or where none does.
 
     Expected, and not the high end of the interval: a run that fails costs minutes, a rung too
@@ -149,22 +149,24 @@ def start_of(found: Outlook, room: Room) -> Start | None:
     return None
 
 
-def _should_fit(estimate: MemoryEstimate, room: Room) -> bool:
+def _should_fit(estimate: MemoryEstimate, room: Capacity) -> bool:
     host = room.host_fits(estimate) is not Fits.NO
     return host and estimate.expected_bytes <= room.device_bytes
 
 
-def _room(prepared: Prepared, cards: tuple[Gpu, ...]) -> Room | None:
+def _room(prepared: Prepared, cards: tuple[Gpu, ...]) -> Capacity | None:
     """Give what a GPU has, None on a CPU job; a cap leaves the CUDA context out."""
     cap = prepared.limits.gpu_memory_bytes
     if prepared.job.device is not Device.CUDA or not (cards or cap):
         return None
     sizes = [card.total_bytes for card in cards]
     capped = [cap + CUDA_CONTEXT_BYTES] if cap else []
-    return Room(device_bytes=min((*sizes, *capped)), host_bytes=prepared.limits.host_memory_bytes)
+    return Capacity(
+        device_bytes=min((*sizes, *capped)), host_bytes=prepared.limits.host_memory_bytes
+    )
 
 
-def _before(prepared: Prepared, lessons: Lessons | None, index: FitIndex) -> Start | None:
+def _before(prepared: Prepared, lessons: HistoryRef | None, index: FitIndex) -> Start | None:
     """Give the rungs that led the same job on the same device to its end before."""
     path = index.recall(lessons.key) if lessons else None
     retaken = prepared.ladder.retake(prepared.job, path) if path is not None else None
@@ -175,10 +177,10 @@ def _before(prepared: Prepared, lessons: Lessons | None, index: FitIndex) -> Sta
     return Start(plan=plan, steps=steps, path=path, reason=reason)
 
 
-def _key(prepared: Prepared, room: Room) -> str:
+def _key(prepared: Prepared, room: Capacity) -> str:
     """Name a job on a device: another plan, model, world or capacity is another job."""
     job = prepared.job
-    model = prepared.adapter.recipe(job).model
+    model = prepared.adapter.memory_settings(job).model
     parts = [job.framework, model, job.asked, job.world, room, prepared.limits.ladder]
     return hashlib.sha256(msgspec.json.encode(parts, order="sorted")).hexdigest()
 

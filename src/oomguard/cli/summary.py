@@ -6,7 +6,7 @@ import platform
 from datetime import datetime, timezone
 from pathlib import Path
 
-from oomguard.cli.console import Account
+from oomguard.cli.console import Console
 from oomguard.cli.output import print_json
 from oomguard.errors import ExitCode
 from oomguard.job.training_job import Job
@@ -30,7 +30,7 @@ def now_at() -> str:
     return datetime.now(timezone.utc).isoformat(timespec="seconds")
 
 
-def surroundings(job: Job) -> dict[str, str]:
+def environment_info(job: Job) -> dict[str, str]:
     """Name what a fit depends on beside the job itself."""
     cards = [f"{gpu.name} ({show_bytes(gpu.total_bytes)})" for gpu in gpus()]
     return {
@@ -41,8 +41,8 @@ def surroundings(job: Job) -> dict[str, str]:
     }
 
 
-def tell_end(
-    account: Account,
+def print_summary(
+    account: Console,
     record: RunRecord,
     outcome: tuple[FitReport, Path | None],
     folder: RunFolder,

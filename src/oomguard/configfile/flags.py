@@ -1,4 +1,4 @@
-"""`Words`: settings that stand as words on a command line."""
+"""`Flags`: settings that stand as words on a command line."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class _Use:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Words:
+class Flags:
     """A run of words on a command line; of a key that stands twice, the last wins."""
 
     words: tuple[str, ...] = ()
@@ -57,7 +57,7 @@ class Words:
         """Say that a key stands on the command line."""
         return Where(key=key if self.style is Style.OMEGACONF else f"--{key}")
 
-    def set(self, key: str, value: object) -> Words:
+    def set(self, key: str, value: object) -> Flags:
         """Write one value over the use that wins, or add it at the end; other words stay."""
         if value is None and self.style is Style.ARGPARSE:
             return self.delete(key)
@@ -68,7 +68,7 @@ class Words:
             return replace(self, words=self.words + new)
         return replace(self, words=self.words[: use.start] + new + self.words[use.stop :])
 
-    def delete(self, key: str) -> Words:
+    def delete(self, key: str) -> Flags:
         """Take a key out, wherever it stands."""
         words = self.words
         for use in reversed(list(self._uses(key))):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 
 from oomguard.configfile.document import Document
-from oomguard.configfile.flags import Words
+from oomguard.configfile.flags import Flags
 from oomguard.errors import Where
 
 
@@ -17,9 +17,9 @@ class Settings:
     states the key and wins; a new key into the file, or on the command line where there is none.
     """
 
-    late: Words = field(default_factory=Words)
+    late: Flags = field(default_factory=Flags)
     file: Document | None = None
-    early: Words = field(default_factory=Words)
+    early: Flags = field(default_factory=Flags)
 
     def has(self, key: str) -> bool:
         """Whether some layer states the key."""
@@ -46,6 +46,6 @@ class Settings:
             return replace(self, late=layer.set(key, value))
         return replace(self, early=layer.set(key, value))
 
-    def _winner(self, key: str) -> Words | Document | None:
+    def _winner(self, key: str) -> Flags | Document | None:
         layers = (self.late, self.file, self.early)
         return next((layer for layer in layers if layer is not None and layer.has(key)), None)

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from oomguard.dataset.image_size import Size, size_of
-from oomguard.job.memory_settings import Recipe
+from oomguard.job.memory_settings import MemorySettings
 from oomguard.job.training_job import BY_TOKENIZER, Job, Lengths
 from oomguard.units import MIB
 
@@ -66,7 +66,7 @@ class _Counter:
     slack: int  # as often may there be more tokens than counted
 
 
-def measured(job: Job, recipe: Recipe) -> Job:
+def with_lengths(job: Job, recipe: MemorySettings) -> Job:
     """Give the job with the lengths of its samples, where its files can be read."""
     samples = [sample for path in recipe.data for sample in _samples(Path(path), Path(job.cwd))]
     samples = samples[:MOST_SAMPLES]
@@ -128,7 +128,7 @@ def _media_tokens(sample: _Sample, per_image: int | None) -> int | None:
     return images * ((per_image or 0) + MARKS) + sounds * (AUDIO_TOKENS + MARKS)
 
 
-def _image_tokens(job: Job, recipe: Recipe) -> int | None:
+def _image_tokens(job: Job, recipe: MemorySettings) -> int | None:
     pixels, tower = job.asked.image_pixels, _tower(job, recipe)
     if pixels is None or tower is None:
         return None
@@ -136,7 +136,7 @@ def _image_tokens(job: Job, recipe: Recipe) -> int | None:
     return math.ceil(pixels / (patch * merge) ** 2)
 
 
-def _tower(job: Job, recipe: Recipe) -> tuple[int, int] | None:
+def _tower(job: Job, recipe: MemorySettings) -> tuple[int, int] | None:
     """Give patch size and merge: of the model's own folder, else of its name."""
     if recipe.model is None:
         return None

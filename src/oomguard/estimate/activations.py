@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from oomguard.estimate.architecture import Architecture, Linear
 from oomguard.estimate.counts import targeted
 from oomguard.estimate.formats import Formats
-from oomguard.job.memory_settings import Attention, Family, Recipe
+from oomguard.job.memory_settings import Attention, Family, MemorySettings
 from oomguard.job.plan import LossKernel, Part, Plan, Quantization, Tuning
 
 _FP32 = 4
@@ -33,12 +33,12 @@ _READS = {
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Step:
+class TrainingStep:
     """One micro batch through the model: `tokens` of it in all, `length` of one sample."""
 
     model: Architecture
     plan: Plan
-    recipe: Recipe
+    recipe: MemorySettings
     formats: Formats
     length: int
 

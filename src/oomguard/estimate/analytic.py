@@ -6,12 +6,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from oomguard.estimate import constants, sharding
-from oomguard.estimate.activations import Step
+from oomguard.estimate.activations import TrainingStep
 from oomguard.estimate.architecture import Architecture
 from oomguard.estimate.counts import Counts, adapter, counts
 from oomguard.estimate.formats import FOUR_BIT, PACKED_BYTES, ZERO, Formats, formats, stored
 from oomguard.estimate.memory import Spread, Term
-from oomguard.job.memory_settings import Family, Recipe
+from oomguard.job.memory_settings import Family, MemorySettings
 from oomguard.job.plan import (
     Allocator,
     EmbeddingRows,
@@ -38,12 +38,12 @@ _STATES = {"sgd": 0, "lion": 1, "adafactor": 0.01, "rmsprop": 1, "adagrad": 1}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Problem:
+class EstimateInput:
     """A plan of a job on a model, on `ranks` GPUs."""
 
     model: Architecture
     plan: Plan
-    recipe: Recipe
+    recipe: MemorySettings
     ranks: int = 1
     ranks_of_node: int = 1
 
@@ -58,9 +58,9 @@ class Problem:
         return counts(self.model, self.plan, self.recipe)
 
     @property
-    def step(self) -> Step:
+    def step(self) -> TrainingStep:
         """One micro batch of the longest samples."""
-        return Step(
+        return TrainingStep(
             model=self.model,
             plan=self.plan,
             recipe=self.recipe,
@@ -69,7 +69,7 @@ class Problem:
         )
 
 
-def analytic(problem: Problem) -> dict[Term, int]:
+def analytic(problem: EstimateInput) -> dict[Term, int]:
     """Give the terms of the peak: those of the moment at which they are the most."""
     terms = max(_moments(problem), key=lambda moment: sum(moment.values()))
     return {
@@ -79,16 +79,16 @@ def analytic(problem: Problem) -> dict[Term, int]:
     }
 
 
-def _slack(problem: Problem, allocated_bytes: int) -> int:
+def _slack(problem: EstimateInput, allocated_bytes: int) -> int:
     expandable = problem.plan.allocator is Allocator.EXPANDABLE
     logits = problem.step.largest_logits * constants.SLACK_LOGITS[expandable]
     return int(allocated_bytes * constants.SLACK[expandable] + logits)
 
 
-def static(problem: Problem) -> dict[Term, int]:
+def static(problem: EstimateInput) -> dict[Term, int]:
     """Give what stands in memory through the whole step: weights, optimizer state, buffers."""
     numbers, stored = problem.counts, problem.formats
-    share = sharding.shares(problem.plan, problem.ranks)
+    share = sharding.rank_fractions(problem.plan, problem.ranks)
     kept = share.weights
     state = state_bytes(problem) + share.master_bytes
     trained = numbers.trained - numbers.embeddings
@@ -108,7 +108,7 @@ def static(problem: Problem) -> dict[Term, int]:
     }
 
 
-def _adapter_bytes(problem: Problem) -> int:
+def _adapter_bytes(problem: EstimateInput) -> int:
     """Give the size of an adapter's numbers.
 
     Under ZeRO-3 DeepSpeed converts the base as it is loaded, and what PEFT adds stays in fp32.
@@ -116,7 +116,7 @@ def _adapter_bytes(problem: Problem) -> int:
     return _FP32 if problem.plan.sharding is Sharding.ZERO3 else problem.formats.trained_bytes
 
 
-def base_weights(problem: Problem) -> int:
+def base_weights(problem: EstimateInput) -> int:
     """Give the bytes of the decoder as stored; what full tuning trains is stored as trained."""
     numbers, stored, plan = problem.counts, problem.formats, problem.plan
     rest = numbers.rest + numbers.embeddings_base
@@ -129,14 +129,14 @@ def base_weights(problem: Problem) -> int:
     return trained * stored.trained_bytes + frozen * stored.base_bytes
 
 
-def _packed_head(problem: Problem) -> int:
+def _packed_head(problem: EstimateInput) -> int:
     """Count the numbers of an output head that is quantized too, as LitGPT's is."""
     quantized = problem.plan.quantization not in (None, Quantization.NONE)
     is_litgpt = problem.recipe.family is Family.LITGPT
     return problem.model.head if quantized and is_litgpt else 0
 
 
-def state_bytes(problem: Problem) -> float:
+def state_bytes(problem: EstimateInput) -> float:
     """Give the optimizer's bytes per trained number on the GPU."""
     name = (problem.plan.optimizer or problem.recipe.optimizer).lower()
     if "paged" in name or (
@@ -149,7 +149,7 @@ def state_bytes(problem: Problem) -> float:
     return next((n for word, n in _STATES.items() if word in name), 2) * float(moment)
 
 
-def _tower_weights(problem: Problem) -> int:
+def _tower_weights(problem: EstimateInput) -> int:
     numbers, stored = problem.counts, problem.formats
     if problem.plan.quantization in PACKED_BYTES and problem.plan.tuning is Tuning.LORA:
         packed = PACKED_BYTES[problem.plan.quantization or Quantization.NF4]
@@ -158,9 +158,9 @@ def _tower_weights(problem: Problem) -> int:
     return trained * stored.trained_bytes + (numbers.tower - trained) * stored.base_bytes
 
 
-def _moments(problem: Problem) -> Iterator[dict[Term, int]]:
+def _moments(problem: EstimateInput) -> Iterator[dict[Term, int]]:
     step = problem.step
-    share = sharding.shares(problem.plan, problem.ranks)
+    share = sharding.rank_fractions(problem.plan, problem.ranks)
     before = gradients(problem, share.before)
     checkpointing = bool(problem.plan.checkpointing)
     model = problem.model
@@ -183,20 +183,20 @@ def _moments(problem: Problem) -> Iterator[dict[Term, int]]:
     }
     first = gradients(problem, max(share.before, share.gradients / model.layers))
     yield added(working, first, one)
-    for moment in late(problem):
+    for moment in end_of_step_terms(problem):
         yield added(held, moment)
     if model.tower is not None:
         yield added(working, before, {Term.MEDIA_TOWERS: step.tower})
 
 
-def late(problem: Problem) -> Iterator[dict[Term, int]]:
+def end_of_step_terms(problem: EstimateInput) -> Iterator[dict[Term, int]]:
     """Give what stands beside the static terms when all gradients are there.
 
     First at the end of the backward pass, then while the optimizer updates.
     """
     step, plan = problem.step, problem.plan
-    share = sharding.shares(plan, problem.ranks)
-    whole = sharding.unreduced(
+    share = sharding.rank_fractions(plan, problem.ranks)
+    whole = sharding.gradients_before_reduction(
         problem.model,
         plan,
         problem.ranks,
@@ -210,7 +210,7 @@ def late(problem: Problem) -> Iterator[dict[Term, int]]:
     yield added(gradients(problem, share.after), updating)
 
 
-def gathered(problem: Problem, *, at_end: bool = False) -> dict[Term, int]:
+def gathered(problem: EstimateInput, *, at_end: bool = False) -> dict[Term, int]:
     """Give the bytes of parameters that are gathered from other ranks for the work on them.
 
     `at_end` of the backward pass only what lies outside of the layers is.
@@ -228,7 +228,7 @@ def gathered(problem: Problem, *, at_end: bool = False) -> dict[Term, int]:
     return {Term.ZERO_BUCKETS: sharding.gathered(model, plan, layer_bytes=layer, size=size)}
 
 
-def _kept(problem: Problem) -> int:
+def _kept(problem: EstimateInput) -> int:
     """Give the bytes that the forward pass leaves on the GPU for the backward pass."""
     step, layers = problem.step, problem.model.layers
     saved = step.checkpoints if problem.plan.checkpointing else layers * step.layer
@@ -237,7 +237,7 @@ def _kept(problem: Problem) -> int:
     return saved
 
 
-def _merged_embeddings(problem: Problem) -> int:
+def _merged_embeddings(problem: EstimateInput) -> int:
     """Give the bytes of the matrices into which PEFT puts new rows, and of one's gradient.
 
     Source: peft 0.18, tuners/trainable_tokens/layer.py (index_copy into the whole matrix).
@@ -249,7 +249,7 @@ def _merged_embeddings(problem: Problem) -> int:
     return (matrices + 1) * size
 
 
-def dequantized(problem: Problem) -> int:
+def dequantized(problem: EstimateInput) -> int:
     """Give the bytes of the largest matrix while it is unpacked."""
     plan = problem.plan
     if plan.quantization in (None, Quantization.NONE):
@@ -261,7 +261,7 @@ def dequantized(problem: Problem) -> int:
     return largest * problem.formats.computed_bytes + constants_bytes
 
 
-def _unpacked_bytes(problem: Problem) -> float:
+def _unpacked_bytes(problem: EstimateInput) -> float:
     """Give the bytes per number while torchao unpacks: int64 indices, levels and products too.
 
     Source: torchao 0.15, dtypes/nf4tensor.py (get_original_weight); compiled, it is one kernel.
@@ -270,7 +270,7 @@ def _unpacked_bytes(problem: Problem) -> float:
     return size if problem.recipe.compiled else 8 + 3 * size + size / 64
 
 
-def gradients(problem: Problem, share: float) -> dict[Term, int]:
+def gradients(problem: EstimateInput, share: float) -> dict[Term, int]:
     """Give the bytes of a share of all gradients."""
     numbers, stored = problem.counts, problem.formats
     each = stored.trained_bytes * share
@@ -283,7 +283,7 @@ def gradients(problem: Problem, share: float) -> dict[Term, int]:
     }
 
 
-def _autocast_copies(problem: Problem) -> int:
+def _autocast_copies(problem: EstimateInput) -> int:
     """Give the bytes of the half-precision copies that autocast keeps of fp32 weights."""
     stored, numbers = problem.step.formats, problem.counts
     if not stored.autocast:
@@ -295,14 +295,14 @@ def _autocast_copies(problem: Problem) -> int:
     return cached * stored.computed_bytes
 
 
-def _step_temporaries(problem: Problem) -> int:
+def _step_temporaries(problem: EstimateInput) -> int:
     """Give what the optimizer's step takes beside its state.
 
     DeepSpeed flattens the rank's gradients, and casts them to fp32; then the update goes on with
     the cast ones alone.
     """
     recipe, numbers, plan = problem.recipe, problem.counts, problem.plan
-    share = sharding.shares(plan, problem.ranks)
+    share = sharding.rank_fractions(plan, problem.ranks)
     name = (plan.optimizer or recipe.optimizer).lower()
     plain = not any(word in name for word in ("8bit", "paged", "sgd", "fused", "bnb"))
     foreach = plain and recipe.foreach and not recipe.fused

@@ -6,7 +6,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from oomguard.estimate import constants, sharding
-from oomguard.estimate.analytic import Problem, added, analytic, gathered, gradients, late, static
+from oomguard.estimate.analytic import (
+    EstimateInput,
+    added,
+    analytic,
+    end_of_step_terms,
+    gathered,
+    gradients,
+    static,
+)
 from oomguard.estimate.formats import FOUR_BIT, PACKED_BYTES
 from oomguard.estimate.memory import MemoryEstimate, Spread, Term, allocated
 from oomguard.job.plan import Allocator, Plan, Sharding
@@ -65,7 +73,7 @@ def is_sharded(plan: Plan) -> bool:
     return plan.sharding not in (None, Sharding.NONE)
 
 
-def traced_terms(traced: Traced, problem: Problem) -> dict[Term, int]:
+def traced_terms(traced: Traced, problem: EstimateInput) -> dict[Term, int]:
     """Give the terms of a traced step, with what stands outside of it on every rank."""
     terms = _named(traced)
     terms[Term.ALLOCATOR_SLACK] = _slack(traced, problem.plan)
@@ -90,7 +98,7 @@ def replay_capacity(capacity_bytes: int) -> int:
     return max(1, int((capacity_bytes - outside) / REPLAY_MARGIN))
 
 
-def squeezed(found: MemoryEstimate, capacity_bytes: int) -> MemoryEstimate:
+def clip_to_capacity(found: MemoryEstimate, capacity_bytes: int) -> MemoryEstimate:
     """Let an estimate whose replay does within a capacity end there.
 
     Where memory runs short the allocator gives cached blocks back and tries again, so what it
@@ -110,7 +118,9 @@ def squeezed(found: MemoryEstimate, capacity_bytes: int) -> MemoryEstimate:
     )
 
 
-def scaled(problem: Problem, reference: Problem, traced: Mapping[Term, int]) -> dict[Term, int]:
+def scaled(
+    problem: EstimateInput, reference: EstimateInput, traced: Mapping[Term, int]
+) -> dict[Term, int]:
     """Correct the arithmetic of one plan by the trace of another plan of the same job."""
     terms, guessed = analytic(problem), analytic(reference)
     for term in DYNAMIC:
@@ -121,7 +131,7 @@ def scaled(problem: Problem, reference: Problem, traced: Mapping[Term, int]) -> 
     return terms
 
 
-def disagreement(traced: Mapping[Term, int], problem: Problem) -> float | None:
+def disagreement(traced: Mapping[Term, int], problem: EstimateInput) -> float | None:
     """Give traced over computed where they are further apart than they should be."""
     ratio = allocated(traced) / allocated(analytic(problem))
     apart = ratio > DISAGREEMENT or ratio < 1 / DISAGREEMENT
@@ -146,7 +156,7 @@ def _slack(traced: Traced, plan: Plan) -> int:
     return max(0, reserved - traced.allocated_bytes)
 
 
-def _quantization_constants(problem: Problem, terms: Mapping[Term, int]) -> int:
+def _quantization_constants(problem: EstimateInput, terms: Mapping[Term, int]) -> int:
     """Give the bytes of quantization constants, which stay: they are counted as weights."""
     quantization = problem.plan.quantization
     if quantization not in FOUR_BIT or quantization is None:
@@ -155,22 +165,22 @@ def _quantization_constants(problem: Problem, terms: Mapping[Term, int]) -> int:
     return min(kept, terms.get(Term.QUANTIZATION_TEMPORARIES, 0))
 
 
-def _shared_out(terms: dict[Term, int], problem: Problem) -> dict[Term, int]:
+def _shared_out(terms: dict[Term, int], problem: EstimateInput) -> dict[Term, int]:
     """Take what a step works with from the trace, and what stands in memory from arithmetic.
 
     The peak may also come later, when all gradients are there.
     """
     dynamic = {term: terms.get(term, 0) for term in (*DYNAMIC, Term.OTHER)}
-    share = sharding.shares(problem.plan, problem.ranks)
+    share = sharding.rank_fractions(problem.plan, problem.ranks)
     alone = static(_alone(problem))[Term.MEDIA_TOWERS]
     tower = {Term.MEDIA_TOWERS: max(0, terms.get(Term.MEDIA_TOWERS, 0) - alone)}
     at_work = added(dynamic, tower, gathered(problem), gradients(problem, share.before))
     slack = {Term.ALLOCATOR_SLACK: dynamic[Term.ALLOCATOR_SLACK]}
-    moments = [at_work, *(added(moment, slack) for moment in late(problem))]
+    moments = [at_work, *(added(moment, slack) for moment in end_of_step_terms(problem))]
     most = max(moments, key=lambda moment: sum(moment.values()))
     return {**added(static(problem), most), Term.CUDA_CONTEXT: constants.CUDA_CONTEXT_BYTES}
 
 
-def _alone(problem: Problem) -> Problem:
+def _alone(problem: EstimateInput) -> EstimateInput:
     plan = replace(problem.plan, sharding=Sharding.NONE, offload=frozenset())
     return replace(problem, plan=plan, ranks=1, ranks_of_node=1)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from oomguard.estimate.architecture import Architecture, Linear
-from oomguard.job.memory_settings import ALL_LINEAR, Family, Lora, Recipe
+from oomguard.job.memory_settings import ALL_LINEAR, Family, Lora, MemorySettings
 from oomguard.job.plan import EmbeddingRows, Part, Plan, Quantization, Tuning
 
 _EMBEDDINGS = {"embed_tokens", "wte", "lm_head", "embed_in", "embed_out", "word_embeddings"}
@@ -36,7 +36,7 @@ class Counts:
         return self.adapter + self.embeddings + self.base_trained + self.tower_trained
 
 
-def counts(model: Architecture, plan: Plan, recipe: Recipe) -> Counts:
+def counts(model: Architecture, plan: Plan, recipe: MemorySettings) -> Counts:
     """Count; new tokens make the embeddings larger."""
     grown = (model.vocab + recipe.new_tokens) * model.hidden
     embeddings = grown * (1 if model.tied else 2)
@@ -81,7 +81,7 @@ def targeted(model: Architecture, lora: Lora | None) -> tuple[Linear, ...]:
     return tuple(linear for linear in model.linears if names & {*linear.names})
 
 
-def adapter(model: Architecture, plan: Plan, recipe: Recipe) -> int:
+def adapter(model: Architecture, plan: Plan, recipe: MemorySettings) -> int:
     """Count what LoRA adds to the decoder's layers, and to the head where it is a target."""
     if recipe.lora is None:
         return 0
@@ -92,7 +92,7 @@ def adapter(model: Architecture, plan: Plan, recipe: Recipe) -> int:
     return model.layers * per_layer + head
 
 
-def _trained_embeddings(model: Architecture, plan: Plan, recipe: Recipe, grown: int) -> int:
+def _trained_embeddings(model: Architecture, plan: Plan, recipe: MemorySettings, grown: int) -> int:
     if recipe.family is Family.LITGPT and plan.quantization not in (None, Quantization.NONE):
         return model.embedding  # finetune/lora.py puts a trained StableEmbedding beside the old one
     if plan.embedding_rows is EmbeddingRows.NEW:

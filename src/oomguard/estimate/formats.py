@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from oomguard.job.memory_settings import Family, Format, Recipe
+from oomguard.job.memory_settings import Family, Format, MemorySettings
 from oomguard.job.plan import Plan, Precision, Quantization, Sharding, Tuning
 
 _STORED = {
@@ -52,7 +52,7 @@ class Formats:
 _IN_HALF = Formats(base_bytes=2, trained_bytes=2, computed_bytes=2, autocast=False)
 
 
-def stored(plan: Plan, recipe: Recipe) -> Formats:
+def stored(plan: Plan, recipe: MemorySettings) -> Formats:
     """Say how a rank keeps numbers under a plan; DeepSpeed keeps its own fp32 copy elsewhere."""
     precision = plan.precision or Precision.FP32
     base = recipe.base or _STORED[precision]
@@ -75,12 +75,12 @@ def stored(plan: Plan, recipe: Recipe) -> Formats:
     )
 
 
-def formats(plan: Plan, recipe: Recipe) -> Formats:
+def formats(plan: Plan, recipe: MemorySettings) -> Formats:
     """Say in which formats a step computes: what FSDP shards in fp32 it gathers in 16 bits."""
     return _IN_HALF if _casts_gathered(plan, recipe) else stored(plan, recipe)
 
 
-def _casts_gathered(plan: Plan, recipe: Recipe) -> bool:
+def _casts_gathered(plan: Plan, recipe: MemorySettings) -> bool:
     """Whether FSDP's mixed precision casts parameters (Lightning's leaves that to autocast)."""
     is_fsdp = plan.sharding is Sharding.FSDP and recipe.family is Family.HF
     return is_fsdp and plan.precision in _MIXED

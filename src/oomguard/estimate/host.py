@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from oomguard.estimate import constants, sharding
-from oomguard.estimate.analytic import Problem
+from oomguard.estimate.analytic import EstimateInput
 from oomguard.estimate.architecture import Architecture
 from oomguard.estimate.counts import targeted
 from oomguard.estimate.formats import PACKED_BYTES
@@ -17,7 +17,7 @@ _LOFTQ_COPIES = 2
 _BITSANDBYTES_BITS = 4
 
 
-def host_peak(problem: Problem) -> dict[str, int]:
+def host_peak(problem: EstimateInput) -> dict[str, int]:
     """Give the terms of the peak in bytes, summed over the ranks of one node."""
     ranks = problem.ranks_of_node
     terms = {
@@ -36,7 +36,7 @@ def host_peak(problem: Problem) -> dict[str, int]:
     return {name: size for name, size in terms.items() if size}
 
 
-def _on_load(problem: Problem) -> int:
+def _on_load(problem: EstimateInput) -> int:
     """Give what one rank holds of the checkpoint beside what goes to the GPU."""
     plan, stored = problem.plan, problem.formats
     whole = problem.model.parameters * stored.base_bytes
@@ -51,7 +51,7 @@ def _on_load(problem: Problem) -> int:
     return mapped if _goes_to_gpu(plan) else whole
 
 
-def _activations(problem: Problem) -> int:
+def _activations(problem: EstimateInput) -> int:
     if Offload.ACTIVATIONS not in (problem.plan.offload or ()):
         return 0
     step = problem.step
@@ -68,7 +68,7 @@ def _goes_to_gpu(plan: Plan) -> bool:
     return quantized or (plan.low_cpu_mem_usage is True and plan.sharding is not Sharding.ZERO3)
 
 
-def _loftq(problem: Problem) -> int:
+def _loftq(problem: EstimateInput) -> int:
     if problem.plan.loftq is None:
         return 0
     matrices = targeted(problem.model, problem.recipe.lora) or problem.model.linears

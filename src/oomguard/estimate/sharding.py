@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from oomguard.estimate import constants
 from oomguard.estimate.architecture import Architecture
 from oomguard.estimate.formats import ZERO
-from oomguard.job.memory_settings import Recipe
+from oomguard.job.memory_settings import MemorySettings
 from oomguard.job.plan import Offload, Plan, Sharding
 
 _HALF, _FP32 = 2, 4
@@ -39,7 +39,7 @@ class Shares:
     master_bytes: int = 0
 
 
-def shares(plan: Plan, ranks: int) -> Shares:
+def rank_fractions(plan: Plan, ranks: int) -> Shares:
     """Say what one of `ranks` holds."""
     sharding, offload = plan.sharding or Sharding.NONE, plan.offload or frozenset()
     part, accumulates = 1.0 / ranks, plan.accumulation > 1
@@ -61,7 +61,7 @@ def shares(plan: Plan, ranks: int) -> Shares:
     )
 
 
-def buckets(model: Architecture, plan: Plan, recipe: Recipe, size: int) -> int:
+def buckets(model: Architecture, plan: Plan, recipe: MemorySettings, size: int) -> int:
     """Give the bytes of DeepSpeed's flat buffers; `size` is that of a gradient's number."""
     sharding = plan.sharding or Sharding.NONE
     if sharding not in ZERO:
@@ -93,7 +93,7 @@ def gathered(model: Architecture, plan: Plan, *, layer_bytes: int, size: int) ->
     return min(outside * size + model.layers * layer_bytes, live)
 
 
-def unreduced(
+def gradients_before_reduction(
     model: Architecture, plan: Plan, ranks: int, *, trained: int, size: int, shard_size: int
 ) -> int:
     """Give the bytes of gradients that are not shared out yet at the end of the backward pass.

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 from oomguard.estimate import constants
-from oomguard.estimate.analytic import Problem, dequantized, state_bytes
+from oomguard.estimate.analytic import EstimateInput, dequantized, state_bytes
 from oomguard.estimate.formats import PACKED_BYTES
 from oomguard.estimate.memory import Term
-from oomguard.estimate.sharding import shares
+from oomguard.estimate.sharding import rank_fractions
 from oomguard.job.plan import LossKernel, Quantization
 from oomguard.units import show_bytes
 
 
-def arithmetic(problem: Problem) -> dict[str, str]:
+def arithmetic(problem: EstimateInput) -> dict[str, str]:
     """Say how the analytic tier comes to each term; a traced estimate counts the same things."""
     numbers, stored, step = problem.counts, problem.formats, problem.step
-    share = shares(problem.plan, problem.ranks)
+    share = rank_fractions(problem.plan, problem.ranks)
     part = f" x {share.weights:g} on each GPU" if share.weights != 1 else ""
     vocabulary = problem.model.vocab + problem.recipe.new_tokens
     state = state_bytes(problem) + share.master_bytes
@@ -49,7 +49,7 @@ def arithmetic(problem: Problem) -> dict[str, str]:
     return {term.value: text for term, text in lines.items()}
 
 
-def _weights(problem: Problem) -> str:
+def _weights(problem: EstimateInput) -> str:
     numbers, stored = problem.counts, problem.formats
     rest = numbers.rest + numbers.embeddings_base
     packed = PACKED_BYTES.get(problem.plan.quantization or Quantization.NONE)
@@ -62,7 +62,7 @@ def _weights(problem: Problem) -> str:
     return f"{_count(numbers.linear + rest)} numbers x {size} B"
 
 
-def _activations(problem: Problem) -> str:
+def _activations(problem: EstimateInput) -> str:
     step, layers = problem.step, problem.model.layers
     size = f"{problem.plan.micro_batch} x {step.length} tokens"
     if problem.plan.checkpointing:
@@ -71,7 +71,7 @@ def _activations(problem: Problem) -> str:
     return f"{size}: {layers} layers x {show_bytes(step.layer)}"
 
 
-def _loss(problem: Problem) -> str:
+def _loss(problem: EstimateInput) -> str:
     vocabulary = problem.model.vocab + problem.recipe.new_tokens
     logits = f"{problem.step.tokens} tokens x {vocabulary} logits"
     if problem.plan.loss_kernel is LossKernel.FUSED:

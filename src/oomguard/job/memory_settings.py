@@ -1,4 +1,4 @@
-"""`Recipe`: what of a job, beyond its `Plan`, decides how much memory it takes."""
+"""`MemorySettings`: what of a job, beyond its `Plan`, decides how much memory it takes."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ class LoftqStart:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Recipe:
+class MemorySettings:
     """What the prediction needs to know of a job.
 
     `model` is the hub id or the folder as the user wrote it. `base` is the format that the

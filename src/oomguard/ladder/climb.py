@@ -30,15 +30,15 @@ _RANK = {mode: rank for rank, mode in enumerate(Mode)}
 class Framework:
     """What the ladder has to know of the job's framework; each is pure.
 
-    `settle` adds the choices that the framework couples to a change, `refuses` says why it
-    would refuse a plan, `needs` which packages a plan needs beyond what was asked; `keeps` says
-    what of a checkpoint written under one plan survives under another, and why not more.
+    `normalize` adds the choices that the framework couples to a change; `refusal` says why it
+    would refuse a plan; `required_packages` lists what a plan needs beyond the requested one;
+    `resume_mode` says what of a checkpoint survives a change of plan, and why not more.
     """
 
-    settle: Callable[[Job, Plan], Plan]
-    refuses: Callable[[Job, Plan], str | None]
-    needs: Callable[[Job, Plan], frozenset[str]]
-    keeps: Callable[[Job, Plan, Plan], tuple[Mode, str]]
+    normalize: Callable[[Job, Plan], Plan]
+    refusal: Callable[[Job, Plan], str | None]
+    required_packages: Callable[[Job, Plan], frozenset[str]]
+    resume_mode: Callable[[Job, Plan, Plan], tuple[Mode, str]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -109,7 +109,7 @@ class Ladder:
         for strategy in (known[name] for name in path if name in known):
             changed = strategy.change(job, plan)
             if changed is not None and changed != plan:
-                settled = self.framework.settle(job, changed)
+                settled = self.framework.normalize(job, changed)
                 steps.append(_step(strategy, job, plan, settled))
                 plan = settled
         admitted = self._admit(job, (), plan)
@@ -127,7 +127,7 @@ class Ladder:
             mode=Mode.RESTART, reason="no whole checkpoint of this run", hide=damaged
         )
         for checkpoint, under in sorted(written, key=lambda pair: pair[0].step):
-            mode, reason = self.framework.keeps(job, under, plan)
+            mode, reason = self.framework.resume_mode(job, under, plan)
             if _RANK[mode] >= _RANK[best.mode]:
                 kept = checkpoint if mode is not Mode.RESTART else None
                 best = Continuation(mode=mode, checkpoint=kept, reason=reason, hide=kept is None)
@@ -150,17 +150,17 @@ class Ladder:
         changed = strategy.change(job, tried[-1])
         if changed is None or changed == tried[-1]:
             return strategy.otherwise
-        return self._admit(job, tried, self.framework.settle(job, changed))
+        return self._admit(job, tried, self.framework.normalize(job, changed))
 
     def _admit(self, job: Job, tried: Sequence[Plan], plan: Plan) -> Plan | str:
         if plan in tried:
             return "it leads to a plan that was tried already"
         if plan.rank_batch * job.world.size != job.global_batch:
             return f"it would change the global batch of {job.global_batch}"
-        refusal = self.framework.refuses(job, plan)
+        refusal = self.framework.refusal(job, plan)
         if refusal:
             return f"refused by {job.framework}: {refusal}"
-        missing = sorted(self.framework.needs(job, plan) - job.packages)
+        missing = sorted(self.framework.required_packages(job, plan) - job.packages)
         if missing:
             names = " ".join(missing)
             return f"the job's Python lacks {names}: {job.python} -m pip install {names}"

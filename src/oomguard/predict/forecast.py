@@ -1,4 +1,4 @@
-"""The outlook of a job: what was asked and every rung, each with its peak and whether it fits."""
+"""The forecast of a job: what was asked and every rung, each with its peak and whether it fits."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from oomguard.job.training_job import Job
 from oomguard.ladder.climb import Ladder
 from oomguard.ladder.enumerate import DEVICE, HOST, walk
 from oomguard.ladder.steps import Step
-from oomguard.predict.prediction_request import Prediction, Question
+from oomguard.predict.prediction_request import Prediction, PredictionRequest
 from oomguard.predict.predictor import by_arithmetic
 
 #: The host's peak is arithmetic alone: between this share of what there is and all of it, unsure.
@@ -20,7 +20,7 @@ HOST_SURE = 0.85
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Room:
+class Capacity:
     """What one GPU has, and one node's host (None: not asked about)."""
 
     device_bytes: int
@@ -39,7 +39,7 @@ class Room:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Expected:
+class PlannedPeak:
     """A plan with its peak and whether it fits."""
 
     plan: Plan
@@ -60,13 +60,13 @@ class RungOutlook:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Outlook:
+class Forecast:
     """All rungs in order; each plan builds on the one before.
 
     `prepared` are the steps that are taken before the first attempt whatever it needs.
     """
 
-    asked: Expected
+    asked: PlannedPeak
     prepared: tuple[Step, ...] = ()
     rungs: tuple[RungOutlook, ...] = ()
     notes: tuple[str, ...] = ()
@@ -79,13 +79,13 @@ class Outlook:
         return next((i for i, rung in enumerate(self.rungs) if rung.fits is Fits.YES), None)
 
 
-def outlook(
+def forecast(
     job: Job,
     ladder: Ladder,
-    room: Room,
-    question: Callable[[Sequence[Plan]], Question],
-    predict: Callable[[Question], Prediction],
-) -> Outlook:
+    room: Capacity,
+    question: Callable[[Sequence[Plan]], PredictionRequest],
+    predict: Callable[[PredictionRequest], Prediction],
+) -> Forecast:
     """Walk the whole ladder and predict every plan on it."""
     arithmetic = question(())
 
@@ -110,5 +110,5 @@ def outlook(
         for rung in path.rungs
     )
     first_peak = peaks[path.first]
-    asked = Expected(plan=job.asked, estimate=first_peak, fits=room.fits(first_peak))
-    return Outlook(asked=asked, prepared=path.prepared, rungs=rungs, notes=prediction.notes)
+    asked = PlannedPeak(plan=job.asked, estimate=first_peak, fits=room.fits(first_peak))
+    return Forecast(asked=asked, prepared=path.prepared, rungs=rungs, notes=prediction.notes)

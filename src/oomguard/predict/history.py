@@ -53,7 +53,7 @@ _Row = tuple[str, int, int, int | None, int | None]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Setting:
+class HistoryKey:
     """Where a measurement holds: the GPU's name, the versions of what trains, the framework."""
 
     device: str
@@ -69,7 +69,7 @@ class FitIndex:
         self.path = path or Path(platformdirs.user_data_dir("oomguard")) / "fits.sqlite"
         self.lost: str | None = None
 
-    def learn(self, setting: Setting, measured: Measured) -> None:
+    def add_measurement(self, setting: HistoryKey, measured: Measured) -> None:
         """Keep what was measured beside what was predicted."""
         terms = json.dumps({term.value: size for term, size in measured.terms.items()})
         peaks = (measured.allocated_bytes, measured.reserved_bytes)
@@ -81,7 +81,7 @@ class FitIndex:
                     (*_place(setting), setting.model, terms, *peaks, *also),
                 )
 
-    def ratios(self, setting: Setting) -> Ratios:
+    def ratios(self, setting: HistoryKey) -> Ratios:
         """Say what the newest measurements of this device, versions and framework teach."""
         rows: list[_Row] = []
         with self._open() as base:
@@ -141,7 +141,7 @@ class _OtherLayout(Exception):  # noqa: N818  caught in this module
     """The file was written by another version."""
 
 
-def learn(record: RunRecord) -> str | None:
+def record_run(record: RunRecord) -> str | None:
     """Keep what a run has measured, and the rungs that led to a fit; give why it was not kept.
 
     A run that was interrupted teaches when it has been resumed to its end.
@@ -153,13 +153,13 @@ def learn(record: RunRecord) -> str | None:
     for attempt in record.attempts:
         measured = _measured(attempt, record.predicted_for(attempt.plan))
         if lessons.device is not None and record.job is not None and measured is not None:
-            setting = Setting(
+            setting = HistoryKey(
                 device=lessons.device,
                 versions=lessons.versions,
                 framework=record.job.framework,
                 model=lessons.model,
             )
-            index.learn(setting, measured)
+            index.add_measurement(setting, measured)
     if record.status is Status.FIT:
         index.remember(lessons.key, record.last.path)
     return index.lost
@@ -216,5 +216,5 @@ def _prepare(base: sqlite3.Connection) -> None:
     base.execute(f"PRAGMA user_version={VERSION}")
 
 
-def _place(setting: Setting) -> tuple[str, str, str]:
+def _place(setting: HistoryKey) -> tuple[str, str, str]:
     return setting.device, json.dumps(dict(setting.versions), sort_keys=True), setting.framework

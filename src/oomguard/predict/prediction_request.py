@@ -6,19 +6,19 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from oomguard.catalogue.lookup import Model
-from oomguard.estimate.analytic import Problem
+from oomguard.estimate.analytic import EstimateInput
 from oomguard.estimate.memory import MemoryEstimate
-from oomguard.job.memory_settings import Recipe
+from oomguard.job.memory_settings import MemorySettings
 from oomguard.job.plan import Plan
 from oomguard.job.training_job import Job
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Question:
+class PredictionRequest:
     """The plans of one job whose peaks are wanted, the asked one first."""
 
     job: Job
-    recipe: Recipe
+    recipe: MemorySettings
     model: Model
     plans: Sequence[Plan]
     capacity_bytes: int
@@ -47,9 +47,9 @@ class Question:
             return None
         return lengths.longest if limit is None or lengths.longest < limit else None
 
-    def problem(self, plan: Plan) -> Problem:
+    def problem(self, plan: Plan) -> EstimateInput:
         """Put one plan as arithmetic takes it."""
-        return Problem(
+        return EstimateInput(
             model=self.model.architecture,
             plan=self.batched(plan),
             recipe=replace(self.recipe, images=len(self.images) or self.recipe.images),

@@ -13,8 +13,8 @@ from oomguard.estimate.host import host_peak
 from oomguard.estimate.memory import Fits, MemoryEstimate, Method, Spread, Term, estimate
 from oomguard.job.plan import Plan
 from oomguard.predict import trace_request
-from oomguard.predict.prediction_request import Prediction, Question
-from oomguard.predict.trace_client import NoTrace, Tracer
+from oomguard.predict.prediction_request import Prediction, PredictionRequest
+from oomguard.predict.trace_client import NoTrace, TraceClient
 
 #: Seconds for all the traces of a question; what is not traced by then is scaled.
 BUDGET_S = 90.0
@@ -31,12 +31,12 @@ Traces = Mapping[Plan, combine.Traced]
 class Predictor:
     """Predicts with a Python that traces, or (None) by arithmetic alone."""
 
-    tracer: Tracer | None = None
+    tracer: TraceClient | None = None
     ratios: Ratios = UNCORRECTED
     budget_s: float = BUDGET_S
     clock: Callable[[], float] = time.monotonic
 
-    def __call__(self, question: Question) -> Prediction:
+    def __call__(self, question: PredictionRequest) -> Prediction:
         """Estimate every plan; a trace that fails never fails the prediction.
 
         Traced are the asked plan, and round by round those that decide which is the first to fit.
@@ -66,7 +66,7 @@ class Predictor:
         return Prediction(estimates=estimates, notes=notes)
 
     def _trace(
-        self, question: Question, steps: Sequence[Mapping[str, object]], timeout_s: float
+        self, question: PredictionRequest, steps: Sequence[Mapping[str, object]], timeout_s: float
     ) -> Iterator[tuple[Mapping[str, object], combine.Traced | NoTrace]]:
         """Trace each step in a child of its own."""
         tracer = self.tracer
@@ -85,7 +85,9 @@ class Predictor:
             )
             yield from zip(steps, answers, strict=True)
 
-    def _deciding(self, question: Question, traces: Traces, open_: list[Plan]) -> list[Plan]:
+    def _deciding(
+        self, question: PredictionRequest, traces: Traces, open_: list[Plan]
+    ) -> list[Plan]:
         """Name what to trace next: the asked plan, the first that fits, one before it that may."""
         steps: list[Plan] = []
         if question.plans and not traces and question.plans[0] in open_:
@@ -112,26 +114,30 @@ def _one_of_each(
     return found
 
 
-def by_arithmetic(question: Question, plan: Plan) -> MemoryEstimate:
+def by_arithmetic(question: PredictionRequest, plan: Plan) -> MemoryEstimate:
     """Estimate one plan by the analytic tier."""
     return _estimated(question, plan, {}, UNCORRECTED)
 
 
-def _estimated(question: Question, plan: Plan, traces: Traces, ratios: Ratios) -> MemoryEstimate:
+def _estimated(
+    question: PredictionRequest, plan: Plan, traces: Traces, ratios: Ratios
+) -> MemoryEstimate:
     problem, traced = question.problem(plan), traces.get(plan)
     if traced is not None:
         terms = combine.traced_terms(traced, problem)
-        found = _noun(question, plan, corrected(terms, ratios), traced.method, combine.SPREAD)
+        found = _make_estimate(
+            question, plan, corrected(terms, ratios), traced.method, combine.SPREAD
+        )
         does = traced.fits_replay is True and not combine.is_sharded(plan)
-        return combine.squeezed(found, question.capacity_bytes) if does else found
+        return combine.clip_to_capacity(found, question.capacity_bytes) if does else found
     if not traces:
         terms = corrected(analytic.analytic(problem), ratios)
-        return _noun(question, plan, terms, Method.ANALYTIC.value, analytic.SPREAD)
+        return _make_estimate(question, plan, terms, Method.ANALYTIC.value, analytic.SPREAD)
     nearest = min(traces, key=lambda other: _distance(plan, other))
     reference = question.problem(nearest)
     known = combine.traced_terms(traces[nearest], reference)
     terms = corrected(combine.scaled(problem, reference, known), ratios)
-    return _noun(question, plan, terms, Method.SCALED.value, combine.SCALED_SPREAD)
+    return _make_estimate(question, plan, terms, Method.SCALED.value, combine.SCALED_SPREAD)
 
 
 def _distance(plan: Plan, other: Plan) -> int:
@@ -142,14 +148,14 @@ def _distance(plan: Plan, other: Plan) -> int:
     return 2 * apart + (tokens[0] != tokens[1])
 
 
-def _noun(
-    question: Question, plan: Plan, terms: Mapping[Term, int], method: str, spread: Spread
+def _make_estimate(
+    question: PredictionRequest, plan: Plan, terms: Mapping[Term, int], method: str, spread: Spread
 ) -> MemoryEstimate:
     host = host_peak(question.problem(plan))
     return estimate(terms, method=method, spread=spread, host=host)
 
 
-def _assumed(question: Question) -> list[str]:
+def _assumed(question: PredictionRequest) -> list[str]:
     """Say which length of batches the figures rest on."""
     asked = next(iter(question.plans), None)
     if asked is None:
@@ -165,7 +171,7 @@ def _assumed(question: Question) -> list[str]:
     return [f"every batch is taken to be as long as the limit of {limit} tokens"]
 
 
-def _cross_check(question: Question, traces: Traces) -> list[str]:
+def _cross_check(question: PredictionRequest, traces: Traces) -> list[str]:
     notes = []
     for plan, traced in traces.items():
         problem = question.problem(plan)

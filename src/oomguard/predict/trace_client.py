@@ -42,7 +42,7 @@ class NoTrace(Exception):  # noqa: N818  no error: the caller falls back and say
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Tracer:
+class TraceClient:
     """One Python with torch; `versions` are those of what decides a trace."""
 
     python: str
@@ -107,12 +107,14 @@ class Tracer:
             Path(file.name).replace(self.cache / f"{key}.json")
 
 
-def tracer_of(pythons: Sequence[str], family: str, *, cache: Path | None = None) -> Tracer | None:
+def tracer_of(
+    pythons: Sequence[str], family: str, *, cache: Path | None = None
+) -> TraceClient | None:
     """Give the first Python that has what a trace of this family needs; None if none has."""
     for python in dict.fromkeys(pythons):
         versions = _versions(python)
         if all(name in versions for name in NEEDED[family]):
-            return Tracer(python=python, versions=versions, cache=cache or cache_folder())
+            return TraceClient(python=python, versions=versions, cache=cache or cache_folder())
     return None
 
 

@@ -13,9 +13,9 @@ import msgspec
 from oomguard.estimate.analytic import LONGEST
 from oomguard.estimate.combine import is_sharded
 from oomguard.estimate.formats import formats
-from oomguard.job.memory_settings import ALL_LINEAR, Attention, Family, Format, Lora, Recipe
+from oomguard.job.memory_settings import ALL_LINEAR, Attention, Family, Format, Lora, MemorySettings
 from oomguard.job.plan import EmbeddingRows, Offload, Plan, Precision, Quantization
-from oomguard.predict.prediction_request import Question
+from oomguard.predict.prediction_request import PredictionRequest
 
 #: Whisper's encoder takes 30 s at a time.
 AUDIO_SECONDS = 30
@@ -31,7 +31,7 @@ _ELSEWHERE = (
 
 
 def variant(
-    question: Question, plan: Plan, versions: Mapping[str, str] = NONE_KNOWN
+    question: PredictionRequest, plan: Plan, versions: Mapping[str, str] = NONE_KNOWN
 ) -> dict[str, object] | None:
     """Give the step of one plan, without an id; None where the dry run has no such step.
 
@@ -69,7 +69,7 @@ def variant(
     }
 
 
-def model(question: Question) -> dict[str, object]:
+def model(question: PredictionRequest) -> dict[str, object]:
     """Give the model as the dry run builds it."""
     component = question.recipe.component
     if component is not None:
@@ -77,12 +77,12 @@ def model(question: Question) -> dict[str, object]:
     return {"family": question.model.family.value, "config": dict(question.model.config)}
 
 
-def traced_family(recipe: Recipe, own: Family) -> Family:
+def traced_family(recipe: MemorySettings, own: Family) -> Family:
     """Say whose code is traced: torchtune's where it builds the model, else that of the config."""
     return recipe.family if recipe.component is not None else own
 
 
-def _recipe(recipe: Recipe, plan: Plan) -> dict[str, object]:
+def _recipe(recipe: MemorySettings, plan: Plan) -> dict[str, object]:
     attention = Attention.SDPA if recipe.attention is Attention.FLASH else recipe.attention
     return {
         "framework": recipe.framework,
@@ -95,7 +95,7 @@ def _recipe(recipe: Recipe, plan: Plan) -> dict[str, object]:
     }
 
 
-def _media(question: Question, step: Plan) -> dict[str, object]:
+def _media(question: PredictionRequest, step: Plan) -> dict[str, object]:
     """Give each sample the images of the data's largest one, else the largest that settings allow.
 
     Either way they leave room for the text: a sample has no more image tokens than tokens.
@@ -118,14 +118,14 @@ def _media(question: Question, step: Plan) -> dict[str, object]:
     return {"media": {"images": images}}
 
 
-def _of_torchtune(recipe: Recipe) -> dict[str, object]:
+def _of_torchtune(recipe: MemorySettings) -> dict[str, object]:
     if recipe.family is not Family.TORCHTUNE:
         return {}
     names = ("fused", "step_in_backward", "compiled")
     return {name: getattr(recipe, name) for name in names}
 
 
-def _of_versions(recipe: Recipe, versions: Mapping[str, str]) -> dict[str, object]:
+def _of_versions(recipe: MemorySettings, versions: Mapping[str, str]) -> dict[str, object]:
     """Say what depends on the versions that will run; nothing where they are not known."""
     found: dict[str, object] = {}
     if _before(versions.get("bitsandbytes"), (0, 43, 2)):
@@ -142,7 +142,7 @@ def _before(version: str | None, limit: tuple[int, ...]) -> bool | None:
     return tuple(parts) < limit
 
 
-def _lengths(question: Question, step: Plan) -> dict[str, object]:
+def _lengths(question: PredictionRequest, step: Plan) -> dict[str, object]:
     """Give the longest batch and a typical one, where the data's lengths are known.
 
     The longest meets the optimizer's state in the second step: it is traced last.

@@ -33,7 +33,7 @@ class Spec:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Refusal:
+class LaunchRefusal:
     """Why the command was not started: the shim's step, the errno if there was one, the text."""
 
     step: str
@@ -52,7 +52,7 @@ class Child:
     """
 
     def __init__(self, spec: Spec, on_exit: Callable[[int], None]) -> None:
-        self.refusal: Refusal | None = None
+        self.refusal: LaunchRefusal | None = None
         self.returncode: int | None = None
         self._abandoned = False
         self.reaped = threading.Event()
@@ -150,7 +150,7 @@ def _popen(spec: Spec, output_w: int, status_w: int) -> subprocess.Popen[bytes]:
     )
 
 
-def _refusal(status_r: int) -> Refusal | None:
+def _refusal(status_r: int) -> LaunchRefusal | None:
     """Wait for the exec, which closes the pipe, or for the shim's word that there is none."""
     said = b""
     while chunk := os.read(status_r, _STATUS_BYTES):
@@ -158,4 +158,4 @@ def _refusal(status_r: int) -> Refusal | None:
     if not said:
         return None
     answer = json.loads(said)
-    return Refusal(step=answer["step"], errno=answer["errno"], text=answer["text"])
+    return LaunchRefusal(step=answer["step"], errno=answer["errno"], text=answer["text"])

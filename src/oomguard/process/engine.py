@@ -11,7 +11,7 @@ from oomguard.machine.gpus import FreeReport
 from oomguard.process.process_events import ShellEvent
 
 
-class Running(Protocol):
+class RunningAttempt(Protocol):
     """An attempt that was started; `cgroup` is the folder of its own, where it has one."""
 
     pid: int
@@ -45,7 +45,7 @@ class Engine(Protocol):
 
     def start(
         self, command: Command, *, log: Path, mark: str, emit: Callable[[ShellEvent], None]
-    ) -> Running:
+    ) -> RunningAttempt:
         """Start an attempt; `emit` is called from other threads with what happens to it."""
         ...
 

@@ -29,7 +29,7 @@ class Kernel:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Exited:
+class ProcessExited:
     """The direct child has ended and all that it printed or reported was emitted before.
 
     `returncode` is negative for a signal. Other processes of the attempt may still be there.
@@ -38,5 +38,5 @@ class Exited:
     returncode: int
 
 
-ShellEvent = Output | Report | Kernel | Exited
+ShellEvent = Output | Report | Kernel | ProcessExited
 Emit = Callable[[ShellEvent], None]

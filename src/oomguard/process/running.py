@@ -11,7 +11,7 @@ from pathlib import Path
 from oomguard.process.child import Child
 from oomguard.process.kernel import KernelWatch
 from oomguard.process.members import Members, catches
-from oomguard.process.process_events import Emit, Exited
+from oomguard.process.process_events import Emit, ProcessExited
 from oomguard.process.reports import ReportServer
 from oomguard.process.stop import StopReport, send, stop_all
 from oomguard.process.tee import Tee
@@ -115,7 +115,7 @@ class Running:
         if self._reports is not None:
             self._reports.settle(_DRAIN_S)
         self._kernel.check()
-        self._emit(Exited(returncode=returncode))
+        self._emit(ProcessExited(returncode=returncode))
 
     def _until(self) -> float:
         return self._deadline if self._deadline is not None else time.monotonic()

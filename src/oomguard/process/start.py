@@ -11,11 +11,17 @@ from pathlib import Path
 from oomguard.errors import FrameworkError, OomguardError, UsageError, Where
 from oomguard.job.command import Command
 from oomguard.machine.cgroups import Cgroup, name_for, own_cgroup
-from oomguard.process.child import Child, Refusal, Spec
+from oomguard.process.child import Child, LaunchRefusal, Spec
+from oomguard.process.child_environment import (
+    add_inside,
+    environment,
+    make_folder,
+    open_log,
+    write_files,
+)
 from oomguard.process.kernel import KernelWatch
 from oomguard.process.limits import Caps
 from oomguard.process.members import Members, become_subreaper
-from oomguard.process.prepare import add_inside, environment, make_folder, open_log, write_files
 from oomguard.process.process_events import Emit
 from oomguard.process.reports import ReportServer
 from oomguard.process.running import Running
@@ -158,7 +164,7 @@ def _cannot_begin(command: Command, error: OSError | ValueError) -> OomguardErro
     )
 
 
-def _refused(command: Command, env: dict[str, str], refusal: Refusal) -> OomguardError:
+def _refused(command: Command, env: dict[str, str], refusal: LaunchRefusal) -> OomguardError:
     if refusal.step == "cgroup":
         return UsageError(
             f"the job cannot be put into a memory cgroup: {refusal.text}",

@@ -47,7 +47,7 @@ from oomguard.run.events import (
     Signalled,
     Status,
 )
-from oomguard.run.state import Attempt, RunRecord, State, begun
+from oomguard.run.state import Attempt, RunRecord, State, started_job
 
 #: Seconds that a job may go on after its log said out of memory. It may have caught the error and
 #: be about to take another step; where no reporter inside can say so, it gets longer, and where
@@ -119,7 +119,7 @@ def decide(record: RunRecord, event: Event, ladder: Ladder) -> Action | None:
 
 
 def _first(record: RunRecord, ladder: Ladder) -> Launch:
-    job, limits = begun(record)
+    job, limits = started_job(record)
     if limits.grow:
         plan, steps, path = minimize.smallest(job, ladder)
         return Launch(plan=plan, steps=steps, path=path)
@@ -139,7 +139,7 @@ def _on_news(record: RunRecord, event: Event, ladder: Ladder) -> Action | None:
     proven = isinstance(event, Progress) and minimize.is_proven(record)
     if proven and minimize.next_trial(record, ladder, record.last) is not None:
         return Stop(reason=FITS)
-    if probe.lingers(record.last, event.t):
+    if probe.outlives_its_steps(record.last, event.t):
         return Stop(reason=PROBED)
     return Stop(reason=HANG) if _hangs(record, event.t) else None
 

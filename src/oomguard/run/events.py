@@ -94,7 +94,7 @@ class Predicted:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Lessons:
+class HistoryRef:
     """Where a later run of the same job finds what this one shows: in an index of fits.
 
     `index` is its file, `key` names the job on its device; measurements hold for `device`,
@@ -135,7 +135,7 @@ class RunStarted(Event):
     masked: bool = False
     start: Start | None = None
     predicted: tuple[Predicted, ...] = ()
-    lessons: Lessons | None = None
+    lessons: HistoryRef | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -41,7 +41,7 @@ def has_passed(attempt: Attempt) -> bool:
     return attempt.probed or ended_early
 
 
-def lingers(attempt: Attempt, now: float) -> bool:
+def outlives_its_steps(attempt: Attempt, now: float) -> bool:
     """Whether a probe has taken its steps and does not end."""
     heard_t = attempt.heard_t
     return attempt.probed and heard_t is not None and now - heard_t >= LINGERS_S

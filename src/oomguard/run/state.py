@@ -26,7 +26,7 @@ from oomguard.run.events import (
     Exited,
     Finished,
     Growing,
-    Lessons,
+    HistoryRef,
     Limits,
     Noticed,
     Planned,
@@ -189,7 +189,7 @@ class RunRecord:
     job: Job | None = None
     start: Start | None = None
     predicted: tuple[Predicted, ...] = ()
-    lessons: Lessons | None = None
+    lessons: HistoryRef | None = None
     limits: Limits | None = None
     state: State = State.NEW
     attempts: tuple[Attempt, ...] = ()
@@ -343,7 +343,7 @@ class RunRecord:
         )
 
 
-def begun(record: RunRecord) -> tuple[Job, Limits]:
+def started_job(record: RunRecord) -> tuple[Job, Limits]:
     """Give the job and the limits of a run that was started."""
     if record.job is None or record.limits is None:
         raise AssertionError("the first event names job and limits")

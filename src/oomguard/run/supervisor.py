@@ -24,10 +24,9 @@ from oomguard.ladder.climb import Ladder
 from oomguard.machine.cgroups import name_for
 from oomguard.machine.checkpoint_scan import Found, Stamp, find, is_whole, stamp
 from oomguard.machine.gpus import FreeReport
-from oomguard.process.engine import Engine, Running
+from oomguard.process.engine import Engine, RunningAttempt
 from oomguard.process.members import MARK
-from oomguard.process.process_events import Exited as ProcessExited
-from oomguard.process.process_events import Output, Report, ShellEvent
+from oomguard.process.process_events import Output, ProcessExited, Report, ShellEvent
 from oomguard.process.watchdog import Guard
 from oomguard.redact import redact, redact_argv, redact_env
 from oomguard.run.decide import SIGNAL, Action, Finish, Launch, Stop, WaitForDevice, decide
@@ -52,7 +51,7 @@ from oomguard.run.observer import Observer
 from oomguard.run.probe import probe_of
 from oomguard.run.recover import stamp_of, take_over, verdict_of
 from oomguard.run.redaction import mask_verdict
-from oomguard.run.state import RunRecord, State, begun, replay
+from oomguard.run.state import RunRecord, State, replay, started_job
 from oomguard.units import show_bytes
 
 #: Seconds that the processes of an attempt get to end by themselves: after an out-of-memory error
@@ -98,8 +97,8 @@ class Supervisor:
         self._folder, self._audience, self._clock = folder, audience, clock
         self._begin = clock()
         self._queue: queue.Queue[ShellEvent | _Asked | FreeReport] = queue.Queue(QUEUE_LENGTH)
-        self._running: Running | None = None
-        self._leaving: Running | None = None  # its main process has ended, others have not
+        self._running: RunningAttempt | None = None
+        self._leaving: RunningAttempt | None = None  # its main process has ended, others have not
         self._observer = Observer(0)
         self._mark = ""  # of each process of the run, with the attempt's number
         self._layout: Layout | None = None
@@ -118,7 +117,7 @@ class Supervisor:
         """
         self.record = replay(events)
         self._begin = self._clock() - events[-1].t
-        self._layout = self._adapter.layout(self._job)
+        self._layout = self._adapter.checkpoint_layout(self._job)
         self._stamp = stamp_of(events)
         attempts = self.record.attempts
 
@@ -129,7 +128,7 @@ class Supervisor:
                 self._folder.forget_output(len(attempts))
                 yield from take_over(attempts[-1], folder, lambda: self._now, oom_kills=oom_kills)
 
-        return self._walk(self.record.run, begun(self.record)[1], first)
+        return self._walk(self.record.run, started_job(self.record)[1], first)
 
     def _walk(self, run: str, limits: Limits, first: Callable[[], Iterator[Event]]) -> RunRecord:
         self._mark = f"{run}-{secrets.token_hex(8)}"
@@ -150,7 +149,7 @@ class Supervisor:
 
     @property
     def _job(self) -> Job:
-        return begun(self.record)[0]
+        return started_job(self.record)[0]
 
     def _happen(self, event: Event) -> None:
         if not isinstance(event, Ticked):
@@ -290,7 +289,7 @@ class Supervisor:
         number = len(self.record.attempts) + 1
         probe = probe_of(self._job, action.plan) if action.probe else None
         mark = f"{self._mark}-{number}"
-        self._layout = self._adapter.layout(self._job)
+        self._layout = self._adapter.checkpoint_layout(self._job)
         self._stamp = stamp(self._layout) if self._layout else {}
         self._happen(self._planned(action, number, mark, probe))
         self.command = self._command(action.plan, probe, action.begins)
@@ -334,7 +333,7 @@ class Supervisor:
         if probe is None:
             return self._adapter.write(job, plan, folder, begins)
         output = str(self._folder.output(self.record.last.number))
-        command = self._adapter.write(self._adapter.aside(job, output), plan, folder)
+        command = self._adapter.write(self._adapter.as_trial(job, output), plan, folder)
         limits = monitor.probing(steps=probe.steps, tokens=probe.tokens)
         return replace(command, env={**command.env, **limits})
 
@@ -390,7 +389,7 @@ class Supervisor:
                 signal.signal(number, handler)
 
 
-def _stop_after(running: Running, signum: int | None, grace_s: float) -> None:
+def _stop_after(running: RunningAttempt, signum: int | None, grace_s: float) -> None:
     """Let the job end by the signal it was sent; what is left at the deadline is ended."""
     deadline = time.monotonic() + grace_s
     if signum is not None:

@@ -117,7 +117,7 @@ def new_config(job: Job, plan: Plan, folder: str) -> File:
     return File(path=posixpath.join(folder, _NAME), text=yaml.safe_dump(values, sort_keys=False))
 
 
-def refuses(options: Mapping[str, str], job: Job, plan: Plan) -> str | None:
+def refusal(options: Mapping[str, str], job: Job, plan: Plan) -> str | None:
     """Say why a change cannot be written: the launcher's own words would win over it."""
     if (plan.sharding, plan.offload) == (job.asked.sharding, job.asked.offload):
         return None

@@ -12,7 +12,14 @@ from dataclasses import replace
 from oomguard.adapters import fields
 from oomguard.adapters.hf import training_arguments as hf
 from oomguard.configfile.layered import Settings
-from oomguard.job.memory_settings import ALL_LINEAR, Attention, Format, LoftqStart, Lora, Recipe
+from oomguard.job.memory_settings import (
+    ALL_LINEAR,
+    Attention,
+    Format,
+    LoftqStart,
+    Lora,
+    MemorySettings,
+)
 from oomguard.job.plan import Tuning
 from oomguard.job.training_job import Job
 
@@ -35,11 +42,11 @@ _EVERY = {(ALL_LINEAR,), ("all",)}
 _ATTENTIONS = {"eager": Attention.EAGER, "flash_attention_2": Attention.FLASH}
 
 
-def recipe_of(settings: Settings, job: Job) -> Recipe:
+def recipe_of(settings: Settings, job: Job) -> MemorySettings:
     """Read what the flags name; a script's own defaults stay unknown."""
     lora = _lora(settings) if job.asked.tuning is Tuning.LORA else None
     optimizer = hf.OPTIMIZER.of(settings)
-    return Recipe(
+    return MemorySettings(
         framework=job.framework,
         model=_first(settings, _MODELS),
         trust_remote_code=fields.flag("trust_remote_code").of(settings),
@@ -59,7 +66,7 @@ def recipe_of(settings: Settings, job: Job) -> Recipe:
     )
 
 
-def trl_recipe(settings: Settings, job: Job) -> Recipe:
+def trl_recipe(settings: Settings, job: Job) -> MemorySettings:
     """Read TRL's own flags, with its defaults: weights in fp32, rank 16, dropout 0.05."""
     recipe = recipe_of(settings, job)
     lora = recipe.lora
@@ -73,7 +80,7 @@ def trl_recipe(settings: Settings, job: Job) -> Recipe:
     return replace(recipe, base=recipe.base or Format.FP32, lora=lora)
 
 
-def qwen_recipe(settings: Settings, job: Job) -> Recipe:
+def qwen_recipe(settings: Settings, job: Job) -> MemorySettings:
     """Read finetune.py's flags, with its defaults; a base model gets its vocabulary trained."""
     recipe = recipe_of(settings, job)
     model = recipe.model or _QWEN

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 
 from oomguard.adapters.hf_trainer import HFTrainer
 from oomguard.adapters.invocation import with_config
-from oomguard.adapters.launchers import Launch
+from oomguard.adapters.launchers import LauncherCommand
 from oomguard.job.training_job import Source
 
 
@@ -14,16 +14,16 @@ class HFProgram(HFTrainer):
     """One such program: how its configs and its commands are told, and what starts it by hand."""
 
     is_config: Callable[[Mapping[str, object]], bool]
-    launch_of: Callable[[tuple[str, ...]], Launch | None]
+    launch_of: Callable[[tuple[str, ...]], LauncherCommand | None]
     starts: tuple[str, ...]
     #: The words before the config's name.
     option: tuple[str, ...] = ()
 
-    def recognise(self, document: Mapping[str, object]) -> bool:
+    def recognizes(self, document: Mapping[str, object]) -> bool:
         """Take the configs that the program's own keys tell."""
         return type(self).is_config(document)
 
-    def recognise_command(self, argv: tuple[str, ...]) -> bool:
+    def recognizes_command(self, argv: tuple[str, ...]) -> bool:
         """Take its command, and its module behind any launcher."""
         return type(self).launch_of(argv) is not None
 

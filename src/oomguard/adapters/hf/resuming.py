@@ -61,7 +61,7 @@ def layout(job: Job, settings: Settings) -> Layout | None:
     )
 
 
-def keeps(settings: Settings, before: Plan, after: Plan, *, packs: bool) -> tuple[Mode, str]:
+def resume_mode(settings: Settings, before: Plan, after: Plan, *, packs: bool) -> tuple[Mode, str]:
     """Say what of a checkpoint written under `before` survives under `after`.
 
     `packs` says that samples are packed into sequences: a shorter one then holds other samples.

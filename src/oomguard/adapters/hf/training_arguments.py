@@ -11,7 +11,7 @@ from collections.abc import Mapping
 
 from oomguard.adapters import fields
 from oomguard.adapters.common import Refusal
-from oomguard.adapters.fields import Key, Knob, as_object, direct, flag, number, switch, text
+from oomguard.adapters.fields import Binding, Key, as_object, direct, flag, number, switch, text
 from oomguard.adapters.hf import deepspeed
 from oomguard.configfile.document import Document
 from oomguard.configfile.layered import Settings
@@ -59,7 +59,7 @@ SHARED = (
     direct("pin_memory", flag("dataloader_pin_memory", default=True)),
     direct("auto_find_batch_size", flag("auto_find_batch_size")),
     direct("prediction_loss_only", LOSS_ONLY),
-    Knob(
+    Binding(
         field="eval_accumulation",
         read=_EVAL_ACCUMULATION.of,
         edits=lambda _, value: {as_object(_EVAL_ACCUMULATION): value or None},
@@ -77,7 +77,7 @@ NO_METRIC = Refusal(
 )
 
 
-def checkpointing(key: str) -> Knob:
+def checkpointing(key: str) -> Binding:
     """Make the knob of gradient checkpointing.
 
     Switched on, it does not reenter autograd unless the user says so: reentrant checkpointing
@@ -90,18 +90,18 @@ def checkpointing(key: str) -> Knob:
         how = {} if stated else {as_object(_REENTRANT): '{"use_reentrant": false}'}
         return {as_object(enabled): value, **how}
 
-    return Knob(field="checkpointing", read=enabled.of, edits=edits)
+    return Binding(field="checkpointing", read=enabled.of, edits=edits)
 
 
-def loss_kernel(key: str) -> Knob:
+def loss_kernel(key: str) -> Binding:
     """Make the knob of the fused loss, which Liger's kernels bring."""
     enabled = flag(key)
     return switch("loss_kernel", enabled, on=LossKernel.FUSED, off=LossKernel.EAGER)
 
 
-def rank_under(adapter: Key[bool], rank: Key[int]) -> Knob:
+def rank_under(adapter: Key[bool], rank: Key[int]) -> Binding:
     """Make the knob of a LoRA rank that holds only where a flag switches LoRA on."""
-    return Knob(
+    return Binding(
         field="lora_rank",
         read=lambda settings: rank.of(settings) if adapter.of(settings) else None,
         edits=lambda _, value: {fields.as_object(rank): value} if value is not None else {},

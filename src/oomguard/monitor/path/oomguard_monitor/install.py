@@ -9,8 +9,8 @@ from .channel import Channel
 from .endings import Endings, watch_children
 from .hooks import hook_libraries, hook_torch
 from .patches import Patches
-from .probe import hook_batches, hook_end, probe_from
 from .reporter import Reporter
+from .trial_hooks import hook_batches, hook_end, probe_from
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -53,7 +53,7 @@ _TOTAL = re.compile(r"total capacity of " + _SIZE + r"|; " + _SIZE + " total cap
 _ALLOWED = re.compile(_SIZE + r" allowed;|max allowed: " + _SIZE)
 
 
-class Found:
+class FoundOom:
     """An out-of-memory exception: the exception itself, its text and its device."""
 
     __slots__ = ("device", "error", "text")
@@ -62,14 +62,14 @@ class Found:
         self.error, self.text, self.device = error, text, device
 
 
-def find(error: BaseException) -> Found | None:
+def find(error: BaseException) -> FoundOom | None:
     """Find the out-of-memory exception that `error` is or hides as its cause or context."""
     for one in _chain(error):
         text = text_of(one)
         if _NOT_MEMORY not in text:
             is_memory, device = _recognise(one, text)
             if is_memory:
-                return Found(one, text, device)
+                return FoundOom(one, text, device)
     return None
 
 

@@ -8,8 +8,8 @@ import os
 import sys
 import time
 
-from . import lines, memory, oom, phases
-from .state import State
+from . import lines, oom, phases, usage
+from .job_state import MonitorState
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 FIRST_STEPS = 16
 #: Seconds between two reports of later steps, or of repeated phases.
 INTERVAL_S = 0.25
-#: Kept to be given up at an OOM, so that the report of a host OOM finds memory. It is
+#: Kept to be given up at an OOM, so that the report of a host OOM finds usage. It is
 #: larger than any malloc threshold for mmap, so giving it up returns it to the system.
 _RESERVE_BYTES = 2 << 20
 _PHASE, _SEEN, _TOLD = "_oomguard_phase", "_oomguard_seen", "_oomguard_told"
@@ -55,7 +55,7 @@ class Reporter:
 
     def __init__(self, torch: Any, channel: Channel, *, quiet: bool) -> None:
         self.aside = False
-        self.state = State()
+        self.state = MonitorState()
         self.quiet = quiet
         self.uninstall: Callable[[], None] = lambda: None
         self.before_line: Callable[[], None] = lambda: None
@@ -149,7 +149,7 @@ class Reporter:
     def prepared(self) -> None:
         """A pass over the data is over."""
         if not self.quiet and self.state.phase in phases.BEFORE_TRAINING:
-            self._send("phase", phase=self.state.phase, memory=memory.measure(self._torch))
+            self._send("phase", phase=self.state.phase, memory=usage.measure(self._torch))
 
     @_guarded
     def trains_on(self, batch: Any) -> None:
@@ -158,8 +158,8 @@ class Reporter:
 
     @_guarded
     def probed(self, tokens: int, longest: int) -> None:
-        """The steps of a probe are done; see `probe.Probe`."""
-        taken = memory.measure(self._torch)
+        """The steps of a probe are done; see `probe.ProbeHook`."""
+        taken = usage.measure(self._torch)
         self._send("probe", memory=taken, tokens=tokens or None, longest=longest or None)
 
     @_guarded
@@ -182,7 +182,7 @@ class Reporter:
     def bye(self) -> None:
         """The interpreter shuts down in good order."""
         if not self.quiet:
-            self._send("bye", memory=memory.measure(self._torch))
+            self._send("bye", memory=usage.measure(self._torch))
         self._channel.close()
 
     def step_aside(self, error: BaseException) -> None:
@@ -206,7 +206,7 @@ class Reporter:
             return
         self._entered.add(phase)
         self._last_phase = now
-        self._send("phase", phase=phase, memory=memory.measure(self._torch))
+        self._send("phase", phase=phase, memory=usage.measure(self._torch))
 
     def _note_step(self) -> None:
         now = time.monotonic()
@@ -220,16 +220,16 @@ class Reporter:
         peak_bytes, self._peak_data_bytes = self._peak_data_bytes, 0
         self._send(
             "step",
-            memory={**memory.measure(self._torch), "peak_data_bytes": peak_bytes},
+            memory={**usage.measure(self._torch), "peak_data_bytes": peak_bytes},
             seconds=seconds,
             shapes=_listed(self.state.largest()),
         )
 
     def _sample(self) -> None:
         """Note what stands in memory around a backward pass: the most of a step, or nearly."""
-        self._peak_data_bytes = max(self._peak_data_bytes, memory.data_bytes())
+        self._peak_data_bytes = max(self._peak_data_bytes, usage.data_bytes())
 
-    def _oom(self, found: oom.Found, phase: str | None, *, uncaught: bool) -> None:
+    def _oom(self, found: oom.FoundOom, phase: str | None, *, uncaught: bool) -> None:
         """Report an OOM, if need be without frames and memory, out of the reserve."""
         self._reserve = None
         try:
@@ -243,7 +243,7 @@ class Reporter:
 
     def _send_oom(
         self,
-        found: oom.Found,
+        found: oom.FoundOom,
         phase: str,
         uncaught: bool,
         frames: list[tuple[str, int, str]] | None,
@@ -255,7 +255,7 @@ class Reporter:
             message=lines.cut(found.text),
             uncaught=uncaught,
             frames=[] if frames is None else lines.shown(frames),
-            memory={} if frames is None else memory.measure(self._torch),
+            memory={} if frames is None else usage.measure(self._torch),
             shapes={} if frames is None else _listed(self.state.shapes),
             device=found.device,
             requested_bytes=oom.requested_bytes(found.text),

@@ -9,7 +9,7 @@ from __future__ import annotations
 from bisect import bisect_left, insort
 from collections.abc import Iterable
 
-from .trace import ROUND_BYTES, Event
+from .trace import ROUND_BYTES, MemoryEvent
 
 SMALL_BYTES = 1 << 20  # requests up to this size share small segments
 SMALL_SEGMENT_BYTES = 2 << 20
@@ -245,7 +245,7 @@ class CachingAllocator:
 
 
 def replay(
-    events: Iterable[Event], *, capacity_bytes: int | None = None, expandable: bool = False
+    events: Iterable[MemoryEvent], *, capacity_bytes: int | None = None, expandable: bool = False
 ) -> CachingAllocator:
     """Replay a trace.
 
@@ -262,7 +262,7 @@ def replay(
     return allocator
 
 
-def fits(events: Iterable[Event], capacity_bytes: int, *, expandable: bool = False) -> bool:
+def fits(events: Iterable[MemoryEvent], capacity_bytes: int, *, expandable: bool = False) -> bool:
     """Say whether a trace runs to its end within a capacity."""
     try:
         replay(events, capacity_bytes=capacity_bytes, expandable=expandable)

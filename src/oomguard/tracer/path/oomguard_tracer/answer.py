@@ -12,7 +12,7 @@ from typing import Any
 
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from . import hf, lit, steps, tune
+from . import hf, lit, training_step, tune
 from .allocator import fits, replay
 from .built import Built, Unsupported
 from .control import RealControl
@@ -22,18 +22,18 @@ from .experts import grouped_products
 from .fakes import materialize
 from .places import attach
 from .quantized import QuantizedLinear
-from .request import Request, Variant
-from .trace import Event, Trace, peak
-from .tracer import Tracer
+from .recorder import Recorder
+from .request import TraceRequest, Variant
+from .trace import MemoryEvent, Trace, peak
 
 
-def answer(request: Request) -> dict[str, Any]:
+def answer(request: TraceRequest) -> dict[str, Any]:
     """Answer a request: one result per plan, an error in place of an estimate where it fails."""
     results = [_result(request, variant) for variant in request.variants]
     return {"v": 1, "results": results, "versions": _versions()}
 
 
-def _result(request: Request, variant: Variant) -> dict[str, Any]:
+def _result(request: TraceRequest, variant: Variant) -> dict[str, Any]:
     start = time.perf_counter()
     try:
         trace, method = traced(request, variant)
@@ -48,7 +48,7 @@ def _result(request: Request, variant: Variant) -> dict[str, Any]:
     return result
 
 
-def traced(request: Request, variant: Variant) -> tuple[Trace, str]:
+def traced(request: TraceRequest, variant: Variant) -> tuple[Trace, str]:
     """Trace a plan, over all layers or over a few and extrapolated."""
     built, trace = _run(request, variant)
     if not any(depth.missing for depth in built.depths):
@@ -67,7 +67,7 @@ def _extended(trace: Trace, built: Built) -> Trace:
     return trace
 
 
-def _run(request: Request, variant: Variant) -> tuple[Built, Trace]:
+def _run(request: TraceRequest, variant: Variant) -> tuple[Built, Trace]:
     family = _families()[request.family]
     built = family.build(request, variant)
     gc.collect()
@@ -76,7 +76,7 @@ def _run(request: Request, variant: Variant) -> tuple[Built, Trace]:
         with FakeTensorMode(allow_non_fake_inputs=True) as fake, RealControl(fake):
             materialize(built.model)
             built.model.train()
-            tracer = Tracer()
+            tracer = Recorder()
             tracer.sequence_length, tracer.rows = variant.sequence_length, variant.micro_batch
             for module in built.model.modules():
                 if isinstance(module, QuantizedLinear):
@@ -84,7 +84,7 @@ def _run(request: Request, variant: Variant) -> tuple[Built, Trace]:
             attach(tracer, built)
             operators = cuda_operators() if variant.cuda else nullcontext()
             with tracer, grouped_products(), operators:
-                steps.run(built, variant, tracer)
+                training_step.run(built, variant, tracer)
             tracer.close()
     finally:
         gc.enable()
@@ -101,7 +101,7 @@ def _workspaces(trace: Trace) -> None:
     """Add what cuBLAS keeps for itself."""
     numbers = [max(trace.terms, default=0) + len(trace.events) + extra for extra in (1, 2)]
     for number in numbers:
-        trace.events.insert(0, Event(number, CUBLAS_WORKSPACE_BYTES, None))
+        trace.events.insert(0, MemoryEvent(number, CUBLAS_WORKSPACE_BYTES, None))
         trace.terms[number] = "workspace"
 
 

@@ -6,7 +6,7 @@ from collections import defaultdict
 from dataclasses import dataclass, field
 from itertools import groupby
 
-from .trace import Event, Trace
+from .trace import MemoryEvent, Trace
 
 FIRST, SECOND = 1, 2  # the two layers, alike, between which the others are put
 OUTSIDE = -(1 << 62)  # sorts before every layer
@@ -24,7 +24,7 @@ class _Visit:
 
     layer: int | None
     number: int
-    events: list[Event] = field(default_factory=list)
+    events: list[MemoryEvent] = field(default_factory=list)
 
 
 def expand(trace: Trace, stack: str, copies: int) -> Trace:
@@ -38,7 +38,7 @@ def expand(trace: Trace, stack: str, copies: int) -> Trace:
     return _Expansion(_visits(trace.events, stack), trace, copies).run()
 
 
-def _visits(events: list[Event], stack: str) -> list[_Visit]:
+def _visits(events: list[MemoryEvent], stack: str) -> list[_Visit]:
     """Cut the events where the layer changes; what follows a layer outside of any is its own."""
     visits = [_Visit(None, 0)]
     seen: dict[int, int] = defaultdict(int)
@@ -101,7 +101,7 @@ class _Expansion:
             return (number, position, layer + self._copies)
         return key
 
-    def _copy(self, one: Event, two: Event, layer: int) -> None:
+    def _copy(self, one: MemoryEvent, two: MemoryEvent, layer: int) -> None:
         """Write what layer `layer` would do, from what layers 1 and 2 did."""
         if (one.size_bytes) != (two.size_bytes):
             raise Irregular("layers differ in size")
@@ -116,7 +116,7 @@ class _Expansion:
         generic = key if key[2] in (FIRST, SECOND) else other
         self._write(one, (generic[0], generic[1], layer + offset))
 
-    def _write(self, event: Event, key: Key) -> None:
+    def _write(self, event: MemoryEvent, key: Key) -> None:
         if event.size_bytes > 0:
             self._ids[key] = self._next
             self._next += 1
@@ -125,7 +125,7 @@ class _Expansion:
         number = self._ids.get(key)
         if number is None:
             raise Irregular("a storage is released that was never there")
-        self._out.events.append(Event(number, event.size_bytes, event.layer))
+        self._out.events.append(MemoryEvent(number, event.size_bytes, event.layer))
 
 
 def _keys(visits: list[_Visit]) -> dict[int, Key]:
@@ -148,11 +148,11 @@ def _order(visit: _Visit, keys: dict[int, Key]) -> None:
     By whose storage it is, seen from the layer that visits, and then by when it was allocated.
     """
 
-    def place(event: Event) -> tuple[int, int, int]:
+    def place(event: MemoryEvent) -> tuple[int, int, int]:
         number, position, layer = keys[event.storage]
         return layer - (visit.layer or 0) if layer >= 0 else OUTSIDE, number, position
 
-    ordered: list[Event] = []
+    ordered: list[MemoryEvent] = []
     for is_release, events in groupby(visit.events, key=lambda event: event.size_bytes < 0):
         run = list(events)
         ordered += sorted(run, key=place) if is_release else run

@@ -17,13 +17,13 @@ from .batches import causal
 from .built import DTYPES, Built, Depth, Unsupported, half, mixed, reduced
 from .losses import fuse
 from .quantized import quantize
-from .request import Request, Variant
+from .request import TraceRequest, Variant
 
 DEPTHS = ("num_hidden_layers", "n_layer", "num_layers", "n_layers")
 PROJECTORS = ("visual.merger", "multi_modal_projector", "aligner", "connector")
 
 
-def build(request: Request, variant: Variant) -> Built:
+def build(request: TraceRequest, variant: Variant) -> Built:
     """Build the model of a request with a plan applied. Call it outside the fake mode.
 
     Raises:
@@ -54,7 +54,7 @@ def build(request: Request, variant: Variant) -> Built:
     )  # fmt: skip
 
 
-def _config(request: Request, variant: Variant) -> tuple[Any, Depth]:
+def _config(request: TraceRequest, variant: Variant) -> tuple[Any, Depth]:
     from transformers import AutoConfig  # noqa: PLC0415  not in every Python
 
     values = dict(request.config)
@@ -86,7 +86,7 @@ def _period(kinds: list[str] | None, full: int) -> int:
     )
 
 
-def _model(request: Request, variant: Variant, config: Any) -> Any:
+def _model(request: TraceRequest, variant: Variant, config: Any) -> Any:
     import transformers  # noqa: PLC0415  not in every Python
 
     config._attn_implementation = "eager" if variant.attention == "eager" else "sdpa"

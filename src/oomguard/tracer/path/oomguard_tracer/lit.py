@@ -16,7 +16,7 @@ from torch.utils.checkpoint import checkpoint
 
 from .built import Built, Depth, Unsupported, half, mixed, reduced
 from .quantized import Linear8bit, QuantizedLinear, quantize
-from .request import Lora, Request, Variant
+from .request import LoraRequest, TraceRequest, Variant
 
 #: The package's name now, and before 2024.
 PACKAGES = ("litgpt", "lit_gpt")
@@ -25,7 +25,7 @@ TARGETS = ("query", "key", "value", "projection", "mlp", "head")
 DEFAULT_TARGETS = ("query", "value")
 
 
-def build(request: Request, variant: Variant) -> Built:
+def build(request: TraceRequest, variant: Variant) -> Built:
     """Build the model of a request with a plan applied. Call it outside the fake mode.
 
     Raises:
@@ -67,7 +67,7 @@ def _package() -> str:
     raise Unsupported("litgpt is not installed here")
 
 
-def _config(module: Any, request: Request, variant: Variant) -> tuple[Any, Depth]:
+def _config(module: Any, request: TraceRequest, variant: Variant) -> tuple[Any, Depth]:
     known = {field.name for field in fields(module.Config)}
     whole = request.config
     if "n_layer" not in whole and "name" in whole:  # one of LitGPT's own
@@ -81,7 +81,7 @@ def _config(module: Any, request: Request, variant: Variant) -> tuple[Any, Depth
     return config, Depth(stack="transformer.h", full=full, built=built)
 
 
-def _adapter(lora: Lora, known: set[str]) -> dict[str, Any]:
+def _adapter(lora: LoraRequest, known: set[str]) -> dict[str, Any]:
     """Name the adapter's settings as this version of LitGPT does."""
     old = "to_query" in known
     chosen = DEFAULT_TARGETS if lora.targets is None else lora.targets

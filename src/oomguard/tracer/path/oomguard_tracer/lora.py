@@ -15,10 +15,10 @@ from torch import nn
 
 from .built import Unsupported
 from .quantized import QuantizedLinear
-from .request import Lora
+from .request import LoraRequest
 
 
-def adapt(model: nn.Module, lora: Lora, targets: tuple[str, ...]) -> nn.Module:
+def adapt(model: nn.Module, lora: LoraRequest, targets: tuple[str, ...]) -> nn.Module:
     """Add the adapter; give the model to call, which may wrap the one that came in.
 
     `targets` are full names of linear layers.
@@ -63,7 +63,7 @@ def _without_bitsandbytes() -> Iterator[None]:
 
 
 def targets(
-    model: nn.Module, lora: Lora, head: nn.Module | None, frozen: tuple[str, ...]
+    model: nn.Module, lora: LoraRequest, head: nn.Module | None, frozen: tuple[str, ...]
 ) -> tuple[str, ...]:
     """List the linear layers to adapt: all but the head and frozen towers, or those named."""
     linear = [
@@ -84,7 +84,7 @@ def targets(
     )
 
 
-def _own(model: nn.Module, lora: Lora, names: tuple[str, ...]) -> nn.Module:
+def _own(model: nn.Module, lora: LoraRequest, names: tuple[str, ...]) -> nn.Module:
     for parameter in model.parameters():
         parameter.requires_grad_(False)
     chosen = set(names)
@@ -101,7 +101,7 @@ def _own(model: nn.Module, lora: Lora, names: tuple[str, ...]) -> nn.Module:
 class LoraLinear(nn.Module):
     """A frozen linear layer beside a trained pair of narrow ones, kept in float32."""
 
-    def __init__(self, base: nn.Module, lora: Lora) -> None:
+    def __init__(self, base: nn.Module, lora: LoraRequest) -> None:
         super().__init__()
         self.base_layer = base
         self.scaling = lora.alpha / lora.rank

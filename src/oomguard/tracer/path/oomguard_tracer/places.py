@@ -10,10 +10,10 @@ import torch
 from torch import nn
 
 from .built import Built
-from .tracer import NOWHERE, Layer, Place, Tracer
+from .recorder import NOWHERE, Layer, Place, Recorder
 
 
-def attach(tracer: Tracer, built: Built) -> None:
+def attach(tracer: Recorder, built: Built) -> None:
     """Hook the modules that give a place, and adopt the parameters and buffers."""
     _follow_head(tracer, built)
     for path, module in built.model.named_modules():
@@ -23,7 +23,7 @@ def attach(tracer: Tracer, built: Built) -> None:
     _adopt(tracer, built)
 
 
-def _follow_head(tracer: Tracer, built: Built) -> None:
+def _follow_head(tracer: Recorder, built: Built) -> None:
     """From the head on, until the next forward pass, all is logits and loss."""
 
     def at_root(_: nn.Module, __: Any) -> None:
@@ -69,7 +69,7 @@ def _tower(path: str, built: Built) -> str | None:
     return next((t for name, t in built.towers.items() if f".{name}." in f".{path}"), None)
 
 
-def _hook(tracer: Tracer, module: nn.Module, place: Place) -> None:
+def _hook(tracer: Recorder, module: nn.Module, place: Place) -> None:
     def before(_: nn.Module, __: Any) -> None:
         tracer.enter(place)
 
@@ -80,7 +80,7 @@ def _hook(tracer: Tracer, module: nn.Module, place: Place) -> None:
     module.register_forward_hook(after, always_call=True)
 
 
-def _adopt(tracer: Tracer, built: Built) -> None:
+def _adopt(tracer: Recorder, built: Built) -> None:
     trained_base = set(_trained_embeddings(built.model))
     for path, parameter in built.model.named_parameters():
         layer = layer_of(path, built)

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812  the name that PyTorch's users know
 from torch import nn
 
-from .tracer import Tracer
+from .recorder import Recorder
 
 BLOCK = 64  # weights that share one quantization constant
 NESTED_BLOCK = 256  # constants that share one constant of their own, under double quantization
@@ -23,7 +23,7 @@ class QuantizedLinear(nn.Linear):
     defensive_clone = False
     #: What the weight was before it was packed: it is unpacked to that, then cast.
     stored_dtype: torch.dtype | None = None
-    tracer: Tracer | None = None
+    tracer: Recorder | None = None
 
     def __init__(self, linear: nn.Linear, compute_dtype: torch.dtype) -> None:
         nn.Module.__init__(self)

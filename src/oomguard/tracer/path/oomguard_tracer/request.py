@@ -7,7 +7,7 @@ from typing import Any
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Lora:
+class LoraRequest:
     """An adapter of low rank on some linear layers; without `targets`, the framework's default."""
 
     rank: int
@@ -36,7 +36,7 @@ class Variant:
     offload: frozenset[str] = frozenset()
     optimizer: str = "adamw_torch"
     loss_kernel: str = "eager"
-    lora: Lora | None = None
+    lora: LoraRequest | None = None
     new_tokens: int = 0
     train_embeddings: bool = False
     foreach: bool = True
@@ -62,7 +62,7 @@ class Variant:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Request:
+class TraceRequest:
     """One model and the plans to trace on it."""
 
     family: str
@@ -73,7 +73,7 @@ class Request:
     capacity_bytes: int | None
 
 
-def parse(document: dict[str, Any]) -> Request:
+def parse(document: dict[str, Any]) -> TraceRequest:
     """Read a request.
 
     Raises:
@@ -82,7 +82,7 @@ def parse(document: dict[str, Any]) -> Request:
     if document.get("v") != 1:
         raise ValueError(f"version {document.get('v')!r} of the request is not 1")
     model = document["model"]
-    return Request(
+    return TraceRequest(
         family=model["family"],
         config=dict(model["config"]),
         model_class=model.get("class"),
@@ -106,11 +106,11 @@ def _variant(item: dict[str, Any]) -> Variant:
     return Variant(id=str(item["id"]), **values)
 
 
-def _lora(item: dict[str, Any]) -> Lora:
+def _lora(item: dict[str, Any]) -> LoraRequest:
     targets = item.get("targets")
     if isinstance(targets, list):
         targets = tuple(targets)
-    return Lora(
+    return LoraRequest(
         rank=int(item["rank"]),
         alpha=float(item.get("alpha") or 2 * int(item["rank"])),
         targets=targets,

@@ -10,7 +10,7 @@ from typing import NamedTuple
 ROUND_BYTES = 512
 
 
-class Event(NamedTuple):
+class MemoryEvent(NamedTuple):
     """One allocation (`size_bytes` > 0) or release (< 0) of a storage.
 
     `layer` is the repeated layer that it belongs to, as (stack, index), or None.
@@ -25,7 +25,7 @@ class Event(NamedTuple):
 class Trace:
     """Events in order, and for each storage the term of the peak that it counts towards."""
 
-    events: list[Event] = field(default_factory=list)
+    events: list[MemoryEvent] = field(default_factory=list)
     terms: dict[int, str] = field(default_factory=dict)
 
 
@@ -58,7 +58,7 @@ def rounded(size_bytes: int) -> int:
     return -(-size_bytes // ROUND_BYTES) * ROUND_BYTES
 
 
-def _peak_position(events: Iterable[Event]) -> int:
+def _peak_position(events: Iterable[MemoryEvent]) -> int:
     current = most = 0
     position = 0
     for index, event in enumerate(events):

@@ -14,7 +14,7 @@ from torch import nn
 from .built import Built, Depth, Unsupported, half, reduced
 from .compiled import CompiledLoss, compile_layers
 from .offloading import offloaded, spare
-from .request import Request, Variant
+from .request import TraceRequest, Variant
 from .torchao import pack
 
 STACK = "layers"
@@ -27,7 +27,7 @@ IGNORED = -100
 ACTIVATIONS = "activations"
 
 
-def build(request: Request, variant: Variant) -> Built:
+def build(request: TraceRequest, variant: Variant) -> Built:
     """Build the model of a request with a plan applied. Call it outside the fake mode.
 
     Raises:

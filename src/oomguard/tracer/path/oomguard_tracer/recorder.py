@@ -14,7 +14,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from .fakes import DEVICE, device_of
-from .trace import Event, Trace
+from .trace import MemoryEvent, Trace
 
 Layer = tuple[str, int]
 Place = tuple["Layer | None", "str | None"]
@@ -28,7 +28,7 @@ SCALAR_BYTES = 8
 MATRICES = 3
 
 
-class Tracer(TorchDispatchMode):
+class Recorder(TorchDispatchMode):
     """Records a `Trace` of everything that is allocated while it is entered.
 
     A place is (layer, term): the repeated layer that runs, and the term that its memory counts
@@ -50,7 +50,7 @@ class Tracer(TorchDispatchMode):
         self._grad_layers: dict[int, Layer | None] = {}
         self._count = 0
         self._rest = NOWHERE
-        self._released: list[Event] = []
+        self._released: list[MemoryEvent] = []
 
     def __torch_dispatch__(
         self,
@@ -196,7 +196,7 @@ class Tracer(TorchDispatchMode):
         self._count += 1
         self._flush()
         self._layers.append(layer)
-        self.trace.events.append(Event(number, size_bytes, layer))
+        self.trace.events.append(MemoryEvent(number, size_bytes, layer))
         if term is not None:
             self.trace.terms[number] = term
         return number
@@ -208,10 +208,10 @@ class Tracer(TorchDispatchMode):
         del self._alive[key]
         idle = not self._places and torch._C._current_autograd_node() is None
         if self.stepping or (idle and self._rest != NOWHERE):
-            self._released.append(Event(number, -known[1], self._layers[number]))
+            self._released.append(MemoryEvent(number, -known[1], self._layers[number]))
         else:
             self._flush()
-            self.trace.events.append(Event(number, -known[1], self.here()[0]))
+            self.trace.events.append(MemoryEvent(number, -known[1], self.here()[0]))
 
     def _flush(self) -> None:
         """Write what was let go while nobody computed: in any order, so in that of the layers."""

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 _MAX_SHAPES = 32
 
 
-class State:
+class MonitorState:
     """Changed by the hooks on every step, so each change is a few assignments.
 
     Phases are those of one thread, the one that trains: another that saves in the background,

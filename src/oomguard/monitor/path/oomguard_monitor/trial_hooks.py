@@ -24,7 +24,7 @@ _LABELS, _MASK, _IGNORED = "labels", "attention_mask", -100
 _ROWS = 2
 
 
-class Probe:
+class ProbeHook:
     """Lengthens each batch of the training to `tokens`, and ends the job after `steps` steps.
 
     `longest` is the longest row of a batch so far. With `tokens` 0 batches stay as they come.
@@ -49,13 +49,13 @@ class Probe:
         self.tokens = min(self.tokens, tokens)
 
 
-def probe_from(environ: Mapping[str, str]) -> Probe | None:
+def probe_from(environ: Mapping[str, str]) -> ProbeHook | None:
     """Read what is asked for; None where this launch is no probe."""
     steps = environ.get("OOMGUARD_PROBE_STEPS", "")
-    return Probe(int(steps), int(environ.get("OOMGUARD_PROBE_LENGTH") or 0)) if steps else None
+    return ProbeHook(int(steps), int(environ.get("OOMGUARD_PROBE_LENGTH") or 0)) if steps else None
 
 
-def hook_batches(torch: Any, finder: Finder, patches: Patches, probe: Probe) -> None:
+def hook_batches(torch: Any, finder: Finder, patches: Patches, probe: ProbeHook) -> None:
     """Lengthen batches where they are fetched: before the reporter notes their shapes."""
     reporter = patches.reporter
 
@@ -80,7 +80,7 @@ def hook_batches(torch: Any, finder: Finder, patches: Patches, probe: Probe) -> 
     finder.on_import("litgpt.model", litgpt_imported)
 
 
-def hook_end(torch: Any, patches: Patches, probe: Probe) -> None:
+def hook_end(torch: Any, patches: Patches, probe: ProbeHook) -> None:
     """End the process behind its last step: after the reporter has counted and told it."""
     reporter = patches.reporter
 
@@ -106,7 +106,7 @@ def hook_end(torch: Any, patches: Patches, probe: Probe) -> None:
     )
 
 
-def _told(before: Any, probe: Probe) -> Any:
+def _told(before: Any, probe: ProbeHook) -> Any:
     def tell(model: Any, tokens: int) -> None:
         if before.fset is not None:
             before.fset(model, tokens)

@@ -15,11 +15,11 @@ from torch import nn
 from . import optimizers
 from .built import Built, half, mixed
 from .places import trained_terms
+from .recorder import Recorder
 from .request import Variant
-from .tracer import Tracer
 
 
-def run(built: Built, variant: Variant, tracer: Tracer) -> None:
+def run(built: Built, variant: Variant, tracer: Recorder) -> None:
     """Run optimizer steps as the framework's loop would."""
     trained = [
         parameter
@@ -41,7 +41,7 @@ def run(built: Built, variant: Variant, tracer: Tracer) -> None:
 class Naming:
     """Names gradients and states in the trace as they appear."""
 
-    def __init__(self, model: nn.Module, optimizer: optimizers.Optimizer, tracer: Tracer) -> None:
+    def __init__(self, model: nn.Module, optimizer: optimizers.Optimizer, tracer: Recorder) -> None:
         self._special = trained_terms(model)
         self._model = model
         self._optimizer = optimizer
@@ -177,7 +177,7 @@ def _batches(variant: Variant) -> Iterator[tuple[int, ...]]:
 
 
 def _step_in_backward(
-    variant: Variant, trained: list[nn.Parameter], model: nn.Module, tracer: Tracer
+    variant: Variant, trained: list[nn.Parameter], model: nn.Module, tracer: Recorder
 ) -> None:
     """Let each gradient be used and dropped as soon as it is there, by an optimizer of its own."""
 
