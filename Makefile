@@ -7,7 +7,7 @@ export HF_HUB_OFFLINE = 1
 export TRANSFORMERS_OFFLINE = 1
 export HF_DATASETS_OFFLINE = 1
 
-.PHONY: gpu extended soak fuzz quickstart test gates unit frameworks environments overhead schema strategies-table clean
+.PHONY: gpu extended soak fuzz quickstart test gates unit frameworks environments overhead schema strategies-table journeys clean
 
 $(VENV)/.dev: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -18,20 +18,20 @@ $(VENV)/.train: $(VENV)/.dev
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[train]'
 	touch $@
 
-# A tiny model is made here and fine-tuned under a memory cap at which it first runs out.
+# Make a tiny model and fine-tune it under a memory limit that it exceeds at first.
 quickstart: $(VENV)/.train
 	$(BIN)/python recipes/quickstart/run.py
 
-# So many files of tests run at once: each takes one core and up to 4 GiB.
+# Number of test files that run at once; each takes one core and up to 4 GiB.
 WORKERS ?= 2
 PYTEST  := $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
 
-# The gates, then all tests but the extended ones. The frameworks' environments are built once and
-# cached.
+# The gates, then all tests except the extended and GPU ones. Framework environments are built once
+# and cached.
 test: gates
 	$(PYTEST) -m "not extended and not gpu"
 
-# Traces held against real runs, and probes of further frameworks: a quarter of an hour and more.
+# Traces validated against real runs, and probes of more frameworks: 15 minutes or more.
 extended: $(VENV)/.dev
 	$(BIN)/python -m pytest -m extended
 
@@ -41,7 +41,7 @@ gates: $(VENV)/.dev
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-logo
 
-# Without the real frameworks: seconds.
+# Everything that needs no real framework: about 2.5 minutes on two cores.
 unit: $(VENV)/.dev
 	$(PYTEST) -m "not frameworks"
 
@@ -52,20 +52,20 @@ frameworks: $(VENV)/.dev
 environments: $(VENV)/.dev
 	$(BIN)/python tests/frameworks/environments.py
 
-# A job that is killed, stopped and starved of its disk at random, until it is trained.
+# Kill a job, stop it and fill its disk at random until it has trained.
 SOAK_SECONDS ?= 600
 SOAK_SEED ?= 1
 soak: $(VENV)/.dev
 	$(BIN)/python benchmarks/soak/run.py --seconds $(SOAK_SECONDS) --seed $(SOAK_SEED)
 
-# With coverage, where atheris installs; what it finds is kept in the corpus.
+# Coverage-guided, where atheris installs; new inputs are kept in the corpus.
 FUZZ_SECONDS ?= 120
 fuzz: $(VENV)/.dev
 	$(BIN)/python -m pip install --quiet atheris
 	$(BIN)/python tests/fuzz/atheris_log.py tests/fuzz/corpus -max_total_time=$(FUZZ_SECONDS) -max_len=4096
 
 # On an NVIDIA card, with a Python that has torch with CUDA, transformers, peft and bitsandbytes:
-# real CUDA failures, then 47 configurations predicted and measured. Skips what there is no card for.
+# real CUDA failures, then 47 configurations predicted and measured. Skips what the card cannot run.
 GPU_PYTHON ?= $(BIN)/python
 gpu: $(VENV)/.dev
 	OOMGUARD_GPU_PYTHON=$(GPU_PYTHON) $(BIN)/python -m pytest -m gpu tests/gpu
@@ -74,12 +74,16 @@ gpu: $(VENV)/.dev
 overhead: $(VENV)/.dev
 	$(BIN)/python benchmarks/overhead/run.py
 
-# The published schema of the fit-report follows the code.
+# Files and functions that plan, launch and an OOM pass through; before.json is the first measurement.
+journeys: $(VENV)/.dev
+	$(BIN)/python benchmarks/journeys/measure.py --out benchmarks/journeys/after.json
+
+# Regenerate the published schema of the fit-report.
 schema: $(VENV)/.dev
 	$(BIN)/python -c "import json; from oomguard.run.report import schema; print(json.dumps(schema(), indent=2))" \
 	  > src/oomguard/fit-report.schema.json
 
-# The table of the guide follows the strategies' files.
+# Regenerate the table in docs/strategies.md.
 strategies-table: $(VENV)/.dev
 	sed -i '/^<!-- made by/q' docs/strategies.md
 	$(BIN)/oomguard ladder --markdown >> docs/strategies.md
