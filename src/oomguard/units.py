@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-KIB, MIB, GIB, TIB = 1 << 10, 1 << 20, 1 << 30, 1 << 40
+KIB, MIB, GIB = 1 << 10, 1 << 20, 1 << 30
 
 _FACTORS = {
     "": 1,

@@ -120,8 +120,6 @@ def traced(config: dict[str, Any], asked: request.Variant) -> int:
     wanted = request.TraceRequest(
         family="hf",
         config=config,
-        model_class=None,
-        trust_remote_code=False,
         variants=(asked,),
         capacity_bytes=None,
     )

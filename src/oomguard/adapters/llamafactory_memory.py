@@ -30,7 +30,6 @@ def recipe_of(settings: Settings, job: Job) -> MemorySettings:
     return MemorySettings(
         framework=job.framework,
         model=_MODEL.of(settings),
-        trust_remote_code=fields.flag("trust_remote_code").of(settings),
         base=Format.FP16 if hf.FP16.of(settings) else Format.BF16,
         trained_fp32=job.asked.sharding is not Sharding.ZERO3,
         lora=_lora(settings, resizes=resizes) if job.asked.tuning is Tuning.LORA else None,

@@ -21,7 +21,6 @@ ZERO = frozenset({Sharding.ZERO1, Sharding.ZERO2, Sharding.ZERO3})
 FOUR_BIT = frozenset(
     {Quantization.NF4, Quantization.NF4_DOUBLE, Quantization.FP4, Quantization.FP4_DOUBLE}
 )
-DOUBLE = frozenset({Quantization.NF4_DOUBLE, Quantization.FP4_DOUBLE})
 
 #: Bytes per number of a quantized matrix. bitsandbytes: blocks of 64 with one fp32 constant each;
 #: with double quantization one byte each, and an fp32 per 256 of them. int8: one fp32 per row.

@@ -67,10 +67,9 @@ class Lora:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LoftqStart:
-    """How many bits and iterations LoftQ starts an adapter with."""
+    """The bits that LoftQ quantizes to when it initializes an adapter."""
 
     bits: int = 4
-    iterations: int = 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -94,7 +93,6 @@ class MemorySettings:
     framework: str
     model: str | None = None
     family: Family = Family.HF
-    trust_remote_code: bool = False
     base: Format | None = None
     trained_fp32: bool = True
     lora: Lora | None = None

@@ -77,7 +77,6 @@ class Predictor:
                 lambda step: tracer.trace(
                     trace_request.model(question),
                     step,
-                    trust_remote_code=question.recipe.trust_remote_code,
                     capacity_bytes=combine.replay_capacity(question.capacity_bytes),
                     timeout_s=timeout_s,
                 ),

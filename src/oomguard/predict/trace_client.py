@@ -54,19 +54,17 @@ class TraceClient:
         model: Mapping[str, object],
         step: Mapping[str, object],
         *,
-        trust_remote_code: bool,
         capacity_bytes: int,
         timeout_s: float,
     ) -> Traced | NoTrace:
         """Trace a step, or give what was answered before."""
-        shared = {"model": model, "trust_remote_code": trust_remote_code}
-        key = self._key({**shared, "step": step})
+        key = self._key({"model": model, "step": step})
         known = self._recall(key, capacity_bytes)
         if known is not None:
             return known
         request = {
             "v": 1,
-            **shared,
+            "model": model,
             "capacity_bytes": capacity_bytes,
             "variants": [{"id": key, **step}],
         }

@@ -22,11 +22,12 @@ AUDIO_SECONDS = 30
 #: Tokens of a sample that are no image.
 SPARE_TOKENS = 64
 NONE_KNOWN: Mapping[str, str] = MappingProxyType({})
-#: Fields of a plan that leave a training step as it is, or that are shared out beside it.
+#: Fields of a plan that the tracer does not know: they do not change the traced step.
 _ELSEWHERE = (
     *("low_cpu_mem_usage", "loader_workers", "pin_memory", "preprocess_workers", "allocator"),
     *("eval_batch", "eval_accumulation", "prediction_loss_only", "auto_find_batch_size"),
-    *("sharding", "embedding_rows", "loftq"),
+    *("sharding", "embedding_rows", "loftq", "overlong", "video_pixels", "device_map"),
+    "lora_rank",  # sent as the adapter's own
 )
 
 

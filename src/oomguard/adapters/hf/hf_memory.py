@@ -49,7 +49,6 @@ def recipe_of(settings: Settings, job: Job) -> MemorySettings:
     return MemorySettings(
         framework=job.framework,
         model=_first(settings, _MODELS),
-        trust_remote_code=fields.flag("trust_remote_code").of(settings),
         base=_FORMATS.get((_first(settings, _DTYPES) or "").removeprefix("torch.")),
         trained_fp32=lora is not None,
         lora=lora,
@@ -99,7 +98,6 @@ def qwen_recipe(settings: Settings, job: Job) -> MemorySettings:
     return replace(
         recipe,
         model=model,
-        trust_remote_code=True,
         base=half,
         trained_fp32=False,
         lora=lora,
@@ -122,10 +120,7 @@ def _lora(settings: Settings) -> Lora:
 def _loftq(settings: Settings) -> LoftqStart | None:
     if settings.get("init_lora_weights") != "loftq":
         return None
-    return LoftqStart(
-        bits=fields.number("loftq_bits", 4).of(settings),
-        iterations=fields.number("loftq_iter", 1).of(settings),
-    )
+    return LoftqStart(bits=fields.number("loftq_bits", 4).of(settings))
 
 
 def _number(settings: Settings, key: str) -> int | None:

@@ -90,7 +90,7 @@ def _model(request: TraceRequest, variant: Variant, config: Any) -> Any:
     import transformers  # noqa: PLC0415  not in every Python
 
     config._attn_implementation = "eager" if variant.attention == "eager" else "sdpa"
-    names = [request.model_class, *(request.config.get("architectures") or [])]
+    names = list(request.config.get("architectures") or [])
     for name in names:
         found = getattr(transformers, name, None) if name else None
         if found is not None:

@@ -1,4 +1,4 @@
-"""The request as it comes in, with defaults where it says nothing."""
+"""Read and check a trace request; docs/tracer-protocol.md describes its fields."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LoraRequest:
-    """An adapter of low rank on some linear layers; without `targets`, the framework's default."""
+    """A LoRA adapter; without `targets`, the library's default."""
 
     rank: int
     alpha: float = 16.0
@@ -19,7 +19,7 @@ class LoraRequest:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Variant:
-    """One plan to trace: its memory choices, flat, in the words of oomguard's `Plan`."""
+    """One plan to trace: the fields of `plan` and `recipe` in one place."""
 
     id: str
     framework: str = "hf_trainer"
@@ -44,7 +44,6 @@ class Variant:
     attention: str = "sdpa"
     lengths: tuple[tuple[int, ...], ...] | None = None
     media: dict[str, Any] = field(default_factory=dict)
-    world: int = 1
     weights_dtype: str | None = None
     trainable_dtype: str | None = None
     kbit_float32: bool | None = None
@@ -67,8 +66,6 @@ class TraceRequest:
 
     family: str
     config: dict[str, Any]
-    model_class: str | None
-    trust_remote_code: bool
     variants: tuple[Variant, ...]
     capacity_bytes: int | None
 
@@ -77,26 +74,26 @@ def parse(document: dict[str, Any]) -> TraceRequest:
     """Read a request.
 
     Raises:
-        KeyError, TypeError, ValueError: if it is not one.
+        KeyError, TypeError, ValueError: if a key is missing or unknown, or a value is invalid.
     """
     if document.get("v") != 1:
         raise ValueError(f"version {document.get('v')!r} of the request is not 1")
+    _refuse_unknown("the request", document, {"v", "model", "variants", "capacity_bytes"})
     model = document["model"]
+    _refuse_unknown("model", model, {"family", "config"})
     return TraceRequest(
         family=model["family"],
         config=dict(model["config"]),
-        model_class=model.get("class"),
-        trust_remote_code=bool(document.get("trust_remote_code", False)),
         variants=tuple(_variant(item) for item in document["variants"]),
         capacity_bytes=document.get("capacity_bytes"),
     )
 
 
 def _variant(item: dict[str, Any]) -> Variant:
-    known = Variant.__dataclass_fields__
+    _refuse_unknown("a variant", item, {"id", "plan", "recipe"})
     chosen = {**item.get("plan", {}), **item.get("recipe", {})}
-    values = {k: v for k, v in chosen.items() if k in known and v is not None}
-    values.pop("id", None)
+    _refuse_unknown("plan and recipe", chosen, set(Variant.__dataclass_fields__) - {"id"})
+    values = {k: v for k, v in chosen.items() if v is not None}
     if isinstance(values.get("lora"), dict):
         values["lora"] = _lora(values["lora"])
     for name in ("frozen", "offload"):
@@ -106,7 +103,14 @@ def _variant(item: dict[str, Any]) -> Variant:
     return Variant(id=str(item["id"]), **values)
 
 
+def _refuse_unknown(place: str, found: dict[str, Any], known: set[str]) -> None:
+    unknown = sorted(set(found) - known)
+    if unknown:
+        raise ValueError(f"unknown keys in {place}: {', '.join(unknown)}")
+
+
 def _lora(item: dict[str, Any]) -> LoraRequest:
+    _refuse_unknown("lora", item, set(LoraRequest.__dataclass_fields__))
     targets = item.get("targets")
     if isinstance(targets, list):
         targets = tuple(targets)
