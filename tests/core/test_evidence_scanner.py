@@ -13,6 +13,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from oomguard.evidence.context import strip_ansi
 from oomguard.evidence.explain_log import explain
 from oomguard.evidence.log import LogScanner
 from oomguard.evidence.verdict import Finding, Kind, Phase
@@ -162,6 +163,41 @@ def test_a_job_that_catches_each_of_hundreds_is_known_to_go_on() -> None:
 def test_steps_much_later_are_those_of_another_run() -> None:
     log = OOM + b"waiting\n" * 11_000 + b"step 1 loss 2\nstep 2 loss 2\nstep 3 loss 2\n"
     assert explain([log], 1).kind is Kind.DEVICE_OOM
+
+
+lines_of_logs = st.lists(
+    st.sampled_from(
+        [
+            *(row for text in TEXTS for row in text.splitlines(keepends=True)[:40]),
+            *(OOM, b"step 7 loss 2.0\n", b"\r 9%|# | 9/99 [00:01<00:09, loss=2]", b"\r\n", b"\n"),
+            *(b'Traceback (most recent call last):\n  File "a.py", line 3, in f\n', b"x" * 70_000),
+        ]
+    ),
+    max_size=30,
+).map(b"".join)
+
+
+def quotes_its_line(data: bytes) -> None:
+    rows = [
+        " ".join(strip_ansi(row.decode("utf-8", "replace")).split()) for row in data.split(b"\n")
+    ]
+    for finding in scan(data):
+        assert finding.line is not None
+        assert 1 <= finding.line <= len(rows)
+        assert finding.text in rows[finding.line - 1]
+
+
+@settings(max_examples=100, deadline=None)
+@given(lines_of_logs)
+@example(b"step 1 loss 2.0\nfour\nmore\nlines\nfollow\nit\n")
+@example(b"step 1 loss 2.0\n" + ORDINARY[:70_000])
+def test_a_finding_quotes_the_line_whose_number_it_has(data: bytes) -> None:
+    quotes_its_line(data)
+
+
+@pytest.mark.parametrize("text", TEXTS)
+def test_a_finding_of_a_real_log_quotes_the_line_whose_number_it_has(text: bytes) -> None:
+    quotes_its_line(text)
 
 
 def _peak_bytes(chunks: Iterator[bytes]) -> int:

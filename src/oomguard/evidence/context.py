@@ -153,6 +153,11 @@ def _weak_phase(file: str, name: str) -> Phase:
     return Phase.FORWARD if _WEAK_FRAMES.search(name) else Phase.UNKNOWN
 
 
+def is_frame(line: Line) -> bool:
+    """Return True if a line is the header of a traceback's frame."""
+    return _FRAME.match(line.text) is not None
+
+
 def traceback_before(lines: Sequence[Line], rank: int | None) -> Traceback:
     """Collect the traceback that ends with the last of these lines, other ranks' lines left out."""
     frames: list[tuple[str, str]] = []

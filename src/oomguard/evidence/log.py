@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 
 from oomguard.evidence.context import (
     Line,
+    is_frame,
     last_step,
     phase_before,
     rank_of,
@@ -278,17 +279,22 @@ class LogScanner:
             self._found.append(finding)
 
     def _end_shows(self) -> Iterator[Finding]:
-        """Say whether the log ends in training steps or in a traceback without its last line."""
-        lines = read_lines(self._before)[-_CONTEXT_LINES:]
-        at = next((x for x in reversed(lines) if step_of(x.text) is not None), None)
-        if at is not None:
-            yield _progress(PROGRESS, at, step_of(at.text), self._line, handled=False)
+        """Yield the last training step and, if the log ends inside a traceback, its last frame."""
+        first = self._line - self._before.count(b"\n")
+        rows = enumerate(self._before.split(b"\n"), first)
+        numbered = [(number, line) for number, row in rows for line in read_lines(row)]
+        numbered = numbered[-_CONTEXT_LINES:]
+        for number, line in reversed(numbered):
+            if (step := step_of(line.text)) is not None:
+                yield _progress(PROGRESS, line, step, number, handled=False)
+                break
+        lines = [line for _, line in numbered]
         frames = traceback_before(lines, None).frames
         if frames and not any(_EXCEPTION.match(line.text) for line in lines[-_LAST_LINES:]):
-            file, name = frames[-1]
+            number, frame = next(x for x in reversed(numbered) if is_frame(x[1]))
             yield Finding(
-                witness=Witness.LOG, kind=Kind.NOT_OOM, signature=FRAMES, line=self._line,
-                text=f"File {file}, in {name}"[:_TEXT_CHARS], confidence=Confidence.LOW,
+                witness=Witness.LOG, kind=Kind.NOT_OOM, signature=FRAMES, line=number,
+                text=" ".join(frame.text.split())[:_TEXT_CHARS], confidence=Confidence.LOW,
                 phase=phase_before([*lines, Line("", None)], None),
             )  # fmt: skip
 
