@@ -87,7 +87,7 @@ def test_a_host_oom_while_loading_goes_to_low_cpu_mem_usage_and_not_to_the_batch
     assert rung.step.strategy == "low_cpu_mem_usage"
     assert rung.plan == LLM
     reasons = {skip.strategy: skip.reason for skip in rung.skipped}
-    assert reasons["halve_micro_batch"] == "no remedy for host_oom in phase load"
+    assert reasons["halve_micro_batch"] == "does not apply to host_oom in phase load"
 
 
 def test_on_a_cpu_job_the_host_is_the_device():
@@ -141,7 +141,7 @@ def test_a_rung_that_throws_away_what_was_trained_is_for_a_fresh_start_only():
 
     rung = ladder.climb(job, [job.asked], [], FORWARD, trained=True)
     assert rung.plan is None
-    assert rung.skipped[0].reason == "it would throw away what was trained so far"
+    assert rung.skipped[0].reason == "it would discard training progress"
 
 
 def test_a_strategy_that_changes_the_global_batch_is_never_taken():

@@ -89,7 +89,7 @@ def test_an_empty_block_says_nothing(train: Path, value: str) -> None:
     ("line", "key", "message"),
     [
         ("laddder: classic", "laddder", "Did you mean 'ladder'?"),
-        ("zzz: 1", "zzz", "Known are framework, command,"),
+        ("zzz: 1", "zzz", "Valid options: framework, command,"),
         ("host_memory: much", "host_memory", "'much' is not a size"),
         ("host_memory: [1]", "host_memory", "is not a size"),
         ("gpu_memory: true", "gpu_memory", "is not a size"),
@@ -99,12 +99,12 @@ def test_an_empty_block_says_nothing(train: Path, value: str) -> None:
         ("max_attempts: two", "max_attempts", "at least 1, not 'two'"),
         ("max_attempts: true", "max_attempts", "at least 1, not True"),
         ("allow: same", "allow", "must be one of same_math, same_recipe, new_recipe"),
-        ("command: python train.py", "command", "must be a list of words"),
-        ("command: []", "command", "must be a list of words"),
-        ("command: [[a]]", "command", "must be a list of words"),
-        ("ladder: 3", "ladder", "must be a text, not 3"),
-        ("framework: ''", "framework", "must be a text"),
-        ("name: [a]", "name", "must be a text"),
+        ("command: python train.py", "command", "must be a list of arguments"),
+        ("command: []", "command", "must be a list of arguments"),
+        ("command: [[a]]", "command", "must be a list of arguments"),
+        ("ladder: 3", "ladder", "must be a string, not 3"),
+        ("framework: ''", "framework", "must be a string"),
+        ("name: [a]", "name", "must be a string"),
     ],
 )
 def test_a_wrong_option_is_named_with_line_and_key(
@@ -126,7 +126,7 @@ def test_a_block_that_is_no_mapping(train: Path) -> None:
 
 def test_a_block_alone_is_no_job(train: Path) -> None:
     train.write_text("oomguard:\n  name: x\n", encoding="utf-8")
-    with pytest.raises(ConfigError, match="no settings for a framework"):
+    with pytest.raises(ConfigError, match="has no framework settings"):
         load(train)
 
 
@@ -144,7 +144,7 @@ def test_what_is_no_file_is_not_read(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="is a folder"):
         load(tmp_path)
     os.mkfifo(tmp_path / "pipe")
-    with pytest.raises(ConfigError, match="is no regular file"):
+    with pytest.raises(ConfigError, match="is not a regular file"):
         load(tmp_path / "pipe")
 
 

@@ -10,6 +10,7 @@ from oomguard.configfile.document import Document
 from oomguard.errors import ConfigError, Where, did_you_mean
 from oomguard.job.training_job import Source
 from oomguard.ladder.strategy import Fidelity
+from oomguard.process.limits import CapBy
 from oomguard.units import MIB, parse_size, show_bytes
 
 BLOCK = "oomguard"
@@ -60,7 +61,7 @@ def load(path: Path) -> Loaded:
     """Read a config file.
 
     Raises:
-        ConfigError: if it cannot be read, is no mapping in YAML or JSON, or its `oomguard:` block
+        ConfigError: if it cannot be read, is not a YAML or JSON mapping, or its `oomguard:` block
             is wrong, with file, line and key.
     """
     source = Source(path=str(path.absolute()), text=_read(path))
@@ -68,7 +69,7 @@ def load(path: Path) -> Loaded:
     options = _options(whole)
     rest = Source(path=source.path, text=whole.without(BLOCK))
     if not set(whole.values) - {BLOCK}:
-        raise _error("has no settings for a framework", path)
+        raise _error("has no framework settings besides the oomguard: block", path)
     return Loaded(source=rest, document=Document.parse(rest).values, options=options)
 
 
@@ -79,12 +80,14 @@ def _read(path: Path) -> str:
         names = [file.name for file in path.parent.iterdir()] if path.parent.is_dir() else []
         raise _error("does not exist", path, did_you_mean(path.name, names))
     if not path.is_file():
-        raise _error("is no regular file", path)
+        raise _error("is not a regular file", path)
     try:
         with path.open("rb") as file:
             data = file.read(MOST_BYTES + 1)
         if len(data) > MOST_BYTES:
-            raise _error(f"is larger than {show_bytes(MOST_BYTES)}, it is no config", path)
+            raise _error(
+                f"is larger than {show_bytes(MOST_BYTES)}, so it is not a config file", path
+            )
         return data.decode("utf-8")
     except OSError as error:
         raise _error(f"cannot be read: {error.strerror}", path) from error
@@ -111,8 +114,8 @@ def _options(document: Document) -> Options:
     for key, value in block.items():
         where = document.where(f"{BLOCK}.{key}")
         if key not in _READERS:
-            guess = did_you_mean(str(key), _READERS) or f"Known are {', '.join(_READERS)}."
-            raise ConfigError("is no option of oomguard", where=where, next_step=guess)
+            guess = did_you_mean(str(key), _READERS) or f"Valid options: {', '.join(_READERS)}."
+            raise ConfigError("is not an oomguard option", where=where, next_step=guess)
         field, reader = _READERS[key]
         try:
             fields[field] = None if value is None else reader(value)
@@ -124,14 +127,14 @@ def _options(document: Document) -> Options:
 
 def _word(value: object) -> str:
     if not isinstance(value, str) or not value:
-        raise ValueError(f"must be a text, not {value!r}")
+        raise ValueError(f"must be a string, not {value!r}")
     return value
 
 
 def _words(value: object) -> tuple[str, ...]:
     words = value if isinstance(value, list) else []
     if not words or any(isinstance(w, bool) or not isinstance(w, str | int | float) for w in words):
-        raise ValueError(f"must be a list of words such as [python, train.py], not {value!r}")
+        raise ValueError(f"must be a list of arguments such as [python, train.py], not {value!r}")
     return tuple(str(word) for word in words)
 
 
@@ -146,7 +149,7 @@ def _size(value: object) -> int:
 
 def _count(value: object) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise ValueError(f"must be a whole number of at least 1, not {value!r}")
+        raise ValueError(f"must be an integer of at least 1, not {value!r}")
     return value
 
 
@@ -185,7 +188,7 @@ _READERS: Mapping[str, tuple[str, Callable[[object], object]]] = {
     "allow": ("allow", _fidelity),
     "max_attempts": ("max_attempts", _count),
     "host_memory": ("host_memory_bytes", _size),
-    "host_memory_by": ("host_memory_by", _one_of(("rlimit", "cgroup"))),
+    "host_memory_by": ("host_memory_by", _one_of(tuple(by.value for by in CapBy))),
     "gpu_memory": ("gpu_memory_bytes", _size),
     "name": ("name", _word),
     "runs_dir": ("runs_dir", _word),

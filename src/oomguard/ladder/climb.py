@@ -1,4 +1,4 @@
-"""The next rung: which strategy answers a failure, and why the others do not."""
+"""Choose the next rung (position on the ladder), with the reasons why strategies were skipped."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from oomguard.job.training_job import Job
 from oomguard.ladder.steps import Skip, Step
 from oomguard.ladder.strategy import Fidelity, Strategy
 
-#: The six rungs that oomguard was asked for, in their order.
+#: The six strategies of `--ladder classic`, in order.
 CLASSIC = (
     "halve_micro_batch",
     "cut_cutoff_len",
@@ -77,7 +77,7 @@ class Ladder:
         *,
         trained: bool = False,
     ) -> Rung:
-        """Find the first strategy that answers `why` with a plan that was not tried.
+        """Find the first strategy that applies to `why` and yields an untried plan.
 
         `tried` are the plans so far, the failed one last; `taken` the ids of the steps that led
         to it; `trained` says that work would be lost by beginning again.
@@ -87,7 +87,7 @@ class Ladder:
             if strategy.preflight:
                 continue
             outcome = (
-                "it would throw away what was trained so far"
+                "it would discard training progress"
                 if strategy.fresh and trained
                 else self._consider(strategy, job, tried, taken, why)
             )
@@ -124,7 +124,7 @@ class Ladder:
         `damaged` says whether it left others.
         """
         best = Continuation(
-            mode=Mode.RESTART, reason="no whole checkpoint of this run", hide=damaged
+            mode=Mode.RESTART, reason="this run has no complete checkpoint", hide=damaged
         )
         for checkpoint, under in sorted(written, key=lambda pair: pair[0].step):
             mode, reason = self.framework.resume_mode(job, under, plan)
@@ -142,9 +142,9 @@ class Ladder:
         why: Verdict,
     ) -> Plan | str:
         if not strategy.cures(job, why):
-            return f"no remedy for {why.kind.value} in phase {why.phase.value}"
+            return f"does not apply to {why.kind.value} in phase {why.phase.value}"
         if strategy.fidelity.cost > self.allow.cost:
-            return f"costs {strategy.fidelity.value}, and only {self.allow.value} is allowed"
+            return f"is {strategy.fidelity.value}, but only {self.allow.value} is allowed"
         if strategy.id in taken and not strategy.repeat:
             return "taken already"
         changed = strategy.change(job, tried[-1])

@@ -38,7 +38,9 @@ class Fidelity(str, Enum):
         return list(Fidelity).index(self)
 
 
-SAME_MATH, SAME_RECIPE, NEW_RECIPE = Fidelity
+SAME_MATH = Fidelity.SAME_MATH
+SAME_RECIPE = Fidelity.SAME_RECIPE
+NEW_RECIPE = Fidelity.NEW_RECIPE
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
