@@ -42,7 +42,7 @@ def wall(job: TinyJob, pairs: int) -> dict[str, list[float]]:
     ways = {
         "bare": command,
         "supervised": [*OOMGUARD, "launch", "--", *command],
-        "without_inside": [*OOMGUARD, "launch", "--no-inside", "--", *command],
+        "without_inside": [*OOMGUARD, "launch", "--no-monitor", "--", *command],
     }
     seconds(command, **how)  # files come into the cache
     taken: dict[str, list[float]] = {name: [] for name in ways}
@@ -79,7 +79,7 @@ def tee(folder: Path, pairs: int) -> dict[str, list[float]]:
     script.write_text(code)
     ways = {
         "pipe": [sys.executable, "-c", f"import subprocess; subprocess.run({job!r}, stdout=-1)"],
-        "supervised": [*OOMGUARD, "launch", "--no-inside", "--", sys.executable, str(script)],
+        "supervised": [*OOMGUARD, "launch", "--no-monitor", "--", sys.executable, str(script)],
     }
     taken: dict[str, list[float]] = {name: [] for name in ways}
     for _ in range(pairs):

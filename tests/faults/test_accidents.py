@@ -113,7 +113,7 @@ def an_entry_of_the_index_that_is_cut_is_passed_over_and_written_again(cell):
     assert cell.codes == [0, 0], cell.said
     assert "an entry of the index of fits" in cell.said
     launch(cell, "--runs", "once more")
-    assert "begins as it fitted before" in cell.said
+    assert "starting with the requested config, which fit before" in cell.said
 
 
 def a_resumed_run_teaches_the_index_of_fits(cell):
@@ -121,7 +121,7 @@ def a_resumed_run_teaches_the_index_of_fits(cell):
     launch(cell, at="exited", do="kill")
     assert cell.resume() == 0, cell.said
     launch(cell, "--runs", "again")
-    assert "begins with expandable_segments, halve_micro_batch, as it fitted" in cell.said
+    assert "starting with expandable_segments, halve_micro_batch, which fit" in cell.said
     assert cell.codes[-1] == 0
 
 

@@ -103,7 +103,7 @@ def test_the_final_command_trains_by_hand_under_the_same_cap(walk):
 
 def test_without_the_reporter_the_text_is_enough(job):
     cap = str(cap_for(job, 12))
-    launched = launch(job, "--no-inside", "--host-memory", cap, "--", *job.argv)
+    launched = launch(job, "--no-monitor", "--host-memory", cap, "--", *job.argv)
     assert launched.code == 0, launched.err
     assert (launched.micro_batches, launched.kinds) == ([16, 8], ["host_oom", "ok"])
     witnesses = {found["witness"] for found in launched.attempts[0]["verdict"]["evidence"]}
@@ -177,4 +177,4 @@ def test_when_no_rung_is_left_the_report_says_what_was_tried_and_what_was_missin
         {"strategy": "halve_micro_batch", "reason": "the micro batch is 1"}
     ]
     assert report["requested_bytes"] >= SAMPLE_BYTES // 3
-    assert "not taken: halve_micro_batch: the micro batch is 1" in launched.err
+    assert "skipped (--verbose lists the reasons)" in launched.err

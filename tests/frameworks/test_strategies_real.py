@@ -104,7 +104,7 @@ def test_what_was_given_back_is_not_in_the_report(relaxed):
     report = relaxed.report
     assert [change["field"] for change in report["changes"]] == ["micro_batch", "accumulation"]
     assert report["fidelity"] == "same_math"
-    assert "Tried without: cut_cutoff_len" in relaxed.told
+    assert "retrying without cut_cutoff_len" in relaxed.told
 
 
 def test_growing_ends_with_the_largest_that_fits(grown):

@@ -67,8 +67,8 @@ def _nothing_started(folder):
 CASES = {
     "no such file": (("launch", "trian.yaml"), ("trian.yaml", "does not exist", "'train.yaml'?")),
     "a folder": (("launch", "."), ("is a folder",)),
-    "neither": (("launch",), ("one job is needed", "oomguard launch train.yaml")),
-    "both": (("launch", "train.yaml", "--", *COMMAND), ("one job is needed",)),
+    "neither": (("launch",), ("pass either a config file", "oomguard launch train.yaml")),
+    "both": (("launch", "train.yaml", "--", *COMMAND), ("pass either a config file",)),
     "an empty command": (("launch", "--"), ("no command stands after --",)),
     "a command unknown": (("launch", "--", "make", "train"), ("make",)),
     "an option": (("launch", "--lader", "classic", "train.yaml"), ("--lader", "--help")),
@@ -86,7 +86,10 @@ CASES = {
     "no attempt": (("launch", "--max-attempts", "0", "train.yaml"), ("--max-attempts",)),
     "a framework": (("launch", "--framework", "torchtun", "train.yaml"), ("torchtun",)),
     "a python": (("launch", "--python", "no/python", "train.yaml"), ("no/python", "--python")),
-    "strategies": (("launch", "--strategies", "none", "train.yaml"), ("none", "no such folder")),
+    "strategies": (
+        ("launch", "--strategies", "none", "train.yaml"),
+        ("none", "no such strategy folder"),
+    ),
     "a cap by nothing": (
         ("launch", "--host-memory-by", "cgroup", "train.yaml"),
         ("--host-memory-by", "Add --host-memory SIZE"),

@@ -11,8 +11,9 @@ import subprocess
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 
-from oomguard.cli.main import main
+from oomguard.cli.main import cli, main
 from shell.launches import CAP_BYTES, OOMGUARD, PATIENCE_S, make_live, write_job
 
 live = pytest.fixture(make_live)
@@ -100,7 +101,7 @@ def test_and_a_fault_of_ones_own(tmp_path):
     (log,) = tmp_path.glob("oomguard-fault-*.txt")
     assert str(log) in error["next"]
     assert "Traceback" in log.read_text()
-    assert b"fault of oomguard itself" in done.stderr
+    assert b"internal error in oomguard" in done.stderr
     assert b"Traceback" not in done.stderr.partition(b"oomguard: ")[2]
 
 
@@ -248,3 +249,11 @@ def test_a_reader_that_goes_away_is_no_fault(tmp_path):
     assert process.returncode == 0
     assert "Traceback" not in err
     assert "fault of oomguard" not in err
+
+
+def test_the_old_name_of_no_monitor_still_works_and_says_so(capsys):
+    code = main(["launch", "--no-inside", "--grow", "--", "python", "-c", "pass"])
+    said = capsys.readouterr().err
+    assert code == 2
+    assert said.startswith("note: --no-inside is now --no-monitor\n")
+    assert "--no-inside" not in CliRunner().invoke(cli, ["launch", "--help"]).output

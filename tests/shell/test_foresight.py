@@ -164,7 +164,7 @@ def test_a_launch_on_a_gpu_is_predicted_and_the_same_job_begins_where_it_fitted(
     said = Said()
     first = choose_start(prepared, said, index=index)
     assert first.start is not None
-    assert "which should take" in said[-1]
+    assert "estimated at" in said[-1]
 
     attempt = Attempt(number=1, plan=first.start.plan, path=("halve_micro_batch",) * 3)
     assert (
@@ -174,7 +174,7 @@ def test_a_launch_on_a_gpu_is_predicted_and_the_same_job_begins_where_it_fitted(
     assert again.start is not None
     assert again.start.path == ("halve_micro_batch",) * 3
     assert again.start.plan.micro_batch == 1
-    assert "as it fitted before" in said[-1]
+    assert "which fit before" in said[-1]
 
 
 def test_a_run_that_does_not_fit_teaches_no_rungs(prepared, index):

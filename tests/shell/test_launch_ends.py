@@ -99,12 +99,12 @@ def test_a_job_that_fits_as_asked_is_run_once_and_unchanged(tmp_path):
     assert ended.code == 0
     assert ended.micro_batches == [16]
     assert ended.report["changes"] == []
-    assert "it fits as asked; nothing was changed" in ended.err
+    assert "the requested config fits; nothing was changed" in ended.err
 
 
 def test_when_no_rung_is_left_the_report_says_what_was_tried_and_what_was_missing(tmp_path):
     code = f"say({TORCH_OOM!r}, to=sys.stderr); sys.exit(1)"
-    ended = launch(tmp_path, "--", *write_job(tmp_path, code))
+    ended = launch(tmp_path, "--verbose", "--", *write_job(tmp_path, code))
     assert ended.code == 3
     assert ended.micro_batches == [16, 8, 4, 2, 1]
     report = ended.report
@@ -113,9 +113,9 @@ def test_when_no_rung_is_left_the_report_says_what_was_tried_and_what_was_missin
         {"strategy": "halve_micro_batch", "reason": "the micro batch is 1"}
     ]
     assert report["requested_bytes"] == 256 << 20
-    assert "one allocation of 256.00 MiB failed" in ended.err
+    assert "tried to allocate 256.00 MiB" in ended.err
     assert "exhausted: no rung of the ladder is left" in ended.err
-    assert "not taken: halve_micro_batch: the micro batch is 1" in ended.err
+    assert "skipped halve_micro_batch: the micro batch is 1" in ended.err
     assert not (ended.run / "final").exists()
 
 
@@ -174,7 +174,7 @@ signal.pause()
 
 def test_it_is_stopped_without_a_reporter_too(tmp_path):
     code = f"if micro <= 8: sys.exit()\nsay({TORCH_OOM!r}, to=sys.stderr)\nsignal.pause()"
-    ended = launch(tmp_path, "--no-inside", "--", *write_job(tmp_path, code))
+    ended = launch(tmp_path, "--no-monitor", "--", *write_job(tmp_path, code))
     assert (ended.code, ended.micro_batches) == (0, [16, 8])
 
 

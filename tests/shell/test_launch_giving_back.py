@@ -57,7 +57,7 @@ def test_a_cut_that_was_not_needed_is_given_back(run):
     ended = run("whole")
     assert ended.code == 0, ended.err
     assert sizes(ended) == [(16, 512), (16, 256), (8, 256), (4, 256), (4, 512)]
-    assert "Tried without: cut_cutoff_len" in ended.err
+    assert "retrying without cut_cutoff_len" in ended.err
     assert ended.report["fidelity"] == "same_math"
     assert json.loads((ended.run / "fit-report.json").read_text())["final"]["micro_batch"] == 4
 
@@ -77,10 +77,10 @@ def test_growing_goes_up_until_it_fails_and_back_to_the_best(run):
         *[(1, 256), (1, 512), (2, 512), (4, 512)],
         *[(8, 512), (4, 512)],
     ]
-    assert "less change does not fit" in ended.err
+    assert "smaller changes do not fit" in ended.err
 
 
 def test_growing_without_the_reporter_is_refused(run):
-    ended = run("again", "--grow", "--no-inside")
+    ended = run("again", "--grow", "--no-monitor")
     assert ended.code == 2
-    assert "Leave out --no-inside" in ended.err
+    assert "Remove --no-monitor" in ended.err

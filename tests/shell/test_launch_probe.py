@@ -82,12 +82,12 @@ def test_a_fault_of_the_jobs_own_is_left_to_the_run(run):
     ended = run(FAILS="yes")
     assert ended.code == 1
     assert [bool(attempt["probe"]) for attempt in ended.report["attempts"]] == [True, False]
-    assert "the probe shows nothing: ValueError: the job's own fault" in ended.err
+    assert "probe inconclusive (ValueError: the job's own fault" in ended.err
     assert "ValueError: the job's own fault" in ended.report["reason"]
 
 
 @pytest.mark.parametrize(
-    ("other", "advice"), [("--no-inside", "Leave out --no-inside"), ("--grow", "Give one")]
+    ("other", "advice"), [("--no-monitor", "Remove --no-monitor"), ("--grow", "Use one")]
 )
 def test_what_cannot_be_probed_is_refused(run, other, advice):
     ended = run(other)
@@ -103,8 +103,6 @@ def test_what_was_measured_stands_beside_what_was_predicted(capsys):
     exited = story.events[-2]
     Console(quiet_stdout=True).event(exited, story.record)
     said = capsys.readouterr().err
-    assert "the probe passed after 2 optimizer steps, peak 19.00 GiB" in said
-    assert (
-        "longest batch had 4096 tokens; allocated: 19.00 GiB measured, 20.00 GiB predicted" in said
-    )
+    assert "probe passed after 2 optimizer steps, peak GPU memory 19.00 GiB" in said
+    assert "longest batch: 4096 tokens; allocated: 19.00 GiB measured, 20.00 GiB predicted" in said
     assert "(-5.0%)" in said

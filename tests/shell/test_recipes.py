@@ -132,15 +132,38 @@ def test_a_plan_says_why_a_rung_is_passed_over(capsys, name, rung, why):
     assert why in skipped
 
 
-def test_the_text_of_a_plan_says_it_too(capsys):
-    assert main(["plan", "recipes/qwen/train.yaml", *FULL["qwen/train.yaml"][0].split()]) == 0
+def test_the_text_of_a_plan_lists_reasons_where_it_is_verbose(capsys):
+    command = ["plan", "recipes/qwen/train.yaml", *FULL["qwen/train.yaml"][0].split()]
+    assert main([*command, "--verbose"]) == 0
     told = " ".join(capsys.readouterr().out.split())
-    assert "- train_new_rows: neither embedding nor output head is trained in full" in told
+    reason = "train_new_rows: neither embedding nor output head is trained in full"
+    assert f"- {reason}" in told
+    assert main(command) == 0
+    brief = " ".join(capsys.readouterr().out.split())
+    assert reason not in brief
+    assert brief.count("strategies do not apply; --verbose lists the reasons") == 1
+
+
+def test_a_plan_is_read_from_the_top(capsys):
+    command = ["plan", "recipes/litgpt/train.yaml", *FULL["litgpt/train.yaml"][0].split()]
+    assert main(command) == 0
+    told = capsys.readouterr().out
+    places = [
+        told.index("The requested config does not fit: "),
+        told.index("The first that fits is cut_cutoff_len:"),
+        told.index("requested config: micro batch 1 x 8"),
+        told.index("    weights "),
+        told.index(" 1 expandable_segments: "),
+        told.index("note: "),
+    ]
+    assert places == sorted(places)
+    notes = [line for line in told.splitlines() if line.startswith("note: ")]
+    assert len(notes) == len(set(notes))
 
 
 def test_the_ladder_says_where_a_rung_is_passed_over(capsys):
     assert main(["ladder", "--ladder", "cut_cutoff_len"]) == 0
-    assert "passed over where no sequence length is set" in capsys.readouterr().out
+    assert "skipped if no sequence length is set" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("name", [*FULL, *TWINS])

@@ -87,7 +87,7 @@ def what_ended_is_left_alone(cell):
     assert cell.launch("--ladder", "halve_micro_batch", job=(*JOB, "--save_steps", "99")) == 3
     before = (cell.run / "events.jsonl").read_bytes()
     assert cell.resume() == 3
-    assert "nothing is left to do: exhausted" in cell.said
+    assert "nothing to resume: exhausted" in cell.said
     assert (cell.run / "events.jsonl").read_bytes() == before
 
 

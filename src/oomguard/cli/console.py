@@ -7,8 +7,7 @@ import sys
 from pathlib import Path
 from typing import BinaryIO
 
-from rich.console import Console as RichConsole
-from rich.text import Text
+import click
 
 from oomguard.evidence.verdict import Kind, Verdict
 from oomguard.job.checkpoint import Continuation, Mode
@@ -55,26 +54,26 @@ _KINDS = {
 
 
 class Console:
-    """Tells what happens, as it happens. `quiet` passes the job's output on to stderr."""
+    """Prints events as they happen, on stderr; `quiet_stdout` sends the job's output there too."""
 
-    def __init__(self, *, quiet_stdout: bool) -> None:
-        self._console = RichConsole(stderr=True, highlight=False, soft_wrap=True)
+    def __init__(self, *, quiet_stdout: bool, verbose: bool = False) -> None:
+        self._verbose = verbose
         self._out: BinaryIO = sys.stderr.buffer if quiet_stdout else sys.stdout.buffer
         self._fresh_line = True
 
     def output(self, data: bytes) -> None:
-        """Pass on what the job printed, as it printed it."""
+        """Write what the job printed, unchanged."""
         self._write(data)
         self._fresh_line = data.endswith(b"\n")
 
     def event(self, event: Event, record: RunRecord) -> None:
-        """Say what a reader wants to know of an event."""
+        """Print what a reader needs to know about an event."""
         match event:
             case RunStarted():
                 self._line(_job_line(event.job))
                 if event.job.trained_embeddings:
                     names = " and ".join(event.job.trained_embeddings)
-                    self._line(f"{names} will be trained in full, beside the adapter")
+                    self._line(f"{names} will be trained in full, in addition to the adapter")
             case Resumed() | CutShort():
                 self._line(_taken_over_line(event, record))
             case Planned():
@@ -84,29 +83,29 @@ class Console:
             case Growing():
                 self._line(_growth_line(event.growth), "yellow")
             case Stopping() if event.reason == RECYCLE:
-                self._line("stopped at this checkpoint, before memory runs out", "yellow")
+                self._line("stopped at this checkpoint, before an OOM", "yellow")
             case DeviceFree() if not event.free:
                 self._line(f"the device did not become free: {event.busy}", "red")
             case Finished():
                 self._finished(record)
 
     def say(self, text: str, style: str = "") -> None:
-        """Say one line of one's own."""
+        """Print one line."""
         self._line(text, style)
 
     def outcome(self, report: FitReport) -> None:
-        """Say what a fit took: each change from what was asked, and the dearest cost."""
+        """Print each change from the requested config, and the strongest fidelity cost."""
         if report.status is not Status.FIT:
             return
         if not report.changes or report.fidelity is None:
-            self._line("it fits as asked; nothing was changed")
+            self._line("the requested config fits; nothing was changed")
             return
-        self._line(f"changed, at the cost of {COSTS[report.fidelity]}:")
+        self._line(f"changes made ({COSTS[report.fidelity]}):")
         for change in report.changes:
             self._line(f"  {show_change(change)}")
 
     def _write(self, data: bytes) -> None:
-        """Write to where the job's output goes; a reader that has gone away stops no training."""
+        """Write to the job's output; a closed pipe does not stop training."""
         try:
             self._out.write(data)
             self._out.flush()
@@ -117,18 +116,16 @@ class Console:
     def _planned(self, event: Planned, record: RunRecord) -> None:
         if event.purpose is Purpose.TRIAL:
             undone = ", ".join(dict.fromkeys(event.undone))
-            self._line(f"it fits; is all of it needed? Tried without: {undone}", "yellow")
+            self._line(f"fits; retrying without {undone} to see if it was needed", "yellow")
         elif event.purpose is Purpose.BEST:
-            self._line("less change does not fit: the best that does goes to the end", "yellow")
+            self._line("smaller changes do not fit; continuing with the best plan found", "yellow")
         for step in event.steps:
             self._line(f"{step.summary}: {_changes(step)} [{COSTS[step.fidelity]}]", "yellow")
         ran = [attempt for attempt in record.attempts if attempt.probe is None]
         lost = max((attempt.steps_done for attempt in ran), default=0)
         if event.begins is not None and (event.begins.checkpoint or lost):
             self._line(_begin_line(event.begins))
-        self._line(
-            f"attempt {event.attempt}{_aside(event.probe)}: {_plan_line(event.plan)}", "bold"
-        )
+        self._line(f"attempt {event.attempt}{_aside(event.probe)}: {show_plan(event.plan)}", "bold")
 
     def _exited(self, event: Exited, record: RunRecord) -> None:
         attempt = record.last
@@ -150,14 +147,22 @@ class Console:
             return
         status = record.status.value if record.status else ""
         self._line(f"{status}: {redact(record.reason)}", "bold red")
+        if record.skipped_last and not self._verbose:
+            count = _counted(len(record.skipped_last), "strategy", "strategies")
+            self._line(f"  {count} skipped (--verbose lists the reasons)")
+            return
         for skip in record.skipped_last:
-            self._line(f"  not taken: {skip.strategy}: {skip.reason}")
+            self._line(f"  skipped {skip.strategy}: {skip.reason}")
 
     def _line(self, text: str, style: str = "") -> None:
         if not self._fresh_line:
             self._write(b"\n")
             self._fresh_line = True
-        self._console.print(Text.assemble(("oomguard ", "cyan"), (text, style)))
+        colour = style.replace("bold", "").strip() or None
+        styled = click.style(text, fg=colour, bold=True if "bold" in style else None)
+        plain = bool(os.environ.get("NO_COLOR"))
+        line = f"{click.style('oomguard', fg='cyan')} {styled}"
+        click.echo(line, err=True, color=False if plain else None)
 
 
 def _bad(verdict: Verdict) -> bool:
@@ -178,10 +183,11 @@ def _taken_over_line(event: Resumed | CutShort, record: RunRecord) -> str:
     cut = (
         f"; {event.cut_bytes} bytes of an incomplete event were dropped" if event.cut_bytes else ""
     )
-    return f"goes on with {record.run}, begun {record.at}{cut}"
+    return f"resuming {record.run}, started {record.at}{cut}"
 
 
-def _plan_line(plan: Plan) -> str:
+def show_plan(plan: Plan) -> str:
+    """Return the fields of a plan that decide its memory, on one line."""
     words = [f"micro batch {plan.micro_batch} x {plan.accumulation}"]
     if plan.sequence_length is not None:
         words.append(f"{plan.sequence_length} tokens")
@@ -194,18 +200,18 @@ def _plan_line(plan: Plan) -> str:
 
 
 def _growth_line(growth: Growth) -> str:
-    words = f"memory grows by {show_bytes(growth.bytes_per_step)} a step"
+    words = f"memory grows by {show_bytes(growth.bytes_per_step)} per step"
     if growth.forecast_step is None:
         return words
     left = max(0, growth.forecast_step - growth.step)
-    return f"{words}; it will run out in about {left} steps"
+    return f"{words}; out of memory in about {left} steps"
 
 
 def _begin_line(begins: Continuation) -> str:
     if begins.checkpoint is None:
-        return f"starts again at step 0: {begins.reason}"
-    kept = "" if begins.mode is Mode.FULL else f", with its weights only: {begins.reason}"
-    return f"goes on from step {begins.checkpoint.step}: {begins.checkpoint.path}{kept}"
+        return f"restarting from step 0: {begins.reason}"
+    kept = "" if begins.mode is Mode.FULL else f", weights only: {begins.reason}"
+    return f"resuming from step {begins.checkpoint.step}: {begins.checkpoint.path}{kept}"
 
 
 def _exit_line(attempt: Attempt, verdict: Verdict) -> str:
@@ -216,33 +222,33 @@ def _exit_line(attempt: Attempt, verdict: Verdict) -> str:
     if attempt.stopped in (RECYCLE, FITS):
         return f"stopped{steps}{_peaks(attempt)}{took}"
     if verdict.kind is Kind.OK:
-        return f"the job ended well{steps}{_peaks(attempt)}{took}"
+        return f"job finished successfully{steps}{_peaks(attempt)}{took}"
     if attempt.refused_step is not None:
-        return f"the framework refuses this change: {verdict.root}{took}"
+        return f"the framework rejects this change: {verdict.root}{took}"
     if not verdict.kind.is_memory:
-        return f"the job failed (exit code {attempt.returncode}): {verdict.root}{took}"
+        return f"job failed (exit code {attempt.returncode}): {verdict.root}{took}"
     return f"{_shortage_words(verdict, steps)}{took}"
 
 
 def _steps(attempt: Attempt) -> str:
     if not (attempt.reporting or attempt.steps_done):
-        return ""  # nobody inside counted them
+        return ""  # not counted without the monitor
     return f" after {attempt.steps_done} optimizer step{'' if attempt.steps_done == 1 else 's'}"
 
 
 def _missing(verdict: Verdict) -> str:
     asked = verdict.requested_bytes
-    words = f": one allocation of {show_bytes(asked)} failed" if asked else ""
+    words = f": tried to allocate {show_bytes(asked)}" if asked else ""
     if verdict.capacity_bytes:
-        words += f" of {show_bytes(verdict.capacity_bytes)} in all"
+        words += f" of {show_bytes(verdict.capacity_bytes)} total"
     return words
 
 
 def _peaks(attempt: Attempt) -> str:
     if attempt.device_peak_bytes is not None:
-        return f", peak {show_bytes(attempt.device_peak_bytes)} on the device"
+        return f", peak GPU memory {show_bytes(attempt.device_peak_bytes)}"
     if attempt.host_peak_bytes is not None:
-        return f", peak {show_bytes(attempt.host_peak_bytes)} of host memory"
+        return f", peak host memory {show_bytes(attempt.host_peak_bytes)}"
     return ""
 
 
@@ -254,11 +260,11 @@ def _shortage_words(verdict: Verdict, steps: str) -> str:
 
 def _probe_words(attempt: Attempt, verdict: Verdict) -> str:
     if has_passed(attempt):
-        return f"the probe passed{_steps(attempt)}{_peaks(attempt)}"
+        return f"probe passed{_steps(attempt)}{_peaks(attempt)}"
     if verdict.kind is Kind.INTERRUPTED:
-        return f"the probe was stopped{_steps(attempt)}"
-    why = verdict.root or "it saw no optimizer step"
-    return f"the probe shows nothing: {why}; the run itself will"
+        return f"probe stopped{_steps(attempt)}"
+    why = verdict.root or "no optimizer step was seen"
+    return f"probe inconclusive ({why}); starting the real run"
 
 
 def _aside(probe: Probe | None) -> str:
@@ -269,11 +275,11 @@ def _aside(probe: Probe | None) -> str:
 
 
 def _measured_line(attempt: Attempt, predicted: Predicted | None) -> str:
-    """Compare what a probe measured with what was predicted, like with like."""
+    """Return measured against predicted allocated bytes of a probe."""
     longest, asked = attempt.longest_batch, attempt.probe.tokens if attempt.probe else None
     of = f" of {asked}" if longest and asked and longest < asked else ""
-    words = f"its longest batch had {longest}{of} tokens" if longest else "its batches stayed as"
-    words += "" if longest else " they came: they hold no tokens that are known here"
+    words = f"longest batch: {longest}{of} tokens" if longest else "batches were not lengthened:"
+    words += "" if longest else " they hold no token ids the monitor recognizes"
     measured = attempt.device_peak_bytes
     if measured is None or predicted is None:
         return words
@@ -284,8 +290,8 @@ def _measured_line(attempt: Attempt, predicted: Predicted | None) -> str:
     )
 
 
-def _counted(count: int, noun: str) -> str:
-    return f"{count} {noun}{'' if count == 1 else 's'}"
+def _counted(count: int, noun: str, plural: str | None = None) -> str:
+    return f"{count} {noun if count == 1 else plural or noun + 's'}"
 
 
 def _changes(step: Step) -> str:
@@ -293,7 +299,7 @@ def _changes(step: Step) -> str:
 
 
 def show_change(change: Change) -> str:
-    """Show a change as `field before -> after`."""
+    """Return a change as `field before -> after`."""
     return f"{change.field} {_value(change.before)} -> {_value(change.after)}"
 
 

@@ -21,10 +21,10 @@ CHUNK_BYTES = 1 << 20
 
 @click.command("explain")
 @click.argument("log", type=click.Path(path_type=Path, allow_dash=True))
-@click.option("--exit-code", type=int, help="The exit code of the job, where it is known.")
-@click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout.")
+@click.option("--exit-code", type=int, help="Exit code of the job, if known.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON document to stdout.")
 def command(log: Path, exit_code: int | None, as_json: bool) -> None:
-    """Say what ended a job, from its LOG (- for standard input)."""
+    """Diagnose why a job failed from its LOG (- for stdin)."""
     try:
         with _open(log) as stream:
             verdict = explain(_chunks(stream), exit_code)

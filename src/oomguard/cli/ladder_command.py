@@ -13,14 +13,14 @@ from oomguard.ladder.strategy import Strategy
 
 
 @click.command("ladder")
-@click.option("--ladder", "ladder", help="Only these: classic, or ids between commas.")
+@click.option("--ladder", "ladder", help="Only these: classic, or a comma-separated list of ids.")
 @click.option(
-    "--strategies", type=click.Path(path_type=Path), help="A folder of strategies of your own."
+    "--strategies", type=click.Path(path_type=Path), help="Folder with additional strategy files."
 )
-@click.option("--markdown", is_flag=True, help="As the table of the guide.")
-@click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout.")
+@click.option("--markdown", is_flag=True, help="Print as a Markdown table.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON document to stdout.")
 def command(ladder: str | None, strategies: Path | None, markdown: bool, as_json: bool) -> None:
-    """List the strategies in the order in which they are tried."""
+    """List the strategies in the order they are tried."""
     rungs = select(load_strategies(strategies), ladder)
     if markdown:
         click.echo(table(rungs))
@@ -33,19 +33,19 @@ def command(ladder: str | None, strategies: Path | None, markdown: bool, as_json
         row = _row(strategy)
         answers = ", ".join(strategy_remedies(strategy)) or "applied before the first attempt"
         click.echo(f"{strategy.id:<{width}}  {row['fidelity']:<11}  {strategy.summary}")
-        told = f"for: {answers}; passed over where {strategy.otherwise}"
+        told = f"for: {answers}; skipped if {strategy.otherwise}"
         click.echo(f"{'':<{width}}  {'':<11}  {told}")
 
 
 def table(rungs: Sequence[Strategy]) -> str:
-    """Give the strategies as a Markdown table."""
+    """Return the strategies as a Markdown table."""
     rows = [
-        "| strategy | what it does | cost | answers | passed over where |",
+        "| strategy | what it does | cost | applies to | skipped if |",
         "|---|---|---|---|---|",
     ]
     for strategy in rungs:
         answers = "<br>".join(strategy_remedies(strategy)) or "before the first attempt"
-        again = " (again while it gives something)" if strategy.repeat else ""
+        again = " (repeated while it helps)" if strategy.repeat else ""
         needs = "".join(f"; needs {package}" for package in strategy.needs)
         rows.append(
             f"| `{strategy.id}` | {strategy.summary}{again}{needs} | {strategy.fidelity.value} "
@@ -55,7 +55,7 @@ def table(rungs: Sequence[Strategy]) -> str:
 
 
 def strategy_remedies(strategy: Strategy) -> list[str]:
-    """Name what a strategy is a remedy for."""
+    """Return the failures a strategy applies to."""
     return sorted(str(remedy) for remedy in strategy.remedies)
 
 

@@ -1,4 +1,4 @@
-"""`oomguard launch`: bring a job from out of memory to trained."""
+"""`oomguard launch`: run a training job, and relaunch it with less memory until it fits."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from oomguard import __version__
 from oomguard.cli.console import Console
 from oomguard.cli.options import COMMAND, GRACE_S, Size, WithCommand, grace, shared
 from oomguard.cli.options_block import Options
-from oomguard.cli.prepare import RUNS, Prepared, prepare
+from oomguard.cli.prepare import MAX_ATTEMPTS, RUNS, Prepared, prepare
 from oomguard.cli.starting_point import StartingPoint, choose_start
 from oomguard.cli.summary import environment_info, now_at, print_summary
 from oomguard.errors import UsageError, Where
@@ -27,51 +27,60 @@ from oomguard.run.supervisor import Audience, Supervisor
 
 @click.command("launch", cls=WithCommand)
 @shared
-@click.option("--max-attempts", type=click.IntRange(min=1), help="Launches at most (40).")
-@click.option("--host-memory", type=Size(), help="Cap on host memory, such as 16GiB.")
+@click.option(
+    "--max-attempts",
+    type=click.IntRange(min=1),
+    help=f"Maximum number of attempts (default: {MAX_ATTEMPTS}).",
+)
+@click.option("--host-memory", type=Size(), help="Host memory limit, e.g. 16GiB.")
 @click.option(
     "--host-memory-by",
     type=click.Choice([by.value for by in CapBy]),
-    help="rlimit: each process by itself (default); cgroup: all together.",
+    help="How to enforce it: rlimit, per process (default), or cgroup, for all processes.",
 )
-@click.option("--gpu-memory", type=Size(), help="Cap on the memory of each GPU, such as 24GiB.")
+@click.option("--gpu-memory", type=Size(), help="Memory limit per GPU, e.g. 24GiB.")
 @click.option(
     "--hang-timeout",
     "hang_timeout_s",
     type=click.FloatRange(min=0, min_open=True),
     metavar="SECONDS",
-    help="Stop a job that has taken steps and then says nothing for so long.",
+    help="Kill the job if it makes no progress for this long, once it has taken a step.",
 )
 @click.option(
     "--checkpoint-every",
     type=click.IntRange(min=1),
     metavar="STEPS",
-    help="Save a checkpoint so often, where the job saves none itself.",
+    help="Checkpoint every N optimizer steps if the job itself saves none.",
 )
 @click.option(
     "--relax/--no-relax",
     default=None,
-    help="Take back changes that a fit did not need, each shown by a short run (on).",
+    help="After a fit, revert changes that turn out unnecessary, each verified by a short trial "
+    "(default: relax).",
 )
 @click.option(
     "--grow",
     is_flag=True,
     default=None,
-    help="Begin with short sequences and a micro batch of 1, and grow to the largest that fits.",
+    help="Start with short sequences and a micro batch of 1, and grow to the largest that fits.",
 )
 @click.option(
     "--probe",
     is_flag=True,
     default=None,
-    help="Try each plan on its longest batches first, for two steps that leave the run untouched.",
+    help="Before the run, try each plan for two steps on its longest batches, in a scratch folder.",
 )
 @grace
-@click.option("--runs", metavar="DIR", help=f"Where run folders go ({RUNS}).")
-@click.option("--name", metavar="NAME", help="The name of the run folder.")
-@click.option("--no-predict", is_flag=True, help="Begin with what was asked, whatever it takes.")
-@click.option("--fits", metavar="PATH", help="The index of fits (in the user's data folder).")
-@click.option("--no-inside", is_flag=True, help="Without the reporter inside the job.")
-@click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout.")
+@click.option("--runs", metavar="DIR", help=f"Parent of run folders (default: {RUNS}).")
+@click.option("--name", metavar="NAME", help="Name of the run folder.")
+@click.option(
+    "--no-predict", is_flag=True, help="Skip memory prediction; start from the requested config."
+)
+@click.option("--fits", metavar="PATH", help="History database (default: in the user data folder).")
+@click.option("--no-monitor", is_flag=True, help="Do not inject the in-process monitor.")
+@click.option("--no-inside", is_flag=True, hidden=True)  # the old name of --no-monitor
+@click.option("--verbose", is_flag=True, help="List skipped strategies with their reasons.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON document to stdout.")
 @click.pass_context
 def command(  # the options document themselves
     ctx: click.Context,
@@ -85,14 +94,19 @@ def command(  # the options document themselves
     no_predict: bool,
     fits: str | None,
     grace_s: float | None,
+    no_monitor: bool,
     no_inside: bool,
+    verbose: bool,
     as_json: bool,
     **given: str | float | None,
 ) -> int:
-    """Launch a training job, and again with less memory until it fits.
+    """Launch a training job and relaunch it with a smaller memory footprint until it fits.
 
-    TRAIN.YAML is the framework's own config; or give the whole command after --.
+    TRAIN is the framework's own config file. Alternatively, pass the full command after --.
     """
+    if no_inside:
+        click.echo("note: --no-inside is now --no-monitor", err=True)
+    monitored = not (no_monitor or no_inside)
     options = Options(
         allow=Fidelity(allow) if allow else None,
         host_memory_bytes=host_memory,
@@ -101,11 +115,9 @@ def command(  # the options document themselves
         **given,  # type: ignore[arg-type]  # click has read each option as its field's type
     )
     job = prepare(train, ctx.meta[COMMAND], options)
-    _check(job.limits, inside=not no_inside)
-    limits = replace(
-        job.limits, inside=not no_inside, grace_s=GRACE_S if grace_s is None else grace_s
-    )
-    account = Console(quiet_stdout=as_json)
+    _check(job.limits, inside=monitored)
+    limits = replace(job.limits, inside=monitored, grace_s=GRACE_S if grace_s is None else grace_s)
+    account = Console(quiet_stdout=as_json, verbose=verbose)
     prepared = replace(job, limits=limits, job=replace(job.job, inside=limits.inside))
     index = FitIndex(Path(fits) if fits else None)
     foresight = None if no_predict else choose_start(prepared, account, index=index)
@@ -113,20 +125,20 @@ def command(  # the options document themselves
 
 
 def _check(limits: Limits, *, inside: bool) -> None:
-    """Refuse what cannot be done together."""
+    """Refuse options that exclude each other."""
     if limits.grow and limits.probe:
         raise UsageError(
-            "--grow tries plans from the smallest up, --probe from the asked one down",
+            "--grow tries plans from the smallest up, --probe from the requested one down",
             where=Where(key="--probe"),
-            next_step="Give one of the two.",
+            next_step="Use one of the two.",
         )
     if inside or not (limits.grow or limits.probe):
         return
     flag = "--grow" if limits.grow else "--probe"
     raise UsageError(
-        f"{flag} has to see optimizer steps, which the reporter inside the job counts",
+        f"{flag} needs optimizer steps counted, which only the in-process monitor does",
         where=Where(key=flag),
-        next_step="Leave out --no-inside.",
+        next_step="Remove --no-monitor.",
     )
 
 
@@ -157,8 +169,8 @@ def _launch(
 def _offer_checkpoints(account: Console, prepared: Prepared) -> None:
     if prepared.adapter.checkpoint_layout(prepared.job) is None:
         account.say(
-            "this job saves no checkpoint to go on from: running out of memory late costs every "
-            "step done by then (--checkpoint-every STEPS, where the framework can)"
+            "warning: this job saves no checkpoints, so a late OOM loses all progress; use "
+            "--checkpoint-every STEPS if the framework supports it"
         )
 
 

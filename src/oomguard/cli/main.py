@@ -16,11 +16,11 @@ from oomguard.errors import ExitCode, OomguardError, UsageError, did_you_mean
 
 #: Each command with its line in `--help`, which imports none of them.
 COMMANDS = {
-    "launch": "Launch a training job, and again with less memory until it fits.",
-    "resume": "Go on with a run, from its newest checkpoint.",
-    "plan": "Say what a job will take on each rung of the ladder, before it runs.",
-    "explain": "Say what ended a job, from its log.",
-    "ladder": "List the strategies in the order in which they are tried.",
+    "launch": "Launch a training job and relaunch it with less memory until it fits.",
+    "resume": "Resume a run from its latest checkpoint.",
+    "plan": "Estimate memory before launching, and find the first change that fits.",
+    "explain": "Diagnose why a job failed from its log.",
+    "ladder": "List the strategies in the order they are tried.",
 }
 
 
@@ -45,7 +45,7 @@ class _Lazy(click.Group):
     ) -> tuple[str | None, click.Command | None, list[str]]:
         if args and args[0] not in COMMANDS and not args[0].startswith("-"):
             raise UsageError(
-                f"there is no command {args[0]!r}",
+                f"unknown command {args[0]!r}",
                 next_step=f"{did_you_mean(args[0], COMMANDS)} See oomguard --help.".strip(),
             )
         return super().resolve_command(ctx, args)
@@ -54,11 +54,11 @@ class _Lazy(click.Group):
 @click.group(cls=_Lazy, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="oomguard", message="%(prog)s %(version)s")
 def cli() -> None:
-    """Bring a fine-tuning job that runs out of memory to the end, and say what was changed."""
+    """Run a fine-tuning job to completion despite OOM, and report the changes made."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line and give the exit code; no traceback reaches a user unless it is ours.
+    """Run the command line and return the exit code; only our own bugs show a traceback.
 
     `--json` gets the error as a document as well.
     """
@@ -100,7 +100,7 @@ def _document(words: Sequence[str], *, what: str, where: str | None, next_step: 
 
 
 def _interrupted(words: Sequence[str]) -> int:
-    """Say that Ctrl-C came where no job ran; a run that it ends says so itself."""
+    """Report Ctrl-C before a job was started; a run reports its own interruption."""
     click.echo("oomguard: interrupted", err=True)
     _document(words, what="interrupted", where=None, next_step="")
     return ExitCode.INTERRUPTED
@@ -112,8 +112,8 @@ def _own_fault(error: Exception, words: Sequence[str]) -> int:
     ) as log:
         log.write(f"oomguard {__version__}, Python {sys.version}\n")
         log.writelines(traceback.format_exception(error))
-    what = f"this is a fault of oomguard itself: {type(error).__name__}: {error}"
-    next_step = f"Please report it with {Path(log.name)}."
+    what = f"internal error in oomguard: {type(error).__name__}: {error}"
+    next_step = f"Please report it and attach {Path(log.name)}."
     click.echo(f"oomguard: {what}\n  {next_step}", err=True)
     _document(words, what=what, where=None, next_step=next_step)
     return ExitCode.OWN_FAULT

@@ -44,7 +44,7 @@ class Size(click.ParamType[int]):
     def convert(
         self, value: object, param: click.Parameter | None, ctx: click.Context | None
     ) -> int:
-        """Read it."""
+        """Parse a size; fail with a usage error if it is not one."""
         try:
             return value if isinstance(value, int) else parse_size(str(value))
         except ValueError as error:
@@ -58,23 +58,31 @@ grace = click.option(
     "grace_s",
     type=click.FloatRange(min=0),
     metavar="SECONDS",
-    help="What the job gets to save a checkpoint when oomguard is told to stop (30).",
+    help="Grace period to save a checkpoint after SIGTERM or SIGUSR1 (default: 30).",
 )
 
 _SHARED = (
     click.argument("train", required=False, type=click.Path(path_type=Path)),
-    click.option("--framework", metavar="NAME", help="Which framework, where the file leaves it."),
-    click.option("--python", metavar="PATH", help="The Python that has the framework."),
-    click.option("--ladder", metavar="IDS", help="classic, or ids of strategies between commas."),
     click.option(
-        "--allow", type=click.Choice([f.value for f in Fidelity]), help="The dearest cost."
+        "--framework", metavar="NAME", help="Framework, if the config or command does not show it."
     ),
-    click.option("--strategies", metavar="DIR", help="A folder of strategies of your own."),
+    click.option("--python", metavar="PATH", help="Python the framework is installed in."),
+    click.option(
+        "--ladder",
+        metavar="IDS",
+        help="classic, or a list of ids (default: all strategies).",
+    ),
+    click.option(
+        "--allow",
+        type=click.Choice([f.value for f in Fidelity]),
+        help="Strongest change allowed (default: new_recipe).",
+    ),
+    click.option("--strategies", metavar="DIR", help="Folder with additional strategy files."),
 )
 
 
 def shared(function: F) -> F:
-    """Give a command the options that name and bound a job."""
+    """Add the options that `launch` and `plan` share."""
     for option in reversed(_SHARED):
         function = option(function)
     return function

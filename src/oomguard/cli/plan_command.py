@@ -24,18 +24,19 @@ from oomguard.predict.history import FitIndex
 
 @click.command("plan", cls=WithCommand)
 @shared
-@click.option("--gpu", metavar="NAME", help="The card, such as 'RTX 3090' or a100-80.")
-@click.option("--gpu-memory", type=Size(), help="What one GPU has, such as 24GiB.")
-@click.option("--gpus", type=click.IntRange(min=1), default=1, help="How many GPUs (1).")
-@click.option("--host-memory", type=Size(), help="What the host has, such as 64GiB.")
+@click.option("--gpu", metavar="NAME", help="GPU model, e.g. 'RTX 3090' or a100-80.")
+@click.option("--gpu-memory", type=Size(), help="Memory of one GPU, e.g. 24GiB.")
+@click.option("--gpus", type=click.IntRange(min=1), default=1, help="Number of GPUs (default: 1).")
+@click.option("--host-memory", type=Size(), help="Host memory, e.g. 64GiB.")
 @click.option(
     "--fits",
     type=click.Path(path_type=Path),
     metavar="PATH",
-    help="The index of fits (in the user's data folder).",
+    help="History database (default: in the user data folder).",
 )
-@click.option("--explain-terms", is_flag=True, help="The arithmetic of the plan that is chosen.")
-@click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout.")
+@click.option("--explain-terms", is_flag=True, help="Show how each term is computed.")
+@click.option("--verbose", is_flag=True, help="List skipped strategies with their reasons.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON document to stdout.")
 @click.pass_context
 def command(  # the options document themselves
     ctx: click.Context,
@@ -49,13 +50,14 @@ def command(  # the options document themselves
     host_memory: int | None,
     fits: Path | None,
     explain_terms: bool,
+    verbose: bool,
     as_json: bool,
     **given: str | None,
 ) -> None:
-    """Say what a job will take on each rung of the ladder, and the first that fits.
+    """Estimate the memory of a job before launching it, and find the first change that fits.
 
-    Needs no GPU, no weights and no network. TRAIN.YAML is the framework's own config; or give
-    the whole command after --.
+    Needs no GPU, weights or network. TRAIN is the framework's own config file. Alternatively,
+    pass the full command after --.
     """
     options = Options(
         allow=Fidelity(allow) if allow else None,
@@ -68,26 +70,30 @@ def command(  # the options document themselves
     if index.lost is not None:
         click.secho(index.lost, fg="yellow", err=True)
     explained = _arithmetic(planned) if explain_terms else None
-    _print(planned, explained, as_json=as_json)
+    _print(planned, explained, as_json=as_json, verbose=verbose)
 
 
-def _print(planned: PlannedJob, explained: dict[str, str] | None, *, as_json: bool) -> None:
+def _print(
+    planned: PlannedJob, explained: dict[str, str] | None, *, as_json: bool, verbose: bool
+) -> None:
     if as_json:
         print_json(_document(planned, explained))
         return
     job, model, found = planned.prepared.job, planned.model, planned.forecast
-    print_forecast(job, model, planned.room, found, notes=planned.notes, explained=explained)
+    print_forecast(
+        job, model, planned.room, found, notes=planned.notes, explained=explained, verbose=verbose
+    )
 
 
 def _on(
     prepared: Prepared, gpu: str | None, gpu_memory: int | None, host_memory: int | None
 ) -> tuple[Capacity, Prepared]:
-    """Put a job on a GPU that this machine need not have."""
+    """Return the capacity to plan for and the job as it would run there."""
     device_bytes, bfloat16 = _device(gpu, gpu_memory)
     if prepared.job.device is Device.CPU:
         raise UsageError(
-            "this job computes on the CPU: there is nothing to compare with a GPU",
-            next_step="Take use_cpu out of its settings to plan it for a GPU.",
+            "this job runs on the CPU, so there is no GPU memory to plan",
+            next_step="Remove use_cpu from its settings to plan it for a GPU.",
         )
     job = replace(prepared.job, bfloat16=bfloat16)
     return Capacity(device_bytes=device_bytes, host_bytes=host_memory), replace(prepared, job=job)
@@ -98,10 +104,10 @@ def _name(gpu: str | None) -> str | None:
 
 
 def _device(gpu: str | None, gpu_memory: int | None) -> tuple[int, bool]:
-    """Give the bytes of one GPU, and whether it computes in bf16."""
+    """Return the bytes of one GPU and whether it supports bf16."""
     if (gpu is None) == (gpu_memory is None):
         raise UsageError(
-            "one of --gpu and --gpu-memory is needed",
+            "pass either --gpu or --gpu-memory",
             where=Where(key="--gpu"),
             next_step="For example: --gpu 'RTX 3090', or --gpu-memory 24GiB.",
         )

@@ -1,4 +1,4 @@
-"""An outlook as a person reads it: peaks, bars of terms, costs, and the first rung that fits."""
+"""A forecast as text: the verdict, the first plan that fits, the terms, then the ladder."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from collections.abc import Iterator, Mapping
 import click
 
 from oomguard.catalogue.lookup import Model
-from oomguard.cli.console import COSTS, show_change
+from oomguard.cli.console import COSTS, show_change, show_plan
 from oomguard.estimate.memory import Fits, MemoryEstimate
-from oomguard.job.plan import Plan
+from oomguard.job.plan import differences
 from oomguard.job.training_job import Job
 from oomguard.predict.forecast import Capacity, Forecast
 from oomguard.units import show_bytes
@@ -27,34 +27,60 @@ def print_forecast(
     *,
     notes: tuple[str, ...],
     explained: Mapping[str, str] | None,
+    verbose: bool = False,
 ) -> None:
-    """Print the asked plan, every rung, and the one that is chosen."""
+    """Print the verdict and the first plan that fits, then the terms, then the ladder."""
     click.echo(f"{model.name} ({model.source})")
     click.echo(
         f"{job.framework}, {job.world.size} x {show_bytes(room.device_bytes)}, "
         f"global batch {job.global_batch}"
     )
     click.echo()
-    _line("as asked", show_plan(found.asked.plan), found.asked.estimate, found.asked.fits)
+    _verdict(found, room)
+    click.echo()
+    click.echo(f"requested config: {show_plan(found.asked.plan)}")
     for line in bars(found.asked.estimate, room.device_bytes):
         click.echo(f"    {line}")
-    click.echo()
-    _rungs(found)
-    _conclusion(found, room)
     for term, text in (explained or {}).items():
         click.echo(f"    {term:<26}{text}")
-    for note in notes:
+    click.echo()
+    _ladder(found, verbose=verbose)
+    for note in dict.fromkeys(notes):
         click.echo(f"note: {note}")
 
 
-def show_plan(plan: Plan) -> str:
-    """Show what of a plan decides its memory."""
-    words = [f"micro batch {plan.micro_batch} x {plan.accumulation}"]
-    if plan.sequence_length is not None:
-        words.append(f"{plan.sequence_length} tokens")
-    named = (plan.precision, plan.tuning, plan.quantization, plan.sharding)
-    words += [value.value for value in named if value is not None and value.value != "none"]
-    return ", ".join(words)
+def _verdict(found: Forecast, room: Capacity) -> None:
+    asked = found.asked
+    peak, available = _peak(asked.estimate), show_bytes(room.device_bytes)
+    click.secho(
+        f"The requested config {_FITS[asked.fits]}: {peak}, {available} available.",
+        fg=_COLOURS[asked.fits],
+        bold=True,
+    )
+    if room.host_bytes is not None and room.host_fits(asked.estimate) is not Fits.YES:
+        need, have = show_bytes(asked.estimate.host_bytes), show_bytes(room.host_bytes)
+        click.secho(
+            f"Loading needs {need} of host memory, but only {have} is available.", bold=True
+        )
+    if asked.fits is Fits.YES:
+        return
+    if found.chosen is None:
+        click.secho("No strategy is guaranteed to fit.", bold=True)
+        return
+    rung = found.rungs[found.chosen]
+    if rung.plan is None or rung.estimate is None:
+        return
+    steps = [one.step for one in found.rungs[: found.chosen + 1] if one.step is not None]
+    cost = COSTS[max((step.fidelity for step in steps), key=lambda fidelity: fidelity.cost)]
+    changes = ", ".join(map(show_change, differences(asked.plan, rung.plan)))
+    click.secho(f"The first that fits is {rung.strategy}:", bold=True)
+    click.echo(f"    {changes} [{cost}]")
+    click.echo(f"    {_peak(rung.estimate)}")
+
+
+def _peak(estimate: MemoryEstimate) -> str:
+    low, high = show_bytes(estimate.low_bytes), show_bytes(estimate.high_bytes)
+    return f"{show_bytes(estimate.expected_bytes)} expected ({low} to {high}, {estimate.method})"
 
 
 def bars(estimate: MemoryEstimate, capacity_bytes: int) -> Iterator[str]:
@@ -67,46 +93,22 @@ def bars(estimate: MemoryEstimate, capacity_bytes: int) -> Iterator[str]:
         yield f"{'host while loading':<26}{show_bytes(estimate.host_bytes):>11}"
 
 
-def _rungs(found: Forecast) -> None:
+def _ladder(found: Forecast, *, verbose: bool) -> None:
     taken = [rung for rung in found.rungs if rung.skipped is None]
+    skipped = [rung for rung in found.rungs if rung.skipped is not None]
+    if not taken:
+        click.echo("No strategy on the ladder changes this job.")
     for number, rung in enumerate(taken, start=1):
         if rung.step is None or rung.estimate is None or rung.fits is None:
             continue
         changes = ", ".join(show_change(change) for change in rung.step.changes)
-        cost = COSTS[rung.step.fidelity]
         mark = ">" if found.chosen is not None and rung is found.rungs[found.chosen] else " "
-        name = f"{mark}{number:>2} {rung.strategy}"
-        _line(name, f"{changes} [{cost}]", rung.estimate, rung.fits)
-    if not taken:
-        click.echo("No rung of the ladder would change this job.")
-    for rung in found.rungs:
-        if rung.skipped is not None:
+        click.echo(f"{mark}{number:>2} {rung.strategy}: {changes} [{COSTS[rung.step.fidelity]}]")
+        click.secho(f"    {_FITS[rung.fits]}: {_peak(rung.estimate)}", fg=_COLOURS[rung.fits])
+    if verbose:
+        for rung in skipped:
             click.secho(f"   - {rung.strategy}: {rung.skipped}", dim=True)
+    elif skipped:
+        count = f"{len(skipped)} strategies do" if len(skipped) > 1 else "1 strategy does"
+        click.secho(f"   - {count} not apply; --verbose lists the reasons", dim=True)
     click.echo()
-
-
-def _line(name: str, what: str, estimate: MemoryEstimate, fits: Fits) -> None:
-    between = f"{show_bytes(estimate.low_bytes)} to {show_bytes(estimate.high_bytes)}"
-    click.echo(f"{name}: {what}")
-    peak = click.style(f"{show_bytes(estimate.expected_bytes)}, {_FITS[fits]}", fg=_COLOURS[fits])
-    click.echo(f"    {peak} ({between}, {estimate.method})")
-
-
-def _host(found: Forecast, room: Capacity) -> None:
-    if room.host_bytes is not None and room.host_fits(found.asked.estimate) is not Fits.YES:
-        need, have = show_bytes(found.asked.estimate.host_bytes), show_bytes(room.host_bytes)
-        click.secho(f"Loading takes {need} of host memory, and there are {have}.", bold=True)
-
-
-def _conclusion(found: Forecast, room: Capacity) -> None:
-    chosen = found.chosen
-    _host(found, room)
-    if found.asked.fits is Fits.YES:
-        click.secho("It fits as asked.", bold=True)
-    elif chosen is None:
-        click.secho("No rung is sure to fit.", bold=True)
-    else:
-        rung = found.rungs[chosen]
-        click.secho(f"The first that fits is {rung.strategy}:", bold=True)
-        for line in bars(rung.estimate, room.device_bytes) if rung.estimate else ():
-            click.echo(f"    {line}")

@@ -59,7 +59,7 @@ def prepare(
     """
     if (train is None) == (not command):
         raise UsageError(
-            "one job is needed: a config file, or a command after --",
+            "pass either a config file or a command after --",
             next_step="oomguard launch train.yaml, or oomguard launch -- COMMAND...",
         )
     adapter, argv, loaded = _job_of(train, command, given)
@@ -199,7 +199,7 @@ def _merge(given: Options, block: Options) -> Options:
     by = merged.host_memory_by or CapBy.RLIMIT.value
     if given.host_memory_by and not merged.host_memory_bytes:
         raise UsageError(
-            "--host-memory-by says how to hold the job to a cap, but none is given",
+            "--host-memory-by needs a host memory limit",
             where=Where(key="--host-memory-by"),
             next_step="Add --host-memory SIZE.",
         )
@@ -211,15 +211,15 @@ def _check(options: Options, given: Options, *, file: str | None) -> None:
     cap_bytes, name = options.host_memory_bytes, options.name
     if cap_bytes is not None and cap_bytes < LEAST_HOST_MEMORY_BYTES:
         raise UsageError(
-            f"{show_bytes(cap_bytes)} of host memory is less than a Python needs to start",
+            f"{show_bytes(cap_bytes)} of host memory is too little for Python to start",
             where=_where("host_memory", file=None if given.host_memory_bytes else file),
-            next_step=f"Give at least {show_bytes(LEAST_HOST_MEMORY_BYTES)}, with its unit.",
+            next_step=f"Use at least {show_bytes(LEAST_HOST_MEMORY_BYTES)}, and include the unit.",
         )
     if name is not None and (name in (".", "..") or "/" in name):
         raise UsageError(
-            f"{name!r} is no name of a folder",
+            f"{name!r} is not a valid folder name",
             where=_where("name", file=None if given.name else file),
-            next_step="Choose the place with --runs DIR, and a name without a slash.",
+            next_step="Use a name without a slash; --runs DIR sets the parent folder.",
         )
 
 

@@ -32,9 +32,9 @@ FINAL = (Status.FIT, Status.EXHAUSTED, Status.FAILED)
 @click.command("resume")
 @click.argument("run", type=click.Path(path_type=Path))
 @grace
-@click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON document to stdout.")
 def command(run: Path, grace_s: float | None, as_json: bool) -> int:
-    """Go on with a run, from its newest checkpoint.
+    """Resume a run from its latest checkpoint.
 
     RUN is the run folder, or its name under oomguard-runs.
     """
@@ -46,12 +46,12 @@ def command(run: Path, grace_s: float | None, as_json: bool) -> int:
         job, _ = started_job(record)
         adapter = adapter_named(job.framework)
         if record.status not in FINAL:
-            record = _go_on(folder, history, account, grace_s)
+            record = _resume(folder, history, account, grace_s)
             lost = record_run(record)
             if lost is not None:
                 account.say(lost, "yellow")
         else:
-            account.say(f"nothing is left to do: {record.status.value}: {record.reason}")
+            account.say(f"nothing to resume: {record.status.value}: {record.reason}")
         outcome = read_outcome(record, adapter, folder) or write_outcome(
             record, adapter, folder, environment_info(job)
         )
@@ -60,7 +60,7 @@ def command(run: Path, grace_s: float | None, as_json: bool) -> int:
     return print_summary(account, record, outcome, folder, as_json=as_json)
 
 
-def _go_on(
+def _resume(
     folder: RunFolder, history: History, account: Console, grace_s: float | None
 ) -> RunRecord:
     job, limits = started_job(history.record)
@@ -69,7 +69,7 @@ def _go_on(
     ladder = ladder_of(adapter, _strategies(limits), limits.allow)
     ended, oom_kills = end_last_attempt(history.events, grace_s=limits.grace_s)
     if ended.asked or ended.killed:
-        account.say(f"{ended.asked} processes of the last attempt were still there, and ended")
+        account.say(f"killed {ended.asked} leftover processes of the previous attempt")
     supervisor = Supervisor(
         adapter=adapter,
         ladder=ladder,
@@ -85,7 +85,7 @@ def _go_on(
 
 
 def _strategies(limits: Limits) -> tuple[Strategy, ...]:
-    """Give the run's own rungs, in its order, with the preflight ones."""
+    """Return the run's strategies in its own order, with the preflight ones."""
     known = load_strategies(Path(limits.strategies) if limits.strategies else None)
     if not limits.ladder:
         return tuple(strategy for strategy in known if strategy.preflight)

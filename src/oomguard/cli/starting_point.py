@@ -69,7 +69,7 @@ class StartingPoint:
 
 
 def choose_start(prepared: Prepared, account: Console, *, index: FitIndex) -> StartingPoint:
-    """Say where to begin; whatever goes wrong here, the launch begins at the top."""
+    """Choose the plan to start from; on any error, start from the requested one."""
     cards = gpus()
     room = _room(prepared, cards)
     if room is None:
@@ -99,15 +99,15 @@ def _foreseen(
 ) -> StartingPoint:
     before = _before(prepared, nothing.lessons, index)
     if before is not None:
-        account.say(f"begins {before.reason}")
+        account.say(f"starting {before.reason}")
     if before is not None and not prepared.limits.probe:  # which compares with a prediction
         return replace(nothing, start=before)
-    account.say(f"predicting what fits into {show_bytes(room.device_bytes)}")
+    account.say(f"estimating what fits in {show_bytes(room.device_bytes)}")
     planned = plan_job(prepared, room, device=_name(cards), index=index, budget_s=BUDGET_S)
     start = before or start_of(planned.forecast, room)
     asked = show_bytes(planned.forecast.asked.estimate.expected_bytes)
-    begins = f"; begins {start.reason}" if start and not before else ""
-    account.say(f"predicted: {asked} as asked{begins}")
+    begins = f"; starting {start.reason}" if start and not before else ""
+    account.say(f"estimated peak of the requested config: {asked}{begins}")
     return StartingPoint(lessons=_taught(nothing.lessons, planned), planned=planned, start=start)
 
 
@@ -116,7 +116,7 @@ def _lessons(prepared: Prepared, room: Capacity, index: FitIndex) -> HistoryRef:
 
 
 def _taught(lessons: HistoryRef | None, planned: PlannedJob) -> HistoryRef | None:
-    """Add where measurements hold."""
+    """Add the device, versions and model that measurements belong to."""
     setting = planned.setting
     if lessons is None or setting is None:
         return lessons
@@ -126,10 +126,10 @@ def _taught(lessons: HistoryRef | None, planned: PlannedJob) -> HistoryRef | Non
 
 
 def start_of(found: Forecast, room: Capacity) -> Start | None:
-    """Give the first rung whose expected peak fits; None for what was asked, or where none does.
+    """Return the first plan whose expected peak fits; None if the requested one does, or none.
 
-    Expected, and not the high end of the interval: a run that fails costs minutes, a rung too
-    many costs fidelity.
+    The expected value decides, not the upper bound: a failed attempt costs minutes, an
+    unnecessary change costs fidelity.
     """
     if _should_fit(found.asked.estimate, room):
         return None
@@ -144,7 +144,7 @@ def start_of(found: Forecast, room: Capacity) -> Start | None:
                 plan=rung.plan,
                 steps=(*found.prepared, *steps),
                 path=tuple(step.strategy for step in steps),
-                reason=f"at {rung.strategy}, which should take {expected}",
+                reason=f"with {rung.strategy}, estimated at {expected}",
             )
     return None
 
@@ -155,7 +155,7 @@ def _should_fit(estimate: MemoryEstimate, room: Capacity) -> bool:
 
 
 def _room(prepared: Prepared, cards: tuple[Gpu, ...]) -> Capacity | None:
-    """Give what a GPU has, None on a CPU job; a cap leaves the CUDA context out."""
+    """Return the capacity of a GPU, None for a CPU job; a limit excludes the CUDA context."""
     cap = prepared.limits.gpu_memory_bytes
     if prepared.job.device is not Device.CUDA or not (cards or cap):
         return None
@@ -167,18 +167,22 @@ def _room(prepared: Prepared, cards: tuple[Gpu, ...]) -> Capacity | None:
 
 
 def _before(prepared: Prepared, lessons: HistoryRef | None, index: FitIndex) -> Start | None:
-    """Give the rungs that led the same job on the same device to its end before."""
+    """Return the plan with which the same job fit on the same device before."""
     path = index.recall(lessons.key) if lessons else None
     retaken = prepared.ladder.retake(prepared.job, path) if path is not None else None
     if path is None or retaken is None:
         return None
     plan, steps = retaken
-    reason = f"with {', '.join(path)}, as it fitted before" if path else "as it fitted before"
+    reason = (
+        f"with {', '.join(path)}, which fit before"
+        if path
+        else "with the requested config, which fit before"
+    )
     return Start(plan=plan, steps=steps, path=path, reason=reason)
 
 
 def _key(prepared: Prepared, room: Capacity) -> str:
-    """Name a job on a device: another plan, model, world or capacity is another job."""
+    """Return the key of a job on a device; plan, model, world size and capacity are part of it."""
     job = prepared.job
     model = prepared.adapter.memory_settings(job).model
     parts = [job.framework, model, job.asked, job.world, room, prepared.limits.ladder]

@@ -26,12 +26,12 @@ CODES = {
 
 
 def now_at() -> str:
-    """Give the time of day as it is recorded: ISO 8601, UTC."""
+    """Return the current time as recorded: ISO 8601, UTC."""
     return datetime.now(timezone.utc).isoformat(timespec="seconds")
 
 
 def environment_info(job: Job) -> dict[str, str]:
-    """Name what a fit depends on beside the job itself."""
+    """Return the machine and interpreter that a fit depends on."""
     cards = [f"{gpu.name} ({show_bytes(gpu.total_bytes)})" for gpu in gpus()]
     return {
         "system": platform.platform(),
@@ -49,17 +49,17 @@ def print_summary(
     *,
     as_json: bool,
 ) -> int:
-    """Say where everything lies, or how to go on; give the exit code."""
+    """Print where the results are, or how to resume; return the exit code."""
     report, config = outcome
     account.outcome(report)
     if record.status is Status.FIT:
-        account.say(f"final config  {config or folder.path / 'final' / 'command.txt'}")
-        account.say(f"by hand       {folder.path / 'final' / 'command.txt'}")
-    account.say(f"fit-report    {folder.report}")
+        account.say(f"final config   {config or folder.path / 'final' / 'command.txt'}")
+        account.say(f"manual command {folder.path / 'final' / 'command.txt'}")
+    account.say(f"fit-report     {folder.report}")
     if record.status is Status.INTERRUPTED:
-        account.say(f"go on with    oomguard resume {folder.path}")
+        account.say(f"resume with    oomguard resume {folder.path}")
     if folder.lost is not None:
-        account.say(f"the record is not complete: {folder.lost}", "red")
+        account.say(f"the record is incomplete: {folder.lost}", "red")
     if as_json:
         print_json(_document(report, config, folder))
     return CODES[record.status or Status.FAILED]

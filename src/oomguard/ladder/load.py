@@ -78,7 +78,7 @@ def select(strategies: Sequence[Strategy], ladder: str | None) -> tuple[Strategy
 
 def _files(folder: Path) -> Iterable[Path]:
     if not folder.is_dir():
-        raise StrategyError("no such folder of strategies", where=Where(file=str(folder)))
+        raise StrategyError("no such strategy folder", where=Where(file=str(folder)))
     return sorted(path for path in folder.glob("*.py") if path.name != "__init__.py")
 
 
@@ -86,7 +86,7 @@ def _parse(path: Path) -> tuple[int, str]:
     match = _NAME.fullmatch(path.name)
     if match is None:
         raise StrategyError(
-            "a strategy file is named by its place and its id",
+            "a strategy file name must be its position and its id",
             where=Where(file=str(path)),
             next_step="For example 150_my_strategy.py.",
         )
@@ -100,7 +100,7 @@ def _load(path: Path, name: str) -> Strategy:
         raise StrategyError(
             "the file defines no STRATEGY = Strategy(...)",
             where=Where(file=str(path)),
-            next_step="See the strategies that come with oomguard: `oomguard ladder --files`.",
+            next_step="docs/strategies.md shows the built-in ones; each is a file in strategies/.",
         )
     return replace(strategy, id=name)
 
@@ -108,7 +108,7 @@ def _load(path: Path, name: str) -> Strategy:
 def _execute(path: Path, name: str) -> ModuleType:
     spec = importlib.util.spec_from_file_location(f"oomguard_strategy_{name}", path)
     if spec is None or spec.loader is None:
-        raise StrategyError("the file cannot be loaded", where=Where(file=str(path)))
+        raise StrategyError("the file cannot be imported", where=Where(file=str(path)))
     module = importlib.util.module_from_spec(spec)
     try:
         spec.loader.exec_module(module)

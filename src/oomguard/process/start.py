@@ -99,7 +99,7 @@ def _check(caps: Caps, *, inside: bool) -> None:
     if caps.gpu_memory_bytes is not None and not inside:
         raise UsageError(
             "GPU memory can only be capped from inside the job",
-            next_step="Leave out either --no-inside or --gpu-memory.",
+            next_step="Leave out either --no-monitor or --gpu-memory.",
         )
 
 
