@@ -3,6 +3,8 @@
 # ruff: noqa: E501 -- messages are quoted as they are printed
 from __future__ import annotations
 
+import subprocess
+import sys
 from dataclasses import replace
 
 import pytest
@@ -299,6 +301,33 @@ class TestEnds:
         text = b"RuntimeError: CUDA error: CUBLAS_STATUS_NOT_INITIALIZED when calling `cublasCreate(handle)`\n"
         assert explain([text], 1).kind is Kind.NOT_OOM
         assert explain([text, OOM.encode()], 1).kind is Kind.DEVICE_OOM
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        ([sys.executable, "no_such_file.py"], "No such file or directory"),
+        ([sys.executable, "-m", "no_such_module"], "No module named no_such_module"),
+        (["bash", "-c", "no_such_command"], "no_such_command: command not found"),
+        (["bash", "-c", "cat /no/such/file"], "/no/such/file: No such file or directory"),
+        ([sys.executable, "-c", "import argparse; argparse.ArgumentParser().parse_args(['--x'])"], "error: unrecognized arguments: --x"),
+        ([sys.executable, "-c", "import sys; sys.exit('dataset_dir must be set')"], "dataset_dir must be set"),
+        ([sys.executable, "-c", "print('step 3 loss 2.5'); exit('bad batch')"], "bad batch"),
+    ],
+)  # fmt: skip
+def test_the_root_quotes_what_a_job_printed_last(argv: list[str], message: str) -> None:
+    done = subprocess.run(
+        argv, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, check=False, timeout=60
+    )
+    verdict = explain([done.stdout], done.returncode)
+    assert verdict.kind is Kind.NOT_OOM
+    assert message in (verdict.root or "")
+    assert message in verdict.evidence[0].text
+
+
+def test_only_an_empty_log_names_no_error() -> None:
+    assert explain([], 7).root == "exited with code 7; no error recognised in log.txt"
+    assert explain([b"all is well\n"], 7).root == "exited with code 7; last output: all is well"
 
 
 PINNED = 'File "torch/utils/data/_utils/pin_memory.py", line 50, in pin_memory\nRuntimeError: CUDA error: out of memory\n'

@@ -130,8 +130,12 @@ def test_no_more_attempts_than_allowed(tmp_path):
     ("code", "returncode", "message"),
     [
         ("raise ValueError('loss is nan')", 1, "ValueError: loss is nan"),
-        ("say('no such dataset', to=sys.stderr); sys.exit(7)", 7, "exit code 7"),
-        ("os.kill(os.getpid(), signal.SIGSEGV)", -11, "exit code -11"),
+        (
+            "say('no such dataset', to=sys.stderr); sys.exit(7)",
+            7,
+            "exited with code 7; last output: no such dataset",
+        ),
+        ("os.kill(os.getpid(), signal.SIGSEGV)", -11, "exited with code -11"),
         ("os.kill(os.getpid(), signal.SIGKILL)", -9, "nothing shows that memory was the reason"),
     ],
 )

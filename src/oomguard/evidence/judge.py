@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from enum import Enum
 
-from oomguard.evidence.log import ABSURD, FRAMES, PROGRESS, PROGRESS_AFTER, classify
+from oomguard.evidence.log import ABSURD, FRAMES, LAST_OUTPUT, PROGRESS, PROGRESS_AFTER, classify
 from oomguard.evidence.signatures import BY_ID, Reading
 from oomguard.evidence.verdict import Confidence, Finding, Kind, Phase, Verdict, Witness
 
@@ -151,10 +151,12 @@ def _unexplained(case: _Case, code: int | None, stopped_by: StoppedBy | None) ->
     if stopped_by is StoppedBy.OOMGUARD:
         return _verdict(Kind.NOT_OOM, "stopped by oomguard", Confidence.LOW, case, None)
     first = next(iter((*case.masked, *case.caught)), None)
-    text = f"ended with exit code {code} and said no reason"
-    return _verdict(
-        Kind.NOT_OOM, first.text if first else text, Confidence.LOW, case, first or _exit(code)
-    )
+    if first:
+        return _verdict(Kind.NOT_OOM, first.text, Confidence.LOW, case, first)
+    last = next((f for f in case.findings if f.signature == LAST_OUTPUT), None)
+    reason = f"last output: {last.text}" if last else "no error recognised in log.txt"
+    text = f"exited with code {code}; {reason}"
+    return _verdict(Kind.NOT_OOM, text, Confidence.LOW, case, last or _exit(code))
 
 
 def _own_error(case: _Case) -> Finding | None:
@@ -233,6 +235,8 @@ def _group(finding: Finding, tellers: Iterable[Finding]) -> str:
         return "caught" if _was_caught(finding, tellers) else "shortages"
     if finding.kind is Kind.OK or finding.signature in _NOTICES or finding.kind is Kind.INTERRUPTED:
         return "other"
+    if finding.signature == LAST_OUTPUT:
+        return "other"
     if finding.signature in (FRAMES, ABSURD):
         return "echoes"
     return _GROUPS.get(reading, "errors") if reading else "errors"
@@ -274,7 +278,9 @@ def _exit(code: int) -> Finding:
 def _verdict(
     kind: Kind, text: str, confidence: Confidence, case: _Case, root: Finding | None
 ) -> Verdict:
-    others = (f for f in case.findings if f is not root and f.signature != FRAMES)
+    others = (
+        f for f in case.findings if f is not root and f.signature not in (FRAMES, LAST_OUTPUT)
+    )
     evidence = [*([root] if root else []), *others][:EVIDENCE_AT_MOST]
     root = root or Finding(witness=Witness.EXIT, kind=kind, text=text)
     return Verdict(

@@ -50,6 +50,7 @@ _PROGRESS_BAR = re.compile(r"\d+%\||it/s|s/it")
 CAUGHT_BEFORE, CAUGHT_BEFORE_LINES = "caught", 5
 #: Signatures that the scanner itself gives.
 PROGRESS, PROGRESS_AFTER, FRAMES, ABSURD = "progress", "progress-after", "traceback", "absurd-size"
+LAST_OUTPUT = "last-output"  # the last line of a log in which no signature matched
 
 
 @dataclass(slots=True)
@@ -279,7 +280,7 @@ class LogScanner:
             self._found.append(finding)
 
     def _end_shows(self) -> Iterator[Finding]:
-        """Yield the last training step and, if the log ends inside a traceback, its last frame."""
+        """Yield the last training step, the last frame of a cut traceback, else the last line."""
         first = self._line - self._before.count(b"\n")
         rows = enumerate(self._before.split(b"\n"), first)
         numbered = [(number, line) for number, row in rows for line in read_lines(row)]
@@ -297,6 +298,12 @@ class LogScanner:
                 text=" ".join(frame.text.split())[:_TEXT_CHARS], confidence=Confidence.LOW,
                 phase=phase_before([*lines, Line("", None)], None),
             )  # fmt: skip
+        elif numbered and not self._counts:
+            said = [x for x in numbered if not _PROGRESS_BAR.search(x[1].text)] or numbered
+            yield Finding(
+                witness=Witness.LOG, kind=Kind.NOT_OOM, signature=LAST_OUTPUT, line=said[-1][0],
+                text=" ".join(said[-1][1].text.split())[:_TEXT_CHARS], confidence=Confidence.LOW,
+            )  # fmt: skip
 
 
 def classify(text: str) -> Finding | None:
@@ -306,7 +313,7 @@ def classify(text: str) -> Finding | None:
     """
     scanner = LogScanner()
     found = [*scanner.feed(text.encode()), *scanner.close()]
-    shown = [f for f in found if f.signature not in (PROGRESS, FRAMES)]
+    shown = [f for f in found if f.signature not in (PROGRESS, FRAMES, LAST_OUTPUT)]
     return next((f for f in shown if f.kind.is_memory), next(iter(shown), None))
 
 
