@@ -8,8 +8,9 @@ from dataclasses import dataclass, field
 import pytest
 
 from oomguard.adapters.contract import Adapter, JobRequest
+from oomguard.configfile.document import Source
 from oomguard.job.command import Command
-from oomguard.job.training_job import Job, Source
+from oomguard.job.training_job import Job
 
 CWD = "/home/me/project"
 FOLDER = "/home/me/project/oomguard-runs/one/attempts/002"

@@ -13,9 +13,8 @@ import yaml
 from oomguard.adapters.hf import accelerate, deepspeed
 from oomguard.adapters.hf_trainer import HFTrainer
 from oomguard.adapters.llamafactory import LlamaFactory
-from oomguard.configfile.document import Document
+from oomguard.configfile.document import Document, Source
 from oomguard.job.plan import Offload, Plan, Quantization, Sharding
-from oomguard.job.training_job import Source
 
 TEXT = """\
 {

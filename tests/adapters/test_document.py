@@ -8,9 +8,8 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from oomguard.configfile.document import Document
+from oomguard.configfile.document import Document, Source
 from oomguard.errors import ConfigError
-from oomguard.job.training_job import Source
 
 LLAMAFACTORY = """\
 ### model

@@ -4,10 +4,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from oomguard.configfile.document import Document
+from oomguard.configfile.document import Document, Source
 from oomguard.configfile.flags import Flags, Style
 from oomguard.configfile.layered import Settings
-from oomguard.job.training_job import Source
 
 
 def words(text: str, style: Style = Style.ARGPARSE) -> Flags:

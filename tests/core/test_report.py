@@ -10,9 +10,9 @@ import pytest
 
 import oomguard
 from generators import make_job, make_ladder
+from oomguard.configfile.document import Source
 from oomguard.evidence.verdict import Finding, Kind, Phase, Verdict, Witness
 from oomguard.job.plan import Plan, Tuning
-from oomguard.job.training_job import Source
 from oomguard.ladder.steps import Skip
 from oomguard.run.events import (
     DeviceFree,

@@ -19,7 +19,7 @@ from environments import environment
 
 from oomguard.adapters import axolotl, ms_swift, torchtune, trl
 from oomguard.adapters.fields import Bindings
-from oomguard.configfile.document import Document
+from oomguard.configfile.document import Document, Source
 from oomguard.configfile.layered import Settings
 from oomguard.job.plan import (
     LossKernel,
@@ -29,7 +29,6 @@ from oomguard.job.plan import (
     Quantization,
     Tuning,
 )
-from oomguard.job.training_job import Source
 
 VALUES: dict[str, list[object]] = {
     "checkpointing": [True],

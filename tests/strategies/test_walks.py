@@ -11,9 +11,10 @@ from oomguard.adapters.contract import Adapter, JobRequest
 from oomguard.adapters.hf_trainer import HFTrainer
 from oomguard.adapters.litgpt import LitGPT
 from oomguard.adapters.llamafactory import LlamaFactory
+from oomguard.configfile.document import Source
 from oomguard.evidence.verdict import Kind, Phase, Verdict
 from oomguard.job.plan import Plan
-from oomguard.job.training_job import Job, Source
+from oomguard.job.training_job import Job
 from oomguard.ladder.climb import Framework, Ladder
 from oomguard.ladder.load import load_strategies, select
 

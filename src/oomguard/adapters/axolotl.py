@@ -20,11 +20,12 @@ from oomguard.adapters.hf.hf_program import HFProgram
 from oomguard.adapters.hf_trainer import NO_ROWS, ZERO3_WITH_BATCH_SEARCH
 from oomguard.adapters.invocation import FileFirst, Invocation, split
 from oomguard.adapters.launchers import Launcher, LauncherCommand
+from oomguard.configfile.document import Source
 from oomguard.configfile.flags import Flags
 from oomguard.configfile.layered import Settings
 from oomguard.errors import ConfigError, Where
 from oomguard.job.plan import Overlong, Plan, Precision, Quantization, Tuning
-from oomguard.job.training_job import Job, Source
+from oomguard.job.training_job import Job
 
 _MODULE = "axolotl.cli.train"
 _MICRO, _STEPS = number("micro_batch_size", 1), number("gradient_accumulation_steps", 1)

@@ -10,11 +10,11 @@ from oomguard.adapters import allocator_env
 from oomguard.adapters.contract import JobRequest
 from oomguard.adapters.hf import accelerate
 from oomguard.adapters.launchers import Launcher, LauncherCommand
-from oomguard.configfile.document import Document
+from oomguard.configfile.document import Document, Source
 from oomguard.configfile.layered import Settings
 from oomguard.job.command import File
 from oomguard.job.plan import Offload, Plan, Sharding
-from oomguard.job.training_job import Job, Source, World
+from oomguard.job.training_job import Job, World
 
 _LAUNCH_NAMES = ("CUDA_VISIBLE_DEVICES", *allocator_env.NAMES)
 

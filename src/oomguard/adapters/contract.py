@@ -6,11 +6,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from oomguard.configfile.document import Source
 from oomguard.job.checkpoint import Continuation, Layout, Mode
 from oomguard.job.command import Command
 from oomguard.job.memory_settings import MemorySettings
 from oomguard.job.plan import Plan
-from oomguard.job.training_job import Job, Source
+from oomguard.job.training_job import Job
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

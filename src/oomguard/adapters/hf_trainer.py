@@ -20,6 +20,7 @@ from oomguard.adapters.hf.deepspeed import ZERO
 from oomguard.adapters.hf.hf_memory import recipe_of
 from oomguard.adapters.invocation import Invocation, args_file, split
 from oomguard.adapters.launchers import Launcher, LauncherCommand
+from oomguard.configfile.document import Source
 from oomguard.configfile.flags import Flags
 from oomguard.configfile.layered import Settings
 from oomguard.errors import ConfigError, Where
@@ -36,7 +37,7 @@ from oomguard.job.plan import (
     Sharding,
     Tuning,
 )
-from oomguard.job.training_job import Device, Job, Source, World
+from oomguard.job.training_job import Device, Job, World
 
 ENVIRONMENT = (
     *("MASTER_ADDR", "MASTER_PORT", "RANK", "LOCAL_RANK", "WORLD_SIZE", "NODE_RANK"),

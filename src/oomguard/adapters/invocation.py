@@ -10,11 +10,10 @@ from dataclasses import dataclass
 
 from oomguard.adapters import launchers
 from oomguard.adapters.launchers import LauncherCommand
-from oomguard.configfile.document import Document
+from oomguard.configfile.document import Document, Source
 from oomguard.configfile.flags import Flags, is_flag
 from oomguard.configfile.layered import Settings
 from oomguard.errors import ConfigError, Where
-from oomguard.job.training_job import Source
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,8 +32,8 @@ class Invocation:
         if self.source is None:
             return Settings(late=words)
         if self.is_json:
-            return Settings(file=Document.parse(self.source))
-        return Settings(late=words, file=Document.parse(self.source))
+            return Settings(file=self.source.document)
+        return Settings(late=words, file=self.source.document)
 
     @property
     def config(self) -> str | None:
@@ -97,7 +96,7 @@ class FileFirst(Invocation):
     @property
     def settings(self) -> Settings:
         """Lay the words over the file."""
-        file = Document.parse(self.source) if self.source else None
+        file = self.source.document if self.source else None
         return Settings(late=Flags(words=self.words[1:] if file else self.words), file=file)
 
     @property
@@ -133,7 +132,7 @@ def split(argv: tuple[str, ...], source: Source | None) -> Invocation:
             source=source,
             is_json=source is not None,
         )
-    flags, at = flags_of(Document.parse(source)), _first_flag(launch.words)
+    flags, at = flags_of(source.document), _first_flag(launch.words)
     rest = launch.words[at:]
     is_derived = bool(flags) and rest[: len(flags)] == flags
     after = rest[len(flags) :] if is_derived else rest

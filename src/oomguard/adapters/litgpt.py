@@ -16,7 +16,7 @@ from oomguard.adapters.fields import Binding, Bindings, Edits, Key, as_object, c
 from oomguard.adapters.hf import training_arguments as hf
 from oomguard.adapters.invocation import with_config
 from oomguard.adapters.litgpt_memory import recipe_of
-from oomguard.configfile.document import Document
+from oomguard.configfile.document import Document, Source
 from oomguard.configfile.flags import Flags, Style, is_flag
 from oomguard.configfile.layered import Settings
 from oomguard.errors import ConfigError, Where
@@ -24,7 +24,7 @@ from oomguard.job.checkpoint import Continuation, Layout, Mode
 from oomguard.job.command import Command
 from oomguard.job.memory_settings import MemorySettings
 from oomguard.job.plan import Overlong, Plan, Precision, Quantization, Tuning
-from oomguard.job.training_job import Device, Job, Source, World
+from oomguard.job.training_job import Device, Job, World
 
 _OUTPUT = {
     "finetune": "out/finetune/lora",
@@ -211,7 +211,7 @@ def _invocation(argv: tuple[str, ...]) -> _Invocation:
 
 def _settings(argv: tuple[str, ...], source: Source | None) -> Settings:
     invocation = _invocation(argv)
-    file = Document.parse(source) if source else None
+    file = source.document if source else None
     return Settings(late=invocation.late, file=file, early=invocation.early)
 
 

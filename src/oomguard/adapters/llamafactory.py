@@ -24,7 +24,7 @@ from oomguard.adapters.llamafactory_keys import (
     is_multimodal,
 )
 from oomguard.adapters.llamafactory_memory import recipe_of
-from oomguard.configfile.document import Document
+from oomguard.configfile.document import Source
 from oomguard.configfile.flags import Flags, Style
 from oomguard.configfile.layered import Settings
 from oomguard.errors import ConfigError, Where
@@ -32,7 +32,7 @@ from oomguard.job.checkpoint import Continuation, Layout, Mode
 from oomguard.job.command import Command
 from oomguard.job.memory_settings import MemorySettings
 from oomguard.job.plan import Allocator, EmbeddingRows, Offload, Plan, Sharding, Tuning
-from oomguard.job.training_job import Device, Job, Source, World
+from oomguard.job.training_job import Device, Job, World
 
 _PROGRAMS = {"llamafactory-cli", "lmf"}
 _ENVIRONMENT = (
@@ -112,7 +112,7 @@ def _settings(argv: tuple[str, ...], source: Source | None) -> Settings:
             next_step="Save it as .yaml: JSON is YAML, the text can stay.",
         )
     words = Flags(words=invocation.words, style=Style.OMEGACONF)
-    return Settings(late=words, file=Document.parse(source))
+    return Settings(late=words, file=source.document)
 
 
 def _enabled(env: Mapping[str, str], name: str, default: str = "0") -> bool:

@@ -26,6 +26,7 @@ from oomguard.adapters.hf_trainer import (
 from oomguard.adapters.invocation import FileFirst, Invocation, split
 from oomguard.adapters.launchers import Launcher, LauncherCommand
 from oomguard.adapters.llamafactory_keys import MULTIMODAL_MODEL
+from oomguard.configfile.document import Source
 from oomguard.configfile.layered import Settings
 from oomguard.job.checkpoint import Continuation, Layout, Mode
 from oomguard.job.command import Command, File
@@ -40,7 +41,7 @@ from oomguard.job.plan import (
     Sharding,
     Tuning,
 )
-from oomguard.job.training_job import Device, Job, Source, World
+from oomguard.job.training_job import Device, Job, World
 
 _COMMANDS = ("sft", "pt")
 _MODULES = {f"swift.cli.{name}" for name in _COMMANDS}

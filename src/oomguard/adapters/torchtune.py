@@ -25,7 +25,7 @@ from oomguard.adapters.fields import (
 )
 from oomguard.adapters.launchers import LauncherCommand
 from oomguard.adapters.torchtune_memory import recipe_of
-from oomguard.configfile.document import Document
+from oomguard.configfile.document import Source
 from oomguard.configfile.flags import Flags, Style
 from oomguard.configfile.layered import Settings
 from oomguard.errors import ConfigError, Where
@@ -42,7 +42,7 @@ from oomguard.job.plan import (
     Sharding,
     Tuning,
 )
-from oomguard.job.training_job import Device, Job, Source
+from oomguard.job.training_job import Device, Job
 
 _COMPONENT = fields.text("model._component_", "")
 _QUANTIZE_BASE = flag("model.quantize_base")
@@ -178,7 +178,7 @@ class _Invocation:
 
     def settings(self, source: Source | None) -> Settings:
         words = Flags(words=self.launch.words, style=Style.OMEGACONF)
-        return Settings(late=words, file=Document.parse(source) if source else None)
+        return Settings(late=words, file=source.document if source else None)
 
     def argv(self, settings: Settings, config: str | None) -> tuple[str, ...]:
         words = Flags(words=settings.late.words)

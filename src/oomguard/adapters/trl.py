@@ -27,7 +27,7 @@ from oomguard.adapters.hf_trainer import (
 )
 from oomguard.adapters.invocation import Invocation, split
 from oomguard.adapters.launchers import Launcher, LauncherCommand
-from oomguard.configfile.document import Document
+from oomguard.configfile.document import Document, Source
 from oomguard.configfile.flags import Flags
 from oomguard.configfile.layered import Settings
 from oomguard.job.command import File
@@ -42,7 +42,7 @@ from oomguard.job.plan import (
     Sharding,
     Tuning,
 )
-from oomguard.job.training_job import Device, Job, Source, World
+from oomguard.job.training_job import Device, Job, World
 
 _MODULES = {"trl.scripts.sft"}
 _ACCELERATE = fields.maybe_text("accelerate_config")
@@ -157,7 +157,7 @@ class _Invocation(Invocation):
 
     @property
     def settings(self) -> Settings:
-        file = Document.parse(self.source) if self.source else None
+        file = self.source.document if self.source else None
         return Settings(late=Flags(words=self.words), file=file)
 
     @property

@@ -6,9 +6,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from oomguard.configfile.document import Document
+from oomguard.configfile.document import Document, Source
 from oomguard.errors import ConfigError, Where, did_you_mean
-from oomguard.job.training_job import Source
 from oomguard.ladder.strategy import Fidelity
 from oomguard.process.limits import CapBy
 from oomguard.units import MIB, parse_size, show_bytes
@@ -65,12 +64,12 @@ def load(path: Path) -> Loaded:
             is wrong, with file, line and key.
     """
     source = Source(path=str(path.absolute()), text=_read(path))
-    whole = Document.parse(source)
+    whole = source.document
     options = _options(whole)
     rest = Source(path=source.path, text=whole.without(BLOCK))
     if not set(whole.values) - {BLOCK}:
         raise _error("has no framework settings besides the oomguard: block", path)
-    return Loaded(source=rest, document=Document.parse(rest).values, options=options)
+    return Loaded(source=rest, document=rest.document.values, options=options)
 
 
 def _read(path: Path) -> str:

@@ -6,17 +6,34 @@ import json
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, cast
 
 import yaml
 
 from oomguard.errors import ConfigError, Where
-from oomguard.job.training_job import Source
 
 _ALIAS = re.compile(r"\s*:\s*(\*[^\s,\]}]+)")
 _PLAIN = re.compile(r"[A-Za-z_/.][\w/.+-]*")
 _QUOTES = {"'", '"'}
 _BLOCK_SCALARS = {"|", ">"}
+
+
+@dataclass(frozen=True, kw_only=True)  # no slots: the parsed text is kept in the instance
+class Source:
+    """A config file of the job as the user wrote it; `path` is absolute."""
+
+    path: str
+    text: str
+
+    @cached_property
+    def document(self) -> Document:
+        """The parsed text: parsed on first use, then shared by all who have this source.
+
+        Raises:
+            ConfigError: as `Document.parse` does.
+        """
+        return Document.parse(self)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import Enum
 
+from oomguard.configfile.document import Source
 from oomguard.job.plan import Plan
 
 #: What `Lengths.counted_by` says of an exact count.
@@ -17,14 +18,6 @@ class Device(str, Enum):
 
     CUDA = "cuda"
     CPU = "cpu"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Source:
-    """A config file of the job as the user wrote it; `path` is absolute."""
-
-    path: str
-    text: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 
+from oomguard.configfile.document import Source
 from oomguard.evidence.verdict import Finding, Verdict
-from oomguard.job.training_job import Job, Source
+from oomguard.job.training_job import Job
 from oomguard.redact import redact, redact_argv, redact_env
 from oomguard.run.events import CutShort, Event, Exited, Finished, Noticed, RunStarted
 

@@ -14,10 +14,10 @@ import yaml
 from oomguard.adapters.hf import deepspeed
 from oomguard.adapters.hf.deepspeed import STAGES, ZERO
 from oomguard.adapters.launchers import mapping
-from oomguard.configfile.document import Document
+from oomguard.configfile.document import Document, Source
 from oomguard.job.command import File
 from oomguard.job.plan import Offload, Plan, Sharding
-from oomguard.job.training_job import Device, Job, Source
+from oomguard.job.training_job import Device, Job
 
 _PLUGIN = "deepspeed_config"
 _STEPS = f"{_PLUGIN}.gradient_accumulation_steps"

@@ -10,9 +10,8 @@ import json
 from collections.abc import Mapping
 from typing import cast
 
-from oomguard.configfile.document import Document
+from oomguard.configfile.document import Document, Source
 from oomguard.job.plan import Offload, Plan, Sharding
-from oomguard.job.training_job import Source
 
 STAGES = {1: Sharding.ZERO1, 2: Sharding.ZERO2, 3: Sharding.ZERO3}
 ZERO = frozenset(STAGES.values())

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from oomguard.adapters.hf_trainer import HFTrainer
 from oomguard.adapters.invocation import with_config
 from oomguard.adapters.launchers import LauncherCommand
-from oomguard.job.training_job import Source
+from oomguard.configfile.document import Source
 
 
 class HFProgram(HFTrainer):

@@ -13,11 +13,11 @@ from oomguard.adapters import fields
 from oomguard.adapters.common import Refusal
 from oomguard.adapters.fields import Binding, Key, as_object, direct, flag, number, switch, text
 from oomguard.adapters.hf import deepspeed
-from oomguard.configfile.document import Document
+from oomguard.configfile.document import Document, Source
 from oomguard.configfile.layered import Settings
 from oomguard.job.command import File
 from oomguard.job.plan import LossKernel, Offload, Plan, Precision, Quantization, Sharding
-from oomguard.job.training_job import Device, Job, Source
+from oomguard.job.training_job import Device, Job
 
 OUTPUT_DIR = text("output_dir", "trainer_output")
 USE_CPU = flag("use_cpu")
