@@ -13,13 +13,9 @@ from oomguard.evidence.verdict import Cause, Finding, Kind, Phase, Verdict, Witn
 from oomguard.job.checkpoint import Checkpoint
 from oomguard.job.plan import Plan, Sharding, Tuning
 from oomguard.run.decide import (
-    HANG,
-    OUT_OF_MEMORY,
     PATIENCE_BLIND_S,
     PATIENCE_CAUGHT_S,
     PATIENCE_S,
-    RECYCLE,
-    SIGNAL,
     Finish,
     Launch,
     Stop,
@@ -39,6 +35,7 @@ from oomguard.run.events import (
     Signalled,
     Status,
     Stopping,
+    StopReason,
     Ticked,
     event_from_json,
     event_to_json,
@@ -121,7 +118,7 @@ def test_any_other_failure_ends_the_run_at_once_with_the_jobs_own_error(story):
 
 
 def test_an_oom_that_ends_the_process_stops_the_group_at_once(story):
-    assert story.notice(Witness.INSIDE, t=2.0, rank=1) == Stop(reason=OUT_OF_MEMORY)
+    assert story.notice(Witness.INSIDE, t=2.0, rank=1) == Stop(reason=StopReason.OUT_OF_MEMORY)
 
 
 def test_an_oom_that_the_job_caught_stops_nothing(story):
@@ -135,19 +132,19 @@ def test_an_error_that_the_process_may_yet_catch_gets_a_minute(story):
     )
     story.notice(Witness.LOG, t=2.0)
     assert story.happen(Ticked(t=2.0 + PATIENCE_CAUGHT_S - 1)) is None
-    assert story.happen(Ticked(t=2.0 + PATIENCE_CAUGHT_S)) == Stop(reason=OUT_OF_MEMORY)
+    assert story.happen(Ticked(t=2.0 + PATIENCE_CAUGHT_S)) == Stop(reason=StopReason.OUT_OF_MEMORY)
 
 
 def test_an_oom_in_the_log_alone_gets_patience(story):
     assert story.notice(Witness.LOG, t=2.0) is None
     assert story.happen(Ticked(t=2.0 + PATIENCE_BLIND_S - 0.1)) is None
-    assert story.happen(Ticked(t=2.0 + PATIENCE_BLIND_S)) == Stop(reason=OUT_OF_MEMORY)
+    assert story.happen(Ticked(t=2.0 + PATIENCE_BLIND_S)) == Stop(reason=StopReason.OUT_OF_MEMORY)
 
 
 def test_a_reporting_job_gets_less_patience(story):
     story.happen(Progress(t=1.5, attempt=1, pid=7, rank=None, step=0, phase=Phase.FORWARD))
     story.notice(Witness.LOG, t=2.0)
-    assert story.happen(Ticked(t=2.0 + PATIENCE_S)) == Stop(reason=OUT_OF_MEMORY)
+    assert story.happen(Ticked(t=2.0 + PATIENCE_S)) == Stop(reason=StopReason.OUT_OF_MEMORY)
 
 
 def test_a_step_after_the_oom_text_shows_that_it_was_caught(story):
@@ -158,18 +155,18 @@ def test_a_step_after_the_oom_text_shows_that_it_was_caught(story):
 
 def test_a_kernel_oom_kill_stops_what_is_left(story):
     story.notice(Witness.KERNEL, t=2.0, kind=Kind.HOST_OOM)
-    assert story.happen(Ticked(t=2.0 + PATIENCE_BLIND_S)) == Stop(reason=OUT_OF_MEMORY)
+    assert story.happen(Ticked(t=2.0 + PATIENCE_BLIND_S)) == Stop(reason=StopReason.OUT_OF_MEMORY)
 
 
 def test_a_stop_is_decided_once(story):
     story.notice(Witness.INSIDE, t=2.0)
-    story.happen(Stopping(t=2.0, attempt=1, reason=OUT_OF_MEMORY))
+    story.happen(Stopping(t=2.0, attempt=1, reason=StopReason.OUT_OF_MEMORY))
     assert story.notice(Witness.INSIDE, t=2.1, rank=3) is None
 
 
 def test_a_signal_stops_a_running_attempt_and_ends_the_run(story):
-    assert story.happen(Signalled(t=3.0, signum=15)) == Stop(reason=SIGNAL)
-    story.happen(Stopping(t=3.0, attempt=1, reason=SIGNAL))
+    assert story.happen(Signalled(t=3.0, signum=15)) == Stop(reason=StopReason.SIGNAL)
+    story.happen(Stopping(t=3.0, attempt=1, reason=StopReason.SIGNAL))
     action = story.exit(Verdict(kind=Kind.INTERRUPTED), returncode=-15)
     assert action == Finish(status=Status.INTERRUPTED, reason="signal 15")
 
@@ -247,8 +244,8 @@ def test_growing_memory_is_begun_again_at_the_last_checkpoint_that_it_lasts_for(
         story.happen(stepped(step))
         assert story.happen(saved(step)) is None
     story.happen(stepped(30))
-    assert story.happen(saved(30)) == Stop(reason=RECYCLE)
-    story.happen(Stopping(t=5.1, attempt=1, reason=RECYCLE))
+    assert story.happen(saved(30)) == Stop(reason=StopReason.RECYCLE)
+    story.happen(Stopping(t=5.1, attempt=1, reason=StopReason.RECYCLE))
     assert story.exit(Verdict(kind=Kind.NOT_OOM), returncode=-15) == WaitForDevice()
     action = story.happen(
         DeviceFree(t=6.0, attempt=1, free=True, waited_s=0, checkpoints=(saved(30).checkpoint,))
@@ -312,8 +309,8 @@ def test_a_job_that_says_nothing_for_too_long_is_stopped_and_has_failed():
     assert story.happen(Ticked(t=1000.0)) is None, "loading may take its time"
     story.happen(stepped(1, t=1000.0))
     assert story.happen(Ticked(t=1029.0)) is None
-    assert story.happen(Ticked(t=1030.0)) == Stop(reason=HANG)
-    story.happen(Stopping(t=1030.0, attempt=1, reason=HANG))
+    assert story.happen(Ticked(t=1030.0)) == Stop(reason=StopReason.HANG)
+    story.happen(Stopping(t=1030.0, attempt=1, reason=StopReason.HANG))
     action = story.exit(Verdict(kind=Kind.NOT_OOM), returncode=-15)
     assert action == Finish(status=Status.FAILED, reason="no sign of life from the job for 30 s")
 

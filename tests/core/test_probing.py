@@ -12,8 +12,6 @@ from oomguard.job.plan import Plan
 from oomguard.job.training_job import BY_TOKENIZER, Lengths
 from oomguard.ladder.climb import Ladder
 from oomguard.run.decide import (
-    PROBED,
-    SIGNAL,
     Finish,
     Launch,
     Stop,
@@ -33,6 +31,7 @@ from oomguard.run.events import (
     Signalled,
     Status,
     Stopping,
+    StopReason,
     Ticked,
     event_from_json,
     event_to_json,
@@ -172,8 +171,8 @@ def test_a_process_that_fails_on_its_way_out_has_passed_before(story):
 def test_a_probe_that_does_not_end_is_ended(story):
     story.probed(t=2.0)
     assert story.happen(Ticked(t=2.0 + LINGERS_S - 1)) is None
-    assert story.happen(Ticked(t=2.0 + LINGERS_S)) == Stop(reason=PROBED)
-    story.happen(Stopping(t=40.0, attempt=1, reason=PROBED))
+    assert story.happen(Ticked(t=2.0 + LINGERS_S)) == Stop(reason=StopReason.PROBED)
+    story.happen(Stopping(t=40.0, attempt=1, reason=StopReason.PROBED))
     action = story.end(STOPPED)
     assert (action.plan, action.probe) == (ASKED, False)
 
@@ -186,8 +185,8 @@ def test_a_probe_that_is_cut_short_with_its_supervisor_begins_again(story):
 
 
 def test_a_signal_during_a_probe_ends_the_run(story):
-    assert story.happen(Signalled(t=2.0, signum=15)) == Stop(reason=SIGNAL)
-    story.happen(Stopping(t=2.0, attempt=1, reason=SIGNAL))
+    assert story.happen(Signalled(t=2.0, signum=15)) == Stop(reason=StopReason.SIGNAL)
+    story.happen(Stopping(t=2.0, attempt=1, reason=StopReason.SIGNAL))
     story.probed()
     assert story.end(OK).status is Status.INTERRUPTED
 

@@ -15,7 +15,7 @@ from oomguard.evidence.verdict import Kind, Phase, Verdict
 from oomguard.job.checkpoint import Checkpoint, Continuation, Mode
 from oomguard.job.plan import Plan, Quantization, Tuning
 from oomguard.ladder.climb import Ladder
-from oomguard.run.decide import FITS, Action, Finish, Launch, Stop, WaitForDevice
+from oomguard.run.decide import Action, Finish, Launch, Stop, WaitForDevice
 from oomguard.run.events import (
     DeviceFree,
     Exited,
@@ -25,6 +25,7 @@ from oomguard.run.events import (
     RunStarted,
     Status,
     Stopping,
+    StopReason,
     event_from_json,
     event_to_json,
 )
@@ -97,7 +98,7 @@ class Run(Told):
                 Progress(t=2, attempt=number, pid=7, rank=0, step=step, phase=Phase.FORWARD)
             )
             if isinstance(said, Stop):
-                assert said.reason == FITS
+                assert said.reason == StopReason.FITS
                 self.happen(Stopping(t=2, attempt=number, reason=said.reason))
                 return STOPPED
         return OK
@@ -123,7 +124,7 @@ def test_sequences_are_given_back_where_qlora_alone_is_enough():
     assert last.undone == ("cut_cutoff_len",) * 3
     assert last.plan.sequence_length == 2048
     assert last.plan.quantization is Quantization.NF4_DOUBLE
-    assert run.record.attempts[-2].stopped == FITS
+    assert run.record.attempts[-2].stopped == StopReason.FITS
 
 
 def test_the_best_that_fits_is_launched_again_when_less_is_not_enough():
@@ -152,7 +153,7 @@ def test_a_trial_that_fails_otherwise_ends_in_the_best_that_fits():
 def test_a_late_shortage_is_shown_to_be_gone_by_more_steps():
     run = Run(fits=needs("enable_qlora"), ladder=make_ladder(ladder=",".join(THREE)), late=6)
     run.to_the_end()
-    fitted = next(attempt for attempt in run.record.attempts if attempt.stopped == FITS)
+    fitted = next(attempt for attempt in run.record.attempts if attempt.stopped == StopReason.FITS)
     assert fitted.steps_done == 7
 
 

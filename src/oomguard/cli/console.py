@@ -16,7 +16,6 @@ from oomguard.job.training_job import Job
 from oomguard.ladder.steps import Step
 from oomguard.ladder.strategy import Fidelity
 from oomguard.redact import redact
-from oomguard.run.decide import FITS, RECYCLE
 from oomguard.run.events import (
     CutShort,
     DeviceFree,
@@ -32,6 +31,7 @@ from oomguard.run.events import (
     RunStarted,
     Status,
     Stopping,
+    StopReason,
 )
 from oomguard.run.leak import Growth
 from oomguard.run.probe import has_passed
@@ -82,7 +82,7 @@ class Console:
                 self._exited(event, record)
             case Growing():
                 self._line(_growth_line(event.growth), "yellow")
-            case Stopping() if event.reason == RECYCLE:
+            case Stopping() if event.reason == StopReason.RECYCLE:
                 self._line("stopped at this checkpoint, before an OOM", "yellow")
             case DeviceFree() if not event.free:
                 self._line(f"the device did not become free: {event.busy}", "red")
@@ -219,7 +219,7 @@ def _exit_line(attempt: Attempt, verdict: Verdict) -> str:
     steps = _steps(attempt)
     if attempt.probe is not None and not verdict.kind.is_memory and not attempt.refused_step:
         return f"{_probe_words(attempt, verdict)}{took}"
-    if attempt.stopped in (RECYCLE, FITS):
+    if attempt.stopped in (StopReason.RECYCLE, StopReason.FITS):
         return f"stopped{steps}{_peaks(attempt)}{took}"
     if verdict.kind is Kind.OK:
         return f"job finished successfully{steps}{_peaks(attempt)}{took}"

@@ -46,6 +46,7 @@ from oomguard.run.events import (
     Saved,
     Signalled,
     Status,
+    StopReason,
 )
 from oomguard.run.state import Attempt, RunRecord, State, started_job
 
@@ -57,13 +58,6 @@ PATIENCE_BLIND_S = 5.0
 PATIENCE_CAUGHT_S = 60.0
 #: A forecast may be a tenth too late.
 FORECAST_SHARE = 0.9
-
-OUT_OF_MEMORY = "out of memory"
-SIGNAL = "signal"
-RECYCLE = "recycle"  # memory grows: begin again from the checkpoint before it runs out
-HANG = "hang"
-FITS = "fits"  # a plan with less changed is tried, and the best goes to the end
-PROBED = "probed"  # a probe whose process did not end by itself
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -84,7 +78,7 @@ class Launch:
 class Stop:
     """Stop every process of the running attempt."""
 
-    reason: str
+    reason: StopReason
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -133,15 +127,15 @@ def _first(record: RunRecord, ladder: Ladder) -> Launch:
 def _on_news(record: RunRecord, event: Event, ladder: Ladder) -> Action | None:
     """Say whether a running attempt has to be stopped."""
     if _is_sure(record.last, event.t):
-        return Stop(reason=OUT_OF_MEMORY)
+        return Stop(reason=StopReason.OUT_OF_MEMORY)
     if isinstance(event, Saved) and _runs_out_before_next(record.last):
-        return Stop(reason=RECYCLE)
+        return Stop(reason=StopReason.RECYCLE)
     proven = isinstance(event, Progress) and minimize.is_proven(record)
     if proven and minimize.next_trial(record, ladder, record.last) is not None:
-        return Stop(reason=FITS)
+        return Stop(reason=StopReason.FITS)
     if probe.outlives_its_steps(record.last, event.t):
-        return Stop(reason=PROBED)
-    return Stop(reason=HANG) if _hangs(record, event.t) else None
+        return Stop(reason=StopReason.PROBED)
+    return Stop(reason=StopReason.HANG) if _hangs(record, event.t) else None
 
 
 def _on_beginning(record: RunRecord, event: Event, ladder: Ladder) -> Action | None:
@@ -161,7 +155,7 @@ def _on_beginning(record: RunRecord, event: Event, ladder: Ladder) -> Action | N
 
 def _on_signal(record: RunRecord, event: Signalled) -> Action | None:
     if record.state is State.RUNNING:
-        return Stop(reason=SIGNAL)
+        return Stop(reason=StopReason.SIGNAL)
     if record.state in (State.NEW, State.WAITING):
         return Finish(status=Status.INTERRUPTED, reason=f"signal {event.signum}")
     return None
@@ -213,7 +207,7 @@ def _on_exit(record: RunRecord, verdict: Verdict) -> Action:
         return Finish(status=Status.FIT, reason="trained to the end")
     if _goes_on(record.last, verdict):
         return WaitForDevice()
-    if record.last.stopped == HANG:
+    if record.last.stopped == StopReason.HANG:
         limit_s = record.limits.hang_timeout_s if record.limits else None
         return Finish(
             status=Status.FAILED, reason=f"no sign of life from the job for {limit_s:g} s"
@@ -230,7 +224,7 @@ def _goes_on(attempt: Attempt, verdict: Verdict) -> bool:
     aside = attempt.purpose is Purpose.TRIAL or attempt.probe is not None
     return (
         verdict.kind.is_memory
-        or attempt.stopped in (RECYCLE, FITS, PROBED)
+        or attempt.stopped in (StopReason.RECYCLE, StopReason.FITS, StopReason.PROBED)
         or (aside and verdict.kind in (Kind.NOT_OOM, Kind.OK))
         or attempt.refused_step is not None
     )
@@ -248,7 +242,7 @@ def _same_plan_goes_on(record: RunRecord, why: Verdict, again: Continuation) -> 
         trained = attempt.first_step + attempt.steps_done
         if again.checkpoint is not None and again.checkpoint.step >= trained:
             return True
-    grew = attempt.stopped == RECYCLE or why.cause is Cause.GROWTH
+    grew = attempt.stopped == StopReason.RECYCLE or why.cause is Cause.GROWTH
     if grew:
         return again.checkpoint is not None and again.checkpoint.step > attempt.first_step
     before = record.attempts[-2].plan if len(record.attempts) > 1 else None
@@ -282,7 +276,7 @@ def _on_device(record: RunRecord, event: DeviceFree, ladder: Ladder) -> Action:
 
 def _is_shown(attempt: Attempt) -> bool:
     """Whether an attempt that has ended was only to show that its plan fits, and did."""
-    return attempt.stopped == FITS or probe.has_passed(attempt)
+    return attempt.stopped == StopReason.FITS or probe.has_passed(attempt)
 
 
 def _climb(record: RunRecord, job: Job, why: Verdict, ladder: Ladder) -> Action:

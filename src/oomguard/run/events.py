@@ -34,6 +34,17 @@ class Purpose(str, Enum):
     BEST = "best"  # the least changed of the plans that were seen to fit, to the end
 
 
+class StopReason(str, Enum):
+    """Why oomguard stopped an attempt."""
+
+    OUT_OF_MEMORY = "out of memory"
+    SIGNAL = "signal"  # oomguard itself received one
+    RECYCLE = "recycle"  # memory grows: restart from the latest checkpoint before the OOM
+    HANG = "hang"  # no progress within the hang timeout
+    FITS = "fits"  # it fits: try a plan that changes less
+    PROBED = "probed"  # a probe finished its steps but did not exit
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
     """What bounds the run: which rungs, at which cost, how often, under which caps.
@@ -60,8 +71,8 @@ class Limits:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Event:
-    """Something that happened; `t` is in seconds since the run began."""
+class _Event:
+    """Something that happened; `t` is in seconds since the start of the run."""
 
     t: float
 
@@ -120,7 +131,7 @@ class Probe:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class RunStarted(Event):
+class RunStarted(_Event):
     """The first event: what was asked, by which version, at which time of day (ISO 8601, UTC).
 
     `masked` says that secrets in the job are masked, and `job.json` holds it as it was asked.
@@ -139,7 +150,7 @@ class RunStarted(Event):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Resumed(Event):
+class Resumed(_Event):
     """Another supervisor took the run over, `at` this time of day; `t` went on without the gap.
 
     `cut_bytes` is how much of an incomplete last event was dropped; `grace_s` is from now on what
@@ -153,7 +164,7 @@ class Resumed(Event):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Planned(Event):
+class Planned(_Event):
     """An attempt was decided on.
 
     `path` names the strategies that lead from what was asked to its plan, in their order;
@@ -176,7 +187,7 @@ class Planned(Event):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Started(Event):
+class Started(_Event):
     """The attempt's process exists; `kernel_watched` says whether OOM kills would be seen.
 
     `cgroup` is the folder of the memory cgroup of its own, where it has one.
@@ -190,7 +201,7 @@ class Started(Event):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Progress(Event):
+class Progress(_Event):
     """What a process of the job said of itself; bytes are peaks so far.
 
     `loaded_bytes` are allocated on the device when the first forward pass begins, and
@@ -214,7 +225,7 @@ class Progress(Event):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Probed(Event):
+class Probed(_Event):
     """A process of a probe has taken its steps and ends; `longest` is its longest row, in tokens.
 
     `longest` is None where its batches hold no tokens that are known here.
@@ -227,7 +238,7 @@ class Probed(Event):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Noticed(Event):
+class Noticed(_Event):
     """A piece of evidence about a failure."""
 
     attempt: int
@@ -235,7 +246,7 @@ class Noticed(Event):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Growing(Event):
+class Growing(_Event):
     """Memory rises from step to step in a process of the job."""
 
     attempt: int
@@ -244,7 +255,7 @@ class Growing(Event):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Saved(Event):
+class Saved(_Event):
     """The attempt has written a whole checkpoint and goes on."""
 
     attempt: int
@@ -252,15 +263,15 @@ class Saved(Event):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Stopping(Event):
-    """The attempt was told to stop."""
+class Stopping(_Event):
+    """oomguard is stopping the attempt."""
 
     attempt: int
-    reason: str
+    reason: StopReason
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Exited(Event):
+class Exited(_Event):
     """The attempt's process ended; `verdict` is what is concluded from all that was seen.
 
     `returncode` is None where nobody was there to see it; `log_error` says why its log ends early,
@@ -274,7 +285,7 @@ class Exited(Event):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class CutShort(Event):
+class CutShort(_Event):
     """The attempt ended with its supervisor, or by a signal to it: its plan is not at fault."""
 
     attempt: int
@@ -282,14 +293,14 @@ class CutShort(Event):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Signalled(Event):
+class Signalled(_Event):
     """oomguard itself was asked to stop."""
 
     signum: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class DeviceFree(Event):
+class DeviceFree(_Event):
     """The wait for the device is over: `free`, or `busy` says what still holds it.
 
     `checkpoints` are the whole ones that the attempt wrote, `damaged` the paths of the others.
@@ -304,12 +315,12 @@ class DeviceFree(Event):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Ticked(Event):
+class Ticked(_Event):
     """Time passed; never recorded."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Finished(Event):
+class Finished(_Event):
     """The run ended."""
 
     status: Status
@@ -317,7 +328,27 @@ class Finished(Event):
     skipped: tuple[Skip, ...] = ()
 
 
-_KINDS = {
+#: Every kind of event. A new one needs a line in `_KINDS` and a case in `RunRecord.apply`.
+Event = (
+    RunStarted
+    | Resumed
+    | Planned
+    | Started
+    | Progress
+    | Noticed
+    | Probed
+    | Growing
+    | Saved
+    | Stopping
+    | Exited
+    | CutShort
+    | Signalled
+    | DeviceFree
+    | Finished
+    | Ticked
+)
+
+_KINDS: dict[str, type[Event]] = {
     "run_started": RunStarted,
     "resumed": Resumed,
     "planned": Planned,

@@ -17,8 +17,16 @@ from oomguard.process.messages import Lines, parse
 from oomguard.process.process_events import Kernel, Output, Report, ShellEvent
 from oomguard.process.start import EXIT_FILE
 from oomguard.process.stop import StopReport
-from oomguard.run.decide import SIGNAL
-from oomguard.run.events import CutShort, Event, Exited, Noticed, Planned, Progress, Started
+from oomguard.run.events import (
+    CutShort,
+    Event,
+    Exited,
+    Noticed,
+    Planned,
+    Progress,
+    Started,
+    StopReason,
+)
 from oomguard.run.observer import Observer
 from oomguard.run.state import Attempt
 
@@ -76,7 +84,7 @@ def verdict_of(attempt: Attempt, code: int | None) -> Verdict:
     """Conclude from all that was seen of an attempt."""
     stopped_by = None
     if attempt.stopped is not None:
-        stopped_by = StoppedBy.USER if attempt.stopped == SIGNAL else StoppedBy.OOMGUARD
+        stopped_by = StoppedBy.USER if attempt.stopped == StopReason.SIGNAL else StoppedBy.OOMGUARD
     return judge(
         attempt.findings, code, kernel_watched=attempt.kernel_watched, stopped_by=stopped_by
     )
@@ -94,10 +102,10 @@ def _end(attempt: Attempt, code: int | None, folder: Path, t: float) -> Event:
         return CutShort(t=t, attempt=attempt.number, verdict=verdict)
     if code is None and _was_completed(attempt, folder):
         code, verdict = 0, verdict_of(attempt, 0)
-    stopped_for_good = attempt.stopped not in (None, SIGNAL)
+    stopped_for_good = attempt.stopped not in (None, StopReason.SIGNAL)
     if code is not None or verdict.kind.is_memory or stopped_for_good:
         return Exited(t=t, attempt=attempt.number, returncode=code, verdict=verdict)
-    why = STOPPED if attempt.stopped == SIGNAL else GONE
+    why = STOPPED if attempt.stopped == StopReason.SIGNAL else GONE
     cut = Verdict(
         kind=Kind.INTERRUPTED, root=why, confidence=Confidence.HIGH, evidence=verdict.evidence
     )

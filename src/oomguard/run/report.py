@@ -15,7 +15,7 @@ from oomguard.job.training_job import Device, Job, World
 from oomguard.ladder.steps import Skip, Step
 from oomguard.ladder.strategy import Fidelity
 from oomguard.redact import redact
-from oomguard.run.events import Limits, Predicted, Probe, Status
+from oomguard.run.events import Limits, Predicted, Probe, Status, StopReason
 from oomguard.run.redaction import mask_verdict
 from oomguard.run.state import Attempt, RunRecord
 
@@ -42,7 +42,7 @@ class AttemptReport:
     optimizer_steps: int
     returncode: int | None
     log_error: str | None = None
-    stopped: str | None
+    stopped: StopReason | None
     verdict: Verdict | None
     host_peak_bytes: int | None
     device_peak_bytes: int | None

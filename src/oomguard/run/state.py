@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from enum import Enum
+from typing import NoReturn
 
 from oomguard.evidence.judge import is_shortage
 from oomguard.evidence.log import PROGRESS_AFTER
@@ -19,7 +20,6 @@ from oomguard.job.plan import Plan
 from oomguard.job.training_job import Job
 from oomguard.ladder.steps import Skip, Step
 from oomguard.run.events import (
-    NAMES,
     CutShort,
     DeviceFree,
     Event,
@@ -43,6 +43,8 @@ from oomguard.run.events import (
     Started,
     Status,
     Stopping,
+    StopReason,
+    Ticked,
 )
 from oomguard.run.leak import Growth
 
@@ -55,6 +57,26 @@ class State(str, Enum):
     STOPPING = "stopping"  # an attempt was told to stop and has not gone yet
     WAITING = "waiting"  # for the device to be free, then for the next rung
     DONE = "done"
+
+
+#: What happens to one attempt after it was planned.
+AttemptEvent = (
+    Started
+    | Progress
+    | Probed
+    | Noticed
+    | Growing
+    | Saved
+    | Stopping
+    | Exited
+    | CutShort
+    | DeviceFree
+)
+
+
+def _assert_never(value: NoReturn) -> NoReturn:
+    """Make mypy report a kind of event without a case (`typing.assert_never` is new in 3.11)."""
+    raise AssertionError(f"no case for {value!r}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -85,7 +107,7 @@ class Attempt:
     heard_t: float | None = None
     suspected_t: float | None = None
     caught: bool = False
-    stopped: str | None = None
+    stopped: StopReason | None = None
     returncode: int | None = None
     log_error: str | None = None
     verdict: Verdict | None = None
@@ -128,6 +150,45 @@ class Attempt:
         if self.started_t is None or self.ended_t is None:
             return None
         return self.ended_t - self.started_t
+
+    def with_event(self, event: AttemptEvent) -> Attempt:  # noqa: C901, PLR0911  a case for each kind
+        """Return the attempt after one more event of its own."""
+        match event:
+            case Started():
+                return replace(
+                    self,
+                    started_t=event.t,
+                    command=event.command,
+                    kernel_watched=event.kernel_watched,
+                )
+            case Progress():
+                return self.with_progress(event)
+            case Probed():
+                longest = _larger(self.longest_batch, event.longest)
+                return replace(self, probed=True, longest_batch=longest)
+            case Noticed():
+                return self.with_finding(event)
+            case Growing():
+                return replace(self, growth=_sooner(self.growth, event.growth))
+            case Saved():
+                return replace(self, saved=(*self.saved, event.checkpoint.step))
+            case Stopping():
+                return replace(self, stopped=event.reason)
+            case Exited():
+                return replace(
+                    self,
+                    ended_t=event.t,
+                    returncode=event.returncode,
+                    log_error=event.log_error,
+                    verdict=event.verdict,
+                )
+            case CutShort():
+                ended_t = event.t if self.ended_t is None else self.ended_t
+                return replace(self, ended_t=ended_t, verdict=event.verdict)
+            case DeviceFree():
+                return replace(self, checkpoints=event.checkpoints, damaged=event.damaged)
+            case _:
+                _assert_never(event)
 
     def with_progress(self, event: Progress) -> Attempt:
         """Take in what a process said of itself."""
@@ -227,14 +288,29 @@ class RunRecord:
         """Put another version of the newest attempt in its place."""
         return replace(self, attempts=(*self.attempts[:-1], attempt), state=state or self.state)
 
-    def apply(self, event: Event) -> RunRecord:
-        """Give the record after one more event."""
-        name = "_" + NAMES[type(event)] if type(event) in NAMES else ""
-        handler = getattr(self, name, None)
-        result: RunRecord = handler(event) if handler else self
-        return result
+    def apply(self, event: Event) -> RunRecord:  # noqa: PLR0911  one return for each kind of event
+        """Return the record after one more event."""
+        match event:
+            case RunStarted():
+                return self._with_start(event)
+            case Resumed():
+                return self._with_resume(event)
+            case Planned():
+                return self._with_plan(event)
+            case Finished():
+                return self._with_end(event)
+            case Signalled():
+                return replace(self, signum=self.signum or event.signum)
+            case Ticked():
+                return self
+            case Exited() | CutShort():
+                return self.with_last(self.last.with_event(event), State.WAITING)
+            case Stopping():
+                return self.with_last(self.last.with_event(event), State.STOPPING)
+            case _:
+                return self.with_last(self.last.with_event(event))
 
-    def _run_started(self, event: RunStarted) -> RunRecord:
+    def _with_start(self, event: RunStarted) -> RunRecord:
         return replace(
             self,
             run=event.run,
@@ -247,11 +323,11 @@ class RunRecord:
             limits=event.limits,
         )
 
-    def _resumed(self, event: Resumed) -> RunRecord:
+    def _with_resume(self, event: Resumed) -> RunRecord:
         limits = self.limits
         if limits is not None and event.grace_s is not None:
             limits = replace(limits, grace_s=event.grace_s)
-        going_on = replace(
+        resumed = replace(
             self,
             limits=limits,
             signum=None,
@@ -261,11 +337,11 @@ class RunRecord:
             ended_t=None,
         )
         if not self.attempts:
-            return replace(going_on, state=State.NEW)
+            return replace(resumed, state=State.NEW)
         ended = self.last.verdict is not None
-        return replace(going_on, state=State.WAITING if ended else State.RUNNING)
+        return replace(resumed, state=State.WAITING if ended else State.RUNNING)
 
-    def _planned(self, event: Planned) -> RunRecord:
+    def _with_plan(self, event: Planned) -> RunRecord:
         attempt = Attempt(
             number=event.attempt,
             plan=event.plan,
@@ -278,61 +354,7 @@ class RunRecord:
         )
         return replace(self, attempts=(*self.attempts, attempt), state=State.RUNNING)
 
-    def _started(self, event: Started) -> RunRecord:
-        return self.with_last(
-            replace(
-                self.last,
-                started_t=event.t,
-                command=event.command,
-                kernel_watched=event.kernel_watched,
-            )
-        )
-
-    def _progress(self, event: Progress) -> RunRecord:
-        return self.with_last(self.last.with_progress(event))
-
-    def _probed(self, event: Probed) -> RunRecord:
-        longest = _larger(self.last.longest_batch, event.longest)
-        return self.with_last(replace(self.last, probed=True, longest_batch=longest))
-
-    def _noticed(self, event: Noticed) -> RunRecord:
-        return self.with_last(self.last.with_finding(event))
-
-    def _growing(self, event: Growing) -> RunRecord:
-        return self.with_last(replace(self.last, growth=_sooner(self.last.growth, event.growth)))
-
-    def _saved(self, event: Saved) -> RunRecord:
-        saved = (*self.last.saved, event.checkpoint.step)
-        return self.with_last(replace(self.last, saved=saved))
-
-    def _stopping(self, event: Stopping) -> RunRecord:
-        return self.with_last(replace(self.last, stopped=event.reason), State.STOPPING)
-
-    def _exited(self, event: Exited) -> RunRecord:
-        ended = replace(
-            self.last,
-            ended_t=event.t,
-            returncode=event.returncode,
-            log_error=event.log_error,
-            verdict=event.verdict,
-        )
-        return self.with_last(ended, State.WAITING)
-
-    def _cut_short(self, event: CutShort) -> RunRecord:
-        ended_t = event.t if self.last.ended_t is None else self.last.ended_t
-        return self.with_last(
-            replace(self.last, ended_t=ended_t, verdict=event.verdict), State.WAITING
-        )
-
-    def _device_free(self, event: DeviceFree) -> RunRecord:
-        return self.with_last(
-            replace(self.last, checkpoints=event.checkpoints, damaged=event.damaged)
-        )
-
-    def _signalled(self, event: Signalled) -> RunRecord:
-        return replace(self, signum=self.signum or event.signum)
-
-    def _finished(self, event: Finished) -> RunRecord:
+    def _with_end(self, event: Finished) -> RunRecord:
         return replace(
             self,
             state=State.DONE,

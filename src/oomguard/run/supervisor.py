@@ -29,7 +29,7 @@ from oomguard.process.members import MARK
 from oomguard.process.process_events import Output, ProcessExited, Report, ShellEvent
 from oomguard.process.watchdog import Guard
 from oomguard.redact import redact, redact_argv, redact_env
-from oomguard.run.decide import SIGNAL, Action, Finish, Launch, Stop, WaitForDevice, decide
+from oomguard.run.decide import Action, Finish, Launch, Stop, WaitForDevice, decide
 from oomguard.run.events import (
     DeviceFree,
     Event,
@@ -44,6 +44,7 @@ from oomguard.run.events import (
     Signalled,
     Started,
     Stopping,
+    StopReason,
     Ticked,
 )
 from oomguard.run.folder import RunFolder, append_json
@@ -353,10 +354,10 @@ class Supervisor:
             return
         self._happen(Stopping(t=self._now, attempt=self.record.last.number, reason=action.reason))
         signum = self.record.signum
-        if action.reason == SIGNAL and signum is not None:
+        if action.reason == StopReason.SIGNAL and signum is not None:
             running.signal(signum)
         limits = self.record.limits
-        grace_s = limits.grace_s if action.reason == SIGNAL and limits else GRACE_OOM_S
+        grace_s = limits.grace_s if action.reason == StopReason.SIGNAL and limits else GRACE_OOM_S
         self._in_background(lambda: _stop_after(running, signum, grace_s))
 
     def _in_background(self, work: Callable[[], object]) -> None:
