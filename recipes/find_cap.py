@@ -31,7 +31,7 @@ OTHERS = {
 
 
 def by_hand(path: str, config: Mapping[str, object]) -> tuple[str, ...]:
-    """Give the command that starts a recipe without oomguard."""
+    """Return the command that runs a recipe without oomguard."""
     block = config.get("oomguard")
     if isinstance(block, dict):
         own = {key: value for key, value in config.items() if key != "oomguard"}
@@ -46,7 +46,7 @@ def by_hand(path: str, config: Mapping[str, object]) -> tuple[str, ...]:
 
 
 def at_once(config: Mapping[str, object], samples: int) -> tuple[str, ...]:
-    """Give the words for another micro batch at the same global batch."""
+    """Return the words for another micro batch at the same global batch."""
     if "checkpoint_dir" in config:
         return ("--train.micro_batch_size", str(samples))
     if "batch_size" in config:
@@ -63,7 +63,7 @@ def at_once(config: Mapping[str, object], samples: int) -> tuple[str, ...]:
 
 
 def variants(config: Mapping[str, object]) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Give the words with which a twin fits, and with which it does not."""
+    """Return the words with which a twin fits, and with which it does not."""
     found = OTHERS.get(str(config.get("model_name_or_path")))
     train = config.get("train", config)
     keys = ("per_device_train_batch_size", "micro_batch_size", "batch_size")

@@ -21,7 +21,7 @@ def change(job: Job, plan: Plan) -> Plan | None:
 
 
 def tell(job: Job, _before: Plan, _after: Plan) -> str:
-    """Name what was trained in full."""
+    """Return what was trained in full."""
     return f"{' and '.join(job.trained_embeddings)} were trained in full"
 
 

@@ -40,7 +40,7 @@ def tokenizer_with(folder: Path, marks: tuple[str, ...]):
 
 
 def text_config(tokenizer) -> dict[str, object]:
-    """Give the shape of both language models."""
+    """Return the shape of both language models."""
     return {
         "vocab_size": VOCABULARY,
         "hidden_size": HIDDEN,

@@ -85,6 +85,6 @@ class LogError(UsageError):
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """Name the nearest known word as a question, or nothing where none is near."""
+    """Return the nearest known word as a question, or nothing where none is near."""
     near = difflib.get_close_matches(word, list(known), n=1)
     return f"Did you mean {near[0]!r}?" if near else ""

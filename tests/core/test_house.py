@@ -163,7 +163,7 @@ def unknown(command: str) -> str | None:
 
 
 #: File and command still to be fixed; this may only shrink.
-LIARS = {("src/oomguard/ladder/load.py", "oomguard ladder --files")}
+LIARS: set[tuple[str, str]] = set()
 
 
 def test_every_shown_command_parses():

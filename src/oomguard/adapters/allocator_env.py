@@ -12,7 +12,7 @@ _EXPANDABLE = "expandable_segments"
 
 
 def allocator_of(env: Mapping[str, str]) -> Allocator:
-    """Say what an environment asks of the allocator."""
+    """Return what an environment asks of the allocator."""
     options = ",".join(env.get(name, "") for name in NAMES).split(",")
     on = any(option.strip() == f"{_EXPANDABLE}:True" for option in options)
     return Allocator.EXPANDABLE if on else Allocator.DEFAULT

@@ -222,7 +222,7 @@ class Axolotl(HFProgram):
     output = _OUTPUT
 
     def config_path(self, argv: tuple[str, ...]) -> str | None:
-        """Name the first word after `train`."""
+        """Return the first word after `train`."""
         launch = _launch(argv)
         return launch.words[0] if launch and launch.words else None
 
@@ -248,7 +248,7 @@ class Axolotl(HFProgram):
         return trial.stated(settings, _BESIDE)
 
     def referenced_files(self, request: JobRequest) -> tuple[str, ...]:
-        """Name the DeepSpeed file, and accelerate's.
+        """Return the DeepSpeed file, and accelerate's.
 
         Raises:
             ConfigError: for a command without a config.

@@ -30,7 +30,7 @@ class Refusal:
 def first_refusal(
     refusals: Iterable[Refusal], settings: Settings, job: Job, plan: Plan
 ) -> str | None:
-    """Give the message of the first refusal that holds, None if none does."""
+    """Return the message of the first refusal that holds, None if none does."""
     return next((r.message for r in refusals if r.when(settings, job, plan)), None)
 
 
@@ -48,32 +48,32 @@ def config_copy(settings: Settings, folder: str) -> tuple[File, ...]:
 
 
 def attempt_env(job: Job, plan: Plan) -> dict[str, str]:
-    """Give the environment of an attempt: the user's, with the plan's allocator if it differs."""
+    """Return the environment of an attempt: the user's, with the plan's allocator if it differs."""
     if plan.allocator is None or plan.allocator is job.asked.allocator:
         return dict(job.env)
     return allocator_env.with_allocator(job.env, plan.allocator)
 
 
 def launched_world(launch: LauncherCommand, request: JobRequest) -> World:
-    """Say how many ranks a launcher starts, from its options or its own config file."""
+    """Return how many ranks a launcher starts, from its options or its own config file."""
     path = launch_config(launch, request)
     return launch.world(request.gpus, request.files.get(path, "") if path else "")
 
 
 def launch_config(launch: LauncherCommand | None, request: JobRequest) -> str | None:
-    """Name the launcher's own config file, absolute; None if it has none."""
+    """Return the launcher's own config file, absolute; None if it has none."""
     name = launch.config_file if launch else None
     return posixpath.join(request.cwd, name) if name else None
 
 
 def launch_text(launch: LauncherCommand | None, request: JobRequest) -> str:
-    """Give the text of the launcher's own config file; empty where there is none."""
+    """Return the text of the launcher's own config file; empty where there is none."""
     path = launch_config(launch, request)
     return request.files.get(path, "") if path else ""
 
 
 def launch_zero(launch: LauncherCommand | None, request: JobRequest, config: str) -> str | None:
-    """Name the DeepSpeed file (absolute) in accelerate's words or its config; None if none."""
+    """Return the DeepSpeed file (absolute) in accelerate's words or its config; None if none."""
     if launch is None or launch.launcher is not Launcher.ACCELERATE:
         return None
     name = accelerate.deepspeed_file(launch.options, config)
@@ -89,7 +89,7 @@ def launch_sharding(
 
 
 def own_launch_config(launch: LauncherCommand, job: Job) -> Document | None:
-    """Give accelerate's config file as the user wrote it; None where there is none."""
+    """Return accelerate's config file as the user wrote it; None where there is none."""
     path = posixpath.join(job.cwd, launch.config_file) if launch.config_file else ""
     text = job.files.get(path)
     return Document.parse(Source(path=path, text=text)) if text is not None else None

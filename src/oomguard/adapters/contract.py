@@ -48,13 +48,13 @@ class Adapter(Protocol):
         ...
 
     def recognizes_command(self, argv: tuple[str, ...]) -> bool:
-        """Whether a command line starts this framework."""
+        """Return whether a command line starts this framework."""
         ...
 
     def command_for(
         self, source: Source, document: Mapping[str, object], command: tuple[str, ...]
     ) -> tuple[str, ...]:
-        """Give the command that starts this config file by hand.
+        """Return the command that starts this config file by hand.
 
         `command` is the `oomguard: command:` of the file, empty where there is none.
 
@@ -64,11 +64,11 @@ class Adapter(Protocol):
         ...
 
     def config_path(self, argv: tuple[str, ...]) -> str | None:
-        """Name the config file in a command line, as written there; None if it has none."""
+        """Return the config file in a command line, as written there; None if it has none."""
         ...
 
     def referenced_files(self, request: JobRequest) -> tuple[str, ...]:
-        """Name the files that `read` wants beside the config (absolute), such as DeepSpeed's.
+        """Return the files that `read` wants beside the config (absolute), such as DeepSpeed's.
 
         It is asked again with what was found, until it names no other: a file may name a file.
 
@@ -90,17 +90,17 @@ class Adapter(Protocol):
         ...
 
     def checkpoint_layout(self, job: Job) -> Layout | None:
-        """Say where the job puts its checkpoints; None where nothing can go on from them."""
+        """Return where the job puts its checkpoints; None where nothing can go on from them."""
         ...
 
     def resume_mode(self, job: Job, before: Plan, after: Plan) -> tuple[Mode, str]:
-        """Say what of a checkpoint under `before` survives under `after`, and why not more."""
+        """Return what of a checkpoint under `before` survives under `after`, and why not more."""
         ...
 
     def write(
         self, job: Job, plan: Plan, folder: str, begins: Continuation | None = None
     ) -> Command:
-        """Give the command that runs `plan`; new files go into `folder` (absolute).
+        """Return the command that runs `plan`; new files go into `folder` (absolute).
 
         Only settings in which `plan` differs from `job.asked` are edited, each where it wins
         (a flag on the command line, else the file); comments, order and other keys stay. `begins`
@@ -117,7 +117,7 @@ class Adapter(Protocol):
         ...
 
     def memory_settings(self, job: Job) -> MemorySettings:
-        """Say what of the job, beyond its plan, decides how much memory it takes."""
+        """Return what of the job, beyond its plan, decides how much memory it takes."""
         ...
 
     def refusal(self, job: Job, plan: Plan) -> str | None:
@@ -125,5 +125,5 @@ class Adapter(Protocol):
         ...
 
     def required_packages(self, job: Job, plan: Plan) -> frozenset[str]:
-        """Name the packages that this plan needs and the asked one does not."""
+        """Return the packages that this plan needs and the asked one does not."""
         ...

@@ -24,60 +24,60 @@ _ENOUGH = 2
 
 
 def is_qwen(launch: LauncherCommand) -> bool:
-    """Whether this starts QwenLM/Qwen's finetune.py."""
+    """Return whether this starts QwenLM/Qwen's finetune.py."""
     words = Flags(words=launch.words)
     stated = sum(words.has(flag) for flag in _QWEN_FLAGS)
     return posixpath.basename(launch.program) == "finetune.py" and stated >= _ENOUGH
 
 
 def is_loftq(launch: LauncherCommand) -> bool:
-    """Whether this starts a PEFT script whose flags ask for LoftQ."""
+    """Return whether this starts a PEFT script whose flags ask for LoftQ."""
     words = Flags(words=launch.words)
     asked = words.get("init_lora_weights") == "loftq"
     return not launch.is_module and (asked or any(words.has(flag) for flag in _LOFTQ_FLAGS))
 
 
 def is_trl(launch: LauncherCommand) -> bool:
-    """Whether this starts TRL's SFT script by its path."""
+    """Return whether this starts TRL's SFT script by its path."""
     return launch.program.endswith("trl/scripts/sft.py")
 
 
 def is_known_script(launch: LauncherCommand) -> bool:
-    """Whether a script has an adapter of its own."""
+    """Return whether a script has an adapter of its own."""
     return is_qwen(launch) or is_loftq(launch) or is_trl(launch)
 
 
 def is_llamafactory_config(document: Mapping[str, object]) -> bool:
-    """Whether a flat config has keys of LLaMA-Factory alone."""
+    """Return whether a flat config has keys of LLaMA-Factory alone."""
     return not _LLAMAFACTORY_KEYS.isdisjoint(document)
 
 
 def is_axolotl_config(document: Mapping[str, object]) -> bool:
-    """Whether a config names its model and data as axolotl does."""
+    """Return whether a config names its model and data as axolotl does."""
     return "base_model" in document and "model_name_or_path" not in document
 
 
 def is_swift_config(document: Mapping[str, object]) -> bool:
-    """Whether a flat config names its model and data as ms-swift does."""
+    """Return whether a flat config names its model and data as ms-swift does."""
     data = "dataset" in document or not _SWIFT_KEYS.isdisjoint(document)
     return isinstance(document.get("model"), str) and data and "base_model" not in document
 
 
 def is_torchtune_config(document: Mapping[str, object]) -> bool:
-    """Whether a config builds its model from a component, as torchtune does."""
+    """Return whether a config builds its model from a component, as torchtune does."""
     model = document.get("model")
     return isinstance(model, dict) and "_component_" in model
 
 
 def is_trl_config(document: Mapping[str, object]) -> bool:
-    """Whether a flat config has keys of TRL's SFT script."""
+    """Return whether a flat config has keys of TRL's SFT script."""
     return not _TRL_KEYS.isdisjoint(document) and not (
         is_llamafactory_config(document) or is_axolotl_config(document) or is_swift_config(document)
     )
 
 
 def is_known_config(document: Mapping[str, object]) -> bool:
-    """Whether a config has keys of a framework that shares some with the Trainer."""
+    """Return whether a config has keys of a framework that shares some with the Trainer."""
     tests = (
         is_llamafactory_config,
         is_trl_config,

@@ -81,7 +81,7 @@ class Bindings:
     def unwritable(
         self, settings: Settings, job: Job, plan: Plan, *, elsewhere: Iterable[str] = ()
     ) -> str | None:
-        """Say which changed field no key can hold; `elsewhere` are those that no key has to."""
+        """Return which changed field no key can hold; `elsewhere` are those that no key has to."""
         known = {knob.field: knob for knob in self.knobs}
         for name in (field.name for field in fields(Plan)):
             asked, wanted = getattr(job.asked, name), getattr(plan, name)

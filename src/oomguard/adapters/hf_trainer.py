@@ -167,7 +167,7 @@ def _distributed(launch: LauncherCommand, ranks: int, python: str) -> tuple[str,
 
 
 def _named(launch: LauncherCommand, option: str, files: tuple[File, ...]) -> tuple[str, ...]:
-    """Give the head of a command with the first file as the launcher's option."""
+    """Return the head of a command with the first file as the launcher's option."""
     return Flags(words=launch.head).set(option, files[0].path).words if files else launch.head
 
 
@@ -212,12 +212,12 @@ class HFTrainer:
         return (*command, source.path) if source.path.endswith(".json") else command
 
     def config_path(self, argv: tuple[str, ...]) -> str | None:
-        """Name the `.json` that is a script's only word."""
+        """Return the `.json` that is a script's only word."""
         launch = launchers.parse(argv)
         return args_file(launch) if launch else None
 
     def referenced_files(self, request: JobRequest) -> tuple[str, ...]:
-        """Name the DeepSpeed file, accelerate's, and the one that accelerate's names."""
+        """Return the DeepSpeed file, accelerate's, and the one that accelerate's names."""
         invocation = self.split(request.argv, request.source)
         files = (
             self._zero_file(invocation, request),
@@ -226,11 +226,11 @@ class HFTrainer:
         return tuple(path for path in files if path)
 
     def accelerate_config(self, invocation: Invocation, request: JobRequest) -> str:
-        """Give the text of accelerate's config; empty where there is none."""
+        """Return the text of accelerate's config; empty where there is none."""
         return common.launch_text(invocation.launch, request)
 
     def _zero_file(self, invocation: Invocation, request: JobRequest) -> str | None:
-        """Name the DeepSpeed file (absolute), wherever it is named."""
+        """Return the DeepSpeed file (absolute), wherever it is named."""
         if hf.DEEPSPEED.of(invocation.settings):
             return hf.deepspeed_path(invocation.settings, request.cwd)
         config = self.accelerate_config(invocation, request)
@@ -269,7 +269,7 @@ class HFTrainer:
         return self._with_embeddings(job)
 
     def _with_embeddings(self, job: Job) -> Job:
-        """Name the matrices over the vocabulary that are trained in full beside an adapter."""
+        """Return the matrices over the vocabulary that are trained in full beside an adapter."""
         lora = self.memory_settings(job).lora
         names = lora.trained_embeddings if lora else ()
         rows = EmbeddingRows.ALL if names else None
@@ -286,7 +286,7 @@ class HFTrainer:
         return common.launch_sharding(launch, request, self.accelerate_config(invocation, request))
 
     def world(self, invocation: Invocation, request: JobRequest, device: Device) -> World:
-        """Say how many ranks the job has."""
+        """Return how many ranks the job has."""
         if invocation.launch.launcher is not Launcher.PYTHON:
             return common.launched_world(invocation.launch, request)
         # Without a launcher the Trainer spreads each batch over all GPUs by nn.DataParallel,
@@ -296,7 +296,7 @@ class HFTrainer:
         return World(per_node=max(1, request.gpus) if device is Device.CUDA else 1)
 
     def normalize(self, job: Job, plan: Plan) -> Plan:
-        """Give a plan that switches LoRA on the script's own rank, and one without it none."""
+        """Set the script's own rank on a plan that switches LoRA on, and none on one without it."""
         if self.rank is None or plan.tuning is job.asked.tuning:
             return plan
         if plan.tuning is not Tuning.LORA:
@@ -306,18 +306,18 @@ class HFTrainer:
         return self._with_embeddings(as_lora).asked
 
     def checkpoint_layout(self, job: Job) -> Layout | None:
-        """Name the Trainer's checkpoints."""
+        """Return the Trainer's checkpoints."""
         return resuming.layout(job, self.split(job.argv, job.config).settings)
 
     def resume_mode(self, job: Job, before: Plan, after: Plan) -> tuple[Mode, str]:
-        """Say what survives."""
+        """Return what survives."""
         settings = self.split(job.argv, job.config).settings
         return resuming.resume_mode(settings, before, after, packs=bool(settings.get("packing")))
 
     def write(
         self, job: Job, plan: Plan, folder: str, begins: Continuation | None = None
     ) -> Command:
-        """Give the user's command, its flags or the copy of its config edited."""
+        """Return the user's command, its flags or the copy of its config edited."""
         invocation = self.split(job.argv, job.config)
         settings = resuming.resumed(self.edit(invocation.settings, job, plan), begins)
         settings = resuming.saving(settings, job)
@@ -333,7 +333,7 @@ class HFTrainer:
         )
 
     def as_trial(self, job: Job, folder: str) -> Job:
-        """Give the job as one to try."""
+        """Return the job as one to try."""
         invocation = self.split(job.argv, job.config)
         settings = self.quiet(invocation.settings, folder)
         argv = invocation.argv(invocation.launch.head, settings, invocation.config)

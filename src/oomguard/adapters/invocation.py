@@ -37,7 +37,7 @@ class Invocation:
 
     @property
     def config(self) -> str | None:
-        """Give the word that names the config, None where its settings become flags."""
+        """Return the word that names the config, None where its settings become flags."""
         return args_file(self.launch) if self.is_json else None
 
     def argv(
@@ -101,7 +101,7 @@ class FileFirst(Invocation):
 
     @property
     def config(self) -> str | None:
-        """Give the first word, if it is a file."""
+        """Return the first word, if it is a file."""
         first = self.words[0] if self.words else ""
         return first if first.endswith((".yaml", ".yml", ".json")) else None
 
@@ -140,6 +140,6 @@ def split(argv: tuple[str, ...], source: Source | None) -> Invocation:
 
 
 def args_file(launch: LauncherCommand) -> str | None:
-    """Name the `.json` that is a script's only word."""
+    """Return the `.json` that is a script's only word."""
     only = launch.words[0] if len(launch.words) == 1 else ""
     return only if only.endswith(".json") else None

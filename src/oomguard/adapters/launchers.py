@@ -65,7 +65,7 @@ class LauncherCommand:
     words: tuple[str, ...]
 
     def world(self, gpus: int, config: str = "") -> World:
-        """Say how many ranks the launcher starts; `config` is the text of its `config_file`."""
+        """Return how many ranks the launcher starts; `config` is the text of its `config_file`."""
         if self.launcher is Launcher.TORCHRUN:
             nodes = self.options.get("nnodes", "1").split(":")[-1]
             return _world(self.options.get("nproc_per_node", "1"), nodes, gpus)
@@ -78,7 +78,7 @@ class LauncherCommand:
 
     @property
     def config_file(self) -> str | None:
-        """Name the file that `accelerate launch` was given."""
+        """Return the file that `accelerate launch` was given."""
         return self.options.get("config_file") if self.launcher is Launcher.ACCELERATE else None
 
     def _accelerate_world(self, gpus: int, config: Mapping[str, object]) -> World:

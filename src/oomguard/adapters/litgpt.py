@@ -252,7 +252,7 @@ def _world(settings: Settings, gpus: int) -> World:
 
 
 def _accumulation(settings: Settings, world: World) -> int:
-    """Give the micro-batches of one step on one rank; LitGPT drops what does not divide."""
+    """Return the micro-batches of one step on one rank; LitGPT drops what does not divide."""
     accumulation = _GLOBAL.of(settings) // world.size // _MICRO.of(settings)
     if accumulation < 1:
         raise ConfigError(
@@ -282,7 +282,7 @@ class LitGPT:
     def command_for(
         self, source: Source, document: Mapping[str, object], command: tuple[str, ...]
     ) -> tuple[str, ...]:
-        """Give `litgpt COMMAND --config FILE`; LoRA's keys tell finetune_lora."""
+        """Return `litgpt COMMAND --config FILE`; LoRA's keys select finetune_lora."""
         if not command and _LORA_KEYS.isdisjoint(document):
             raise ConfigError(
                 "the file does not say which LitGPT command it is for: finetune_lora, "
@@ -293,13 +293,13 @@ class LitGPT:
         return with_config(command or ("litgpt", "finetune_lora"), "--config", source.path)
 
     def config_path(self, argv: tuple[str, ...]) -> str | None:
-        """Name the file after the last `--config`."""
+        """Return the file after the last `--config`."""
         invocation = _split(argv)
         path = invocation.early.get("config") if invocation else None
         return str(path) if path else None
 
     def referenced_files(self, request: JobRequest) -> tuple[str, ...]:
-        """Name the model's config, which knows the longest sequence."""
+        """Return the model's config, which knows the longest sequence."""
         path = _model_config(_settings(request.argv, request.source), request.cwd)
         return (path,) if path else ()
 
@@ -332,20 +332,20 @@ class LitGPT:
         )
 
     def normalize(self, job: Job, plan: Plan) -> Plan:
-        """Give a newly quantized base weights in bf16: LitGPT refuses mixed precision with it."""
+        """Set bf16 weights for a newly quantized base: LitGPT refuses mixed precision with it."""
         gained = _quantized(plan) and plan.quantization is not job.asked.quantization
         if gained and plan.precision in _MIXED:
             return replace(plan, precision=Precision.BF16_TRUE)
         return plan
 
     def checkpoint_layout(self, job: Job) -> Layout | None:
-        """Name the checkpoints of finetune_full; the others hold weights alone."""
+        """Return the checkpoints of finetune_full; the others hold weights alone."""
         if _invocation(job.argv).command != "finetune_full" or job.output_dir is None:
             return None
         return Layout(folder=job.output_dir, name=r"step-(?P<step>\d+)", needs=("lit_model.pth",))
 
     def resume_mode(self, job: Job, before: Plan, after: Plan) -> tuple[Mode, str]:
-        """Say what survives: LitGPT counts micro-batches, another size would repeat samples."""
+        """Return what survives: LitGPT counts micro-batches, another size would repeat samples."""
         if _invocation(job.argv).command != "finetune_full":
             return Mode.RESTART, "LitGPT saves only weights here and has no way to go on"
         if before.micro_batch != after.micro_batch:
@@ -357,7 +357,7 @@ class LitGPT:
     def write(
         self, job: Job, plan: Plan, folder: str, begins: Continuation | None = None
     ) -> Command:
-        """Give the user's command with a copy of the config, edited where the plan differs."""
+        """Return the user's command with a copy of the config, edited where the plan differs."""
         invocation = _invocation(job.argv)
         settings = _settings(job.argv, job.config)
         settings = _KNOBS[invocation.command].apply(settings, job, plan)
@@ -377,7 +377,7 @@ class LitGPT:
         )
 
     def as_trial(self, job: Job, folder: str) -> Job:
-        """Give the job as one to try; a limit on its steps would not go with its warm-up."""
+        """Return the job as one to try; a limit on its steps would not go with its warm-up."""
         settings = _settings(job.argv, job.config).set(_OUT.name, folder).set("logger_name", "csv")
         edits: dict[str, object] = {"eval.initial_validation": False, "resume": False}
         settings = trial.stated(settings, edits)

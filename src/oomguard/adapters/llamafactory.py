@@ -164,7 +164,7 @@ def _allocator(env: Mapping[str, str], *, torchrun: bool) -> Allocator:
 
 
 def _trained_embeddings(settings: Settings, job: Job) -> tuple[str, ...]:
-    """Name the matrices over the vocabulary that are trained in full beside the adapter."""
+    """Return the matrices over the vocabulary that are trained in full beside the adapter."""
     lora = recipe_of(settings, job).lora
     return lora.trained_embeddings if lora else ()
 
@@ -216,16 +216,16 @@ class LlamaFactory:
         document: Mapping[str, object],  # noqa: ARG002  part of the protocol
         command: tuple[str, ...],
     ) -> tuple[str, ...]:
-        """Give `llamafactory-cli train FILE`."""
+        """Return `llamafactory-cli train FILE`."""
         return with_config(command or ("llamafactory-cli", "train"), source.path)
 
     def config_path(self, argv: tuple[str, ...]) -> str | None:
-        """Name the first word after `train`, if it is a file."""
+        """Return the first word after `train`, if it is a file."""
         invocation = _split(argv)
         return invocation.config if invocation else None
 
     def referenced_files(self, request: JobRequest) -> tuple[str, ...]:
-        """Name the DeepSpeed file, and accelerate's."""
+        """Return the DeepSpeed file, and accelerate's."""
         launch = _invocation(request.argv).launch
         files = (
             hf.deepspeed_path(_settings(request.argv, request.source), request.cwd),
@@ -271,7 +271,7 @@ class LlamaFactory:
         return replace(job, asked=replace(plan, embedding_rows=rows), trained_embeddings=names)
 
     def normalize(self, job: Job, plan: Plan) -> Plan:
-        """Give a job that becomes LoRA what LLaMA-Factory sets for one."""
+        """Add what LLaMA-Factory sets for a job that becomes LoRA."""
         if plan.tuning is not Tuning.LORA or job.asked.tuning is Tuning.LORA:
             return plan
         settings = _settings(job.argv, job.config)
@@ -280,11 +280,11 @@ class LlamaFactory:
         return replace(plan, lora_rank=LORA_RANK.of(settings), embedding_rows=rows)
 
     def checkpoint_layout(self, job: Job) -> Layout | None:
-        """Name the Trainer's checkpoints."""
+        """Return the Trainer's checkpoints."""
         return resuming.layout(job, _settings(job.argv, job.config))
 
     def resume_mode(self, job: Job, before: Plan, after: Plan) -> tuple[Mode, str]:
-        """Say what survives; a packed data set depends on the sequence length."""
+        """Return what survives; a packed data set depends on the sequence length."""
         settings = _settings(job.argv, job.config)
         packs = bool(settings.get("packing")) or settings.get("stage") == "pt"
         return resuming.resume_mode(settings, before, after, packs=packs)
@@ -292,7 +292,7 @@ class LlamaFactory:
     def write(
         self, job: Job, plan: Plan, folder: str, begins: Continuation | None = None
     ) -> Command:
-        """Give the user's command with a copy of the config, edited where the plan differs."""
+        """Return the user's command with a copy of the config, edited where the plan differs."""
         invocation = _invocation(job.argv)
         settings = KNOBS.apply(_settings(job.argv, job.config), job, plan)
         settings = resuming.restarted(resuming.resumed(settings, begins), begins)
@@ -309,7 +309,7 @@ class LlamaFactory:
         )
 
     def as_trial(self, job: Job, folder: str) -> Job:
-        """Give the job as one to try."""
+        """Return the job as one to try."""
         invocation = _invocation(job.argv)
         settings = trial.trainer(_settings(job.argv, job.config), folder)
         argv = invocation.argv(invocation.config, settings.late.words)

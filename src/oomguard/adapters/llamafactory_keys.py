@@ -73,7 +73,7 @@ _EIGHT, _FOUR = 8, 4
 
 
 def is_multimodal(settings: Settings) -> bool:
-    """Whether the model takes images, sound or video, as far as the settings tell."""
+    """Return whether the model takes images, sound or video, as far as the settings tell."""
     template = settings.get("template")
     return (
         (isinstance(template, str) and bool(_MULTIMODAL_TEMPLATE.fullmatch(template)))
@@ -83,7 +83,7 @@ def is_multimodal(settings: Settings) -> bool:
 
 
 def _sees(settings: Settings) -> bool:
-    """Whether the model takes images or video."""
+    """Return whether the model takes images or video."""
     named = (str(settings.get("template") or ""), _MODEL.of(settings) or "")
     return is_multimodal(settings) and not any(_AUDIO.search(name) for name in named)
 

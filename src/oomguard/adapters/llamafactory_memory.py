@@ -67,7 +67,7 @@ def _lora(settings: Settings, *, resizes: bool) -> Lora:
 
 
 def packs(settings: Settings) -> bool:
-    """Whether samples are put together up to the length."""
+    """Return whether samples are put together up to the length."""
     stated = settings.get("packing")
     if stated is None:
         return _STAGE.of(settings) == "pt" or fields.flag("neat_packing").of(settings)

@@ -237,7 +237,7 @@ class MsSwift(HFProgram):
     rank = _RANK
 
     def config_path(self, argv: tuple[str, ...]) -> str | None:
-        """Name the first word after `sft`, if it is a file."""
+        """Return the first word after `sft`, if it is a file."""
         launch = _launch(argv)
         return FileFirst(launch=launch, words=launch.words, source=None).config if launch else None
 
@@ -249,7 +249,7 @@ class MsSwift(HFProgram):
         return FileFirst(launch=launch, words=launch.words, source=source)
 
     def referenced_files(self, request: JobRequest) -> tuple[str, ...]:
-        """Name the DeepSpeed file, unless it is one of ms-swift's own."""
+        """Return the DeepSpeed file, unless it is one of ms-swift's own."""
         settings = self.split(request.argv, request.source).settings
         return () if settings.get("deepspeed") in _ZERO_NAMES else super().referenced_files(request)
 
@@ -264,7 +264,7 @@ class MsSwift(HFProgram):
         return replace(job, asked=asked, multimodal=_is_multimodal(settings))
 
     def world(self, invocation: Invocation, request: JobRequest, device: Device) -> World:
-        """Say how many ranks torchrun starts; without its variables there is one."""
+        """Return how many ranks torchrun starts; without its variables there is one."""
         if _is_cli(invocation.launch):
             return self._world(request)
         return super().world(invocation, request, device)
@@ -301,7 +301,7 @@ class MsSwift(HFProgram):
     def write(
         self, job: Job, plan: Plan, folder: str, begins: Continuation | None = None
     ) -> Command:
-        """Give the user's command; DeepSpeed brings torchrun with it."""
+        """Return the user's command; DeepSpeed brings torchrun with it."""
         command = super().write(job, plan, folder, begins)
         gained = plan.sharding in ZERO and job.asked.sharding not in ZERO
         if not gained or any(name in job.env for name in ("NPROC_PER_NODE", "NNODES")):
@@ -309,13 +309,13 @@ class MsSwift(HFProgram):
         return replace(command, env={**command.env, "NPROC_PER_NODE": str(job.world.size)})
 
     def checkpoint_layout(self, job: Job) -> Layout | None:
-        """Name the Trainer's checkpoints, where each run does not get a folder of its own."""
+        """Return the Trainer's checkpoints, where each run does not get a folder of its own."""
         versioned = flag("add_version", default=True)
         settings = self.split(job.argv, job.config).settings
         return None if versioned.of(settings) else super().checkpoint_layout(job)
 
     def resume_mode(self, job: Job, before: Plan, after: Plan) -> tuple[Mode, str]:
-        """Say what survives."""
+        """Return what survives."""
         if self.checkpoint_layout(job) is None:
             return Mode.RESTART, "ms-swift gives each run a folder of its own (add_version)"
         return super().resume_mode(job, before, after)

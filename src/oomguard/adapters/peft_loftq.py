@@ -88,7 +88,7 @@ class PeftLoftq(HFTrainer):
         return launch is not None and is_loftq(launch)
 
     def normalize(self, job: Job, plan: Plan) -> Plan:
-        """Give the staged way the 4-bit base that it begins with."""
+        """Set the 4-bit base that the staged way starts with."""
         if plan.loftq is job.asked.loftq:
             return plan
         staged = plan.loftq is Loftq.STAGED

@@ -136,7 +136,7 @@ class Qwen(HFTrainer):
         return None
 
     def referenced_files(self, request: JobRequest) -> tuple[str, ...]:
-        """Name the shell script, or the DeepSpeed file and accelerate's."""
+        """Return the shell script, or the DeepSpeed file and accelerate's."""
         if not qwen_scripts.is_script(request.argv):
             return super().referenced_files(request)
         script = qwen_scripts.path(request)
@@ -156,9 +156,9 @@ class Qwen(HFTrainer):
         return qwen_recipe(self.split(job.argv, job.config).settings, job)
 
     def checkpoint_layout(self, job: Job) -> Layout | None:
-        """Name the Trainer's checkpoints, which the reporter hands to finetune.py."""
+        """Return the Trainer's checkpoints, which the reporter hands to finetune.py."""
         return super().checkpoint_layout(job) if job.inside else None
 
     def resume_mode(self, job: Job, before: Plan, after: Plan) -> tuple[Mode, str]:
-        """Say what survives a change: nothing where nobody hands the checkpoint over."""
+        """Return what survives a change: nothing where nobody hands the checkpoint over."""
         return super().resume_mode(job, before, after) if job.inside else (Mode.RESTART, _IGNORED)

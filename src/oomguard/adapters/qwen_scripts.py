@@ -49,17 +49,17 @@ _ZERO2, _ZERO3 = "finetune/ds_config_zero2.json", "finetune/ds_config_zero3.json
 
 
 def is_script(argv: tuple[str, ...]) -> bool:
-    """Whether a command line starts one of the scripts."""
+    """Return whether a command line starts one of the scripts."""
     return _script(argv) is not None
 
 
 def path(request: JobRequest) -> str:
-    """Name the script (absolute)."""
+    """Return the script (absolute)."""
     return posixpath.join(request.cwd, _script(request.argv) or "")
 
 
 def unwrapped(request: JobRequest) -> JobRequest:
-    """Give the request for the line that the script would start.
+    """Return the request for the line that the script would start.
 
     Raises:
         ConfigError: for an option that the script does not have, or a script without the line.

@@ -32,7 +32,7 @@ _CHOOSE = "Choose one with --framework: "
 
 
 def adapter_named(name: str) -> Adapter:
-    """Give the adapter that `--framework NAME` asks for.
+    """Return the adapter that `--framework NAME` asks for.
 
     Raises:
         FrameworkError: if no adapter has that name.
@@ -51,7 +51,7 @@ def adapter_named(name: str) -> Adapter:
 def detect(
     document: Mapping[str, object], command: tuple[str, ...] = (), *, file: str | None = None
 ) -> Adapter:
-    """Give the one adapter that a config belongs to; its own command decides, where it has one.
+    """Return the one adapter that a config belongs to; its own command decides, where it has one.
 
     Raises:
         FrameworkError: if none or several can be meant.
@@ -64,7 +64,7 @@ def detect(
 
 
 def detect_command(argv: tuple[str, ...]) -> Adapter:
-    """Give the one adapter whose framework a command line starts.
+    """Return the one adapter whose framework a command line starts.
 
     Raises:
         FrameworkError: if none or several can be meant.
@@ -74,7 +74,7 @@ def detect_command(argv: tuple[str, ...]) -> Adapter:
 
 
 def _as_flags(document: Mapping[str, object]) -> tuple[str, ...]:
-    """Give what a script would see of a flat config: some are told by their flags alone."""
+    """Return what a script would see of a flat config: some are told by their flags alone."""
     plain = {key: value for key, value in document.items() if not isinstance(value, dict | list)}
     return tuple(word for key, value in plain.items() for word in (f"--{key}", str(value)))
 

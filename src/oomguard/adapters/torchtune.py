@@ -231,7 +231,7 @@ class Torchtune:
     def command_for(
         self, source: Source, document: Mapping[str, object], command: tuple[str, ...]
     ) -> tuple[str, ...]:
-        """Give `tune run RECIPE --config FILE`; one device unless the command says more."""
+        """Return `tune run RECIPE --config FILE`; one device unless the command says more."""
         model = document.get("model")
         builder = str(model.get("_component_", "")) if isinstance(model, dict) else ""
         kind = "lora" if "lora_" in builder.rsplit(".", 1)[-1] else "full"
@@ -239,7 +239,7 @@ class Torchtune:
         return (*(command or ("tune", "run", recipe)), "--config", source.path)
 
     def config_path(self, argv: tuple[str, ...]) -> str | None:
-        """Name the file after `--config`; a name of torchtune's own is none."""
+        """Return the file after `--config`; a name of torchtune's own is none."""
         found = _split(argv)
         path = found.config if found else None
         return path if path and path.endswith((".yaml", ".yml")) else None
@@ -274,7 +274,7 @@ class Torchtune:
         )
 
     def normalize(self, job: Job, plan: Plan) -> Plan:
-        """Give offloaded activations the checkpointing that torchtune wants with them."""
+        """Add the checkpointing that torchtune requires with offloaded activations."""
         gained = Offload.ACTIVATIONS in (plan.offload or frozenset()) - (
             job.asked.offload or frozenset()
         )
@@ -300,7 +300,7 @@ class Torchtune:
         folder: str,
         begins: Continuation | None = None,  # noqa: ARG002  part of the protocol
     ) -> Command:
-        """Give the user's command with a copy of the config, edited where the plan differs."""
+        """Return the user's command with a copy of the config, edited where the plan differs."""
         invocation = _invocation(job.argv, job.config)
         settings = KNOBS.apply(invocation.settings(job.config), job, plan)
         copy = common.config_copy(settings, folder)
@@ -314,7 +314,7 @@ class Torchtune:
         )
 
     def as_trial(self, job: Job, folder: str) -> Job:
-        """Give the job as one to try; checkpoints are written at the end of an epoch alone."""
+        """Return the job as one to try; checkpoints are written at the end of an epoch alone."""
         invocation = _invocation(job.argv, job.config)
         settings = invocation.settings(job.config).set(_FOLDERS[0], folder)
         settings = trial.stated(settings, dict.fromkeys(_FOLDERS, folder))

@@ -76,14 +76,14 @@ def recipe_of(settings: Settings, job: Job) -> MemorySettings:
 
 
 def _component(settings: Settings) -> Mapping[str, object]:
-    """Give the builder and its arguments, those of the command line among them."""
+    """Return the builder and its arguments, those of the command line among them."""
     stated = settings.get("model")
     names = tuple(stated) if isinstance(stated, dict) else ()
     return MappingProxyType({name: settings.get(f"model.{name}") for name in names})
 
 
 def _model(builder: str, settings: Settings) -> str | None:
-    """Name the model: by its builder, else by the folder that its weights lie in."""
+    """Return the model: by its builder, else by the folder that its weights lie in."""
     bare = builder.rsplit(".", 1)[-1].removesuffix("_base").removesuffix("_instruct")
     bare = bare.removeprefix("qlora_").removeprefix("lora_")
     folder = settings.get("checkpointer.checkpoint_dir")
@@ -93,7 +93,7 @@ def _model(builder: str, settings: Settings) -> str | None:
 
 
 def _lora(settings: Settings) -> Lora:
-    """Name the adapted matrices in transformers' words."""
+    """Return the adapted matrices in transformers' words."""
     named = settings.get("model.lora_attn_modules")
     attention = [str(name) for name in named] if isinstance(named, list) else []
     targets = ["o_proj" if name == "output_proj" else name for name in attention]

@@ -41,7 +41,7 @@ def stated(settings: Settings, edits: Mapping[str, object]) -> Settings:
 
 
 def with_settings(job: Job, settings: Settings, argv: tuple[str, ...], folder: str) -> Job:
-    """Give the job with edited settings, as if its user had written them."""
+    """Return the job with edited settings, as if its user had written them."""
     config = job.config
     if config is not None and settings.file is not None:
         config = replace(config, text=settings.file.text)

@@ -198,7 +198,7 @@ def _handed_on(settings: Settings) -> Mapping[str, str]:
 
 
 def _coming_with_trl(name: str) -> str | None:
-    """Give accelerate's config that TRL ships under a name, in what decides over memory."""
+    """Return accelerate's config that TRL ships under a name, in what decides over memory."""
     kinds: dict[str, dict[str, object]] = {
         "single_gpu": {"distributed_type": "NO"},
         "multi_gpu": {"distributed_type": "MULTI_GPU"},
@@ -219,7 +219,7 @@ def _coming_with_trl(name: str) -> str | None:
 
 
 def _accelerate(settings: Settings, cwd: str, files: Mapping[str, str]) -> Document | None:
-    """Give accelerate's config: a file of the user's, or one that comes with TRL."""
+    """Return accelerate's config: a file of the user's, or one that comes with TRL."""
     name = _ACCELERATE.of(settings)
     if name is None:
         return None
@@ -248,20 +248,20 @@ class Trl(HFProgram):
     rank = _RANK
 
     def config_path(self, argv: tuple[str, ...]) -> str | None:
-        """Name the file after `--config`."""
+        """Return the file after `--config`."""
         launch = _launch(argv)
         path = Flags(words=launch.words).get("config") if launch else None
         return str(path) if path else None
 
     def referenced_files(self, request: JobRequest) -> tuple[str, ...]:
-        """Name the DeepSpeed file, and accelerate's."""
+        """Return the DeepSpeed file, and accelerate's."""
         settings = self.split(request.argv, request.source).settings
         name = _ACCELERATE.of(settings)
         own = (posixpath.join(request.cwd, name),) if name else ()
         return (*super().referenced_files(request), *own)
 
     def accelerate_config(self, invocation: Invocation, request: JobRequest) -> str:
-        """Give the text of accelerate's config: a file of the user's, or one that TRL ships."""
+        """Return the text of accelerate's config: a file of the user's, or one that TRL ships."""
         own = _accelerate(invocation.settings, request.cwd, request.files)
         return own.text if own else super().accelerate_config(invocation, request)
 
@@ -295,7 +295,7 @@ class Trl(HFProgram):
         return (None, None) if missing else super().sharding(invocation, request)
 
     def world(self, invocation: Invocation, request: JobRequest, device: Device) -> World:
-        """Say how many ranks accelerate starts."""
+        """Return how many ranks accelerate starts."""
         own = _accelerate(invocation.settings, request.cwd, request.files)
         if own is None:
             return super().world(invocation, request, device)

@@ -102,7 +102,7 @@ def _job(
 
 
 def ladder_of(adapter: Adapter, strategies: tuple[Strategy, ...], allow: Fidelity) -> Ladder:
-    """Give the ladder of a run from its strategies and its framework."""
+    """Return the ladder of a run from its strategies and its framework."""
     framework = Framework(
         normalize=adapter.normalize,
         refusal=adapter.refusal,
@@ -113,7 +113,7 @@ def ladder_of(adapter: Adapter, strategies: tuple[Strategy, ...], allow: Fidelit
 
 
 def caps_of(limits: Limits) -> Caps:
-    """Give the caps of each attempt."""
+    """Return the caps of each attempt."""
     return Caps(
         host_memory_bytes=limits.host_memory_bytes,
         host_memory_by=CapBy(limits.host_memory_by or CapBy.RLIMIT),

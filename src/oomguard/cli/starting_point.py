@@ -40,7 +40,7 @@ class StartingPoint:
 
     @property
     def predicted(self) -> tuple[Predicted, ...]:
-        """Give the peak that was predicted for each plan."""
+        """Return the peak that was predicted for each plan."""
         return tuple(
             Predicted(
                 plan=plan,

@@ -63,11 +63,11 @@ class Document:
         return cls(path=source.path, text=source.text, values=values, root=root)
 
     def has(self, key: str) -> bool:
-        """Whether the file states this key; dots go into mappings."""
+        """Return whether the file states this key; dots go into mappings."""
         return self._lookup(key) is not None
 
     def get(self, key: str) -> object:
-        """Give the value of a key, None where the file does not state it."""
+        """Return the value of a key, None where the file does not state it."""
         found = self._lookup(key)
         return found[0] if found else None
 
@@ -97,7 +97,7 @@ class Document:
         return edited
 
     def without(self, key: str) -> str:
-        """Give the text without one key of its top; the numbers of all other lines stay."""
+        """Return the text without one key of its top; the numbers of all other lines stay."""
         pair = _pair(self.root, key)
         if pair is None:
             return self.text

@@ -41,11 +41,11 @@ class Flags:
     style: Style = Style.ARGPARSE
 
     def has(self, key: str) -> bool:
-        """Whether some word sets this key."""
+        """Return whether some word sets this key."""
         return any(True for _ in self._uses(key))
 
     def get(self, key: str) -> object:
-        """Give the value of a key: text for argparse, else what YAML reads; None if not set."""
+        """Return the value of a key: text for argparse, else what YAML reads; None if not set."""
         use = self._last(key)
         if use is None:
             return None
@@ -114,7 +114,7 @@ class Flags:
 
 
 def is_flag(word: str) -> bool:
-    """Whether argparse would take a word for an option rather than for a value."""
+    """Return whether argparse would take a word for an option rather than for a value."""
     return word.startswith("-") and word != "-" and not _NUMBER.fullmatch(word)
 
 

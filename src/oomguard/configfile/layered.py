@@ -22,16 +22,16 @@ class Settings:
     early: Flags = field(default_factory=Flags)
 
     def has(self, key: str) -> bool:
-        """Whether some layer states the key."""
+        """Return whether some layer states the key."""
         return self._winner(key) is not None
 
     def get(self, key: str) -> object:
-        """Give the value that the framework will see; None where it is null or not stated."""
+        """Return the value that the framework will see; None where it is null or not stated."""
         layer = self._winner(key)
         return None if layer is None else layer.get(key)
 
     def origin(self, key: str) -> Where:
-        """Say where the winning value stands."""
+        """Return where the winning value stands."""
         layer = self._winner(key) or self.file or self.late
         return layer.where(key)
 

@@ -67,7 +67,7 @@ class _Counter:
 
 
 def with_lengths(job: Job, recipe: MemorySettings) -> Job:
-    """Give the job with the lengths of its samples, where its files can be read."""
+    """Return the job with the lengths of its samples, where its files can be read."""
     samples = [sample for path in recipe.data for sample in _samples(Path(path), Path(job.cwd))]
     samples = samples[:MOST_SAMPLES]
     if not samples:
@@ -93,7 +93,7 @@ def with_lengths(job: Job, recipe: MemorySettings) -> Job:
 
 
 def _largest(samples: Iterable[_Sample], limit: int | None) -> tuple[Size, ...]:
-    """Give the sizes of the images of the sample that has the most pixels, each up to a limit."""
+    """Return the sizes of the images of the sample that has the most pixels, each up to a limit."""
     pictured = [sample for sample in samples if sample.images][:MOST_PICTURED]
     sizes = [tuple(size_of(_found(name, one.folders)) for name in one.images) for one in pictured]
     known = [tuple(size for size in one if size) for one in sizes if None not in one]
@@ -104,7 +104,7 @@ def _largest(samples: Iterable[_Sample], limit: int | None) -> tuple[Size, ...]:
 def _need(
     sample: _Sample, media: int | None, prompt: int, answer: int, counter: _Counter
 ) -> int | None:
-    """Give the shortest cut that leaves the media whole; None where that is not known.
+    """Return the shortest cut that leaves the media whole; None where that is not known.
 
     Frameworks cut prompt and answer in proportion when both are long, and each at its end
     (LLaMA-Factory's `infer_seqlen`).
@@ -121,7 +121,7 @@ def _need(
 
 
 def _media_tokens(sample: _Sample, per_image: int | None) -> int | None:
-    """Give the most tokens that a sample's media can become; None where that is not known."""
+    """Return the most tokens that a sample's media can become; None where that is not known."""
     images, sounds = sample.media.get("image", 0), sample.media.get("audio", 0)
     if "video" in sample.media or (images and per_image is None):
         return None
@@ -137,7 +137,7 @@ def _image_tokens(job: Job, recipe: MemorySettings) -> int | None:
 
 
 def _tower(job: Job, recipe: MemorySettings) -> tuple[int, int] | None:
-    """Give patch size and merge: of the model's own folder, else of its name."""
+    """Return patch size and merge: of the model's own folder, else of its name."""
     if recipe.model is None:
         return None
     files = [
@@ -225,7 +225,7 @@ def _sample(record: Mapping[str, Any], folders: tuple[Path, ...]) -> _Sample:
 
 
 def _found(name: str, folders: tuple[Path, ...]) -> Path:
-    """Say where an image lies; in the first folder where it lies in none."""
+    """Return where an image lies; in the first folder where it lies in none."""
     places = [folder / name for folder in folders]
     return next((place for place in places if place.is_file()), places[0])
 

@@ -127,7 +127,7 @@ class TrainingStep:
 
     @property
     def _tower_kept(self) -> bool:
-        """Whether all layers of a tower keep what they need to go backward.
+        """Return whether all layers of a tower keep what they need to go backward.
 
         LLaMA-Factory checkpoints no layer without a trained parameter, and PEFT asks for a
         gradient of the tower's input where layers are checkpointed and nothing is quantized.
@@ -162,7 +162,7 @@ class TrainingStep:
 
     @property
     def _casts_inputs(self) -> bool:
-        """Whether LoRA turns its inputs into fp32 (PEFT, without autocast)."""
+        """Return whether LoRA turns its inputs into fp32 (PEFT, without autocast)."""
         wider = self.formats.trained_bytes > self.formats.computed_bytes
         return self.recipe.lora is not None and wider and not self.formats.autocast
 
@@ -220,7 +220,7 @@ class TrainingStep:
 
     @property
     def _in_chunks(self) -> bool:
-        """Whether logits are computed chunk by chunk and all kept, as torchtune does."""
+        """Return whether logits are computed chunk by chunk and all kept, as torchtune does."""
         fused = self.plan.loss_kernel is LossKernel.FUSED
         return fused and self.recipe.family is Family.TORCHTUNE
 

@@ -70,7 +70,7 @@ class EstimateInput:
 
 
 def analytic(problem: EstimateInput) -> dict[Term, int]:
-    """Give the terms of the peak: those of the moment at which they are the most."""
+    """Return the terms of the peak: those of the moment at which they are the most."""
     terms = max(_moments(problem), key=lambda moment: sum(moment.values()))
     return {
         **terms,
@@ -86,7 +86,7 @@ def _slack(problem: EstimateInput, allocated_bytes: int) -> int:
 
 
 def static(problem: EstimateInput) -> dict[Term, int]:
-    """Give what stands in memory through the whole step: weights, optimizer state, buffers."""
+    """Return what stands in memory through the whole step: weights, optimizer state, buffers."""
     numbers, stored = problem.counts, problem.formats
     share = sharding.rank_fractions(problem.plan, problem.ranks)
     kept = share.weights
@@ -109,7 +109,7 @@ def static(problem: EstimateInput) -> dict[Term, int]:
 
 
 def _adapter_bytes(problem: EstimateInput) -> int:
-    """Give the size of an adapter's numbers.
+    """Return the size of an adapter's numbers.
 
     Under ZeRO-3 DeepSpeed converts the base as it is loaded, and what PEFT adds stays in fp32.
     """
@@ -117,7 +117,7 @@ def _adapter_bytes(problem: EstimateInput) -> int:
 
 
 def base_weights(problem: EstimateInput) -> int:
-    """Give the bytes of the decoder as stored; what full tuning trains is stored as trained."""
+    """Return the bytes of the decoder as stored; what full tuning trains is stored as trained."""
     numbers, stored, plan = problem.counts, problem.formats, problem.plan
     rest = numbers.rest + numbers.embeddings_base
     packed = PACKED_BYTES.get(plan.quantization or Quantization.NONE)
@@ -137,7 +137,7 @@ def _packed_head(problem: EstimateInput) -> int:
 
 
 def state_bytes(problem: EstimateInput) -> float:
-    """Give the optimizer's bytes per trained number on the GPU."""
+    """Return the optimizer's bytes per trained number on the GPU."""
     name = (problem.plan.optimizer or problem.recipe.optimizer).lower()
     if "paged" in name or (
         problem.recipe.framework == "litgpt" and problem.plan.quantization in FOUR_BIT
@@ -190,7 +190,7 @@ def _moments(problem: EstimateInput) -> Iterator[dict[Term, int]]:
 
 
 def end_of_step_terms(problem: EstimateInput) -> Iterator[dict[Term, int]]:
-    """Give what stands beside the static terms when all gradients are there.
+    """Yield what stands beside the static terms when all gradients are there.
 
     First at the end of the backward pass, then while the optimizer updates.
     """
@@ -211,7 +211,7 @@ def end_of_step_terms(problem: EstimateInput) -> Iterator[dict[Term, int]]:
 
 
 def gathered(problem: EstimateInput, *, at_end: bool = False) -> dict[Term, int]:
-    """Give the bytes of parameters that are gathered from other ranks for the work on them.
+    """Return the bytes of parameters that are gathered from other ranks for the work on them.
 
     `at_end` of the backward pass only what lies outside of the layers is.
     """
@@ -229,7 +229,7 @@ def gathered(problem: EstimateInput, *, at_end: bool = False) -> dict[Term, int]
 
 
 def _kept(problem: EstimateInput) -> int:
-    """Give the bytes that the forward pass leaves on the GPU for the backward pass."""
+    """Return the bytes that the forward pass leaves on the GPU for the backward pass."""
     step, layers = problem.step, problem.model.layers
     saved = step.checkpoints if problem.plan.checkpointing else layers * step.layer
     if Offload.ACTIVATIONS in (problem.plan.offload or ()):
@@ -238,7 +238,7 @@ def _kept(problem: EstimateInput) -> int:
 
 
 def _merged_embeddings(problem: EstimateInput) -> int:
-    """Give the bytes of the matrices into which PEFT puts new rows, and of one's gradient.
+    """Return the bytes of the matrices into which PEFT puts new rows, and of one's gradient.
 
     Source: peft 0.18, tuners/trainable_tokens/layer.py (index_copy into the whole matrix).
     """
@@ -250,7 +250,7 @@ def _merged_embeddings(problem: EstimateInput) -> int:
 
 
 def dequantized(problem: EstimateInput) -> int:
-    """Give the bytes of the largest matrix while it is unpacked."""
+    """Return the bytes of the largest matrix while it is unpacked."""
     plan = problem.plan
     if plan.quantization in (None, Quantization.NONE):
         return 0
@@ -262,7 +262,7 @@ def dequantized(problem: EstimateInput) -> int:
 
 
 def _unpacked_bytes(problem: EstimateInput) -> float:
-    """Give the bytes per number while torchao unpacks: int64 indices, levels and products too.
+    """Return the bytes per number while torchao unpacks: int64 indices, levels and products too.
 
     Source: torchao 0.15, dtypes/nf4tensor.py (get_original_weight); compiled, it is one kernel.
     """
@@ -271,7 +271,7 @@ def _unpacked_bytes(problem: EstimateInput) -> float:
 
 
 def gradients(problem: EstimateInput, share: float) -> dict[Term, int]:
-    """Give the bytes of a share of all gradients."""
+    """Return the bytes of a share of all gradients."""
     numbers, stored = problem.counts, problem.formats
     each = stored.trained_bytes * share
     if problem.recipe.step_in_backward:
@@ -284,7 +284,7 @@ def gradients(problem: EstimateInput, share: float) -> dict[Term, int]:
 
 
 def _autocast_copies(problem: EstimateInput) -> int:
-    """Give the bytes of the half-precision copies that autocast keeps of fp32 weights."""
+    """Return the bytes of the half-precision copies that autocast keeps of fp32 weights."""
     stored, numbers = problem.step.formats, problem.counts
     if not stored.autocast:
         return 0
@@ -296,7 +296,7 @@ def _autocast_copies(problem: EstimateInput) -> int:
 
 
 def _step_temporaries(problem: EstimateInput) -> int:
-    """Give what the optimizer's step takes beside its state.
+    """Return what the optimizer's step takes beside its state.
 
     DeepSpeed flattens the rank's gradients, and casts them to fp32; then the update goes on with
     the cast ones alone.

@@ -29,7 +29,7 @@ class Card:
 
     @property
     def bfloat16(self) -> bool:
-        """Whether it computes in bf16: NVIDIA's from Ampere on."""
+        """Return whether it computes in bf16: NVIDIA's from Ampere on."""
         return not self.name.startswith(("T4", "V100"))
 
 

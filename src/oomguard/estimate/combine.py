@@ -69,12 +69,12 @@ class Traced:
 
 
 def is_sharded(plan: Plan) -> bool:
-    """Whether ranks share out more than the batch."""
+    """Return whether ranks share out more than the batch."""
     return plan.sharding not in (None, Sharding.NONE)
 
 
 def traced_terms(traced: Traced, problem: EstimateInput) -> dict[Term, int]:
-    """Give the terms of a traced step, with what stands outside of it on every rank."""
+    """Return the terms of a traced step, with what stands outside of it on every rank."""
     terms = _named(traced)
     terms[Term.ALLOCATOR_SLACK] = _slack(traced, problem.plan)
     if is_sharded(problem.plan):
@@ -93,7 +93,7 @@ def traced_terms(traced: Traced, problem: EstimateInput) -> dict[Term, int]:
 
 
 def replay_capacity(capacity_bytes: int) -> int:
-    """Give the bytes within which a replay has to do for its plan to be sure to fit."""
+    """Return the bytes a replay must stay within for its plan to be certain to fit."""
     outside = constants.CUDA_CONTEXT_BYTES + constants.CUDA_CONTEXT_SPREAD_BYTES
     return max(1, int((capacity_bytes - outside) / REPLAY_MARGIN))
 
@@ -132,7 +132,7 @@ def scaled(
 
 
 def disagreement(traced: Mapping[Term, int], problem: EstimateInput) -> float | None:
-    """Give traced over computed where they are further apart than they should be."""
+    """Return traced over computed where they are further apart than they should be."""
     ratio = allocated(traced) / allocated(analytic(problem))
     apart = ratio > DISAGREEMENT or ratio < 1 / DISAGREEMENT
     return ratio if apart else None
@@ -157,7 +157,7 @@ def _slack(traced: Traced, plan: Plan) -> int:
 
 
 def _quantization_constants(problem: EstimateInput, terms: Mapping[Term, int]) -> int:
-    """Give the bytes of quantization constants, which stay: they are counted as weights."""
+    """Return the bytes of quantization constants, which stay: they are counted as weights."""
     quantization = problem.plan.quantization
     if quantization not in FOUR_BIT or quantization is None:
         return 0

@@ -141,7 +141,7 @@ def _explained(measurements: Sequence[Measured], known: Mapping[Term, float]) ->
 
 
 def _within_bounds(moves: Iterable[float]) -> float:
-    """Say how much of the way to the minimum keeps all ratios within bounds.
+    """Return how much of the way to the minimum keeps all ratios within bounds.
 
     Each point on that way explains the peaks better than none of it does.
     """
@@ -152,7 +152,7 @@ def _within_bounds(moves: Iterable[float]) -> float:
 def _normal(
     rows: Sequence[Sequence[float]], misses: Sequence[float], count: int
 ) -> tuple[list[list[float]], list[float]]:
-    """Give the normal equations of the regression, with the identity as its ridge."""
+    """Return the normal equations of the regression, with the identity as its ridge."""
     matrix = [
         [sum(row[i] * row[j] for row in rows) + (i == j) for j in range(count)]
         for i in range(count)

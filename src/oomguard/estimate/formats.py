@@ -52,7 +52,7 @@ _IN_HALF = Formats(base_bytes=2, trained_bytes=2, computed_bytes=2, autocast=Fal
 
 
 def stored(plan: Plan, recipe: MemorySettings) -> Formats:
-    """Say how a rank keeps numbers under a plan; DeepSpeed keeps its own fp32 copy elsewhere."""
+    """Return how a rank keeps numbers under a plan; DeepSpeed keeps its own fp32 copy elsewhere."""
     precision = plan.precision or Precision.FP32
     base = recipe.base or _STORED[precision]
     computed = _COMPUTED[precision]

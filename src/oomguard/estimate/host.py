@@ -18,7 +18,7 @@ _BITSANDBYTES_BITS = 4
 
 
 def host_peak(problem: EstimateInput) -> dict[str, int]:
-    """Give the terms of the peak in bytes, summed over the ranks of one node."""
+    """Return the terms of the peak in bytes, summed over the ranks of one node."""
     ranks = problem.ranks_of_node
     terms = {
         "processes": ranks * constants.PROCESS_BYTES,
@@ -37,7 +37,7 @@ def host_peak(problem: EstimateInput) -> dict[str, int]:
 
 
 def _on_load(problem: EstimateInput) -> int:
-    """Give what one rank holds of the checkpoint beside what goes to the GPU."""
+    """Return what one rank holds of the checkpoint beside what goes to the GPU."""
     plan, stored = problem.plan, problem.formats
     whole = problem.model.parameters * stored.base_bytes
     # The files are mapped: what is read into the page cache can be given back at any time.
@@ -63,7 +63,7 @@ def _is_single(plan: Plan) -> bool:
 
 
 def _goes_to_gpu(plan: Plan) -> bool:
-    """Whether the framework places weights on the GPU as they are read (a device_map)."""
+    """Return whether the framework places weights on the GPU as they are read (a device_map)."""
     quantized = plan.quantization not in (None, Quantization.NONE)
     return quantized or (plan.low_cpu_mem_usage is True and plan.sharding is not Sharding.ZERO3)
 
@@ -84,7 +84,7 @@ def _largest(model: Architecture) -> int:
 
 
 def _levels(start: LoftqStart, numbers: int) -> int:
-    """Give the bytes of a matrix's distance to each level of the format, for every number."""
+    """Return the bytes of a matrix's distance to each level of the format, for every number."""
     if start.bits == _BITSANDBYTES_BITS:  # bitsandbytes quantizes in place
         return int(numbers * PACKED_BYTES[Quantization.NF4])
     return _LOFTQ_COPIES * numbers * (1 << start.bits) * _FP32

@@ -40,7 +40,7 @@ class Shares:
 
 
 def rank_fractions(plan: Plan, ranks: int) -> Shares:
-    """Say what one of `ranks` holds."""
+    """Return what one of `ranks` holds."""
     sharding, offload = plan.sharding or Sharding.NONE, plan.offload or frozenset()
     part, accumulates = 1.0 / ranks, plan.accumulation > 1
     weights = part if sharding in _SHARDED_WEIGHTS else 1.0
@@ -62,7 +62,7 @@ def rank_fractions(plan: Plan, ranks: int) -> Shares:
 
 
 def buckets(model: Architecture, plan: Plan, recipe: MemorySettings, size: int) -> int:
-    """Give the bytes of DeepSpeed's flat buffers; `size` is that of a gradient's number."""
+    """Return the bytes of DeepSpeed's flat buffers; `size` is that of a gradient's number."""
     sharding = plan.sharding or Sharding.NONE
     if sharding not in ZERO:
         return 0
@@ -76,7 +76,7 @@ def buckets(model: Architecture, plan: Plan, recipe: MemorySettings, size: int) 
 
 
 def gathered(model: Architecture, plan: Plan, *, layer_bytes: int, size: int) -> int:
-    """Give the bytes of whole parameters that are there while the loss goes backward.
+    """Return the bytes of whole parameters that are there while the loss goes backward.
 
     `layer_bytes` are those of one layer, `size` of one number outside of the layers. FSDP keeps
     what lies outside of the layers from the forward pass on, and has one layer at work and the
@@ -96,7 +96,7 @@ def gathered(model: Architecture, plan: Plan, *, layer_bytes: int, size: int) ->
 def gradients_before_reduction(
     model: Architecture, plan: Plan, ranks: int, *, trained: int, size: int, shard_size: int
 ) -> int:
-    """Give the bytes of gradients that are not shared out yet at the end of the backward pass.
+    """Return the bytes of gradients that are not shared out yet at the end of the backward pass.
 
     FSDP reduces those of embedding and head together, when all are there, and then has the rank's
     part (`shard_size` a number) beside the one of earlier micro batches; DeepSpeed each matrix.
@@ -116,7 +116,7 @@ def updated(plan: Plan, trained: int, ranks: int) -> int:
 
 
 def communication(plan: Plan, ranks: int, gradient_bytes: int) -> int:
-    """Give the bytes of NCCL's buffers and of DDP's copy of the gradients."""
+    """Return the bytes of NCCL's buffers and of DDP's copy of the gradients."""
     if ranks == 1:
         return 0
     plain = (plan.sharding or Sharding.NONE) is Sharding.NONE
@@ -124,7 +124,7 @@ def communication(plan: Plan, ranks: int, gradient_bytes: int) -> int:
 
 
 def offloaded(plan: Plan, ranks_of_node: int, ranks: int, *, weights: int, trained: int) -> int:
-    """Give the bytes that one node's host holds for what was offloaded.
+    """Return the bytes that one node's host holds for what was offloaded.
 
     `weights` and `trained` are counts of numbers.
     """

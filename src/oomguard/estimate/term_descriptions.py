@@ -12,7 +12,7 @@ from oomguard.units import show_bytes
 
 
 def arithmetic(problem: EstimateInput) -> dict[str, str]:
-    """Say how the analytic tier comes to each term; a traced estimate counts the same things."""
+    """Return how the analytic tier comes to each term; a traced estimate counts the same things."""
     numbers, stored, step = problem.counts, problem.formats, problem.step
     share = rank_fractions(problem.plan, problem.ranks)
     part = f" x {share.weights:g} on each GPU" if share.weights != 1 else ""

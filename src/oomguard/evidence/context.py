@@ -126,7 +126,7 @@ class Traceback:
 
     @property
     def pins_memory(self) -> bool:
-        """Whether its innermost frames move memory to the host or pin it there."""
+        """Return whether its innermost frames move memory to the host or pin it there."""
         return any(_PINNING.search(name) for _, name in self.frames[-2:]) or any(
             _PINNING.search(text) for text in self.source[-2:]
         )

@@ -76,7 +76,7 @@ class Stated:
 
     @property
     def absurd(self) -> bool:
-        """Whether the request is larger than any machine's memory."""
+        """Return whether the request is larger than any machine's memory."""
         return self.requested_bytes is not None and self.requested_bytes > ABSURD_BYTES
 
     @property

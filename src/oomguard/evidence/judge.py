@@ -52,7 +52,7 @@ def judge(
     stopped_by: StoppedBy | None = None,
     kernel_watched: bool = False,
 ) -> Verdict:
-    """Say what ended a job.
+    """Return what ended a job.
 
     Args:
         findings: of all witnesses, in the order in which they were seen.
@@ -74,7 +74,7 @@ def judge(
 
 
 def is_shortage(finding: Finding) -> bool:
-    """Whether a finding is enough to stop the job: memory ran out, and nobody caught it."""
+    """Return whether a finding is enough to stop the job: memory ran out, and nobody caught it."""
     return _group(_reread(finding), ()) == "shortages"
 
 
@@ -188,7 +188,7 @@ def _sort(findings: Sequence[Finding]) -> _Case:
 
 
 def _is_over(finding: Finding, done: int | None) -> bool:
-    """Whether an error was overcome, for the training was completed after it."""
+    """Return whether an error was overcome, for the training was completed after it."""
     return done is not None and finding.witness is Witness.LOG and (finding.line or 0) < done
 
 

@@ -63,7 +63,7 @@ class _Message:
     lines: int = 0
 
     def complete(self) -> Finding:
-        """Give the finding with the sizes that the lines until now state."""
+        """Return the finding with the sizes that the lines until now state."""
         if self.signature.figures is Figures.NONE:
             return self.finding
         return _with_figures(self.finding, read_figures(self.text))
@@ -121,7 +121,7 @@ class LogScanner:
         return self._take()
 
     def peek(self) -> list[Finding]:
-        """Give the memory error that waits for further lines, as far as it is known."""
+        """Return the memory error that waits for further lines, as far as it is known."""
         return [self._message.complete()] if self._message else []
 
     def close(self) -> list[Finding]:
@@ -307,7 +307,7 @@ class LogScanner:
 
 
 def classify(text: str) -> Finding | None:
-    """Say what one message shows, for example that of an exception; None where it shows nothing.
+    """Return what one message shows, for example that of an exception; None where it shows nothing.
 
     The first memory finding counts, else the first finding.
     """
@@ -318,7 +318,7 @@ def classify(text: str) -> Finding | None:
 
 
 def _plain(part: bytes) -> bytes:
-    """Give the text that needles are looked for in: lower case, without colours."""
+    """Return the text that needles are looked for in: lower case, without colours."""
     if b"\x1b" in part or b"\0" in part:
         part = strip_ansi(part.decode("utf-8", "replace")).encode()
     return part.lower()

@@ -20,14 +20,14 @@ _MEMORY = frozenset({Reading.SHORTAGE, Reading.MASKED, Reading.KILLED})
 
 
 def candidates(lowered: bytes) -> list[Signature]:
-    """Give the signatures that a lower-case piece of log may carry, in the table's order."""
+    """Return the signatures that a lower-case piece of log may carry, in the table's order."""
     return [signature for needle, signature in _NEEDLES if needle in lowered]
 
 
 def match_line(
     text: str, among: Sequence[Signature] = SIGNATURES, *, seen: int = 0
 ) -> tuple[Signature, re.Match[str]] | None:
-    """Give the first signature of the table that a line carries.
+    """Return the first signature of the table that a line carries.
 
     Matches that end within the first `seen` characters were met before and do not count.
     """
@@ -42,7 +42,7 @@ def match_line(
 
 
 def is_caught(text: str) -> bool:
-    """Whether the line itself says that the program caught the shortage."""
+    """Return whether the line itself says that the program caught the shortage."""
     lowered = text.lower()
     return any(
         s.reading is Reading.HANDLED and s.needle in lowered and s.pattern.search(text)
@@ -51,13 +51,13 @@ def is_caught(text: str) -> bool:
 
 
 def shortage_in(text: str) -> Signature | None:
-    """Give the shortage that a line reports beside saying that it was caught."""
+    """Return the shortage that a line reports beside saying that it was caught."""
     found = (s for s in SIGNATURES if s.reading is Reading.SHORTAGE and s.needle in text.lower())
     return next((s for s in found if s.pattern.search(text)), None)
 
 
 def _only_speaks(signature: Signature, text: str, match: re.Match[str]) -> bool:
-    """Whether the line is advice, documentation or source code instead of a report."""
+    """Return whether the line is advice, documentation or source code instead of a report."""
     if signature.reading not in _MEMORY:
         return False
     if CODE.search(text[max(0, match.start() - 200) : match.end()]):

@@ -38,5 +38,5 @@ _REFUSAL = re.compile("|".join(_PATTERNS), re.IGNORECASE)
 
 
 def is_refusal(text: str) -> bool:
-    """Whether a job's last error says that it does not take a setting."""
+    """Return whether a job's last error says that it does not take a setting."""
     return _REFUSAL.search(text) is not None

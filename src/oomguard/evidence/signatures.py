@@ -57,7 +57,7 @@ class Signature:
 
     @property
     def strong(self) -> bool:
-        """Whether a match is enough by itself."""
+        """Return whether a match is enough by itself."""
         return self.reading not in (Reading.MASKED, Reading.KILLED)
 
 

@@ -19,7 +19,7 @@ class Kind(str, Enum):
 
     @property
     def is_memory(self) -> bool:
-        """Whether the ladder may answer it."""
+        """Return whether the ladder may answer it."""
         return self in _MEMORY
 
 

@@ -61,7 +61,7 @@ class Lora:
 
     @property
     def trained_embeddings(self) -> tuple[str, ...]:
-        """Name those of the saved modules that are matrices over the vocabulary."""
+        """Return those of the saved modules that are matrices over the vocabulary."""
         return tuple(name for name in self.saved if name in VOCABULARY)
 
 

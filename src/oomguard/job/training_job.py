@@ -56,7 +56,7 @@ class Lengths:
 
     @property
     def is_exact(self) -> bool:
-        """Whether the model's own tokenizer has counted."""
+        """Return whether the model's own tokenizer has counted."""
         return self.counted_by == BY_TOKENIZER
 
     @property
@@ -65,7 +65,7 @@ class Lengths:
         return self.sorted_tokens[-1]
 
     def lost(self, limit: int, *, whole: bool = False) -> float:
-        """Give the share of all tokens that a limit cuts off, or drops with `whole` samples."""
+        """Return the share of all tokens that a limit cuts off, or drops with `whole` samples."""
         cut = sum(
             tokens - (0 if whole else limit) for tokens in self.sorted_tokens if tokens > limit
         )

@@ -59,7 +59,7 @@ class Ladder:
     allow: Fidelity = Fidelity.NEW_RECIPE
 
     def prepare(self, job: Job) -> tuple[Plan, tuple[Step, ...]]:
-        """Give the first plan: the one asked for, after the preflight strategies."""
+        """Return the first plan: the one asked for, after the preflight strategies."""
         plan, steps = job.asked, []
         for strategy in self.strategies:
             changed = strategy.change(job, plan) if strategy.preflight else None
@@ -118,7 +118,7 @@ class Ladder:
     def begin(
         self, job: Job, plan: Plan, written: Sequence[tuple[Checkpoint, Plan]], *, damaged: bool
     ) -> Continuation:
-        """Say how `plan` begins: from the newest checkpoint that keeps the most under it.
+        """Return how `plan` begins: from the newest checkpoint that keeps the most under it.
 
         `written` pairs the whole checkpoints of this run with the plans they were written under;
         `damaged` says whether it left others.

@@ -21,7 +21,7 @@ _NAME = re.compile(r"(?P<order>\d+)_(?P<id>[a-z][a-z0-9_]*)\.py")
 
 
 def own_folder() -> Path:
-    """Give the folder of the default ladder."""
+    """Return the folder of the default ladder."""
     found = next((place for place in _PLACES if place.is_dir()), None)
     if found is None:
         raise StrategyError(

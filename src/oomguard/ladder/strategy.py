@@ -56,7 +56,7 @@ class Remedy:
         return self.kind.value + "@" + "+".join(p.value for p in Phase if p in self.phases)
 
     def cures(self, kind: Kind, phase: Phase) -> bool:
-        """Whether a failure of this kind in this phase is one that it cures."""
+        """Return whether a failure of this kind in this phase is one that it cures."""
         return kind is self.kind and (self.phases is None or phase in self.phases)
 
 
@@ -89,7 +89,7 @@ class Strategy:
     id: str = ""  # the file's name without its number; set by the discovery
 
     def cures(self, job: Job, verdict: Verdict) -> bool:
-        """Whether this rung is a remedy for that failure of that job."""
+        """Return whether this rung is a remedy for that failure of that job."""
         kinds = {verdict.kind}
         if job.device is Device.CPU and verdict.kind is Kind.HOST_OOM:
             kinds.add(Kind.DEVICE_OOM)  # on a CPU job the host is the device
@@ -97,12 +97,12 @@ class Strategy:
 
 
 def trains_much(job: Job, plan: Plan) -> bool:
-    """Whether optimizer state and gradients weigh: not those of a plain adapter."""
+    """Return whether optimizer state and gradients weigh: not those of a plain adapter."""
     return plan.tuning is not Tuning.LORA or bool(job.trained_embeddings)
 
 
 def ready_for_zero3(job: Job, plan: Plan) -> Plan | None:
-    """Give back what does not stack with ZeRO-3; None where the user asked for it.
+    """Revert what does not stack with ZeRO-3; None if the user requested it.
 
     With a quantized base both can need more memory than either (transformers#24395, peft#2016);
     weights in bf16 alone leave it no fp32 copy to share out.
@@ -133,7 +133,7 @@ SHORTEST = 256
 
 
 def shorter_sequence(job: Job, plan: Plan) -> int | None:
-    """Give half the sequence length, down to 256 tokens, and less at once while no sample is cut.
+    """Return half the sequence length, at least 256 tokens; less at once while no sample is cut.
 
     A multimodal sample must keep its own media tokens (`Image features and image tokens do not
     match` otherwise), so without knowing them such a job is not cut.
@@ -150,13 +150,13 @@ def shorter_sequence(job: Job, plan: Plan) -> int | None:
 
 
 def _cuts(job: Job, limit: int) -> bool:
-    """Whether memory follows the limit: not where every sample is shorter than it."""
+    """Return whether memory follows the limit: not where every sample is shorter than it."""
     known = job.lengths
     return known is None or known.filled or (known.at_most or known.longest) > limit
 
 
 def tokens_lost(job: Job, plan: Plan) -> str:
-    """Say what a cut of the sequence loses, as far as that is known; else nothing."""
+    """Return what a cut of the sequence loses, as far as that is known; else nothing."""
     if plan.overlong is Overlong.CHUNKED:
         return "loses no token: what is cut off is trained on as further samples"
     lost = "longer samples are left out" if plan.overlong is Overlong.DROPPED else ""
@@ -168,7 +168,7 @@ def tokens_lost(job: Job, plan: Plan) -> str:
 
 
 def divisor_at_most(number: int, limit: int) -> int:
-    """Give the largest divisor of `number` that is at most `limit` (at least 1)."""
+    """Return the largest divisor of `number` that is at most `limit` (at least 1)."""
     return next(d for d in range(max(1, min(number, limit)), 0, -1) if number % d == 0)
 
 

@@ -58,7 +58,7 @@ def _mounted(paths: dict[int, str], mounts: Iterable[str]) -> Iterator[Group]:
 
 
 def _inside(path: str, root: str) -> PurePosixPath | None:
-    """Say where below the mount a group is; None where it is outside.
+    """Return where below the mount a group is; None where it is outside.
 
     A container without a cgroup namespace sees its own group as the root of the mount.
     """

@@ -114,7 +114,7 @@ class Cgroup:
 
 
 def name_for(mark: str) -> str:
-    """Name the group of the attempt with this mark, after this process and the mark."""
+    """Return the group of the attempt with this mark, after this process and the mark."""
     return f"{_PREFIX}-{os.getpid()}-{re.sub(r'[^A-Za-z0-9_.]', '_', mark)}"
 
 

@@ -53,7 +53,7 @@ def find(layout: Layout, *, before: Stamp) -> Found:
 
 
 def is_whole(path: Path, step: int, needs: tuple[str, ...]) -> bool:
-    """Whether every needed file is there and none is cut off or says another step.
+    """Return whether every needed file is there and none is cut off or says another step.
 
     A need may name alternatives: `optimizer.pt|optimizer.bin`.
     """

@@ -91,7 +91,7 @@ def gpus() -> tuple[Gpu, ...]:
 
 
 def visible(asked: str | None, uuids: dict[int, str]) -> tuple[int, ...]:
-    """Say which of the GPUs (index -> UUID) CUDA_VISIBLE_DEVICES leaves, in its order.
+    """Return which of the GPUs (index -> UUID) CUDA_VISIBLE_DEVICES leaves, in its order.
 
     As the CUDA C++ Programming Guide has it: what stands after the first invalid entry is
     hidden; a UUID may be shortened while it is unique; an entry given twice hides all.

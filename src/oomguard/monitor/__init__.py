@@ -18,7 +18,7 @@ def environment(
     mark: str,
     gpu_memory_bytes: int | None = None,
 ) -> dict[str, str]:
-    """Give what has to be set, on top of `base`, for the reporter to work in the job.
+    """Return what has to be set, on top of `base`, for the reporter to work in the job.
 
     `socket` is the path of the Unix socket (at most 107 bytes), `buffer` the folder for lines that
     cannot be sent, `mark` the token of the attempt, `gpu_memory_bytes` the cap of each process on
@@ -41,7 +41,7 @@ def environment(
 
 
 def probing(*, steps: int, tokens: int | None) -> dict[str, str]:
-    """Give what has to be set for the job to end by itself after `steps` optimizer steps.
+    """Return what has to be set for the job to end by itself after `steps` optimizer steps.
 
     Its batches are lengthened to `tokens`, where that is given. Trackers that a script starts
     by itself stay silent, as far as they listen to the environment.

@@ -82,7 +82,7 @@ class FitIndex:
                 )
 
     def ratios(self, setting: HistoryKey) -> Ratios:
-        """Say what the newest measurements of this device, versions and framework teach."""
+        """Return what the newest measurements of this device, versions and framework teach."""
         rows: list[_Row] = []
         with self._open() as base:
             if base is not None:
@@ -101,7 +101,7 @@ class FitIndex:
                 )
 
     def recall(self, key: str) -> tuple[str, ...] | None:
-        """Give the rungs that led the same job to its end before."""
+        """Return the strategies with which the same job fit before."""
         row = None
         with self._open() as base:
             if base is not None:

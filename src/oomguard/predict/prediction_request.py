@@ -37,7 +37,7 @@ class PredictionRequest:
         return self.job.lengths.images if self.job.lengths else ()
 
     def _longest(self, plan: Plan) -> int | None:
-        """Give the tokens of the longest sample where it is shorter than the limit, else None.
+        """Return the tokens of the longest sample where it is shorter than the limit, else None.
 
         Only a count by the model's own tokenizer is believed.
         """

@@ -103,7 +103,7 @@ class Predictor:
 def _one_of_each(
     steps: Mapping[Plan, Mapping[str, object] | None], tried: Sequence[object]
 ) -> list[Plan]:
-    """Give one plan for each step that was not traced yet: several plans may run the same."""
+    """Return one plan for each step that was not traced yet: several plans may run the same."""
     seen = list(tried)
     found = []
     for plan, step in steps.items():
@@ -155,7 +155,7 @@ def _make_estimate(
 
 
 def _assumed(question: PredictionRequest) -> list[str]:
-    """Say which length of batches the figures rest on."""
+    """Return which length of batches the figures rest on."""
     asked = next(iter(question.plans), None)
     if asked is None:
         return []

@@ -80,7 +80,7 @@ class TraceClient:
         return hashlib.sha256(msgspec.json.encode(parts, order="sorted")).hexdigest()[:40]
 
     def _recall(self, key: str, capacity_bytes: int) -> Traced | None:
-        """Give what is kept; a replay within another capacity only where the peaks answer it."""
+        """Return what is kept; a replay within another capacity only where the peaks answer it."""
         if self.cache is None:
             return None
         try:
@@ -108,7 +108,7 @@ class TraceClient:
 def tracer_of(
     pythons: Sequence[str], family: str, *, cache: Path | None = None
 ) -> TraceClient | None:
-    """Give the first Python that has what a trace of this family needs; None if none has."""
+    """Return the first Python that has what a trace of this family needs; None if none has."""
     for python in dict.fromkeys(pythons):
         versions = _versions(python)
         if all(name in versions for name in NEEDED[family]):
@@ -117,7 +117,7 @@ def tracer_of(
 
 
 def cache_folder() -> Path:
-    """Say where answers are kept."""
+    """Return where answers are kept."""
     return Path(platformdirs.user_cache_dir("oomguard")) / "predictions"
 
 

@@ -34,7 +34,7 @@ _ELSEWHERE = (
 def variant(
     question: PredictionRequest, plan: Plan, versions: Mapping[str, str] = NONE_KNOWN
 ) -> dict[str, object] | None:
-    """Give the step of one plan, without an id; None where the dry run has no such step.
+    """Return the step of one plan, without an id; None where the dry run has no such step.
 
     Of a sharded plan only what the step works with is wanted: it is traced on one GPU, in the
     formats that sharding brings, with an optimizer that adds nothing.
@@ -71,7 +71,7 @@ def variant(
 
 
 def model(question: PredictionRequest) -> dict[str, object]:
-    """Give the model as the dry run builds it."""
+    """Return the model as the dry run builds it."""
     component = question.recipe.component
     if component is not None:
         return {"family": question.recipe.family.value, "config": dict(component)}
@@ -127,7 +127,7 @@ def _of_torchtune(recipe: MemorySettings) -> dict[str, object]:
 
 
 def _of_versions(recipe: MemorySettings, versions: Mapping[str, str]) -> dict[str, object]:
-    """Say what depends on the versions that will run; nothing where they are not known."""
+    """Return what depends on the versions that will run; nothing where they are not known."""
     found: dict[str, object] = {}
     if _before(versions.get("bitsandbytes"), (0, 43, 2)):
         found["bitsandbytes_keeps_input"] = True
@@ -144,7 +144,7 @@ def _before(version: str | None, limit: tuple[int, ...]) -> bool | None:
 
 
 def _lengths(question: PredictionRequest, step: Plan) -> dict[str, object]:
-    """Give the longest batch and a typical one, where the data's lengths are known.
+    """Return the longest batch and a typical one, where the data's lengths are known.
 
     The longest meets the optimizer's state in the second step: it is traced last.
     """

@@ -32,7 +32,7 @@ class RunningAttempt(Protocol):
         ...
 
     def alive(self) -> tuple[int, ...]:
-        """Give every process of the attempt that is still there."""
+        """Return every process of the attempt that is still there."""
         ...
 
     def close(self) -> None:

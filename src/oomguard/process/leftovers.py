@@ -52,7 +52,7 @@ def end_leftovers(left: Leftovers, *, grace_s: float) -> StopReport:
 
 
 def cgroup_left(folder: str | None) -> Cgroup | None:
-    """Give the memory cgroup that an attempt had, if it is still there."""
+    """Return the memory cgroup that an attempt had, if it is still there."""
     if folder is None or not Path(folder).name.startswith("oomguard-"):
         return None
     if not Path(folder).is_dir():

@@ -97,7 +97,7 @@ def mark_of(pid: int) -> str | None:
 
 
 def catches(pid: int, signum: int) -> bool:
-    """Whether a process has a handler for a signal (Linux; False elsewhere)."""
+    """Return whether a process has a handler for a signal (Linux; False elsewhere)."""
     try:
         status = (_PROC / str(pid) / "status").read_text(errors="replace")
     except OSError:
@@ -163,7 +163,7 @@ class Members:
         return mark == self._mark or (mark is None and self._left_to_us(row))
 
     def _left_to_us(self, row: Row) -> bool:
-        """Whether it can only be an orphan of an attempt that has shed mark and session.
+        """Return whether it can only be an orphan of an attempt that has shed mark and session.
 
         oomguard's own helpers share its session; a zombie could be anybody's. One that began in
         the same tick as the direct child was there before it.

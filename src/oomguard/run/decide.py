@@ -99,7 +99,7 @@ Action = Launch | Stop | WaitForDevice | Finish
 
 
 def decide(record: RunRecord, event: Event, ladder: Ladder) -> Action | None:
-    """Give the action that answers `event`, which is in `record` already; None: go on."""
+    """Return the action that answers `event`, which is in `record` already; None: go on."""
     match event:
         case Signalled():
             return _on_signal(record, event)
@@ -125,7 +125,7 @@ def _first(record: RunRecord, ladder: Ladder) -> Launch:
 
 
 def _on_news(record: RunRecord, event: Event, ladder: Ladder) -> Action | None:
-    """Say whether a running attempt has to be stopped."""
+    """Return whether a running attempt has to be stopped."""
     if _is_sure(record.last, event.t):
         return Stop(reason=StopReason.OUT_OF_MEMORY)
     if isinstance(event, Saved) and _runs_out_before_next(record.last):
@@ -162,7 +162,7 @@ def _on_signal(record: RunRecord, event: Signalled) -> Action | None:
 
 
 def _is_sure(attempt: Attempt, now: float) -> bool:
-    """Whether the attempt is lost: its own process says so, or it has not gone on since."""
+    """Return whether the attempt is lost: its own process says so, or it has not gone on since."""
     if any(_decisive(finding) for finding in attempt.findings):
         return True
     if attempt.suspected_t is None:
@@ -182,7 +182,7 @@ def _runs_out_before_next(attempt: Attempt) -> bool:
 
 
 def _hangs(record: RunRecord, now: float) -> bool:
-    """Whether a job that has taken steps has said nothing for longer than it may."""
+    """Return whether a job that has taken steps has said nothing for longer than it may."""
     limit_s = record.limits.hang_timeout_s if record.limits else None
     attempt = record.last
     if limit_s is None or attempt.heard_t is None or not attempt.steps_done:
@@ -218,7 +218,7 @@ def _on_exit(record: RunRecord, verdict: Verdict) -> Action:
 
 
 def _goes_on(attempt: Attempt, verdict: Verdict) -> bool:
-    """Whether another attempt may follow."""
+    """Return whether another attempt may follow."""
     # What fails otherwise in a trial or a probe costs nothing: what is the job's own fault shows
     # again after it.
     aside = attempt.purpose is Purpose.TRIAL or attempt.probe is not None
@@ -231,7 +231,7 @@ def _goes_on(attempt: Attempt, verdict: Verdict) -> bool:
 
 
 def _same_plan_goes_on(record: RunRecord, why: Verdict, again: Continuation) -> bool:
-    """Whether the plan itself was not at fault: memory grew, or another program held it.
+    """Return whether the plan itself was not at fault: memory grew, or another program held it.
 
     Each such launch begins beyond the one before it, or is the only one: a walk still ends.
     """
@@ -275,7 +275,7 @@ def _on_device(record: RunRecord, event: DeviceFree, ladder: Ladder) -> Action:
 
 
 def _is_shown(attempt: Attempt) -> bool:
-    """Whether an attempt that has ended was only to show that its plan fits, and did."""
+    """Return whether an attempt that has ended was only to show that its plan fits, and did."""
     return attempt.stopped == StopReason.FITS or probe.has_passed(attempt)
 
 
@@ -303,7 +303,7 @@ def _climb(record: RunRecord, job: Job, why: Verdict, ladder: Ladder) -> Action:
 
 
 def _base(record: RunRecord, job: Job) -> Attempt:
-    """Give the attempt to climb from: the newest whose step was not refused and did not backfire.
+    """Return the attempt to climb from: the newest whose step was not refused and did not backfire.
 
     The first one has no step that could.
     """
@@ -315,7 +315,7 @@ def _base(record: RunRecord, job: Job) -> Attempt:
 
 
 def _backfired(attempt: Attempt, job: Job) -> bool:
-    """Whether its step moved to the host what then had no room there."""
+    """Return whether its step moved to the host what then had no room there."""
     verdict = attempt.verdict
     on_host = verdict is not None and verdict.kind in (Kind.HOST_OOM, Kind.PINNED_OOM)
     if not on_host or job.device is Device.CPU or not attempt.steps:

@@ -369,7 +369,7 @@ NAMES = {kind: name for name, kind in _KINDS.items()}
 
 
 def event_to_json(event: Event) -> dict[str, object]:
-    """Give an event as a JSON object; `event` names its kind."""
+    """Return an event as a JSON object; `event` names its kind."""
     return {"event": NAMES[type(event)], **msgspec.to_builtins(event, order="deterministic")}
 
 

@@ -121,7 +121,7 @@ class RunFolder:
             write_json(path, document)
 
     def attempt(self, number: int) -> Path:
-        """Give the folder of an attempt, made if it is not there.
+        """Return the folder of an attempt, made if it is not there.
 
         Raises:
             RunFolderError: if it cannot be made.
@@ -136,7 +136,7 @@ class RunFolder:
         return folder
 
     def output(self, number: int) -> Path:
-        """Name the folder for what a probe writes."""
+        """Return the folder for what a probe writes."""
         return self.attempt(number) / "output"
 
     def forget_output(self, number: int) -> None:
@@ -144,7 +144,7 @@ class RunFolder:
         shutil.rmtree(self.output(number), ignore_errors=True)
 
     def final(self) -> Path:
-        """Give the folder of what fits, made if it is not there."""
+        """Return the folder of what fits, made if it is not there."""
         folder = self.path / "final"
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         return folder

@@ -65,11 +65,11 @@ class Watch:
             self._points, self._stride = self._points[::2], self._stride * 2
 
     def is_outlier(self, batch: int) -> bool:
-        """Whether a batch of so many elements is far larger than all that went well."""
+        """Return whether a batch of so many elements is far larger than all that went well."""
         return self._batches >= LEAST_POINTS and batch > OUTLIER_RATIO * self._largest_batch > 0
 
     def growth(self) -> Growth | None:
-        """Give the trend, or None where there is none."""
+        """Return the trend, or None where there is none."""
         if len(self._points) < LEAST_POINTS:
             return None
         slopes = sorted(

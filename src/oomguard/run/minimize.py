@@ -51,7 +51,7 @@ def proof_steps(record: RunRecord) -> int | None:
 
 
 def is_proven(record: RunRecord) -> bool:
-    """Whether the newest attempt is seen to fit and may end for a trial of another plan."""
+    """Return whether the newest attempt is seen to fit and may end for a trial of another plan."""
     limits, attempt, needed = record.limits, record.last, proof_steps(record)
     if limits is None or not (limits.relax or limits.grow) or needed is None:
         return False
@@ -79,7 +79,7 @@ def next_trial(record: RunRecord, ladder: Ladder, base: Attempt) -> Trial | None
 
 
 def smallest(job: Job, ladder: Ladder) -> tuple[Plan, tuple[Step, ...], tuple[str, ...]]:
-    """Give the smallest plan that `--grow` begins with, its steps and its path.
+    """Return the smallest plan that `--grow` begins with, its steps and its path.
 
     Both sizes are halved as far as their strategies go, where the ladder has and allows them.
     """

@@ -44,7 +44,7 @@ class Observer:
         self._phase = Phase.UNKNOWN
 
     def take(self, seen: ShellEvent, t: float) -> Iterator[Event]:
-        """Give the events that one piece of news adds up to, at time `t`."""
+        """Yield the events that one piece of news adds up to, at time `t`."""
         match seen:
             case Output():
                 self._peeked = False
@@ -55,13 +55,13 @@ class Observer:
                 yield from self._report(seen.message, t)
 
     def wait(self, t: float) -> Iterator[Event]:
-        """Give what a silence adds: a message that is not complete may be the last one."""
+        """Yield what a silence adds: a message that is not complete may be the last one."""
         if not self._peeked:
             self._peeked = True
             yield from self._notice(self._scanner.peek(), t)
 
     def close(self, t: float, *, well: bool) -> Iterator[Event]:
-        """Give what the end adds: the rest of the log, and errors that were caught.
+        """Yield what the end adds: the rest of the log, and errors that were caught.
 
         `well` says that the job ended well: then they were dealt with.
         """
@@ -188,7 +188,7 @@ def _progress(message: Mapping[str, Any], attempt: int, t: float) -> Progress:
 
 
 def _begins(message: Mapping[str, Any]) -> bool:
-    """Whether this is the report of a first forward pass that begins."""
+    """Return whether this is the report of a first forward pass that begins."""
     is_forward = message.get("type") == "phase" and message.get("phase") == Phase.FORWARD.value
     return is_forward and not message.get("step")
 
@@ -198,7 +198,7 @@ def _allocated(card: Mapping[str, int | None]) -> int:
 
 
 def _outside(card: Mapping[str, int | None]) -> int | None:
-    """Give what is in use on a card and not reserved: by this process, if it is alone there."""
+    """Return what is in use on a card and not reserved: by this process, if it is alone there."""
     free, total = card.get("free_bytes"), card.get("total_bytes")
     if free is None or total is None:
         return None

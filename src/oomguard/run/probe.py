@@ -19,7 +19,7 @@ LINGERS_S = 30.0
 
 
 def probe_of(job: Job, plan: Plan) -> Probe:
-    """Say how long the batches of a plan can become: to its limit, or to the longest sample.
+    """Return how long the batches of a plan can become: to its limit, or to the longest sample.
 
     As in a prediction, only a count by the model's own tokenizer is believed; what media take
     depends on more than the text.
@@ -33,7 +33,7 @@ def probe_of(job: Job, plan: Plan) -> Probe:
 
 
 def has_passed(attempt: Attempt) -> bool:
-    """Whether a probe that has ended showed that its plan fits."""
+    """Return whether a probe that has ended showed that its plan fits."""
     verdict = attempt.verdict
     if attempt.probe is None or verdict is None or verdict.kind.is_memory:
         return False
@@ -42,6 +42,6 @@ def has_passed(attempt: Attempt) -> bool:
 
 
 def outlives_its_steps(attempt: Attempt, now: float) -> bool:
-    """Whether a probe has taken its steps and does not end."""
+    """Return whether a probe has taken its steps and does not end."""
     heard_t = attempt.heard_t
     return attempt.probed and heard_t is not None and now - heard_t >= LINGERS_S

@@ -59,7 +59,7 @@ def end_last_attempt(events: Sequence[Event], *, grace_s: float) -> tuple[StopRe
 def take_over(
     attempt: Attempt, folder: Path, now: Callable[[], float], *, oom_kills: int = 0
 ) -> Iterator[Event]:
-    """Give what is to be known of a run's last attempt before the run can go on.
+    """Yield what is to be known of a run's last attempt before the run can go on.
 
     Of one that ended unseen its log, its reports and its exit code are read again. It counts as
     ended by itself if they show so: out of memory, or with an exit code. All else went with its
@@ -91,7 +91,7 @@ def verdict_of(attempt: Attempt, code: int | None) -> Verdict:
 
 
 def stamp_of(events: Sequence[Event]) -> Stamp | None:
-    """Give the checkpoints that lay there before the last attempt, None where it is not known."""
+    """Return the checkpoints that lay there before the last attempt, None where it is not known."""
     planned = _last(events, Planned)
     return planned.before if planned else {}
 
@@ -113,7 +113,7 @@ def _end(attempt: Attempt, code: int | None, folder: Path, t: float) -> Event:
 
 
 def _was_completed(attempt: Attempt, folder: Path) -> bool:
-    """Whether the training reached its end and the process then left in an orderly way.
+    """Return whether the training reached its end and the process then left in an orderly way.
 
     The log alone will not do: what was trained is saved after the line that says so.
     """
@@ -161,7 +161,7 @@ def _buffered(folder: Path) -> Iterator[Mapping[str, object]]:
 
 
 def _messages(folder: Path) -> list[Mapping[str, object]]:
-    """Give all reports: those that were taken in, then those that were left."""
+    """Return all reports: those that were taken in, then those that were left."""
     return [*_lines(folder / "memory.jsonl"), *_buffered(folder)]
 
 

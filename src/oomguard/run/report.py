@@ -137,7 +137,7 @@ def build(
 
 
 def dearest(record: RunRecord) -> Fidelity | None:
-    """Give the highest cost of the steps that lead to the last plan."""
+    """Return the highest cost of the steps that lead to the last plan."""
     first, last = record.attempts[0], record.last
     kept = {*last.path, *(step.strategy for step in first.steps if not first.path)}
     steps = (step for attempt in record.attempts for step in attempt.steps)
@@ -146,7 +146,7 @@ def dearest(record: RunRecord) -> Fidelity | None:
 
 
 def schema() -> dict[str, object]:
-    """Give the JSON Schema of the fit-report."""
+    """Return the JSON Schema of the fit-report."""
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         "title": "oomguard fit-report",

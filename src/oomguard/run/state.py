@@ -124,7 +124,7 @@ class Attempt:
 
     @property
     def ran_out(self) -> bool:
-        """Whether it ended for want of memory."""
+        """Return whether it ended for want of memory."""
         return self.verdict is not None and self.verdict.kind.is_memory
 
     @property
@@ -281,7 +281,7 @@ class RunRecord:
         return tuple(kept.values())
 
     def predicted_for(self, plan: Plan) -> Predicted | None:
-        """Give the peak that was predicted for a plan."""
+        """Return the peak that was predicted for a plan."""
         return next((one for one in self.predicted if one.plan == plan), None)
 
     def with_last(self, attempt: Attempt, state: State | None = None) -> RunRecord:
@@ -366,7 +366,7 @@ class RunRecord:
 
 
 def started_job(record: RunRecord) -> tuple[Job, Limits]:
-    """Give the job and the limits of a run that was started."""
+    """Return the job and the limits of a run that was started."""
     if record.job is None or record.limits is None:
         raise AssertionError("the first event names job and limits")
     return record.job, record.limits

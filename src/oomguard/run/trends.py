@@ -46,7 +46,7 @@ class Trends:
         return growth if growth is not None and self._is_news(pid, growth) else None
 
     def cause(self, message: Mapping[str, Any]) -> Cause:
-        """Say why memory ran out, as far as one report and those before it show."""
+        """Return why memory ran out, as far as one report and those before it show."""
         if message.get("type") != "oom":
             return Cause.UNKNOWN
         watch = self._watches.get(int(message.get("pid") or 0), Watch())
@@ -58,7 +58,7 @@ class Trends:
         return _cause_on(cards, message.get("requested_bytes"))
 
     def _levels(self, memory: Mapping[str, Any]) -> tuple[int | None, int | None, int | None]:
-        """Give what is kept between steps, the most within one, and the limit."""
+        """Return what is kept between steps, the most within one, and the limit."""
         cards = memory.get("cuda") or []
         if not cards:
             data = memory.get("data_bytes") if self._data_limit_bytes else None

@@ -34,7 +34,7 @@ _NAME, _ZERO_NAME = "accelerate.yaml", "deepspeed.json"
 
 
 def deepspeed_file(options: Mapping[str, str], config: str) -> str | None:
-    """Name the DeepSpeed file, as written in the launcher's words or its file."""
+    """Return the DeepSpeed file, as written in the launcher's words or its file."""
     name = _stated(options, mapping(config)).get(FILE)
     return str(name) if name and _has_deepspeed(options, mapping(config)) else None
 
@@ -118,7 +118,7 @@ def new_config(job: Job, plan: Plan, folder: str) -> File:
 
 
 def refusal(options: Mapping[str, str], job: Job, plan: Plan) -> str | None:
-    """Say why a change cannot be written: the launcher's own words would win over it."""
+    """Return why a change cannot be written: the launcher's own words would win over it."""
     if (plan.sharding, plan.offload) == (job.asked.sharding, job.asked.offload):
         return None
     # The DeepSpeed file that a word names is edited, as long as it is DeepSpeed that shares out.

@@ -37,7 +37,7 @@ def mapping_of(config: object) -> Mapping[str, object] | None:
 
 
 def zero_of(config: Mapping[str, object]) -> tuple[Sharding, frozenset[Offload]]:
-    """Say what a config shares out between the ranks, and what it keeps in host memory."""
+    """Return what a config shares out between the ranks, and what it keeps in host memory."""
     zero = config.get("zero_optimization")
     zero = zero if isinstance(zero, dict) else {}
     stage = STAGES.get(cast("int", zero.get("stage", 0)), Sharding.NONE)
@@ -55,13 +55,13 @@ def reduce_bucket(config: Mapping[str, object]) -> int | None:
 
 
 def overlap_comm(config: Mapping[str, object]) -> bool:
-    """Whether reducing goes on beside the backward pass, for which there are two buckets."""
+    """Return whether reducing goes on beside the backward pass, for which there are two buckets."""
     zero = config.get("zero_optimization")
     return isinstance(zero, dict) and zero.get("overlap_comm") is True
 
 
 def optimizer_of(config: Mapping[str, object]) -> str | None:
-    """Name the optimizer that a config brings, in the trainer's words; None if it brings none."""
+    """Return the optimizer that a config brings, in the trainer's words; None if it brings none."""
     block = config.get("optimizer")
     name = block.get("type") if isinstance(block, dict) else None
     return _OPTIMIZERS.get(str(name).lower(), str(name).lower()) if name else None

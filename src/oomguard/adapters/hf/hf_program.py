@@ -33,5 +33,5 @@ class HFProgram(HFTrainer):
         document: Mapping[str, object],  # noqa: ARG002  part of the protocol
         command: tuple[str, ...],
     ) -> tuple[str, ...]:
-        """Give the command that starts this file."""
+        """Return the command that starts this file."""
         return with_config(command or self.starts, *self.option, source.path)

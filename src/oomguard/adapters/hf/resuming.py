@@ -35,7 +35,7 @@ _OTHER_SAMPLES = (Overlong.CHUNKED, Overlong.DROPPED)
 
 
 def saves(settings: Settings) -> bool:
-    """Whether the job saves checkpoints of its own accord."""
+    """Return whether the job saves checkpoints of its own accord."""
     return STRATEGY.of(settings) not in ("no", False)  # YAML 1.1 reads a bare no as false
 
 
@@ -47,7 +47,7 @@ def saving(settings: Settings, job: Job) -> Settings:
 
 
 def layout(job: Job, settings: Settings) -> Layout | None:
-    """Name the Trainer's checkpoints: weights, optimizer state and `trainer_state.json`."""
+    """Return the Trainer's checkpoints: weights, optimizer state and `trainer_state.json`."""
     if job.output_dir is None or not saves(saving(settings, job)):
         return None
     return Layout(
@@ -62,7 +62,7 @@ def layout(job: Job, settings: Settings) -> Layout | None:
 
 
 def resume_mode(settings: Settings, before: Plan, after: Plan, *, packs: bool) -> tuple[Mode, str]:
-    """Say what of a checkpoint written under `before` survives under `after`.
+    """Return what of a checkpoint written under `before` survives under `after`.
 
     `packs` says that samples are packed into sequences: a shorter one then holds other samples.
     """

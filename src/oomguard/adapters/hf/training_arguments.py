@@ -131,17 +131,17 @@ def four_bit(kind: str, double: bool) -> Quantization | None:
 
 
 def spell_four_bit(value: object) -> tuple[str, bool] | None:
-    """Give the kind of a 4-bit format, and whether its constants are quantized too."""
+    """Return the kind of a 4-bit format, and whether its constants are quantized too."""
     return next((pair for pair, noun in _FOUR_BIT.items() if noun is value), None)
 
 
 def device(settings: Settings, gpus: int) -> Device:
-    """Say where the job computes."""
+    """Return where the job computes."""
     return Device.CPU if gpus == 0 or USE_CPU.of(settings) else Device.CUDA
 
 
 def deepspeed_path(settings: Settings, cwd: str) -> str | None:
-    """Name the DeepSpeed file (absolute); None if there is none, or it stands in the config."""
+    """Return the DeepSpeed file (absolute); None if there is none, or it stands in the config."""
     value = DEEPSPEED.of(settings)
     path = value if isinstance(value, str) and not value.lstrip().startswith("{") else None
     return posixpath.join(cwd, path) if path else None
@@ -177,7 +177,7 @@ def overlap_comm(settings: Settings, job: Job) -> bool:
 
 
 def zero_optimizer(settings: Settings, zero: str | None) -> str | None:
-    """Name the optimizer of the DeepSpeed config, which wins over `optim`; None if it has none.
+    """Return the optimizer of the DeepSpeed config, which wins over `optim`; None if it has none.
 
     `zero` is the text of the file where the config is one.
     """
@@ -207,7 +207,7 @@ def with_zero_file(
 
 
 def _own_zero_config(settings: Settings, job: Job, path: str) -> Document | None:
-    """Give the DeepSpeed config that the job has, as a document at `path`."""
+    """Return the DeepSpeed config that the job has, as a document at `path`."""
     own = deepspeed_path(settings, job.cwd)
     inline = deepspeed.mapping_of(DEEPSPEED.of(settings))
     text = job.files.get(own) if own else None
@@ -217,12 +217,12 @@ def _own_zero_config(settings: Settings, job: Job, path: str) -> Document | None
 
 
 def zero_as_asked(job: Job, plan: Plan) -> bool:
-    """Whether sharding and offload are what the user asked for."""
+    """Return whether sharding and offload are what the user asked for."""
     return (plan.sharding, plan.offload) == (job.asked.sharding, job.asked.offload)
 
 
 def refuses_sharding(job: Job, plan: Plan) -> str | None:
-    """Say why a change of sharding or offload cannot be written; None if it can."""
+    """Return why a change of sharding or offload cannot be written; None if it can."""
     offload = plan.offload or frozenset()
     fsdp = Sharding.FSDP in (plan.sharding, job.asked.sharding)
     reasons = {
@@ -241,7 +241,7 @@ def refuses_sharding(job: Job, plan: Plan) -> str | None:
 
 
 def packages(plan: Plan) -> frozenset[str]:
-    """Name the packages that a plan needs beside transformers itself."""
+    """Return the packages that a plan needs beside transformers itself."""
     needed = {
         "deepspeed": plan.sharding in deepspeed.ZERO,
         "bitsandbytes": plan.quantization in ON_THE_FLY or _is_bitsandbytes(plan.optimizer or ""),

@@ -86,7 +86,7 @@ class Finder:
 
 
 def is_waiting() -> bool:
-    """Whether a finder of ours is in place."""
+    """Return whether a finder of ours is in place."""
     return any(isinstance(finder, Finder) for finder in sys.meta_path)
 
 

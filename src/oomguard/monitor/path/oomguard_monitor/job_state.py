@@ -92,7 +92,7 @@ class MonitorState:
         self._note(batch)
 
     def largest(self) -> Shapes:
-        """Give the shapes of the largest batch since the last call."""
+        """Return the shapes of the largest batch since the last call."""
         largest, self._largest = self._largest or self.shapes, {}
         return largest
 
@@ -118,7 +118,7 @@ class MonitorState:
 
 
 def shapes_of(batch: Any) -> Shapes:
-    """Give name -> shape of the tensors in a mapping or sequence, or of one tensor."""
+    """Return name -> shape of the tensors in a mapping or sequence, or of one tensor."""
     if hasattr(batch, "items"):
         pairs = batch.items()
     elif isinstance(batch, (list, tuple)):

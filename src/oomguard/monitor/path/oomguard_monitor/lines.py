@@ -32,7 +32,7 @@ def encode(fields: dict[str, object]) -> bytes:
 
 
 def heading(type_: str, torch: Any, environ: Mapping[str, str]) -> dict[str, object]:
-    """Give the fields that say who reports and when."""
+    """Return the fields that say who reports and when."""
     rank, world = _number(environ, "RANK"), _number(environ, "WORLD_SIZE")
     if rank is None or world is None:
         rank, world = _distributed(torch, rank, world)
@@ -71,7 +71,7 @@ def cut(text: str) -> str:
 
 
 def type_name(error: BaseException) -> str:
-    """Name an exception's class as a traceback does."""
+    """Return an exception's class as a traceback does."""
     kind = type(error)
     return kind.__qualname__ if kind.__module__ == "builtins" else _qualified(kind)
 

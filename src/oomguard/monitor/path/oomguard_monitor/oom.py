@@ -85,7 +85,7 @@ def capacity_bytes(text: str) -> int | None:
 
 
 def text_of(error: BaseException) -> str:
-    """Give the message of an exception; a `__str__` that fails gives nothing."""
+    """Return the message of an exception; a `__str__` that fails gives nothing."""
     try:
         return str(error)
     except Exception:  # noqa: BLE001 - any class of the job

@@ -58,7 +58,7 @@ class Pool:
         del self._blocks[block.address]
 
     def candidates(self, size: int) -> Iterable[Block]:
-        """Give the free blocks of at least `size`, the best fit first."""
+        """Return the free blocks of at least `size`, the best fit first."""
         for index in range(bisect_left(self._sorted, (size, -1)), len(self._sorted)):
             yield self._blocks[self._sorted[index][1]]
 
@@ -83,7 +83,7 @@ class CachingAllocator:
         self._unmapped: dict[bool, list[Block]] = {True: [], False: []}
 
     def allocate(self, request_bytes: int) -> Block:
-        """Give a block for `request_bytes`.
+        """Return a block for `request_bytes`.
 
         Raises:
             OutOfMemory: if it does not fit even after the cached segments were released.
@@ -263,7 +263,7 @@ def replay(
 
 
 def fits(events: Iterable[MemoryEvent], capacity_bytes: int, *, expandable: bool = False) -> bool:
-    """Say whether a trace runs to its end within a capacity."""
+    """Return whether a trace runs to its end within a capacity."""
     try:
         replay(events, capacity_bytes=capacity_bytes, expandable=expandable)
     except OutOfMemory:

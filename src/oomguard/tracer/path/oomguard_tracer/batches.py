@@ -14,7 +14,7 @@ from .request import Variant
 
 
 def causal(config: Any) -> Batch:
-    """Give the batches of a causal language model, padded on the right to the longest sample."""
+    """Return the batches of a causal language model, padded on the right to the longest sample."""
 
     def batch(variant: Variant, lengths: tuple[int, ...]) -> dict[str, Any]:
         longest = max(lengths)

@@ -59,12 +59,12 @@ class Built:
 
 
 def half(precision: str) -> torch.dtype | None:
-    """Give the 16-bit format of a precision, None for fp32."""
+    """Return the 16-bit format of a precision, None for fp32."""
     return None if precision == "fp32" else DTYPES[precision[:4]]
 
 
 def mixed(precision: str) -> bool:
-    """Say whether the weights are wider than what is computed with."""
+    """Return whether the weights are wider than what is computed with."""
     return precision.endswith("-mixed")
 
 

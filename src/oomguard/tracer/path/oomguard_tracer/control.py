@@ -60,7 +60,7 @@ class RealControl(TorchDispatchMode):
 
 
 def _tensors(values: Iterable[Any]) -> Iterator[torch.Tensor]:
-    """Give the tensors among arguments: operators take them bare or in lists."""
+    """Yield the tensors among arguments: operators take them bare or in lists."""
     for value in values:
         if isinstance(value, torch.Tensor):
             yield value

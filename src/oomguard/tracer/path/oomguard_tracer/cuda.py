@@ -136,7 +136,7 @@ class _Attention(torch.autograd.Function):
 
 
 def _rows_first(like: torch.Tensor, width: int, heads: int | None = None) -> torch.Tensor:
-    """Give an empty (batch, heads, rows, width), laid out by rows as the kernels do."""
+    """Return an empty (batch, heads, rows, width), laid out by rows as the kernels do."""
     batch, own, rows, _ = like.shape
     return like.new_empty((batch, rows, heads or own, width)).transpose(1, 2)
 

@@ -129,7 +129,7 @@ class _Expansion:
 
 
 def _keys(visits: list[_Visit]) -> dict[int, Key]:
-    """Name every storage by where it was allocated; outside of layers, layer -1."""
+    """Return every storage by where it was allocated; outside of layers, layer -1."""
     keys: dict[int, Key] = {}
     for index, visit in enumerate(visits):
         for position, event in enumerate(visit.events):

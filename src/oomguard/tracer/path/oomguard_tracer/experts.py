@@ -21,7 +21,7 @@ _NAMES = ((F, "grouped_mm"), (torch, "_grouped_mm"))
 
 
 def spread(values: Any, experts: int) -> Any:
-    """Give as many real indices of experts as `topk` gave values: each expert as often."""
+    """Return as many real indices of experts as `topk` gave values: each expert as often."""
     with unset_fake_temporarily():
         return (torch.arange(values.numel()) % experts).view(values.shape)
 
@@ -70,7 +70,7 @@ class _Grouped(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Any) -> tuple[Any, ...]:
-        """Give the gradient of each factor, in its own layout."""
+        """Return the gradient of each factor, in its own layout."""
         return tuple(
             grad.new_empty_strided(*layout) if wanted else None
             for layout, wanted in zip(ctx.layouts, ctx.needs_input_grad, strict=True)

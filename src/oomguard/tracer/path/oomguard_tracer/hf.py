@@ -110,7 +110,7 @@ def _resize(model: Any, variant: Variant) -> None:
 
 
 def _weights_dtype(variant: Variant) -> torch.dtype:
-    """Give what the base weights are held in: each framework has its rule."""
+    """Return what the base weights are held in: each framework has its rule."""
     if variant.weights_dtype:
         return DTYPES[variant.weights_dtype]
     narrow = half(variant.precision)
@@ -121,7 +121,7 @@ def _weights_dtype(variant: Variant) -> torch.dtype:
 
 
 def _trainable_dtype(variant: Variant) -> torch.dtype | None:
-    """Give what trained weights are cast to, None for as they are."""
+    """Return what trained weights are cast to, None for as they are."""
     if variant.trainable_dtype:
         return DTYPES[variant.trainable_dtype]
     casts = variant.framework == "llamafactory" and not variant.precision.endswith("-true")
@@ -214,7 +214,7 @@ def _cast(model: nn.Module, dtype: torch.dtype | None) -> None:
 
 
 def _frozen(model: nn.Module, variant: Variant, media_terms: dict[str, str]) -> tuple[str, ...]:
-    """Name the parts that stay as they are."""
+    """Return the parts that stay as they are."""
     parts: list[str] = []
     if "vision_tower" in variant.frozen:
         parts += [f"{name}.{child}" for name in media_terms for child in _blocks(model, name)]

@@ -82,7 +82,7 @@ def _config(module: Any, request: TraceRequest, variant: Variant) -> tuple[Any, 
 
 
 def _adapter(lora: LoraRequest, known: set[str]) -> dict[str, Any]:
-    """Name the adapter's settings as this version of LitGPT does."""
+    """Return the adapter's settings as this version of LitGPT does."""
     old = "to_query" in known
     chosen = DEFAULT_TARGETS if lora.targets is None else lora.targets
     every = chosen in ("all-linear", "all")
@@ -110,7 +110,7 @@ def _as_fabric(model: nn.Module, variant: Variant) -> None:
 
 
 def _stable_embedding(model: Any, variant: Variant) -> nn.Module | None:
-    """Give a quantized run a new embedding with a norm; the optimizer keeps the old one (0.5)."""
+    """Replace the embedding of a quantized run; the optimizer keeps the old one (0.5)."""
     if not variant.stable_embedding:
         return None
     old = model.transformer.wte

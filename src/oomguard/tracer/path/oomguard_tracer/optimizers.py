@@ -30,7 +30,7 @@ class Optimizer:
         raise NotImplementedError
 
     def states(self) -> Iterable[tuple[nn.Parameter, torch.Tensor]]:
-        """Give each state with the parameter that it belongs to."""
+        """Return each state with the parameter that it belongs to."""
         raise NotImplementedError
 
     def zero_grad(self) -> None:

@@ -65,7 +65,7 @@ def _place(path: str, built: Built) -> Place | None:
 
 
 def _tower(path: str, built: Built) -> str | None:
-    """Give the term of the tower that a module or parameter lies in."""
+    """Return the term of the tower that a module or parameter lies in."""
     return next((t for name, t in built.towers.items() if f".{name}." in f".{path}"), None)
 
 
@@ -109,5 +109,5 @@ def _trained_embeddings(model: nn.Module) -> list[int]:
 
 
 def trained_terms(model: nn.Module) -> dict[int, str]:
-    """Name the term of the gradients and states of parameters that have a special one."""
+    """Return the term of the gradients and states of parameters that have a special one."""
     return dict.fromkeys(_trained_embeddings(model), "trained_embeddings")

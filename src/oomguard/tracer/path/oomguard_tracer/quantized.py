@@ -33,7 +33,7 @@ class QuantizedLinear(nn.Linear):
         self.bias = linear.bias
 
     def dequantized(self, like: torch.Tensor) -> torch.Tensor:
-        """Give the weight as the kernel computes with it, and charge it to the quantization."""
+        """Return the weight as the kernel computes with it, and charge it to the quantization."""
         if self.tracer is None:
             return like.new_empty(self.out_features, self.in_features)
         with self.tracer.inside((self.tracer.here()[0], "quantization")):
@@ -158,7 +158,7 @@ def quantize(
 
 
 def quantized(linear: nn.Linear, quantization: str, compute_dtype: torch.dtype) -> nn.Module:
-    """Give the packed twin of one linear layer."""
+    """Return the packed twin of one linear layer."""
     if quantization == "int8":
         return Linear8bit(linear, compute_dtype)
     return Linear4bit(linear, compute_dtype, double=quantization.endswith("-double"))

@@ -140,7 +140,7 @@ class Recorder(TorchDispatchMode):
             self._visited.append(place)
 
     def here(self) -> Place:
-        """Give the place of what runs now: a module's forward, or the backward of its nodes."""
+        """Return the place of what runs now: a module's forward, or the backward of its nodes."""
         if self._places:
             return self._places[-1]
         node = torch._C._current_autograd_node()

@@ -197,7 +197,7 @@ def _step_in_backward(
 
 
 def _micro_batches(variant: Variant, step: int) -> int:
-    """Give one for the first step, whose states come at its end; two show all that more would."""
+    """Return one for the first step, whose states come at its end; two show all that more would."""
     return min(variant.accumulation, 2) if step else 1
 
 

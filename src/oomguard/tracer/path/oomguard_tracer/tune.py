@@ -133,7 +133,7 @@ def _criterion(model: Any, variant: Variant) -> Callable[..., torch.Tensor]:
 
 
 def _head(model: Any) -> nn.Module:
-    """Give the output head; one that is tied holds a module that multiplies."""
+    """Return the output head; one that is tied holds a module that multiplies."""
     return model.output if isinstance(model.output, nn.Module) else model.output.linear
 
 
