@@ -20,8 +20,13 @@ def blocks(language: str) -> list[str]:
 
 def test_the_strategy_it_shows_loads(tmp_path):
     (text,) = blocks("python")
-    (tmp_path / "150_shorter.py").write_text(text)
-    shorter = next(s for s in load_strategies(tmp_path) if s.id == "shorter")
+    (tmp_path / "198_cut_to_1024.py").write_text(text)
+    ladder = load_strategies(tmp_path)
+    shorter = next(s for s in ladder if s.id == "cut_to_1024")
+    ids = [s.id for s in ladder]
+    assert ids.index("chunk_long_texts") < ids.index(shorter.id) < ids.index("cut_cutoff_len")
+    assert shorter.remedies
+    assert not shorter.preflight
     assert shorter.summary == "train on 1024 tokens"
 
 

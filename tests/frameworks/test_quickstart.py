@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 import venv
@@ -73,3 +74,22 @@ def test_it_tells_what_it_does_and_each_step_can_be_typed(quickstart):
     assert [name for line in typed for name in ("make_assets", "cap.py", "launch") if name in line]
     assert len(typed) == 3
     assert (root / "quickstart" / "output" / "adapter_model.safetensors").stat().st_size > 100
+
+
+def _stable(line: str) -> str:
+    """Replace what differs between runs and machines: sizes, seconds, the phase, the run folder."""
+    line = re.sub(r"\d+(\.\d+)? ?[GM]iB", "SIZE", line)
+    line = re.sub(r"\(\d+ s\)", "(N s)", line)
+    line = re.sub(r" in (forward|backward) ", " in PHASE ", line)
+    line = re.sub(r"\S*oomguard-runs/train-[\d-]+", "RUN", line)
+    return re.sub(r"(--python )\S+", r"\1PYTHON", line)
+
+
+def test_the_session_in_the_readme_is_what_is_printed(quickstart):
+    _, done = quickstart
+    readme = (QUICKSTART.parents[1] / "README.md").read_text()
+    shown = readme.split("<!-- session:")[1].split("```console\n")[1].split("```")[0].splitlines()
+    (typed,) = (line for line in done.stdout.splitlines() if " -m oomguard launch " in line)
+    command = "$ oomguard " + typed.split(" -m oomguard ", 1)[1]
+    said = [line for line in done.stderr.splitlines() if line.startswith("oomguard ")]
+    assert [_stable(line) for line in shown] == [_stable(line) for line in [command, *said]]
