@@ -8,18 +8,10 @@ from enum import Enum
 
 from oomguard.evidence.verdict import Kind, Phase, Verdict
 from oomguard.job.plan import (
-    Allocator,
-    DeviceMap,
-    EmbeddingRows,
-    Loftq,
-    LossKernel,
-    Offload,
     Overlong,
-    Part,
     Plan,
     Precision,
     Quantization,
-    Sharding,
     Tuning,
 )
 from oomguard.job.training_job import Device, Job
@@ -170,40 +162,3 @@ def tokens_lost(job: Job, plan: Plan) -> str:
 def divisor_at_most(number: int, limit: int) -> int:
     """Return the largest divisor of `number` that is at most `limit` (at least 1)."""
     return next(d for d in range(max(1, min(number, limit)), 0, -1) if number % d == 0)
-
-
-__all__ = [
-    "NEW_RECIPE",
-    "SAME_MATH",
-    "SAME_RECIPE",
-    "SHORTEST",
-    "TRAINING",
-    "Allocator",
-    "Device",
-    "DeviceMap",
-    "EmbeddingRows",
-    "Fidelity",
-    "Job",
-    "Kind",
-    "Loftq",
-    "LossKernel",
-    "Offload",
-    "Overlong",
-    "Part",
-    "Phase",
-    "Plan",
-    "Precision",
-    "Quantization",
-    "Remedy",
-    "Sharding",
-    "Strategy",
-    "Tuning",
-    "Verdict",
-    "divisor_at_most",
-    "quantized_base",
-    "ready_for_zero3",
-    "replace",
-    "shorter_sequence",
-    "tokens_lost",
-    "trains_much",
-]
