@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from generators import make_ladder
 from oomguard.ladder.climb import Ladder
 from oomguard.run.decide import Action, Launch, decide
-from oomguard.run.events import Event, Planned, Probe, Started
+from oomguard.run.events import Event, Planned, Started
 from oomguard.run.state import RunRecord
 
 
@@ -24,21 +24,8 @@ class Told:
         self.record = self.record.apply(event)
         return decide(self.record, event, self.ladder)
 
-    def launch(self, action: Launch, t: float = 1.0, probe: Probe | None = None) -> Action | None:
+    def launch(self, action: Launch, t: float = 1.0) -> Action | None:
         """Let an attempt be planned and started as was decided."""
         number = len(self.record.attempts) + 1
-        self.happen(
-            Planned(
-                t=t,
-                attempt=number,
-                plan=action.plan,
-                steps=action.steps,
-                skipped=action.skipped,
-                begins=action.begins,
-                purpose=action.purpose,
-                path=action.path,
-                undone=action.undone,
-                probe=probe,
-            )
-        )
+        self.happen(Planned(t=t, attempt=number, spec=action.spec))
         return self.happen(Started(t=t, attempt=number, pid=7, command="x", kernel_watched=True))

@@ -12,6 +12,7 @@ from generators import failures, jobs, make_job, make_ladder
 from oomguard.evidence.verdict import Cause, Finding, Kind, Phase, Verdict, Witness
 from oomguard.job.checkpoint import Checkpoint
 from oomguard.job.plan import Plan, Sharding, Tuning
+from oomguard.run.attempt import AttemptSpec, StopReason
 from oomguard.run.decide import (
     PATIENCE_BLIND_S,
     PATIENCE_CAUGHT_S,
@@ -35,7 +36,6 @@ from oomguard.run.events import (
     Signalled,
     Status,
     Stopping,
-    StopReason,
     Ticked,
     event_from_json,
     event_to_json,
@@ -91,20 +91,20 @@ def story():
 
 def test_the_first_attempt_is_the_plan_that_was_asked_for():
     story = Story()
-    assert story.begin() == Launch(plan=story.record.job.asked)
+    assert story.begin() == Launch(spec=AttemptSpec(plan=story.record.job.asked))
 
 
 def test_auto_find_batch_size_is_off_before_the_first_attempt_and_it_says_so():
     story = Story(job=make_job(Plan(micro_batch=4, accumulation=2, auto_find_batch_size=True)))
     action = story.begin()
-    assert action.plan.auto_find_batch_size is False
-    assert [step.strategy for step in action.steps] == ["disable_auto_find_batch_size"]
+    assert action.spec.plan.auto_find_batch_size is False
+    assert [step.strategy for step in action.spec.steps] == ["disable_auto_find_batch_size"]
 
 
 def test_a_memory_failure_waits_for_the_device_then_climbs(story):
     assert story.exit(OOM) == WaitForDevice()
     action = story.free()
-    assert (action.plan.micro_batch, action.plan.accumulation) == (8, 2)
+    assert (action.spec.plan.micro_batch, action.spec.plan.accumulation) == (8, 2)
 
 
 def test_a_fit_ends_the_run(story):
@@ -204,7 +204,7 @@ def test_a_change_that_the_framework_refuses_ends_the_rung_and_not_the_run(story
     story.launch(story.free())
     assert story.exit(REFUSAL, returncode=2) == WaitForDevice()
     action = story.free()
-    refused, after = story.record.last.plan, action.plan
+    refused, after = story.record.last.spec.plan, action.spec.plan
     assert after not in (refused, story.record.job.asked)
     assert refused.micro_batch == 8
     assert after.micro_batch == story.record.job.asked.micro_batch, (
@@ -250,8 +250,8 @@ def test_growing_memory_is_begun_again_at_the_last_checkpoint_that_it_lasts_for(
     action = story.happen(
         DeviceFree(t=6.0, attempt=1, free=True, waited_s=0, checkpoints=(saved(30).checkpoint,))
     )
-    assert action.plan == story.record.job.asked
-    assert action.begins.checkpoint.step == 30
+    assert action.spec.plan == story.record.job.asked
+    assert action.spec.begins.checkpoint.step == 30
     assert story.record.rungs_tried == 1
 
 
@@ -266,12 +266,12 @@ def test_growth_that_ran_out_begins_again_only_where_there_was_progress(story):
     again = story.happen(
         DeviceFree(t=6.0, attempt=1, free=True, waited_s=0, checkpoints=(saved(30).checkpoint,))
     )
-    assert (again.plan, again.begins.checkpoint.step) == (story.record.job.asked, 30)
-    story.happen(Planned(t=6.0, attempt=2, plan=again.plan, begins=again.begins))
+    assert (again.spec.plan, again.spec.begins.checkpoint.step) == (story.record.job.asked, 30)
+    story.happen(Planned(t=6.0, attempt=2, spec=again.spec))
     story.exit(grew)
     climbed = story.free()
-    assert climbed.plan.micro_batch == 8
-    assert climbed.begins.checkpoint.step == 30
+    assert climbed.spec.plan.micro_batch == 8
+    assert climbed.spec.begins.checkpoint.step == 30
 
 
 def test_a_save_at_the_end_is_done_again_by_a_process_that_has_trained_nothing(story):
@@ -280,8 +280,8 @@ def test_a_save_at_the_end_is_done_again_by_a_process_that_has_trained_nothing(s
     story.happen(stepped(30))
     story.exit(in_save)
     again = story.happen(free)
-    assert (again.plan, again.begins.checkpoint.step) == (story.record.job.asked, 30)
-    story.happen(Planned(t=6.0, attempt=2, plan=again.plan, begins=again.begins))
+    assert (again.spec.plan, again.spec.begins.checkpoint.step) == (story.record.job.asked, 30)
+    story.happen(Planned(t=6.0, attempt=2, spec=again.spec))
     story.exit(in_save)
     assert story.free() != again, "once"
 
@@ -297,7 +297,7 @@ def test_another_program_on_the_card_is_no_reason_to_climb_the_first_time(story)
     other = Verdict(kind=Kind.DEVICE_OOM, phase=Phase.LOAD, cause=Cause.OTHER_PROCESS)
     story.exit(other)
     again = story.free()
-    assert again.plan == story.record.job.asked
+    assert again.spec.plan == story.record.job.asked
     story.launch(again)
     story.exit(other)
     assert story.free() != again
@@ -347,16 +347,16 @@ def test_an_offload_that_the_host_has_no_room_for_is_left_out_and_the_climb_goes
     story.launch(story.begin())
     story.exit(OOM)
     offloaded = story.free()
-    assert offloaded.path == ("offload_optimizer",)
+    assert offloaded.spec.path == ("offload_optimizer",)
     story.launch(offloaded)
     story.exit(Verdict(kind=Kind.HOST_OOM, phase=Phase.OPTIMIZER))
     cut = story.free()
-    assert cut.path == ("cut_cutoff_len",)
-    assert cut.plan == replace(asked, sequence_length=1024)
+    assert cut.spec.path == ("cut_cutoff_len",)
+    assert cut.spec.plan == replace(asked, sequence_length=1024)
     story.launch(cut)
     story.exit(OOM)
     again = story.free()
-    assert again.path == ("cut_cutoff_len", "cut_cutoff_len")
-    assert {skip.strategy: skip.reason for skip in again.skipped} == {
+    assert again.spec.path == ("cut_cutoff_len", "cut_cutoff_len")
+    assert {skip.strategy: skip.reason for skip in again.spec.skipped} == {
         "offload_optimizer": "taken already"
     }

@@ -11,6 +11,7 @@ from oomguard.evidence.verdict import Kind, Phase, Verdict
 from oomguard.job.plan import Plan
 from oomguard.job.training_job import BY_TOKENIZER, Lengths
 from oomguard.ladder.climb import Ladder
+from oomguard.run.attempt import AttemptSpec, Probe, Purpose, StopReason
 from oomguard.run.decide import (
     Finish,
     Launch,
@@ -23,15 +24,12 @@ from oomguard.run.events import (
     Exited,
     Limits,
     Predicted,
-    Probe,
     Probed,
     Progress,
-    Purpose,
     RunStarted,
     Signalled,
     Status,
     Stopping,
-    StopReason,
     Ticked,
     event_from_json,
     event_to_json,
@@ -46,6 +44,7 @@ OK = Verdict(kind=Kind.OK)
 FAILED = Verdict(kind=Kind.NOT_OOM, root="ValueError: no such flag")
 STOPPED = Verdict(kind=Kind.INTERRUPTED)
 ASKED = Plan(micro_batch=8, accumulation=1, sequence_length=4096)
+PROBE = Probe(steps=STEPS, tokens=4096)
 GIB = 1 << 30
 
 
@@ -75,9 +74,6 @@ class Story(Told):
                 predicted=(predicted,),
             )
         )
-
-    def launch(self, action):
-        super().launch(action, probe=Probe(steps=STEPS, tokens=4096) if action.probe else None)
 
     def steps(self, count=STEPS, t=2.0):
         number = len(self.record.attempts)
@@ -119,23 +115,28 @@ def story():
 
 
 def test_what_was_asked_is_probed_before_it_runs():
-    assert Story().begin() == Launch(plan=ASKED, probe=True)
+    assert Story().begin() == Launch(spec=AttemptSpec(plan=ASKED, probe=PROBE))
 
 
 def test_after_a_probe_that_passed_its_plan_runs(story):
     assert story.probed() is None
-    assert story.end(OK) == Launch(plan=ASKED, begins=story.end(OK).begins)
-    assert story.end(OK).begins.checkpoint is None
+    spec = AttemptSpec(plan=ASKED, begins=story.end(OK).spec.begins)
+    assert story.end(OK) == Launch(spec=spec)
+    assert story.end(OK).spec.begins.checkpoint is None
 
 
 def test_a_probe_that_runs_out_leads_to_the_next_rungs_probe_and_that_to_its_run(story):
     action = story.end(OOM)
-    assert (action.plan.micro_batch, action.probe, action.path) == (4, True, ("halve_micro_batch",))
+    assert (action.spec.plan.micro_batch, action.spec.probe, action.spec.path) == (
+        4,
+        PROBE,
+        ("halve_micro_batch",),
+    )
     story.launch(action)
     story.probed()
     action = story.end(OK)
-    assert (action.plan.micro_batch, action.probe, action.path) == (
-        *(4, False), ("halve_micro_batch",),
+    assert (action.spec.plan.micro_batch, action.spec.probe, action.spec.path) == (
+        *(4, None), ("halve_micro_batch",),
     )  # fmt: skip
     story.launch(action)
     story.steps(9)
@@ -147,25 +148,25 @@ def test_a_run_that_runs_out_all_the_same_goes_on_without_probes(story):
     story.launch(story.end(OK))
     story.steps(9)
     action = story.end(OOM)
-    assert (action.plan.micro_batch, action.probe) == (4, False)
+    assert (action.spec.plan.micro_batch, action.spec.probe) == (4, None)
 
 
 @pytest.mark.parametrize("verdict", [FAILED, OK])
 def test_a_probe_that_shows_nothing_leaves_it_to_the_run(story, verdict):
     action = story.end(verdict)
-    assert action == Launch(plan=ASKED)
+    assert action == Launch(spec=AttemptSpec(plan=ASKED))
     story.launch(action)
     assert story.end(FAILED) == Finish(status=Status.FAILED, reason=FAILED.root)
 
 
 def test_a_rank_that_runs_out_after_another_has_passed_counts(story):
     story.probed()
-    assert story.end(OOM).plan.micro_batch == 4
+    assert story.end(OOM).spec.plan.micro_batch == 4
 
 
 def test_a_process_that_fails_on_its_way_out_has_passed_before(story):
     story.probed()
-    assert story.end(FAILED).probe is False
+    assert story.end(FAILED).spec.probe is None
 
 
 def test_a_probe_that_does_not_end_is_ended(story):
@@ -174,14 +175,14 @@ def test_a_probe_that_does_not_end_is_ended(story):
     assert story.happen(Ticked(t=2.0 + LINGERS_S)) == Stop(reason=StopReason.PROBED)
     story.happen(Stopping(t=40.0, attempt=1, reason=StopReason.PROBED))
     action = story.end(STOPPED)
-    assert (action.plan, action.probe) == (ASKED, False)
+    assert (action.spec.plan, action.spec.probe) == (ASKED, None)
 
 
 def test_a_probe_that_is_cut_short_with_its_supervisor_begins_again(story):
     story.steps(1)
     story.happen(CutShort(t=5.0, attempt=1, verdict=STOPPED))
     action = story.happen(DeviceFree(t=6.0, attempt=1, free=True, waited_s=0.0))
-    assert (action.plan, action.probe) == (ASKED, True)
+    assert (action.spec.plan, action.spec.probe) == (ASKED, PROBE)
 
 
 def test_a_signal_during_a_probe_ends_the_run(story):
@@ -198,15 +199,17 @@ def test_less_change_is_tried_by_probes_and_the_best_runs(longest, purpose):
     seen = []
     while isinstance(action, Launch):
         story.launch(action)
-        plan = action.plan
-        seen.append((plan.micro_batch, plan.sequence_length, action.purpose, action.probe))
+        plan = action.spec.plan
+        seen.append(
+            (plan.micro_batch, plan.sequence_length, action.spec.purpose, action.spec.probe)
+        )
         fits = plan.micro_batch <= 4 and plan.sequence_length <= longest
-        if fits and action.probe:
+        if fits and action.spec.probe:
             story.probed()
         action = story.end(OK if fits else OOM)
     assert action.status is Status.FIT
     assert all(probe for *_, why, probe in seen if why is Purpose.TRIAL)
-    assert [one for one in seen if not one[3]] == [(4, longest, purpose, False)]
+    assert [one for one in seen if one[3] is None] == [(4, longest, purpose, None)]
 
 
 def test_events_are_written_and_read_back_and_the_report_compares(story):
@@ -218,7 +221,7 @@ def test_events_are_written_and_read_back_and_the_report_compares(story):
     record = replace(story.record, status=Status.FIT)
     report = build(record, final_text=None, command=None, surroundings={})
     first, second = report.attempts
-    assert (first.probe, second.probe) == (Probe(steps=STEPS, tokens=4096), None)
+    assert (first.spec.probe, second.spec.probe) == (PROBE, None)
     assert first.longest_batch == 4096
     assert (first.predicted.allocated_bytes, first.device_peak_bytes) == (20 * GIB, 19 * GIB)
 

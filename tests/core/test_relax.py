@@ -15,17 +15,16 @@ from oomguard.evidence.verdict import Kind, Phase, Verdict
 from oomguard.job.checkpoint import Checkpoint, Continuation, Mode
 from oomguard.job.plan import Plan, Quantization, Tuning
 from oomguard.ladder.climb import Ladder
+from oomguard.run.attempt import AttemptSpec, Purpose, StopReason
 from oomguard.run.decide import Action, Finish, Launch, Stop, WaitForDevice
 from oomguard.run.events import (
     DeviceFree,
     Exited,
     Limits,
     Progress,
-    Purpose,
     RunStarted,
     Status,
     Stopping,
-    StopReason,
     event_from_json,
     event_to_json,
 )
@@ -59,7 +58,7 @@ class Run(Told):
     late: int = 1
     saves: bool = False
     trial_fails: bool = False
-    launches: list[Launch] = field(default_factory=list)
+    launches: list[AttemptSpec] = field(default_factory=list)
 
     def to_the_end(self, most: int = 500) -> Finish:
         limits = Limits(
@@ -72,7 +71,7 @@ class Run(Told):
             if isinstance(action, Finish):
                 return action
             assert isinstance(action, Launch)
-            self.launches.append(action)
+            self.launches.append(action.spec)
             action = self.attempt(action, len(self.launches))
         pytest.fail(f"the run did not end after {most} attempts")
 
@@ -88,11 +87,11 @@ class Run(Told):
         )
 
     def train(self, action: Launch, number: int) -> Verdict:
-        fits = self.fits(action)
+        fits = self.fits(action.spec)
         for step in range(1, 11):
             if not fits and step > self.late:
                 return OOM
-            if self.trial_fails and action.purpose is Purpose.TRIAL:
+            if self.trial_fails and action.spec.purpose is Purpose.TRIAL:
                 return Verdict(kind=Kind.NOT_OOM, root="ValueError: not these two together")
             said = self.happen(
                 Progress(t=2, attempt=number, pid=7, rank=0, step=step, phase=Phase.FORWARD)
@@ -104,7 +103,7 @@ class Run(Told):
         return OK
 
     @property
-    def first_fit(self) -> Launch:
+    def first_fit(self) -> AttemptSpec:
         return next(one for one in self.launches if self.fits(one))
 
 

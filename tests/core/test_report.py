@@ -14,6 +14,7 @@ from oomguard.configfile.document import Source
 from oomguard.evidence.verdict import Finding, Kind, Phase, Verdict, Witness
 from oomguard.job.plan import Plan, Tuning
 from oomguard.ladder.steps import Skip
+from oomguard.run.attempt import AttemptSpec
 from oomguard.run.events import (
     DeviceFree,
     Exited,
@@ -24,7 +25,7 @@ from oomguard.run.events import (
     Started,
     Status,
 )
-from oomguard.run.report import FitReport, build, schema
+from oomguard.run.report import FitReport, build, schema, to_json
 from oomguard.run.state import RunRecord, replay
 from oomguard.strategy import SAME_MATH
 
@@ -54,17 +55,19 @@ def record(status: Status = Status.FIT) -> RunRecord:
     return replay(
         [
             RunStarted(t=0, run="r", version="0.1.0", at="2026", job=job, limits=limits),
-            Planned(t=0, attempt=1, plan=job.asked),
+            Planned(t=0, attempt=1, spec=AttemptSpec(plan=job.asked)),
             Started(t=1, attempt=1, pid=1, command=command, kernel_watched=True),
             Exited(t=5, attempt=1, returncode=1, verdict=oom),
             DeviceFree(t=5, attempt=1, free=True, waited_s=0.0),
             Planned(
                 t=5,
                 attempt=2,
-                plan=rung.plan,
-                steps=(rung.step,),
-                path=("halve_micro_batch",),
-                skipped=rung.skipped,
+                spec=AttemptSpec(
+                    plan=rung.plan,
+                    steps=(rung.step,),
+                    path=("halve_micro_batch",),
+                    skipped=rung.skipped,
+                ),
             ),
             Started(t=6, attempt=2, pid=2, command=command, kernel_watched=True),
             Exited(t=9, attempt=2, returncode=0, verdict=last),
@@ -101,12 +104,12 @@ def test_an_exhausted_run_says_what_was_tried_and_how_much_was_missing():
 
 @pytest.mark.parametrize("status", Status)
 def test_no_secret_reaches_a_report(status):
-    assert TOKEN not in msgspec.json.encode(report(status)).decode()
+    assert TOKEN not in msgspec.json.encode(to_json(report(status))).decode()
 
 
 @pytest.mark.parametrize("status", Status)
 def test_every_report_satisfies_the_published_schema(status):
-    document = json.loads(msgspec.json.encode(report(status)))
+    document = json.loads(msgspec.json.encode(to_json(report(status))))
     published = jsonschema.Draft202012Validator(json.loads(SCHEMA.read_text()))
     assert list(published.iter_errors(document)) == []
 

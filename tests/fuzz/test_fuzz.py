@@ -19,6 +19,7 @@ from oomguard.evidence.verdict import Kind, Verdict
 from oomguard.job.plan import Plan
 from oomguard.process.messages import LINE_BYTES, Lines, parse
 from oomguard.process.process_events import Report
+from oomguard.run.attempt import AttemptSpec
 from oomguard.run.event_log import parse_history
 from oomguard.run.events import (
     DeviceFree,
@@ -40,9 +41,10 @@ quick = settings(
 )
 LIMITS = Limits(ladder=("halve_micro_batch",), allow=make_ladder().allow, max_attempts=20)
 OOM = Verdict(kind=Kind.HOST_OOM, root="out of memory")
+SPEC = AttemptSpec(plan=Plan(micro_batch=8, accumulation=1))
 EVENTS = (
     RunStarted(t=0, run="r", version="0", at="2026-01-01", job=make_job(), limits=LIMITS),
-    Planned(t=0.1, attempt=1, plan=Plan(micro_batch=8, accumulation=1), mark="m", before={}),
+    Planned(t=0.1, attempt=1, spec=SPEC, mark="m", before={}),
     Started(t=0.2, attempt=1, pid=7, command="x", kernel_watched=True),
     Progress(t=0.3, attempt=1, pid=7, rank=0, step=3, phase="forward"),
     Exited(t=0.4, attempt=1, returncode=1, verdict=OOM),

@@ -21,11 +21,11 @@ from oomguard.predict.history import FitIndex, record_run
 from oomguard.predict.prediction_request import PredictionRequest
 from oomguard.predict.predictor import Predictor
 from oomguard.process.process_events import Report
+from oomguard.run.attempt import AttemptSpec
 from oomguard.run.decide import Launch, decide
 from oomguard.run.events import (
     HistoryRef,
     Limits,
-    Probe,
     RunStarted,
     Status,
     event_from_json,
@@ -77,12 +77,12 @@ def test_it_begins_at_the_first_rung_that_is_expected_to_fit(look):
     found, room = look(24 * GIB)
     start = start_of(found, room)
     assert start is not None
-    assert start.path == ("halve_micro_batch",) * len(start.path)
-    before = [rung for rung in found.rungs if rung.plan is not None][: len(start.path)]
-    assert before[-1].plan == start.plan
+    assert start.spec.path == ("halve_micro_batch",) * len(start.spec.path)
+    before = [rung for rung in found.rungs if rung.plan is not None][: len(start.spec.path)]
+    assert before[-1].plan == start.spec.plan
     assert before[-1].estimate.expected_bytes <= 24 * GIB
     assert all(rung.estimate.expected_bytes > 24 * GIB for rung in before[:-1])
-    assert start.plan.rank_batch == ASKED.rank_batch
+    assert start.spec.plan.rank_batch == ASKED.rank_batch
 
 
 def test_what_fits_as_asked_and_what_never_fits_begin_at_the_top(look):
@@ -108,10 +108,10 @@ def test_the_state_machine_begins_there_and_the_record_can_be_replayed(look):
     assert again == begun
     action = decide(RunRecord().apply(begun), begun, LADDER)
     assert isinstance(action, Launch)
-    assert (action.plan, action.path) == (start.plan, start.path)
+    assert (action.spec.plan, action.spec.path) == (start.spec.plan, start.spec.path)
     # the framework's own batch search is turned off before any rung
-    assert action.steps[0].strategy == "disable_auto_find_batch_size"
-    assert action.plan.auto_find_batch_size is False
+    assert action.spec.steps[0].strategy == "disable_auto_find_batch_size"
+    assert action.spec.plan.auto_find_batch_size is False
 
 
 def test_without_a_start_it_begins_with_what_was_asked():
@@ -119,8 +119,8 @@ def test_without_a_start_it_begins_with_what_was_asked():
     begun = RunStarted(t=0.0, run="r", version="1", at="now", job=JOB, limits=limits)
     action = decide(RunRecord().apply(begun), begun, LADDER)
     assert isinstance(action, Launch)
-    assert action.plan == replace(ASKED, auto_find_batch_size=False)
-    assert action.path == ()
+    assert action.spec.plan == replace(ASKED, auto_find_batch_size=False)
+    assert action.spec.path == ()
 
 
 LLAMA = """
@@ -166,20 +166,22 @@ def test_a_launch_on_a_gpu_is_predicted_and_the_same_job_begins_where_it_fitted(
     assert first.start is not None
     assert "estimated at" in said[-1]
 
-    attempt = Attempt(number=1, plan=first.start.plan, path=("halve_micro_batch",) * 3)
+    attempt = Attempt(number=1, spec=first.start.spec)
     assert (
         record_run(RunRecord(status=Status.FIT, attempts=(attempt,), lessons=first.lessons)) is None
     )
     again = choose_start(prepared, said, index=index)
     assert again.start is not None
-    assert again.start.path == ("halve_micro_batch",) * 3
-    assert again.start.plan.micro_batch == 1
+    assert again.start.spec.path == ("halve_micro_batch",) * 3
+    assert again.start.spec.plan.micro_batch == 1
     assert "which fit before" in said[-1]
 
 
 def test_a_run_that_does_not_fit_teaches_no_rungs(prepared, index):
     first = choose_start(prepared, Said(), index=index)
-    attempt = Attempt(number=1, plan=prepared.job.asked, path=("halve_micro_batch",))
+    attempt = Attempt(
+        number=1, spec=AttemptSpec(plan=prepared.job.asked, path=("halve_micro_batch",))
+    )
     record_run(RunRecord(status=Status.EXHAUSTED, attempts=(attempt,), lessons=first.lessons))
     again = choose_start(prepared, Said(), index=index)
     assert again.start == first.start
@@ -191,7 +193,7 @@ def test_what_was_measured_corrects_the_next_prediction(prepared, index):
     asked = planned.forecast.asked
     measured = Attempt(
         number=1,
-        plan=asked.plan,
+        spec=AttemptSpec(plan=asked.plan),
         steps_done=2,
         device_peak_bytes=int(asked.estimate.allocated_bytes * 1.1),
         reserved_peak_bytes=int(asked.estimate.reserved_bytes * 1.1),
@@ -262,7 +264,7 @@ def test_a_probe_on_a_card_teaches_how_far_each_term_is_off(prepared, index):
         )
     )  # fmt: skip
     assert isinstance(launch, Launch)
-    told.launch(launch, probe=Probe(steps=2, tokens=2048))
+    told.launch(launch)
     observer = Observer(1)
     said = [
         ("phase", "forward", 0, card(loaded, loaded, loaded + 0.1)),

@@ -8,6 +8,7 @@ from oomguard.evidence.judge import judge
 from oomguard.evidence.verdict import Kind
 from oomguard.job.plan import Plan
 from oomguard.process.process_events import Output, Report
+from oomguard.run.attempt import AttemptSpec
 from oomguard.run.events import Noticed, Progress
 from oomguard.run.observer import Observer
 from oomguard.run.state import Attempt
@@ -20,7 +21,7 @@ def follow():
 
     def fold(*seen):
         plan = Plan(micro_batch=1, accumulation=1)
-        observer, attempt = Observer(1, begin=100.0), Attempt(number=1, plan=plan)
+        observer, attempt = Observer(1, begin=100.0), Attempt(number=1, spec=AttemptSpec(plan=plan))
         for t, news in seen:
             for event in observer.take(news, t):
                 match event:

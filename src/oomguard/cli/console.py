@@ -16,6 +16,7 @@ from oomguard.job.training_job import Job
 from oomguard.ladder.steps import Step
 from oomguard.ladder.strategy import Fidelity
 from oomguard.redact import redact
+from oomguard.run.attempt import Probe, Purpose, StopReason
 from oomguard.run.events import (
     CutShort,
     DeviceFree,
@@ -25,13 +26,10 @@ from oomguard.run.events import (
     Growing,
     Planned,
     Predicted,
-    Probe,
-    Purpose,
     Resumed,
     RunStarted,
     Status,
     Stopping,
-    StopReason,
 )
 from oomguard.run.leak import Growth
 from oomguard.run.probe import has_passed
@@ -114,18 +112,19 @@ class Console:
                 os.dup2(nowhere.fileno(), self._out.fileno())
 
     def _planned(self, event: Planned, record: RunRecord) -> None:
-        if event.purpose is Purpose.TRIAL:
-            undone = ", ".join(dict.fromkeys(event.undone))
+        if event.spec.purpose is Purpose.TRIAL:
+            undone = ", ".join(dict.fromkeys(event.spec.undone))
             self._line(f"fits; retrying without {undone} to see if it was needed", "yellow")
-        elif event.purpose is Purpose.BEST:
+        elif event.spec.purpose is Purpose.BEST:
             self._line("smaller changes do not fit; continuing with the best plan found", "yellow")
-        for step in event.steps:
+        for step in event.spec.steps:
             self._line(f"{step.summary}: {_changes(step)} [{COSTS[step.fidelity]}]", "yellow")
-        ran = [attempt for attempt in record.attempts if attempt.probe is None]
+        ran = [attempt for attempt in record.attempts if attempt.spec.probe is None]
         lost = max((attempt.steps_done for attempt in ran), default=0)
-        if event.begins is not None and (event.begins.checkpoint or lost):
-            self._line(_begin_line(event.begins))
-        self._line(f"attempt {event.attempt}{_aside(event.probe)}: {show_plan(event.plan)}", "bold")
+        if event.spec.begins is not None and (event.spec.begins.checkpoint or lost):
+            self._line(_begin_line(event.spec.begins))
+        title = f"attempt {event.attempt}{_aside(event.spec.probe)}"
+        self._line(f"{title}: {show_plan(event.spec.plan)}", "bold")
 
     def _exited(self, event: Exited, record: RunRecord) -> None:
         attempt = record.last
@@ -136,11 +135,11 @@ class Console:
         if event.log_error is not None:
             self._line(f"its log ends early: {event.log_error}", "yellow")
         if passed:
-            self._line(_measured_line(attempt, record.predicted_for(attempt.plan)))
+            self._line(_measured_line(attempt, record.predicted_for(attempt.spec.plan)))
 
     def _finished(self, record: RunRecord) -> None:
         if record.status is Status.FIT:
-            probes = sum(1 for attempt in record.attempts if attempt.probe is not None)
+            probes = sum(1 for attempt in record.attempts if attempt.spec.probe is not None)
             count = _counted(len(record.attempts) - probes, "attempt")
             after = f" after {_counted(probes, 'probe')}" if probes else ""
             self._line(f"trained, in {count}{after}", "bold green")
@@ -217,7 +216,7 @@ def _begin_line(begins: Continuation) -> str:
 def _exit_line(attempt: Attempt, verdict: Verdict) -> str:
     took = f" ({attempt.seconds:.0f} s)" if attempt.seconds is not None else ""
     steps = _steps(attempt)
-    if attempt.probe is not None and not verdict.kind.is_memory and not attempt.refused_step:
+    if attempt.spec.probe is not None and not verdict.kind.is_memory and not attempt.refused_step:
         return f"{_probe_words(attempt, verdict)}{took}"
     if attempt.stopped in (StopReason.RECYCLE, StopReason.FITS):
         return f"stopped{steps}{_peaks(attempt)}{took}"
@@ -276,7 +275,8 @@ def _aside(probe: Probe | None) -> str:
 
 def _measured_line(attempt: Attempt, predicted: Predicted | None) -> str:
     """Return measured against predicted allocated bytes of a probe."""
-    longest, asked = attempt.longest_batch, attempt.probe.tokens if attempt.probe else None
+    probe, longest = attempt.spec.probe, attempt.longest_batch
+    asked = probe.tokens if probe else None
     of = f" of {asked}" if longest and asked and longest < asked else ""
     words = f"longest batch: {longest}{of} tokens" if longest else "batches were not lengthened:"
     words += "" if longest else " they hold no token ids the monitor recognizes"

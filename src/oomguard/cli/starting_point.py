@@ -19,6 +19,7 @@ from oomguard.job.training_job import Device
 from oomguard.machine.gpus import Gpu, gpus
 from oomguard.predict.forecast import Capacity, Forecast
 from oomguard.predict.history import FitIndex
+from oomguard.run.attempt import AttemptSpec
 from oomguard.run.events import HistoryRef, Predicted, Start
 from oomguard.units import show_bytes
 
@@ -140,10 +141,9 @@ def start_of(found: Forecast, room: Capacity) -> Start | None:
         steps.append(rung.step)
         if _should_fit(rung.estimate, room):
             expected = show_bytes(rung.estimate.expected_bytes)
+            path = tuple(step.strategy for step in steps)
             return Start(
-                plan=rung.plan,
-                steps=(*found.prepared, *steps),
-                path=tuple(step.strategy for step in steps),
+                spec=AttemptSpec(plan=rung.plan, steps=(*found.prepared, *steps), path=path),
                 reason=f"with {rung.strategy}, estimated at {expected}",
             )
     return None
@@ -178,7 +178,7 @@ def _before(prepared: Prepared, lessons: HistoryRef | None, index: FitIndex) -> 
         if path
         else "with the requested config, which fit before"
     )
-    return Start(plan=plan, steps=steps, path=path, reason=reason)
+    return Start(spec=AttemptSpec(plan=plan, steps=steps, path=path), reason=reason)
 
 
 def _key(prepared: Prepared, room: Capacity) -> str:

@@ -13,7 +13,7 @@ from oomguard.job.training_job import Job
 from oomguard.machine.gpus import gpus, host_memory
 from oomguard.run.events import Status
 from oomguard.run.folder import RunFolder
-from oomguard.run.report import FitReport
+from oomguard.run.report import FitReport, to_json
 from oomguard.run.state import RunRecord
 from oomguard.units import show_bytes
 
@@ -69,7 +69,7 @@ def _document(report: FitReport, config: Path | None, folder: RunFolder) -> dict
     return {
         "status": report.status,
         "run": str(folder.path),
-        "attempts": report.attempts,
+        "attempts": to_json(report)["attempts"],
         "final_config": str(config) if config else None,
         "fit_report": str(folder.report),
     }

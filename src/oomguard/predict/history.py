@@ -151,7 +151,7 @@ def record_run(record: RunRecord) -> str | None:
         return None
     index = FitIndex(Path(lessons.index))
     for attempt in record.attempts:
-        measured = _measured(attempt, record.predicted_for(attempt.plan))
+        measured = _measured(attempt, record.predicted_for(attempt.spec.plan))
         if lessons.device is not None and record.job is not None and measured is not None:
             setting = HistoryKey(
                 device=lessons.device,
@@ -161,7 +161,7 @@ def record_run(record: RunRecord) -> str | None:
             )
             index.add_measurement(setting, measured)
     if record.status is Status.FIT:
-        index.remember(lessons.key, record.last.path)
+        index.remember(lessons.key, record.last.spec.path)
     return index.lost
 
 

@@ -3,6 +3,7 @@
 | state    | event                                        | action                      |
 |----------|----------------------------------------------|-----------------------------|
 | NEW      | RunStarted, Resumed                          | Launch the asked plan       |
+| RUNNING  | Planned                                      | Start its processes         |
 | RUNNING  | an out-of-memory error is sure, on any rank  | Stop the whole group        |
 | RUNNING  | Saved, and growing memory will run out first | Stop, to begin again there  |
 | RUNNING  | no sign of life for the hang timeout         | Stop                        |
@@ -25,28 +26,36 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+
+from typing_extensions import assert_never
 
 from oomguard.evidence.verdict import Cause, Finding, Kind, Phase, Verdict, Witness
 from oomguard.job.checkpoint import Continuation
-from oomguard.job.plan import Plan
 from oomguard.job.training_job import Device, Job
 from oomguard.ladder.climb import Ladder
-from oomguard.ladder.steps import Skip, Step
+from oomguard.ladder.steps import Skip
 from oomguard.run import minimize, probe
+from oomguard.run.attempt import AttemptSpec, Purpose, StopReason
 from oomguard.run.events import (
     CutShort,
     DeviceFree,
     Event,
     Exited,
+    Finished,
+    Growing,
+    Noticed,
+    Planned,
+    Probed,
     Progress,
-    Purpose,
     Resumed,
     RunStarted,
     Saved,
     Signalled,
+    Started,
     Status,
-    StopReason,
+    Stopping,
+    Ticked,
 )
 from oomguard.run.state import Attempt, RunRecord, State, started_job
 
@@ -62,16 +71,14 @@ FORECAST_SHARE = 0.9
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Launch:
-    """Start an attempt; the fields are those of `Planned`, `probe` whether it is to be one."""
+    """Record the next attempt; its processes start once the record is on the disk."""
 
-    plan: Plan
-    steps: tuple[Step, ...] = ()
-    skipped: tuple[Skip, ...] = ()
-    begins: Continuation | None = None
-    purpose: Purpose = Purpose.TRAIN
-    path: tuple[str, ...] = ()
-    undone: tuple[str, ...] = ()
-    probe: bool = False
+    spec: AttemptSpec
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StartProcesses:
+    """Start the attempt that was recorded last."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -95,10 +102,10 @@ class Finish:
     skipped: tuple[Skip, ...] = ()
 
 
-Action = Launch | Stop | WaitForDevice | Finish
+Action = Launch | StartProcesses | Stop | WaitForDevice | Finish
 
 
-def decide(record: RunRecord, event: Event, ladder: Ladder) -> Action | None:
+def decide(record: RunRecord, event: Event, ladder: Ladder) -> Action | None:  # noqa: PLR0911  one for each kind of event
     """Return the action that answers `event`, which is in `record` already; None: go on."""
     match event:
         case Signalled():
@@ -109,23 +116,42 @@ def decide(record: RunRecord, event: Event, ladder: Ladder) -> Action | None:
             return _on_device(record, event, ladder)
         case RunStarted() | Resumed() | CutShort():
             return _on_beginning(record, event, ladder)
-    return _on_news(record, event, ladder) if record.state is State.RUNNING else None
+        case Planned():
+            return StartProcesses()
+        case Finished():
+            return None
+        case (
+            Started()
+            | Progress()
+            | Probed()
+            | Noticed()
+            | Growing()
+            | Saved()
+            | Stopping()
+            | Ticked()
+        ):
+            return _on_news(record, event, ladder)
+        case _:
+            assert_never(event)
 
 
 def _first(record: RunRecord, ladder: Ladder) -> Launch:
     job, limits = started_job(record)
     if limits.grow:
-        plan, steps, path = minimize.smallest(job, ladder)
-        return Launch(plan=plan, steps=steps, path=path)
-    start = record.start
-    if start is not None:
-        return Launch(plan=start.plan, steps=start.steps, path=start.path, probe=limits.probe)
-    plan, steps = ladder.prepare(job)
-    return Launch(plan=plan, steps=steps, probe=limits.probe)
+        return Launch(spec=minimize.smallest(job, ladder))
+    if record.start is not None:
+        spec = record.start.spec
+    else:
+        plan, steps = ladder.prepare(job)
+        spec = AttemptSpec(plan=plan, steps=steps)
+    probing = probe.probe_of(job, spec.plan) if limits.probe else None
+    return Launch(spec=replace(spec, probe=probing))
 
 
 def _on_news(record: RunRecord, event: Event, ladder: Ladder) -> Action | None:
     """Return whether a running attempt has to be stopped."""
+    if record.state is not State.RUNNING:
+        return None
     if _is_sure(record.last, event.t):
         return Stop(reason=StopReason.OUT_OF_MEMORY)
     if isinstance(event, Saved) and _runs_out_before_next(record.last):
@@ -203,7 +229,7 @@ def _patience_s(attempt: Attempt) -> float:
 def _on_exit(record: RunRecord, verdict: Verdict) -> Action:
     if record.signum is not None and verdict.kind is not Kind.OK:
         return Finish(status=Status.INTERRUPTED, reason=f"signal {record.signum}")
-    if verdict.kind is Kind.OK and record.last.probe is None:
+    if verdict.kind is Kind.OK and record.last.spec.probe is None:
         return Finish(status=Status.FIT, reason="trained to the end")
     if _goes_on(record.last, verdict):
         return WaitForDevice()
@@ -221,7 +247,7 @@ def _goes_on(attempt: Attempt, verdict: Verdict) -> bool:
     """Return whether another attempt may follow."""
     # What fails otherwise in a trial or a probe costs nothing: what is the job's own fault shows
     # again after it.
-    aside = attempt.purpose is Purpose.TRIAL or attempt.probe is not None
+    aside = attempt.spec.purpose is Purpose.TRIAL or attempt.spec.probe is not None
     return (
         verdict.kind.is_memory
         or attempt.stopped in (StopReason.RECYCLE, StopReason.FITS, StopReason.PROBED)
@@ -245,8 +271,8 @@ def _same_plan_goes_on(record: RunRecord, why: Verdict, again: Continuation) -> 
     grew = attempt.stopped == StopReason.RECYCLE or why.cause is Cause.GROWTH
     if grew:
         return again.checkpoint is not None and again.checkpoint.step > attempt.first_step
-    before = record.attempts[-2].plan if len(record.attempts) > 1 else None
-    return why.cause is Cause.OTHER_PROCESS and before != attempt.plan
+    before = record.attempts[-2].spec.plan if len(record.attempts) > 1 else None
+    return why.cause is Cause.OTHER_PROCESS and before != attempt.spec.plan
 
 
 def _on_device(record: RunRecord, event: DeviceFree, ladder: Ladder) -> Action:
@@ -257,20 +283,14 @@ def _on_device(record: RunRecord, event: DeviceFree, ladder: Ladder) -> Action:
         raise AssertionError("a device is waited for only after an attempt of a started run")
     if not event.free:
         return Finish(status=Status.FAILED, reason=f"the device did not become free: {event.busy}")
-    again = ladder.begin(job, last.plan, record.checkpoints, damaged=_damaged(record))
+    again = ladder.begin(job, last.spec.plan, record.checkpoints, damaged=_damaged(record))
     cut_short = why.kind is Kind.INTERRUPTED and not _is_shown(last)
     if cut_short or _same_plan_goes_on(record, why, again):
-        return Launch(
-            plan=last.plan,
-            begins=again,
-            purpose=last.purpose,
-            path=last.path,
-            probe=last.probe is not None,
-        )
-    if _is_shown(last) or last.purpose is Purpose.TRIAL:
+        return Launch(spec=replace(last.spec, begins=again, steps=(), skipped=(), undone=()))
+    if _is_shown(last) or last.spec.purpose is Purpose.TRIAL:
         return _after_trial(record, job, ladder)
-    if last.probe is not None and not (why.kind.is_memory or last.refused_step):
-        return Launch(plan=last.plan, path=last.path)
+    if last.spec.probe is not None and not (why.kind.is_memory or last.refused_step):
+        return Launch(spec=AttemptSpec(plan=last.spec.plan, path=last.spec.path))
     return _climb(record, job, why, ladder)
 
 
@@ -284,21 +304,24 @@ def _climb(record: RunRecord, job: Job, why: Verdict, ladder: Ladder) -> Action:
     if record.rungs_tried >= most:
         return Finish(status=Status.EXHAUSTED, reason=f"{most} attempts, and none fits")
     base = _base(record, job)
-    tried = [*(attempt.plan for attempt in record.attempts if attempt is not base), base.plan]
-    path, why = base.path, base.verdict or why
-    useless = [a.steps[-1].strategy for a in record.attempts if _backfired(a, job)]
+    others = (attempt.spec.plan for attempt in record.attempts if attempt is not base)
+    tried = [*others, base.spec.plan]
+    path, why = base.spec.path, base.verdict or why
+    useless = [a.spec.steps[-1].strategy for a in record.attempts if _backfired(a, job)]
     rung = ladder.climb(job, tried, (*path, *useless), why, trained=bool(record.checkpoints))
     if rung.plan is None or rung.step is None:
         return Finish(
             status=Status.EXHAUSTED, reason="no rung of the ladder is left", skipped=rung.skipped
         )
     return Launch(
-        plan=rung.plan,
-        steps=(rung.step,),
-        skipped=rung.skipped,
-        begins=ladder.begin(job, rung.plan, record.checkpoints, damaged=_damaged(record)),
-        path=(*path, rung.step.strategy),
-        probe=record.last.probe is not None,
+        spec=AttemptSpec(
+            plan=rung.plan,
+            steps=(rung.step,),
+            skipped=rung.skipped,
+            begins=ladder.begin(job, rung.plan, record.checkpoints, damaged=_damaged(record)),
+            path=(*path, rung.step.strategy),
+            probe=probe.probe_of(job, rung.plan) if record.last.spec.probe else None,
+        )
     )
 
 
@@ -318,10 +341,10 @@ def _backfired(attempt: Attempt, job: Job) -> bool:
     """Return whether its step moved to the host what then had no room there."""
     verdict = attempt.verdict
     on_host = verdict is not None and verdict.kind in (Kind.HOST_OOM, Kind.PINNED_OOM)
-    if not on_host or job.device is Device.CPU or not attempt.steps:
+    if not on_host or job.device is Device.CPU or not attempt.spec.steps:
         return False
-    before, after = job.asked.offload, attempt.plan.offload
-    moves = any(change.field == "offload" for change in attempt.steps[-1].changes)
+    before, after = job.asked.offload, attempt.spec.plan.offload
+    moves = any(change.field == "offload" for change in attempt.spec.steps[-1].changes)
     return moves and before is not None and after is not None and after > before
 
 
@@ -335,17 +358,14 @@ def _after_trial(record: RunRecord, job: Job, ladder: Ladder) -> Launch:
     Where plans are probed, so are trials: the batches of a first step may be short.
     """
     best = next(attempt for attempt in reversed(record.attempts) if _is_shown(attempt))
-    trial = minimize.next_trial(record, ladder, best)
-    plan, path = (trial.plan, trial.path) if trial else (best.plan, best.path)
-    fitting = [attempt for attempt in record.attempts if minimize.may_resume(attempt, path)]
-    written = [(found, attempt.plan) for attempt in fitting for found in attempt.checkpoints]
+    spec = minimize.next_trial(record, ladder, best)
+    if spec is None:
+        purpose = Purpose.TRAIN if best is record.last else Purpose.BEST
+        spec = AttemptSpec(plan=best.spec.plan, path=best.spec.path, purpose=purpose)
+    elif best.spec.probe is not None:
+        spec = replace(spec, probe=probe.probe_of(job, spec.plan))
+    fitting = [attempt for attempt in record.attempts if minimize.may_resume(attempt, spec.path)]
+    written = [(found, attempt.spec.plan) for attempt in fitting for found in attempt.checkpoints]
     damaged = any(a.damaged or (a.checkpoints and a not in fitting) for a in record.attempts)
-    purpose = Purpose.TRAIN if best is record.last else Purpose.BEST
-    return Launch(
-        plan=plan,
-        begins=ladder.begin(job, plan, written, damaged=damaged),
-        purpose=Purpose.TRIAL if trial else purpose,
-        probe=trial is not None and best.probe is not None,
-        path=path,
-        undone=trial.undone if trial else (),
-    )
+    begins = ladder.begin(job, spec.plan, written, damaged=damaged)
+    return Launch(spec=replace(spec, begins=begins))

@@ -9,11 +9,12 @@ from enum import Enum
 import msgspec
 
 from oomguard.evidence.verdict import Finding, Phase, Verdict
-from oomguard.job.checkpoint import Checkpoint, Continuation
+from oomguard.job.checkpoint import Checkpoint
 from oomguard.job.plan import Plan
 from oomguard.job.training_job import Job
-from oomguard.ladder.steps import Skip, Step
+from oomguard.ladder.steps import Skip
 from oomguard.ladder.strategy import Fidelity
+from oomguard.run.attempt import AttemptSpec, StopReason, flat, nested
 from oomguard.run.leak import Growth
 
 
@@ -24,25 +25,6 @@ class Status(str, Enum):
     EXHAUSTED = "exhausted"  # no rung is left, or no attempt
     FAILED = "failed"  # for another reason than memory
     INTERRUPTED = "interrupted"
-
-
-class Purpose(str, Enum):
-    """What an attempt is for."""
-
-    TRAIN = "train"  # the plan that the ladder gives
-    TRIAL = "trial"  # with less changed than in a plan that fits: is that enough?
-    BEST = "best"  # the least changed of the plans that were seen to fit, to the end
-
-
-class StopReason(str, Enum):
-    """Why oomguard stopped an attempt."""
-
-    OUT_OF_MEMORY = "out of memory"
-    SIGNAL = "signal"  # oomguard itself received one
-    RECYCLE = "recycle"  # memory grows: restart from the latest checkpoint before the OOM
-    HANG = "hang"  # no progress within the hang timeout
-    FITS = "fits"  # it fits: try a plan that changes less
-    PROBED = "probed"  # a probe finished its steps but did not exit
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,11 +61,9 @@ class _Event:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Start:
-    """A rung to begin at instead of at what was asked; the fields are those of `Planned`."""
+    """Where to begin instead of at the requested config, and why."""
 
-    plan: Plan
-    steps: tuple[Step, ...]
-    path: tuple[str, ...]
+    spec: AttemptSpec
     reason: str
 
 
@@ -117,17 +97,6 @@ class HistoryRef:
     device: str | None = None
     versions: Mapping[str, str] = field(default_factory=dict)
     model: str = ""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Probe:
-    """A launch apart from the run: it saves nothing, and ends after `steps` optimizer steps.
-
-    Its batches are lengthened to `tokens`; None: they stay as they come.
-    """
-
-    steps: int
-    tokens: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -167,8 +136,6 @@ class Resumed(_Event):
 class Planned(_Event):
     """An attempt was decided on.
 
-    `path` names the strategies that lead from what was asked to its plan, in their order;
-    `steps` are those that are new in it, `undone` those of the plan before that are not.
     `mark` is in the environment of all its processes; `before` are the checkpoints that lay there
     already, each with the time of its newest change (ns), None where that is not known.
     """
@@ -176,14 +143,7 @@ class Planned(_Event):
     attempt: int
     mark: str = ""
     before: Mapping[str, int] | None = None
-    plan: Plan
-    steps: tuple[Step, ...] = ()
-    skipped: tuple[Skip, ...] = ()
-    begins: Continuation | None = None
-    purpose: Purpose = Purpose.TRAIN
-    path: tuple[str, ...] = ()
-    undone: tuple[str, ...] = ()
-    probe: Probe | None = None
+    spec: AttemptSpec
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -369,8 +329,13 @@ NAMES = {kind: name for name, kind in _KINDS.items()}
 
 
 def event_to_json(event: Event) -> dict[str, object]:
-    """Return an event as a JSON object; `event` names its kind."""
-    return {"event": NAMES[type(event)], **msgspec.to_builtins(event, order="deterministic")}
+    """Return an event as a JSON object; `event` names its kind, an attempt's spec is flat in it."""
+    document = msgspec.to_builtins(event, order="deterministic")
+    if isinstance(event, Planned):
+        document = flat(document)
+    if isinstance(event, RunStarted) and event.start is not None:
+        document["start"] = flat(document["start"])
+    return {"event": NAMES[type(event)], **document}
 
 
 def event_from_json(document: Mapping[str, object]) -> Event:
@@ -383,6 +348,10 @@ def event_from_json(document: Mapping[str, object]) -> Event:
     if kind is None:
         raise ValueError(f"unknown event {document.get('event')!r}")
     body = {name: value for name, value in document.items() if name != "event"}
+    if kind is Planned:
+        body = nested(body)
+    if isinstance(start := body.get("start"), dict):
+        body["start"] = nested(start)
     try:
         return msgspec.convert(body, kind)
     except msgspec.ValidationError as error:

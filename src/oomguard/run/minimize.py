@@ -10,13 +10,10 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
 
-from oomguard.job.plan import Plan
 from oomguard.job.training_job import Job
 from oomguard.ladder.climb import Ladder
-from oomguard.ladder.steps import Step
-from oomguard.run.events import Purpose
+from oomguard.run.attempt import AttemptSpec, Purpose
 from oomguard.run.state import Attempt, RunRecord
 
 #: A first step that passes proves nothing: the optimizer's state exists only after it.
@@ -29,15 +26,6 @@ ASKED_STEPS = 10
 MOST_TRIALS = 12
 #: What `--grow` begins with the smallest of, and gives back first.
 GROWN = ("cut_cutoff_len", "halve_micro_batch")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Trial:
-    """A plan that costs less than one that fits: the rungs that are left, and those undone."""
-
-    plan: Plan
-    path: tuple[str, ...]
-    undone: tuple[str, ...]
 
 
 def proof_steps(record: RunRecord) -> int | None:
@@ -57,19 +45,19 @@ def is_proven(record: RunRecord) -> bool:
         return False
     sound = attempt.suspected_t is None and not attempt.caught
     just_now = needed <= attempt.steps_done <= needed + ASKED_STEPS
-    apart = attempt.probe is not None or attempt.purpose is Purpose.BEST
+    apart = attempt.spec.probe is not None or attempt.spec.purpose is Purpose.BEST
     return sound and just_now and not apart
 
 
-def next_trial(record: RunRecord, ladder: Ladder, base: Attempt) -> Trial | None:
+def next_trial(record: RunRecord, ladder: Ladder, base: Attempt) -> AttemptSpec | None:
     """Give the first plan to try that costs less than `base`, which fits; None if there is none."""
     job, limits = record.job, record.limits
-    trials = sum(1 for attempt in record.attempts if attempt.purpose is Purpose.TRIAL)
+    trials = sum(1 for attempt in record.attempts if attempt.spec.purpose is Purpose.TRIAL)
     if job is None or limits is None or trials >= MOST_TRIALS:
         return None
-    tried = [attempt.plan for attempt in record.attempts]
-    failed = [Counter(attempt.path) for attempt in record.attempts if attempt.ran_out]
-    for left in _shorter(base.path, ladder, relax=limits.relax, grow=limits.grow):
+    tried = [attempt.spec.plan for attempt in record.attempts]
+    failed = [Counter(attempt.spec.path) for attempt in record.attempts if attempt.ran_out]
+    for left in _shorter(base.spec.path, ladder, relax=limits.relax, grow=limits.grow):
         trial = _trial(job, ladder, base, left)
         if trial is None or trial.plan in tried:
             continue
@@ -78,8 +66,8 @@ def next_trial(record: RunRecord, ladder: Ladder, base: Attempt) -> Trial | None
     return None
 
 
-def smallest(job: Job, ladder: Ladder) -> tuple[Plan, tuple[Step, ...], tuple[str, ...]]:
-    """Return the smallest plan that `--grow` begins with, its steps and its path.
+def smallest(job: Job, ladder: Ladder) -> AttemptSpec:
+    """Return the smallest plan, which `--grow` begins with.
 
     Both sizes are halved as far as their strategies go, where the ladder has and allows them.
     """
@@ -92,22 +80,22 @@ def smallest(job: Job, ladder: Ladder) -> tuple[Plan, tuple[Step, ...], tuple[st
             if taken is None or taken[0] == plan:
                 break
             (plan, steps), path = taken, (*path, name)
-    return plan, steps, path
+    return AttemptSpec(plan=plan, steps=steps, path=path)
 
 
 def may_resume(earlier: Attempt, path: tuple[str, ...]) -> bool:
     """Whether an attempt was trained at no higher cost than a plan that would go on from it."""
-    return _holds(Counter(path), Counter(earlier.path))
+    return _holds(Counter(path), Counter(earlier.spec.path))
 
 
-def _trial(job: Job, ladder: Ladder, base: Attempt, left: tuple[str, ...]) -> Trial | None:
+def _trial(job: Job, ladder: Ladder, base: Attempt, left: tuple[str, ...]) -> AttemptSpec | None:
     retaken = ladder.retake(job, left)
     if retaken is None:
         return None
     plan, steps = retaken
     path = tuple(step.strategy for step in steps if step.strategy in left)
-    undone = Counter(base.path) - Counter(path)
-    return Trial(plan=plan, path=path, undone=tuple(undone.elements()))
+    undone = Counter(base.spec.path) - Counter(path)
+    return AttemptSpec(plan=plan, path=path, undone=tuple(undone.elements()), purpose=Purpose.TRIAL)
 
 
 def _shorter(

@@ -10,7 +10,7 @@ from oomguard.adapters.contract import Adapter
 from oomguard.job.command import Command
 from oomguard.run.events import Limits, Status
 from oomguard.run.folder import RunFolder, write_json, write_text
-from oomguard.run.report import FitReport, build
+from oomguard.run.report import FitReport, build, from_json, to_json
 from oomguard.run.state import RunRecord
 
 
@@ -27,7 +27,7 @@ def write_outcome(
         command=command.by_hand() if command else None,
         surroundings=surroundings,
     )
-    write_json(folder.report, report)
+    write_json(folder.report, to_json(report))
     config = Path(command.config) if command and command.config else None
     return report, config
 
@@ -37,21 +37,21 @@ def read_outcome(
 ) -> tuple[FitReport, Path | None] | None:
     """Read what `write_outcome` left; None where it is not there or of another end."""
     try:
-        report = msgspec.json.decode(folder.report.read_bytes(), type=FitReport)
+        report = from_json(folder.report.read_bytes())
     except (OSError, msgspec.DecodeError):
         return None
     if report.status is not record.status or len(report.attempts) != len(record.attempts):
         return None
     if record.status is not Status.FIT or record.job is None:
         return report, None
-    config = adapter.write(record.job, record.last.plan, str(folder.path / "final")).config
+    config = adapter.write(record.job, record.last.spec.plan, str(folder.path / "final")).config
     return report, Path(config) if config else None
 
 
 def _final_command(record: RunRecord, adapter: Adapter, folder: RunFolder) -> Command | None:
     if record.status is not Status.FIT or record.job is None or record.limits is None:
         return None
-    command = adapter.write(record.job, record.last.plan, str(folder.final()))
+    command = adapter.write(record.job, record.last.spec.plan, str(folder.final()))
     for file in command.files:
         write_text(Path(file.path), file.text)
     lines = [*_cap_lines(record.limits), command.by_hand()]

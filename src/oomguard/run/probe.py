@@ -9,7 +9,7 @@ from __future__ import annotations
 from oomguard.evidence.verdict import Kind
 from oomguard.job.plan import Plan
 from oomguard.job.training_job import Job
-from oomguard.run.events import Probe
+from oomguard.run.attempt import Probe
 from oomguard.run.state import Attempt
 
 #: The optimizer's state exists only after the first: the second step has everything in memory.
@@ -35,7 +35,7 @@ def probe_of(job: Job, plan: Plan) -> Probe:
 def has_passed(attempt: Attempt) -> bool:
     """Return whether a probe that has ended showed that its plan fits."""
     verdict = attempt.verdict
-    if attempt.probe is None or verdict is None or verdict.kind.is_memory:
+    if attempt.spec.probe is None or verdict is None or verdict.kind.is_memory:
         return False
     ended_early = verdict.kind is Kind.OK and attempt.steps_done > 0
     return attempt.probed or ended_early

@@ -8,7 +8,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar
 
-from oomguard.evidence.judge import StoppedBy, judge
 from oomguard.evidence.signatures import BY_ID, Reading
 from oomguard.evidence.verdict import Confidence, Finding, Kind, Verdict, Witness
 from oomguard.machine.checkpoint_scan import Stamp
@@ -17,16 +16,8 @@ from oomguard.process.messages import Lines, parse
 from oomguard.process.process_events import Kernel, Output, Report, ShellEvent
 from oomguard.process.start import EXIT_FILE
 from oomguard.process.stop import StopReport
-from oomguard.run.events import (
-    CutShort,
-    Event,
-    Exited,
-    Noticed,
-    Planned,
-    Progress,
-    Started,
-    StopReason,
-)
+from oomguard.run.attempt import StopReason
+from oomguard.run.events import CutShort, Event, Exited, Noticed, Planned, Progress, Started
 from oomguard.run.observer import Observer
 from oomguard.run.state import Attempt
 
@@ -80,16 +71,6 @@ def take_over(
     yield _end(attempt, code, folder, now())
 
 
-def verdict_of(attempt: Attempt, code: int | None) -> Verdict:
-    """Conclude from all that was seen of an attempt."""
-    stopped_by = None
-    if attempt.stopped is not None:
-        stopped_by = StoppedBy.USER if attempt.stopped == StopReason.SIGNAL else StoppedBy.OOMGUARD
-    return judge(
-        attempt.findings, code, kernel_watched=attempt.kernel_watched, stopped_by=stopped_by
-    )
-
-
 def stamp_of(events: Sequence[Event]) -> Stamp | None:
     """Return the checkpoints that lay there before the last attempt, None where it is not known."""
     planned = _last(events, Planned)
@@ -97,11 +78,11 @@ def stamp_of(events: Sequence[Event]) -> Stamp | None:
 
 
 def _end(attempt: Attempt, code: int | None, folder: Path, t: float) -> Event:
-    verdict = verdict_of(attempt, code)
+    verdict = attempt.concluded(code)
     if verdict.kind is Kind.INTERRUPTED:
         return CutShort(t=t, attempt=attempt.number, verdict=verdict)
     if code is None and _was_completed(attempt, folder):
-        code, verdict = 0, verdict_of(attempt, 0)
+        code, verdict = 0, attempt.concluded(0)
     stopped_for_good = attempt.stopped not in (None, StopReason.SIGNAL)
     if code is not None or verdict.kind.is_memory or stopped_for_good:
         return Exited(t=t, attempt=attempt.number, returncode=code, verdict=verdict)

@@ -9,13 +9,13 @@ from dataclasses import dataclass
 import msgspec
 
 from oomguard.evidence.verdict import Verdict
-from oomguard.job.checkpoint import Continuation
 from oomguard.job.plan import Change, Plan, differences
 from oomguard.job.training_job import Device, Job, World
-from oomguard.ladder.steps import Skip, Step
+from oomguard.ladder.steps import Skip
 from oomguard.ladder.strategy import Fidelity
 from oomguard.redact import redact
-from oomguard.run.events import Limits, Predicted, Probe, Status, StopReason
+from oomguard.run.attempt import AttemptSpec, StopReason, flat, nested
+from oomguard.run.events import Limits, Predicted, Status
 from oomguard.run.redaction import mask_verdict
 from oomguard.run.state import Attempt, RunRecord
 
@@ -29,15 +29,12 @@ class AttemptReport:
     `loaded_bytes` stood on the device before the first forward pass, `context_bytes` beside what
     PyTorch's allocator reserved: the CUDA context, where the job was alone there.
 
-    `probe` says that it was one, `longest_batch` the longest row it was given (tokens);
-    `predicted` is what its plan was predicted to take, None where nothing was predicted.
+    `longest_batch` is the longest row that a probe was given (tokens); `predicted` is what its
+    plan was predicted to take, None where nothing was predicted.
     """
 
     number: int
-    plan: Plan
-    steps: tuple[Step, ...]
-    skipped: tuple[Skip, ...]
-    begins: Continuation | None
+    spec: AttemptSpec
     seconds: float | None
     optimizer_steps: int
     returncode: int | None
@@ -50,7 +47,6 @@ class AttemptReport:
     loaded_bytes: int | None = None
     context_bytes: int | None = None
     command: str
-    probe: Probe | None = None
     longest_batch: int | None = None
     predicted: Predicted | None = None
 
@@ -107,7 +103,7 @@ def build(
     job, limits, status = record.job, record.limits, record.status
     if job is None or limits is None or status is None:
         raise AssertionError("only a run that was started and has ended has a report")
-    final = record.last.plan if record.attempts and status is Status.FIT else None
+    final = record.last.spec.plan if record.attempts and status is Status.FIT else None
     return FitReport(
         schema_version=SCHEMA_VERSION,
         oomguard=record.version,
@@ -139,28 +135,48 @@ def build(
 def dearest(record: RunRecord) -> Fidelity | None:
     """Return the highest cost of the steps that lead to the last plan."""
     first, last = record.attempts[0], record.last
-    kept = {*last.path, *(step.strategy for step in first.steps if not first.path)}
-    steps = (step for attempt in record.attempts for step in attempt.steps)
+    kept = {*last.spec.path, *(step.strategy for step in first.spec.steps if not first.spec.path)}
+    steps = (step for attempt in record.attempts for step in attempt.spec.steps)
     costs = [step.fidelity for step in steps if step.strategy in kept]
     return max(costs, key=lambda fidelity: fidelity.cost, default=None)
 
 
+def to_json(report: FitReport) -> dict[str, object]:
+    """Return a report as the JSON object that is published: each attempt's spec is flat in it."""
+    document = msgspec.to_builtins(report, order="deterministic")
+    return {**document, "attempts": [flat(attempt) for attempt in document["attempts"]]}
+
+
+def from_json(data: bytes) -> FitReport:
+    """Read back what `to_json` gave.
+
+    Raises:
+        msgspec.DecodeError: if it is not a report.
+    """
+    document = msgspec.json.decode(data, type=dict[str, object])
+    attempts = msgspec.convert(document.get("attempts"), list[dict[str, object]])
+    return msgspec.convert({**document, "attempts": [nested(one) for one in attempts]}, FitReport)
+
+
 def schema() -> dict[str, object]:
     """Return the JSON Schema of the fit-report."""
+    published = msgspec.json.schema(FitReport)
+    definitions = published["$defs"]
+    attempt, spec = definitions["AttemptReport"], definitions.pop("AttemptSpec")
+    attempt["properties"] = flat({**attempt["properties"], "spec": spec["properties"]})
+    required = [name for name in attempt["required"] if name != "spec"]
+    attempt["required"] = [*required, *spec["required"]]
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         "title": "oomguard fit-report",
-        **msgspec.json.schema(FitReport),
+        **published,
     }
 
 
 def _attempt(attempt: Attempt, record: RunRecord) -> AttemptReport:
     return AttemptReport(
         number=attempt.number,
-        plan=attempt.plan,
-        steps=attempt.steps,
-        skipped=attempt.skipped,
-        begins=attempt.begins,
+        spec=attempt.spec,
         seconds=attempt.seconds,
         optimizer_steps=attempt.steps_done,
         returncode=attempt.returncode,
@@ -173,9 +189,8 @@ def _attempt(attempt: Attempt, record: RunRecord) -> AttemptReport:
         loaded_bytes=attempt.loaded_bytes,
         context_bytes=attempt.context_bytes,
         command=redact(attempt.command),
-        probe=attempt.probe,
         longest_batch=attempt.longest_batch,
-        predicted=record.predicted_for(attempt.plan),
+        predicted=record.predicted_for(attempt.spec.plan),
     )
 
 

@@ -9,16 +9,18 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from enum import Enum
-from typing import NoReturn
 
-from oomguard.evidence.judge import is_shortage
+from typing_extensions import assert_never
+
+from oomguard.evidence.judge import StoppedBy, is_shortage, judge
 from oomguard.evidence.log import PROGRESS_AFTER
 from oomguard.evidence.refusals import is_refusal
 from oomguard.evidence.verdict import Finding, Kind, Phase, Verdict, Witness
-from oomguard.job.checkpoint import Checkpoint, Continuation
+from oomguard.job.checkpoint import Checkpoint
 from oomguard.job.plan import Plan
 from oomguard.job.training_job import Job
 from oomguard.ladder.steps import Skip, Step
+from oomguard.run.attempt import AttemptSpec, StopReason
 from oomguard.run.events import (
     CutShort,
     DeviceFree,
@@ -31,10 +33,8 @@ from oomguard.run.events import (
     Noticed,
     Planned,
     Predicted,
-    Probe,
     Probed,
     Progress,
-    Purpose,
     Resumed,
     RunStarted,
     Saved,
@@ -43,7 +43,6 @@ from oomguard.run.events import (
     Started,
     Status,
     Stopping,
-    StopReason,
     Ticked,
 )
 from oomguard.run.leak import Growth
@@ -74,23 +73,16 @@ AttemptEvent = (
 )
 
 
-def _assert_never(value: NoReturn) -> NoReturn:
-    """Make mypy report a kind of event without a case (`typing.assert_never` is new in 3.11)."""
-    raise AssertionError(f"no case for {value!r}")
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Attempt:
     """One launch of the job, as far as it is known. `steps_done` counts optimizer steps.
 
-    `probe` says that it was one, and `probed` that a process of it took all of a probe's steps;
-    `longest_batch` is then the longest row of a batch, in tokens.
+    `probed` says that a process of it took all of a probe's steps; `longest_batch` is then the
+    longest row of a batch, in tokens.
     """
 
     number: int
-    plan: Plan
-    steps: tuple[Step, ...] = ()
-    skipped: tuple[Skip, ...] = ()
+    spec: AttemptSpec
     started_t: float | None = None
     ended_t: float | None = None
     command: str = ""
@@ -111,14 +103,10 @@ class Attempt:
     returncode: int | None = None
     log_error: str | None = None
     verdict: Verdict | None = None
-    begins: Continuation | None = None
     checkpoints: tuple[Checkpoint, ...] = ()
     damaged: tuple[str, ...] = ()
     growth: Growth | None = None
     saved: tuple[int, ...] = ()
-    purpose: Purpose = Purpose.TRAIN
-    path: tuple[str, ...] = ()
-    probe: Probe | None = None
     probed: bool = False
     longest_batch: int | None = None
 
@@ -130,7 +118,7 @@ class Attempt:
     @property
     def first_step(self) -> int:
         """How many optimizer steps of the run were done when it began."""
-        from_ = self.begins.checkpoint if self.begins else None
+        from_ = self.spec.begins.checkpoint if self.spec.begins else None
         return from_.step if from_ else 0
 
     @property
@@ -142,7 +130,7 @@ class Attempt:
         if self.verdict is None or self.verdict.kind is not Kind.NOT_OOM or self.number == 1:
             return None
         refused = not self.steps_done and is_refusal(self.verdict.root or "")
-        return self.steps[-1] if self.steps and refused else None
+        return self.spec.steps[-1] if self.spec.steps and refused else None
 
     @property
     def seconds(self) -> float | None:
@@ -150,6 +138,16 @@ class Attempt:
         if self.started_t is None or self.ended_t is None:
             return None
         return self.ended_t - self.started_t
+
+    def concluded(self, returncode: int | None) -> Verdict:
+        """Return the verdict on all that was seen of it; the exit code is None if nobody saw it."""
+        stopped_by = None
+        if self.stopped is not None:
+            by_user = self.stopped is StopReason.SIGNAL
+            stopped_by = StoppedBy.USER if by_user else StoppedBy.OOMGUARD
+        return judge(
+            self.findings, returncode, kernel_watched=self.kernel_watched, stopped_by=stopped_by
+        )
 
     def with_event(self, event: AttemptEvent) -> Attempt:  # noqa: C901, PLR0911  a case for each kind
         """Return the attempt after one more event of its own."""
@@ -188,7 +186,7 @@ class Attempt:
             case DeviceFree():
                 return replace(self, checkpoints=event.checkpoints, damaged=event.damaged)
             case _:
-                _assert_never(event)
+                assert_never(event)
 
     def with_progress(self, event: Progress) -> Attempt:
         """Take in what a process said of itself."""
@@ -268,7 +266,7 @@ class RunRecord:
     @property
     def rungs_tried(self) -> int:
         """How many attempts had a plan of their own; those that only went on do not count."""
-        return sum(1 for attempt in self.attempts if attempt.number == 1 or attempt.steps)
+        return sum(1 for attempt in self.attempts if attempt.number == 1 or attempt.spec.steps)
 
     @property
     def checkpoints(self) -> tuple[tuple[Checkpoint, Plan], ...]:
@@ -277,7 +275,7 @@ class RunRecord:
         for attempt in self.attempts:
             for path in attempt.damaged:
                 kept.pop(path, None)
-            kept.update({found.path: (found, attempt.plan) for found in attempt.checkpoints})
+            kept.update({found.path: (found, attempt.spec.plan) for found in attempt.checkpoints})
         return tuple(kept.values())
 
     def predicted_for(self, plan: Plan) -> Predicted | None:
@@ -292,13 +290,31 @@ class RunRecord:
         """Return the record after one more event."""
         match event:
             case RunStarted():
-                return self._with_start(event)
+                return replace(
+                    self,
+                    run=event.run,
+                    version=event.version,
+                    at=event.at,
+                    job=event.job,
+                    start=event.start,
+                    predicted=event.predicted,
+                    lessons=event.lessons,
+                    limits=event.limits,
+                )
             case Resumed():
                 return self._with_resume(event)
             case Planned():
-                return self._with_plan(event)
+                attempt = Attempt(number=event.attempt, spec=event.spec)
+                return replace(self, attempts=(*self.attempts, attempt), state=State.RUNNING)
             case Finished():
-                return self._with_end(event)
+                return replace(
+                    self,
+                    state=State.DONE,
+                    status=event.status,
+                    reason=event.reason,
+                    skipped_last=event.skipped,
+                    ended_t=event.t,
+                )
             case Signalled():
                 return replace(self, signum=self.signum or event.signum)
             case Ticked():
@@ -309,19 +325,6 @@ class RunRecord:
                 return self.with_last(self.last.with_event(event), State.STOPPING)
             case _:
                 return self.with_last(self.last.with_event(event))
-
-    def _with_start(self, event: RunStarted) -> RunRecord:
-        return replace(
-            self,
-            run=event.run,
-            version=event.version,
-            at=event.at,
-            job=event.job,
-            start=event.start,
-            predicted=event.predicted,
-            lessons=event.lessons,
-            limits=event.limits,
-        )
 
     def _with_resume(self, event: Resumed) -> RunRecord:
         limits = self.limits
@@ -340,29 +343,6 @@ class RunRecord:
             return replace(resumed, state=State.NEW)
         ended = self.last.verdict is not None
         return replace(resumed, state=State.WAITING if ended else State.RUNNING)
-
-    def _with_plan(self, event: Planned) -> RunRecord:
-        attempt = Attempt(
-            number=event.attempt,
-            plan=event.plan,
-            steps=event.steps,
-            skipped=event.skipped,
-            begins=event.begins,
-            purpose=event.purpose,
-            path=event.path,
-            probe=event.probe,
-        )
-        return replace(self, attempts=(*self.attempts, attempt), state=State.RUNNING)
-
-    def _with_end(self, event: Finished) -> RunRecord:
-        return replace(
-            self,
-            state=State.DONE,
-            status=event.status,
-            reason=event.reason,
-            skipped_last=event.skipped,
-            ended_t=event.t,
-        )
 
 
 def started_job(record: RunRecord) -> tuple[Job, Limits]:

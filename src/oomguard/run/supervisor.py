@@ -1,4 +1,4 @@
-"""One queue of events drives one loop: take what happened, decide, act."""
+"""The loop of a run: take an event, fold it into the record, decide, act."""
 
 from __future__ import annotations
 
@@ -10,15 +10,17 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
 from types import FrameType
+
+from typing_extensions import assert_never
 
 from oomguard import monitor
 from oomguard.adapters.contract import Adapter
 from oomguard.evidence.verdict import Phase
-from oomguard.job.checkpoint import Continuation, Layout
+from oomguard.job.checkpoint import Layout
 from oomguard.job.command import Command
-from oomguard.job.plan import Plan
 from oomguard.job.training_job import Job
 from oomguard.ladder.climb import Ladder
 from oomguard.machine.cgroups import name_for
@@ -26,10 +28,19 @@ from oomguard.machine.checkpoint_scan import Found, Stamp, find, is_whole, stamp
 from oomguard.machine.gpus import FreeReport
 from oomguard.process.engine import Engine, RunningAttempt
 from oomguard.process.members import MARK
-from oomguard.process.process_events import Output, ProcessExited, Report, ShellEvent
+from oomguard.process.process_events import Kernel, Output, ProcessExited, Report, ShellEvent
 from oomguard.process.watchdog import Guard
 from oomguard.redact import redact, redact_argv, redact_env
-from oomguard.run.decide import Action, Finish, Launch, Stop, WaitForDevice, decide
+from oomguard.run.attempt import AttemptSpec, StopReason
+from oomguard.run.decide import (
+    Action,
+    Finish,
+    Launch,
+    StartProcesses,
+    Stop,
+    WaitForDevice,
+    decide,
+)
 from oomguard.run.events import (
     DeviceFree,
     Event,
@@ -37,23 +48,19 @@ from oomguard.run.events import (
     Finished,
     Limits,
     Planned,
-    Probe,
     Resumed,
     RunStarted,
     Saved,
     Signalled,
     Started,
     Stopping,
-    StopReason,
     Ticked,
 )
 from oomguard.run.folder import RunFolder, append_json
 from oomguard.run.observer import Observer
-from oomguard.run.probe import probe_of
-from oomguard.run.recover import stamp_of, take_over, verdict_of
+from oomguard.run.recover import stamp_of, take_over
 from oomguard.run.redaction import mask_verdict
-from oomguard.run.state import RunRecord, State, replay, started_job
-from oomguard.units import show_bytes
+from oomguard.run.state import Attempt, RunRecord, State, replay, started_job
 
 #: Seconds that the processes of an attempt get to end by themselves: after an out-of-memory error
 #: their state is worth nothing. After a signal they may be writing a checkpoint: `Limits.grace_s`.
@@ -107,14 +114,14 @@ class Supervisor:
         self._saving = False
 
     def run(self, started: RunStarted) -> RunRecord:
-        """Walk from the first event to the last; no process of the job is left when it returns."""
-        return self._walk(started.run, started.limits, lambda: iter([started]))
+        """Run the job from its first event to its last; none of its processes is left then."""
+        return self._loop(started.run, started.limits, iter([started]))
 
     def resume(self, events: Sequence[Event], resumed: Resumed, *, oom_kills: int) -> RunRecord:
         """Go on with a run whose supervisor is gone, and whose processes have ended.
 
         `events` are those of the run until now; its clock goes on from there, without the time
-        between. `oom_kills` is how many of its last attempt the kernel had killed.
+        between. `oom_kills` is how many processes of its last attempt the kernel had killed.
         """
         self.record = replay(events)
         self._begin = self._clock() - events[-1].t
@@ -129,17 +136,22 @@ class Supervisor:
                 self._folder.forget_output(len(attempts))
                 yield from take_over(attempts[-1], folder, lambda: self._now, oom_kills=oom_kills)
 
-        return self._walk(self.record.run, started_job(self.record)[1], first)
+        return self._loop(self.record.run, started_job(self.record)[1], first())
 
-    def _walk(self, run: str, limits: Limits, first: Callable[[], Iterator[Event]]) -> RunRecord:
+    def _loop(self, run: str, limits: Limits, first: Iterator[Event]) -> RunRecord:
         self._mark = f"{run}-{secrets.token_hex(8)}"
+        own: Event | None = next(first)
+        incoming = chain(first, self._incoming())
         with self._signals_taken(), self._guarded(limits.grace_s):
             try:
-                for event in first():
-                    self._happen(event)
-                while self.record.state is not State.DONE:
-                    for event in self._next():
-                        self._happen(event)
+                while own is not None or self.record.state is not State.DONE:
+                    event = own or next(incoming)
+                    if not isinstance(event, Ticked):
+                        self._folder.append(event)
+                    self.record = self.record.apply(event)
+                    if not isinstance(event, Ticked):
+                        self._audience.event(event, self.record)
+                    own = self._act(decide(self.record, event, self._ladder))
             finally:
                 self._end_processes(grace_s=0.0)
         return self.record
@@ -152,40 +164,31 @@ class Supervisor:
     def _job(self) -> Job:
         return started_job(self.record)[0]
 
-    def _happen(self, event: Event) -> None:
-        if not isinstance(event, Ticked):
-            self._folder.append(event)
-        self.record = self.record.apply(event)
-        if not isinstance(event, Ticked):
-            self._audience.event(event, self.record)
-        action = decide(self.record, event, self._ladder)
-        if action is not None:
-            self._act(action)
-
-    def _next(self) -> Iterator[Event]:
-        try:
-            seen = self._queue.get(timeout=TICK_S)
-        except queue.Empty:
-            yield from self._observer.wait(self._now)
-            yield Ticked(t=self._now)
-            return
-        match seen:
-            case _Asked():
-                yield from self._signalled(seen)
-            case FreeReport():
-                yield self._device_free(seen)
-            case ProcessExited():
-                yield from self._exited(seen)
-            case _:
-                self._pass_on(seen)
-                yield from self._observer.take(seen, self._now)
-                yield from self._newly_saved(seen)
-
-    def _pass_on(self, seen: ShellEvent) -> None:
-        if isinstance(seen, Output):
-            self._audience.output(seen.data)
-        elif isinstance(seen, Report):
-            append_json(self._attempt_folder / "memory.jsonl", seen.message)
+    def _incoming(self) -> Iterator[Event]:
+        """Yield what happens to the running attempt, to its device and to oomguard itself."""
+        while True:
+            try:
+                seen = self._queue.get(timeout=TICK_S)
+            except queue.Empty:
+                yield from self._observer.wait(self._now)
+                yield Ticked(t=self._now)
+                continue
+            match seen:
+                case _Asked():
+                    yield from self._signalled(seen)
+                case FreeReport():
+                    yield self._device_free(seen)
+                case ProcessExited():
+                    yield from self._exited(seen)
+                case Output() | Report() | Kernel():
+                    if isinstance(seen, Output):
+                        self._audience.output(seen.data)
+                    elif isinstance(seen, Report):
+                        append_json(self._attempt_folder / "memory.jsonl", seen.message)
+                    yield from self._observer.take(seen, self._now)
+                    yield from self._newly_saved(seen)
+                case _:
+                    assert_never(seen)
 
     def _hear(self, asked: _Asked) -> None:
         leaving = self._leaving
@@ -226,10 +229,7 @@ class Supervisor:
             attempt=len(self.record.attempts),
             free=seen.free,
             waited_s=seen.waited_s,
-            busy=", ".join(
-                f"{show_bytes(held)} above what was in use before on GPU {uuid}"
-                for uuid, held in seen.held_bytes.items()
-            ),
+            busy=seen.busy,
             checkpoints=found.whole,
             damaged=found.damaged,
         )
@@ -251,7 +251,7 @@ class Supervisor:
         self._end_processes(grace_s=GRACE_LEFTOVERS_S)
         self._leaving = None
         attempt = self.record.last
-        verdict = verdict_of(attempt, seen.returncode)
+        verdict = attempt.concluded(seen.returncode)
         self._folder.keep(self._attempt_folder / "verdict.json", mask_verdict(verdict))
         self._folder.forget_output(attempt.number)
         yield Exited(
@@ -268,74 +268,61 @@ class Supervisor:
             self._running.close()
             self._running = None
 
-    def _act(self, action: Action) -> None:
+    def _act(self, action: Action | None) -> Event | None:
+        """Do what was decided and return the event that tells of it, where there is one."""
         match action:
+            case None:
+                return None
             case Launch():
-                self._launch(action)
+                return self._planned(action.spec)
+            case StartProcesses():
+                return self._started(self.record.last)
             case Stop():
-                self._stop(action)
+                return self._stopping(action.reason)
             case WaitForDevice():
                 self._in_background(lambda: self._queue.put(self._engine.wait_until_free()))
+                return None
             case Finish():
-                self._happen(
-                    Finished(
-                        t=self._now,
-                        status=action.status,
-                        reason=action.reason,
-                        skipped=action.skipped,
-                    )
+                return Finished(
+                    t=self._now, status=action.status, reason=action.reason, skipped=action.skipped
                 )
+            case _:
+                assert_never(action)
 
-    def _launch(self, action: Launch) -> None:
+    def _planned(self, spec: AttemptSpec) -> Planned:
         number = len(self.record.attempts) + 1
-        probe = probe_of(self._job, action.plan) if action.probe else None
-        mark = f"{self._mark}-{number}"
         self._layout = self._adapter.checkpoint_layout(self._job)
         self._stamp = stamp(self._layout) if self._layout else {}
-        self._happen(self._planned(action, number, mark, probe))
-        self.command = self._command(action.plan, probe, action.begins)
+        mark = f"{self._mark}-{number}"
+        return Planned(t=self._now, attempt=number, mark=mark, before=self._stamp, spec=spec)
+
+    def _started(self, attempt: Attempt) -> Started:
+        self.command = self._command(attempt.spec)
         self._folder.keep(self._attempt_folder / "command.json", _shown(self.command))
-        self._start(self.command, number, mark)
-
-    def _planned(self, action: Launch, number: int, mark: str, probe: Probe | None) -> Planned:
-        return Planned(
+        self._observer = self._new_observer(attempt.number)
+        self._running = self._engine.start(
+            self.command,
+            log=self._attempt_folder / "log.txt",
+            mark=f"{self._mark}-{attempt.number}",
+            emit=self._queue.put,
+        )
+        return Started(
             t=self._now,
-            attempt=number,
-            mark=mark,
-            before=self._stamp,
-            plan=action.plan,
-            steps=action.steps,
-            skipped=action.skipped,
-            begins=action.begins,
-            purpose=action.purpose,
-            path=action.path,
-            undone=action.undone,
-            probe=probe,
+            attempt=attempt.number,
+            pid=self._running.pid,
+            command=redact(self.command.by_hand()),
+            kernel_watched=self._running.kernel_watched,
+            cgroup=self._running.cgroup,
         )
 
-    def _start(self, command: Command, number: int, mark: str) -> None:
-        self._observer = self._new_observer(number)
-        log = self._attempt_folder / "log.txt"
-        self._running = self._engine.start(command, log=log, mark=mark, emit=self._queue.put)
-        self._happen(
-            Started(
-                t=self._now,
-                attempt=number,
-                pid=self._running.pid,
-                command=redact(command.by_hand()),
-                kernel_watched=self._running.kernel_watched,
-                cgroup=self._running.cgroup,
-            )
-        )
-
-    def _command(self, plan: Plan, probe: Probe | None, begins: Continuation | None) -> Command:
+    def _command(self, spec: AttemptSpec) -> Command:
         """Write what an attempt runs; a probe has nothing of the run, and leaves nothing in it."""
         folder, job = str(self._attempt_folder), self._job
-        if probe is None:
-            return self._adapter.write(job, plan, folder, begins)
+        if spec.probe is None:
+            return self._adapter.write(job, spec.plan, folder, spec.begins)
         output = str(self._folder.output(self.record.last.number))
-        command = self._adapter.write(self._adapter.as_trial(job, output), plan, folder)
-        limits = monitor.probing(steps=probe.steps, tokens=probe.tokens)
+        command = self._adapter.write(self._adapter.as_trial(job, output), spec.plan, folder)
+        limits = monitor.probing(steps=spec.probe.steps, tokens=spec.probe.tokens)
         return replace(command, env={**command.env, **limits})
 
     def _new_observer(self, number: int) -> Observer:
@@ -348,17 +335,19 @@ class Supervisor:
             gpu_limit_bytes=limits.gpu_memory_bytes if limits else None,
         )
 
-    def _stop(self, action: Stop) -> None:
-        running = self._running
+    def _stopping(self, reason: StopReason) -> Stopping | None:
+        """Stop the running attempt in the background; the job gets its grace after a signal."""
+        running, signum, limits = self._running, self.record.signum, self.record.limits
         if running is None:
-            return
-        self._happen(Stopping(t=self._now, attempt=self.record.last.number, reason=action.reason))
-        signum = self.record.signum
-        if action.reason == StopReason.SIGNAL and signum is not None:
+            return None
+        grace_s = GRACE_OOM_S
+        if reason is StopReason.SIGNAL and limits is not None:
+            grace_s = limits.grace_s
+        event = Stopping(t=self._now, attempt=self.record.last.number, reason=reason)
+        if reason is StopReason.SIGNAL and signum is not None:
             running.signal(signum)
-        limits = self.record.limits
-        grace_s = limits.grace_s if action.reason == StopReason.SIGNAL and limits else GRACE_OOM_S
         self._in_background(lambda: _stop_after(running, signum, grace_s))
+        return event
 
     def _in_background(self, work: Callable[[], object]) -> None:
         threading.Thread(target=work, daemon=True).start()
