@@ -109,7 +109,7 @@ def test_a_memory_failure_waits_for_the_device_then_climbs(story):
 
 def test_a_fit_ends_the_run(story):
     action = story.exit(Verdict(kind=Kind.OK), returncode=0)
-    assert action == Finish(status=Status.FIT, reason="trained to the end")
+    assert action == Finish(status=Status.FIT, reason="trained to completion")
 
 
 def test_any_other_failure_ends_the_run_at_once_with_the_jobs_own_error(story):
@@ -312,7 +312,7 @@ def test_a_job_that_says_nothing_for_too_long_is_stopped_and_has_failed():
     assert story.happen(Ticked(t=1030.0)) == Stop(reason=StopReason.HANG)
     story.happen(Stopping(t=1030.0, attempt=1, reason=StopReason.HANG))
     action = story.exit(Verdict(kind=Kind.NOT_OOM), returncode=-15)
-    assert action == Finish(status=Status.FAILED, reason="no sign of life from the job for 30 s")
+    assert action == Finish(status=Status.FAILED, reason="no progress from the job for 30 s")
 
 
 @given(job=jobs, why=st.lists(failures, min_size=1, max_size=6))

@@ -65,7 +65,7 @@ def test_an_attempt_is_one_value_from_the_event_to_the_report():
         RunStarted(t=0, run="r", version="0", at="now", job=job, limits=limits),
         Planned(t=1, attempt=1, spec=spec),
         event_from_json({**_line("exited"), "attempt": 1}),
-        Finished(t=3, status=Status.FIT, reason="trained to the end"),
+        Finished(t=3, status=Status.FIT, reason="trained to completion"),
     ]
     assert isinstance(events[2], Exited)
     record = replay(events)
@@ -86,7 +86,7 @@ def test_a_report_without_the_newer_fields_of_an_attempt_is_read():
             RunStarted(t=0, run="r", version="0", at="now", job=job, limits=limits),
             Planned(t=1, attempt=1, spec=AttemptSpec(plan=job.asked)),
             event_from_json({**_line("exited"), "attempt": 1}),
-            Finished(t=3, status=Status.FIT, reason="trained to the end"),
+            Finished(t=3, status=Status.FIT, reason="trained to completion"),
         ]
     )
     report = build(record, final_text=None, command=None, surroundings={})

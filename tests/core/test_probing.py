@@ -11,7 +11,7 @@ from oomguard.evidence.verdict import Kind, Phase, Verdict
 from oomguard.job.plan import Plan
 from oomguard.job.training_job import BY_TOKENIZER, Lengths
 from oomguard.ladder.climb import Ladder
-from oomguard.run.attempt import AttemptSpec, Probe, Purpose, StopReason
+from oomguard.run.attempt import PROBE_STEPS, AttemptSpec, Probe, Purpose, StopReason, probe_of
 from oomguard.run.decide import (
     Finish,
     Launch,
@@ -34,9 +34,8 @@ from oomguard.run.events import (
     event_from_json,
     event_to_json,
 )
-from oomguard.run.probe import LINGERS_S, STEPS, probe_of
 from oomguard.run.report import build
-from oomguard.run.state import replay
+from oomguard.run.state import PROBE_LINGERS_S, replay
 from told import Told
 
 OOM = Verdict(kind=Kind.DEVICE_OOM, phase=Phase.BACKWARD)
@@ -44,7 +43,7 @@ OK = Verdict(kind=Kind.OK)
 FAILED = Verdict(kind=Kind.NOT_OOM, root="ValueError: no such flag")
 STOPPED = Verdict(kind=Kind.INTERRUPTED)
 ASKED = Plan(micro_batch=8, accumulation=1, sequence_length=4096)
-PROBE = Probe(steps=STEPS, tokens=4096)
+PROBE = Probe(steps=PROBE_STEPS, tokens=4096)
 GIB = 1 << 30
 
 
@@ -75,7 +74,7 @@ class Story(Told):
             )
         )
 
-    def steps(self, count=STEPS, t=2.0):
+    def steps(self, count=PROBE_STEPS, t=2.0):
         number = len(self.record.attempts)
         for step in range(1, count + 1):
             self.happen(
@@ -140,7 +139,7 @@ def test_a_probe_that_runs_out_leads_to_the_next_rungs_probe_and_that_to_its_run
     )  # fmt: skip
     story.launch(action)
     story.steps(9)
-    assert story.end(OK) == Finish(status=Status.FIT, reason="trained to the end")
+    assert story.end(OK) == Finish(status=Status.FIT, reason="trained to completion")
 
 
 def test_a_run_that_runs_out_all_the_same_goes_on_without_probes(story):
@@ -171,8 +170,8 @@ def test_a_process_that_fails_on_its_way_out_has_passed_before(story):
 
 def test_a_probe_that_does_not_end_is_ended(story):
     story.probed(t=2.0)
-    assert story.happen(Ticked(t=2.0 + LINGERS_S - 1)) is None
-    assert story.happen(Ticked(t=2.0 + LINGERS_S)) == Stop(reason=StopReason.PROBED)
+    assert story.happen(Ticked(t=2.0 + PROBE_LINGERS_S - 1)) is None
+    assert story.happen(Ticked(t=2.0 + PROBE_LINGERS_S)) == Stop(reason=StopReason.PROBED)
     story.happen(Stopping(t=40.0, attempt=1, reason=StopReason.PROBED))
     action = story.end(STOPPED)
     assert (action.spec.plan, action.spec.probe) == (ASKED, None)
@@ -248,7 +247,7 @@ def lengths(longest, counted_by=BY_TOKENIZER, **fields):
 def test_batches_are_lengthened_to_the_limit_or_to_the_longest_sample(limit, known, tokens):
     job = make_job(lengths=known)
     plan = Plan(micro_batch=1, accumulation=1, sequence_length=limit)
-    assert probe_of(job, plan) == Probe(steps=STEPS, tokens=tokens)
+    assert probe_of(job, plan) == Probe(steps=PROBE_STEPS, tokens=tokens)
 
 
 def test_of_media_the_limit_alone_is_known():

@@ -86,7 +86,7 @@ def the_run_folder_cannot_take_another_attempt(cell):
         attempts.write_text("")
         (cell.folder / "go").touch()
     assert cell.codes == [2], cell.said
-    assert "the run folder cannot be written" in cell.said
+    assert "cannot write to the run folder" in cell.said
     assert "Traceback" not in cell.said
     assert cell.left() == []
     attempts.unlink()
@@ -281,7 +281,7 @@ def a_record_that_is_empty_or_no_record(cell):
     for data in (b"", b"\0" * 4096, b"{}\n", first + first, b"nonsense\n" + whole, first[:-1]):
         events.write_bytes(data)
         assert cell.resume() == 2
-    assert cell.said.count("the record of the run is damaged") == 6
+    assert cell.said.count("events.jsonl is damaged") == 6
     assert "Traceback" not in cell.said
     assert "internal error in oomguard" not in cell.said
     events.write_bytes(whole + b"\0\0\0\n\xff{\n")

@@ -46,7 +46,7 @@ def test_a_rank_that_stops_stepping_without_a_word_is_a_failure_and_not_retried(
     assert ended.returncode == 1
     assert len(events(tmp_path, "planned")) == 1
     (finished,) = events(tmp_path, "finished")
-    assert finished["reason"] == "no sign of life from the job for 4 s"
+    assert finished["reason"] == "no progress from the job for 4 s"
 
 
 def test_a_port_that_is_taken_is_told_as_what_it_is_and_not_retried(tmp_path, python):

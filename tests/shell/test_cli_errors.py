@@ -169,14 +169,14 @@ def test_a_folder_in_which_another_oomguard_is_at_work(refused, folder):
     run.mkdir(parents=True)
     with FileLock(run / ".lock"):
         message = refused("launch", "--name", "r", "train.yaml")
-    assert "another oomguard is at work" in message
+    assert "locked by another oomguard" in message
     assert str(run) in message
 
 
 def test_a_place_where_nothing_can_be_written(refused, folder):
     (folder / "file").touch()
     message = refused("launch", "--name", "r", "--runs", "file", "train.yaml")
-    assert "cannot be written" in message
+    assert "cannot write to the run folder" in message
     assert "--runs DIR" in message
 
 
@@ -200,7 +200,7 @@ def small_disk(tmp_path):
 
 def test_no_room_on_the_disk(refused, small_disk):
     message = refused("launch", "--name", "r", "--runs", str(small_disk), "train.yaml")
-    assert "1.00 MiB are left on this disk" in message
+    assert "only 1.00 MiB free on disk," in message
     assert "--runs DIR" in message
 
 
@@ -209,6 +209,6 @@ def test_the_files_are_not_touched_by_a_user_who_may_not_write_them(folder, refu
         pytest.skip("root may write everything")
     folder.chmod(0o500)
     try:
-        assert "cannot be written" in refused("launch", "train.yaml")
+        assert "cannot write to the run folder" in refused("launch", "train.yaml")
     finally:
         folder.chmod(0o700)

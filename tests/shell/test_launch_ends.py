@@ -114,7 +114,7 @@ def test_when_no_rung_is_left_the_report_says_what_was_tried_and_what_was_missin
     ]
     assert report["requested_bytes"] == 256 << 20
     assert "tried to allocate 256.00 MiB" in ended.err
-    assert "exhausted: no rung of the ladder is left" in ended.err
+    assert "exhausted: all strategies are exhausted" in ended.err
     assert "skipped halve_micro_batch: the micro batch is 1" in ended.err
     assert not (ended.run / "final").exists()
 
@@ -123,7 +123,7 @@ def test_no_more_attempts_than_allowed(tmp_path):
     job = write_job(tmp_path, "raise MemoryError")
     ended = launch(tmp_path, "--max-attempts", "2", "--", *job)
     assert (ended.code, ended.micro_batches) == (3, [16, 8])
-    assert "2 attempts, and none fits" in ended.err
+    assert "none of 2 attempts fits" in ended.err
 
 
 @pytest.mark.parametrize(

@@ -178,7 +178,7 @@ def two_never_run_one_folder(cell):
         other = Cell(folder=cell.folder, zygote=type(cell.zygote)())
         code = other.resume()
         other.zygote.close()
-        assert (code, "another oomguard is at work" in other.said) == (2, True)
+        assert (code, "locked by another oomguard" in other.said) == (2, True)
         (cell.folder / "go").touch()
     assert cell.codes == [0]
     assert cell.launch() == 2

@@ -45,7 +45,7 @@ def test_a_folder_with_a_run_in_it_is_left_alone(tmp_path):
     folder.append(Signalled(t=1.0, signum=2))
     folder.close()
     before = (folder.path / "events.jsonl").read_bytes()
-    with pytest.raises(RunFolderError, match="holds a run already"):
+    with pytest.raises(RunFolderError, match="already holds a run"):
         RunFolder.create(tmp_path, "run")
     assert (folder.path / "events.jsonl").read_bytes() == before
 
@@ -59,7 +59,7 @@ def test_two_supervisors_never_hold_one_folder(tmp_path):
     )
     folder.close()
     assert other.returncode == 1
-    assert "another oomguard is at work" in other.stderr
+    assert "locked by another oomguard" in other.stderr
 
 
 def test_a_place_that_cannot_be_written_is_an_error_that_names_it(tmp_path):
@@ -79,7 +79,7 @@ def test_a_disk_without_room_is_an_error_before_anything_starts(tmp_path):
     if mounted.returncode:
         pytest.skip("a small file system can be mounted by root alone")
     try:
-        with pytest.raises(RunFolderError, match="left on this disk"):
+        with pytest.raises(RunFolderError, match="free on disk"):
             RunFolder.create(tmp_path, "run")
     finally:
         subprocess.run(["umount", str(tmp_path)], check=True)

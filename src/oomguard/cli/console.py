@@ -32,7 +32,6 @@ from oomguard.run.events import (
     Stopping,
 )
 from oomguard.run.leak import Growth
-from oomguard.run.probe import has_passed
 from oomguard.run.redaction import mask_verdict
 from oomguard.run.report import FitReport
 from oomguard.run.state import Attempt, RunRecord
@@ -128,7 +127,7 @@ class Console:
 
     def _exited(self, event: Exited, record: RunRecord) -> None:
         attempt = record.last
-        passed = has_passed(attempt)
+        passed = attempt.probe_passed
         good = passed or not _bad(event.verdict)
         line = _exit_line(attempt, mask_verdict(event.verdict))
         self._line(line, "green" if good else "red")
@@ -258,7 +257,7 @@ def _shortage_words(verdict: Verdict, steps: str) -> str:
 
 
 def _probe_words(attempt: Attempt, verdict: Verdict) -> str:
-    if has_passed(attempt):
+    if attempt.probe_passed:
         return f"probe passed{_steps(attempt)}{_peaks(attempt)}"
     if verdict.kind is Kind.INTERRUPTED:
         return f"probe stopped{_steps(attempt)}"

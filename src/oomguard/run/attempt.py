@@ -8,15 +8,16 @@ from enum import Enum
 
 from oomguard.job.checkpoint import Continuation
 from oomguard.job.plan import Plan
+from oomguard.job.training_job import Job
 from oomguard.ladder.steps import Skip, Step
 
 
 class Purpose(str, Enum):
     """What an attempt is for."""
 
-    TRAIN = "train"  # the plan that the ladder gives
-    TRIAL = "trial"  # with less changed than in a plan that fits: is that enough?
-    BEST = "best"  # the least changed of the plans that were seen to fit, to the end
+    TRAIN = "train"  # the next plan on the ladder
+    TRIAL = "trial"  # with fewer changes than a plan that fits
+    BEST = "best"  # the plan with the fewest changes of those that fit, to completion
 
 
 class StopReason(str, Enum):
@@ -32,13 +33,32 @@ class StopReason(str, Enum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Probe:
-    """A launch apart from the run: it saves nothing, and ends after `steps` optimizer steps.
+    """A short launch that only shows whether a plan fits: it saves nothing and ends after `steps`.
 
-    Its batches are lengthened to `tokens`; None: they stay as they come.
+    Its batches are lengthened to `tokens`; None leaves them as they are.
     """
 
     steps: int
     tokens: int | None = None
+
+
+#: Optimizer steps of a probe. The optimizer state is allocated at the end of the first step: the
+#: second has everything in memory.
+PROBE_STEPS = 2
+
+
+def probe_of(job: Job, plan: Plan) -> Probe:
+    """Return the probe of a plan: batches as long as its limit or its longest sample allows.
+
+    As in a prediction, only a count by the model's own tokenizer is used; the memory of media
+    depends on more than the text.
+    """
+    limit, lengths = plan.sequence_length, job.lengths
+    if lengths is None or lengths.filled or job.multimodal or not lengths.is_exact:
+        return Probe(steps=PROBE_STEPS, tokens=limit)
+    if limit is None:  # no template either: it might exceed the model's context
+        return Probe(steps=PROBE_STEPS, tokens=lengths.longest)
+    return Probe(steps=PROBE_STEPS, tokens=min(limit, lengths.at_most or limit))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,16 +1,16 @@
-"""The state machine: a record and what just happened give the next action. Pure.
+"""The state machine: the record of a run and its latest event determine the next action. Pure.
 
 | state    | event                                        | action                      |
 |----------|----------------------------------------------|-----------------------------|
-| NEW      | RunStarted, Resumed                          | Launch the asked plan       |
+| NEW      | RunStarted, Resumed                          | Launch the requested plan   |
 | RUNNING  | Planned                                      | Start its processes         |
 | RUNNING  | an out-of-memory error is sure, on any rank  | Stop the whole group        |
-| RUNNING  | Saved, and growing memory will run out first | Stop, to begin again there  |
-| RUNNING  | no sign of life for the hang timeout         | Stop                        |
-| RUNNING  | it is seen to fit, and less change may do    | Stop, for a trial of that   |
-| RUNNING  | a probe that took its steps does not end     | Stop                        |
+| RUNNING  | Saved, and growing memory will run out first | Stop, to restart from there |
+| RUNNING  | no progress for the hang timeout             | Stop                        |
+| RUNNING  | it fits, and a smaller change might as well  | Stop, to try that change    |
+| RUNNING  | a probe has taken its steps but not exited   | Stop                        |
 | RUNNING  | Signalled                                    | Stop the whole group        |
-| RUNNING, STOPPING | Exited, for want of memory          | WaitForDevice               |
+| RUNNING, STOPPING | Exited, out of memory               | WaitForDevice               |
 | RUNNING, STOPPING | Exited, a probe                     | WaitForDevice               |
 | RUNNING, STOPPING | Exited, otherwise                   | Finish                      |
 | WAITING  | Resumed                                      | as after the Exited before  |
@@ -19,7 +19,7 @@
 | WAITING  | DeviceFree, after a probe that passed        | Launch a trial, or its plan |
 | WAITING  | DeviceFree, a trial is left                  | Launch it                   |
 | WAITING  | DeviceFree, after the trials                 | Launch the best that fits   |
-| WAITING  | DeviceFree, a rung is left                   | Launch the next plan        |
+| WAITING  | DeviceFree, a strategy is left               | Launch the next plan        |
 | WAITING  | DeviceFree, none is left                     | Finish EXHAUSTED            |
 | NEW, WAITING | Signalled                                | Finish INTERRUPTED          |
 """
@@ -35,8 +35,8 @@ from oomguard.job.checkpoint import Continuation
 from oomguard.job.training_job import Device, Job
 from oomguard.ladder.climb import Ladder
 from oomguard.ladder.steps import Skip
-from oomguard.run import minimize, probe
-from oomguard.run.attempt import AttemptSpec, Purpose, StopReason
+from oomguard.run import minimize
+from oomguard.run.attempt import AttemptSpec, Purpose, StopReason, probe_of
 from oomguard.run.events import (
     CutShort,
     DeviceFree,
@@ -59,13 +59,13 @@ from oomguard.run.events import (
 )
 from oomguard.run.state import Attempt, RunRecord, State, started_job
 
-#: Seconds that a job may go on after its log said out of memory. It may have caught the error and
-#: be about to take another step; where no reporter inside can say so, it gets longer, and where
-#: the reporter says that the error has not ended the process, longer still.
+#: Seconds that a job may continue after its log reported an OOM: it may have caught the error and
+#: be about to take another step. Without a monitor in the job it gets longer, and longer still
+#: where the monitor reports that the process has caught the error.
 PATIENCE_S = 1.0
 PATIENCE_BLIND_S = 5.0
 PATIENCE_CAUGHT_S = 60.0
-#: A forecast may be a tenth too late.
+#: The forecast of when growing memory runs out may be 10% too late.
 FORECAST_SHARE = 0.9
 
 
@@ -144,7 +144,7 @@ def _first(record: RunRecord, ladder: Ladder) -> Launch:
     else:
         plan, steps = ladder.prepare(job)
         spec = AttemptSpec(plan=plan, steps=steps)
-    probing = probe.probe_of(job, spec.plan) if limits.probe else None
+    probing = probe_of(job, spec.plan) if limits.probe else None
     return Launch(spec=replace(spec, probe=probing))
 
 
@@ -159,15 +159,15 @@ def _on_news(record: RunRecord, event: Event, ladder: Ladder) -> Action | None:
     proven = isinstance(event, Progress) and minimize.is_proven(record)
     if proven and minimize.next_trial(record, ladder, record.last) is not None:
         return Stop(reason=StopReason.FITS)
-    if probe.outlives_its_steps(record.last, event.t):
+    if record.last.lingers(event.t):
         return Stop(reason=StopReason.PROBED)
     return Stop(reason=StopReason.HANG) if _hangs(record, event.t) else None
 
 
 def _on_beginning(record: RunRecord, event: Event, ladder: Ladder) -> Action | None:
-    """Begin, or go on where another supervisor ended.
+    """Return the first action of a run, or of one that is resumed.
 
-    Of an attempt that it left, an event will say how it ended: Exited or CutShort.
+    How the last attempt of a resumed run ended follows in an event of its own: Exited or CutShort.
     """
     if not record.attempts:
         return _first(record, ladder)
@@ -188,7 +188,7 @@ def _on_signal(record: RunRecord, event: Signalled) -> Action | None:
 
 
 def _is_sure(attempt: Attempt, now: float) -> bool:
-    """Return whether the attempt is lost: its own process says so, or it has not gone on since."""
+    """Return whether the attempt is lost: its monitor says so, or no step has followed the OOM."""
     if any(_decisive(finding) for finding in attempt.findings):
         return True
     if attempt.suspected_t is None:
@@ -197,7 +197,7 @@ def _is_sure(attempt: Attempt, now: float) -> bool:
 
 
 def _runs_out_before_next(attempt: Attempt) -> bool:
-    """Whether growing memory will not last from the checkpoint just written to the next one."""
+    """Return whether growing memory will run out before the next checkpoint is written."""
     growth = attempt.growth
     if growth is None or growth.forecast_step is None:
         return False
@@ -208,7 +208,7 @@ def _runs_out_before_next(attempt: Attempt) -> bool:
 
 
 def _hangs(record: RunRecord, now: float) -> bool:
-    """Return whether a job that has taken steps has said nothing for longer than it may."""
+    """Return whether a job that has taken steps has shown no progress for the hang timeout."""
     limit_s = record.limits.hang_timeout_s if record.limits else None
     attempt = record.last
     if limit_s is None or attempt.heard_t is None or not attempt.steps_done:
@@ -230,14 +230,12 @@ def _on_exit(record: RunRecord, verdict: Verdict) -> Action:
     if record.signum is not None and verdict.kind is not Kind.OK:
         return Finish(status=Status.INTERRUPTED, reason=f"signal {record.signum}")
     if verdict.kind is Kind.OK and record.last.spec.probe is None:
-        return Finish(status=Status.FIT, reason="trained to the end")
+        return Finish(status=Status.FIT, reason="trained to completion")
     if _goes_on(record.last, verdict):
         return WaitForDevice()
-    if record.last.stopped == StopReason.HANG:
+    if record.last.stopped is StopReason.HANG:
         limit_s = record.limits.hang_timeout_s if record.limits else None
-        return Finish(
-            status=Status.FAILED, reason=f"no sign of life from the job for {limit_s:g} s"
-        )
+        return Finish(status=Status.FAILED, reason=f"no progress from the job for {limit_s:g} s")
     if verdict.kind is Kind.INTERRUPTED:
         return Finish(status=Status.INTERRUPTED, reason=verdict.root or "interrupted")
     return Finish(status=Status.FAILED, reason=verdict.root or "the job failed")
@@ -245,30 +243,30 @@ def _on_exit(record: RunRecord, verdict: Verdict) -> Action:
 
 def _goes_on(attempt: Attempt, verdict: Verdict) -> bool:
     """Return whether another attempt may follow."""
-    # What fails otherwise in a trial or a probe costs nothing: what is the job's own fault shows
-    # again after it.
-    aside = attempt.spec.purpose is Purpose.TRIAL or attempt.spec.probe is not None
+    # Another failure of a trial or a probe is not final: a fault of the job itself will recur.
+    expendable = attempt.spec.purpose is Purpose.TRIAL or attempt.spec.probe is not None
     return (
         verdict.kind.is_memory
         or attempt.stopped in (StopReason.RECYCLE, StopReason.FITS, StopReason.PROBED)
-        or (aside and verdict.kind in (Kind.NOT_OOM, Kind.OK))
+        or (expendable and verdict.kind in (Kind.NOT_OOM, Kind.OK))
         or attempt.refused_step is not None
     )
 
 
 def _same_plan_goes_on(record: RunRecord, why: Verdict, again: Continuation) -> bool:
-    """Return whether the plan itself was not at fault: memory grew, or another program held it.
+    """Return whether the plan itself was not at fault: memory grew, or another process held it.
 
-    Each such launch begins beyond the one before it, or is the only one: a walk still ends.
+    Each such launch starts at a later step than the one before, or happens once, so that a run
+    still ends.
     """
     attempt = record.last
     if why.phase is Phase.SAVE and attempt.steps_done:
-        # All that was trained is saved. What training had left in memory is gone when the process
-        # begins again: only the save is to be done.
+        # Every step is saved; a new process has only the final save left to do, without what
+        # training had left in memory.
         trained = attempt.first_step + attempt.steps_done
         if again.checkpoint is not None and again.checkpoint.step >= trained:
             return True
-    grew = attempt.stopped == StopReason.RECYCLE or why.cause is Cause.GROWTH
+    grew = attempt.stopped is StopReason.RECYCLE or why.cause is Cause.GROWTH
     if grew:
         return again.checkpoint is not None and again.checkpoint.step > attempt.first_step
     before = record.attempts[-2].spec.plan if len(record.attempts) > 1 else None
@@ -295,14 +293,14 @@ def _on_device(record: RunRecord, event: DeviceFree, ladder: Ladder) -> Action:
 
 
 def _is_shown(attempt: Attempt) -> bool:
-    """Return whether an attempt that has ended was only to show that its plan fits, and did."""
-    return attempt.stopped == StopReason.FITS or probe.has_passed(attempt)
+    """Return whether an attempt ended because it had shown that its plan fits."""
+    return attempt.stopped is StopReason.FITS or attempt.probe_passed
 
 
 def _climb(record: RunRecord, job: Job, why: Verdict, ladder: Ladder) -> Action:
     most = record.limits.max_attempts if record.limits else 0
     if record.rungs_tried >= most:
-        return Finish(status=Status.EXHAUSTED, reason=f"{most} attempts, and none fits")
+        return Finish(status=Status.EXHAUSTED, reason=f"none of {most} attempts fits")
     base = _base(record, job)
     others = (attempt.spec.plan for attempt in record.attempts if attempt is not base)
     tried = [*others, base.spec.plan]
@@ -311,7 +309,7 @@ def _climb(record: RunRecord, job: Job, why: Verdict, ladder: Ladder) -> Action:
     rung = ladder.climb(job, tried, (*path, *useless), why, trained=bool(record.checkpoints))
     if rung.plan is None or rung.step is None:
         return Finish(
-            status=Status.EXHAUSTED, reason="no rung of the ladder is left", skipped=rung.skipped
+            status=Status.EXHAUSTED, reason="all strategies are exhausted", skipped=rung.skipped
         )
     return Launch(
         spec=AttemptSpec(
@@ -320,15 +318,15 @@ def _climb(record: RunRecord, job: Job, why: Verdict, ladder: Ladder) -> Action:
             skipped=rung.skipped,
             begins=ladder.begin(job, rung.plan, record.checkpoints, damaged=_damaged(record)),
             path=(*path, rung.step.strategy),
-            probe=probe.probe_of(job, rung.plan) if record.last.spec.probe else None,
+            probe=probe_of(job, rung.plan) if record.last.spec.probe else None,
         )
     )
 
 
 def _base(record: RunRecord, job: Job) -> Attempt:
-    """Return the attempt to climb from: the newest whose step was not refused and did not backfire.
+    """Return the attempt to change next: the latest whose step was not refused or moved the OOM.
 
-    The first one has no step that could.
+    The first attempt has no such step.
     """
     return next(
         attempt
@@ -338,7 +336,7 @@ def _base(record: RunRecord, job: Job) -> Attempt:
 
 
 def _backfired(attempt: Attempt, job: Job) -> bool:
-    """Return whether its step moved to the host what then had no room there."""
+    """Return whether its step offloaded to the host, which then ran out of memory."""
     verdict = attempt.verdict
     on_host = verdict is not None and verdict.kind in (Kind.HOST_OOM, Kind.PINNED_OOM)
     if not on_host or job.device is Device.CPU or not attempt.spec.steps:
@@ -353,7 +351,7 @@ def _damaged(record: RunRecord) -> bool:
 
 
 def _after_trial(record: RunRecord, job: Job, ladder: Ladder) -> Launch:
-    """Try the next plan with less changed than in the best so far, or give that one its run.
+    """Launch the next trial with fewer changes than the best plan so far, or the best plan itself.
 
     Where plans are probed, so are trials: the batches of a first step may be short.
     """
@@ -363,7 +361,7 @@ def _after_trial(record: RunRecord, job: Job, ladder: Ladder) -> Launch:
         purpose = Purpose.TRAIN if best is record.last else Purpose.BEST
         spec = AttemptSpec(plan=best.spec.plan, path=best.spec.path, purpose=purpose)
     elif best.spec.probe is not None:
-        spec = replace(spec, probe=probe.probe_of(job, spec.plan))
+        spec = replace(spec, probe=probe_of(job, spec.plan))
     fitting = [attempt for attempt in record.attempts if minimize.may_resume(attempt, spec.path)]
     written = [(found, attempt.spec.plan) for attempt in fitting for found in attempt.checkpoints]
     damaged = any(a.damaged or (a.checkpoints and a not in fitting) for a in record.attempts)

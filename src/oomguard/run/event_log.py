@@ -1,4 +1,4 @@
-"""Reads events.jsonl back, whatever a crash or a full disk has left of it."""
+"""Reads events.jsonl, including one that a crash or a full disk has cut short."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from oomguard.run.state import RunRecord, replay
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class History:
-    """The events of a run; `cut_bytes` at the end of the file, after `kept_bytes`, are no event."""
+    """The events of a run: the first `kept_bytes` of its file; the rest is incomplete."""
 
     events: tuple[Event, ...]
     kept_bytes: int
@@ -23,29 +23,29 @@ class History:
 
     @property
     def record(self) -> RunRecord:
-        """What they add up to."""
+        """The state that the events add up to."""
         return replay(self.events)
 
 
 def parse_history(data: bytes, file: str) -> History:
-    """Read the events of a run; what is incomplete at the end is left out.
+    """Return the events of a run, without an incomplete one at the end.
 
     Raises:
-        RunFolderError: if no event is there, or one in the middle is damaged or out of place.
+        RunFolderError: if there is none, or one before the last is damaged or out of order.
     """
     events: list[Event] = []
     kept = 0
     for number, line in enumerate(data.splitlines(keepends=True), start=1):
         event = _event(line)
         if event is None and _any_event(data[kept + len(line) :]):
-            raise _damaged(f"line {number} is no event", file, number)
+            raise _damaged(f"line {number} is not an event", file, number)
         if event is None:
             break
         _check_place(event, events, file, number)
         events.append(event)
         kept += len(line)
     if not events:
-        raise _damaged("it holds no whole event", file, 1)
+        raise _damaged("it contains no complete event", file, 1)
     return History(events=tuple(events), kept_bytes=kept, cut_bytes=len(data) - kept)
 
 
@@ -69,18 +69,18 @@ def _any_event(rest: bytes) -> bool:
 
 
 def _check_place(event: Event, before: list[Event], file: str, number: int) -> None:
-    """Refuse what cannot follow: a start in the middle, an attempt that was not planned."""
+    """Raise if an event cannot follow those before: a second start, an attempt never planned."""
     begins = isinstance(event, RunStarted)
     planned = sum(isinstance(one, Planned) for one in before)
     attempt = getattr(event, "attempt", None)
     expected = planned + 1 if isinstance(event, Planned) else planned
     if begins == bool(before) or (attempt is not None and attempt != expected) or attempt == 0:
-        raise _damaged(f"line {number} cannot follow the one before", file, number)
+        raise _damaged(f"the event in line {number} cannot follow the one before it", file, number)
 
 
 def _damaged(what: str, file: str, line: int) -> RunFolderError:
     return RunFolderError(
-        f"the record of the run is damaged: {what}",
+        f"events.jsonl is damaged: {what}",
         where=Where(file=file, line=line),
-        next_step="Launch the job anew; its own checkpoints are not touched by this.",
+        next_step="Launch the job again; its own checkpoints are not affected.",
     )

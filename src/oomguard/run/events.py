@@ -1,4 +1,4 @@
-"""What can happen in a run, as events that are written down, and the nouns in them."""
+"""What can happen in a run: the events that events.jsonl holds, and the values in them."""
 
 from __future__ import annotations
 
@@ -21,20 +21,20 @@ from oomguard.run.leak import Growth
 class Status(str, Enum):
     """How a run ended."""
 
-    FIT = "fit"  # trained to the end
-    EXHAUSTED = "exhausted"  # no rung is left, or no attempt
-    FAILED = "failed"  # for another reason than memory
+    FIT = "fit"  # trained to completion
+    EXHAUSTED = "exhausted"  # no strategy or no attempt is left
+    FAILED = "failed"  # for a reason other than memory
     INTERRUPTED = "interrupted"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
-    """What bounds the run: which rungs, at which cost, how often, under which caps.
+    """The options of a run: which strategies, at which fidelity, how many attempts, which caps.
 
-    `relax` takes back changes that turn out to be unnecessary; `grow` begins small instead of as
-    asked, and grows to the largest that fits; `probe` tries each plan on the longest batches first.
-    `grace_s` is what the job gets to write a checkpoint once oomguard is asked to stop;
-    `strategies` a user's own folder of them (absolute), `inside` whether the reporter is used.
+    `relax` reverts changes that turn out to be unnecessary. `grow` starts with the smallest sizes
+    and grows to the largest that fit. `probe` tries each plan on the longest batches first.
+    `grace_s` is how long the job may take to write a checkpoint when oomguard is asked to stop,
+    `strategies` the absolute path of the user's own strategies, `inside` whether the monitor runs.
     """
 
     ladder: tuple[str, ...]
@@ -54,7 +54,7 @@ class Limits:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Event:
-    """Something that happened; `t` is in seconds since the start of the run."""
+    """Something that happened, `t` seconds after the start of the run."""
 
     t: float
 
@@ -71,8 +71,8 @@ class Start:
 class Predicted:
     """The peak that was predicted for a plan, in bytes on each GPU; see `MemoryEstimate`.
 
-    `terms` add up to `expected_bytes`; `corrected_by` says by which of them earlier measurements
-    on the same GPU multiplied the prediction.
+    `terms` add up to `expected_bytes`; `corrected_by` has the factor by which earlier measurements
+    on the same GPU corrected a term.
     """
 
     plan: Plan
@@ -86,10 +86,10 @@ class Predicted:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HistoryRef:
-    """Where a later run of the same job finds what this one shows: in an index of fits.
+    """Where later runs of the same job look up this one: in a history database.
 
-    `index` is its file, `key` names the job on its device; measurements hold for `device`,
-    `versions` and `model`, where `device` is None if nothing was predicted for a GPU with a name.
+    `index` is its file and `key` identifies the job on its device. Measurements apply to `device`,
+    `versions` and `model`; `device` is None if nothing was predicted for a known GPU.
     """
 
     index: str

@@ -1,12 +1,12 @@
-"""The run folder: the one module that owns its file names.
+"""The run folder, whose file names only this module knows.
 
 oomguard-runs/<name>/
-events.jsonl          append-only, fsynced; all else can be rebuilt from it; secrets are masked
-job.json              the job with its secrets, where it has any: for `oomguard resume` alone
+events.jsonl          append-only, fsynced, secrets masked; everything else can be rebuilt from it
+job.json              the job with its secrets, if it has any; only `oomguard resume` reads it
 attempts/001/         the config as launched, command.json, log.txt, memory.jsonl, verdict.json
 final/                the config that fits, command.txt
 fit-report.json
-.lock .reserve        who is at work here; room that is kept for the end
+.lock .reserve        who holds the folder; disk space reserved for the outcome
 """
 
 from __future__ import annotations
@@ -28,11 +28,12 @@ from oomguard.run.events import Event, Progress, RunStarted, event_to_json
 from oomguard.run.redaction import mask_event, mask_values
 from oomguard.units import MIB, show_bytes
 
-#: A run folder holds text; with less room than this on the disk it could not be finished.
+#: Free disk space that a run needs to begin.
 ROOM_BYTES = 64 * MIB
-#: The job's own log may fill the disk; the outcome has to find room all the same.
+FREE_SPACE = "Free disk space or fix the permissions."
+#: Disk space reserved for the outcome: the job's own log may fill the disk.
 RESERVE_BYTES = 4 * MIB
-#: What may wait for room on a full disk; beyond it steps are no longer noted.
+#: How much may wait in memory while the disk is full; beyond it, progress is not recorded.
 MOST_WAITING_BYTES = 4 * MIB
 
 
@@ -55,10 +56,10 @@ class RunFolder:
 
     @classmethod
     def create(cls, base: Path, name: str) -> RunFolder:
-        """Make the folder of a new run and take hold of it.
+        """Create and lock the folder of a new run.
 
         Raises:
-            RunFolderError: if it is in use, holds a run already, cannot be written, or no room.
+            RunFolderError: if it is locked, holds a run, is not writable or the disk is full.
         """
         path = base.absolute() / name
         try:
@@ -69,22 +70,22 @@ class RunFolder:
             if (path / "events.jsonl").exists():
                 lock.release()
                 raise RunFolderError(
-                    "the folder holds a run already",
+                    "the folder already holds a run",
                     where=Where(file=str(path)),
-                    next_step=f"Go on with it: oomguard resume {path}, or choose another --name.",
+                    next_step=f"Resume it: oomguard resume {path}, or choose another --name.",
                 )
             return cls(path, lock)
         except OSError as error:
-            raise _cannot_write(path, error, "Choose another place with --runs DIR.") from error
+            raise _cannot_write(path, error, "Choose another folder with --runs DIR.") from error
 
     @classmethod
     def open(cls, path: Path) -> tuple[RunFolder, History]:
-        """Take hold of a run that was begun, and read what is known of it.
+        """Lock the folder of an existing run and read its events.
 
-        What a crash left of an incomplete last event is cut off.
+        An incomplete last event, which a crash leaves, is cut off.
 
         Raises:
-            RunFolderError: if there is no run, it is in use, damaged, or cannot be written.
+            RunFolderError: if it holds no run, is locked, damaged or not writable.
         """
         path = path.absolute()
         events = path / "events.jsonl"
@@ -92,7 +93,7 @@ class RunFolder:
             raise RunFolderError(
                 "there is no run in this folder",
                 where=Where(file=str(path)),
-                next_step="Name the folder that `oomguard launch` said, with events.jsonl in it.",
+                next_step="Pass the folder that `oomguard launch` printed (with events.jsonl).",
             )
         try:
             lock = _hold(path)
@@ -104,10 +105,10 @@ class RunFolder:
                 lock.release()
                 raise
         except OSError as error:
-            raise _cannot_write(path, error, "Make room or give the rights.") from error
+            raise _cannot_write(path, error, FREE_SPACE) from error
 
     def append(self, event: Event) -> None:
-        """Add an event and force it to the disk; while that is full, it waits for room."""
+        """Append an event and fsync it; while the disk is full, it waits in memory."""
         masked = mask_event(event)
         if isinstance(masked, RunStarted) and masked.masked:
             self._keep_job(event)
@@ -116,22 +117,22 @@ class RunFolder:
         self._write_waiting()
 
     def keep(self, path: Path, document: object) -> None:
-        """Write a JSON file that can be rebuilt from the events; a full disk is let pass."""
+        """Write a JSON file that can be rebuilt from the events; ignore a full disk."""
         with suppress(OSError):
             write_json(path, document)
 
     def attempt(self, number: int) -> Path:
-        """Return the folder of an attempt, made if it is not there.
+        """Return the folder of an attempt; create it if needed.
 
         Raises:
-            RunFolderError: if it cannot be made.
+            RunFolderError: if it cannot be created.
         """
         folder = self.path / "attempts" / f"{number:03d}"
         try:
             folder.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
             folder.mkdir(mode=0o700, exist_ok=True)
         except OSError as error:
-            step = f"Make room or give the rights, then: oomguard resume {self.path}"
+            step = f"Free disk space or fix the permissions, then: oomguard resume {self.path}"
             raise _cannot_write(folder, error, step) from error
         return folder
 
@@ -140,33 +141,33 @@ class RunFolder:
         return self.attempt(number) / "output"
 
     def forget_output(self, number: int) -> None:
-        """Take away what a probe has written."""
+        """Delete what a probe has written."""
         shutil.rmtree(self.output(number), ignore_errors=True)
 
     def final(self) -> Path:
-        """Return the folder of what fits, made if it is not there."""
+        """Return the folder of the final config; create it if needed."""
         folder = self.path / "final"
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         return folder
 
     @property
     def report(self) -> Path:
-        """Where the fit-report lies."""
+        """The path of the fit-report."""
         return self.path / "fit-report.json"
 
     def release(self) -> None:
-        """Give up the room that is kept for the end, which has come."""
+        """Release the reserved disk space, for the outcome."""
         self._reserve.unlink(missing_ok=True)
         self._write_waiting()
 
     def close(self) -> None:
-        """Let go of the folder."""
+        """Release and unlock the folder."""
         self.release()
         os.close(self._events)
         self._lock.release()
 
     def _write_waiting(self) -> None:
-        """Write whole events or none: a part of one would spoil the next."""
+        """Write all waiting events or none: part of one would corrupt the next."""
         try:
             rest = memoryview(bytes(self._waiting))
             while rest:
@@ -187,11 +188,11 @@ class RunFolder:
         try:
             write_json(self.path / "job.json", event.job)
         except OSError as error:
-            raise _cannot_write(self.path, error, "Make room or give the rights.") from error
+            raise _cannot_write(self.path, error, FREE_SPACE) from error
 
 
 def _with_secrets(history: History, path: Path) -> History:
-    """Put the job as it was asked in the place of the one with masks."""
+    """Replace the masked job of the first event by the job as requested."""
     first, *others = history.events
     if not isinstance(first, RunStarted) or not first.masked:
         return history
@@ -199,20 +200,20 @@ def _with_secrets(history: History, path: Path) -> History:
         job = msgspec.json.decode((path / "job.json").read_bytes(), type=Job)
     except (FileNotFoundError, msgspec.DecodeError) as error:
         raise RunFolderError(
-            "the secrets that the job was started with are not here any more",
+            "the secrets of the job are missing: job.json is gone or damaged",
             where=Where(file=str(path / "job.json")),
-            next_step="Launch the job anew.",
+            next_step="Launch the job again.",
         ) from error
     return replace(history, events=(replace(first, job=job), *others))
 
 
 def _private(path: Path, flags: int = 0) -> int:
-    """Open a file that only its owner can read; give the descriptor."""
+    """Open a file that only its owner can read and return the descriptor."""
     return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | flags, 0o600)
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a file beside its place, then put it there: a reader sees the old or the new one."""
+    """Replace a file atomically: a reader sees the old text or the new one."""
     beside = path.with_name(f".{path.name}.{os.getpid()}.new")
     try:
         with open(_private(beside, os.O_TRUNC), "w", encoding="utf-8") as file:
@@ -225,13 +226,13 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_json(path: Path, document: object) -> None:
-    """Write a noun or a mapping as indented JSON."""
+    """Write a value as indented JSON."""
     encoded = msgspec.json.encode(document, order="deterministic")
     write_text(path, msgspec.json.format(encoded, indent=2).decode() + "\n")
 
 
 def append_json(path: Path, document: Mapping[str, object]) -> None:
-    """Add one line of JSON to a file that nothing depends on; a full disk is let pass."""
+    """Append a line of JSON to a file that nothing depends on; ignore a full disk."""
     with suppress(OSError), open(_private(path, os.O_APPEND), "ab") as lines:
         lines.write(msgspec.json.encode(mask_values(document)) + b"\n")
 
@@ -240,15 +241,15 @@ def _check_room(path: Path) -> None:
     free_bytes = shutil.disk_usage(path).free
     if free_bytes < ROOM_BYTES:
         raise RunFolderError(
-            f"{show_bytes(free_bytes)} are left on this disk; a run needs {show_bytes(ROOM_BYTES)}",
+            f"only {show_bytes(free_bytes)} free on disk, a run needs {show_bytes(ROOM_BYTES)}",
             where=Where(file=str(path)),
-            next_step="Make room, or choose another place with --runs DIR.",
+            next_step="Free disk space, or choose another folder with --runs DIR.",
         )
 
 
 def _cannot_write(path: Path, error: OSError, next_step: str) -> RunFolderError:
     return RunFolderError(
-        f"the run folder cannot be written: {error.strerror or error}",
+        f"cannot write to the run folder: {error.strerror or error}",
         where=Where(file=str(path)),
         next_step=next_step,
     )
@@ -260,8 +261,8 @@ def _hold(path: Path) -> FileLock:
         lock.acquire(timeout=0)
     except Timeout as error:
         raise RunFolderError(
-            "another oomguard is at work in this run folder",
+            "the run folder is locked by another oomguard",
             where=Where(file=str(path)),
-            next_step="Wait for it, stop it, or choose another --name.",
+            next_step="Wait for that run, stop it, or choose another --name.",
         ) from error
     return lock

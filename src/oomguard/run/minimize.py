@@ -1,9 +1,9 @@
-"""Give back: which changes of a plan that fits may turn out to be unnecessary. Pure.
+"""Revert changes of a plan that fits which may turn out to be unnecessary. Pure.
 
-A walk takes its rungs in the order of the ladder, so the rung that made the job fit may have
-needed none of those before it: where QLoRA fits, the sequences may not have had to be cut. Each
-candidate is the walk again with some of its rungs left out, the dearest first; one that holds no
-more rungs than a plan that ran out is not tried, since it needs no less memory.
+Strategies are applied in the order of the ladder, so the last one may have sufficed alone: where
+QLoRA fits, the sequences may not have had to be cut. Each candidate leaves some of the applied
+strategies out, the most expensive first. One with no more strategies than a plan that ran out of
+memory is not tried: it needs at least as much.
 """
 
 from __future__ import annotations
@@ -16,22 +16,22 @@ from oomguard.ladder.climb import Ladder
 from oomguard.run.attempt import AttemptSpec, Purpose
 from oomguard.run.state import Attempt, RunRecord
 
-#: A first step that passes proves nothing: the optimizer's state exists only after it.
+#: The first step proves nothing: the optimizer state is allocated only after it.
 PROOF_STEPS = 2
-#: Where a plan ran out later than this, showing that another fits would cost too much.
+#: Beyond this many steps, proving that a plan fits would take too long.
 PROOF_STEPS_AT_MOST = 50
-#: So many steps long it is asked whether a proven attempt may end; later nothing has changed.
+#: For this many steps a proven attempt is checked for a trial; later the answer stays the same.
 ASKED_STEPS = 10
-#: Trials of one run.
+#: The most trials in one run.
 MOST_TRIALS = 12
-#: What `--grow` begins with the smallest of, and gives back first.
+#: The strategies that `--grow` applies fully at the start and reverts first.
 GROWN = ("cut_cutoff_len", "halve_micro_batch")
 
 
 def proof_steps(record: RunRecord) -> int | None:
-    """Say after how many optimizer steps an attempt counts as fitting, None if that is too many.
+    """Return after how many optimizer steps an attempt counts as fitting, None if too many.
 
-    It takes more steps than any attempt that ran out: a late shortage comes back late.
+    It has to outlast every attempt that ran out of memory: a late OOM recurs late.
     """
     late = max((attempt.steps_done for attempt in record.attempts if attempt.ran_out), default=0)
     needed = max(PROOF_STEPS, late + 1)
@@ -39,7 +39,7 @@ def proof_steps(record: RunRecord) -> int | None:
 
 
 def is_proven(record: RunRecord) -> bool:
-    """Return whether the newest attempt is seen to fit and may end for a trial of another plan."""
+    """Return whether the latest attempt has proven to fit and may end for a trial."""
     limits, attempt, needed = record.limits, record.last, proof_steps(record)
     if limits is None or not (limits.relax or limits.grow) or needed is None:
         return False
@@ -50,7 +50,7 @@ def is_proven(record: RunRecord) -> bool:
 
 
 def next_trial(record: RunRecord, ladder: Ladder, base: Attempt) -> AttemptSpec | None:
-    """Give the first plan to try that costs less than `base`, which fits; None if there is none."""
+    """Return the next trial: fewer changes than `base`, which fits; None if none is left."""
     job, limits = record.job, record.limits
     trials = sum(1 for attempt in record.attempts if attempt.spec.purpose is Purpose.TRIAL)
     if job is None or limits is None or trials >= MOST_TRIALS:
@@ -67,9 +67,9 @@ def next_trial(record: RunRecord, ladder: Ladder, base: Attempt) -> AttemptSpec 
 
 
 def smallest(job: Job, ladder: Ladder) -> AttemptSpec:
-    """Return the smallest plan, which `--grow` begins with.
+    """Return the smallest plan, which `--grow` starts with.
 
-    Both sizes are halved as far as their strategies go, where the ladder has and allows them.
+    Both sizes are halved as far as their strategies go, if the ladder has and allows them.
     """
     plan, steps = ladder.prepare(job)
     path: tuple[str, ...] = ()
@@ -84,7 +84,7 @@ def smallest(job: Job, ladder: Ladder) -> AttemptSpec:
 
 
 def may_resume(earlier: Attempt, path: tuple[str, ...]) -> bool:
-    """Whether an attempt was trained at no higher cost than a plan that would go on from it."""
+    """Return whether a plan may resume what an attempt trained with no changes beyond its own."""
     return _holds(Counter(path), Counter(earlier.spec.path))
 
 
@@ -101,19 +101,19 @@ def _trial(job: Job, ladder: Ladder, base: Attempt, left: tuple[str, ...]) -> At
 def _shorter(
     path: tuple[str, ...], ladder: Ladder, *, relax: bool, grow: bool
 ) -> Iterator[tuple[str, ...]]:
-    """Leave rungs out: one level of each size that grows, else all of a rung before some of it."""
+    """Yield shorter paths: one level less of each size that grows, then without a strategy."""
     if grow:
         yield from (_without(path, name, 1) for name in GROWN if name in path)
     if not relax:
         return
     costs = {strategy.id: strategy.fidelity.cost for strategy in ladder.strategies}
-    dear = [s.id for s in reversed(ladder.strategies) if s.id in path and s.fidelity.cost]
-    for name in sorted(dear, key=lambda one: -costs[one]):
+    costly = [s.id for s in reversed(ladder.strategies) if s.id in path and s.fidelity.cost]
+    for name in sorted(costly, key=lambda one: -costs[one]):
         yield from (_without(path, name, count) for count in range(path.count(name), 0, -1))
 
 
 def _without(path: tuple[str, ...], name: str, count: int) -> tuple[str, ...]:
-    """Leave out the last `count` times that a name stands in a path."""
+    """Return a path without the last `count` occurrences of a strategy."""
     places = [place for place, one in enumerate(path) if one == name][-count:]
     return tuple(one for place, one in enumerate(path) if place not in places)
 

@@ -1,4 +1,4 @@
-"""What a run leaves behind: the config that fits, the command, the fit-report."""
+"""The results of a run: final config, command and fit-report."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from oomguard.run.state import RunRecord
 def write_outcome(
     record: RunRecord, adapter: Adapter, folder: RunFolder, surroundings: dict[str, str]
 ) -> tuple[FitReport, Path | None]:
-    """Write `final/` for a run that fits, and the report in any case; give both."""
+    """Write the fit-report, and `final/` if the run fits; return the report and final config."""
     folder.release()
     command = _final_command(record, adapter, folder)
     text = _config_text(command)
@@ -35,7 +35,7 @@ def write_outcome(
 def read_outcome(
     record: RunRecord, adapter: Adapter, folder: RunFolder
 ) -> tuple[FitReport, Path | None] | None:
-    """Read what `write_outcome` left; None where it is not there or of another end."""
+    """Read what `write_outcome` wrote; None if it is missing or of an earlier end of the run."""
     try:
         report = from_json(folder.report.read_bytes())
     except (OSError, msgspec.DecodeError):
@@ -66,7 +66,7 @@ def _config_text(command: Command | None) -> str | None:
 
 
 def _cap_lines(limits: Limits) -> list[str]:
-    """Say under which caps the fit was found, so that it can be had again by hand."""
+    """Return comment lines with the caps under which the job fits, to reproduce them manually."""
     lines = []
     if limits.host_memory_bytes is not None and limits.host_memory_by == "rlimit":
         lines.append(

@@ -1,4 +1,4 @@
-"""Take over a run whose supervisor is gone: end what is left, judge what nobody saw end."""
+"""Recover a run whose supervisor died: end leftover processes and judge the last attempt."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ from oomguard.run.observer import Observer
 from oomguard.run.state import Attempt
 
 CHUNK_BYTES = 1 << 20
-GONE = "its oomguard was gone before it ended"
+GONE = "its oomguard exited before it did"
 STOPPED = "stopped by a signal to oomguard"
 Kept = TypeVar("Kept", bound=Event)
 
 
 def end_last_attempt(events: Sequence[Event], *, grace_s: float) -> tuple[StopReport, int]:
-    """End what still runs of a run's last attempt; give with it how many the kernel had killed.
+    """End what still runs of the last attempt; return also how many of it the kernel OOM-killed.
 
-    Its direct child was told to end when its supervisor went (by the kernel), so that what is
-    left here may be writing a checkpoint, or does not listen.
+    The kernel signalled its main process when the supervisor died, so a process that is still
+    there is writing a checkpoint or ignores signals.
     """
     planned, started = _last(events, Planned), _last(events, Started)
     if planned is None:
@@ -50,11 +50,10 @@ def end_last_attempt(events: Sequence[Event], *, grace_s: float) -> tuple[StopRe
 def take_over(
     attempt: Attempt, folder: Path, now: Callable[[], float], *, oom_kills: int = 0
 ) -> Iterator[Event]:
-    """Yield what is to be known of a run's last attempt before the run can go on.
+    """Yield the events that complete a run's last attempt before the run can be resumed.
 
-    Of one that ended unseen its log, its reports and its exit code are read again. It counts as
-    ended by itself if they show so: out of memory, or with an exit code. All else went with its
-    supervisor, and is launched again.
+    If nobody saw it end, its log, reports and exit code are read. It counts as ended on its own if
+    they show an OOM or an exit code. Otherwise it ended with its supervisor and is launched again.
     """
     if attempt.verdict is not None:
         if attempt.verdict.kind is Kind.INTERRUPTED:
@@ -72,7 +71,7 @@ def take_over(
 
 
 def stamp_of(events: Sequence[Event]) -> Stamp | None:
-    """Return the checkpoints that lay there before the last attempt, None where it is not known."""
+    """Return the checkpoints that existed before the last attempt, None if unknown."""
     planned = _last(events, Planned)
     return planned.before if planned else {}
 
@@ -94,9 +93,9 @@ def _end(attempt: Attempt, code: int | None, folder: Path, t: float) -> Event:
 
 
 def _was_completed(attempt: Attempt, folder: Path) -> bool:
-    """Return whether the training reached its end and the process then left in an orderly way.
+    """Return whether training completed and the process then exited normally.
 
-    The log alone will not do: what was trained is saved after the line that says so.
+    The log alone does not prove it: the model is saved after the line that reports completion.
     """
     said = (BY_ID.get(found.signature or "") for found in attempt.findings)
     completed = any(one is not None and one.reading is Reading.COMPLETED for one in said)
@@ -107,7 +106,7 @@ def _was_completed(attempt: Attempt, folder: Path) -> bool:
 def _unseen(
     attempt: Attempt, folder: Path, t: float, code: int | None, oom_kills: int
 ) -> Iterator[Event]:
-    """Read again what the attempt left; give what the record does not have yet."""
+    """Read what the attempt left and yield what the record does not have yet."""
     known = set(attempt.findings)
     observer = Observer(attempt.number)
     counted = sum(found.witness is Witness.KERNEL for found in attempt.findings)
@@ -124,7 +123,7 @@ def _unseen(
 
 
 def _key(finding: Finding) -> tuple[object, ...]:
-    """What tells findings apart; what is told of a cause may grow."""
+    """Return what identifies a finding; its cause may be refined later."""
     return (finding.witness, finding.kind, finding.signature, finding.line, finding.text[:80])
 
 
@@ -135,14 +134,14 @@ def _printed(folder: Path) -> Iterator[Output]:
 
 
 def _buffered(folder: Path) -> Iterator[Mapping[str, object]]:
-    """Read what processes of the job wrote to their files, as the socket was not there."""
+    """Yield the reports that processes of the job wrote to files, for lack of the socket."""
     for path in sorted((folder / "buffer").glob("*.jsonl")):
         if path.is_file():
             yield from _lines(path)
 
 
 def _messages(folder: Path) -> list[Mapping[str, object]]:
-    """Return all reports: those that were taken in, then those that were left."""
+    """Return all reports: those that were received, then those in files."""
     return [*_lines(folder / "memory.jsonl"), *_buffered(folder)]
 
 

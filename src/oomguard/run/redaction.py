@@ -1,4 +1,4 @@
-"""What is masked before a run's events are written down."""
+"""Masks secrets in events, jobs and verdicts before they are written."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from oomguard.run.events import CutShort, Event, Exited, Finished, Noticed, RunS
 
 
 def mask_event(event: Event) -> Event:
-    """Mask what looks like a secret in an event; a job with secrets is said to be masked."""
+    """Mask what looks like a secret in an event; flag a job whose secrets were masked."""
     match event:
         case RunStarted():
             job = mask_job(event.job)
@@ -41,7 +41,7 @@ def mask_job(job: Job) -> Job:
 
 
 def mask_verdict(verdict: Verdict) -> Verdict:
-    """Mask what looks like a secret in the words that a verdict rests on."""
+    """Mask what looks like a secret in a verdict's root and evidence."""
     evidence = tuple(_mask_finding(found) for found in verdict.evidence)
     return replace(verdict, root=redact(verdict.root) if verdict.root else None, evidence=evidence)
 

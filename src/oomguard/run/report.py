@@ -1,4 +1,4 @@
-"""From the record of a run to its fit-report."""
+"""Builds the fit-report from the record of a run."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ SCHEMA_VERSION = 1
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AttemptReport:
-    """One launch: what ran, how it ended, what its processes needed at most (bytes).
+    """One launch: what ran, how it ended, and the peak memory of its processes (bytes).
 
-    `loaded_bytes` stood on the device before the first forward pass, `context_bytes` beside what
-    PyTorch's allocator reserved: the CUDA context, where the job was alone there.
+    `loaded_bytes` were allocated on the device before the first forward pass. `context_bytes` were
+    in use outside of PyTorch's allocator: the CUDA context, if no other job used the device.
 
     `longest_batch` is the longest row that a probe was given (tokens); `predicted` is what its
     plan was predicted to take, None where nothing was predicted.
@@ -53,13 +53,12 @@ class AttemptReport:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FitReport:
-    """What was asked, what was tried, what fits; with no secret in it.
+    """What was requested, what was tried and what fits; free of secrets.
 
-    `final` is None unless the job was trained to the end. `fidelity` is the dearest cost that
-    was paid, None where nothing was changed. `trained_embeddings` names the matrices over the
-    vocabulary that new tokens make the framework train in full. `requested_bytes` is what the
-    last failed allocation asked for. `config_diff` is a unified diff from the user's file to the
-    final one.
+    `final` is None unless training completed. `fidelity` is the highest cost among the changes,
+    None if nothing was changed. `trained_embeddings` names the vocabulary-sized matrices that new
+    tokens make the framework train in full. `requested_bytes` is the size of the last failed
+    allocation. `config_diff` is a unified diff from the user's file to the final one.
     """
 
     schema_version: int
@@ -95,7 +94,7 @@ def build(
     command: str | None,
     surroundings: Mapping[str, str],
 ) -> FitReport:
-    """Write the report of a run that has ended.
+    """Return the report of a run that has ended.
 
     `final_text` and `command` are the config and the command line of the last attempt;
     `surroundings` names versions and devices.
@@ -120,7 +119,7 @@ def build(
         asked=job.asked,
         final=final,
         changes=differences(job.asked, final) if final else (),
-        fidelity=dearest(record) if final else None,
+        fidelity=highest_cost(record) if final else None,
         attempts=tuple(_attempt(attempt, record) for attempt in record.attempts),
         not_taken=record.skipped_last,
         requested_bytes=_requested(record),
@@ -132,7 +131,7 @@ def build(
     )
 
 
-def dearest(record: RunRecord) -> Fidelity | None:
+def highest_cost(record: RunRecord) -> Fidelity | None:
     """Return the highest cost of the steps that lead to the last plan."""
     first, last = record.attempts[0], record.last
     kept = {*last.spec.path, *(step.strategy for step in first.spec.steps if not first.spec.path)}

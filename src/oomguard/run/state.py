@@ -1,7 +1,7 @@
-"""The record of a run: what its events add up to.
+"""The state of a run: a fold over its events.
 
-Everything that oomguard knows of a run follows from its events: `RunRecord` is a fold over them,
-so that a run can be replayed and a report rebuilt from `events.jsonl` alone.
+Everything that oomguard knows about a run follows from its events, so that a run can be replayed
+and its report rebuilt from `events.jsonl` alone.
 """
 
 from __future__ import annotations
@@ -53,8 +53,8 @@ class State(str, Enum):
 
     NEW = "new"
     RUNNING = "running"
-    STOPPING = "stopping"  # an attempt was told to stop and has not gone yet
-    WAITING = "waiting"  # for the device to be free, then for the next rung
+    STOPPING = "stopping"  # an attempt is being stopped
+    WAITING = "waiting"  # for the device to become free, then for the next attempt
     DONE = "done"
 
 
@@ -73,12 +73,16 @@ AttemptEvent = (
 )
 
 
+#: Seconds that a probe may stay silent after its steps before it is stopped.
+PROBE_LINGERS_S = 30.0
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Attempt:
     """One launch of the job, as far as it is known. `steps_done` counts optimizer steps.
 
-    `probed` says that a process of it took all of a probe's steps; `longest_batch` is then the
-    longest row of a batch, in tokens.
+    `probed` is set once a process has taken all steps of a probe; `longest_batch` is then the
+    longest row of its batches, in tokens.
     """
 
     number: int
@@ -112,20 +116,20 @@ class Attempt:
 
     @property
     def ran_out(self) -> bool:
-        """Return whether it ended for want of memory."""
+        """Return whether it ran out of memory."""
         return self.verdict is not None and self.verdict.kind.is_memory
 
     @property
     def first_step(self) -> int:
-        """How many optimizer steps of the run were done when it began."""
+        """The optimizer step of the checkpoint that it started from; 0 without one."""
         from_ = self.spec.begins.checkpoint if self.spec.begins else None
         return from_.step if from_ else 0
 
     @property
     def refused_step(self) -> Step | None:
-        """The step that the framework refused, if this attempt ended with that.
+        """The step that the framework rejected, if that ended this attempt.
 
-        The first attempt is the user's own; what fails there is the job's own failure.
+        The first attempt is the requested config: a failure there is the job's own.
         """
         if self.verdict is None or self.verdict.kind is not Kind.NOT_OOM or self.number == 1:
             return None
@@ -134,10 +138,23 @@ class Attempt:
 
     @property
     def seconds(self) -> float | None:
-        """How long it ran."""
+        """How long it ran, None if it has not ended."""
         if self.started_t is None or self.ended_t is None:
             return None
         return self.ended_t - self.started_t
+
+    @property
+    def probe_passed(self) -> bool:
+        """Return whether it is a probe that has ended and shown that its plan fits."""
+        verdict = self.verdict
+        if self.spec.probe is None or verdict is None or verdict.kind.is_memory:
+            return False
+        ended_early = verdict.kind is Kind.OK and self.steps_done > 0
+        return self.probed or ended_early
+
+    def lingers(self, now: float) -> bool:
+        """Return whether a probe has taken its steps and does not exit."""
+        return self.probed and self.heard_t is not None and now - self.heard_t >= PROBE_LINGERS_S
 
     def concluded(self, returncode: int | None) -> Verdict:
         """Return the verdict on all that was seen of it; the exit code is None if nobody saw it."""
@@ -189,7 +206,7 @@ class Attempt:
                 assert_never(event)
 
     def with_progress(self, event: Progress) -> Attempt:
-        """Take in what a process said of itself."""
+        """Return the attempt after a progress report of one of its processes."""
         advanced = event.step > self.steps_done
         at = event.t if event.said_t is None else event.said_t
         went_on = advanced and self.suspected_t is not None and at > self.suspected_t
@@ -208,7 +225,7 @@ class Attempt:
         )
 
     def with_finding(self, event: Noticed) -> Attempt:
-        """Take in a piece of evidence; the first unhandled memory failure is the suspicion."""
+        """Return the attempt after a finding; the first unhandled OOM raises suspicion."""
         if event.finding.signature == PROGRESS_AFTER and self.suspected_t is not None:
             return self._gone_on().with_finding(event)
         suspicious = is_shortage(event.finding)
@@ -216,7 +233,7 @@ class Attempt:
         return replace(self, findings=(*self.findings, event.finding), suspected_t=first)
 
     def _gone_on(self) -> Attempt:
-        """Take a step after a shortage in the log as proof that the job dealt with it."""
+        """Return the attempt with the OOMs in its log marked as handled after a later step."""
         findings = tuple(
             replace(found, handled=True)
             if found.witness is Witness.LOG and is_shortage(found)
@@ -227,7 +244,7 @@ class Attempt:
 
 
 def _sooner(old: Growth | None, new: Growth) -> Growth:
-    """Keep the trend that ends first: of several ranks the first to run out counts."""
+    """Return the trend that runs out of memory first: of several ranks the first one counts."""
     if old is None or old.forecast_step is None or new.forecast_step is None:
         return new
     is_newer = new.step > old.step
@@ -283,7 +300,7 @@ class RunRecord:
         return next((one for one in self.predicted if one.plan == plan), None)
 
     def with_last(self, attempt: Attempt, state: State | None = None) -> RunRecord:
-        """Put another version of the newest attempt in its place."""
+        """Return the record with the latest attempt replaced."""
         return replace(self, attempts=(*self.attempts[:-1], attempt), state=state or self.state)
 
     def apply(self, event: Event) -> RunRecord:  # noqa: PLR0911  one return for each kind of event

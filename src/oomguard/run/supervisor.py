@@ -62,32 +62,32 @@ from oomguard.run.recover import stamp_of, take_over
 from oomguard.run.redaction import mask_verdict
 from oomguard.run.state import Attempt, RunRecord, State, replay, started_job
 
-#: Seconds that the processes of an attempt get to end by themselves: after an out-of-memory error
-#: their state is worth nothing. After a signal they may be writing a checkpoint: `Limits.grace_s`.
-GRACE_OOM_S = 1.0  # also for a stop that begins again from a checkpoint
+#: Seconds that the processes of an attempt have to exit after an OOM: their state is worthless.
+#: After a signal they may be writing a checkpoint: `Limits.grace_s` applies.
+GRACE_OOM_S = 1.0  # also for a restart from a checkpoint
 GRACE_LEFTOVERS_S = 5.0
 TICK_S = 0.1
-#: Chunks of output that may wait; beyond it the job's own writing waits.
+#: Chunks of output that may queue up; beyond it the job blocks when it prints.
 QUEUE_LENGTH = 512
 
 
 @dataclass(frozen=True, slots=True)
 class _Asked:
-    """A signal that oomguard itself got."""
+    """A signal that oomguard itself received."""
 
     signum: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Audience:
-    """Who is told: `event` of everything that is recorded, `output` of what the job prints."""
+    """Callbacks: `event` gets everything that is recorded, `output` what the job prints."""
 
     event: Callable[[Event, RunRecord], None]
     output: Callable[[bytes], None]
 
 
 class Supervisor:
-    """Runs a job to one of the four ends."""
+    """Runs a job until it fits, fails, is interrupted, or the strategies are exhausted."""
 
     def __init__(
         self,
@@ -114,14 +114,14 @@ class Supervisor:
         self._saving = False
 
     def run(self, started: RunStarted) -> RunRecord:
-        """Run the job from its first event to its last; none of its processes is left then."""
+        """Run the job from its first event to its last; none of its processes is left."""
         return self._loop(started.run, started.limits, iter([started]))
 
     def resume(self, events: Sequence[Event], resumed: Resumed, *, oom_kills: int) -> RunRecord:
-        """Go on with a run whose supervisor is gone, and whose processes have ended.
+        """Continue a run whose supervisor died and whose processes have ended.
 
-        `events` are those of the run until now; its clock goes on from there, without the time
-        between. `oom_kills` is how many processes of its last attempt the kernel had killed.
+        `events` are those of the run so far; its clock continues from the last one. `oom_kills` is
+        how many processes of its last attempt the kernel OOM-killed.
         """
         self.record = replay(events)
         self._begin = self._clock() - events[-1].t
@@ -201,7 +201,7 @@ class Supervisor:
         return self._folder.attempt(len(self.record.attempts))
 
     def _newly_saved(self, seen: ShellEvent) -> Iterator[Event]:
-        """Look for a new checkpoint when a process has saved something and goes on."""
+        """Yield new checkpoints once a process that has saved something continues."""
         if not isinstance(seen, Report) or self._layout is None or self._stamp is None:
             return
         saves = seen.message.get("phase") == Phase.SAVE.value
@@ -216,9 +216,9 @@ class Supervisor:
 
     def _signalled(self, asked: _Asked) -> Iterator[Event]:
         before = self.record.signum
-        # A warning, then the end: the job was told, and its grace goes on.
+        # SIGUSR1 warns of a later SIGTERM: the job knows, and its grace period continues.
         warned = before == signal.SIGUSR1 != asked.signum
-        if before is not None and not warned:  # asked a second time: no more grace
+        if before is not None and not warned:  # a second signal ends the grace period
             self._end_processes(grace_s=0.0)
         yield Signalled(t=self._now, signum=asked.signum)
 
@@ -235,7 +235,7 @@ class Supervisor:
         )
 
     def _found(self) -> Found:
-        """Look for what the attempt has saved, and whether what others saved is still there."""
+        """Return what the attempt has saved, and which checkpoints of earlier attempts are gone."""
         if self._layout is None or self._stamp is None:
             return Found()
         found = find(self._layout, before=self._stamp)
@@ -269,7 +269,7 @@ class Supervisor:
             self._running = None
 
     def _act(self, action: Action | None) -> Event | None:
-        """Do what was decided and return the event that tells of it, where there is one."""
+        """Do what was decided and return the event that records it, if any."""
         match action:
             case None:
                 return None
@@ -316,7 +316,7 @@ class Supervisor:
         )
 
     def _command(self, spec: AttemptSpec) -> Command:
-        """Write what an attempt runs; a probe has nothing of the run, and leaves nothing in it."""
+        """Write the attempt's config and return its command; a probe leaves nothing in the run."""
         folder, job = str(self._attempt_folder), self._job
         if spec.probe is None:
             return self._adapter.write(job, spec.plan, folder, spec.begins)
@@ -336,7 +336,7 @@ class Supervisor:
         )
 
     def _stopping(self, reason: StopReason) -> Stopping | None:
-        """Stop the running attempt in the background; the job gets its grace after a signal."""
+        """Stop the running attempt in the background; after a signal it gets its grace period."""
         running, signum, limits = self._running, self.record.signum, self.record.limits
         if running is None:
             return None
@@ -365,7 +365,7 @@ class Supervisor:
     @contextmanager
     def _signals_taken(self) -> Iterator[None]:
         def take(signum: int, _frame: FrameType | None) -> None:
-            # Not here: a full queue would block the very thread that empties it.
+            # Not in this thread, which empties the queue: a full one would block it.
             self._in_background(lambda: self._hear(_Asked(signum)))
 
         taken = [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1]
@@ -380,12 +380,12 @@ class Supervisor:
 
 
 def _stop_after(running: RunningAttempt, signum: int | None, grace_s: float) -> None:
-    """Let the job end by the signal it was sent; what is left at the deadline is ended."""
+    """Wait for the job to exit on the signal it was sent; at the deadline end what is left."""
     deadline = time.monotonic() + grace_s
     if signum is not None:
         while running.alive() and time.monotonic() < deadline:
             time.sleep(0.05)
-    if signum == signal.SIGUSR1:  # a warning; who has saved and gone on is told to end
+    if signum == signal.SIGUSR1:  # only a warning: a job that saved and continued is ended now
         grace_s = GRACE_LEFTOVERS_S
     elif signum is not None:
         grace_s = 0.0
