@@ -11,8 +11,7 @@ from dataclasses import dataclass, replace
 
 from oomguard.adapters import fields, launchers, trial
 from oomguard.adapters.common import Refusal
-from oomguard.adapters.contract import JobRequest
-from oomguard.adapters.detect import is_axolotl_config
+from oomguard.adapters.contract import JobRequest, Marks
 from oomguard.adapters.fields import Binding, Bindings, Edits, Key, as_object, flag, number
 from oomguard.adapters.hf import training_arguments as hf
 from oomguard.adapters.hf.deepspeed import ZERO
@@ -214,7 +213,8 @@ class Axolotl(HFProgram):
 
     name = "axolotl"
     title = "axolotl"
-    is_config = staticmethod(is_axolotl_config)
+    marks = Marks(own=frozenset({"base_model"}), without=frozenset({"model_name_or_path"}))
+    python_packages = ("axolotl",)
     launch_of = staticmethod(_launch)
     starts = ("axolotl", "train")
     knobs = KNOBS

@@ -1,10 +1,11 @@
-"""What an adapter is: one framework's own words for a job and its plan. Pure: text in, text out."""
+"""The adapter contract: one framework's spelling of a job and its plan. Pure: text in, text out."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Protocol
+from enum import IntEnum
 
 from oomguard.configfile.document import Source
 from oomguard.job.checkpoint import Continuation, Layout, Mode
@@ -16,12 +17,12 @@ from oomguard.job.training_job import Job
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class JobRequest:
-    """A command as the user would start it, and what the shell knows about its surroundings.
+    """A command as the user would start it, and its surroundings.
 
-    `source` is the file that `Adapter.config_path` named, without an `oomguard:` block (line
+    `source` is the file that `Adapter.config_path` names, without an `oomguard:` block (line
     numbers kept); `env` the environment the job will see; `gpus` how many the job will see;
-    `packages` which of the packages that rungs may need the job's Python can import. `files`
-    holds the texts of `Adapter.further_files` by path, without those that cannot be read.
+    `packages` which of the packages that strategies may need the job's Python can import. `files`
+    holds the texts of `Adapter.referenced_files` by path, without those that cannot be read.
     """
 
     argv: tuple[str, ...]
@@ -34,69 +35,121 @@ class JobRequest:
     files: Mapping[str, str] = field(default_factory=dict)
 
 
-class Adapter(Protocol):
-    """One framework.
+class Claim(IntEnum):
+    """How sure a framework is that a config or a command is its own; the highest claim wins."""
 
-    `name` is what `--framework` takes; `title` how its users write it.
+    NO = 0
+    SHARED = 1  # it could be, but nothing in it belongs to this framework alone
+    OWN = 2  # it has a mark that only this framework has
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Marks:
+    """How a framework's config is recognized, by keys; dots go into mappings.
+
+    A config with one of the keys in `own` is claimed as OWN, one with a key in `shared` as SHARED,
+    provided that it has every key in `needs` and none in `without`.
+    """
+
+    own: frozenset[str] = frozenset()
+    shared: frozenset[str] = frozenset()
+    needs: frozenset[str] = frozenset()
+    without: frozenset[str] = frozenset()
+
+    def claim(self, document: Mapping[str, object]) -> Claim:
+        """Return the claim on a parsed config."""
+        if not _states_all(document, self.needs) or _states_any(document, self.without):
+            return Claim.NO
+        if _states_any(document, self.own):
+            return Claim.OWN
+        return Claim.SHARED if _states_any(document, self.shared) else Claim.NO
+
+
+def _states_any(document: Mapping[str, object], keys: Iterable[str]) -> bool:
+    return any(_states(document, key) for key in keys)
+
+
+def _states_all(document: Mapping[str, object], keys: Iterable[str]) -> bool:
+    return all(_states(document, key) for key in keys)
+
+
+def _states(document: Mapping[str, object], key: str) -> bool:
+    here: object = document
+    for part in key.split("."):
+        if not isinstance(here, Mapping) or part not in here:
+            return False
+        here = here[part]
+    return True
+
+
+class Adapter(ABC):
+    """One framework. A subclass states what differs from the defaults.
+
+    `name` is what `--framework` takes; `title` how its users write it. `marks` recognizes its
+    configs. `python_packages` are the packages whose modules only this framework starts
+    (`python -m litgpt ...`).
     """
 
     name: str
     title: str
+    marks: Marks = Marks()
+    python_packages: tuple[str, ...] = ()
 
-    def recognizes(self, document: Mapping[str, object]) -> bool:
-        """Whether a config document (parsed YAML or JSON, top level) can be this framework's."""
-        ...
+    def recognizes(self, document: Mapping[str, object]) -> Claim:
+        """Return the claim on a config document (parsed YAML or JSON, top level)."""
+        return self.marks.claim(document)
 
-    def recognizes_command(self, argv: tuple[str, ...]) -> bool:
-        """Return whether a command line starts this framework."""
-        ...
+    @abstractmethod
+    def recognizes_command(self, argv: tuple[str, ...]) -> Claim:
+        """Return the claim on a command line."""
 
+    @abstractmethod
     def command_for(
         self, source: Source, document: Mapping[str, object], command: tuple[str, ...]
     ) -> tuple[str, ...]:
-        """Return the command that starts this config file by hand.
+        """Return the command that starts this config file without oomguard.
 
-        `command` is the `oomguard: command:` of the file, empty where there is none.
+        `command` is the `oomguard: command:` of the file, empty if there is none.
 
         Raises:
-            ConfigError: if the file does not say enough, for example which script to run.
+            ConfigError: if the file leaves something open, for example which script to run.
         """
-        ...
 
     def config_path(self, argv: tuple[str, ...]) -> str | None:
         """Return the config file in a command line, as written there; None if it has none."""
-        ...
+        return None
 
     def referenced_files(self, request: JobRequest) -> tuple[str, ...]:
-        """Return the files that `read` wants beside the config (absolute), such as DeepSpeed's.
+        """Return the files that `read` needs besides the config (absolute), such as DeepSpeed's.
 
-        It is asked again with what was found, until it names no other: a file may name a file.
+        Called again with what was found until it names no other: a file may name a file.
 
         Raises:
             ConfigError: as `read` does.
         """
-        ...
+        return ()
 
+    @abstractmethod
     def read(self, request: JobRequest) -> Job:
         """Read the job, with the framework's own defaults and command-line flags over the file.
 
         Raises:
             ConfigError: for a value of the wrong type, with file, line and key.
         """
-        ...
 
     def normalize(self, job: Job, plan: Plan) -> Plan:
         """Add the choices that the framework couples to a change; `job.asked` stays as it is."""
-        ...
+        return plan
 
     def checkpoint_layout(self, job: Job) -> Layout | None:
-        """Return where the job puts its checkpoints; None where nothing can go on from them."""
-        ...
+        """Return where the job puts its checkpoints; None if it cannot resume from them."""
+        return None
 
     def resume_mode(self, job: Job, before: Plan, after: Plan) -> tuple[Mode, str]:
         """Return what of a checkpoint under `before` survives under `after`, and why not more."""
-        ...
+        return Mode.RESTART, f"{self.title} cannot resume"
 
+    @abstractmethod
     def write(
         self, job: Job, plan: Plan, folder: str, begins: Continuation | None = None
     ) -> Command:
@@ -104,26 +157,25 @@ class Adapter(Protocol):
 
         Only settings in which `plan` differs from `job.asked` are edited, each where it wins
         (a flag on the command line, else the file); comments, order and other keys stay. `begins`
-        says from which checkpoint to go on; without one the user's own settings hold.
+        names the checkpoint to resume from; without one the user's own settings apply.
         """
-        ...
 
+    @abstractmethod
     def as_trial(self, job: Job, folder: str) -> Job:
-        """Give the job as one to try for a few steps: all it writes goes into `folder` (absolute).
+        """Return the job as a trial of a few steps: all it writes goes into `folder` (absolute).
 
-        It saves no checkpoint, evaluates nothing, tells no tracker and pushes to no hub; what
-        decides over the memory of a training step is as it was.
+        It saves no checkpoint, evaluates nothing, reports to no tracker and pushes to no hub; what
+        decides the memory of a training step stays as it was.
         """
-        ...
 
     def memory_settings(self, job: Job) -> MemorySettings:
-        """Return what of the job, beyond its plan, decides how much memory it takes."""
-        ...
+        """Return what decides the job's memory besides its plan; the default leaves it unknown."""
+        return MemorySettings(framework=self.name)
 
     def refusal(self, job: Job, plan: Plan) -> str | None:
-        """Say why the framework would refuse this plan, or None. Source: facts and a test each."""
-        ...
+        """Return the framework's own message if it would refuse this plan, else None."""
+        return None
 
     def required_packages(self, job: Job, plan: Plan) -> frozenset[str]:
-        """Return the packages that this plan needs and the asked one does not."""
-        ...
+        """Return the packages that this plan needs and the requested one does not."""
+        return frozenset()

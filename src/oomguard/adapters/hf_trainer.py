@@ -11,8 +11,7 @@ from dataclasses import replace
 
 from oomguard.adapters import allocator_env, common, fields, launchers, trial
 from oomguard.adapters.common import Refusal
-from oomguard.adapters.contract import JobRequest
-from oomguard.adapters.detect import is_known_config, is_known_script
+from oomguard.adapters.contract import Adapter, Claim, JobRequest, Marks
 from oomguard.adapters.fields import Binding, Bindings, Edits, Key, as_object, flag
 from oomguard.adapters.hf import accelerate, resuming
 from oomguard.adapters.hf import training_arguments as hf
@@ -43,7 +42,6 @@ ENVIRONMENT = (
     *("MASTER_ADDR", "MASTER_PORT", "RANK", "LOCAL_RANK", "WORLD_SIZE", "NODE_RANK"),
     *("ACCELERATE_MIXED_PRECISION", "ACCELERATE_USE_DEEPSPEED", "ACCELERATE_USE_FSDP"),
 )
-_MODULES_OF_OTHERS = {"llamafactory", "litgpt", "axolotl", "swift", "torchtune", "trl"}
 _LENGTHS = (
     *("max_length", "max_seq_length", "block_size", "model_max_length", "cutoff_len"),
     "max_source_length",
@@ -171,11 +169,12 @@ def _named(launch: LauncherCommand, option: str, files: tuple[File, ...]) -> tup
     return Flags(words=launch.head).set(option, files[0].path).words if files else launch.head
 
 
-class HFTrainer:
+class HFTrainer(Adapter):
     """Scripts on Hugging Face's Trainer; adapters of one such script state their difference."""
 
     name = "hf_trainer"
     title = "Hugging Face Trainer script"
+    marks = Marks(shared=hf.ARGUMENTS)
     knobs: Bindings = KNOBS
     refusals: tuple[Refusal, ...] = REFUSALS
     environment: tuple[str, ...] = ENVIRONMENT
@@ -183,23 +182,17 @@ class HFTrainer:
     #: Where the script can switch to LoRA by itself: the key of the rank that it then takes.
     rank: Key[int] | None = None
 
-    def recognizes(self, document: Mapping[str, object]) -> bool:
-        """Take flat configs of TrainingArguments, unless a key belongs to another framework."""
-        return not hf.ARGUMENTS.isdisjoint(document) and not is_known_config(document)
-
-    def recognizes_command(self, argv: tuple[str, ...]) -> bool:
-        """Take a Python script or module behind any launcher, but no other framework's."""
+    def recognizes_command(self, argv: tuple[str, ...]) -> Claim:
+        """Claim any Python script or module as SHARED: it is the Trainer's if nobody else's."""
         launch = launchers.parse(argv)
         if launch is None or (launch.words and launch.words[0].endswith((".yaml", ".yml"))):
-            return False
-        if launch.is_module:
-            return launch.program.split(".")[0] not in _MODULES_OF_OTHERS
-        return launch.program.endswith(".py") and not is_known_script(launch)
+            return Claim.NO
+        return Claim.SHARED if launch.is_module or launch.program.endswith(".py") else Claim.NO
 
     def command_for(
         self,
         source: Source,
-        document: Mapping[str, object],  # noqa: ARG002  part of the protocol
+        document: Mapping[str, object],
         command: tuple[str, ...],
     ) -> tuple[str, ...]:
         """Give the file's own command; a JSON goes to the script, other files become its flags."""

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 
 from oomguard.adapters import allocator_env, common, fields, launchers, trial
 from oomguard.adapters.common import Refusal
-from oomguard.adapters.contract import JobRequest
+from oomguard.adapters.contract import Adapter, Claim, JobRequest, Marks
 from oomguard.adapters.fields import Binding, Bindings, Edits, Key, as_object, choice
 from oomguard.adapters.hf import training_arguments as hf
 from oomguard.adapters.invocation import with_config
@@ -264,20 +264,19 @@ def _accumulation(settings: Settings, world: World) -> int:
     return accumulation
 
 
-class LitGPT:
+class LitGPT(Adapter):
     """LitGPT."""
 
     name = "litgpt"
     title = "LitGPT"
+    marks = Marks(
+        own=frozenset({"checkpoint_dir", "train.micro_batch_size", "train.global_batch_size"})
+    )
+    python_packages = ("litgpt",)
 
-    def recognizes(self, document: Mapping[str, object]) -> bool:
-        """Take configs with a checkpoint folder, or with batch sizes under `train`."""
-        train, sizes = document.get("train"), {"micro_batch_size", "global_batch_size"}
-        return "checkpoint_dir" in document or (isinstance(train, dict) and bool(sizes & {*train}))
-
-    def recognizes_command(self, argv: tuple[str, ...]) -> bool:
-        """Take `litgpt finetune...` and `python -m litgpt finetune...`."""
-        return _split(argv) is not None
+    def recognizes_command(self, argv: tuple[str, ...]) -> Claim:
+        """Claim `litgpt finetune...` and `python -m litgpt finetune...`."""
+        return Claim.OWN if _split(argv) else Claim.NO
 
     def command_for(
         self, source: Source, document: Mapping[str, object], command: tuple[str, ...]

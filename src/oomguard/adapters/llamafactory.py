@@ -11,8 +11,7 @@ from dataclasses import dataclass, replace
 
 from oomguard.adapters import allocator_env, common, launchers, trial
 from oomguard.adapters.common import Refusal
-from oomguard.adapters.contract import JobRequest
-from oomguard.adapters.detect import is_trl_config
+from oomguard.adapters.contract import Adapter, Claim, JobRequest, Marks
 from oomguard.adapters.hf import resuming
 from oomguard.adapters.hf import training_arguments as hf
 from oomguard.adapters.hf.deepspeed import ZERO
@@ -194,26 +193,26 @@ _ACCELERATES_OWN = Refusal(
 _LAUNCHED = (_NO_TORCHRUN, _ACCELERATES_OWN)
 
 
-class LlamaFactory:
+class LlamaFactory(Adapter):
     """LLaMA-Factory."""
 
     name = "llamafactory"
     title = "LLaMA-Factory"
+    marks = Marks(
+        own=frozenset({"finetuning_type", "stage", "cutoff_len", "dataset_dir", "template"}),
+        shared=frozenset({"model_name_or_path"}),
+        without=frozenset({"model", "base_model", "train"}),
+    )
+    python_packages = ("llamafactory",)
 
-    def recognizes(self, document: Mapping[str, object]) -> bool:
-        """Take every flat config that names a model the way LLaMA-Factory does."""
-        if is_trl_config(document) or isinstance(document.get("train"), dict):
-            return False
-        return "model_name_or_path" in document
-
-    def recognizes_command(self, argv: tuple[str, ...]) -> bool:
-        """Take `llamafactory-cli train`, `lmf train`, and their Python spellings."""
-        return _split(argv) is not None
+    def recognizes_command(self, argv: tuple[str, ...]) -> Claim:
+        """Claim `llamafactory-cli train`, `lmf train`, and their Python spellings."""
+        return Claim.OWN if _split(argv) else Claim.NO
 
     def command_for(
         self,
         source: Source,
-        document: Mapping[str, object],  # noqa: ARG002  part of the protocol
+        document: Mapping[str, object],
         command: tuple[str, ...],
     ) -> tuple[str, ...]:
         """Return `llamafactory-cli train FILE`."""

@@ -11,8 +11,7 @@ from dataclasses import replace
 
 from oomguard.adapters import fields, launchers
 from oomguard.adapters.common import Refusal
-from oomguard.adapters.contract import JobRequest
-from oomguard.adapters.detect import is_swift_config
+from oomguard.adapters.contract import JobRequest, Marks
 from oomguard.adapters.fields import Binding, Bindings, Edits, Key, as_object, choice, flag, number
 from oomguard.adapters.hf import training_arguments as hf
 from oomguard.adapters.hf.deepspeed import ZERO
@@ -227,7 +226,13 @@ class MsSwift(HFProgram):
 
     name = "ms_swift"
     title = "ms-swift"
-    is_config = staticmethod(is_swift_config)
+    marks = Marks(
+        own=frozenset({"dataset", "tuner_type", "train_type", "model_type"})
+        | {"quant_bits", "freeze_vit"},
+        needs=frozenset({"model"}),
+        without=frozenset({"base_model", "model._component_"}),
+    )
+    python_packages = ("swift",)
     launch_of = staticmethod(_launch)
     starts = ("swift", "sft")
     knobs = KNOBS

@@ -9,14 +9,14 @@ utils/loftq_utils.py; huggingface/peft#1708.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import replace
 
 from oomguard.adapters import fields, hf_trainer, launchers
 from oomguard.adapters.common import Refusal
-from oomguard.adapters.detect import is_loftq
+from oomguard.adapters.contract import Claim, Marks
 from oomguard.adapters.fields import Binding, Bindings, Edits, as_object, flag
 from oomguard.adapters.hf_trainer import HFTrainer
+from oomguard.configfile.flags import Flags
 from oomguard.configfile.layered import Settings
 from oomguard.job.plan import Loftq, Plan, Quantization, Tuning
 from oomguard.job.training_job import Job
@@ -75,17 +75,20 @@ class PeftLoftq(HFTrainer):
 
     name = "peft_loftq"
     title = "PEFT script with LoftQ"
+    marks = Marks()
     knobs = KNOBS
     refusals = _REFUSALS
 
-    def recognizes(self, document: Mapping[str, object]) -> bool:  # noqa: ARG002  a script's flags
-        """Take no config without a command."""
-        return False
-
-    def recognizes_command(self, argv: tuple[str, ...]) -> bool:
-        """Take a script whose flags ask for LoftQ."""
+    def recognizes_command(self, argv: tuple[str, ...]) -> Claim:
+        """Claim a script whose flags ask for LoftQ."""
         launch = launchers.parse(argv)
-        return launch is not None and is_loftq(launch)
+        if launch is None or launch.is_module:
+            return Claim.NO
+        flags = Flags(words=launch.words)
+        asked = flags.get("init_lora_weights") == "loftq"
+        return (
+            Claim.OWN if asked or flags.has(_BITS.name) or flags.has(_ITERATIONS.name) else Claim.NO
+        )
 
     def normalize(self, job: Job, plan: Plan) -> Plan:
         """Set the 4-bit base that the staged way starts with."""

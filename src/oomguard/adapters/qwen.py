@@ -5,13 +5,12 @@ Source: QwenLM/Qwen, finetune.py and finetune/*.sh; its pins are transformers >=
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import posixpath
 from dataclasses import replace
 
 from oomguard.adapters import fields, launchers, qwen_scripts
 from oomguard.adapters.common import Refusal
-from oomguard.adapters.contract import JobRequest
-from oomguard.adapters.detect import is_qwen
+from oomguard.adapters.contract import Claim, JobRequest, Marks
 from oomguard.adapters.fields import Binding, Bindings, flag
 from oomguard.adapters.hf import training_arguments as hf
 from oomguard.adapters.hf.hf_memory import qwen_recipe
@@ -20,6 +19,7 @@ from oomguard.adapters.hf_trainer import (
     ZERO3_WITH_BATCH_SEARCH,
     HFTrainer,
 )
+from oomguard.configfile.flags import Flags
 from oomguard.configfile.layered import Settings
 from oomguard.job.checkpoint import Layout, Mode
 from oomguard.job.memory_settings import MemorySettings
@@ -34,6 +34,9 @@ from oomguard.job.plan import (
 )
 from oomguard.job.training_job import Job
 
+#: Flags that finetune.py has and the Trainer has not; any two identify it.
+_FLAGS = ("lazy_preprocess", "q_lora", "use_lora", "model_max_length", "data_path")
+_ENOUGH = 2
 _MODEL = fields.text("model_name_or_path", "Qwen/Qwen-7B")
 _LORA, _QLORA = flag("use_lora"), flag("q_lora")
 _RANK = fields.number("lora_r", 64)
@@ -117,22 +120,24 @@ class Qwen(HFTrainer):
 
     name = "qwen"
     title = "QwenLM/Qwen finetune.py"
+    marks = Marks()
     knobs = KNOBS
     refusals = _REFUSALS
     environment = (*ENVIRONMENT, "NNODES", "CUDA_DEVICE_MAX_CONNECTIONS")
     rank = _RANK
 
-    def recognizes(self, document: Mapping[str, object]) -> bool:  # noqa: ARG002  it has none
-        """Take no config: finetune.py reads flags alone."""
-        return False
-
-    def recognizes_command(self, argv: tuple[str, ...]) -> bool:
-        """Take finetune.py with two flags of its own, and its shell scripts."""
+    def recognizes_command(self, argv: tuple[str, ...]) -> Claim:
+        """Claim finetune.py with two flags that only it has, and its shell scripts."""
+        if qwen_scripts.is_script(argv):
+            return Claim.OWN
         launch = launchers.parse(argv)
-        return qwen_scripts.is_script(argv) or (launch is not None and is_qwen(launch))
+        if launch is None or posixpath.basename(launch.program) != "finetune.py":
+            return Claim.NO
+        flags = Flags(words=launch.words)
+        return Claim.OWN if sum(flags.has(key) for key in _FLAGS) >= _ENOUGH else Claim.NO
 
-    def config_path(self, argv: tuple[str, ...]) -> str | None:  # noqa: ARG002  it has none
-        """Name no file."""
+    def config_path(self, argv: tuple[str, ...]) -> str | None:
+        """Return None: finetune.py reads flags only."""
         return None
 
     def referenced_files(self, request: JobRequest) -> tuple[str, ...]:

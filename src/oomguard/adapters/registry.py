@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from oomguard.adapters import launchers
 from oomguard.adapters.axolotl import Axolotl
-from oomguard.adapters.contract import Adapter
+from oomguard.adapters.contract import Adapter, Claim
 from oomguard.adapters.hf_trainer import HFTrainer
 from oomguard.adapters.litgpt import LitGPT
 from oomguard.adapters.llamafactory import LlamaFactory
@@ -27,8 +28,6 @@ ADAPTERS: tuple[Adapter, ...] = (
     Torchtune(),
     MsSwift(),
 )
-
-_CHOOSE = "Choose one with --framework: "
 
 
 def adapter_named(name: str) -> Adapter:
@@ -54,38 +53,41 @@ def detect(
     """Return the one adapter that a config belongs to; its own command decides, where it has one.
 
     Raises:
-        FrameworkError: if none or several can be meant.
+        FrameworkError: if none or several match.
     """
     if command:
-        return detect_command((*command, *_as_flags(document)))
-    return _only(
-        [a for a in ADAPTERS if a.recognizes(document)], Where(file=file) if file else None
-    )
+        # Some scripts are recognized by their flags alone: add those that a flat config becomes.
+        plain = {key: v for key, v in document.items() if not isinstance(v, dict | list)}
+        flags = tuple(word for key, v in plain.items() for word in (f"--{key}", str(v)))
+        return detect_command((*command, *flags))
+    claims = [(adapter.recognizes(document), adapter) for adapter in ADAPTERS]
+    return _strongest(claims, Where(file=file) if file else None)
 
 
 def detect_command(argv: tuple[str, ...]) -> Adapter:
     """Return the one adapter whose framework a command line starts.
 
     Raises:
-        FrameworkError: if none or several can be meant.
+        FrameworkError: if none or several match.
     """
-    where = Where(key=" ".join(argv[:2]))
-    return _only([a for a in ADAPTERS if a.recognizes_command(argv)], where)
+    launch = launchers.parse(argv)
+    package = launch.program.split(".")[0] if launch and launch.is_module else ""
+    owners = [adapter for adapter in ADAPTERS if package in adapter.python_packages]
+    claims = [(adapter.recognizes_command(argv), adapter) for adapter in owners or ADAPTERS]
+    return _strongest(claims, Where(key=" ".join(argv[:2])))
 
 
-def _as_flags(document: Mapping[str, object]) -> tuple[str, ...]:
-    """Return what a script would see of a flat config: some are told by their flags alone."""
-    plain = {key: value for key, value in document.items() if not isinstance(value, dict | list)}
-    return tuple(word for key, value in plain.items() for word in (f"--{key}", str(value)))
-
-
-def _only(found: Sequence[Adapter], where: Where | None) -> Adapter:
+def _strongest(claims: Sequence[tuple[Claim, Adapter]], where: Where | None) -> Adapter:
+    best = max(claim for claim, _ in claims)
+    found = [adapter for claim, adapter in claims if claim is best and best is not Claim.NO]
     if len(found) == 1:
         return found[0]
     candidates = found or ADAPTERS
-    what = "more than one framework can be meant" if found else "no known framework is recognised"
+    what = "more than one framework matches" if found else "no known framework is recognised"
     raise FrameworkError(
         f"{what}: {', '.join(adapter.title for adapter in candidates)}",
         where=where,
-        next_step=_CHOOSE + ", ".join(adapter.name for adapter in candidates) + ".",
+        next_step="Choose one with --framework: "
+        + ", ".join(adapter.name for adapter in candidates)
+        + ".",
     )

@@ -11,8 +11,7 @@ from dataclasses import dataclass, replace
 
 from oomguard.adapters import allocator_env, common, fields, launchers, trial
 from oomguard.adapters.common import Refusal
-from oomguard.adapters.contract import JobRequest
-from oomguard.adapters.detect import is_torchtune_config
+from oomguard.adapters.contract import Adapter, Claim, JobRequest, Marks
 from oomguard.adapters.fields import (
     Binding,
     Bindings,
@@ -29,7 +28,7 @@ from oomguard.configfile.document import Source
 from oomguard.configfile.flags import Flags, Style
 from oomguard.configfile.layered import Settings
 from oomguard.errors import ConfigError, Where
-from oomguard.job.checkpoint import Continuation, Layout, Mode
+from oomguard.job.checkpoint import Continuation, Mode
 from oomguard.job.command import Command
 from oomguard.job.memory_settings import MemorySettings
 from oomguard.job.plan import (
@@ -214,19 +213,17 @@ def _tuning(recipe: str) -> Tuning:
 _FOLDERS = ("output_dir", "checkpointer.output_dir", "metric_logger.log_dir")
 
 
-class Torchtune:
+class Torchtune(Adapter):
     """torchtune."""
 
     name = "torchtune"
     title = "torchtune"
+    marks = Marks(own=frozenset({"model._component_"}))
+    python_packages = ("torchtune",)
 
-    def recognizes(self, document: Mapping[str, object]) -> bool:
-        """Take configs whose model is a component."""
-        return is_torchtune_config(document)
-
-    def recognizes_command(self, argv: tuple[str, ...]) -> bool:
-        """Take `tune run`."""
-        return _split(argv) is not None
+    def recognizes_command(self, argv: tuple[str, ...]) -> Claim:
+        """Claim `tune run`."""
+        return Claim.OWN if _split(argv) else Claim.NO
 
     def command_for(
         self, source: Source, document: Mapping[str, object], command: tuple[str, ...]
@@ -243,10 +240,6 @@ class Torchtune:
         found = _split(argv)
         path = found.config if found else None
         return path if path and path.endswith((".yaml", ".yml")) else None
-
-    def referenced_files(self, request: JobRequest) -> tuple[str, ...]:  # noqa: ARG002
-        """Name none."""
-        return ()
 
     def read(self, request: JobRequest) -> Job:
         """Read the job."""
@@ -280,25 +273,16 @@ class Torchtune:
         )
         return replace(plan, checkpointing=True) if gained else plan
 
-    def checkpoint_layout(self, job: Job) -> Layout | None:  # noqa: ARG002  part of the protocol
-        """Name no checkpoints: the few there are say an epoch, and nobody knows its steps."""
-        return None
-
-    def resume_mode(
-        self,
-        job: Job,  # noqa: ARG002  part of the protocol
-        before: Plan,  # noqa: ARG002
-        after: Plan,  # noqa: ARG002
-    ) -> tuple[Mode, str]:
-        """Say that nothing survives."""
-        return Mode.RESTART, "torchtune saves at the end of an epoch alone"
+    def resume_mode(self, job: Job, before: Plan, after: Plan) -> tuple[Mode, str]:
+        """Return that nothing survives: a checkpoint names its epoch, and not its steps."""
+        return Mode.RESTART, "torchtune saves only at the end of an epoch"
 
     def write(
         self,
         job: Job,
         plan: Plan,
         folder: str,
-        begins: Continuation | None = None,  # noqa: ARG002  part of the protocol
+        begins: Continuation | None = None,
     ) -> Command:
         """Return the user's command with a copy of the config, edited where the plan differs."""
         invocation = _invocation(job.argv, job.config)

@@ -13,8 +13,7 @@ from dataclasses import dataclass, replace
 import yaml
 
 from oomguard.adapters import fields, launchers
-from oomguard.adapters.contract import JobRequest
-from oomguard.adapters.detect import is_trl, is_trl_config
+from oomguard.adapters.contract import JobRequest, Marks
 from oomguard.adapters.fields import Binding, Bindings, Edits, Key, as_object, flag
 from oomguard.adapters.hf import accelerate
 from oomguard.adapters.hf import training_arguments as hf
@@ -44,7 +43,7 @@ from oomguard.job.plan import (
 )
 from oomguard.job.training_job import Device, Job, World
 
-_MODULES = {"trl.scripts.sft"}
+_MODULES, _SCRIPT = {"trl.scripts.sft"}, "trl/scripts/sft.py"
 _ACCELERATE = fields.maybe_text("accelerate_config")
 #: Flags that TRL hands on to `accelerate launch`; they may stand in its config as well.
 _HANDED_ON = (
@@ -188,7 +187,7 @@ def _launch(argv: tuple[str, ...]) -> LauncherCommand | None:
         )
     launch = launchers.parse(argv)
     found = launch is not None and (
-        launch.program in _MODULES if launch.is_module else is_trl(launch)
+        launch.program in _MODULES if launch.is_module else launch.program.endswith(_SCRIPT)
     )
     return launch if found else None
 
@@ -237,7 +236,13 @@ class Trl(HFProgram):
 
     name = "trl"
     title = "TRL (trl sft)"
-    is_config = staticmethod(is_trl_config)
+    marks = Marks(
+        own=frozenset({"dataset_name", "datasets", "dataset_text_field", "use_peft"})
+        | {"load_in_4bit", "load_in_8bit", "use_bnb_nested_quant"}
+        | {"activation_offloading", "accelerate_config"},
+        without=frozenset({"model", "base_model"}),
+    )
+    python_packages = ("trl",)
     launch_of = staticmethod(_launch)
     starts = ("trl", "sft")
     option = ("--config",)

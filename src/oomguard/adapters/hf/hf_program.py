@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
+from oomguard.adapters.contract import Claim
 from oomguard.adapters.hf_trainer import HFTrainer
 from oomguard.adapters.invocation import with_config
 from oomguard.adapters.launchers import LauncherCommand
@@ -11,26 +12,21 @@ from oomguard.configfile.document import Source
 
 
 class HFProgram(HFTrainer):
-    """One such program: how its configs and its commands are told, and what starts it by hand."""
+    """One such program: how its commands are recognized, and what starts its config file."""
 
-    is_config: Callable[[Mapping[str, object]], bool]
     launch_of: Callable[[tuple[str, ...]], LauncherCommand | None]
     starts: tuple[str, ...]
     #: The words before the config's name.
     option: tuple[str, ...] = ()
 
-    def recognizes(self, document: Mapping[str, object]) -> bool:
-        """Take the configs that the program's own keys tell."""
-        return type(self).is_config(document)
-
-    def recognizes_command(self, argv: tuple[str, ...]) -> bool:
-        """Take its command, and its module behind any launcher."""
-        return type(self).launch_of(argv) is not None
+    def recognizes_command(self, argv: tuple[str, ...]) -> Claim:
+        """Claim its command, and its module behind any launcher."""
+        return Claim.OWN if type(self).launch_of(argv) else Claim.NO
 
     def command_for(
         self,
         source: Source,
-        document: Mapping[str, object],  # noqa: ARG002  part of the protocol
+        document: Mapping[str, object],
         command: tuple[str, ...],
     ) -> tuple[str, ...]:
         """Return the command that starts this file."""
