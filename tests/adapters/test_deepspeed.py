@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from oomguard.adapters.hf import accelerate, deepspeed
-from oomguard.adapters.hf_trainer import HFTrainer
+from oomguard.adapters.hf.hf_trainer import HFTrainer
 from oomguard.adapters.llamafactory import LlamaFactory
 from oomguard.configfile.document import Document, Source
 from oomguard.job.plan import Offload, Plan, Quantization, Sharding

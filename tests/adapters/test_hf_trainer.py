@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from oomguard.adapters.hf_trainer import HFTrainer
+from oomguard.adapters.hf.hf_trainer import HFTrainer
 from oomguard.adapters.registry import detect_command
 from oomguard.errors import ConfigError, FrameworkError
 from oomguard.job.plan import (

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from oomguard.adapters.axolotl import Axolotl
 from oomguard.adapters.contract import Adapter
-from oomguard.adapters.hf_trainer import HFTrainer
+from oomguard.adapters.hf.hf_trainer import HFTrainer
 from oomguard.adapters.litgpt import LitGPT
 from oomguard.adapters.llamafactory import LlamaFactory
 from oomguard.adapters.ms_swift import MsSwift

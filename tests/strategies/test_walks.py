@@ -8,7 +8,7 @@ import pytest
 
 from generators import Walk
 from oomguard.adapters.contract import Adapter, JobRequest
-from oomguard.adapters.hf_trainer import HFTrainer
+from oomguard.adapters.hf.hf_trainer import HFTrainer
 from oomguard.adapters.litgpt import LitGPT
 from oomguard.adapters.llamafactory import LlamaFactory
 from oomguard.configfile.document import Source

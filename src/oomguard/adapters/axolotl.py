@@ -16,7 +16,7 @@ from oomguard.adapters.fields import Binding, Bindings, Edits, Key, as_object, f
 from oomguard.adapters.hf import training_arguments as hf
 from oomguard.adapters.hf.deepspeed import ZERO
 from oomguard.adapters.hf.hf_program import HFProgram
-from oomguard.adapters.hf_trainer import NO_ROWS, ZERO3_WITH_BATCH_SEARCH
+from oomguard.adapters.hf.hf_trainer import NO_ROWS, ZERO3_WITH_BATCH_SEARCH
 from oomguard.adapters.invocation import FileFirst, Invocation, split
 from oomguard.adapters.launchers import Launcher, LauncherCommand
 from oomguard.configfile.document import Source

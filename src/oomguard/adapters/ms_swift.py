@@ -16,7 +16,7 @@ from oomguard.adapters.fields import Binding, Bindings, Edits, Key, as_object, c
 from oomguard.adapters.hf import training_arguments as hf
 from oomguard.adapters.hf.deepspeed import ZERO
 from oomguard.adapters.hf.hf_program import HFProgram
-from oomguard.adapters.hf_trainer import (
+from oomguard.adapters.hf.hf_trainer import (
     ENVIRONMENT,
     NO_ROWS,
     QUANTIZED_ALONE,

@@ -11,11 +11,12 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from oomguard.adapters import fields, hf_trainer, launchers
+from oomguard.adapters import fields, launchers
 from oomguard.adapters.common import Refusal
 from oomguard.adapters.contract import Claim, Marks
 from oomguard.adapters.fields import Binding, Bindings, Edits, as_object, flag
-from oomguard.adapters.hf_trainer import HFTrainer
+from oomguard.adapters.hf import hf_trainer
+from oomguard.adapters.hf.hf_trainer import HFTrainer
 from oomguard.configfile.flags import Flags
 from oomguard.configfile.layered import Settings
 from oomguard.job.plan import Loftq, Plan, Quantization, Tuning

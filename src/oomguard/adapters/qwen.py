@@ -14,7 +14,7 @@ from oomguard.adapters.contract import Claim, JobRequest, Marks
 from oomguard.adapters.fields import Binding, Bindings, flag
 from oomguard.adapters.hf import training_arguments as hf
 from oomguard.adapters.hf.hf_memory import qwen_recipe
-from oomguard.adapters.hf_trainer import (
+from oomguard.adapters.hf.hf_trainer import (
     ENVIRONMENT,
     ZERO3_WITH_BATCH_SEARCH,
     HFTrainer,

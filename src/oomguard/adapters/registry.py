@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from oomguard.adapters import launchers
 from oomguard.adapters.axolotl import Axolotl
 from oomguard.adapters.contract import Adapter, Claim
-from oomguard.adapters.hf_trainer import HFTrainer
+from oomguard.adapters.hf.hf_trainer import HFTrainer
 from oomguard.adapters.litgpt import LitGPT
 from oomguard.adapters.llamafactory import LlamaFactory
 from oomguard.adapters.ms_swift import MsSwift

@@ -19,7 +19,7 @@ from oomguard.adapters.hf import accelerate
 from oomguard.adapters.hf import training_arguments as hf
 from oomguard.adapters.hf.hf_memory import trl_recipe
 from oomguard.adapters.hf.hf_program import HFProgram
-from oomguard.adapters.hf_trainer import (
+from oomguard.adapters.hf.hf_trainer import (
     NO_ROWS,
     QUANTIZED_ALONE,
     ZERO3_WITH_BATCH_SEARCH,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 from oomguard.adapters.contract import Claim
-from oomguard.adapters.hf_trainer import HFTrainer
+from oomguard.adapters.hf.hf_trainer import HFTrainer
 from oomguard.adapters.invocation import with_config
 from oomguard.adapters.launchers import LauncherCommand
 from oomguard.configfile.document import Source
