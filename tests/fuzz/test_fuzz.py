@@ -182,10 +182,11 @@ def test_a_message_with_anything_in_a_field_is_refused_or_understood(field, valu
     message = {**MESSAGE, field: value}
     if drop:
         del message[field]
-    parsed = parse(json.dumps(message).encode())
+    line = json.dumps(message).encode()
+    parsed = parse(line)
     if parsed is None:
         return
-    events = [*Observer(1).take(Report(message=parsed), 1.0)]
+    events = [*Observer(1).take(Report(report=parsed, line=line), 1.0)]
     for event in events:
         assert event_to_json(event)["attempt"] == 1
 
@@ -194,5 +195,6 @@ def test_a_message_with_anything_in_a_field_is_refused_or_understood(field, valu
 @given(st.binary(max_size=500))
 @example(b"[" * 100_000)
 @example(b'{"v":1,"type":"bye","pid":1e999}')
+@example(json.dumps({**MESSAGE, "t": 10**400}).encode())
 def test_bytes_that_are_no_message_are_refused(line):
     assert parse(line) is None or isinstance(json.loads(line), dict)

@@ -20,7 +20,6 @@ from oomguard.predict.forecast import Capacity, Forecast, forecast
 from oomguard.predict.history import FitIndex, record_run
 from oomguard.predict.prediction_request import PredictionRequest
 from oomguard.predict.predictor import Predictor
-from oomguard.process.process_events import Report
 from oomguard.run.attempt import AttemptSpec
 from oomguard.run.decide import Launch, decide
 from oomguard.run.events import (
@@ -35,6 +34,7 @@ from oomguard.run.observer import Observer
 from oomguard.run.state import Attempt, RunRecord
 from oomguard.strategy import Fidelity
 from oomguard.units import GIB, MIB
+from reported import on_card, reported
 from shapes import FACTORY
 from told import Told
 
@@ -237,12 +237,12 @@ def test_what_was_measured_corrects_the_next_prediction(prepared, index):
 
 
 def card(allocated: float, peak: float, reserved: float) -> dict[str, int]:
-    """Give a card of 24 GiB in a report, 600 MiB of it in use outside of the allocator."""
+    """Return an 80 GiB GPU as a report has it: 600 MiB in use are not of the allocator."""
     now, most, cached = (int(size * GIB) for size in (allocated, peak, reserved))
     return {
-        "device": 0, "allocated_bytes": now, "reserved_bytes": cached,
+        "allocated_bytes": now, "reserved_bytes": cached,
         "peak_allocated_bytes": most, "peak_reserved_bytes": cached,
-        "free_bytes": 24 * GIB - cached - 600 * MIB, "total_bytes": 24 * GIB,
+        "free_bytes": 80 * GIB - cached - 600 * MIB, "total_bytes": 80 * GIB,
     }  # fmt: skip
 
 
@@ -272,10 +272,9 @@ def test_a_probe_on_a_card_teaches_how_far_each_term_is_off(prepared, index):
         ("step", "optimizer", 2, card(loaded + 0.2, peak, peak + 1)),
         ("probe", "forward", 2, card(loaded + 0.2, peak, peak + 1)),
     ]
-    for t, (kind, phase, step, on_card) in enumerate(said, start=2):
-        message = {"v": 1, "type": kind, "pid": 7, "rank": None, "step": step, "phase": phase,
-                   "memory": {"cuda": [on_card]}}  # fmt: skip
-        for event in observer.take(Report(message=message), float(t)):
+    for t, (kind, phase, step, sizes) in enumerate(said, start=2):
+        report = reported(kind, step=step, phase=phase, memory=on_card(**sizes))
+        for event in observer.take(report, float(t)):
             told.happen(event)
     (attempt,) = told.record.attempts
     assert (attempt.probed, attempt.steps_done) == (True, 2)

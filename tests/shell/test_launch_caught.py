@@ -7,11 +7,12 @@ import pytest
 from oomguard.evidence.judge import judge
 from oomguard.evidence.verdict import Kind
 from oomguard.job.plan import Plan
-from oomguard.process.process_events import Output, Report
+from oomguard.process.process_events import Output
 from oomguard.run.attempt import AttemptSpec
 from oomguard.run.events import Noticed, Progress
 from oomguard.run.observer import Observer
 from oomguard.run.state import Attempt
+from reported import reported
 from shell.launches import TORCH_OOM
 
 
@@ -39,7 +40,7 @@ def printed(*lines):
 
 
 def stepped(number, *, at):
-    return Report(message={"type": "step", "pid": 7, "step": number, "phase": "forward", "t": at})
+    return reported("step", step=number, t=at)
 
 
 def test_a_step_after_it_shows_that_it_was_caught(follow):

@@ -5,30 +5,16 @@ from __future__ import annotations
 import pytest
 
 from oomguard.evidence.verdict import Kind, Phase, Witness
-from oomguard.process.process_events import Kernel, Output, Report
+from oomguard.process.process_events import Kernel, Output
 from oomguard.run.events import Noticed, Progress
 from oomguard.run.observer import MOST_FINDINGS, Observer
+from reported import on_card, reported
 
 TEXT = b"torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2.00 GiB.\n"
 
 
-def report(kind, *, step=0, pid=7, **fields):
-    message = {"v": 1, "type": kind, "pid": pid, "rank": None, "step": step, "phase": "forward"}
-    return Report(message={**message, **fields})
-
-
 def oom(*, uncaught, step=0):
-    return report(
-        "oom",
-        step=step,
-        uncaught=uncaught,
-        exception="torch.OutOfMemoryError",
-        message="CUDA out of memory.",
-        device="cuda",
-        frames=[],
-        requested_bytes=5,
-        capacity_bytes=9,
-    )
+    return reported("oom", step=step, uncaught=uncaught, requested_bytes=5, capacity_bytes=9)
 
 
 @pytest.fixture
@@ -54,7 +40,7 @@ def test_a_caught_error_is_a_finding_once_the_process_has_taken_another_step(obs
     first = list(observer.take(oom(uncaught=False, step=3), 1.0))
     assert findings(first) == []
     assert [e.caught for e in first if isinstance(e, Progress)] == [True]
-    (found,) = findings(observer.take(report("step", step=4), 2.0))
+    (found,) = findings(observer.take(reported("step", step=4), 2.0))
     assert found.handled is True
 
 
@@ -73,16 +59,17 @@ def test_an_error_that_passes_a_hook_and_then_ends_the_process_counts_once(obser
 
 def test_what_stands_on_the_card_before_the_first_pass_is_told_apart_from_peaks(observer):
     card = {
-        "device": 0, "allocated_bytes": 5, "reserved_bytes": 8, "peak_allocated_bytes": 6,
+        "allocated_bytes": 5, "reserved_bytes": 8, "peak_allocated_bytes": 6,
         "peak_reserved_bytes": 8, "free_bytes": 80, "total_bytes": 100,
     }  # fmt: skip
-    (hello,) = observer.take(report("hello", memory={"cuda": [card]}), 1.0)
-    (begins,) = observer.take(report("phase", memory={"cuda": [card]}), 1.1)
-    (later,) = observer.take(report("step", step=1, memory={"cuda": [card]}), 1.2)
-    assert [said.loaded_bytes for said in (hello, begins, later)] == [None, 5, None]
-    assert [said.context_bytes for said in (hello, begins, later)] == [12, 12, 12]
-    silent = {**card, "free_bytes": None}
-    (unknown,) = observer.take(report("step", step=2, memory={"cuda": [silent]}), 1.3)
+    memory = on_card(**card)
+    (loads,) = observer.take(reported("phase", phase="load", memory=memory), 1.0)
+    (begins,) = observer.take(reported("phase", memory=memory), 1.1)
+    (later,) = observer.take(reported("step", step=1, memory=memory), 1.2)
+    assert [said.loaded_bytes for said in (loads, begins, later)] == [None, 5, None]
+    assert [said.context_bytes for said in (loads, begins, later)] == [12, 12, 12]
+    silent = on_card(**{**card, "free_bytes": None})
+    (unknown,) = observer.take(reported("step", step=2, memory=silent), 1.3)
     assert (unknown.context_bytes, unknown.device_bytes) == (None, 6)
 
 
@@ -102,7 +89,7 @@ def test_the_kernels_counter_is_a_finding(observer):
 
 def test_a_kill_by_the_kernel_is_of_the_phase_that_was_said_last(observer):
     for phase in ("preprocess", "load"):
-        list(observer.take(report("phase", phase=phase), 1.0))
+        list(observer.take(reported("phase", phase=phase), 1.0))
         (found,) = findings(observer.take(Kernel(oom_kills=1, total=1), 1.0))
         assert found.phase.value == phase
 
@@ -115,8 +102,8 @@ def test_a_job_that_prints_errors_without_end_fills_no_record(observer):
 
 
 def test_progress_is_thinned_out_after_the_first_steps(observer):
-    events = [e for n in range(1, 101) for e in observer.take(report("step", step=n), n / 100)]
+    events = [e for n in range(1, 101) for e in observer.take(reported("step", step=n), n / 100)]
     assert [e.step for e in events[:3]] == [1, 2, 3]
     assert 3 < len(events) < 10
-    (bye,) = observer.take(report("bye", step=100), 1.01)
+    (bye,) = observer.take(reported("bye", step=100), 1.01)
     assert bye.step == 100

@@ -1,18 +1,138 @@
-"""The lines of the reporter inside the job: cut from a stream, parsed and checked.
+"""Reports of the monitor: cut from a stream, parsed and validated.
 
-The protocol is docs/monitor-protocol.md. Whatever does not keep it is refused, never half believed.
+docs/monitor-protocol.md describes them. A line that breaks the protocol is refused as a whole.
 """
 
 from __future__ import annotations
 
 import json
-import math
-from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+import sys
+from collections.abc import Iterator, Mapping
+from typing import Annotated, Any, Literal
 
-LINE_BYTES = 64 << 10  # the longest line that the protocol allows, its newline not counted
+import msgspec
+from msgspec import Meta, Struct
 
-_Check = Callable[[object], bool]
+from oomguard.evidence.verdict import Phase
+
+LINE_BYTES = 64 << 10  # longest line of the protocol, without its newline
+
+Count = Annotated[int, Meta(ge=0)]
+Number = Annotated[float, Meta(ge=-sys.float_info.max, le=sys.float_info.max)]  # finite
+Shapes = Mapping[str, tuple[Count, ...]]
+
+
+class DeviceMemory(Struct, frozen=True, kw_only=True):
+    """What the allocator of one process holds on one GPU; free and total are of the whole GPU."""
+
+    device: Count
+    allocated_bytes: Count | None
+    reserved_bytes: Count | None
+    peak_allocated_bytes: Count | None
+    peak_reserved_bytes: Count | None
+    free_bytes: Count | None
+    total_bytes: Count | None
+
+
+class ProcessMemory(Struct, frozen=True, kw_only=True):
+    """Memory of one process. `data_bytes` is private data, as RLIMIT_DATA counts it."""
+
+    rss_bytes: Count | None
+    peak_rss_bytes: Count | None
+    data_bytes: Count | None = None
+    peak_data_bytes: Count | None = None
+    cuda: tuple[DeviceMemory, ...]
+
+
+class MonitorReport(Struct, frozen=True, kw_only=True, tag_field="type"):
+    """Fields of every report. `t` is time.monotonic() in seconds, `step` counts finished steps."""
+
+    v: Literal[1]
+    pid: Count
+    rank: int | None
+    local_rank: int | None
+    world: int | None
+    t: Number
+    phase: Phase
+    step: Count
+
+
+class HelloReport(MonitorReport, frozen=True, kw_only=True, tag="hello"):
+    """torch was imported."""
+
+    argv0: str | None
+    python: str
+    torch: str | None
+    ppid: int
+
+
+class StepReport(MonitorReport, frozen=True, kw_only=True, tag="step"):
+    """An optimizer step has finished. `shapes` are those of the largest batch since the last."""
+
+    memory: ProcessMemory | None
+    seconds: Number | None
+    shapes: Shapes | None
+
+
+class PhaseReport(MonitorReport, frozen=True, kw_only=True, tag="phase"):
+    """A phase was entered."""
+
+    memory: ProcessMemory | None
+
+
+class OomReport(MonitorReport, frozen=True, kw_only=True, tag="oom"):
+    """An out-of-memory exception. `uncaught` if it ended the process, a thread or a child."""
+
+    exception: str
+    message: str
+    uncaught: bool
+    frames: tuple[str, ...]
+    memory: ProcessMemory | None
+    shapes: Shapes | None
+    device: Literal["cuda", "cpu"] | None
+    requested_bytes: Count | None
+    capacity_bytes: Count | None
+
+
+class ErrorReport(MonitorReport, frozen=True, kw_only=True, tag="error"):
+    """Another exception ended the process, a thread or a child."""
+
+    exception: str
+    message: str
+    frames: tuple[str, ...]
+
+
+class ProbeReport(MonitorReport, frozen=True, kw_only=True, tag="probe"):
+    """The last step of a probe has finished."""
+
+    memory: ProcessMemory
+    tokens: Count | None
+    longest: Count | None
+
+
+class FaultReport(MonitorReport, frozen=True, kw_only=True, tag="fault"):
+    """The monitor itself failed and has removed its hooks."""
+
+    message: str
+
+
+class ByeReport(MonitorReport, frozen=True, kw_only=True, tag="bye"):
+    """The interpreter is shutting down normally."""
+
+    memory: ProcessMemory | None
+
+
+AnyReport = (
+    HelloReport
+    | StepReport
+    | PhaseReport
+    | OomReport
+    | ErrorReport
+    | ProbeReport
+    | FaultReport
+    | ByeReport
+)
+_UNMEASURED: dict[str, object] = {"rss_bytes": None, "peak_rss_bytes": None, "cuda": []}
 
 
 class Lines:
@@ -42,119 +162,22 @@ class Lines:
         return self._rest
 
 
-def parse(line: bytes) -> Mapping[str, object] | None:
-    """Read one line as a message, or None where it is none. Fields not known here are kept."""
+def parse(line: bytes) -> AnyReport | None:
+    """Return the report that a line holds, or None if it breaks the protocol.
+
+    Unknown fields are ignored. An empty `memory` (the line would have been too long) is read as
+    one in which nothing was measured.
+    """
     try:
-        message: Any = json.loads(line, parse_constant=_refuse)
+        fields: Any = json.loads(line, parse_constant=_refuse)
+        if isinstance(fields, dict) and fields.get("memory") == {}:
+            fields["memory"] = _UNMEASURED
+        report: AnyReport = msgspec.convert(fields, AnyReport)
     except (ValueError, RecursionError):
         return None
-    if not isinstance(message, dict) or not _holds(_COMMON, message):
-        return None
-    return message if _holds(_FURTHER[message["type"]], message) else None
+    return report
 
 
 def _refuse(constant: str) -> None:
+    """Refuse NaN and Infinity, which JSON does not have."""
     raise ValueError(constant)
-
-
-def _holds(checks: Mapping[str, _Check], message: Mapping[str, object]) -> bool:
-    return all(name in message and check(message[name]) for name, check in checks.items())
-
-
-def _integer(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
-
-
-def _count(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
-
-
-def _number(value: object) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
-
-
-def _text(value: object) -> bool:
-    return isinstance(value, str)
-
-
-def _flag(value: object) -> bool:
-    return isinstance(value, bool)
-
-
-def _one_of(*known: object) -> _Check:
-    # By type too: True == 1 == 1.0.
-    return lambda value: any(type(value) is type(one) and value == one for one in known)
-
-
-def _maybe(check: _Check) -> _Check:
-    return lambda value: value is None or check(value)
-
-
-def _list_of(check: _Check) -> _Check:
-    return lambda value: isinstance(value, list) and all(map(check, value))
-
-
-def _shapes(value: object) -> bool:
-    return isinstance(value, dict) and all(map(_list_of(_count), value.values()))
-
-
-def _memory(value: object) -> bool:
-    # Empty where the line would have been too long.
-    return isinstance(value, dict) and (not value or _holds(_MEMORY, value))
-
-
-def _device(value: object) -> bool:
-    return isinstance(value, dict) and _holds(_DEVICE, value)
-
-
-_DEVICE: Mapping[str, _Check] = {
-    "device": _count,
-    **dict.fromkeys(
-        (
-            "allocated_bytes",
-            "reserved_bytes",
-            "peak_allocated_bytes",
-            "peak_reserved_bytes",
-            "free_bytes",
-            "total_bytes",
-        ),
-        _maybe(_count),
-    ),
-}
-_MEMORY: Mapping[str, _Check] = {
-    "rss_bytes": _maybe(_count),
-    "peak_rss_bytes": _maybe(_count),
-    "cuda": _list_of(_device),
-}
-_FURTHER: Mapping[str, Mapping[str, _Check]] = {
-    "hello": {"argv0": _maybe(_text), "python": _text, "torch": _maybe(_text), "ppid": _integer},
-    "step": {"memory": _maybe(_memory), "seconds": _maybe(_number), "shapes": _maybe(_shapes)},
-    "phase": {"memory": _maybe(_memory)},
-    "oom": {
-        "exception": _text,
-        "message": _text,
-        "uncaught": _flag,
-        "frames": _list_of(_text),
-        "memory": _maybe(_memory),
-        "shapes": _maybe(_shapes),
-        "device": _one_of("cuda", "cpu", None),
-        "requested_bytes": _maybe(_count),
-        "capacity_bytes": _maybe(_count),
-    },
-    "error": {"exception": _text, "message": _text, "frames": _list_of(_text)},
-    "fault": {"message": _text},
-    "probe": {"memory": _memory, "tokens": _maybe(_count), "longest": _maybe(_count)},
-    "bye": {"memory": _maybe(_memory)},
-}
-_PHASES = ("launch", "load", "preprocess", "forward", "backward", "optimizer", "eval", "save")
-_COMMON: Mapping[str, _Check] = {
-    "v": _one_of(1),
-    "type": _one_of(*_FURTHER),
-    "pid": _count,
-    "rank": _maybe(_integer),
-    "local_rank": _maybe(_integer),
-    "world": _maybe(_integer),
-    "t": _number,
-    "phase": _one_of(*_PHASES, "unknown"),
-    "step": _count,
-}

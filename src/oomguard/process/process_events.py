@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
+
+from oomguard.process.messages import AnyReport
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -15,9 +17,10 @@ class Output:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Report:
-    """One line of the reporter inside the job, checked against the inside protocol."""
+    """A report of the monitor, and the line that it came in."""
 
-    message: Mapping[str, object]
+    report: AnyReport
+    line: bytes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -155,11 +155,11 @@ class ReportServer:
     def _take(self, lines: Lines, data: bytes) -> None:
         dropped = lines.dropped
         for line in lines.feed(data):
-            message = parse(line)
-            if message is None:
+            report = parse(line)
+            if report is None:
                 self.refused += 1
             else:
-                self._emit(Report(message=message))
+                self._emit(Report(report=report, line=line))
         self.refused += lines.dropped - dropped
 
 

@@ -1,13 +1,23 @@
-"""What the shell sees of one attempt, as events of the record."""
+"""Turn what is seen of one attempt (output, reports, kernel counters) into events of the run."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
-from typing import Any
 
 from oomguard.evidence.log import LogScanner
 from oomguard.evidence.verdict import Finding, Kind, Phase, Witness
+from oomguard.process.messages import (
+    AnyReport,
+    ByeReport,
+    DeviceMemory,
+    ErrorReport,
+    OomReport,
+    PhaseReport,
+    ProbeReport,
+    ProcessMemory,
+    StepReport,
+)
 from oomguard.process.process_events import Kernel, Output, Report, ShellEvent
 from oomguard.run.events import Event, Growing, Noticed, Probed, Progress
 from oomguard.run.trends import Trends
@@ -52,7 +62,7 @@ class Observer:
             case Kernel():
                 yield from self._notice([_from_kernel(seen, self._phase)], t)
             case Report():
-                yield from self._report(seen.message, t)
+                yield from self._report(seen.report, t)
 
     def wait(self, t: float) -> Iterator[Event]:
         """Yield what a silence adds: a message that is not complete may be the last one."""
@@ -75,36 +85,52 @@ class Observer:
             if finding.witness is not Witness.LOG or self._noticed <= MOST_FINDINGS:
                 yield Noticed(t=t, attempt=self._attempt, finding=finding)
 
-    def _report(self, message: Mapping[str, Any], t: float) -> Iterator[Event]:
-        progress = replace(_progress(message, self._attempt, t), said_t=self._said_t(message, t))
-        kind, pid = message.get("type"), progress.pid
-        self._phase = progress.phase
-        growth = self._trends.take(message)
-        if growth is not None:
-            yield Growing(t=t, attempt=self._attempt, rank=progress.rank, growth=growth)
-        if kind == "oom" and message.get("uncaught") is False:
-            self._caught[pid] = self._finding(message)
-            yield progress
-        elif kind in ("oom", "error"):
-            self._caught.pop(pid, None)
-            yield progress
-            yield from self._notice([self._finding(message)], t)
-        elif kind == "probe":
-            yield progress
-            yield Probed(
-                t=t, attempt=self._attempt, pid=pid, rank=progress.rank,
-                longest=message.get("longest"),
-            )  # fmt: skip
-        elif kind == "bye" or self._is_news(progress):
-            yield progress
-            yield from self._went_on(progress)
+    def _report(self, report: AnyReport, t: float) -> Iterator[Event]:
+        progress = self._progress(report, t)
+        self._phase = report.phase
+        match report:
+            case OomReport(uncaught=False):
+                self._caught[report.pid] = self._finding(report)
+                yield progress
+            case OomReport() | ErrorReport():
+                self._caught.pop(report.pid, None)
+                yield progress
+                yield from self._notice([self._finding(report)], t)
+            case ProbeReport():
+                yield progress
+                yield Probed(
+                    t=t, attempt=self._attempt, pid=report.pid, rank=report.rank,
+                    longest=report.longest,
+                )  # fmt: skip
+            case _:
+                growth = self._trends.take(report) if isinstance(report, StepReport) else None
+                if growth is not None:
+                    yield Growing(t=t, attempt=self._attempt, rank=report.rank, growth=growth)
+                if self._is_news(progress) or isinstance(report, ByeReport):
+                    yield progress
+                    yield from self._went_on(progress)
 
-    def _finding(self, message: Mapping[str, Any]) -> Finding:
-        return replace(_from_inside(message), cause=self._trends.cause(message))
-
-    def _said_t(self, message: Mapping[str, Any], t: float) -> float | None:
-        said = message.get("t")
-        return None if said is None else round(min(t, said - self._begin), 4)
+    def _finding(self, report: OomReport | ErrorReport) -> Finding:
+        finding = Finding(
+            witness=Witness.INSIDE,
+            kind=Kind.NOT_OOM,
+            text=f"{report.exception or 'error'}: {report.message}".strip(),
+            phase=report.phase,
+            signature=report.exception,
+            rank=report.rank,
+            step=report.step,
+        )
+        if isinstance(report, ErrorReport):
+            return finding
+        pinned = "pin_memory" in " ".join(report.frames)
+        kind = Kind.DEVICE_OOM if report.device == "cuda" else Kind.HOST_OOM
+        return replace(
+            finding,
+            kind=Kind.PINNED_OOM if pinned else kind,
+            cause=self._trends.cause(report),
+            requested_bytes=report.requested_bytes,
+            capacity_bytes=report.capacity_bytes,
+        )
 
     def _went_on(self, progress: Progress) -> Iterator[Event]:
         """Take another step as proof that an error was caught and dealt with."""
@@ -127,6 +153,45 @@ class Observer:
             self._last[progress.pid] = (progress.t, progress.step, progress.phase)
         return fresh
 
+    def _progress(self, report: AnyReport, t: float) -> Progress:
+        memory = _memory(report)
+        cuda = memory.cuda if memory else ()
+        begins = isinstance(report, PhaseReport) and report.phase is Phase.FORWARD
+        loaded = [card.allocated_bytes or 0 for card in cuda] if begins and not report.step else []
+        return Progress(
+            t=t,
+            attempt=self._attempt,
+            pid=report.pid,
+            rank=report.rank,
+            step=report.step,
+            phase=report.phase,
+            host_bytes=memory.peak_rss_bytes if memory else None,
+            device_bytes=_largest(card.peak_allocated_bytes for card in cuda),
+            reserved_bytes=_largest(card.peak_reserved_bytes for card in cuda),
+            loaded_bytes=_largest(loaded),
+            context_bytes=_largest(filter(None, map(_outside, cuda))),
+            caught=isinstance(report, OomReport) and not report.uncaught,
+            said_t=round(min(t, report.t - self._begin), 4),
+        )
+
+
+def _memory(report: AnyReport) -> ProcessMemory | None:
+    match report:
+        case StepReport() | PhaseReport() | OomReport() | ProbeReport() | ByeReport():
+            return report.memory
+    return None
+
+
+def _largest(sizes: Iterable[int | None]) -> int | None:
+    return max((size for size in sizes if size is not None), default=None)
+
+
+def _outside(card: DeviceMemory) -> int | None:
+    """Return what is in use on a card and not reserved: by this process, if it is alone there."""
+    if card.free_bytes is None or card.total_bytes is None:
+        return None
+    return card.total_bytes - card.free_bytes - (card.reserved_bytes or 0)
+
 
 def _from_kernel(seen: Kernel, phase: Phase) -> Finding:
     """Make the finding of a kill; who was killed says nothing, `phase` is what was said last."""
@@ -134,72 +199,3 @@ def _from_kernel(seen: Kernel, phase: Phase) -> Finding:
     return Finding(
         witness=Witness.KERNEL, kind=Kind.HOST_OOM, text=text, signature="oom_kill", phase=phase
     )
-
-
-def _from_inside(message: Mapping[str, Any]) -> Finding:
-    text = f"{message.get('exception') or 'error'}: {message.get('message') or ''}".strip()
-    return Finding(
-        witness=Witness.INSIDE,
-        kind=_kind(message),
-        text=text,
-        phase=phase_of(message),
-        signature=str(message.get("exception")),
-        rank=message.get("rank"),
-        step=message.get("step"),
-        requested_bytes=message.get("requested_bytes"),
-        capacity_bytes=message.get("capacity_bytes"),
-    )
-
-
-def _kind(message: Mapping[str, Any]) -> Kind:
-    if message.get("type") == "error":
-        return Kind.NOT_OOM
-    frames = " ".join(str(frame) for frame in message.get("frames") or ())
-    if "pin_memory" in frames:
-        return Kind.PINNED_OOM
-    return Kind.DEVICE_OOM if message.get("device") == "cuda" else Kind.HOST_OOM
-
-
-def phase_of(message: Mapping[str, object]) -> Phase:
-    """Read the phase in a report."""
-    try:
-        return Phase(message.get("phase"))
-    except ValueError:
-        return Phase.UNKNOWN
-
-
-def _progress(message: Mapping[str, Any], attempt: int, t: float) -> Progress:
-    memory: Mapping[str, Any] = message.get("memory") or {}
-    cuda = memory.get("cuda") or []
-    return Progress(
-        t=t,
-        attempt=attempt,
-        pid=int(message.get("pid") or 0),
-        rank=message.get("rank"),
-        step=int(message.get("step") or 0),
-        phase=phase_of(message),
-        host_bytes=memory.get("peak_rss_bytes"),
-        device_bytes=max((card["peak_allocated_bytes"] for card in cuda), default=None),
-        reserved_bytes=max((card["peak_reserved_bytes"] for card in cuda), default=None),
-        loaded_bytes=max(map(_allocated, cuda), default=None) if _begins(message) else None,
-        context_bytes=max(filter(None, map(_outside, cuda)), default=None),
-        caught=message.get("type") == "oom" and message.get("uncaught") is False,
-    )
-
-
-def _begins(message: Mapping[str, Any]) -> bool:
-    """Return whether this is the report of a first forward pass that begins."""
-    is_forward = message.get("type") == "phase" and message.get("phase") == Phase.FORWARD.value
-    return is_forward and not message.get("step")
-
-
-def _allocated(card: Mapping[str, int | None]) -> int:
-    return card.get("allocated_bytes") or 0
-
-
-def _outside(card: Mapping[str, int | None]) -> int | None:
-    """Return what is in use on a card and not reserved: by this process, if it is alone there."""
-    free, total = card.get("free_bytes"), card.get("total_bytes")
-    if free is None or total is None:
-        return None
-    return total - free - (card.get("reserved_bytes") or 0)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -12,7 +12,7 @@ from oomguard.evidence.signatures import BY_ID, Reading
 from oomguard.evidence.verdict import Confidence, Finding, Kind, Verdict, Witness
 from oomguard.machine.checkpoint_scan import Stamp
 from oomguard.process.leftovers import Leftovers, cgroup_left, end_leftovers
-from oomguard.process.messages import Lines, parse
+from oomguard.process.messages import ByeReport, ErrorReport, Lines, OomReport, parse
 from oomguard.process.process_events import Kernel, Output, Report, ShellEvent
 from oomguard.process.start import EXIT_FILE
 from oomguard.process.stop import StopReport
@@ -99,8 +99,9 @@ def _was_completed(attempt: Attempt, folder: Path) -> bool:
     """
     said = (BY_ID.get(found.signature or "") for found in attempt.findings)
     completed = any(one is not None and one.reading is Reading.COMPLETED for one in said)
-    kinds = [message.get("type") for message in _messages(folder)]
-    return completed and bool(kinds) and kinds[-1] == "bye" and not {"error", "oom"} & {*kinds}
+    reports = [seen.report for seen in (*_reports(folder / "memory.jsonl"), *_buffered(folder))]
+    failed = any(isinstance(report, (ErrorReport, OomReport)) for report in reports)
+    return completed and not failed and bool(reports) and isinstance(reports[-1], ByeReport)
 
 
 def _unseen(
@@ -110,7 +111,7 @@ def _unseen(
     known = set(attempt.findings)
     observer = Observer(attempt.number)
     counted = sum(found.witness is Witness.KERNEL for found in attempt.findings)
-    seen: list[ShellEvent] = [Report(message=message) for message in _buffered(folder)]
+    seen: list[ShellEvent] = [*_buffered(folder)]
     if oom_kills > counted:
         seen.append(Kernel(oom_kills=oom_kills - counted, total=oom_kills))
     fresh = [event for news in seen for event in observer.take(news, t)]
@@ -133,26 +134,21 @@ def _printed(folder: Path) -> Iterator[Output]:
             yield Output(data=chunk)
 
 
-def _buffered(folder: Path) -> Iterator[Mapping[str, object]]:
+def _buffered(folder: Path) -> Iterator[Report]:
     """Yield the reports that processes of the job wrote to files, for lack of the socket."""
     for path in sorted((folder / "buffer").glob("*.jsonl")):
         if path.is_file():
-            yield from _lines(path)
+            yield from _reports(path)
 
 
-def _messages(folder: Path) -> list[Mapping[str, object]]:
-    """Return all reports: those that were received, then those in files."""
-    return [*_lines(folder / "memory.jsonl"), *_buffered(folder)]
-
-
-def _lines(path: Path) -> Iterator[Mapping[str, object]]:
+def _reports(path: Path) -> Iterator[Report]:
     lines = Lines()
     with suppress(OSError), path.open("rb") as file:
         while chunk := file.read(CHUNK_BYTES):
             for line in lines.feed(chunk):
-                message = parse(line)
-                if message is not None:
-                    yield message
+                report = parse(line)
+                if report is not None:
+                    yield Report(report=report, line=line)
 
 
 def _exit_code(folder: Path) -> int | None:

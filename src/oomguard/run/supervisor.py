@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import queue
 import secrets
 import signal
@@ -184,7 +185,7 @@ class Supervisor:
                     if isinstance(seen, Output):
                         self._audience.output(seen.data)
                     elif isinstance(seen, Report):
-                        append_json(self._attempt_folder / "memory.jsonl", seen.message)
+                        append_json(self._attempt_folder / "memory.jsonl", json.loads(seen.line))
                     yield from self._observer.take(seen, self._now)
                     yield from self._newly_saved(seen)
                 case _:
@@ -204,7 +205,7 @@ class Supervisor:
         """Yield new checkpoints once a process that has saved something continues."""
         if not isinstance(seen, Report) or self._layout is None or self._stamp is None:
             return
-        saves = seen.message.get("phase") == Phase.SAVE.value
+        saves = seen.report.phase is Phase.SAVE
         if saves or not self._saving:
             self._saving = self._saving or saves
             return

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Iterable
 
 from oomguard.evidence.verdict import Cause
+from oomguard.process.messages import DeviceMemory, OomReport, ProcessMemory, Shapes, StepReport
 from oomguard.run.leak import Growth, Watch
 from oomguard.units import GIB
 
@@ -26,52 +26,43 @@ class Trends:
         self._watches: dict[int, Watch] = {}
         self._said: dict[int, int | None] = {}
 
-    def take(self, message: Mapping[str, Any]) -> Growth | None:
+    def take(self, report: StepReport) -> Growth | None:
         """Take in a report; give a growth that is news."""
-        memory = message.get("memory") or {}
-        if message.get("type") != "step" or not memory:
+        if report.memory is None:
             return None
-        pid = int(message.get("pid") or 0)
-        watch = self._watches.setdefault(pid, Watch())
-        kept, peak, watch.limit_bytes = self._levels(memory)
+        watch = self._watches.setdefault(report.pid, Watch())
+        kept, peak, watch.limit_bytes = self._levels(report.memory)
         if kept is None:
             return None
         watch.step(
-            int(message.get("step") or 0),
+            report.step,
             kept_bytes=kept,
             peak_bytes=max(kept, peak or 0),
-            batch=_elements(message),
+            batch=_elements(report.shapes),
         )
         growth = watch.growth()
-        return growth if growth is not None and self._is_news(pid, growth) else None
+        return growth if growth is not None and self._is_news(report.pid, growth) else None
 
-    def cause(self, message: Mapping[str, Any]) -> Cause:
+    def cause(self, report: OomReport) -> Cause:
         """Return why memory ran out, as far as one report and those before it show."""
-        if message.get("type") != "oom":
-            return Cause.UNKNOWN
-        watch = self._watches.get(int(message.get("pid") or 0), Watch())
-        if watch.is_outlier(_elements(message)):
+        watch = self._watches.get(report.pid, Watch())
+        if watch.is_outlier(_elements(report.shapes)):
             return Cause.OUTLIER
         if watch.growth() is not None:
             return Cause.GROWTH
-        cards = (message.get("memory") or {}).get("cuda") or []
-        return _cause_on(cards, message.get("requested_bytes"))
+        cards = report.memory.cuda if report.memory else ()
+        return _cause_on(cards, report.requested_bytes)
 
-    def _levels(self, memory: Mapping[str, Any]) -> tuple[int | None, int | None, int | None]:
+    def _levels(self, memory: ProcessMemory) -> tuple[int | None, int | None, int | None]:
         """Return what is kept between steps, the most within one, and the limit."""
-        cards = memory.get("cuda") or []
-        if not cards:
-            data = memory.get("data_bytes") if self._data_limit_bytes else None
-            kept = data if data is not None else memory.get("rss_bytes")
-            return kept, memory.get("peak_data_bytes") if data else kept, self._data_limit_bytes
-        card = max(cards, key=lambda one: one.get("allocated_bytes") or 0)
-        room = (card.get("free_bytes") or 0) + (card.get("reserved_bytes") or 0)
+        if not memory.cuda:
+            data = memory.data_bytes if self._data_limit_bytes else None
+            kept = data if data is not None else memory.rss_bytes
+            return kept, memory.peak_data_bytes if data else kept, self._data_limit_bytes
+        card = max(memory.cuda, key=lambda one: one.allocated_bytes or 0)
+        room = (card.free_bytes or 0) + (card.reserved_bytes or 0)
         limits = [size for size in (room, self._gpu_limit_bytes) if size]
-        return (
-            card.get("allocated_bytes"),
-            card.get("peak_allocated_bytes"),
-            min(limits, default=None),
-        )
+        return card.allocated_bytes, card.peak_allocated_bytes, min(limits, default=None)
 
     def _is_news(self, pid: int, growth: Growth) -> bool:
         before, now = self._said.get(pid), growth.forecast_step
@@ -82,21 +73,20 @@ class Trends:
         return bool(first or moved)
 
 
-def _elements(message: Mapping[str, Any]) -> int:
+def _elements(shapes: Shapes | None) -> int:
     """Count the elements of the largest tensor of the batch."""
-    shapes = (message.get("shapes") or {}).values()
-    return max((math.prod(shape) for shape in shapes), default=0)
+    return max((math.prod(shape) for shape in (shapes or {}).values()), default=0)
 
 
-def _cause_on(cards: list[Mapping[str, Any]], requested_bytes: int | None) -> Cause:
+def _cause_on(cards: Iterable[DeviceMemory], requested_bytes: int | None) -> Cause:
     for card in cards:
-        total, free = card.get("total_bytes"), card.get("free_bytes")
-        reserved, allocated = card.get("reserved_bytes") or 0, card.get("allocated_bytes") or 0
-        if total is None or free is None:
+        if card.total_bytes is None or card.free_bytes is None:
             continue
-        others = total - free - reserved
+        reserved, allocated = card.reserved_bytes or 0, card.allocated_bytes or 0
+        others = card.total_bytes - card.free_bytes - reserved
         if others > OWN_EXTRA_BYTES and others > reserved:
             return Cause.OTHER_PROCESS
-        if requested_bytes and reserved - allocated + free > PIECES_RATIO * requested_bytes:
+        pieces = reserved - allocated + card.free_bytes
+        if requested_bytes and pieces > PIECES_RATIO * requested_bytes:
             return Cause.FRAGMENTATION
     return Cause.UNKNOWN
