@@ -27,9 +27,10 @@ from oomguard.ladder.climb import Ladder
 from oomguard.machine.cgroups import name_for
 from oomguard.machine.checkpoint_scan import Found, Stamp, find, is_whole, stamp
 from oomguard.machine.gpus import FreeReport
-from oomguard.process.engine import Engine, RunningAttempt
+from oomguard.process.local import LocalEngine
 from oomguard.process.members import MARK
 from oomguard.process.process_events import Kernel, Output, ProcessExited, Report, ShellEvent
+from oomguard.process.running import Running
 from oomguard.process.watchdog import Guard
 from oomguard.redact import redact, redact_argv, redact_env
 from oomguard.run.attempt import AttemptSpec, StopReason
@@ -95,7 +96,7 @@ class Supervisor:
         *,
         adapter: Adapter,
         ladder: Ladder,
-        engine: Engine,
+        engine: LocalEngine,
         folder: RunFolder,
         audience: Audience,
         clock: Callable[[], float] = time.monotonic,
@@ -106,8 +107,8 @@ class Supervisor:
         self._folder, self._audience, self._clock = folder, audience, clock
         self._begin = clock()
         self._queue: queue.Queue[ShellEvent | _Asked | FreeReport] = queue.Queue(QUEUE_LENGTH)
-        self._running: RunningAttempt | None = None
-        self._leaving: RunningAttempt | None = None  # its main process has ended, others have not
+        self._running: Running | None = None
+        self._leaving: Running | None = None  # its main process has ended, others have not
         self._observer = Observer(0)
         self._mark = ""  # of each process of the run, with the attempt's number
         self._layout: Layout | None = None
@@ -380,7 +381,7 @@ class Supervisor:
                 signal.signal(number, handler)
 
 
-def _stop_after(running: RunningAttempt, signum: int | None, grace_s: float) -> None:
+def _stop_after(running: Running, signum: int | None, grace_s: float) -> None:
     """Wait for the job to exit on the signal it was sent; at the deadline end what is left."""
     deadline = time.monotonic() + grace_s
     if signum is not None:
