@@ -147,7 +147,7 @@ def test_a_flat_yaml_is_edited_and_its_flags_follow(bench: Callable[..., Any], f
 
 
 def test_a_flat_yaml_of_nested_lists_is_refused(read: Callable[..., Job]) -> None:
-    with pytest.raises(ConfigError, match="cannot become words") as caught:
+    with pytest.raises(ConfigError, match="cannot become command-line flags") as caught:
         read("python train.py", "a: 1\nb:\n  - [1, 2]\n")
     assert str(caught.value.where) == "/home/me/project/train.yaml:2, key 'b'"
 

@@ -24,9 +24,6 @@ SOURCES = sorted(SRC.rglob("*.py"))
 
 # --- Names ---
 
-#: Still shared; this may only shrink.
-SHARED_CLASSES = {"_Invocation"}
-
 
 def duplicates(names: list[tuple[str, Path]]) -> dict[str, list[str]]:
     places = defaultdict(list)
@@ -52,7 +49,7 @@ def test_no_two_classes_share_a_name():
         for node in ast.walk(ast.parse(path.read_text()))
         if isinstance(node, ast.ClassDef)
     ]
-    assert set(duplicates(names)) <= SHARED_CLASSES
+    assert duplicates(names) == {}
 
 
 # --- Purity ---

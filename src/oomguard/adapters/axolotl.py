@@ -7,17 +7,16 @@ validation), utils/config/__init__.py, loaders/model.py.
 from __future__ import annotations
 
 import posixpath
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from oomguard.adapters import fields, launchers, trial
-from oomguard.adapters.common import Refusal
+from oomguard.adapters.config_adapter import Refusal
 from oomguard.adapters.contract import JobRequest, Marks
 from oomguard.adapters.fields import Binding, Bindings, Edits, Key, as_object, flag, number
 from oomguard.adapters.hf import training_arguments as hf
 from oomguard.adapters.hf.deepspeed import ZERO
-from oomguard.adapters.hf.hf_program import HFProgram
-from oomguard.adapters.hf.hf_trainer import NO_ROWS, ZERO3_WITH_BATCH_SEARCH
-from oomguard.adapters.invocation import FileFirst, Invocation, split
+from oomguard.adapters.hf.trainer_adapter import NO_ROWS, ZERO3_WITH_BATCH_SEARCH, TrainerAdapter
+from oomguard.adapters.invocation import Invocation, file_first
 from oomguard.adapters.launchers import Launcher, LauncherCommand
 from oomguard.configfile.document import Source
 from oomguard.configfile.flags import Flags
@@ -169,18 +168,6 @@ _BESIDE: dict[str, object] = {
 }
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Invocation(FileFirst):
-    """What follows `--` goes to the launcher."""
-
-    tail: tuple[str, ...] = ()
-
-    def argv(
-        self, head: tuple[str, ...], settings: Settings, config: str | None
-    ) -> tuple[str, ...]:
-        return (*head, *((config,) if config else ()), *settings.late.words, *self.tail)
-
-
 def _launch(argv: tuple[str, ...]) -> LauncherCommand | None:
     if len(argv) > 1 and posixpath.basename(argv[0]) == "axolotl" and argv[1] == "train":
         return LauncherCommand(
@@ -208,35 +195,29 @@ def _parted(launch: LauncherCommand) -> tuple[LauncherCommand, tuple[str, ...]]:
     return replace(launch, launcher=Launcher(name), options=options, words=words), tail
 
 
-class Axolotl(HFProgram):
+class Axolotl(TrainerAdapter):
     """axolotl."""
 
     name = "axolotl"
     title = "axolotl"
     marks = Marks(own=frozenset({"base_model"}), without=frozenset({"model_name_or_path"}))
     python_packages = ("axolotl",)
-    launch_of = staticmethod(_launch)
     starts = ("axolotl", "train")
-    knobs = KNOBS
+    bindings = KNOBS
     refusals = _REFUSALS
     output = _OUTPUT
 
-    def config_path(self, argv: tuple[str, ...]) -> str | None:
-        """Return the first word after `train`."""
-        launch = _launch(argv)
-        return launch.words[0] if launch and launch.words else None
-
-    def split(self, argv: tuple[str, ...], source: Source | None) -> Invocation:
-        """Take a command line apart."""
+    def split(self, argv: tuple[str, ...], source: Source | None) -> Invocation | None:
+        """Take a command line apart; what follows `--` goes to the launcher."""
         found = _launch(argv)
         if found is None:
-            return split(argv, source)
+            return None
         launch, tail = _parted(found)
-        return _Invocation(launch=launch, words=launch.words, source=source, tail=tail)
+        return file_first(launch.head, launch.words, source, launch=launch, tail=tail)
 
-    def edit(self, settings: Settings, job: Job, plan: Plan) -> Settings:
-        """Write the fields that keys hold; a batch of the rank changes with either of its parts."""
-        settings = super().edit(settings, job, plan)
+    def edit(self, invocation: Invocation, job: Job, plan: Plan) -> Settings:
+        """Write the plan's fields; a `batch_size` changes with either of its parts."""
+        settings = super().edit(invocation, job, plan)
         if _BATCH.of(settings) is None or _accumulation(settings) == plan.accumulation:
             return settings
         return settings.set(_BATCH.name, plan.rank_batch)

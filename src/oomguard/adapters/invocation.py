@@ -1,4 +1,4 @@
-"""The command line of a training script: flags, a JSON as its only word, or a YAML as flags.
+"""A training command taken apart: its launcher, its config file, its flags.
 
 Flags of a file's own `command:` beat the file, as flags on a command line do.
 """
@@ -7,63 +7,134 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
+from enum import Enum
 
 from oomguard.adapters import launchers
 from oomguard.adapters.launchers import LauncherCommand
 from oomguard.configfile.document import Document, Source
-from oomguard.configfile.flags import Flags, is_flag
+from oomguard.configfile.flags import Flags, Style, is_flag
 from oomguard.configfile.layered import Settings
-from oomguard.errors import ConfigError, Where
+from oomguard.errors import ConfigError
+
+CONFIG = "config"
+_SUFFIXES = (".yaml", ".yml", ".json")
+
+
+class Form(Enum):
+    """How a command passes its config."""
+
+    FIRST = "FILE --key value"
+    OPTION = "--config FILE --key value"
+    ALONE = "FILE"  # the JSON that is a script's only argument
+    FLAGS = "--key value"  # the keys of the file become flags
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Invocation:
-    """The command line of a script taken apart: its launcher, its own words, its config."""
+    """One command line: `head` ends where the settings begin, `tail` follows them.
 
-    launch: LauncherCommand
-    words: tuple[str, ...]
-    source: Source | None
-    is_json: bool = False
+    `launch` is the launcher that starts the ranks, None if the framework starts them itself.
+    `config` is the config file as written in the command.
+    """
 
-    @property
-    def settings(self) -> Settings:
-        """Lay flags and config over each other as the program does."""
-        words = Flags(words=self.words)
-        if self.source is None:
-            return Settings(late=words)
-        if self.is_json:
-            return Settings(file=self.source.document)
-        return Settings(late=words, file=self.source.document)
+    head: tuple[str, ...]
+    settings: Settings
+    form: Form = Form.FIRST
+    config: str | None = None
+    launch: LauncherCommand | None = None
+    tail: tuple[str, ...] = ()
 
-    @property
-    def config(self) -> str | None:
-        """Return the word that names the config, None where its settings become flags."""
-        return args_file(self.launch) if self.is_json else None
+    def argv(self, config: str | None = None) -> tuple[str, ...]:
+        """Return the command line for the settings; `config` replaces the file's name."""
+        name, early, late = config or self.config, self.settings.early, self.settings.late
+        if self.form is Form.ALONE:
+            return (*self.head, *((name,) if name else ()))
+        if self.form is Form.FLAGS and self.settings.file is not None:
+            at = _first_flag(late.words)
+            flags = flags_of(self.settings.file)
+            return (*self.head, *late.words[:at], *flags, *late.words[at:])
+        before = (name,) if self.form is Form.FIRST and name else ()
+        words = (*early.words, *late.words)
+        if self.form is Form.OPTION and name:
+            # In argparse's style whatever the style of the settings: `--config FILE key=value`.
+            layers = [Flags(words=early.words), Flags(words=late.words)]
+            at = 0 if layers[0].has(CONFIG) else 1
+            layers[at] = layers[at].set(CONFIG, name)
+            words = (*layers[0].words, *layers[1].words)
+        return (*self.head, *before, *words, *self.tail)
 
-    def argv(
-        self, head: tuple[str, ...], settings: Settings, config: str | None
-    ) -> tuple[str, ...]:
-        """Write the command for edited settings; `config` is the word that names the file."""
-        if settings.file is None:
-            return (*head, *settings.late.words)
-        if self.is_json:
-            return (*head, *((config,) if config else ()))
-        at = _first_flag(settings.late.words)
-        before, after = settings.late.words[:at], settings.late.words[at:]
-        return (*head, *before, *flags_of(settings.file), *after)
+
+def file_first(
+    head: tuple[str, ...],
+    words: tuple[str, ...],
+    source: Source | None,
+    *,
+    style: Style = Style.ARGPARSE,
+    launch: LauncherCommand | None = None,
+    tail: tuple[str, ...] = (),
+) -> Invocation:
+    """Take apart a command whose config is the first word; the words after it beat it."""
+    is_file = bool(words) and words[0].endswith(_SUFFIXES)
+    late = Flags(words=words[1:] if is_file else words, style=style)
+    return Invocation(
+        head=head,
+        settings=Settings(late=late, file=source.document if source else None),
+        config=words[0] if is_file else None,
+        launch=launch,
+        tail=tail,
+    )
+
+
+def file_option(
+    head: tuple[str, ...],
+    words: tuple[str, ...],
+    source: Source | None,
+    *,
+    style: Style = Style.ARGPARSE,
+    launch: LauncherCommand | None = None,
+) -> Invocation:
+    """Take apart a command whose config follows `--config`; the other words beat it."""
+    name = Flags(words=words).get(CONFIG)
+    return Invocation(
+        head=head,
+        settings=Settings(
+            late=Flags(words=words, style=style), file=source.document if source else None
+        ),
+        form=Form.OPTION,
+        config=name if isinstance(name, str) else None,
+        launch=launch,
+    )
+
+
+def script(argv: tuple[str, ...], source: Source | None) -> Invocation | None:
+    """Take apart the command of a Python script: flags, a JSON alone, or a file as flags.
+
+    None if it starts no Python program in a known way.
+    """
+    launch = launchers.parse(argv)
+    if launch is None:
+        return None
+    only = launch.words[0] if len(launch.words) == 1 else ""
+    if only.endswith(".json"):
+        settings = Settings(file=source.document) if source else Settings()
+        return Invocation(
+            head=launch.head, settings=settings, form=Form.ALONE, config=only, launch=launch
+        )
+    words = launch.words
+    if source is not None:
+        flags, at = flags_of(source.document), _first_flag(words)
+        if flags and words[at : at + len(flags)] == flags:  # they come from the file
+            words = (*words[:at], *words[at + len(flags) :])
+    settings = Settings(late=Flags(words=words), file=None if source is None else source.document)
+    return Invocation(head=launch.head, settings=settings, form=Form.FLAGS, launch=launch)
 
 
 def with_config(command: tuple[str, ...], *config: str) -> tuple[str, ...]:
-    """Put the words that name a config before the flags of a command, which then beat it."""
+    """Insert the words that name a config before the flags of a command, which then beat it."""
     launch = launchers.parse(command)
     start = len(launch.head) if launch else 1
     at = start + _first_flag(command[start:])
     return (*command[:at], *config, *command[at:])
-
-
-def _first_flag(words: tuple[str, ...]) -> int:
-    """Count the words before the first `--key` or `key=value`: positionals and subcommands."""
-    return next((at for at, word in enumerate(words) if is_flag(word) or "=" in word), len(words))
 
 
 def flags_of(document: Document) -> tuple[str, ...]:
@@ -77,69 +148,15 @@ def flags_of(document: Document) -> tuple[str, ...]:
         values = value if isinstance(value, list) else [value]
         if any(isinstance(item, list | dict) for item in values) and isinstance(value, list):
             raise ConfigError(
-                f"{key} is no list of plain values, it cannot become words of a command line",
+                f"{key} is not a list of plain values, so it cannot become command-line flags",
                 where=document.where(key),
             )
         if value is not None:
-            words += [f"--{key}", *(_as_word(item) for item in values)]
+            shown = [json.dumps(one) if isinstance(one, dict) else str(one) for one in values]
+            words += [f"--{key}", *shown]
     return tuple(words)
 
 
-def _as_word(value: object) -> str:
-    return json.dumps(value) if isinstance(value, dict) else str(value)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class FileFirst(Invocation):
-    """A config as the first word; the words after it beat it."""
-
-    @property
-    def settings(self) -> Settings:
-        """Lay the words over the file."""
-        file = self.source.document if self.source else None
-        return Settings(late=Flags(words=self.words[1:] if file else self.words), file=file)
-
-    @property
-    def config(self) -> str | None:
-        """Return the first word, if it is a file."""
-        first = self.words[0] if self.words else ""
-        return first if first.endswith((".yaml", ".yml", ".json")) else None
-
-    def argv(
-        self, head: tuple[str, ...], settings: Settings, config: str | None
-    ) -> tuple[str, ...]:
-        """Write the command for edited settings."""
-        return (*head, *((config,) if config else ()), *settings.late.words)
-
-
-def split(argv: tuple[str, ...], source: Source | None) -> Invocation:
-    """Take the command line of a Python program apart.
-
-    Raises:
-        ConfigError: if it starts none in a way known here.
-    """
-    launch = launchers.parse(argv)
-    if launch is None:
-        raise ConfigError(
-            "starts no Python script in a way known here",
-            where=Where(key=" ".join(argv[:2])),
-            next_step="Write python, torchrun, accelerate launch or deepspeed, then the script.",
-        )
-    if source is None or args_file(launch):
-        return Invocation(
-            launch=launch,
-            words=() if source else launch.words,
-            source=source,
-            is_json=source is not None,
-        )
-    flags, at = flags_of(source.document), _first_flag(launch.words)
-    rest = launch.words[at:]
-    is_derived = bool(flags) and rest[: len(flags)] == flags
-    after = rest[len(flags) :] if is_derived else rest
-    return Invocation(launch=launch, words=(*launch.words[:at], *after), source=source)
-
-
-def args_file(launch: LauncherCommand) -> str | None:
-    """Return the `.json` that is a script's only word."""
-    only = launch.words[0] if len(launch.words) == 1 else ""
-    return only if only.endswith(".json") else None
+def _first_flag(words: tuple[str, ...]) -> int:
+    """Count the words before the first `--key` or `key=value`: positionals and subcommands."""
+    return next((at for at, word in enumerate(words) if is_flag(word) or "=" in word), len(words))

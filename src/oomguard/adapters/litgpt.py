@@ -7,21 +7,20 @@ from __future__ import annotations
 
 import posixpath
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
-from oomguard.adapters import allocator_env, common, fields, launchers, trial
-from oomguard.adapters.common import Refusal
-from oomguard.adapters.contract import Adapter, Claim, JobRequest, Marks
+from oomguard.adapters import fields, launchers, trial
+from oomguard.adapters.config_adapter import ConfigAdapter, Refusal
+from oomguard.adapters.contract import JobRequest, Marks
 from oomguard.adapters.fields import Binding, Bindings, Edits, Key, as_object, choice
 from oomguard.adapters.hf import training_arguments as hf
-from oomguard.adapters.invocation import with_config
+from oomguard.adapters.invocation import Form, Invocation, with_config
 from oomguard.adapters.litgpt_memory import recipe_of
 from oomguard.configfile.document import Document, Source
 from oomguard.configfile.flags import Flags, Style, is_flag
 from oomguard.configfile.layered import Settings
 from oomguard.errors import ConfigError, Where
 from oomguard.job.checkpoint import Continuation, Layout, Mode
-from oomguard.job.command import Command
 from oomguard.job.memory_settings import MemorySettings
 from oomguard.job.plan import Overlong, Plan, Precision, Quantization, Tuning
 from oomguard.job.training_job import Device, Job, World
@@ -105,8 +104,6 @@ _KNOBS = {
 }
 _MIXED = frozenset({Precision.BF16_MIXED, Precision.FP16_MIXED})
 _TUNINGS = {"finetune": Tuning.LORA, "finetune_lora": Tuning.LORA, "finetune_full": Tuning.FULL}
-#: Fields that no key holds by itself: two keys and the world, or the environment.
-_ELSEWHERE = ("accumulation", "allocator")
 
 
 def _quantized(plan: Plan) -> bool:
@@ -159,60 +156,13 @@ _REFUSALS = (
 )
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Invocation:
-    """A command line taken apart: `early` ends with the config; what follows it beats it."""
-
-    head: tuple[str, ...]
-    command: str
-    early: Flags
-    late: Flags
-
-    def argv(self, settings: Settings, config: str | None) -> tuple[str, ...]:
-        early = settings.early.set("config", config) if config else settings.early
-        return (*self.head, *early.words, *settings.late.words)
-
-
-def _split(argv: tuple[str, ...]) -> _Invocation | None:
-    launch = launchers.parse(argv)
-    if argv and posixpath.basename(argv[0]) == "litgpt":
-        head = argv[:1]
-    elif launch and launch.is_module and launch.program in ("litgpt", "litgpt.__main__"):
-        head = launch.head
-    else:
-        return None
-    words = argv[len(head) :]
-    if not words or words[0] not in _OUTPUT:
-        return None
-    ends = [at for at in range(1, len(words) + 1) if _names_config(words[:at])]
-    end = ends[-1] if ends else 1
-    return _Invocation(
-        head=(*head, words[0]),
-        command=words[0],
-        early=Flags(words=words[1:end], style=Style.JSONARGPARSE),
-        late=Flags(words=words[end:], style=Style.JSONARGPARSE),
-    )
-
-
 def _names_config(words: tuple[str, ...]) -> bool:
     return words[-1].startswith("--config=") or words[-2:-1] == ("--config",)
 
 
-def _invocation(argv: tuple[str, ...]) -> _Invocation:
-    found = _split(argv)
-    if found is None:
-        raise ConfigError(
-            "is no fine-tuning command of LitGPT",
-            where=Where(key=" ".join(argv[:2])),
-            next_step="Write litgpt finetune_lora CHECKPOINT --config x.yaml.",
-        )
-    return found
-
-
-def _settings(argv: tuple[str, ...], source: Source | None) -> Settings:
-    invocation = _invocation(argv)
-    file = source.document if source else None
-    return Settings(late=invocation.late, file=file, early=invocation.early)
+def _command(invocation: Invocation) -> str:
+    """Return the subcommand: finetune_lora, finetune_full, ..."""
+    return invocation.head[-1]
 
 
 def _checkpoint(settings: Settings) -> str | None:
@@ -244,13 +194,6 @@ def _block_size(path: str | None, files: Mapping[str, str]) -> int | None:
     return fields.maybe_number("block_size").of(Settings(file=document))
 
 
-def _world(settings: Settings, gpus: int) -> World:
-    value = settings.get("devices")
-    if value in ("auto", -1):
-        return World(nodes=_NODES.of(settings), per_node=max(1, gpus))
-    return World(nodes=_NODES.of(settings), per_node=fields.number("devices", 1).of(settings))
-
-
 def _accumulation(settings: Settings, world: World) -> int:
     """Return the micro-batches of one step on one rank; LitGPT drops what does not divide."""
     accumulation = _GLOBAL.of(settings) // world.size // _MICRO.of(settings)
@@ -264,7 +207,7 @@ def _accumulation(settings: Settings, world: World) -> int:
     return accumulation
 
 
-class LitGPT(Adapter):
+class LitGPT(ConfigAdapter):
     """LitGPT."""
 
     name = "litgpt"
@@ -273,10 +216,38 @@ class LitGPT(Adapter):
         own=frozenset({"checkpoint_dir", "train.micro_batch_size", "train.global_batch_size"})
     )
     python_packages = ("litgpt",)
+    refusals = _REFUSALS
+    environment = _ENVIRONMENT
+    elsewhere = ("accumulation", "allocator")  # two keys and the world hold the first
+    output = _OUT
+    usage = "Write litgpt finetune_lora CHECKPOINT --config x.yaml."
 
-    def recognizes_command(self, argv: tuple[str, ...]) -> Claim:
-        """Claim `litgpt finetune...` and `python -m litgpt finetune...`."""
-        return Claim.OWN if _split(argv) else Claim.NO
+    def split(self, argv: tuple[str, ...], source: Source | None) -> Invocation | None:
+        """Take a command line apart: the config beats what is before it, flags after it beat it."""
+        launch = launchers.parse(argv)
+        if argv and posixpath.basename(argv[0]) == "litgpt":
+            head = argv[:1]
+        elif launch and launch.is_module and launch.program in ("litgpt", "litgpt.__main__"):
+            head = launch.head
+        else:
+            return None
+        words = argv[len(head) :]
+        if not words or words[0] not in _OUTPUT:
+            return None
+        ends = [at for at in range(1, len(words) + 1) if _names_config(words[:at])]
+        end = ends[-1] if ends else 1
+        early = Flags(words=words[1:end], style=Style.JSONARGPARSE)
+        name = early.get("config")
+        return Invocation(
+            head=(*head, words[0]),
+            settings=Settings(
+                late=Flags(words=words[end:], style=Style.JSONARGPARSE),
+                file=source.document if source else None,
+                early=early,
+            ),
+            form=Form.OPTION,
+            config=str(name) if name else None,
+        )
 
     def command_for(
         self, source: Source, document: Mapping[str, object], command: tuple[str, ...]
@@ -291,44 +262,44 @@ class LitGPT(Adapter):
             )
         return with_config(command or ("litgpt", "finetune_lora"), "--config", source.path)
 
-    def config_path(self, argv: tuple[str, ...]) -> str | None:
-        """Return the file after the last `--config`."""
-        invocation = _split(argv)
-        path = invocation.early.get("config") if invocation else None
-        return str(path) if path else None
-
     def referenced_files(self, request: JobRequest) -> tuple[str, ...]:
-        """Return the model's config, which knows the longest sequence."""
-        path = _model_config(_settings(request.argv, request.source), request.cwd)
+        """Return the model's config, which holds the longest sequence."""
+        settings = self.invocation(request.argv, request.source).settings
+        path = _model_config(settings, request.cwd)
         return (path,) if path else ()
 
     def read(self, request: JobRequest) -> Job:
-        """Read the job; the global batch is what remains after LitGPT's floor division."""
-        settings = _settings(request.argv, request.source)
-        command = _invocation(request.argv).command
-        world = _world(settings, request.gpus)
-        fields = _KNOBS[command].read(settings)
+        """Read the job; each command has its own output folder."""
+        job = super().read(request)
+        folder = _OUTPUT[_command(self.of_job(job))]
+        return replace(job, output_dir=job.output_dir or posixpath.join(job.cwd, folder))
+
+    def bindings_of(self, invocation: Invocation) -> Bindings:
+        """Return the bindings of the subcommand."""
+        return _KNOBS[_command(invocation)]
+
+    def fields(
+        self, invocation: Invocation, request: JobRequest, world: World
+    ) -> dict[str, object]:
+        """Return the requested plan; its global batch is what LitGPT's floor division leaves."""
+        fields = super().fields(invocation, request, world)
+        settings = invocation.settings
         if fields["sequence_length"] is None:
             model = _model_config(settings, request.cwd)
             fields["sequence_length"] = _block_size(model, request.files)
-        return Job(
-            framework=self.name,
-            argv=request.argv,
-            cwd=request.cwd,
-            config=request.source,
-            asked=Plan(
-                **fields,  # type: ignore[arg-type]  # each knob reads its field's type
-                accumulation=_accumulation(settings, world),
-                tuning=_TUNINGS.get(command, Tuning.OTHER),
-                allocator=allocator_env.allocator_of(request.env) if request.gpus else None,
-            ),
-            world=world,
-            device=Device.CUDA if request.gpus else Device.CPU,
-            env=common.launch_env(request.env, _ENVIRONMENT),
-            python=request.python,
-            packages=request.packages,
-            output_dir=posixpath.join(request.cwd, _OUT.of(settings) or _OUTPUT[command]),
-        )
+        return {
+            **fields,
+            "accumulation": _accumulation(settings, world),
+            "tuning": _TUNINGS.get(_command(invocation), Tuning.OTHER),
+        }
+
+    def world(self, invocation: Invocation, request: JobRequest, device: Device) -> World:
+        """Return how many ranks the job has."""
+        settings = invocation.settings
+        value = settings.get("devices")
+        if value in ("auto", -1):
+            return World(nodes=_NODES.of(settings), per_node=max(1, request.gpus))
+        return World(nodes=_NODES.of(settings), per_node=fields.number("devices", 1).of(settings))
 
     def normalize(self, job: Job, plan: Plan) -> Plan:
         """Set bf16 weights for a newly quantized base: LitGPT refuses mixed precision with it."""
@@ -339,13 +310,13 @@ class LitGPT(Adapter):
 
     def checkpoint_layout(self, job: Job) -> Layout | None:
         """Return the checkpoints of finetune_full; the others hold weights alone."""
-        if _invocation(job.argv).command != "finetune_full" or job.output_dir is None:
+        if _command(self.of_job(job)) != "finetune_full" or job.output_dir is None:
             return None
         return Layout(folder=job.output_dir, name=r"step-(?P<step>\d+)", needs=("lit_model.pth",))
 
     def resume_mode(self, job: Job, before: Plan, after: Plan) -> tuple[Mode, str]:
         """Return what survives: LitGPT counts micro-batches, another size would repeat samples."""
-        if _invocation(job.argv).command != "finetune_full":
+        if _command(self.of_job(job)) != "finetune_full":
             return Mode.RESTART, "LitGPT saves only weights here and has no way to go on"
         if before.micro_batch != after.micro_batch:
             return Mode.RESTART, "LitGPT would train on samples twice after another micro batch"
@@ -353,48 +324,28 @@ class LitGPT(Adapter):
             return Mode.RESTART, "the optimizer changes"
         return Mode.FULL, ""
 
-    def write(
-        self, job: Job, plan: Plan, folder: str, begins: Continuation | None = None
-    ) -> Command:
-        """Return the user's command with a copy of the config, edited where the plan differs."""
-        invocation = _invocation(job.argv)
-        settings = _settings(job.argv, job.config)
-        settings = _KNOBS[invocation.command].apply(settings, job, plan)
+    def edit(self, invocation: Invocation, job: Job, plan: Plan) -> Settings:
+        """Write the plan's fields; the accumulation follows from the global batch."""
+        settings = super().edit(invocation, job, plan)
         if _GLOBAL.of(settings) // job.world.size // plan.micro_batch != plan.accumulation:
             settings = settings.set(_GLOBAL.name, plan.rank_batch * job.world.size)
-        if begins is not None and begins.checkpoint is not None:
-            path = posixpath.join(begins.checkpoint.path, "lit_model.pth")
-            settings = settings.set("resume", path)
-        copy = common.config_copy(settings, folder)
-        config = copy[0].path if copy else None
-        return Command(
-            argv=invocation.argv(settings, config),
-            cwd=job.cwd,
-            env=common.attempt_env(job, plan),
-            files=copy,
-            config=config,
-        )
+        return settings
 
-    def as_trial(self, job: Job, folder: str) -> Job:
-        """Return the job as one to try; a limit on its steps would not go with its warm-up."""
-        settings = _settings(job.argv, job.config).set(_OUT.name, folder).set("logger_name", "csv")
-        edits: dict[str, object] = {"eval.initial_validation": False, "resume": False}
-        settings = trial.stated(settings, edits)
-        invocation = _invocation(job.argv)
-        return trial.with_settings(job, settings, invocation.argv(settings, None), folder)
+    def resumed(self, settings: Settings, job: Job, begins: Continuation | None) -> Settings:
+        """Return the settings with the checkpoint to resume from."""
+        if begins is None or begins.checkpoint is None:
+            return settings
+        return settings.set("resume", posixpath.join(begins.checkpoint.path, "lit_model.pth"))
+
+    def quiet(self, settings: Settings, folder: str) -> Settings:
+        """Return the settings of a trial; a limit on its steps would not go with its warm-up."""
+        settings = super().quiet(settings, folder).set("logger_name", "csv")
+        return trial.stated(settings, {"eval.initial_validation": False, "resume": False})
 
     def memory_settings(self, job: Job) -> MemorySettings:
         """Read what the settings say of memory beyond the plan."""
-        settings = _settings(job.argv, job.config)
+        settings = self.of_job(job).settings
         return recipe_of(settings, job, _checkpoint(settings))
-
-    def refusal(self, job: Job, plan: Plan) -> str | None:
-        """Say LitGPT's own message for a plan that it refuses."""
-        settings = _settings(job.argv, job.config)
-        table = _KNOBS[_invocation(job.argv).command]
-        return common.first_refusal(_REFUSALS, settings, job, plan) or table.unwritable(
-            settings, job, plan, elsewhere=_ELSEWHERE
-        )
 
     def required_packages(self, job: Job, plan: Plan) -> frozenset[str]:
         """Name bitsandbytes where the plan brings it in."""

@@ -7,15 +7,17 @@ from __future__ import annotations
 
 import posixpath
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
-from oomguard.adapters import allocator_env, common, launchers, trial
-from oomguard.adapters.common import Refusal
-from oomguard.adapters.contract import Adapter, Claim, JobRequest, Marks
+from oomguard.adapters import allocator_env, launchers
+from oomguard.adapters.config_adapter import ConfigAdapter
+from oomguard.adapters.contract import JobRequest, Marks
 from oomguard.adapters.hf import resuming
 from oomguard.adapters.hf import training_arguments as hf
 from oomguard.adapters.hf.deepspeed import ZERO
-from oomguard.adapters.invocation import with_config
+from oomguard.adapters.hf.trainer_adapter import TrainerAdapter
+from oomguard.adapters.invocation import Invocation, file_first
+from oomguard.adapters.launchers import Launcher, LauncherCommand
 from oomguard.adapters.llamafactory_keys import (
     KNOBS,
     LORA_RANK,
@@ -24,15 +26,16 @@ from oomguard.adapters.llamafactory_keys import (
 )
 from oomguard.adapters.llamafactory_memory import recipe_of
 from oomguard.configfile.document import Source
-from oomguard.configfile.flags import Flags, Style
+from oomguard.configfile.flags import Style
 from oomguard.configfile.layered import Settings
 from oomguard.errors import ConfigError, Where
-from oomguard.job.checkpoint import Continuation, Layout, Mode
-from oomguard.job.command import Command
+from oomguard.job.checkpoint import Continuation
+from oomguard.job.command import File
 from oomguard.job.memory_settings import MemorySettings
-from oomguard.job.plan import Allocator, EmbeddingRows, Offload, Plan, Sharding, Tuning
+from oomguard.job.plan import Allocator, Plan, Sharding
 from oomguard.job.training_job import Device, Job, World
 
+_SUFFIXES = (".yaml", ".yml", ".json")
 _PROGRAMS = {"llamafactory-cli", "lmf"}
 _ENVIRONMENT = (
     *("FORCE_TORCHRUN", "NNODES", "NODE_RANK", "NPROC_PER_NODE", "MASTER_ADDR", "MASTER_PORT"),
@@ -41,77 +44,29 @@ _ENVIRONMENT = (
 )
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Invocation:
-    """A command line taken apart; `launch` is None where LLaMA-Factory's own CLI launches."""
-
-    head: tuple[str, ...]
-    config: str | None
-    words: tuple[str, ...]
-    launch: launchers.LauncherCommand | None
-
-    @property
-    def can_distribute(self) -> bool:
-        return self.launch is None or self.launch.launcher is not launchers.Launcher.PYTHON
-
-    def argv(self, config: str | None, words: tuple[str, ...]) -> tuple[str, ...]:
-        return (*self.head, *((config,) if config else ()), *words)
-
-
-def _split(argv: tuple[str, ...]) -> _Invocation | None:
+def _started(argv: tuple[str, ...]) -> tuple[tuple[str, ...], LauncherCommand | None] | None:
+    """Return the head of a training command, and its launcher unless LLaMA-Factory launches."""
     launch = launchers.parse(argv)
     if argv and posixpath.basename(argv[0]) in _PROGRAMS:
-        head, words, launch = argv[:1], argv[1:], None
+        head = argv[:1]
     elif launch is None:
         return None
     elif launch.is_module and launch.program in ("llamafactory.cli", "llamafactory"):
-        head, words, launch = launch.head, launch.words, None
+        head = launch.head
     elif launch.program.endswith(("src/train.py", "llamafactory/launcher.py")) or (
         launch.is_module and launch.program == "llamafactory.launcher"
     ):
-        found = _with_config(launch.head, launch.words, launch)
         # Flags alone do not tell its src/train.py from anybody else's.
-        return found if found and (found.config or "llamafactory" in launch.program) else None
+        has_config = bool(launch.words) and launch.words[0].endswith(_SUFFIXES)
+        own = has_config or "llamafactory" in launch.program
+        return (launch.head, launch) if own else None
     else:
         return None
-    return _with_config((*head, "train"), words[1:], None) if words[:1] == ("train",) else None
+    return ((*head, "train"), None) if argv[len(head) : len(head) + 1] == ("train",) else None
 
 
-def _with_config(
-    head: tuple[str, ...], words: tuple[str, ...], launch: launchers.LauncherCommand | None
-) -> _Invocation | None:
-    first = words[0] if words else ""
-    if first.endswith((".yaml", ".yml", ".json")):
-        return _Invocation(head=head, config=first, words=words[1:], launch=launch)
-    if first and not first.startswith("--"):
-        return None
-    return _Invocation(head=head, config=None, words=words, launch=launch)
-
-
-def _invocation(argv: tuple[str, ...]) -> _Invocation:
-    found = _split(argv)
-    if found is None:
-        raise ConfigError(
-            "is no training command of LLaMA-Factory",
-            where=Where(key=" ".join(argv[:2])),
-            next_step="Write llamafactory-cli train x.yaml.",
-        )
-    return found
-
-
-def _settings(argv: tuple[str, ...], source: Source | None) -> Settings:
-    invocation = _invocation(argv)
-    if source is None:
-        return Settings(late=Flags(words=invocation.words))
-    if source.path.endswith(".json"):
-        raise ConfigError(
-            "LLaMA-Factory 0.9.5 fails on every JSON config ('PosixPath' object has no attribute "
-            "'read')",
-            where=Where(file=source.path),
-            next_step="Save it as .yaml: JSON is YAML, the text can stay.",
-        )
-    words = Flags(words=invocation.words, style=Style.OMEGACONF)
-    return Settings(late=words, file=source.document)
+def _can_distribute(invocation: Invocation) -> bool:
+    return invocation.launch is None or invocation.launch.launcher is not Launcher.PYTHON
 
 
 def _enabled(env: Mapping[str, str], name: str, default: str = "0") -> bool:
@@ -121,28 +76,6 @@ def _enabled(env: Mapping[str, str], name: str, default: str = "0") -> bool:
 def _starts_torchrun(env: Mapping[str, str], gpus: int) -> bool:
     forced = _enabled(env, "FORCE_TORCHRUN") or _enabled(env, "USE_MCA")
     return forced or (gpus > 1 and not _enabled(env, "USE_RAY") and not _enabled(env, "USE_KT"))
-
-
-def _world(request: JobRequest, invocation: _Invocation) -> World:
-    if invocation.launch is not None:
-        return common.launched_world(invocation.launch, request)
-    if not _starts_torchrun(request.env, request.gpus):
-        return World()
-    return World(
-        nodes=_count(request.env, "NNODES", 1),
-        per_node=_count(request.env, "NPROC_PER_NODE", max(1, request.gpus)),
-    )
-
-
-def _sharding(
-    settings: Settings, invocation: _Invocation, request: JobRequest
-) -> tuple[Sharding | None, frozenset[Offload] | None]:
-    launch = invocation.launch
-    if launch is None or launch.launcher is not launchers.Launcher.ACCELERATE:
-        return hf.sharding(settings, request.cwd, request.files)
-    if hf.DEEPSPEED.of(settings):
-        return hf.sharding(settings, request.cwd, request.files)
-    return common.launch_sharding(launch, request, common.launch_text(launch, request))
 
 
 def _count(env: Mapping[str, str], name: str, default: int) -> int:
@@ -162,38 +95,12 @@ def _allocator(env: Mapping[str, str], *, torchrun: bool) -> Allocator:
     return allocator_env.allocator_of(env)
 
 
-def _trained_embeddings(settings: Settings, job: Job) -> tuple[str, ...]:
-    """Return the matrices over the vocabulary that are trained in full beside the adapter."""
-    lora = recipe_of(settings, job).lora
-    return lora.trained_embeddings if lora else ()
-
-
-def _elsewhere(job: Job) -> tuple[str, ...]:
-    # The rows follow from the vocabulary; the rank comes with LoRA.
-    brought = () if job.asked.tuning is Tuning.LORA else ("lora_rank",)
-    return (*hf.ELSEWHERE, "embedding_rows", *brought)
-
-
-_NO_TORCHRUN = Refusal(
-    message="Please use `FORCE_TORCHRUN=1` to launch DeepSpeed training.",
-    when=lambda _, job, plan: (
-        plan.sharding in ZERO
-        and not hf.zero_as_asked(job, plan)
-        and not _invocation(job.argv).can_distribute
-    ),
+_ACCELERATES_OWN = (
+    "accelerate's config decides over the sharding, and LLaMA-Factory's own would fight it"
 )
-_ACCELERATES_OWN = Refusal(
-    message="accelerate's config decides over the sharding, and LLaMA-Factory's own would fight it",
-    when=lambda s, job, plan: (
-        job.asked.sharding is not Sharding.NONE
-        and not hf.DEEPSPEED.of(s)
-        and not hf.zero_as_asked(job, plan)
-    ),
-)
-_LAUNCHED = (_NO_TORCHRUN, _ACCELERATES_OWN)
 
 
-class LlamaFactory(Adapter):
+class LlamaFactory(TrainerAdapter):
     """LLaMA-Factory."""
 
     name = "llamafactory"
@@ -204,138 +111,102 @@ class LlamaFactory(Adapter):
         without=frozenset({"model", "base_model", "train"}),
     )
     python_packages = ("llamafactory",)
+    bindings = KNOBS
+    refusals = REFUSALS
+    environment = _ENVIRONMENT
+    rank = LORA_RANK
+    starts = ("llamafactory-cli", "train")
+    usage = "Write llamafactory-cli train x.yaml."
 
-    def recognizes_command(self, argv: tuple[str, ...]) -> Claim:
-        """Claim `llamafactory-cli train`, `lmf train`, and their Python spellings."""
-        return Claim.OWN if _split(argv) else Claim.NO
+    def split(self, argv: tuple[str, ...], source: Source | None) -> Invocation | None:
+        """Take a command line apart.
 
-    def command_for(
-        self,
-        source: Source,
-        document: Mapping[str, object],
-        command: tuple[str, ...],
-    ) -> tuple[str, ...]:
-        """Return `llamafactory-cli train FILE`."""
-        return with_config(command or ("llamafactory-cli", "train"), source.path)
+        Raises:
+            ConfigError: for a JSON config, which LLaMA-Factory cannot read.
+        """
+        started = _started(argv)
+        if started is None:
+            return None
+        head, launch = started
+        words = argv[len(head) :]
+        if words and not words[0].startswith("--") and not words[0].endswith(_SUFFIXES):
+            return None
+        if source is not None and source.path.endswith(".json"):
+            raise ConfigError(
+                "LLaMA-Factory 0.9.5 fails on every JSON config ('PosixPath' object has no "
+                "attribute 'read')",
+                where=Where(file=source.path),
+                next_step="Save it as .yaml: JSON is YAML, the text can stay.",
+            )
+        style = Style.OMEGACONF if source else Style.ARGPARSE
+        return file_first(head, words, source, style=style, launch=launch)
 
-    def config_path(self, argv: tuple[str, ...]) -> str | None:
-        """Return the first word after `train`, if it is a file."""
-        invocation = _split(argv)
-        return invocation.config if invocation else None
-
-    def referenced_files(self, request: JobRequest) -> tuple[str, ...]:
-        """Return the DeepSpeed file, and accelerate's."""
-        launch = _invocation(request.argv).launch
-        files = (
-            hf.deepspeed_path(_settings(request.argv, request.source), request.cwd),
-            common.launch_config(launch, request),
-            common.launch_zero(launch, request, common.launch_text(launch, request)),
-        )
-        return tuple(path for path in files if path)
+    def invocation(self, argv: tuple[str, ...], source: Source | None) -> Invocation:
+        """Return the command line taken apart; no other script reads its keys."""
+        return ConfigAdapter.invocation(self, argv, source)
 
     def read(self, request: JobRequest) -> Job:
         """Read the job."""
-        settings = _settings(request.argv, request.source)
-        device = hf.device(settings, request.gpus)
-        invocation = _invocation(request.argv)
-        sharding, offload = _sharding(settings, invocation, request)
+        job = super().read(request)
+        return replace(job, multimodal=is_multimodal(self.of_job(job).settings))
+
+    def fields(
+        self, invocation: Invocation, request: JobRequest, world: World
+    ) -> dict[str, object]:
+        """Return the fields of the requested plan; its own torchrun sets the allocator."""
+        fields = super().fields(invocation, request, world)
+        if self.device(invocation.settings, request.gpus) is Device.CPU:
+            return fields
         torchrun = invocation.launch is None and _starts_torchrun(request.env, request.gpus)
-        fields = KNOBS.read(settings)
-        path = hf.deepspeed_path(settings, request.cwd)
-        own = hf.zero_optimizer(settings, request.files.get(path) if path else None)
-        fields["optimizer"] = own or fields["optimizer"]
-        plan = Plan(
-            **fields,  # type: ignore[arg-type]  # each knob reads its field's type
-            sharding=sharding,
-            offload=offload,
-            allocator=None if device is Device.CPU else _allocator(request.env, torchrun=torchrun),
-        )
-        job = Job(
-            framework=self.name,
-            argv=request.argv,
-            cwd=request.cwd,
-            config=request.source,
-            asked=plan,
-            world=_world(request, invocation),
-            device=device,
-            env=common.launch_env(request.env, _ENVIRONMENT),
-            python=request.python,
-            packages=request.packages,
-            multimodal=is_multimodal(settings),
-            output_dir=posixpath.join(request.cwd, hf.OUTPUT_DIR.of(settings)),
-            files=dict(request.files),
-        )
-        names = _trained_embeddings(settings, job)
-        rows = EmbeddingRows.ALL if names else None
-        return replace(job, asked=replace(plan, embedding_rows=rows), trained_embeddings=names)
+        return {**fields, "allocator": _allocator(request.env, torchrun=torchrun)}
 
-    def normalize(self, job: Job, plan: Plan) -> Plan:
-        """Add what LLaMA-Factory sets for a job that becomes LoRA."""
-        if plan.tuning is not Tuning.LORA or job.asked.tuning is Tuning.LORA:
-            return plan
-        settings = _settings(job.argv, job.config)
-        changed = replace(job, asked=plan)
-        rows = EmbeddingRows.ALL if _trained_embeddings(settings, changed) else None
-        return replace(plan, lora_rank=LORA_RANK.of(settings), embedding_rows=rows)
-
-    def checkpoint_layout(self, job: Job) -> Layout | None:
-        """Return the Trainer's checkpoints."""
-        return resuming.layout(job, _settings(job.argv, job.config))
-
-    def resume_mode(self, job: Job, before: Plan, after: Plan) -> tuple[Mode, str]:
-        """Return what survives; a packed data set depends on the sequence length."""
-        settings = _settings(job.argv, job.config)
-        packs = bool(settings.get("packing")) or settings.get("stage") == "pt"
-        return resuming.resume_mode(settings, before, after, packs=packs)
-
-    def write(
-        self, job: Job, plan: Plan, folder: str, begins: Continuation | None = None
-    ) -> Command:
-        """Return the user's command with a copy of the config, edited where the plan differs."""
-        invocation = _invocation(job.argv)
-        settings = KNOBS.apply(_settings(job.argv, job.config), job, plan)
-        settings = resuming.restarted(resuming.resumed(settings, begins), begins)
-        settings = resuming.saving(settings, job)
-        settings, files = hf.with_zero_file(settings, job, plan, folder)
-        copy = common.config_copy(settings, folder)
-        config = copy[0].path if copy else None
-        return Command(
-            argv=invocation.argv(config, settings.late.words),
-            cwd=job.cwd,
-            env=self._env(job, plan),
-            files=(*files, *copy),
-            config=config,
+    def world(self, invocation: Invocation, request: JobRequest, device: Device) -> World:
+        """Return how many ranks the job has: its own torchrun starts one for each GPU."""
+        if invocation.launch is not None:
+            return invocation.launch.world(
+                request.gpus, self.accelerate_config(invocation, request)
+            )
+        if not _starts_torchrun(request.env, request.gpus):
+            return World()
+        return World(
+            nodes=_count(request.env, "NNODES", 1),
+            per_node=_count(request.env, "NPROC_PER_NODE", max(1, request.gpus)),
         )
 
-    def as_trial(self, job: Job, folder: str) -> Job:
-        """Return the job as one to try."""
-        invocation = _invocation(job.argv)
-        settings = trial.trainer(_settings(job.argv, job.config), folder)
-        argv = invocation.argv(invocation.config, settings.late.words)
-        return trial.with_settings(job, settings, argv, folder)
+    def packs(self, settings: Settings) -> bool:
+        """Return whether samples are packed."""
+        return super().packs(settings) or settings.get("stage") == "pt"
 
-    def memory_settings(self, job: Job) -> MemorySettings:
-        """Read what the settings say of memory beyond the plan."""
-        return recipe_of(_settings(job.argv, job.config), job)
+    def resumed(self, settings: Settings, job: Job, begins: Continuation | None) -> Settings:
+        """Return the settings with the checkpoint to resume from."""
+        return resuming.restarted(super().resumed(settings, job, begins), begins)
 
-    def refusal(self, job: Job, plan: Plan) -> str | None:
-        """Say LLaMA-Factory's own message for a plan that it refuses."""
-        settings = _settings(job.argv, job.config)
-        return (
-            KNOBS.unwritable(settings, job, plan, elsewhere=_elsewhere(job))
-            or hf.refuses_sharding(job, plan)
-            or common.first_refusal((*REFUSALS, *_LAUNCHED), settings, job, plan)
-        )
+    def shard(
+        self, invocation: Invocation, job: Job, plan: Plan, folder: str
+    ) -> tuple[Invocation, tuple[File, ...]]:
+        """Write a DeepSpeed file and name it in the settings."""
+        settings, files = hf.with_zero_file(invocation.settings, job, plan, folder)
+        return replace(invocation, settings=settings), files
 
-    def required_packages(self, job: Job, plan: Plan) -> frozenset[str]:
-        """Name deepspeed, bitsandbytes and liger_kernel where the plan brings them in."""
-        return hf.packages(plan) - hf.packages(job.asked)
+    def refuses_sharding(self, invocation: Invocation, job: Job, plan: Plan) -> str | None:
+        """Return why the plan's sharding or offload cannot be written, None if it can."""
+        if hf.zero_as_asked(job, plan):
+            return None
+        if plan.sharding in ZERO and not _can_distribute(invocation):
+            return "Please use `FORCE_TORCHRUN=1` to launch DeepSpeed training."
+        own = job.asked.sharding is Sharding.NONE or hf.DEEPSPEED.of(invocation.settings)
+        return hf.refuses_sharding(job, plan) or (None if own else _ACCELERATES_OWN)
 
-    def _env(self, job: Job, plan: Plan) -> dict[str, str]:
+    def unbound(self, job: Job, plan: Plan) -> tuple[str, ...]:
+        """Return the fields that no key has to hold; the rows follow from the vocabulary."""
+        return (*super().unbound(job, plan), "embedding_rows")
+
+    def env(self, job: Job, plan: Plan, begins: Continuation | None) -> dict[str, str]:
+        """Return the environment of an attempt."""
         env = dict(job.env)
         if plan.allocator is job.asked.allocator and hf.zero_as_asked(job, plan):
             return env
-        is_cli = _invocation(job.argv).launch is None
+        is_cli = self.of_job(job).launch is None
         asked_torchrun = job.world.size > 1 or _enabled(env, "FORCE_TORCHRUN")
         if (
             is_cli
@@ -352,3 +223,7 @@ class LlamaFactory(Adapter):
         if torchrun:
             env["OPTIM_TORCH"] = "0"
         return allocator_env.with_allocator(env, plan.allocator)
+
+    def memory_settings(self, job: Job) -> MemorySettings:
+        """Read what the settings say of memory beyond the plan."""
+        return recipe_of(self.of_job(job).settings, job)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 
 from oomguard.adapters import fields
-from oomguard.adapters.common import Refusal
+from oomguard.adapters.config_adapter import Refusal
 from oomguard.adapters.fields import Binding, Bindings, Edits, as_object, choice, direct, flag
 from oomguard.adapters.hf import training_arguments as hf
 from oomguard.adapters.hf.deepspeed import ZERO
@@ -305,13 +305,13 @@ REFUSALS = (
     Refusal(
         message="`image_max_pixels` cannot be smaller than `image_min_pixels`.",
         when=lambda s, _, plan: (
-            plan.image_pixels is not None and plan.image_pixels < _LEAST_PIXELS.of(s)
+            _sees(s) and plan.image_pixels is not None and plan.image_pixels < _LEAST_PIXELS.of(s)
         ),
     ),
     Refusal(
         message="`video_max_pixels` cannot be smaller than `video_min_pixels`.",
         when=lambda s, _, plan: (
-            plan.video_pixels is not None and plan.video_pixels < _LEAST_VIDEO.of(s)
+            _sees(s) and plan.video_pixels is not None and plan.video_pixels < _LEAST_VIDEO.of(s)
         ),
     ),
     Refusal(

@@ -10,25 +10,25 @@ import posixpath
 from dataclasses import replace
 
 from oomguard.adapters import fields, launchers
-from oomguard.adapters.common import Refusal
+from oomguard.adapters.config_adapter import Refusal
 from oomguard.adapters.contract import JobRequest, Marks
 from oomguard.adapters.fields import Binding, Bindings, Edits, Key, as_object, choice, flag, number
 from oomguard.adapters.hf import training_arguments as hf
 from oomguard.adapters.hf.deepspeed import ZERO
-from oomguard.adapters.hf.hf_program import HFProgram
-from oomguard.adapters.hf.hf_trainer import (
+from oomguard.adapters.hf.trainer_adapter import (
     ENVIRONMENT,
     NO_ROWS,
     QUANTIZED_ALONE,
     ZERO3_WITH_BATCH_SEARCH,
+    TrainerAdapter,
 )
-from oomguard.adapters.invocation import FileFirst, Invocation, split
+from oomguard.adapters.invocation import Invocation, file_first
 from oomguard.adapters.launchers import Launcher, LauncherCommand
 from oomguard.adapters.llamafactory_keys import MULTIMODAL_MODEL
 from oomguard.configfile.document import Source
 from oomguard.configfile.layered import Settings
 from oomguard.job.checkpoint import Continuation, Layout, Mode
-from oomguard.job.command import Command, File
+from oomguard.job.command import File
 from oomguard.job.plan import (
     DeviceMap,
     Offload,
@@ -221,7 +221,7 @@ _SPLIT = Refusal(
 )
 
 
-class MsSwift(HFProgram):
+class MsSwift(TrainerAdapter):
     """ms-swift."""
 
     name = "ms_swift"
@@ -233,34 +233,28 @@ class MsSwift(HFProgram):
         without=frozenset({"base_model", "model._component_"}),
     )
     python_packages = ("swift",)
-    launch_of = staticmethod(_launch)
     starts = ("swift", "sft")
-    knobs = KNOBS
+    bindings = KNOBS
     refusals = (QUANTIZED_ALONE, _SPLIT, NO_ROWS, ZERO3_WITH_BATCH_SEARCH, hf.NO_METRIC)
     environment = (*ENVIRONMENT, *_LAUNCHED_BY)
     output = _OUTPUT
     rank = _RANK
 
-    def config_path(self, argv: tuple[str, ...]) -> str | None:
-        """Return the first word after `sft`, if it is a file."""
-        launch = _launch(argv)
-        return FileFirst(launch=launch, words=launch.words, source=None).config if launch else None
-
-    def split(self, argv: tuple[str, ...], source: Source | None) -> Invocation:
+    def split(self, argv: tuple[str, ...], source: Source | None) -> Invocation | None:
         """Take a command line apart."""
         launch = _launch(argv)
         if launch is None:
-            return split(argv, source)
-        return FileFirst(launch=launch, words=launch.words, source=source)
+            return None
+        return file_first(launch.head, launch.words, source, launch=launch)
 
     def referenced_files(self, request: JobRequest) -> tuple[str, ...]:
         """Return the DeepSpeed file, unless it is one of ms-swift's own."""
-        settings = self.split(request.argv, request.source).settings
+        settings = self.invocation(request.argv, request.source).settings
         return () if settings.get("deepspeed") in _ZERO_NAMES else super().referenced_files(request)
 
     def read(self, request: JobRequest) -> Job:
         """Read the job; without a number, ms-swift accumulates to 16 samples."""
-        settings = self.split(request.argv, request.source).settings
+        settings = self.invocation(request.argv, request.source).settings
         world = self._world(request)
         micro = number("per_device_train_batch_size", 1).of(settings)
         steps = _STEPS.of(settings) or max(1, -(-_BATCH // (micro * world.size)))
@@ -270,7 +264,7 @@ class MsSwift(HFProgram):
 
     def world(self, invocation: Invocation, request: JobRequest, device: Device) -> World:
         """Return how many ranks torchrun starts; without its variables there is one."""
-        if _is_cli(invocation.launch):
+        if invocation.launch and _is_cli(invocation.launch):
             return self._world(request)
         return super().world(invocation, request, device)
 
@@ -282,41 +276,40 @@ class MsSwift(HFProgram):
         known = _ZERO_NAMES.get(name) if isinstance(name, str) else None
         return known or super().sharding(invocation, request)
 
-    def edit(self, settings: Settings, job: Job, plan: Plan) -> Settings:
-        """Write the fields that keys hold; a batch always with its accumulation."""
-        settings = super().edit(settings, job, plan)
+    def edit(self, invocation: Invocation, job: Job, plan: Plan) -> Settings:
+        """Write the plan's fields; a new batch always comes with its accumulation."""
+        settings = super().edit(invocation, job, plan)
         is_new = plan.micro_batch != job.asked.micro_batch
         if is_new and _STEPS.of(settings) != plan.accumulation:
             settings = settings.set(_STEPS.name, plan.accumulation)
         return settings
 
     def shard(
-        self, invocation: Invocation, settings: Settings, job: Job, plan: Plan, folder: str
-    ) -> tuple[tuple[str, ...], Settings, tuple[File, ...]]:
-        """Name one of ms-swift's own configs where one says it all, else write a file."""
-        head, name = invocation.launch.head, _zero_name(plan)
-        own = settings.get("deepspeed") in _ZERO_NAMES
-        if hf.zero_as_asked(job, plan) and (own or not settings.get("deepspeed")):
-            return head, settings, ()
-        if not hf.zero_as_asked(job, plan) and name and (own or not settings.get("deepspeed")):
-            return head, settings.set("deepspeed", name), ()
+        self, invocation: Invocation, job: Job, plan: Plan, folder: str
+    ) -> tuple[Invocation, tuple[File, ...]]:
+        """Use one of ms-swift's own DeepSpeed configs if it says it all, else write a file."""
+        settings = invocation.settings
+        stated, name = settings.get("deepspeed"), _zero_name(plan)
+        if not stated or stated in _ZERO_NAMES:
+            if hf.zero_as_asked(job, plan):
+                return invocation, ()
+            if name:
+                return replace(invocation, settings=settings.set("deepspeed", name)), ()
         settings, files = hf.with_zero_file(settings, job, plan, folder)
-        return head, settings, files
+        return replace(invocation, settings=settings), files
 
-    def write(
-        self, job: Job, plan: Plan, folder: str, begins: Continuation | None = None
-    ) -> Command:
-        """Return the user's command; DeepSpeed brings torchrun with it."""
-        command = super().write(job, plan, folder, begins)
+    def env(self, job: Job, plan: Plan, begins: Continuation | None) -> dict[str, str]:
+        """Return the environment of an attempt; DeepSpeed brings torchrun with it."""
+        env = super().env(job, plan, begins)
         gained = plan.sharding in ZERO and job.asked.sharding not in ZERO
-        if not gained or any(name in job.env for name in ("NPROC_PER_NODE", "NNODES")):
-            return command
-        return replace(command, env={**command.env, "NPROC_PER_NODE": str(job.world.size)})
+        if gained and not any(name in job.env for name in ("NPROC_PER_NODE", "NNODES")):
+            env["NPROC_PER_NODE"] = str(job.world.size)
+        return env
 
     def checkpoint_layout(self, job: Job) -> Layout | None:
         """Return the Trainer's checkpoints, where each run does not get a folder of its own."""
         versioned = flag("add_version", default=True)
-        settings = self.split(job.argv, job.config).settings
+        settings = self.of_job(job).settings
         return None if versioned.of(settings) else super().checkpoint_layout(job)
 
     def resume_mode(self, job: Job, before: Plan, after: Plan) -> tuple[Mode, str]:

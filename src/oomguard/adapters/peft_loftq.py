@@ -12,7 +12,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from oomguard.adapters import fields, launchers
-from oomguard.adapters.common import Refusal
+from oomguard.adapters.config_adapter import Refusal
 from oomguard.adapters.contract import Claim, Marks
 from oomguard.adapters.fields import Binding, Bindings, Edits, as_object, flag
 from oomguard.adapters.hf import hf_trainer
@@ -77,7 +77,7 @@ class PeftLoftq(HFTrainer):
     name = "peft_loftq"
     title = "PEFT script with LoftQ"
     marks = Marks()
-    knobs = KNOBS
+    bindings = KNOBS
     refusals = _REFUSALS
 
     def recognizes_command(self, argv: tuple[str, ...]) -> Claim:

@@ -9,16 +9,13 @@ import posixpath
 from dataclasses import replace
 
 from oomguard.adapters import fields, launchers, qwen_scripts
-from oomguard.adapters.common import Refusal
+from oomguard.adapters.config_adapter import Refusal
 from oomguard.adapters.contract import Claim, JobRequest, Marks
 from oomguard.adapters.fields import Binding, Bindings, flag
 from oomguard.adapters.hf import training_arguments as hf
 from oomguard.adapters.hf.hf_memory import qwen_recipe
-from oomguard.adapters.hf.hf_trainer import (
-    ENVIRONMENT,
-    ZERO3_WITH_BATCH_SEARCH,
-    HFTrainer,
-)
+from oomguard.adapters.hf.hf_trainer import HFTrainer
+from oomguard.adapters.hf.trainer_adapter import ENVIRONMENT, ZERO3_WITH_BATCH_SEARCH
 from oomguard.configfile.flags import Flags
 from oomguard.configfile.layered import Settings
 from oomguard.job.checkpoint import Layout, Mode
@@ -121,7 +118,7 @@ class Qwen(HFTrainer):
     name = "qwen"
     title = "QwenLM/Qwen finetune.py"
     marks = Marks()
-    knobs = KNOBS
+    bindings = KNOBS
     refusals = _REFUSALS
     environment = (*ENVIRONMENT, "NNODES", "CUDA_DEVICE_MAX_CONNECTIONS")
     rank = _RANK
@@ -158,7 +155,7 @@ class Qwen(HFTrainer):
 
     def memory_settings(self, job: Job) -> MemorySettings:
         """Read what the flags say of memory beyond the plan."""
-        return qwen_recipe(self.split(job.argv, job.config).settings, job)
+        return qwen_recipe(self.of_job(job).settings, job)
 
     def checkpoint_layout(self, job: Job) -> Layout | None:
         """Return the Trainer's checkpoints, which the reporter hands to finetune.py."""

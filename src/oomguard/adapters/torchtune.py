@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import posixpath
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
-from oomguard.adapters import allocator_env, common, fields, launchers, trial
-from oomguard.adapters.common import Refusal
-from oomguard.adapters.contract import Adapter, Claim, JobRequest, Marks
+from oomguard.adapters import fields, launchers, trial
+from oomguard.adapters.config_adapter import ConfigAdapter, Refusal
+from oomguard.adapters.contract import JobRequest, Marks
 from oomguard.adapters.fields import (
     Binding,
     Bindings,
@@ -22,14 +22,13 @@ from oomguard.adapters.fields import (
     flag,
     number,
 )
-from oomguard.adapters.launchers import LauncherCommand
+from oomguard.adapters.invocation import Invocation, file_option
 from oomguard.adapters.torchtune_memory import recipe_of
 from oomguard.configfile.document import Source
-from oomguard.configfile.flags import Flags, Style
+from oomguard.configfile.flags import Style
 from oomguard.configfile.layered import Settings
 from oomguard.errors import ConfigError, Where
-from oomguard.job.checkpoint import Continuation, Mode
-from oomguard.job.command import Command
+from oomguard.job.checkpoint import Mode
 from oomguard.job.memory_settings import MemorySettings
 from oomguard.job.plan import (
     LossKernel,
@@ -41,7 +40,7 @@ from oomguard.job.plan import (
     Sharding,
     Tuning,
 )
-from oomguard.job.training_job import Device, Job
+from oomguard.job.training_job import Device, Job, World
 
 _COMPONENT = fields.text("model._component_", "")
 _QUANTIZE_BASE = flag("model.quantize_base")
@@ -155,75 +154,37 @@ _REFUSALS = (
         when=lambda _, job, plan: plan.tuning is not job.asked.tuning,
     ),
 )
-#: Fields that the recipe decides, or the environment.
-_ELSEWHERE = ("allocator",)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Invocation:
-    """A command line taken apart: torchrun's launch of the recipe, whose words follow."""
-
-    head: tuple[str, ...]
-    launch: LauncherCommand
-
-    @property
-    def recipe(self) -> str:
-        return posixpath.basename(self.launch.program).removesuffix(".py")
-
-    @property
-    def config(self) -> str | None:
-        path = Flags(words=self.launch.words).get("config")
-        return str(path) if path else None
-
-    def settings(self, source: Source | None) -> Settings:
-        words = Flags(words=self.launch.words, style=Style.OMEGACONF)
-        return Settings(late=words, file=source.document if source else None)
-
-    def argv(self, settings: Settings, config: str | None) -> tuple[str, ...]:
-        words = Flags(words=settings.late.words)
-        edited = words.set("config", config).words if config else words.words
-        return (*self.head, *self.launch.head[1:], *edited)
-
-
-def _split(argv: tuple[str, ...]) -> _Invocation | None:
-    if len(argv) < 3 or posixpath.basename(argv[0]) != "tune" or argv[1] != "run":  # noqa: PLR2004
-        return None
-    launch = launchers.parse(("torchrun", *argv[2:]))
-    return _Invocation(head=argv[:2], launch=launch) if launch else None
-
-
-def _invocation(argv: tuple[str, ...], source: Source | None) -> _Invocation:
-    found = _split(argv)
-    if found is None or source is None:
-        raise ConfigError(
-            "torchtune trains from a recipe and a config file of yours",
-            where=Where(key=" ".join(argv[:2])),
-            next_step="Copy the config with tune cp NAME x.yaml, then tune run RECIPE "
-            "--config x.yaml.",
-        )
-    return found
-
-
-def _tuning(recipe: str) -> Tuning:
-    kinds = {"lora_finetune": Tuning.LORA, "full_finetune": Tuning.FULL}
-    return next((kind for name, kind in kinds.items() if recipe.startswith(name)), Tuning.OTHER)
+def _recipe(invocation: Invocation) -> str:
+    program = invocation.launch.program if invocation.launch else ""
+    return posixpath.basename(program).removesuffix(".py")
 
 
 #: Where torchtune writes; most configs say the others as `${output_dir}/...`.
 _FOLDERS = ("output_dir", "checkpointer.output_dir", "metric_logger.log_dir")
 
 
-class Torchtune(Adapter):
+class Torchtune(ConfigAdapter):
     """torchtune."""
 
     name = "torchtune"
     title = "torchtune"
     marks = Marks(own=frozenset({"model._component_"}))
     python_packages = ("torchtune",)
+    bindings = KNOBS
+    refusals = _REFUSALS
+    environment = _ENVIRONMENT
+    usage = "Copy the config with tune cp NAME x.yaml, then tune run RECIPE --config x.yaml."
 
-    def recognizes_command(self, argv: tuple[str, ...]) -> Claim:
-        """Claim `tune run`."""
-        return Claim.OWN if _split(argv) else Claim.NO
+    def split(self, argv: tuple[str, ...], source: Source | None) -> Invocation | None:
+        """Take `tune run` apart: torchrun's options and the recipe, then the settings."""
+        is_run = len(argv) > 1 and posixpath.basename(argv[0]) == "tune" and argv[1] == "run"
+        launch = launchers.parse(("torchrun", *argv[2:])) if is_run else None
+        if launch is None:
+            return None
+        head = (*argv[:2], *launch.head[1:])
+        return file_option(head, launch.words, source, style=Style.OMEGACONF, launch=launch)
 
     def command_for(
         self, source: Source, document: Mapping[str, object], command: tuple[str, ...]
@@ -236,35 +197,40 @@ class Torchtune(Adapter):
         return (*(command or ("tune", "run", recipe)), "--config", source.path)
 
     def config_path(self, argv: tuple[str, ...]) -> str | None:
-        """Return the file after `--config`; a name of torchtune's own is none."""
-        found = _split(argv)
-        path = found.config if found else None
+        """Return the file after `--config`; None for the name of a config that torchtune ships."""
+        path = super().config_path(argv)
         return path if path and path.endswith((".yaml", ".yml")) else None
 
-    def read(self, request: JobRequest) -> Job:
-        """Read the job."""
-        invocation = _invocation(request.argv, request.source)
-        settings = invocation.settings(request.source)
-        cpu = request.gpus == 0 or settings.get("device") == "cpu"
-        distributed = invocation.recipe.endswith("_distributed")
-        return Job(
-            framework=self.name,
-            argv=request.argv,
-            cwd=request.cwd,
-            config=request.source,
-            asked=Plan(
-                **KNOBS.read(settings),  # type: ignore[arg-type]  # each knob its field's type
-                tuning=_tuning(invocation.recipe),
-                sharding=Sharding.FSDP if distributed else Sharding.NONE,
-                allocator=None if cpu else allocator_env.allocator_of(request.env),
-            ),
-            world=invocation.launch.world(request.gpus),
-            device=Device.CPU if cpu else Device.CUDA,
-            env=common.launch_env(request.env, _ENVIRONMENT),
-            python=request.python,
-            packages=request.packages,
-            output_dir=_output(settings, request.cwd),
-        )
+    def invocation(self, argv: tuple[str, ...], source: Source | None) -> Invocation:
+        """Return the command line taken apart.
+
+        Raises:
+            ConfigError: if it does not train, or with a config that torchtune ships.
+        """
+        if source is None:
+            raise ConfigError(
+                "torchtune trains from a recipe and a config file",
+                where=Where(key=" ".join(argv[:2])),
+                next_step=self.usage,
+            )
+        return super().invocation(argv, source)
+
+    def fields(
+        self, invocation: Invocation, request: JobRequest, world: World
+    ) -> dict[str, object]:
+        """Return the fields of the requested plan, some of them by the recipe's name."""
+        recipe = _recipe(invocation)
+        kinds = {"lora_finetune": Tuning.LORA, "full_finetune": Tuning.FULL}
+        tuning = next((kind for name, kind in kinds.items() if recipe.startswith(name)), None)
+        return {
+            **super().fields(invocation, request, world),
+            "tuning": tuning or Tuning.OTHER,
+            "sharding": Sharding.FSDP if recipe.endswith("_distributed") else Sharding.NONE,
+        }
+
+    def device(self, settings: Settings, gpus: int) -> Device:
+        """Return where the job computes."""
+        return Device.CPU if gpus == 0 or settings.get("device") == "cpu" else Device.CUDA
 
     def normalize(self, job: Job, plan: Plan) -> Plan:
         """Add the checkpointing that torchtune requires with offloaded activations."""
@@ -277,51 +243,16 @@ class Torchtune(Adapter):
         """Return that nothing survives: a checkpoint names its epoch, and not its steps."""
         return Mode.RESTART, "torchtune saves only at the end of an epoch"
 
-    def write(
-        self,
-        job: Job,
-        plan: Plan,
-        folder: str,
-        begins: Continuation | None = None,
-    ) -> Command:
-        """Return the user's command with a copy of the config, edited where the plan differs."""
-        invocation = _invocation(job.argv, job.config)
-        settings = KNOBS.apply(invocation.settings(job.config), job, plan)
-        copy = common.config_copy(settings, folder)
-        config = copy[0].path if copy else None
-        return Command(
-            argv=invocation.argv(settings, config),
-            cwd=job.cwd,
-            env=common.attempt_env(job, plan),
-            files=copy,
-            config=config,
-        )
-
-    def as_trial(self, job: Job, folder: str) -> Job:
-        """Return the job as one to try; checkpoints are written at the end of an epoch alone."""
-        invocation = _invocation(job.argv, job.config)
-        settings = invocation.settings(job.config).set(_FOLDERS[0], folder)
-        settings = trial.stated(settings, dict.fromkeys(_FOLDERS, folder))
-        return trial.with_settings(job, settings, invocation.argv(settings, None), folder)
+    def quiet(self, settings: Settings, folder: str) -> Settings:
+        """Return the settings of a trial; checkpoints are written only at the end of an epoch."""
+        return trial.stated(super().quiet(settings, folder), dict.fromkeys(_FOLDERS, folder))
 
     def memory_settings(self, job: Job) -> MemorySettings:
         """Read what the settings say of memory beyond the plan."""
-        return recipe_of(_invocation(job.argv, job.config).settings(job.config), job)
-
-    def refusal(self, job: Job, plan: Plan) -> str | None:
-        """Say torchtune's own message for a plan that it refuses."""
-        settings = _invocation(job.argv, job.config).settings(job.config)
-        return common.first_refusal(_REFUSALS, settings, job, plan) or KNOBS.unwritable(
-            settings, job, plan, elsewhere=_ELSEWHERE
-        )
+        return recipe_of(self.of_job(job).settings, job)
 
     def required_packages(self, job: Job, plan: Plan) -> frozenset[str]:
         """Name bitsandbytes where an optimizer of it is brought in."""
         wants = "bitsandbytes" in (plan.optimizer or "")
         has = "bitsandbytes" in (job.asked.optimizer or "")
         return frozenset({"bitsandbytes"}) if wants and not has else frozenset()
-
-
-def _output(settings: Settings, cwd: str) -> str | None:
-    value = settings.get("output_dir")
-    return posixpath.join(cwd, value) if isinstance(value, str) else None

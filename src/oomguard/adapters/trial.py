@@ -44,5 +44,5 @@ def with_settings(job: Job, settings: Settings, argv: tuple[str, ...], folder: s
     """Return the job with edited settings, as if its user had written them."""
     config = job.config
     if config is not None and settings.file is not None:
-        config = replace(config, text=settings.file.text)
+        config = settings.file.source
     return replace(job, argv=argv, config=config, output_dir=folder, checkpoint_every=None)

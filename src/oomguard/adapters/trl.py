@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import posixpath
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import yaml
 
@@ -18,16 +18,15 @@ from oomguard.adapters.fields import Binding, Bindings, Edits, Key, as_object, f
 from oomguard.adapters.hf import accelerate
 from oomguard.adapters.hf import training_arguments as hf
 from oomguard.adapters.hf.hf_memory import trl_recipe
-from oomguard.adapters.hf.hf_program import HFProgram
-from oomguard.adapters.hf.hf_trainer import (
+from oomguard.adapters.hf.trainer_adapter import (
     NO_ROWS,
     QUANTIZED_ALONE,
     ZERO3_WITH_BATCH_SEARCH,
+    TrainerAdapter,
 )
-from oomguard.adapters.invocation import Invocation, split
+from oomguard.adapters.invocation import Invocation, file_option
 from oomguard.adapters.launchers import Launcher, LauncherCommand
 from oomguard.configfile.document import Document, Source
-from oomguard.configfile.flags import Flags
 from oomguard.configfile.layered import Settings
 from oomguard.job.command import File
 from oomguard.job.memory_settings import MemorySettings
@@ -150,27 +149,6 @@ KNOBS = Bindings(
 )
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Invocation(Invocation):
-    """TRL's words: they beat the file that `--config` names."""
-
-    @property
-    def settings(self) -> Settings:
-        file = self.source.document if self.source else None
-        return Settings(late=Flags(words=self.words), file=file)
-
-    @property
-    def config(self) -> str | None:
-        path = Flags(words=self.words).get("config")
-        return str(path) if path else None
-
-    def argv(
-        self, head: tuple[str, ...], settings: Settings, config: str | None
-    ) -> tuple[str, ...]:
-        late = settings.late.set("config", config) if config else settings.late
-        return (*head, *late.words)
-
-
 def _is_cli(argv: tuple[str, ...]) -> bool:
     return len(argv) > 1 and posixpath.basename(argv[0]) == "trl" and argv[1] == "sft"
 
@@ -231,7 +209,7 @@ def _without_activations(plan: Plan) -> Plan:
     return replace(plan, offload=plan.offload and plan.offload - {Offload.ACTIVATIONS})
 
 
-class Trl(HFProgram):
+class Trl(TrainerAdapter):
     """TRL."""
 
     name = "trl"
@@ -243,24 +221,17 @@ class Trl(HFProgram):
         without=frozenset({"model", "base_model"}),
     )
     python_packages = ("trl",)
-    launch_of = staticmethod(_launch)
     starts = ("trl", "sft")
     option = ("--config",)
-    knobs = KNOBS
+    bindings = KNOBS
     # A quantized base under ZeRO-3 is none of them: from 1.16 on TRL passes no device_map under
     # DeepSpeed, and transformers refuses that alone. The ladder does not stack the two.
     refusals = (QUANTIZED_ALONE, NO_ROWS, ZERO3_WITH_BATCH_SEARCH, hf.NO_METRIC)
     rank = _RANK
 
-    def config_path(self, argv: tuple[str, ...]) -> str | None:
-        """Return the file after `--config`."""
-        launch = _launch(argv)
-        path = Flags(words=launch.words).get("config") if launch else None
-        return str(path) if path else None
-
     def referenced_files(self, request: JobRequest) -> tuple[str, ...]:
         """Return the DeepSpeed file, and accelerate's."""
-        settings = self.split(request.argv, request.source).settings
+        settings = self.invocation(request.argv, request.source).settings
         name = _ACCELERATE.of(settings)
         own = (posixpath.join(request.cwd, name),) if name else ()
         return (*super().referenced_files(request), *own)
@@ -270,21 +241,20 @@ class Trl(HFProgram):
         own = _accelerate(invocation.settings, request.cwd, request.files)
         return own.text if own else super().accelerate_config(invocation, request)
 
-    def split(self, argv: tuple[str, ...], source: Source | None) -> Invocation:
-        """Take a command line apart."""
+    def split(self, argv: tuple[str, ...], source: Source | None) -> Invocation | None:
+        """Take a command line apart; `trl sft` passes some of its flags on to accelerate."""
         launch = _launch(argv)
         if launch is None:
-            return split(argv, source)
-        found = _Invocation(launch=launch, words=launch.words, source=source)
+            return None
+        found = file_option(launch.head, launch.words, source, launch=launch)
         if not _is_cli(argv):
             return found
-        options = _handed_on(found.settings)
-        return replace(found, launch=replace(launch, options=options))
+        return replace(found, launch=replace(launch, options=_handed_on(found.settings)))
 
     def read(self, request: JobRequest) -> Job:
         """Read the job."""
         job = super().read(request)
-        settings = self.split(request.argv, request.source).settings
+        settings = self.of_job(job).settings
         if job.asked.offload is None or not _ACTIVATIONS.of(settings):
             return job
         offload = job.asked.offload | {Offload.ACTIVATIONS}
@@ -304,37 +274,40 @@ class Trl(HFProgram):
         own = _accelerate(invocation.settings, request.cwd, request.files)
         if own is None:
             return super().world(invocation, request, device)
-        return invocation.launch.world(request.gpus, own.text)
+        return invocation.launch.world(request.gpus, own.text) if invocation.launch else World()
 
     def shard(
-        self, invocation: Invocation, settings: Settings, job: Job, plan: Plan, folder: str
-    ) -> tuple[tuple[str, ...], Settings, tuple[File, ...]]:
+        self, invocation: Invocation, job: Job, plan: Plan, folder: str
+    ) -> tuple[Invocation, tuple[File, ...]]:
         """Write sharding and offload: into accelerate's config, unless TRL's own states them."""
+        settings, launch = invocation.settings, invocation.launch
         activations = Offload.ACTIVATIONS in (plan.offload or ())
         if activations is not _ACTIVATIONS.of(settings):
             settings = settings.set(_ACTIVATIONS.name, activations)
+            invocation = replace(invocation, settings=settings)
         job = replace(job, asked=_without_activations(job.asked))
         plan = _without_activations(plan)
-        head = invocation.launch.head
-        if not _is_cli((*head, "")) or hf.DEEPSPEED.of(settings):
-            return super().shard(invocation, settings, job, plan, folder)
-        word = invocation.launch.options.get(accelerate.FILE)
+        if launch is None or not _is_cli((*invocation.head, "")) or hf.DEEPSPEED.of(settings):
+            return super().shard(invocation, job, plan, folder)
+        files: tuple[File, ...] = ()
+        word = launch.options.get(accelerate.FILE)
+        own = _accelerate(settings, job.cwd, job.files)
         if word:
             files = accelerate.edited_file(word, job, plan, folder)
-            return head, settings.set(accelerate.FILE, files[0].path) if files else settings, files
-        own = _accelerate(settings, job.cwd, job.files)
-        if own is not None:
+        elif own is not None:
             files = accelerate.edited(own, job, plan, folder)
-        else:
-            new = () if hf.zero_as_asked(job, plan) else (accelerate.new_config(job, plan, folder),)
-            files = new
-        return head, settings.set(_ACCELERATE.name, files[0].path) if files else settings, files
+        elif not hf.zero_as_asked(job, plan):
+            files = (accelerate.new_config(job, plan, folder),)
+        if files:
+            key = accelerate.FILE if word else _ACCELERATE.name
+            invocation = replace(invocation, settings=settings.set(key, files[0].path))
+        return invocation, files
 
     def memory_settings(self, job: Job) -> MemorySettings:
         """Read what the settings say of memory beyond the plan."""
-        return trl_recipe(self.split(job.argv, job.config).settings, job)
+        return trl_recipe(self.of_job(job).settings, job)
 
     def refusal(self, job: Job, plan: Plan) -> str | None:
-        """Say TRL's own message for a plan that it refuses."""
+        """Return TRL's own message for a plan that it refuses."""
         bare = replace(job, asked=_without_activations(job.asked))
         return super().refusal(bare, _without_activations(plan))

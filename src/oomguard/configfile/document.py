@@ -62,6 +62,13 @@ class Document:
             raise _error(source, "the top of the file is no mapping of keys to values", line=1)
         return cls(path=source.path, text=source.text, values=values, root=root)
 
+    @property
+    def source(self) -> Source:
+        """This document as the source of a job, parsed already."""
+        source = Source(path=self.path, text=self.text)
+        vars(source)["document"] = self
+        return source
+
     def has(self, key: str) -> bool:
         """Return whether the file states this key; dots go into mappings."""
         return self._lookup(key) is not None

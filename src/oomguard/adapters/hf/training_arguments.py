@@ -10,7 +10,7 @@ import posixpath
 from collections.abc import Mapping
 
 from oomguard.adapters import fields
-from oomguard.adapters.common import Refusal
+from oomguard.adapters.config_adapter import Refusal
 from oomguard.adapters.fields import Binding, Key, as_object, direct, flag, number, switch, text
 from oomguard.adapters.hf import deepspeed
 from oomguard.configfile.document import Document, Source

@@ -1,0 +1,208 @@
+"""`ConfigAdapter`: a framework that is started by a command line over a config file.
+
+A subclass describes it: the keys that hold the fields of a plan (`bindings`), what it refuses, and
+how its command line is taken apart (`split`).
+"""
+
+from __future__ import annotations
+
+import posixpath
+from abc import abstractmethod
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+from oomguard.adapters import allocator_env
+from oomguard.adapters.contract import Adapter, Claim, JobRequest
+from oomguard.adapters.fields import Bindings, Key, maybe_text
+from oomguard.adapters.invocation import Invocation, with_config
+from oomguard.adapters.trial import with_settings
+from oomguard.configfile.document import Source
+from oomguard.configfile.layered import Settings
+from oomguard.errors import ConfigError, Where
+from oomguard.job.checkpoint import Continuation
+from oomguard.job.command import Command, File
+from oomguard.job.plan import Plan
+from oomguard.job.training_job import Device, Job, World
+
+_LAUNCH_NAMES = ("CUDA_VISIBLE_DEVICES", *allocator_env.NAMES)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Refusal:
+    """A combination that a framework refuses: its own message, and the condition."""
+
+    message: str
+    when: Callable[[Settings, Job, Plan], bool]
+
+
+class ConfigAdapter(Adapter):
+    """One such framework.
+
+    `environment` names the variables that decide how its jobs start; `elsewhere` the fields of a
+    plan that no key holds; `output` the key of the folder it writes to. `starts` is the command
+    that a config file is appended to, after the words in `option`; `usage` what to type instead
+    of a command that is not understood.
+    """
+
+    bindings: Bindings
+    refusals: tuple[Refusal, ...] = ()
+    environment: tuple[str, ...] = ()
+    elsewhere: tuple[str, ...] = ("allocator",)
+    output: ClassVar[Key[str] | Key[str | None]] = maybe_text("output_dir")
+    starts: tuple[str, ...] = ()
+    option: tuple[str, ...] = ()
+    usage: str
+
+    @abstractmethod
+    def split(self, argv: tuple[str, ...], source: Source | None) -> Invocation | None:
+        """Take a command line apart; None if it does not start this framework's training."""
+
+    def invocation(self, argv: tuple[str, ...], source: Source | None) -> Invocation:
+        """Return the command line taken apart.
+
+        Raises:
+            ConfigError: if it does not start this framework's training.
+        """
+        found = self.split(argv, source)
+        if found is None:
+            raise ConfigError(
+                f"is not a training command of {self.title}",
+                where=Where(key=" ".join(argv[:2])),
+                next_step=self.usage,
+            )
+        return found
+
+    def of_job(self, job: Job) -> Invocation:
+        """Return the command line of a job taken apart."""
+        return self.invocation(job.argv, job.config)
+
+    def recognizes_command(self, argv: tuple[str, ...]) -> Claim:
+        """Claim the commands that it takes apart."""
+        return Claim.OWN if self.split(argv, None) else Claim.NO
+
+    def command_for(
+        self, source: Source, document: Mapping[str, object], command: tuple[str, ...]
+    ) -> tuple[str, ...]:
+        """Return the command that starts this file."""
+        return with_config(command or self.starts, *self.option, source.path)
+
+    def config_path(self, argv: tuple[str, ...]) -> str | None:
+        """Return the config file in a command line."""
+        found = self.split(argv, None)
+        return found.config if found else None
+
+    def read(self, request: JobRequest) -> Job:
+        """Read the job."""
+        invocation = self.invocation(request.argv, request.source)
+        device = self.device(invocation.settings, request.gpus)
+        world = self.world(invocation, request, device)
+        cpu, env = device is Device.CPU, request.env
+        fields = {
+            "allocator": None if cpu else allocator_env.allocator_of(env),
+            **self.fields(invocation, request, world),
+        }
+        names = (*_LAUNCH_NAMES, *self.environment)
+        output = self.output.of(invocation.settings)
+        return Job(
+            framework=self.name,
+            argv=invocation.argv(),
+            cwd=request.cwd,
+            config=request.source,
+            asked=Plan(**fields),  # type: ignore[arg-type]  # each binding reads its field's type
+            world=world,
+            device=device,
+            env={name: env[name] for name in names if name in env},
+            python=request.python,
+            packages=request.packages,
+            output_dir=posixpath.join(request.cwd, output) if output else None,
+            files=request.files,
+        )
+
+    def device(self, settings: Settings, gpus: int) -> Device:
+        """Return where the job computes."""
+        return Device.CUDA if gpus else Device.CPU
+
+    def world(self, invocation: Invocation, request: JobRequest, device: Device) -> World:
+        """Return how many ranks the job has."""
+        return invocation.launch.world(request.gpus) if invocation.launch else World()
+
+    def fields(
+        self, invocation: Invocation, request: JobRequest, world: World
+    ) -> dict[str, object]:
+        """Return the fields of the requested plan."""
+        return self.bindings_of(invocation).read(invocation.settings)
+
+    def bindings_of(self, invocation: Invocation) -> Bindings:
+        """Return the bindings of one command, if they differ between commands."""
+        return self.bindings
+
+    def write(
+        self, job: Job, plan: Plan, folder: str, begins: Continuation | None = None
+    ) -> Command:
+        """Return the user's command with a copy of the config, edited where the plan differs."""
+        invocation = self.of_job(job)
+        settings = self.resumed(self.edit(invocation, job, plan), job, begins)
+        invocation, files = self.shard(replace(invocation, settings=settings), job, plan, folder)
+        config, file = None, invocation.settings.file
+        if file is not None:
+            config = posixpath.join(folder, posixpath.basename(file.path))
+            files = (*files, File(path=config, text=file.text))
+        return Command(
+            argv=invocation.argv(config),
+            cwd=job.cwd,
+            env=self.env(job, plan, begins),
+            files=files,
+            config=config,
+        )
+
+    def edit(self, invocation: Invocation, job: Job, plan: Plan) -> Settings:
+        """Return the settings with the plan's fields written into their keys."""
+        return self.bindings_of(invocation).apply(invocation.settings, job, plan)
+
+    def resumed(self, settings: Settings, job: Job, begins: Continuation | None) -> Settings:
+        """Return the settings with the checkpoint to resume from."""
+        return settings
+
+    def shard(
+        self, invocation: Invocation, job: Job, plan: Plan, folder: str
+    ) -> tuple[Invocation, tuple[File, ...]]:
+        """Return the command with the plan's sharding and offload, and the files that hold them."""
+        return invocation, ()
+
+    def env(self, job: Job, plan: Plan, begins: Continuation | None) -> dict[str, str]:
+        """Return the environment of an attempt: the user's, with the plan's allocator."""
+        if plan.allocator is None or plan.allocator is job.asked.allocator:
+            return dict(job.env)
+        return allocator_env.with_allocator(job.env, plan.allocator)
+
+    def as_trial(self, job: Job, folder: str) -> Job:
+        """Return the job as a trial."""
+        invocation = self.of_job(job)
+        settings = self.quiet(invocation.settings, folder)
+        return with_settings(job, settings, replace(invocation, settings=settings).argv(), folder)
+
+    def quiet(self, settings: Settings, folder: str) -> Settings:
+        """Return the settings of a trial: its output goes into `folder`, nothing is saved."""
+        return settings.set(self.output.name, folder)
+
+    def refusal(self, job: Job, plan: Plan) -> str | None:
+        """Return the framework's own message for a plan that it refuses."""
+        invocation = self.of_job(job)
+        settings = invocation.settings
+        said = next((r.message for r in self.refusals if r.when(settings, job, plan)), None)
+        return (
+            said
+            or self.refuses_sharding(invocation, job, plan)
+            or self.bindings_of(invocation).unwritable(
+                settings, job, plan, elsewhere=self.unbound(job, plan)
+            )
+        )
+
+    def refuses_sharding(self, invocation: Invocation, job: Job, plan: Plan) -> str | None:
+        """Return why the plan's sharding or offload cannot be written, None if it can."""
+        return None
+
+    def unbound(self, job: Job, plan: Plan) -> tuple[str, ...]:
+        """Return the fields that no key has to hold in this change of plan."""
+        return self.elsewhere
