@@ -15,7 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from oomguard.monitor import environment
+from oomguard.monitor import add_monitor
+from oomguard.process.members import MARK
 
 Line = dict[str, Any]
 
@@ -100,9 +101,8 @@ def run_job(
     listener = Listener()
     try:
         job_env = {k: v for k, v in os.environ.items() if k not in {"RANK", "WORLD_SIZE"}}
-        job_env |= environment(
-            job_env, socket=str(listener.path), buffer=str(buffer), mark="mark-of-the-test"
-        )
+        job_env = add_monitor(job_env, socket=listener.path, buffer=buffer)
+        job_env[MARK] = "mark-of-the-test"
         argv = [str(python), *launcher, "job.py"]
         code, out, err = _run(argv, folder, job_env | dict(env or {}), timeout_s)
     finally:

@@ -25,7 +25,7 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 
-from oomguard.monitor import environment
+from oomguard.monitor import add_monitor
 
 NAMES = ["with", "without", "control"]
 TRAIN = """
@@ -82,13 +82,13 @@ class Trainer:
 def supervisor() -> Iterator[dict[str, str]]:
     """Read what the reporter sends; give the environment of a job with it."""
     with tempfile.TemporaryDirectory(prefix="oomguard-") as folder:
-        path = str(Path(folder) / "socket")
+        path = Path(folder) / "socket"
         server = socket.socket(socket.AF_UNIX)
-        server.bind(path)
+        server.bind(str(path))
         server.listen()
         thread = threading.Thread(target=_drain, args=(server,))
         thread.start()
-        yield environment(os.environ, socket=path, buffer=folder, mark="benchmark")
+        yield add_monitor(os.environ, socket=path, buffer=Path(folder))
         server.shutdown(socket.SHUT_RDWR)
         thread.join()
         server.close()

@@ -95,7 +95,7 @@ def test_a_sitecustomize_behind_runs_once_and_under_its_own_name(folder):
     (other / "sitecustomize.py").write_text("print('other'); MINE = 1\n")
     (other / "helper.py").write_text("NAME = 'helper'\n")
     script = "import helper, sitecustomize, torch; print(helper.NAME, sitecustomize.MINE)"
-    base = monitor.environment({"PYTHONPATH": str(other)}, socket="s", buffer="b", mark="m")
+    base = monitor.add_monitor({"PYTHONPATH": str(other)}, socket=Path("s"), buffer=Path("b"))
     ended = run_job(folder, script, env={"PYTHONPATH": base["PYTHONPATH"]})
     assert ended.out == "other\nhelper 1\n"
     assert ended.types == ["hello", "bye"]

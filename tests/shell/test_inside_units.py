@@ -345,15 +345,32 @@ def test_a_report_gives_up_its_reserve_and_then_its_extent(monkeypatch):
     assert line["frames"] == []
 
 
-def test_the_environment_keeps_a_pythonpath_that_is_in_use():
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        (None, "OURS"),
+        ("", "OURS"),
+        ("OURS", "OURS"),
+        ("/theirs:/more", "OURS:/theirs:/more"),
+        ("/theirs:OURS:/more", "OURS:/theirs:/more"),
+        ("OURS/:/theirs:OURS", "OURS:/theirs"),
+        ("/theirs:", "OURS:/theirs:"),  # an empty entry is the working folder
+    ],
+)
+def test_our_folder_is_first_on_the_python_path_and_there_once(before, after):
     ours = str(monitor.PATH)
-    given_env = {"PYTHONPATH": f"/theirs:{ours}:/more"}
-    env = monitor.environment(given_env, socket="/s", buffer="/b", mark="m", gpu_memory_bytes=5)
-    assert env == {
-        "PYTHONPATH": f"{ours}:/theirs:/more",
+    env = {} if before is None else {"PYTHONPATH": before.replace("OURS", ours)}
+    found = monitor.add_monitor(env, socket=Path("/s"), buffer=Path("/b"))
+    assert found["PYTHONPATH"] == after.replace("OURS", ours)
+
+
+def test_the_environment_names_the_socket_and_the_caps_and_keeps_the_rest():
+    env = {"HOME": "/h", "OOMGUARD_SOCKET": "/of/an/outer/run"}
+    found = monitor.add_monitor(env, socket=Path("/s"), buffer=Path("/b"), gpu_memory_bytes=5)
+    assert found == {
+        "HOME": "/h",
+        "PYTHONPATH": str(monitor.PATH),
         "OOMGUARD_SOCKET": "/s",
         "OOMGUARD_BUFFER": "/b",
-        "OOMGUARD_MARK": "m",
         "OOMGUARD_GPU_MEMORY": "5",
     }
-    assert monitor.environment({}, socket="/s", buffer="/b", mark="m")["PYTHONPATH"] == ours

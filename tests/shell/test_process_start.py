@@ -12,6 +12,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from oomguard import monitor
 from oomguard.errors import FrameworkError, OomguardError, RunFolderError, UsageError
 from oomguard.job.command import File
 from oomguard.machine.cgroups import own_cgroup
@@ -65,12 +66,10 @@ def test_unbuffered_can_be_overridden(attempts):
 
 
 def test_inside_comes_first_on_the_python_path_and_keeps_what_was_there(attempts, monkeypatch):
-    monkeypatch.setenv("PYTHONPATH", "/of/the/user")
+    monkeypatch.setenv("PYTHONPATH", f"/of/the/user:{monitor.PATH}:/more")
     caps = Caps(gpu_memory_bytes=5)
     environ = shown(attempts, inside=True, caps=caps)[2]
-    first, rest = environ["PYTHONPATH"].split(":", 1)
-    assert first.endswith("oomguard/monitor/path")
-    assert rest == "/of/the/user"
+    assert environ["PYTHONPATH"] == f"{monitor.PATH}:/of/the/user:/more"
     assert environ["OOMGUARD_GPU_MEMORY"] == "5"
     assert Path(environ["OOMGUARD_BUFFER"]).is_dir()
     assert len(environ["OOMGUARD_SOCKET"]) < 108

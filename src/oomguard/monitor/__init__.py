@@ -1,4 +1,7 @@
-"""What runs inside the processes of the job. Standard library and the torch of the job only."""
+"""The monitor, which runs in the job's own processes, and the environment that puts it there.
+
+`path` uses the standard library and the job's torch only: it runs in the job's Python.
+"""
 
 from __future__ import annotations
 
@@ -6,45 +9,45 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 
-#: The folder that goes first on the job's PYTHONPATH.
+#: First entry of the job's PYTHONPATH; Python finds our `sitecustomize` there.
 PATH = Path(__file__).resolve().parent / "path"
+#: What the monitor reads, without the mark; a job inside a job must not inherit it.
+VARIABLES = (
+    "OOMGUARD_SOCKET",
+    "OOMGUARD_BUFFER",
+    "OOMGUARD_GPU_MEMORY",
+    "OOMGUARD_RESUME",
+    "OOMGUARD_PROBE_STEPS",
+    "OOMGUARD_PROBE_LENGTH",
+)
 
 
-def environment(
-    base: Mapping[str, str],
-    *,
-    socket: str,
-    buffer: str,
-    mark: str,
-    gpu_memory_bytes: int | None = None,
+def add_monitor(
+    env: Mapping[str, str], *, socket: Path, buffer: Path, gpu_memory_bytes: int | None = None
 ) -> dict[str, str]:
-    """Return what has to be set, on top of `base`, for the reporter to work in the job.
+    """Return the environment of a job whose Python processes load the monitor.
 
-    `socket` is the path of the Unix socket (at most 107 bytes), `buffer` the folder for lines that
-    cannot be sent, `mark` the token of the attempt, `gpu_memory_bytes` the cap of each process on
-    each GPU.
+    `socket` is a Unix socket (path of at most 107 bytes), `buffer` the folder for lines that cannot
+    be sent, `gpu_memory_bytes` the cap of each process on each GPU. Our folder is on PYTHONPATH
+    once, as its first entry; the other entries keep their order.
     """
-    others = [
-        entry
-        for entry in base.get("PYTHONPATH", "").split(os.pathsep)
-        if entry and entry != str(PATH)
-    ]
+    entries = env["PYTHONPATH"].split(os.pathsep) if env.get("PYTHONPATH") else []
+    others = [entry for entry in entries if not entry or os.path.normpath(entry) != str(PATH)]
     added = {
         "PYTHONPATH": os.pathsep.join([str(PATH), *others]),
-        "OOMGUARD_SOCKET": socket,
-        "OOMGUARD_BUFFER": buffer,
-        "OOMGUARD_MARK": mark,
+        "OOMGUARD_SOCKET": str(socket),
+        "OOMGUARD_BUFFER": str(buffer),
     }
     if gpu_memory_bytes is not None:
         added["OOMGUARD_GPU_MEMORY"] = str(gpu_memory_bytes)
-    return added
+    return {**env, **added}
 
 
 def probing(*, steps: int, tokens: int | None) -> dict[str, str]:
-    """Return what has to be set for the job to end by itself after `steps` optimizer steps.
+    """Return the variables that end the job after `steps` optimizer steps.
 
     Its batches are lengthened to `tokens`, where that is given. Trackers that a script starts
-    by itself stay silent, as far as they listen to the environment.
+    itself are disabled, if they follow the environment.
     """
     return {
         "OOMGUARD_PROBE_STEPS": str(steps),

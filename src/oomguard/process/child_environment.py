@@ -7,17 +7,13 @@ from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
 
+from oomguard import monitor
 from oomguard.errors import RunFolderError, Where
 from oomguard.job.command import File
 from oomguard.process.members import MARK
 
 # glibc keeps freed heap; from this size on it gives freed tensors back, as a device would.
 _MMAP_THRESHOLD = {"MALLOC_MMAP_THRESHOLD_": "262144"}
-_INSIDE = (
-    *("OOMGUARD_SOCKET", "OOMGUARD_BUFFER", "OOMGUARD_GPU_MEMORY", "OOMGUARD_RESUME"),
-    *("OOMGUARD_PROBE_STEPS", "OOMGUARD_PROBE_LENGTH"),
-)
-_INSIDE_PATH = Path(__file__).parents[1] / "monitor" / "path"
 
 
 def write_files(files: Iterable[File]) -> None:
@@ -76,25 +72,10 @@ def open_log(log: Path) -> int:
 
 def environment(asked: Mapping[str, str], *, mark: str, capped: bool) -> dict[str, str]:
     """Return oomguard's environment with what the command asks for, and the mark."""
-    env = {name: value for name, value in os.environ.items() if name not in _INSIDE}
+    env = {name: value for name, value in os.environ.items() if name not in monitor.VARIABLES}
     if capped:
         env = _MMAP_THRESHOLD | env
     return {"PYTHONUNBUFFERED": "1"} | env | dict(asked) | {MARK: mark}
-
-
-def add_inside(
-    env: Mapping[str, str], *, socket: Path, buffer: Path, gpu_memory_bytes: int | None
-) -> dict[str, str]:
-    """Return the environment in which Python finds the reporter, first on its path."""
-    paths = [os.fspath(_INSIDE_PATH), env.get("PYTHONPATH", "")]
-    added = {
-        "PYTHONPATH": os.pathsep.join(filter(None, paths)),
-        "OOMGUARD_SOCKET": os.fspath(socket),
-        "OOMGUARD_BUFFER": os.fspath(buffer),
-    }
-    if gpu_memory_bytes is not None:
-        added["OOMGUARD_GPU_MEMORY"] = str(gpu_memory_bytes)
-    return {**env, **added}
 
 
 def _cannot_write(path: Path, error: OSError) -> RunFolderError:

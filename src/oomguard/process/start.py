@@ -11,14 +11,9 @@ from pathlib import Path
 from oomguard.errors import FrameworkError, OomguardError, UsageError, Where
 from oomguard.job.command import Command
 from oomguard.machine.cgroups import Cgroup, name_for, own_cgroup
+from oomguard.monitor import add_monitor
 from oomguard.process.child import Child, LaunchRefusal, Spec
-from oomguard.process.child_environment import (
-    add_inside,
-    environment,
-    make_folder,
-    open_log,
-    write_files,
-)
+from oomguard.process.child_environment import environment, make_folder, open_log, write_files
 from oomguard.process.kernel import KernelWatch
 from oomguard.process.limits import Caps
 from oomguard.process.members import Members, become_subreaper
@@ -58,7 +53,12 @@ def start(
         env = environment(command.env, mark=mark, capped=caps.host_memory_bytes is not None)
         reports = _listen(log, emit, undo) if inside else None
         if reports is not None:
-            env = _with_reporter(env, reports, caps)
+            env = add_monitor(
+                env,
+                socket=reports.path,
+                buffer=reports.buffer,
+                gpu_memory_bytes=caps.gpu_memory_bytes,
+            )
         log_fd = open_log(log)
         unless_begun.callback(os.close, log_fd)
         running = Running(
@@ -84,15 +84,6 @@ def _listen(log: Path, emit: Emit, undo: ExitStack) -> ReportServer:
     reports = ReportServer(emit, buffer=buffer)
     undo.callback(reports.close)
     return reports
-
-
-def _with_reporter(env: dict[str, str], reports: ReportServer, caps: Caps) -> dict[str, str]:
-    return add_inside(
-        env,
-        socket=reports.path,
-        buffer=reports.buffer,
-        gpu_memory_bytes=caps.gpu_memory_bytes,
-    )
 
 
 def _check(caps: Caps, *, inside: bool) -> None:
