@@ -208,7 +208,7 @@ class Axolotl(TrainerAdapter):
     output = _OUTPUT
 
     def split(self, argv: tuple[str, ...], source: Source | None) -> Invocation | None:
-        """Take a command line apart; what follows `--` goes to the launcher."""
+        """Parse a command line; what follows `--` goes to the launcher."""
         found = _launch(argv)
         if found is None:
             return None

@@ -1,7 +1,7 @@
 """`ConfigAdapter`: a framework that is started by a command line over a config file.
 
 A subclass describes it: the keys that hold the fields of a plan (`bindings`), what it refuses, and
-how its command line is taken apart (`split`).
+how its command line is parsed (`split`).
 """
 
 from __future__ import annotations
@@ -56,10 +56,10 @@ class ConfigAdapter(Adapter):
 
     @abstractmethod
     def split(self, argv: tuple[str, ...], source: Source | None) -> Invocation | None:
-        """Take a command line apart; None if it does not start this framework's training."""
+        """Parse a command line; None if it does not start this framework's training."""
 
     def invocation(self, argv: tuple[str, ...], source: Source | None) -> Invocation:
-        """Return the command line taken apart.
+        """Return the parsed command line.
 
         Raises:
             ConfigError: if it does not start this framework's training.
@@ -74,11 +74,11 @@ class ConfigAdapter(Adapter):
         return found
 
     def of_job(self, job: Job) -> Invocation:
-        """Return the command line of a job taken apart."""
+        """Return the command line of a job, parsed."""
         return self.invocation(job.argv, job.config)
 
     def recognizes_command(self, argv: tuple[str, ...]) -> Claim:
-        """Claim the commands that it takes apart."""
+        """Claim the commands that it parses."""
         return Claim.OWN if self.split(argv, None) else Claim.NO
 
     def command_for(

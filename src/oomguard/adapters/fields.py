@@ -182,7 +182,7 @@ def word(value: object) -> str:
 
 
 def anything(value: object) -> object:
-    """Take a value as it is."""
+    """Return a value as it is."""
     return value
 
 

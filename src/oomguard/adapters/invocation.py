@@ -1,4 +1,4 @@
-"""A training command taken apart: its launcher, its config file, its flags.
+"""A parsed training command: its launcher, its config file, its flags.
 
 Flags of a file's own `command:` beat the file, as flags on a command line do.
 """
@@ -73,7 +73,7 @@ def file_first(
     launch: LauncherCommand | None = None,
     tail: tuple[str, ...] = (),
 ) -> Invocation:
-    """Take apart a command whose config is the first word; the words after it beat it."""
+    """Parse a command whose config is the first word; the words after it beat it."""
     is_file = bool(words) and words[0].endswith(_SUFFIXES)
     late = Flags(words=words[1:] if is_file else words, style=style)
     return Invocation(
@@ -93,7 +93,7 @@ def file_option(
     style: Style = Style.ARGPARSE,
     launch: LauncherCommand | None = None,
 ) -> Invocation:
-    """Take apart a command whose config follows `--config`; the other words beat it."""
+    """Parse a command whose config follows `--config`; the other words beat it."""
     name = Flags(words=words).get(CONFIG)
     return Invocation(
         head=head,
@@ -107,7 +107,7 @@ def file_option(
 
 
 def script(argv: tuple[str, ...], source: Source | None) -> Invocation | None:
-    """Take apart the command of a Python script: flags, a JSON alone, or a file as flags.
+    """Parse the command of a Python script: flags, a JSON alone, or a file as flags.
 
     None if it starts no Python program in a known way.
     """

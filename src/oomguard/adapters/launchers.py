@@ -52,7 +52,7 @@ _COUNTED = {"gpu", "auto"}
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LauncherCommand:
-    """A command line taken apart: `head` (launcher, its options, the program), then `words`.
+    """A parsed command line: `head` (launcher, its options, the program), then `words`.
 
     `options` are the launcher's own; `program` is the script's path, or the module's name.
     """
@@ -92,7 +92,7 @@ class LauncherCommand:
 
 
 def parse(argv: tuple[str, ...]) -> LauncherCommand | None:
-    """Take a command line apart; None if it starts no Python program in a way known here."""
+    """Parse a command line; None if it does not start a Python program in a known way."""
     name = posixpath.basename(argv[0]) if argv else ""
     if _PYTHON.fullmatch(name):
         return _python(argv)
@@ -162,12 +162,12 @@ def _world(per_node: str, nodes: str, gpus: int) -> World:
 
 
 def count(value: object, default: int) -> int:
-    """Read a number of processes; `default` where it is none."""
+    """Read a number of processes; `default` if it is not one."""
     return int(str(value)) if str(value).isdecimal() and int(str(value)) > 0 else default
 
 
 def mapping(text: str) -> Mapping[str, object]:
-    """Read a launcher's YAML config; empty where it is none."""
+    """Read a launcher's YAML config; empty if it is not a mapping."""
     try:
         document = yaml.safe_load(text)
     except (yaml.YAMLError, ValueError):

@@ -223,7 +223,7 @@ class LitGPT(ConfigAdapter):
     usage = "Write litgpt finetune_lora CHECKPOINT --config x.yaml."
 
     def split(self, argv: tuple[str, ...], source: Source | None) -> Invocation | None:
-        """Take a command line apart: the config beats what is before it, flags after it beat it."""
+        """Parse a command line: the config beats what is before it, flags after it beat it."""
         launch = launchers.parse(argv)
         if argv and posixpath.basename(argv[0]) == "litgpt":
             head = argv[:1]
@@ -348,5 +348,5 @@ class LitGPT(ConfigAdapter):
         return recipe_of(settings, job, _checkpoint(settings))
 
     def required_packages(self, job: Job, plan: Plan) -> frozenset[str]:
-        """Name bitsandbytes where the plan brings it in."""
+        """Return bitsandbytes if the plan adds it."""
         return hf.packages(plan) - hf.packages(job.asked)

@@ -119,7 +119,7 @@ class LlamaFactory(TrainerAdapter):
     usage = "Write llamafactory-cli train x.yaml."
 
     def split(self, argv: tuple[str, ...], source: Source | None) -> Invocation | None:
-        """Take a command line apart.
+        """Parse a command line.
 
         Raises:
             ConfigError: for a JSON config, which LLaMA-Factory cannot read.
@@ -142,7 +142,7 @@ class LlamaFactory(TrainerAdapter):
         return file_first(head, words, source, style=style, launch=launch)
 
     def invocation(self, argv: tuple[str, ...], source: Source | None) -> Invocation:
-        """Return the command line taken apart; no other script reads its keys."""
+        """Return the parsed command line; no other script reads its keys."""
         return ConfigAdapter.invocation(self, argv, source)
 
     def read(self, request: JobRequest) -> Job:

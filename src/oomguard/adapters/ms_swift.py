@@ -241,7 +241,7 @@ class MsSwift(TrainerAdapter):
     rank = _RANK
 
     def split(self, argv: tuple[str, ...], source: Source | None) -> Invocation | None:
-        """Take a command line apart."""
+        """Parse a command line."""
         launch = _launch(argv)
         if launch is None:
             return None

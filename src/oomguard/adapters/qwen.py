@@ -38,7 +38,7 @@ _MODEL = fields.text("model_name_or_path", "Qwen/Qwen-7B")
 _LORA, _QLORA = flag("use_lora"), flag("q_lora")
 _RANK = fields.number("lora_r", 64)
 _IGNORED = (
-    "finetune.py accepts --resume_from_checkpoint and ignores it, and without the reporter inside "
+    "finetune.py accepts --resume_from_checkpoint and ignores it, and without the monitor "
     "trainer.train() gets no checkpoint"
 )
 
@@ -158,9 +158,9 @@ class Qwen(HFTrainer):
         return qwen_recipe(self.of_job(job).settings, job)
 
     def checkpoint_layout(self, job: Job) -> Layout | None:
-        """Return the Trainer's checkpoints, which the reporter hands to finetune.py."""
+        """Return the Trainer's checkpoints, which the monitor passes to finetune.py."""
         return super().checkpoint_layout(job) if job.inside else None
 
     def resume_mode(self, job: Job, before: Plan, after: Plan) -> tuple[Mode, str]:
-        """Return what survives a change: nothing where nobody hands the checkpoint over."""
+        """Return what survives a change: nothing without the monitor."""
         return super().resume_mode(job, before, after) if job.inside else (Mode.RESTART, _IGNORED)

@@ -54,13 +54,13 @@ _ENVIRONMENT = ("MASTER_ADDR", "MASTER_PORT", "NODE_RANK")
 
 
 def _quantization(settings: Settings) -> Quantization:
-    """Tell by the builder: `qlora_...` keeps the base in torchao's NF4, constants quantized too."""
+    """Read it from the builder: `qlora_...` keeps the base in NF4 with quantized constants."""
     quantized = _builder(settings).startswith("qlora_") or _QUANTIZE_BASE.of(settings)
     return Quantization.NF4_DOUBLE if quantized else Quantization.NONE
 
 
 def _quantization_edits(settings: Settings, value: object) -> Edits | None:
-    """Say `quantize_base`, which every LoRA builder has; few have a `qlora_` twin."""
+    """Write `quantize_base`, which every LoRA builder has; few have a `qlora_` variant."""
     name = _builder(settings)
     bare = name.removeprefix("q") if name.startswith("qlora_") else name
     if value not in (Quantization.NONE, Quantization.NF4_DOUBLE) or not bare.startswith("lora_"):
@@ -161,7 +161,7 @@ def _recipe(invocation: Invocation) -> str:
     return posixpath.basename(program).removesuffix(".py")
 
 
-#: Where torchtune writes; most configs say the others as `${output_dir}/...`.
+#: Where torchtune writes; most configs write the others as `${output_dir}/...`.
 _FOLDERS = ("output_dir", "checkpointer.output_dir", "metric_logger.log_dir")
 
 
@@ -178,7 +178,7 @@ class Torchtune(ConfigAdapter):
     usage = "Copy the config with tune cp NAME x.yaml, then tune run RECIPE --config x.yaml."
 
     def split(self, argv: tuple[str, ...], source: Source | None) -> Invocation | None:
-        """Take `tune run` apart: torchrun's options and the recipe, then the settings."""
+        """Parse `tune run`: torchrun's options and the recipe, then the settings."""
         is_run = len(argv) > 1 and posixpath.basename(argv[0]) == "tune" and argv[1] == "run"
         launch = launchers.parse(("torchrun", *argv[2:])) if is_run else None
         if launch is None:
@@ -202,7 +202,7 @@ class Torchtune(ConfigAdapter):
         return path if path and path.endswith((".yaml", ".yml")) else None
 
     def invocation(self, argv: tuple[str, ...], source: Source | None) -> Invocation:
-        """Return the command line taken apart.
+        """Return the parsed command line.
 
         Raises:
             ConfigError: if it does not train, or with a config that torchtune ships.
@@ -252,7 +252,7 @@ class Torchtune(ConfigAdapter):
         return recipe_of(self.of_job(job).settings, job)
 
     def required_packages(self, job: Job, plan: Plan) -> frozenset[str]:
-        """Name bitsandbytes where an optimizer of it is brought in."""
+        """Return bitsandbytes if the plan adds one of its optimizers."""
         wants = "bitsandbytes" in (plan.optimizer or "")
         has = "bitsandbytes" in (job.asked.optimizer or "")
         return frozenset({"bitsandbytes"}) if wants and not has else frozenset()

@@ -1,6 +1,6 @@
-"""A job put aside, to be tried for a few steps: what it writes goes into a folder of its own.
+"""A job as a trial of a few steps: what it writes goes into a separate folder.
 
-Nothing is saved, evaluated, tracked or pushed, and no checkpoint is gone on from.
+Nothing is saved, evaluated, tracked or pushed, and no checkpoint is resumed from.
 """
 
 from __future__ import annotations
@@ -11,10 +11,10 @@ from dataclasses import replace
 from oomguard.configfile.layered import Settings
 from oomguard.job.training_job import Job
 
-#: A launch that nothing ends from inside is over after so many optimizer steps.
+#: A trial that the monitor does not end is over after this number of optimizer steps.
 MOST_STEPS = 2
 _EVALUATES = ("eval_strategy", "evaluation_strategy")
-#: What it would do beside training; only what the job states is edited.
+#: What it would do besides training; only keys that the job states are edited.
 _TRAINER: Mapping[str, object] = {
     "load_best_model_at_end": False,
     "eval_on_start": False,
@@ -26,7 +26,7 @@ _TRAINER: Mapping[str, object] = {
 
 
 def trainer(settings: Settings, folder: str, output: str = "output_dir") -> Settings:
-    """Put a job of transformers' Trainer aside; `output` is its key of the output folder."""
+    """Return the settings of a Trainer job's trial; `output` is its key of the output folder."""
     settings = settings.set(output, folder).set("report_to", "none").set("save_strategy", "no")
     settings = settings.set("max_steps", MOST_STEPS)
     return stated(settings, {**_TRAINER, "logging_dir": folder})

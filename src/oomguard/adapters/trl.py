@@ -242,7 +242,7 @@ class Trl(TrainerAdapter):
         return own.text if own else super().accelerate_config(invocation, request)
 
     def split(self, argv: tuple[str, ...], source: Source | None) -> Invocation | None:
-        """Take a command line apart; `trl sft` passes some of its flags on to accelerate."""
+        """Parse a command line; `trl sft` passes some of its flags on to accelerate."""
         launch = _launch(argv)
         if launch is None:
             return None

@@ -38,7 +38,7 @@ class Source:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Document:
-    """One config file; `values` is what a framework reads, `text` what stands on the disk.
+    """One config file; `values` is what a framework reads, `text` the file's own.
 
     Values follow PyYAML's safe loader (YAML 1.1: `1e-4` is a string), or JSON for a `.json`.
     """
@@ -53,13 +53,13 @@ class Document:
         """Read a config text.
 
         Raises:
-            ConfigError: with file and line, if it is no YAML (or JSON), has a key twice, or is
-                no mapping at its top.
+            ConfigError: with file and line, if it is not YAML (or JSON), sets a key twice, or is
+                not a mapping at its top level.
         """
         is_json = source.path.endswith(".json")
         root, values = _load_json(source) if is_json else _load_yaml(source)
         if not isinstance(root, yaml.MappingNode) or not isinstance(values, dict):
-            raise _error(source, "the top of the file is no mapping of keys to values", line=1)
+            raise _error(source, "the top level is not a mapping of keys to values", line=1)
         return cls(path=source.path, text=source.text, values=values, root=root)
 
     @property
@@ -79,7 +79,7 @@ class Document:
         return found[0] if found else None
 
     def where(self, key: str) -> Where:
-        """Say on which line a key stands (merged keys: the line of the file's top)."""
+        """Return the line of a key (merged keys: the file without a line)."""
         pair = _pair(self.root, key)
         line = pair[0].start_mark.line + 1 if pair else None
         return Where(file=self.path, line=line, key=key)
@@ -193,9 +193,9 @@ def _load_yaml(source: Source) -> tuple[yaml.Node | None, object]:
         mark = error.problem_mark or error.context_mark
         column = f" (column {mark.column + 1})" if mark else ""
         line = mark.line + 1 if mark else None
-        raise _error(source, f"is no valid YAML: {error.problem}{column}", line=line) from error
+        raise _error(source, f"is not valid YAML: {error.problem}{column}", line=line) from error
     except (yaml.YAMLError, ValueError) as error:
-        raise _error(source, f"is no valid YAML: {error}") from error
+        raise _error(source, f"is not valid YAML: {error}") from error
     except RecursionError as error:
         raise _error(source, "is nested too deeply") from error
 
@@ -207,10 +207,10 @@ def _load_json(source: Source) -> tuple[yaml.Node | None, object]:
         root = yaml.SafeLoader(source.text.replace("\t", " ")).get_single_node()
     except json.JSONDecodeError as error:
         raise _error(
-            source, f"is no valid JSON: {error.msg} (column {error.colno})", line=error.lineno
+            source, f"is not valid JSON: {error.msg} (column {error.colno})", line=error.lineno
         ) from error
     except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise _error(source, f"is no JSON that can be edited: {error}") from error
+        raise _error(source, f"is not JSON that can be edited: {error}") from error
     _refuse_duplicates(root, source)
     return root, values
 
@@ -227,7 +227,7 @@ def _refuse_duplicates(root: yaml.Node | None, source: Source) -> None:
             line = key.start_mark.line + 1
             if name is not None and name in seen:
                 raise ConfigError(
-                    f"{name} stands here and on line {seen[name]}",
+                    f"{name} is set here and on line {seen[name]}",
                     where=Where(file=source.path, line=line, key=name),
                     next_step="Keep one of the two.",
                 )
@@ -264,7 +264,7 @@ def _deepest(root: yaml.MappingNode, parts: list[str]) -> tuple[yaml.MappingNode
 
 
 def _end(node: yaml.Node, text: str) -> int:
-    """Give the index after a node's last character; block collections end with their last item."""
+    """Return the index after a node's last character; a block ends with its last item."""
     if isinstance(node, yaml.CollectionNode) and _is_block(node) and node.value:
         last = node.value[-1]
         key, value = last if isinstance(last, tuple) else (None, last)

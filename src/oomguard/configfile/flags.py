@@ -1,4 +1,4 @@
-"""`Flags`: settings that stand as words on a command line."""
+"""`Flags`: settings as command-line arguments."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _NUMBER = re.compile(r"-\d*\.?\d+(e-?\d+)?", re.IGNORECASE)
 
 
 class Style(Enum):
-    """How a framework wants its settings on a command line."""
+    """How a framework reads its settings from a command line."""
 
     ARGPARSE = "--key value"  # a key without a value is True; null cannot be written
     JSONARGPARSE = "--a.key value"  # the same, and values are YAML
@@ -24,7 +24,7 @@ class Style(Enum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Use:
-    """One place where a key stands: words `start` to `stop`; `value` None where none follows."""
+    """One place where a key is set: words `start` to `stop`; `value` None where none follows."""
 
     start: int
     stop: int
@@ -35,7 +35,7 @@ class _Use:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Flags:
-    """A run of words on a command line; of a key that stands twice, the last wins."""
+    """A run of words on a command line; of a key that is set twice, the last wins."""
 
     words: tuple[str, ...] = ()
     style: Style = Style.ARGPARSE
@@ -54,7 +54,7 @@ class Flags:
         return use.value if self.style is Style.ARGPARSE else _from_yaml(use.value)
 
     def where(self, key: str) -> Where:
-        """Say that a key stands on the command line."""
+        """Return where a key is set: on the command line."""
         return Where(key=key if self.style is Style.OMEGACONF else f"--{key}")
 
     def set(self, key: str, value: object) -> Flags:
@@ -69,7 +69,7 @@ class Flags:
         return replace(self, words=self.words[: use.start] + new + self.words[use.stop :])
 
     def delete(self, key: str) -> Flags:
-        """Take a key out, wherever it stands."""
+        """Remove a key, wherever it is set."""
         words = self.words
         for use in reversed(list(self._uses(key))):
             words = words[: use.start] + words[use.stop :]

@@ -31,7 +31,7 @@ class Settings:
         return None if layer is None else layer.get(key)
 
     def origin(self, key: str) -> Where:
-        """Return where the winning value stands."""
+        """Return where the winning value is set."""
         layer = self._winner(key) or self.file or self.late
         return layer.where(key)
 

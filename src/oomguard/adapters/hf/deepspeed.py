@@ -1,6 +1,6 @@
-"""DeepSpeed's config, a document that every framework on transformers shares.
+"""DeepSpeed's config, which all frameworks on transformers share.
 
-What stands in it wins over the trainer's own settings; "auto" follows them. Source: transformers
+Its values win over the trainer's own settings; "auto" follows them. Source: transformers
 5.6.0, integrations/deepspeed.py; deepspeed 0.19.8, runtime/config.py and runtime/zero/config.py.
 """
 

@@ -136,7 +136,7 @@ class HFTrainer(TrainerAdapter):
     refusals: tuple[Refusal, ...] = REFUSALS
 
     def split(self, argv: tuple[str, ...], source: Source | None) -> Invocation | None:
-        """Take a command line apart: flags, a `.json` alone, or a file whose keys become flags."""
+        """Parse a command line: flags, a `.json` alone, or a file whose keys become flags."""
         return script(argv, source)
 
     def recognizes_command(self, argv: tuple[str, ...]) -> Claim:

@@ -1,7 +1,7 @@
-"""Going on from a checkpoint of transformers' Trainer: where it lies, what survives a change.
+"""Resuming from a checkpoint of transformers' Trainer: where it is, what survives a change.
 
 What a change does to a resume was run with transformers 4.57 to 5.6 and peft 0.18: another batch
-under the same global batch and a LoRA adapter on a base now in 4-bit go on; another optimizer
+under the same global batch and a LoRA adapter on a base now in 4-bit resume; another optimizer
 fails with `KeyError: 'state1'`, another LoRA rank with a size mismatch, another ZeRO stage with
 `Can't find a valid checkpoint` or a bare AssertionError.
 """
@@ -35,12 +35,12 @@ _OTHER_SAMPLES = (Overlong.CHUNKED, Overlong.DROPPED)
 
 
 def saves(settings: Settings) -> bool:
-    """Return whether the job saves checkpoints of its own accord."""
+    """Return whether the job saves checkpoints without being told to."""
     return STRATEGY.of(settings) not in ("no", False)  # YAML 1.1 reads a bare no as false
 
 
 def saving(settings: Settings, job: Job) -> Settings:
-    """Have checkpoints saved where `--checkpoint-every` asks for them and the job saves none."""
+    """Return settings that save what `--checkpoint-every` asks for if the job saves none."""
     if job.checkpoint_every is None or saves(settings):
         return settings
     return settings.set(STRATEGY.name, "steps").set(EVERY.name, job.checkpoint_every)
@@ -82,14 +82,14 @@ def resume_mode(settings: Settings, before: Plan, after: Plan, *, packs: bool) -
 
 
 def resumed(settings: Settings, begins: Continuation | None) -> Settings:
-    """Write from which checkpoint the Trainer is to go on; nothing where the user's own holds."""
+    """Return settings that resume from the checkpoint; unchanged without one."""
     if begins is None or begins.checkpoint is None:
         return settings
     return settings.set(RESUME.name, begins.checkpoint.path)
 
 
 def handed_over(begins: Continuation | None) -> dict[str, str]:
-    """Have the reporter hand the checkpoint to a script that does not pass on what its flag says.
+    """Return the variable through which the monitor passes a script its checkpoint.
 
     The variable is one of docs/monitor-protocol.md.
     """
@@ -98,7 +98,7 @@ def handed_over(begins: Continuation | None) -> dict[str, str]:
 
 
 def restarted(settings: Settings, begins: Continuation | None) -> Settings:
-    """Keep LLaMA-Factory from going on, unasked, from a checkpoint that does not fit."""
+    """Return settings that keep LLaMA-Factory from resuming from a checkpoint that does not fit."""
     if begins is None or not begins.hide:
         return settings
     return settings.set(OVERWRITE.name, value=True)

@@ -57,7 +57,7 @@ class TrainerAdapter(ConfigAdapter):
     usage = "Write python, torchrun, accelerate launch or deepspeed, then the script."
 
     def invocation(self, argv: tuple[str, ...], source: Source | None) -> Invocation:
-        """Return the command line taken apart; with --framework it may be any script."""
+        """Return the parsed command line; with --framework it may be any script."""
         found = self.split(argv, source) or script(argv, source)
         return found or super().invocation(argv, source)
 

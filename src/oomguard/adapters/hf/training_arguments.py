@@ -126,7 +126,7 @@ def precision_edits(_: Settings, value: object) -> dict[Key[object], object] | N
 
 
 def four_bit(kind: str, double: bool) -> Quantization | None:
-    """Name bitsandbytes' 4-bit formats."""
+    """Return one of bitsandbytes' 4-bit formats."""
     return _FOUR_BIT.get((kind, double))
 
 
@@ -141,7 +141,7 @@ def device(settings: Settings, gpus: int) -> Device:
 
 
 def deepspeed_path(settings: Settings, cwd: str) -> str | None:
-    """Return the DeepSpeed file (absolute); None if there is none, or it stands in the config."""
+    """Return the DeepSpeed file (absolute); None if there is none, or it is inline."""
     value = DEEPSPEED.of(settings)
     path = value if isinstance(value, str) and not value.lstrip().startswith("{") else None
     return posixpath.join(cwd, path) if path else None
@@ -171,7 +171,7 @@ def reduce_bucket(settings: Settings, job: Job) -> int | None:
 
 
 def overlap_comm(settings: Settings, job: Job) -> bool:
-    """Whether DeepSpeed reduces beside the backward pass; by default it does not before ZeRO-3."""
+    """Return whether DeepSpeed reduces during the backward pass; by default not before ZeRO-3."""
     own = _own_zero_config(settings, job, "") if job.asked.sharding in deepspeed.ZERO else None
     return own is not None and deepspeed.overlap_comm(own.values)
 
@@ -188,10 +188,10 @@ def zero_optimizer(settings: Settings, zero: str | None) -> str | None:
 def with_zero_file(
     settings: Settings, job: Job, plan: Plan, folder: str
 ) -> tuple[Settings, tuple[File, ...]]:
-    """Name in the settings the DeepSpeed file that a plan needs, and give that file.
+    """Return settings that name the DeepSpeed file of a plan, and that file.
 
-    It is the user's own with the plan's changes, a new one where there was none, and nothing
-    where the user's own holds as it is.
+    It is the user's own with the plan's changes, a new one if there was none, and nothing if the
+    user's own needs no change.
     """
     if plan.sharding not in deepspeed.ZERO:
         gone = settings if zero_as_asked(job, plan) else settings.set(DEEPSPEED.name, None)
