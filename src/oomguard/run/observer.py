@@ -20,7 +20,7 @@ from oomguard.process.messages import (
 )
 from oomguard.process.process_events import Kernel, Output, Report, ShellEvent
 from oomguard.run.events import Event, Growing, Noticed, Probed, Progress
-from oomguard.run.trends import Trends
+from oomguard.run.leak import LeakDetector
 
 #: Findings of the log at most: a job that prints errors without end fills no disk with them.
 MOST_FINDINGS = 60
@@ -45,7 +45,9 @@ class Observer:
         gpu_limit_bytes: int | None = None,
     ) -> None:
         self._attempt, self._begin = attempt, begin
-        self._trends = Trends(data_limit_bytes=data_limit_bytes, gpu_limit_bytes=gpu_limit_bytes)
+        self._leaks = LeakDetector(
+            data_limit_bytes=data_limit_bytes, gpu_limit_bytes=gpu_limit_bytes
+        )
         self._scanner = LogScanner()
         self._noticed = 0
         self._peeked = True
@@ -103,7 +105,7 @@ class Observer:
                     longest=report.longest,
                 )  # fmt: skip
             case _:
-                growth = self._trends.take(report) if isinstance(report, StepReport) else None
+                growth = self._leaks.update(report) if isinstance(report, StepReport) else None
                 if growth is not None:
                     yield Growing(t=t, attempt=self._attempt, rank=report.rank, growth=growth)
                 if self._is_news(progress) or isinstance(report, ByeReport):
@@ -127,7 +129,7 @@ class Observer:
         return replace(
             finding,
             kind=Kind.PINNED_OOM if pinned else kind,
-            cause=self._trends.cause(report),
+            cause=self._leaks.cause(report),
             requested_bytes=report.requested_bytes,
             capacity_bytes=report.capacity_bytes,
         )
