@@ -7,7 +7,7 @@ import json
 import pytest
 from environments import environment
 
-from inside_job import run_job
+from monitored_job import run_job
 
 pytestmark = pytest.mark.frameworks
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from inside_job import Ended, fake_torch, run_job
+from monitored_job import Ended, fake_torch, run_job
 from oomguard import monitor
 
 HOARD = """

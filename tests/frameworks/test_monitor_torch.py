@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from environments import environment
 
-from inside_job import Ended, run_job
+from monitored_job import Ended, run_job
 
 MIB = 1 << 20
 SETUP = """

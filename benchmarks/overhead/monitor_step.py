@@ -1,6 +1,6 @@
 """Step time of a training loop with and without the reporter inside, interleaved.
 
-    python benchmarks/overhead/inside_step.py --python PYTHON_WITH_TORCH
+    python benchmarks/overhead/monitor_step.py --python PYTHON_WITH_TORCH
 
 Three processes train the same model: `with` the reporter, `without` it, and `control`, also
 without it. They take turns, a block of steps each, so that whatever else the machine does falls

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from inside_job import fake_torch, run_job
+from monitored_job import fake_torch, run_job
 
 JOB = """
 import torch
