@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import json
 
-from oomguard.process.messages import parse
-from oomguard.process.process_events import Report
+from oomguard.process.messages import Report, parse
 
 HEAD = {
     "v": 1, "pid": 7, "rank": None, "local_rank": None, "world": None, "t": 0.0,

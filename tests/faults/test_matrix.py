@@ -13,7 +13,7 @@ import pytest
 
 import oomguard
 from faults.cells import Cell, all_at_once
-from oomguard.process.reports import SOCKET_FILE
+from oomguard.process.report_server import SOCKET_FILE
 
 SCHEMA = json.loads(Path(oomguard.__file__).with_name("fit-report.schema.json").read_text())
 JOBS = {"plain": {}, "ranks": {"RANKS": "2"}, "daemon": {"DAEMON": "1"}}

@@ -17,8 +17,7 @@ from oomguard.evidence.judge import judge
 from oomguard.evidence.log import LogScanner
 from oomguard.evidence.verdict import Kind, Verdict
 from oomguard.job.plan import Plan
-from oomguard.process.messages import LINE_BYTES, Lines, parse
-from oomguard.process.process_events import Report
+from oomguard.process.messages import LINE_BYTES, Lines, Report, parse
 from oomguard.run.attempt import AttemptSpec
 from oomguard.run.event_log import parse_history
 from oomguard.run.events import (

@@ -15,7 +15,7 @@ import pytest
 from oomguard.job.command import Command, File
 from oomguard.machine.cgroups import name_for, own_cgroup
 from oomguard.process.limits import Caps
-from oomguard.process.process_events import Output, ProcessExited, ShellEvent
+from oomguard.process.messages import Output, ProcessExited, ShellEvent
 from oomguard.process.start import start
 
 PATIENCE_S = 30.0  # how long a test waits for what has to come; no test expects a duration

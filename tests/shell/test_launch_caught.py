@@ -7,7 +7,7 @@ import pytest
 from oomguard.evidence.judge import judge
 from oomguard.evidence.verdict import Kind
 from oomguard.job.plan import Plan
-from oomguard.process.process_events import Output
+from oomguard.process.messages import Output
 from oomguard.run.attempt import AttemptSpec
 from oomguard.run.events import Noticed, Progress
 from oomguard.run.observer import Observer

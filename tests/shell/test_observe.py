@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from oomguard.evidence.verdict import Kind, Phase, Witness
-from oomguard.process.process_events import Kernel, Output
+from oomguard.process.messages import Kernel, Output
 from oomguard.run.events import Noticed, Progress
 from oomguard.run.observer import MOST_FINDINGS, Observer
 from reported import on_card, reported

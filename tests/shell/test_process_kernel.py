@@ -11,7 +11,7 @@ import pytest
 from oomguard.errors import UsageError
 from oomguard.machine.cgroups import Cgroup, own_cgroup
 from oomguard.process.limits import CapBy, Caps
-from oomguard.process.process_events import Kernel, ProcessExited
+from oomguard.process.messages import Kernel, ProcessExited
 from oomguard.units import MIB
 from shell.process_attempts import make_attempts, needs_cgroup
 

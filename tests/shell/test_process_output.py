@@ -12,7 +12,7 @@ import pytest
 from oomguard.errors import RunFolderError
 from oomguard.job.command import Command
 from oomguard.process.limits import Caps
-from oomguard.process.process_events import Output, ProcessExited
+from oomguard.process.messages import Output, ProcessExited
 from oomguard.process.start import start
 from oomguard.units import MIB
 from shell.process_attempts import PATIENCE_S, WAIT, make_attempts, unique

@@ -13,9 +13,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from oomguard.process.messages import LINE_BYTES, AnyReport, Lines, parse
-from oomguard.process.process_events import ProcessExited, Report
-from oomguard.process.reports import SOCKET_FILE, ReportServer, sweep
+from oomguard.process.messages import LINE_BYTES, AnyReport, Lines, ProcessExited, Report, parse
+from oomguard.process.report_server import SOCKET_FILE, ReportServer, sweep
 from shell.process_attempts import PATIENCE_S, WAIT, Attempt, make_attempts
 
 attempts = pytest.fixture(make_attempts)

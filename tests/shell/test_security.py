@@ -16,7 +16,7 @@ import oomguard
 from oomguard.cli.options_block import load
 from oomguard.errors import ConfigError
 from oomguard.machine.checkpoint_scan import is_whole
-from oomguard.process.reports import ReportServer
+from oomguard.process.report_server import ReportServer
 from shell.launches import OOMGUARD, launch, write_job
 
 SOURCE = Path(oomguard.__file__).parent

@@ -18,7 +18,7 @@ from oomguard.errors import UsageError, Where
 from oomguard.ladder.strategy import Fidelity
 from oomguard.predict.history import FitIndex, record_run
 from oomguard.process.limits import CapBy
-from oomguard.process.local import LocalEngine
+from oomguard.process.start import LocalEngine
 from oomguard.run.events import Limits, RunStarted
 from oomguard.run.folder import RunFolder
 from oomguard.run.outcome import write_outcome

@@ -16,8 +16,8 @@ from oomguard.cli.summary import environment_info, now_at, print_summary
 from oomguard.ladder.load import load_strategies, select
 from oomguard.ladder.strategy import Strategy
 from oomguard.predict.history import record_run
-from oomguard.process.local import LocalEngine
-from oomguard.process.reports import sweep
+from oomguard.process.report_server import sweep
+from oomguard.process.start import LocalEngine
 from oomguard.run.event_log import History
 from oomguard.run.events import Limits, Resumed, Status
 from oomguard.run.folder import RunFolder

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
 import msgspec
@@ -181,3 +182,40 @@ def parse(line: bytes) -> AnyReport | None:
 def _refuse(constant: str) -> None:
     """Refuse NaN and Infinity, which JSON does not have."""
     raise ValueError(constant)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Output:
+    """A chunk as the job printed it, stdout and stderr merged; it may end inside a character."""
+
+    data: bytes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Report:
+    """A report of the monitor, and the line that it came in."""
+
+    report: AnyReport
+    line: bytes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Kernel:
+    """The kernel's OOM killer struck: kills since the last such event, and since the start."""
+
+    oom_kills: int
+    total: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ProcessExited:
+    """The direct child has ended and all that it printed or reported was emitted before.
+
+    `returncode` is negative for a signal. Other processes of the attempt may still be there.
+    """
+
+    returncode: int
+
+
+ShellEvent = Output | Report | Kernel | ProcessExited
+Emit = Callable[[ShellEvent], None]

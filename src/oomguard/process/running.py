@@ -8,11 +8,11 @@ import time
 from contextlib import ExitStack, suppress
 from pathlib import Path
 
+from oomguard.machine.cgroups import Cgroup
 from oomguard.process.child import Child
-from oomguard.process.kernel import KernelWatch
 from oomguard.process.members import Members, catches
-from oomguard.process.process_events import Emit, ProcessExited
-from oomguard.process.reports import ReportServer
+from oomguard.process.messages import Emit, Kernel, ProcessExited
+from oomguard.process.report_server import ReportServer
 from oomguard.process.stop import StopReport, send, stop_all
 from oomguard.process.tee import Tee
 
@@ -119,3 +119,41 @@ class Running:
 
     def _until(self) -> float:
         return self._deadline if self._deadline is not None else time.monotonic()
+
+
+_POLL_S = 0.2
+_CLOSE_S = 1.0
+
+
+class KernelWatch:
+    """Emits each rise of the group's counter; `watched` says whether there is one to read."""
+
+    def __init__(self, group: Cgroup | None, emit: Emit) -> None:
+        self._group, self._emit = group, emit
+        self._lock, self._closing = threading.Lock(), threading.Event()
+        before = group.oom_kills() if group else None
+        self.watched = before is not None
+        self._before = self._last = before or 0
+        self._thread = threading.Thread(target=self._watch, name="oomguard-kernel", daemon=True)
+        if self.watched:
+            self._thread.start()
+
+    def check(self) -> None:
+        """Look now; the kernel counts a kill before the victim is gone."""
+        if not self.watched or self._group is None:
+            return
+        with self._lock:
+            now = self._group.oom_kills()
+            if now is not None and now > self._last:
+                fresh, self._last = now - self._last, now
+                self._emit(Kernel(oom_kills=fresh, total=now - self._before))
+
+    def close(self) -> None:
+        """End the thread."""
+        self._closing.set()
+        if self._thread.is_alive():
+            self._thread.join(_CLOSE_S)
+
+    def _watch(self) -> None:
+        while not self._closing.wait(_POLL_S):
+            self.check()

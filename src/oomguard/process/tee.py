@@ -10,7 +10,7 @@ import termios
 import threading
 from contextlib import suppress
 
-from oomguard.process.process_events import Emit, Output
+from oomguard.process.messages import Emit, Output
 
 _CHUNK_BYTES = 64 << 10
 _CLOSE_S = 1.0

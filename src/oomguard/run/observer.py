@@ -12,13 +12,16 @@ from oomguard.process.messages import (
     ByeReport,
     DeviceMemory,
     ErrorReport,
+    Kernel,
     OomReport,
+    Output,
     PhaseReport,
     ProbeReport,
     ProcessMemory,
+    Report,
+    ShellEvent,
     StepReport,
 )
-from oomguard.process.process_events import Kernel, Output, Report, ShellEvent
 from oomguard.run.events import Event, Growing, Noticed, Probed, Progress
 from oomguard.run.leak import LeakDetector
 

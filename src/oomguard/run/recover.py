@@ -11,11 +11,19 @@ from typing import TypeVar
 from oomguard.evidence.signatures import BY_ID, Reading
 from oomguard.evidence.verdict import Confidence, Finding, Kind, Verdict, Witness
 from oomguard.machine.checkpoint_scan import Stamp
-from oomguard.process.leftovers import Leftovers, cgroup_left, end_leftovers
-from oomguard.process.messages import ByeReport, ErrorReport, Lines, OomReport, parse
-from oomguard.process.process_events import Kernel, Output, Report, ShellEvent
+from oomguard.process.messages import (
+    ByeReport,
+    ErrorReport,
+    Kernel,
+    Lines,
+    OomReport,
+    Output,
+    Report,
+    ShellEvent,
+    parse,
+)
 from oomguard.process.start import EXIT_FILE
-from oomguard.process.stop import StopReport
+from oomguard.process.stop import Leftovers, StopReport, cgroup_left, end_leftovers
 from oomguard.run.attempt import StopReason
 from oomguard.run.events import CutShort, Event, Exited, Noticed, Planned, Progress, Started
 from oomguard.run.observer import Observer

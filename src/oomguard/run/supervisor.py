@@ -27,10 +27,10 @@ from oomguard.ladder.climb import Ladder
 from oomguard.machine.cgroups import name_for
 from oomguard.machine.checkpoint_scan import Found, Stamp, find, is_whole, stamp
 from oomguard.machine.gpus import FreeReport
-from oomguard.process.local import LocalEngine
 from oomguard.process.members import MARK
-from oomguard.process.process_events import Kernel, Output, ProcessExited, Report, ShellEvent
+from oomguard.process.messages import Kernel, Output, ProcessExited, Report, ShellEvent
 from oomguard.process.running import Running
+from oomguard.process.start import LocalEngine
 from oomguard.process.watchdog import Guard
 from oomguard.redact import redact, redact_argv, redact_env
 from oomguard.run.attempt import AttemptSpec, StopReason

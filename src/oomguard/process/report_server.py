@@ -15,8 +15,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
-from oomguard.process.messages import Lines, parse
-from oomguard.process.process_events import Emit, Report
+from oomguard.process.messages import Emit, Lines, Report, parse
 
 _CHUNK_BYTES = 64 << 10
 _SUN_PATH_BYTES = 107  # of sockaddr_un on Linux, without the closing NUL
