@@ -161,8 +161,10 @@ def test_accelerates_words_beat_its_file(
     options: dict[str, str], text: str, expected: object
 ) -> None:
     files = {"zero3.json": json.dumps({"zero_optimization": {"stage": 3}})}
-    named = accelerate.deepspeed_file(options, text)
-    assert accelerate.sharding(options, text, files.get(named or "")) == expected
+    config = yaml.safe_load(text) or {}
+    named = accelerate.deepspeed_file(options, config)
+    zero = deepspeed.config_in(files, named)
+    assert accelerate.sharding(options, config, zero) == expected
 
 
 def test_accelerates_file_is_edited_and_named_by_its_option(

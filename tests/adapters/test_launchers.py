@@ -57,5 +57,6 @@ def test_other_commands_are_none(line: str) -> None:
 def test_how_many_ranks_a_launcher_starts_with_four_gpus(line: str, world: World) -> None:
     launch = parse(tuple(line.split()))
     assert launch is not None
-    config = "num_processes: 16\nnum_machines: 2\n" if launch.config_file == "a.yaml" else ""
+    stated = {"num_processes": 16, "num_machines": 2}
+    config = stated if launch.config_file == "a.yaml" else {}
     assert launch.world(4, config) == world

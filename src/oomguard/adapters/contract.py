@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from enum import IntEnum
 
-from oomguard.configfile.document import Source
+from oomguard.configfile.document import Files, Source
 from oomguard.job.checkpoint import Continuation, Layout, Mode
 from oomguard.job.command import Command
 from oomguard.job.memory_settings import MemorySettings
@@ -33,6 +33,10 @@ class JobRequest:
     python: str = "python"
     packages: frozenset[str] = frozenset()
     files: Mapping[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        """Keep what is parsed of the files."""
+        object.__setattr__(self, "files", Files.of(self.files))
 
 
 class Claim(IntEnum):

@@ -7,8 +7,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import Enum
-
-import yaml
+from types import MappingProxyType
 
 from oomguard.job.training_job import World
 
@@ -47,6 +46,7 @@ _BARE = {
 }
 _PYTHON_WITH_VALUE = {"-X", "-W", "--check-hash-based-pycs"}
 _TORCHRUN_MODULES = {"torch.distributed.run", "torch.distributed.launch"}
+_NOTHING: Mapping[str, object] = MappingProxyType({})
 _COUNTED = {"gpu", "auto"}
 
 
@@ -64,8 +64,8 @@ class LauncherCommand:
     head: tuple[str, ...]
     words: tuple[str, ...]
 
-    def world(self, gpus: int, config: str = "") -> World:
-        """Return how many ranks the launcher starts; `config` is the text of its `config_file`."""
+    def world(self, gpus: int, config: Mapping[str, object] = _NOTHING) -> World:
+        """Return how many ranks the launcher starts; `config` are the values of `config_file`."""
         if self.launcher is Launcher.TORCHRUN:
             nodes = self.options.get("nnodes", "1").split(":")[-1]
             return _world(self.options.get("nproc_per_node", "1"), nodes, gpus)
@@ -73,7 +73,7 @@ class LauncherCommand:
             local = self.options.get("num_gpus", "auto")
             return _world(local, self.options.get("num_nodes", "1"), gpus)
         if self.launcher is Launcher.ACCELERATE:
-            return self._accelerate_world(gpus, mapping(config))
+            return self._accelerate_world(gpus, config)
         return World()
 
     @property
@@ -164,12 +164,3 @@ def _world(per_node: str, nodes: str, gpus: int) -> World:
 def count(value: object, default: int) -> int:
     """Read a number of processes; `default` if it is not one."""
     return int(str(value)) if str(value).isdecimal() and int(str(value)) > 0 else default
-
-
-def mapping(text: str) -> Mapping[str, object]:
-    """Read a launcher's YAML config; empty if it is not a mapping."""
-    try:
-        document = yaml.safe_load(text)
-    except (yaml.YAMLError, ValueError):
-        return {}
-    return document if isinstance(document, dict) else {}

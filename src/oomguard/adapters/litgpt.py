@@ -16,7 +16,7 @@ from oomguard.adapters.fields import Binding, Bindings, Edits, Key, as_object, c
 from oomguard.adapters.hf import training_arguments as hf
 from oomguard.adapters.invocation import Form, Invocation, with_config
 from oomguard.adapters.litgpt_memory import recipe_of
-from oomguard.configfile.document import Document, Source
+from oomguard.configfile.document import Files, Source
 from oomguard.configfile.flags import Flags, Style, is_flag
 from oomguard.configfile.layered import Settings
 from oomguard.errors import ConfigError, Where
@@ -188,10 +188,8 @@ def _model_config(settings: Settings, cwd: str) -> str | None:
 
 
 def _block_size(path: str | None, files: Mapping[str, str]) -> int | None:
-    if path is None or path not in files:
-        return None
-    document = Document.parse(Source(path=path, text=files[path]))
-    return fields.maybe_number("block_size").of(Settings(file=document))
+    document = Files.of(files).document(path)
+    return fields.maybe_number("block_size").of(Settings(file=document)) if document else None
 
 
 def _accumulation(settings: Settings, world: World) -> int:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import posixpath
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import cache
 
 import yaml
 
@@ -26,7 +27,7 @@ from oomguard.adapters.hf.trainer_adapter import (
 )
 from oomguard.adapters.invocation import Invocation, file_option
 from oomguard.adapters.launchers import Launcher, LauncherCommand
-from oomguard.configfile.document import Document, Source
+from oomguard.configfile.document import Document, Files, Source
 from oomguard.configfile.layered import Settings
 from oomguard.job.command import File
 from oomguard.job.memory_settings import MemorySettings
@@ -174,7 +175,8 @@ def _handed_on(settings: Settings) -> Mapping[str, str]:
     return {name: str(settings.get(name)) for name in _HANDED_ON if settings.has(name)}
 
 
-def _coming_with_trl(name: str) -> str | None:
+@cache
+def _coming_with_trl(name: str) -> Document | None:
     """Return accelerate's config that TRL ships under a name, in what decides over memory."""
     kinds: dict[str, dict[str, object]] = {
         "single_gpu": {"distributed_type": "NO"},
@@ -192,7 +194,8 @@ def _coming_with_trl(name: str) -> str | None:
         kind = {"distributed_type": "DEEPSPEED", "deepspeed_config": kind}
     common_keys = {"num_machines": 1, "num_processes": _PROCESSES, "use_cpu": False}
     values = {"compute_environment": "LOCAL_MACHINE", **kind, "mixed_precision": "bf16"}
-    return yaml.safe_dump({**values, **common_keys}, sort_keys=False)
+    text = yaml.safe_dump({**values, **common_keys}, sort_keys=False)
+    return Document.parse(Source(path=name, text=text))
 
 
 def _accelerate(settings: Settings, cwd: str, files: Mapping[str, str]) -> Document | None:
@@ -200,9 +203,7 @@ def _accelerate(settings: Settings, cwd: str, files: Mapping[str, str]) -> Docum
     name = _ACCELERATE.of(settings)
     if name is None:
         return None
-    path = posixpath.join(cwd, name)
-    text = files.get(path, _coming_with_trl(name))
-    return Document.parse(Source(path=path, text=text)) if text is not None else None
+    return Files.of(files).document(posixpath.join(cwd, name)) or _coming_with_trl(name)
 
 
 def _without_activations(plan: Plan) -> Plan:
@@ -236,10 +237,12 @@ class Trl(TrainerAdapter):
         own = (posixpath.join(request.cwd, name),) if name else ()
         return (*super().referenced_files(request), *own)
 
-    def accelerate_config(self, invocation: Invocation, request: JobRequest) -> str:
-        """Return the text of accelerate's config: a file of the user's, or one that TRL ships."""
+    def accelerate_config(
+        self, invocation: Invocation, request: JobRequest
+    ) -> Mapping[str, object]:
+        """Return accelerate's config: a file of the user's, or one that TRL ships."""
         own = _accelerate(invocation.settings, request.cwd, request.files)
-        return own.text if own else super().accelerate_config(invocation, request)
+        return own.values if own else super().accelerate_config(invocation, request)
 
     def split(self, argv: tuple[str, ...], source: Source | None) -> Invocation | None:
         """Parse a command line; `trl sft` passes some of its flags on to accelerate."""
@@ -274,7 +277,7 @@ class Trl(TrainerAdapter):
         own = _accelerate(invocation.settings, request.cwd, request.files)
         if own is None:
             return super().world(invocation, request, device)
-        return invocation.launch.world(request.gpus, own.text) if invocation.launch else World()
+        return invocation.launch.world(request.gpus, own.values) if invocation.launch else World()
 
     def shard(
         self, invocation: Invocation, job: Job, plan: Plan, folder: str

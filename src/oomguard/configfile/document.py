@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, cast
@@ -34,6 +34,31 @@ class Source:
             ConfigError: as `Document.parse` does.
         """
         return Document.parse(self)
+
+
+class Files(dict[str, str]):
+    """Texts of the files that a config names, by absolute path; each is parsed at most once."""
+
+    def __init__(self, texts: Mapping[str, str] | Iterable[tuple[str, str]] = ()) -> None:
+        super().__init__(texts)
+        self._sources: dict[str, Source] = {}
+
+    @classmethod
+    def of(cls, texts: Mapping[str, str]) -> Files:
+        """Return texts as files; those that are files already keep what was parsed."""
+        return texts if isinstance(texts, Files) else cls(texts)
+
+    def document(self, path: str | None, *, is_json: bool = False) -> Document | None:
+        """Return a file, parsed; None if it is missing. `is_json` holds whatever its name.
+
+        Raises:
+            ConfigError: as `Document.parse` does.
+        """
+        if path is None or path not in self:
+            return None
+        name = f"{path}.json" if is_json and not path.endswith(".json") else path
+        source = self._sources.setdefault(name, Source(path=name, text=self[path]))
+        return source.document
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import Enum
 
-from oomguard.configfile.document import Source
+from oomguard.configfile.document import Files, Source
 from oomguard.job.plan import Plan
 
 #: What `Lengths.counted_by` says of an exact count.
@@ -105,6 +105,10 @@ class Job:
     bfloat16: bool = True
     files: Mapping[str, str] = field(default_factory=dict)
     inside: bool = True
+
+    def __post_init__(self) -> None:
+        """Keep what is parsed of the files."""
+        object.__setattr__(self, "files", Files.of(self.files))
 
     @property
     def global_batch(self) -> int:

@@ -13,8 +13,7 @@ import yaml
 
 from oomguard.adapters.hf import deepspeed
 from oomguard.adapters.hf.deepspeed import STAGES, ZERO
-from oomguard.adapters.launchers import mapping
-from oomguard.configfile.document import Document, Source
+from oomguard.configfile.document import Document, Files
 from oomguard.job.command import File
 from oomguard.job.plan import Offload, Plan, Sharding
 from oomguard.job.training_job import Device, Job
@@ -33,29 +32,27 @@ _DEFAULT_STAGE = "2"
 _NAME, _ZERO_NAME = "accelerate.yaml", "deepspeed.json"
 
 
-def deepspeed_file(options: Mapping[str, str], config: str) -> str | None:
+def deepspeed_file(options: Mapping[str, str], config: Mapping[str, object]) -> str | None:
     """Return the DeepSpeed file, as written in the launcher's words or its file."""
-    name = _stated(options, mapping(config)).get(FILE)
-    return str(name) if name and _has_deepspeed(options, mapping(config)) else None
+    name = _stated(options, config).get(FILE)
+    return str(name) if name and _has_deepspeed(options, config) else None
 
 
 def sharding(
-    options: Mapping[str, str], config: str, zero: str | None
+    options: Mapping[str, str], config: Mapping[str, object], zero: Mapping[str, object] | None
 ) -> tuple[Sharding | None, frozenset[Offload] | None]:
     """Read sharding and offload from the launcher's words over its file.
 
-    `zero` is the text of the DeepSpeed file that they name; None for both where it was not found.
+    `zero` is the DeepSpeed file that they name; None for both if it was not found.
     """
-    document = mapping(config)
-    kind = str(document.get("distributed_type", "NO")).upper()
+    kind = str(config.get("distributed_type", "NO")).upper()
     if "use_fsdp" in options or kind == "FSDP":
         return Sharding.FSDP, frozenset()
-    if not _has_deepspeed(options, document):
+    if not _has_deepspeed(options, config):
         return Sharding.NONE, frozenset()
-    stated = _stated(options, document)
+    stated = _stated(options, config)
     if stated.get(FILE):
-        own = deepspeed.mapping_of(zero)
-        return (None, None) if own is None else deepspeed.zero_of(own)
+        return (None, None) if zero is None else deepspeed.zero_of(zero)
     stage = str(stated.get("zero_stage", _DEFAULT_STAGE))
     offload = {noun for key, noun in _DEVICES.items() if stated.get(key) in ("cpu", "nvme")}
     found = STAGES.get(int(stage), Sharding.NONE) if stage.isdecimal() else None
@@ -94,13 +91,12 @@ def edited(document: Document, job: Job, plan: Plan, folder: str) -> tuple[File,
 
 def edited_file(name: str, job: Job, plan: Plan, folder: str) -> tuple[File, ...]:
     """Change the DeepSpeed file that the launcher was given; empty where it holds as it is."""
-    text = job.files.get(posixpath.join(job.cwd, name))
-    if text is None:
+    own = Files.of(job.files).document(posixpath.join(job.cwd, name), is_json=True)
+    if own is None:
         return ()
-    path = posixpath.join(folder, _ZERO_NAME)
-    own = Document.parse(Source(path=path, text=text))
     after = deepspeed.edited(own, job.asked, plan)
-    return () if after.text == text else (File(path=path, text=after.text),)
+    file = File(path=posixpath.join(folder, _ZERO_NAME), text=after.text)
+    return () if after.text == own.text else (file,)
 
 
 def new_config(job: Job, plan: Plan, folder: str) -> File:

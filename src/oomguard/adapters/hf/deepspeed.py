@@ -10,7 +10,8 @@ import json
 from collections.abc import Mapping
 from typing import cast
 
-from oomguard.configfile.document import Document, Source
+from oomguard.configfile.document import Document, Files, Source
+from oomguard.errors import ConfigError
 from oomguard.job.plan import Offload, Plan, Sharding
 
 STAGES = {1: Sharding.ZERO1, 2: Sharding.ZERO2, 3: Sharding.ZERO3}
@@ -34,6 +35,15 @@ def mapping_of(config: object) -> Mapping[str, object] | None:
         except json.JSONDecodeError:
             return None
     return config if isinstance(config, dict) else None
+
+
+def config_in(files: Mapping[str, str], path: str | None) -> Mapping[str, object] | None:
+    """Read a config file; None if it is missing or DeepSpeed could not read it."""
+    try:
+        document = Files.of(files).document(path, is_json=True)
+    except ConfigError:
+        return None
+    return document.values if document else None
 
 
 def zero_of(config: Mapping[str, object]) -> tuple[Sharding, frozenset[Offload]]:

@@ -7,19 +7,20 @@ Source: transformers 5.6.0, trainer.py, hf_argparser.py.
 from __future__ import annotations
 
 import posixpath
+from collections.abc import Mapping
 from dataclasses import replace
 
 from oomguard.adapters.config_adapter import ConfigAdapter, Refusal
 from oomguard.adapters.contract import JobRequest
 from oomguard.adapters.fields import Key
-from oomguard.adapters.hf import accelerate, resuming
+from oomguard.adapters.hf import accelerate, deepspeed, resuming
 from oomguard.adapters.hf import training_arguments as hf
 from oomguard.adapters.hf.deepspeed import ZERO
 from oomguard.adapters.hf.hf_memory import recipe_of
 from oomguard.adapters.invocation import Invocation, script
 from oomguard.adapters.launchers import Launcher
 from oomguard.adapters.trial import trainer
-from oomguard.configfile.document import Document, Source
+from oomguard.configfile.document import Document, Files, Source
 from oomguard.configfile.flags import Flags
 from oomguard.configfile.layered import Settings
 from oomguard.job.checkpoint import Continuation, Layout, Mode
@@ -67,9 +68,13 @@ class TrainerAdapter(ConfigAdapter):
         files = (self._zero_path(invocation, request), _launch_path(invocation, request.cwd))
         return tuple(path for path in files if path)
 
-    def accelerate_config(self, invocation: Invocation, request: JobRequest) -> str:
-        """Return the text of accelerate's config; empty if there is none."""
-        return request.files.get(_launch_path(invocation, request.cwd) or "", "")
+    def accelerate_config(
+        self, invocation: Invocation, request: JobRequest
+    ) -> Mapping[str, object]:
+        """Return the values of accelerate's config; empty if there is none."""
+        path = _launch_path(invocation, request.cwd)
+        document = Files.of(request.files).document(path)
+        return document.values if document else {}
 
     def _zero_path(self, invocation: Invocation, request: JobRequest) -> str | None:
         """Return the DeepSpeed file (absolute), wherever it is named."""
@@ -91,7 +96,7 @@ class TrainerAdapter(ConfigAdapter):
     ) -> dict[str, object]:
         """Return the fields of the requested plan."""
         fields = super().fields(invocation, request, world)
-        zero = request.files.get(self._zero_path(invocation, request) or "")
+        zero = deepspeed.config_in(request.files, self._zero_path(invocation, request))
         sharding, offload = self.sharding(invocation, request)
         own = hf.zero_optimizer(invocation.settings, zero) or fields["optimizer"]
         return {**fields, "optimizer": own, "sharding": sharding, "offload": offload}
@@ -111,7 +116,7 @@ class TrainerAdapter(ConfigAdapter):
         own = hf.DEEPSPEED.of(settings) or hf.FSDP.of(settings)
         if own or launch is None or launch.launcher is not Launcher.ACCELERATE:
             return hf.sharding(settings, request.cwd, request.files)
-        zero = request.files.get(self._zero_path(invocation, request) or "")
+        zero = deepspeed.config_in(request.files, self._zero_path(invocation, request))
         return accelerate.sharding(
             launch.options, self.accelerate_config(invocation, request), zero
         )
@@ -212,9 +217,7 @@ def _launch_path(invocation: Invocation, cwd: str) -> str | None:
 
 
 def _launch_document(invocation: Invocation, job: Job) -> Document | None:
-    path = _launch_path(invocation, job.cwd) or ""
-    text = job.files.get(path)
-    return Document.parse(Source(path=path, text=text)) if text is not None else None
+    return Files.of(job.files).document(_launch_path(invocation, job.cwd))
 
 
 def _with_option(invocation: Invocation, option: str, files: tuple[File, ...]) -> Invocation:

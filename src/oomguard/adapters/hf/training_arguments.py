@@ -13,7 +13,7 @@ from oomguard.adapters import fields
 from oomguard.adapters.config_adapter import Refusal
 from oomguard.adapters.fields import Binding, Key, as_object, direct, flag, number, switch, text
 from oomguard.adapters.hf import deepspeed
-from oomguard.configfile.document import Document, Source
+from oomguard.configfile.document import Document, Files, Source
 from oomguard.configfile.layered import Settings
 from oomguard.job.command import File
 from oomguard.job.plan import LossKernel, Offload, Plan, Precision, Quantization, Sharding
@@ -153,9 +153,7 @@ def sharding(
     """Read sharding and offload; None for both where the DeepSpeed file was not found."""
     if not DEEPSPEED.of(settings):
         return (Sharding.FSDP if FSDP.of(settings) else Sharding.NONE), frozenset()
-    path = deepspeed_path(settings, cwd)
-    value = files.get(path) if path else DEEPSPEED.of(settings)
-    config = deepspeed.mapping_of(value)
+    config = _zero_values(settings, cwd, files)
     return (None, None) if config is None else deepspeed.zero_of(config)
 
 
@@ -166,23 +164,35 @@ def reduce_bucket(settings: Settings, job: Job) -> int | None:
     """
     if job.asked.sharding not in deepspeed.ZERO:
         return None
-    own = _own_zero_config(settings, job, "")
-    return deepspeed.reduce_bucket(own.values) if own else deepspeed.REDUCE_BUCKET
+    own = _zero_values(settings, job.cwd, job.files)
+    return deepspeed.REDUCE_BUCKET if own is None else deepspeed.reduce_bucket(own)
 
 
 def overlap_comm(settings: Settings, job: Job) -> bool:
     """Return whether DeepSpeed reduces during the backward pass; by default not before ZeRO-3."""
-    own = _own_zero_config(settings, job, "") if job.asked.sharding in deepspeed.ZERO else None
-    return own is not None and deepspeed.overlap_comm(own.values)
+    if job.asked.sharding not in deepspeed.ZERO:
+        return False
+    own = _zero_values(settings, job.cwd, job.files)
+    return own is not None and deepspeed.overlap_comm(own)
 
 
-def zero_optimizer(settings: Settings, zero: str | None) -> str | None:
+def zero_optimizer(settings: Settings, zero: Mapping[str, object] | None) -> str | None:
     """Return the optimizer of the DeepSpeed config, which wins over `optim`; None if it has none.
 
-    `zero` is the text of the file where the config is one.
+    `zero` is the config if it is a file.
     """
-    inline = DEEPSPEED.of(settings) if zero is None else None
-    return deepspeed.optimizer_of(deepspeed.mapping_of(zero or inline) or {})
+    inline = deepspeed.mapping_of(DEEPSPEED.of(settings)) if zero is None else zero
+    return deepspeed.optimizer_of(inline or {})
+
+
+def _zero_values(
+    settings: Settings, cwd: str, files: Mapping[str, str]
+) -> Mapping[str, object] | None:
+    """Return the DeepSpeed config, a file or inline; None if there is none."""
+    path = deepspeed_path(settings, cwd)
+    return (
+        deepspeed.config_in(files, path) if path else deepspeed.mapping_of(DEEPSPEED.of(settings))
+    )
 
 
 def with_zero_file(
@@ -197,7 +207,7 @@ def with_zero_file(
         gone = settings if zero_as_asked(job, plan) else settings.set(DEEPSPEED.name, None)
         return gone, ()
     path = posixpath.join(folder, f"deepspeed_{plan.sharding.value}.json")
-    own = _own_zero_config(settings, job, path)
+    own = _own_zero_config(settings, job)
     text = deepspeed.zero_config(plan.sharding, plan.offload or frozenset())
     if own is not None:
         text = deepspeed.edited(own, job.asked, plan).text
@@ -206,14 +216,15 @@ def with_zero_file(
     return settings.set(DEEPSPEED.name, path), (File(path=path, text=text),)
 
 
-def _own_zero_config(settings: Settings, job: Job, path: str) -> Document | None:
-    """Return the DeepSpeed config that the job has, as a document at `path`."""
-    own = deepspeed_path(settings, job.cwd)
+def _own_zero_config(settings: Settings, job: Job) -> Document | None:
+    """Return the DeepSpeed config that the job has, an inline one as if it were a file."""
+    path = deepspeed_path(settings, job.cwd)
+    if path is not None:
+        return Files.of(job.files).document(path, is_json=True)
     inline = deepspeed.mapping_of(DEEPSPEED.of(settings))
-    text = job.files.get(own) if own else None
-    if text is None and inline is not None:
-        text = json.dumps(inline, indent=2) + "\n"
-    return Document.parse(Source(path=path, text=text)) if text is not None else None
+    if inline is None:
+        return None
+    return Document.parse(Source(path="inline.json", text=json.dumps(inline, indent=2) + "\n"))
 
 
 def zero_as_asked(job: Job, plan: Plan) -> bool:
