@@ -20,28 +20,28 @@ SWIFT = (
 TORCHTUNE = "model: {_component_: a.lora_b}\nbatch_size: 2\ngradient_accumulation_steps: 4\n"
 
 
-@pytest.mark.parametrize(
-    ("name", "text", "command"),
-    [
-        ("hf_trainer", TRAINER, "python train.py --per_device_train_batch_size 4"),
-        ("hf_trainer", TRAINER, "torchrun main.py train --per_device_train_batch_size=4"),
-        ("qwen", TRAINER, "python finetune.py --q_lora --per_device_train_batch_size 4"),
-        ("peft_loftq", TRAINER, "python train.py --per_device_train_batch_size 4"),
-        ("trl", TRAINER, "trl sft --per_device_train_batch_size 4"),
-        ("llamafactory", TRAINER, "lmf train per_device_train_batch_size=4"),
-        (
-            "llamafactory",
-            TRAINER,
-            "torchrun --nnodes 1 src/train.py per_device_train_batch_size=4",
-        ),
-        ("litgpt", LITGPT, "litgpt finetune_lora c --train.micro_batch_size 4"),
-        ("litgpt", LITGPT, "python -m litgpt finetune_lora --train.micro_batch_size=4"),
-        ("axolotl", AXOLOTL, "axolotl train --micro_batch_size 4"),
-        ("axolotl", AXOLOTL, "axolotl train --micro_batch_size 4 -- --num_machines 1"),
-        ("ms_swift", SWIFT, "swift sft --per_device_train_batch_size 4"),
-        ("torchtune", TORCHTUNE, "tune run lora_finetune_single_device batch_size=4"),
-    ],
+COMMANDS = (
+    ("hf_trainer", TRAINER, "python train.py --per_device_train_batch_size 4"),
+    ("hf_trainer", TRAINER, "torchrun main.py train --per_device_train_batch_size=4"),
+    ("qwen", TRAINER, "python finetune.py --q_lora --per_device_train_batch_size 4"),
+    ("peft_loftq", TRAINER, "python train.py --per_device_train_batch_size 4"),
+    ("trl", TRAINER, "trl sft --per_device_train_batch_size 4"),
+    ("llamafactory", TRAINER, "lmf train per_device_train_batch_size=4"),
+    (
+        "llamafactory",
+        TRAINER,
+        "torchrun --nnodes 1 src/train.py per_device_train_batch_size=4",
+    ),
+    ("litgpt", LITGPT, "litgpt finetune_lora c --train.micro_batch_size 4"),
+    ("litgpt", LITGPT, "python -m litgpt finetune_lora --train.micro_batch_size=4"),
+    ("axolotl", AXOLOTL, "axolotl train --micro_batch_size 4"),
+    ("axolotl", AXOLOTL, "axolotl train --micro_batch_size 4 -- --num_machines 1"),
+    ("ms_swift", SWIFT, "swift sft --per_device_train_batch_size 4"),
+    ("torchtune", TORCHTUNE, "tune run lora_finetune_single_device batch_size=4"),
 )
+
+
+@pytest.mark.parametrize(("name", "text", "command"), COMMANDS)
 def test_a_flag_of_the_files_own_command_beats_the_file(
     bench: Callable[..., Any], folder: str, name: str, text: str, command: str
 ) -> None:

@@ -19,7 +19,7 @@ import pytest
 import yaml
 
 from adapters.conftest import CWD, FOLDER, Bench
-from adapters.test_walks import AXO, LF, LIT, LOFTQ, QWEN, SWIFT, TRL, ladder_of
+from adapters.test_walks import AXO, LF, LIT, LOFTQ, QWEN, SWIFT, TRL, TUNE, ladder_of
 from generators import Walk
 from oomguard.adapters.registry import adapter_named
 from oomguard.errors import ConfigError
@@ -47,6 +47,7 @@ NUMBERS = {
 PEFT, RANK = TRL + "use_peft: true\n", "batch_size: 8\n"
 LMF = "lmf train train.yaml"
 LITGPT = "litgpt finetune_lora --config train.yaml"
+TUNE_LORA = "tune run lora_finetune_single_device --config train.yaml"
 
 
 @dataclass(frozen=True)
@@ -103,6 +104,8 @@ SAMPLES = {
         "axolotl", "axolotl train train.yaml", AXO + "adapter: lora\nbatch_size: 8\n"
     ),
     "swift": Sample("ms_swift", "swift sft train.yaml", SWIFT),
+    "torchtune": Sample("torchtune", TUNE_LORA, TUNE),
+    "torchtune-in-backward": Sample("torchtune", TUNE_LORA, TUNE + "optimizer_in_bwd: true\n"),
 }
 
 
@@ -423,6 +426,24 @@ NEVER = (
             c.get("per_device_train_batch_size") != 4 and "gradient_accumulation_steps" not in c
         ),
         {"per_device_train_batch_size": 2},
+    ),
+    Never(
+        "Gradient accumulation is not supported with optimizer in bwd.",
+        ("torchtune",),
+        lambda c: (
+            c.get("optimizer_in_bwd") is True and c.get("gradient_accumulation_steps", 1) != 1
+        ),
+        {"optimizer_in_bwd": True, "gradient_accumulation_steps": 2},
+    ),
+    Never(
+        "enable_activation_offloading should only be True when enable_activation_checkpointing is "
+        "True",
+        ("torchtune",),
+        lambda c: (
+            c.get("enable_activation_offloading") is True
+            and c.get("enable_activation_checkpointing") is not True
+        ),
+        {"enable_activation_offloading": True},
     ),
 )
 

@@ -60,7 +60,7 @@ class Binding:
     edits: Callable[[Settings, object], Edits | None]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True)
 class Bindings:
     """All the knobs of one framework."""
 
