@@ -32,12 +32,14 @@ def unique(name: str) -> str:
 class Attempt:
     """One started attempt and the events seen of it so far."""
 
-    def __init__(self, command: Command, *, log: Path, caps: Caps, inside: bool, mark: str) -> None:
+    def __init__(
+        self, command: Command, *, log: Path, caps: Caps, monitored: bool, mark: str
+    ) -> None:
         self.queue: queue.Queue[ShellEvent] = queue.Queue()
         self.seen: list[ShellEvent] = []
         self.log = log
         self.running = start(
-            command, log=log, caps=caps, inside=inside, mark=mark, emit=self.queue.put
+            command, log=log, caps=caps, monitored=monitored, mark=mark, emit=self.queue.put
         )
 
     def next(self) -> ShellEvent:
@@ -79,7 +81,7 @@ class Attempts:
         env: Mapping[str, str] | None = None,
         files: tuple[File, ...] = (),
         caps: Caps | None = None,
-        inside: bool = False,
+        monitored: bool = False,
         log: Path | None = None,
         cwd: Path | None = None,
     ) -> Attempt:
@@ -88,7 +90,7 @@ class Attempts:
             Command(argv=argv, cwd=str(cwd or self.folder), env=env or {}, files=files),
             log=log or self.folder / f"{self._number:03}" / "log.txt",
             caps=caps or Caps(),
-            inside=inside,
+            monitored=monitored,
             mark=unique(f"{self.folder.name}-{self._number}"),
         )
         self._undo.callback(attempt.running.close)

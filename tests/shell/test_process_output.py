@@ -57,7 +57,12 @@ def test_100_mb_without_a_newline_pass_in_bounded_memory(tmp_path):
 
     command = Command(argv=("head", "-c", "100000000", "/dev/zero"), cwd=str(tmp_path))
     running = start(
-        command, log=tmp_path / "log.txt", caps=Caps(), inside=False, mark=unique("big"), emit=emit
+        command,
+        log=tmp_path / "log.txt",
+        caps=Caps(),
+        monitored=False,
+        mark=unique("big"),
+        emit=emit,
     )
     assert ended.wait(PATIENCE_S)
     running.close()
@@ -76,7 +81,7 @@ def test_a_slow_supervisor_holds_the_job_back_and_loses_nothing(tmp_path):
 
     log = tmp_path / "log.txt"
     command = Command(argv=("head", "-c", "5000000", "/dev/zero"), cwd=str(tmp_path))
-    running = start(command, log=log, caps=Caps(), inside=False, mark=unique("slow"), emit=emit)
+    running = start(command, log=log, caps=Caps(), monitored=False, mark=unique("slow"), emit=emit)
     assert running.alive() == (running.pid,)  # the pipe is far smaller than what it prints
     assert log.stat().st_size <= MIB
     go.set()
@@ -98,7 +103,7 @@ def test_the_end_waits_for_output_that_a_slow_supervisor_has_not_taken(tmp_path)
     # The grandchild holds the pipe: its end does not tell that all was read.
     command = Command(argv=("sh", "-c", "sleep 600 & echo last words"), cwd=str(tmp_path))
     log = tmp_path / "log.txt"
-    running = start(command, log=log, caps=Caps(), inside=False, mark=unique("words"), emit=emit)
+    running = start(command, log=log, caps=Caps(), monitored=False, mark=unique("words"), emit=emit)
     assert not ended.wait(1.0)
     go.set()
     assert ended.wait(PATIENCE_S)

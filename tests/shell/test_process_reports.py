@@ -202,16 +202,16 @@ def test_a_line_too_long_is_dropped_and_the_next_is_read():
 
 def test_reports_come_before_the_exit_and_garbage_is_counted(attempts):
     lines = [*map(line, MESSAGES), *(one for one in GARBAGE if one), b"z" * (LINE_BYTES + 1)]
-    attempt = attempts.python(sender(*lines), inside=True)
+    attempt = attempts.python(sender(*lines), monitored=True)
     assert attempt.exit() == 0, attempt.output
     assert received(attempt) == MESSAGES
     assert isinstance(attempt.seen[-1], ProcessExited)
-    assert attempt.running.refused_lines == len(lines) - len(MESSAGES)
+    assert attempt.running._reports.refused == len(lines) - len(MESSAGES)
 
 
 def test_the_last_line_of_a_killed_process_needs_no_end(attempts):
     code = sender()[:-1] + f"\ns.sendall({line(MESSAGES[3])!r}); os.kill(os.getpid(), 9)"
-    attempt = attempts.python(code, inside=True)
+    attempt = attempts.python(code, monitored=True)
     assert attempt.exit() == -9
     assert received(attempt) == [MESSAGES[3]]
 
@@ -221,7 +221,7 @@ def test_lines_in_the_buffer_come_while_the_job_runs_and_at_its_end_once_each(at
     first, last = (line(message) + b"\n" for message in (MESSAGES[3], MESSAGES[7]))
     code = "import os, signal; signal.signal(15, lambda *_: None); " + write.format(1, first)
     code += WAIT + "; " + write.format(1, last) + write.format(2, b"garbage\n" + last)
-    attempt = attempts.python(code, inside=True)
+    attempt = attempts.python(code, monitored=True)
     attempt.wait_for(Report)
     attempt.running.signal(15)
     assert attempt.exit() == 0

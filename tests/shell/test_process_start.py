@@ -65,19 +65,19 @@ def test_unbuffered_can_be_overridden(attempts):
     assert shown(attempts, env={"PYTHONUNBUFFERED": ""})[2]["PYTHONUNBUFFERED"] == ""
 
 
-def test_inside_comes_first_on_the_python_path_and_keeps_what_was_there(attempts, monkeypatch):
+def test_the_monitor_comes_first_on_the_python_path_and_keeps_what_was_there(attempts, monkeypatch):
     monkeypatch.setenv("PYTHONPATH", f"/of/the/user:{monitor.PATH}:/more")
     caps = Caps(gpu_memory_bytes=5)
-    environ = shown(attempts, inside=True, caps=caps)[2]
+    environ = shown(attempts, monitored=True, caps=caps)[2]
     assert environ["PYTHONPATH"] == f"{monitor.PATH}:/of/the/user:/more"
     assert environ["OOMGUARD_GPU_MEMORY"] == "5"
     assert Path(environ["OOMGUARD_BUFFER"]).is_dir()
     assert len(environ["OOMGUARD_SOCKET"]) < 108
 
 
-def test_inside_alone_leaves_no_empty_entry_on_the_python_path(attempts, monkeypatch):
+def test_the_monitor_alone_leaves_no_empty_entry_on_the_python_path(attempts, monkeypatch):
     monkeypatch.delenv("PYTHONPATH", raising=False)
-    assert ":" not in shown(attempts, inside=True)[2]["PYTHONPATH"]
+    assert ":" not in shown(attempts, monitored=True)[2]["PYTHONPATH"]
 
 
 def test_freed_tensors_are_given_back_under_a_host_cap(attempts, monkeypatch):
@@ -175,7 +175,7 @@ def test_a_script_that_cannot_run_is_a_clear_error(
 
 def test_a_command_that_is_not_there_is_a_clear_error(attempts):
     with pytest.raises(FrameworkError, match=r"'no-such-trainer'.*No such file") as caught:
-        attempts.start("no-such-trainer", inside=True)
+        attempts.start("no-such-trainer", monitored=True)
     assert "Install" in caught.value.next_step
 
 
@@ -186,12 +186,12 @@ def test_an_argument_that_no_program_can_take_is_a_clear_error(attempts, bad):
 
 
 def test_a_missing_folder_is_named(attempts, tmp_path):
-    with pytest.raises(UsageError, match=r"gone.*working folder"):
+    with pytest.raises(UsageError, match=r"gone.*working directory"):
         attempts.start("true", cwd=tmp_path / "gone")
 
 
-def test_a_gpu_cap_needs_the_reporter(attempts):
-    with pytest.raises(UsageError, match="inside"):
+def test_a_gpu_cap_needs_the_monitor(attempts):
+    with pytest.raises(UsageError, match="capped by the monitor"):
         attempts.start("true", caps=Caps(gpu_memory_bytes=1))
 
 
@@ -209,7 +209,7 @@ def test_a_start_that_fails_half_way_leaves_no_process(attempts, monkeypatch):
     before = left_behind()
     monkeypatch.setattr("oomguard.process.start.Tee", no_thread)
     with pytest.raises(RuntimeError, match="new thread"):
-        attempts.python(WAIT, inside=True)
+        attempts.python(WAIT, monitored=True)
     assert left_behind() == before
 
 
@@ -218,7 +218,7 @@ def test_nothing_is_left_behind(attempts, tmp_path, monkeypatch, argv):
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     before = left_behind()
     try:
-        attempts.start(*argv, inside=True).running.close()
+        attempts.start(*argv, monitored=True).running.close()
     except OomguardError:
         assert argv == ("no-such-trainer",)
     assert left_behind() == before

@@ -61,7 +61,7 @@ from oomguard.process.start import start
 folder = sys.argv[1]
 command = Command(argv=('sleep', '600'), cwd=folder)
 mark = f'supervisor-{os.getpid()}'
-running = start(command, log=Path(folder, 'log'), caps=Caps(), inside=False, mark=mark, emit=id)
+running = start(command, log=Path(folder, 'log'), caps=Caps(), monitored=False, mark=mark, emit=id)
 print(running.pid, flush=True)
 sys.stdin.read()
 """

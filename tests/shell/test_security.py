@@ -155,7 +155,7 @@ def test_only_the_same_user_can_report(tmp_path):
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as own:
             own.connect(str(server.path))
             own.sendall(b"{}\n")
-            server.settle(10.0)
+            server.flush(10.0)
             assert server.refused == 1
     finally:
         server.close()

@@ -147,7 +147,7 @@ def _launch(
 ) -> int:
     folder = RunFolder.create(prepared.runs, prepared.name)
     try:
-        engine = LocalEngine(caps=prepared.caps, inside=prepared.limits.inside)
+        engine = LocalEngine(caps=prepared.caps, monitored=prepared.limits.inside)
         supervisor = Supervisor(
             adapter=prepared.adapter,
             ladder=prepared.ladder,

@@ -74,7 +74,7 @@ def _resume(
         adapter=adapter,
         ladder=ladder,
         # Made now: the GPUs are as free as the last attempt has left them.
-        engine=LocalEngine(caps=caps_of(limits), inside=limits.inside),
+        engine=LocalEngine(caps=caps_of(limits), monitored=limits.inside),
         folder=folder,
         audience=Audience(event=account.event, output=account.output),
     )

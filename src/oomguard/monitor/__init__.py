@@ -11,7 +11,7 @@ from pathlib import Path
 
 #: First entry of the job's PYTHONPATH; Python finds our `sitecustomize` there.
 PATH = Path(__file__).resolve().parent / "path"
-#: What the monitor reads, without the mark; a job inside a job must not inherit it.
+#: What the monitor reads. A run started inside a job does not pass it on to its own job.
 VARIABLES = (
     "OOMGUARD_SOCKET",
     "OOMGUARD_BUFFER",

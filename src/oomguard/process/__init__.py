@@ -1,1 +1,1 @@
-"""Starting, watching and stopping the processes of one attempt on this machine."""
+"""Start, watch and stop the processes of one attempt on this machine."""

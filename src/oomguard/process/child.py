@@ -1,4 +1,4 @@
-"""The direct child: started, waited for and reaped by one thread of its own."""
+"""The direct child: one thread starts it, waits for it and reaps it."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _STATUS_BYTES = 64 << 10
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Spec:
-    """What to start, and what the shim is to do before; `cgroup` is a folder."""
+    """What to start, and what the shim sets up first; `cgroup` is a folder."""
 
     argv: tuple[str, ...]
     cwd: str
@@ -34,7 +34,7 @@ class Spec:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LaunchRefusal:
-    """Why the command was not started: the shim's step, the errno if there was one, the text."""
+    """Why the command was not started: the step of the shim, errno if any, and the message."""
 
     step: str
     errno: int | None
@@ -42,13 +42,13 @@ class LaunchRefusal:
 
 
 class Child:
-    """A process that is the leader of its own session, with no input and its output on one pipe.
+    """A process that leads its own session, with no input and with its output on one pipe.
 
-    The thread that starts it also waits for it: the kernel's parent-death signal follows the
-    thread and not the process, and may not come when some short-lived thread ends.
+    The thread that starts it also waits for it: the kernel sends the parent-death signal when that
+    thread ends, so it must live as long as the child.
 
     Raises:
-        OSError, ValueError: if not even the shim can be started (folder, arguments).
+        OSError, ValueError: if the shim itself cannot be started (directory, arguments).
     """
 
     def __init__(self, spec: Spec, on_exit: Callable[[int], None]) -> None:
@@ -59,17 +59,17 @@ class Child:
         self._on_exit, self._lock, self._go = on_exit, threading.Lock(), threading.Event()
         self.output_fd, output_w = os.pipe()
         status_r, status_w = os.pipe()
-        born: Future[subprocess.Popen[bytes]] = Future()
+        spawned: Future[subprocess.Popen[bytes]] = Future()
         self.thread = threading.Thread(
             target=self._live,
-            args=(spec, output_w, status_w, born),
+            args=(spec, output_w, status_w, spawned),
             name="oomguard-child",
             daemon=True,
         )
         self.started = time.time()
         self.thread.start()
         try:
-            self._process = born.result()
+            self._process = spawned.result()
             self.pid = self._process.pid
             self.row = self._identity()
             self.refusal = _refusal(status_r)
@@ -80,18 +80,18 @@ class Child:
             os.close(status_r)
 
     def release(self) -> None:
-        """Let its end be told: everything that listens is in place."""
+        """Allow its exit to be reported, once every listener is in place."""
         self._go.set()
 
     def abandon(self) -> None:
-        """Kill it, if it was born, and tell nobody."""
+        """Kill it, if it was started, without reporting its exit."""
         self._abandoned = True
         self._go.set()
         self.thread.join()
         os.close(self.output_fd)
 
     def signal_group(self, number: int) -> bool:
-        """Signal its process group; False if it was reaped, when the number may be another's."""
+        """Signal its process group; return False if it was reaped, as its pid may be reused."""
         with self._lock:
             if self.returncode is not None:
                 return False
@@ -100,21 +100,21 @@ class Child:
             return True
 
     def _live(
-        self, spec: Spec, output_w: int, status_w: int, born: Future[subprocess.Popen[bytes]]
+        self, spec: Spec, output_w: int, status_w: int, spawned: Future[subprocess.Popen[bytes]]
     ) -> None:
         try:
             process = _popen(spec, output_w, status_w)
-        except BaseException as error:  # noqa: BLE001  handed to who waits for it
-            born.set_exception(error)
+        except BaseException as error:  # noqa: BLE001  raised in the thread that waits for it
+            spawned.set_exception(error)
             return
         finally:
             os.close(output_w)
             os.close(status_w)
-        born.set_result(process)
+        spawned.set_result(process)
         self._go.wait()
         if self._abandoned:
             os.killpg(process.pid, signal.SIGKILL)
-        if hasattr(os, "waitid"):  # without reaping: until then the pid stays this child's
+        if hasattr(os, "waitid"):  # without reaping: the pid stays this child's until then
             os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
         with self._lock:
             self.returncode = process.wait()
@@ -123,7 +123,7 @@ class Child:
             self._on_exit(self.returncode)
 
     def _identity(self) -> Row:
-        """Describe it as the process table does; it cannot have been reaped yet."""
+        """Return its row of the process table; it cannot have been reaped yet."""
         return read_row(self.pid) or Row(
             pid=self.pid, ppid=os.getpid(), session=self.pid, start=self.started, zombie=False
         )
@@ -135,7 +135,7 @@ def _popen(spec: Spec, output_w: int, status_w: int) -> subprocess.Popen[bytes]:
         "parent": os.getpid(),
         "cgroup": spec.cgroup,
         "data_bytes": spec.data_bytes,
-        # Python puts it into its own environment where the locale is C (PEP 538).
+        # Python adds it to its own environment in a C locale (PEP 538).
         "unset": [] if "LC_CTYPE" in spec.env else ["LC_CTYPE"],
     }
     return subprocess.Popen(
@@ -151,11 +151,11 @@ def _popen(spec: Spec, output_w: int, status_w: int) -> subprocess.Popen[bytes]:
 
 
 def _refusal(status_r: int) -> LaunchRefusal | None:
-    """Wait for the exec, which closes the pipe, or for the shim's word that there is none."""
-    said = b""
+    """Wait for the exec, which closes the pipe, or for the shim's error message."""
+    received = b""
     while chunk := os.read(status_r, _STATUS_BYTES):
-        said += chunk
-    if not said:
+        received += chunk
+    if not received:
         return None
-    answer = json.loads(said)
+    answer = json.loads(received)
     return LaunchRefusal(step=answer["step"], errno=answer["errno"], text=answer["text"])

@@ -7,15 +7,15 @@ from enum import Enum
 
 
 class CapBy(str, Enum):
-    """What holds the job to its host memory cap."""
+    """What enforces the cap on host memory."""
 
-    RLIMIT = "rlimit"  # RLIMIT_DATA of each process: an allocation fails, needs no rights
-    CGROUP = "cgroup"  # all processes together: the kernel's OOM killer strikes
+    RLIMIT = "rlimit"  # RLIMIT_DATA of each process: an allocation fails; needs no permissions
+    CGROUP = "cgroup"  # all processes together: the kernel's OOM killer acts
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Caps:
-    """Caps in bytes; None is no cap. The one on GPU memory is per process and GPU."""
+    """Caps in bytes, None for no cap. The cap on GPU memory is per process and GPU."""
 
     host_memory_bytes: int | None = None
     host_memory_by: CapBy = CapBy.RLIMIT
@@ -23,10 +23,10 @@ class Caps:
 
     @property
     def data_bytes(self) -> int | None:
-        """What RLIMIT_DATA is to be, if the cap is held by it."""
+        """RLIMIT_DATA of each process, if that enforces the cap."""
         return self.host_memory_bytes if self.host_memory_by is CapBy.RLIMIT else None
 
     @property
     def cgroup_bytes(self) -> int | None:
-        """What the attempt's cgroup is to be limited to, if the cap is held by it."""
+        """Limit of the attempt's cgroup, if that enforces the cap."""
         return self.host_memory_bytes if self.host_memory_by is CapBy.CGROUP else None

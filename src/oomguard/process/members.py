@@ -1,8 +1,8 @@
-"""Which processes belong to an attempt, wherever its launchers have put them.
+"""Which processes belong to an attempt, whatever launchers, sessions or forks are in between.
 
-A process belongs if it is in the attempt's cgroup or session, carries its mark in the environment,
-descends from one that does, or was left to oomguard (the subreaper) by one. Without /proc the
-session and the descendants have to do.
+A process belongs if it is in the attempt's cgroup or session, has its mark in the environment,
+descends from one that does, or was orphaned by one and adopted by oomguard (the subreaper).
+Without /proc only session and descent are known.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ _PROC = Path("/proc")
 # Fields of /proc/PID/stat after the command's name (man proc_pid_stat), counted from 0.
 _STATE, _PPID, _SESSION, _THREADS, _START = 0, 1, 3, 17, 19
 
-_leaders: set[int] = set()  # direct children: each is reaped by who started it, nobody else
+_leaders: set[int] = set()  # direct children: each is reaped by its own thread only
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Row:
-    """One process of this machine. `start` grows with time, in ticks (or seconds without /proc)."""
+    """One process of this machine. `start` is its start time in ticks (seconds without /proc)."""
 
     pid: int
     ppid: int
@@ -41,13 +41,13 @@ class Row:
 
 
 def become_subreaper() -> None:
-    """Have orphans below this process handed to it and not to init (Linux 3.4)."""
+    """Adopt orphaned descendants of this process instead of init (Linux 3.4)."""
     if sys.platform.startswith("linux"):
         ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
 
 
 def table() -> list[Row]:
-    """List the processes that can be seen; one read for each, as a node may have thousands."""
+    """Return all visible processes; one read for each, as a node may have thousands."""
     if _PROC.joinpath("self/stat").exists():
         rows = (read_row(int(name)) for name in os.listdir(_PROC) if name.isdigit())  # noqa: PTH208
         return [row for row in rows if row is not None]
@@ -55,9 +55,9 @@ def table() -> list[Row]:
 
 
 def read_row(pid: int) -> Row | None:
-    """Read one process, or None if it is gone.
+    """Return one process, or None if it is gone.
 
-    One whose main thread has ended while others run is no zombie: it still holds its memory.
+    If its main thread has ended while others run it is not a zombie: it still holds its memory.
     """
     try:
         text = (_PROC / str(pid) / "stat").read_text(errors="replace")
@@ -86,7 +86,7 @@ def _portable_table() -> Iterator[Row]:
 
 
 def mark_of(pid: int) -> str | None:
-    """Return the mark that a process was started with, None where there is none to be read."""
+    """Return the mark that a process was started with, None if it has none or cannot be read."""
     try:
         environ = (_PROC / str(pid) / "environ").read_bytes()
     except OSError:
@@ -107,9 +107,9 @@ def catches(pid: int, signum: int) -> bool:
 
 
 class Members:
-    """The processes of the attempt with direct child `leader`, looked up anew at each call.
+    """The processes of the attempt with direct child `leader`, scanned anew at each call.
 
-    A pid alone is no identity: what was seen once is remembered with its start.
+    Pids are reused, so processes seen once are remembered with their start time.
     """
 
     def __init__(self, *, leader: Row, mark: str, cgroup: Cgroup | None) -> None:
@@ -118,7 +118,7 @@ class Members:
         _leaders.add(leader.pid)
 
     def scan(self) -> set[psutil.Process]:
-        """Return those that are alive; zombies that were left to us are reaped on the way."""
+        """Return those that are alive; adopted zombies are reaped on the way."""
         rows = {row.pid: row for row in table()}
         mine = self._mine(rows)
         self._seen = {pid: rows[pid].start for pid in mine} | {self._leader.pid: self._leader.start}
@@ -129,7 +129,7 @@ class Members:
         return set(identified(rows[pid] for pid in mine if not rows[pid].zombie))
 
     def forget(self) -> None:
-        """Give up the direct child's pid, which the kernel may use again."""
+        """Release the direct child's pid, which the kernel may reuse."""
         _leaders.discard(self._leader.pid)
 
     def _mine(self, rows: dict[int, Row]) -> set[int]:
@@ -160,13 +160,13 @@ class Members:
 
     def _marked(self, row: Row) -> bool:
         mark = mark_of(row.pid)
-        return mark == self._mark or (mark is None and self._left_to_us(row))
+        return mark == self._mark or (mark is None and self._is_adopted(row))
 
-    def _left_to_us(self, row: Row) -> bool:
-        """Return whether it can only be an orphan of an attempt that has shed mark and session.
+    def _is_adopted(self, row: Row) -> bool:
+        """Return whether it can only be an orphan of the attempt without its mark and session.
 
-        oomguard's own helpers share its session; a zombie could be anybody's. One that began in
-        the same tick as the direct child was there before it.
+        oomguard's other children share oomguard's session, and a zombie could come from any of
+        them. A process started in the same tick as the direct child was started before it.
         """
         return (
             row.ppid == os.getpid()
@@ -178,7 +178,7 @@ class Members:
 
 
 def identified(rows: Iterable[Row]) -> Iterator[psutil.Process]:
-    """Make handles that refuse to signal another process that got the same pid later."""
+    """Yield handles that refuse to signal a later process with the same pid."""
     for row in rows:
         with suppress(psutil.NoSuchProcess):
             process = psutil.Process(row.pid)

@@ -1,6 +1,6 @@
-"""Reports of the monitor: cut from a stream, parsed and validated.
+"""What happens to an attempt, as emitted to the supervisor; the monitor's reports, validated.
 
-docs/monitor-protocol.md describes them. A line that breaks the protocol is refused as a whole.
+docs/monitor-protocol.md describes the reports. A line that breaks it is refused as a whole.
 """
 
 from __future__ import annotations
@@ -186,7 +186,7 @@ def _refuse(constant: str) -> None:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Output:
-    """A chunk as the job printed it, stdout and stderr merged; it may end inside a character."""
+    """A chunk of output as printed, stdout and stderr merged; it may end inside a character."""
 
     data: bytes
 
@@ -201,7 +201,7 @@ class Report:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Kernel:
-    """The kernel's OOM killer struck: kills since the last such event, and since the start."""
+    """OOM kills by the kernel: since the last such event, and since the start."""
 
     oom_kills: int
     total: int
@@ -209,9 +209,9 @@ class Kernel:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ProcessExited:
-    """The direct child has ended and all that it printed or reported was emitted before.
+    """The direct child has exited; all that it printed or reported was emitted before.
 
-    `returncode` is negative for a signal. Other processes of the attempt may still be there.
+    `returncode` is negative for a signal. Other processes of the attempt may still run.
     """
 
     returncode: int

@@ -1,4 +1,4 @@
-"""The Unix socket on which the job's own processes report, and the files they fall back to."""
+"""Receive the monitor's reports: on a Unix socket, and from the files it falls back to."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ from pathlib import Path
 from oomguard.process.messages import Emit, Lines, Report, parse
 
 _CHUNK_BYTES = 64 << 10
-_SUN_PATH_BYTES = 107  # of sockaddr_un on Linux, without the closing NUL
+_SUN_PATH_BYTES = 107  # of sockaddr_un on Linux, without the final NUL
 _BACKLOG = 1024  # all ranks of a node connect at once
 _PAUSE_S = 0.05
 _FILES_S = 0.5
 _CLOSE_S = 1.0
 _PREFIX = "oomguard-"
-#: Beside the buffer: where the socket is, for who cleans up after an oomguard that was killed.
+#: Beside the buffer: path of the socket, so that `resume` can remove it after a killed oomguard.
 SOCKET_FILE = "socket.txt"
 
 
 @dataclass(slots=True)
 class _Tail:
-    """How far a file of the buffer has been read."""
+    """Read position in a file of the buffer."""
 
     read_bytes: int = 0
     lines: Lines = field(default_factory=Lines)
@@ -39,10 +39,9 @@ class _Tail:
 class ReportServer:
     """Serves any number of connections of this user in one thread, until closed.
 
-    It follows the files in `buffer` too: a process that could not get rid of a line in time
-    writes there from then on, and may have to say that it is out of memory.
-
-    `refused` counts the lines that do not keep the protocol.
+    It also follows the files in `buffer`: a process that could not send a line in time writes all
+    later ones there, and one of them may be its OOM. `refused` counts lines that break the
+    protocol.
     """
 
     def __init__(self, emit: Emit, *, buffer: Path) -> None:
@@ -52,7 +51,7 @@ class ReportServer:
         self._note = buffer.with_name(SOCKET_FILE)
         try:
             self._note.write_text(os.fspath(self.path))
-        except OSError:  # a full disk: the folder is left behind if this one is killed
+        except OSError:  # a full disk: the socket stays behind if this process is killed
             with suppress(OSError):
                 self._note.unlink()
         self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
@@ -61,19 +60,19 @@ class ReportServer:
         self._listener.listen(_BACKLOG)
         self._ring, self._bell = socket.socketpair()
         self._bell.setblocking(False)
-        self._closing, self._settle, self._settled = (threading.Event() for _ in range(3))
+        self._closing, self._flushing, self._flushed = (threading.Event() for _ in range(3))
         self._selector = selectors.DefaultSelector()
         self._selector.register(self._listener, selectors.EVENT_READ, self._accept)
         self._selector.register(self._bell, selectors.EVENT_READ, self._heard)
         self._thread = threading.Thread(target=self._serve, name="oomguard-reports", daemon=True)
         self._thread.start()
 
-    def settle(self, timeout_s: float) -> None:
-        """Wait until all that was sent or written so far is emitted, at most `timeout_s`."""
-        self._settled.clear()
-        self._settle.set()
+    def flush(self, timeout_s: float) -> None:
+        """Wait until every report sent or written so far is emitted, at most `timeout_s`."""
+        self._flushed.clear()
+        self._flushing.set()
         self._wake()
-        self._settled.wait(timeout_s)
+        self._flushed.wait(timeout_s)
 
     def close(self) -> None:
         """End the thread and remove the socket with its folder."""
@@ -85,16 +84,16 @@ class ReportServer:
     def _serve(self) -> None:
         files_at = time.monotonic() + _FILES_S
         while not self._closing.is_set():
-            ready = self._selector.select(0 if self._settle.is_set() else _FILES_S)
+            ready = self._selector.select(0 if self._flushing.is_set() else _FILES_S)
             for key, _ in ready:
                 key.data()
-            settled = not ready and self._settle.is_set()
-            if settled or time.monotonic() >= files_at:
+            drained = not ready and self._flushing.is_set()
+            if drained or time.monotonic() >= files_at:
                 self._read_files()
                 files_at = time.monotonic() + _FILES_S
-            if settled:
-                self._settle.clear()
-                self._settled.set()
+            if drained:
+                self._flushing.clear()
+                self._flushed.set()
         for key in list(self._selector.get_map().values()):
             if isinstance(key.fileobj, socket.socket):
                 key.fileobj.close()
@@ -163,9 +162,9 @@ class ReportServer:
 
 
 def sweep(folder: Path) -> None:
-    """Remove the sockets of a run's attempts, whose oomguard is gone.
+    """Remove the sockets that a killed oomguard left behind.
 
-    What a note names is removed only where it is the socket of this user that it should be.
+    A path in a note is removed only if it is a socket of this user with the expected name.
     """
     for note in folder.glob(f"attempts/*/{SOCKET_FILE}"):
         with suppress(OSError, ValueError):
@@ -177,7 +176,7 @@ def sweep(folder: Path) -> None:
 
 
 def _remove(socket_path: Path, note: Path) -> None:
-    """Remove a socket with its folder, and what says where it is."""
+    """Remove a socket, its folder and its note."""
     with suppress(OSError):
         socket_path.unlink()
     with suppress(OSError):
@@ -187,7 +186,7 @@ def _remove(socket_path: Path, note: Path) -> None:
 
 
 def _fresh_folder() -> Path:
-    """Make a folder for this user alone in which a socket's path is short enough."""
+    """Create a private folder in which a socket's path is short enough."""
     folder = Path(tempfile.mkdtemp(prefix=_PREFIX))
     if len(os.fsencode(folder / "s")) <= _SUN_PATH_BYTES:
         return folder
@@ -196,7 +195,7 @@ def _fresh_folder() -> Path:
 
 
 def _user(connection: socket.socket) -> int | None:
-    """Ask the kernel who connected; None where it is not Linux, and the folder's mode has to do."""
+    """Return the uid of a peer; None outside Linux, where the folder's mode protects the socket."""
     option = getattr(socket, "SO_PEERCRED", None)
     if option is None:
         return None

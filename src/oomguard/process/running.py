@@ -1,4 +1,4 @@
-"""One attempt that was started: signalled, stopped, looked up and cleaned up after."""
+"""A running attempt: signal it, stop it, list its processes, clean up after it."""
 
 from __future__ import annotations
 
@@ -16,18 +16,19 @@ from oomguard.process.report_server import ReportServer
 from oomguard.process.stop import StopReport, send, stop_all
 from oomguard.process.tee import Tee
 
-_LINGER_S = 0.5  # last words of processes that outlive the direct child
-_DRAIN_S = 10.0  # an `emit` that blocks longer is not waited for
+_LINGER_S = 0.5  # for output of processes that outlive the direct child
+_DRAIN_S = 10.0  # longest wait for an `emit` that blocks
 _REAP_S = 1.0
+_KERNEL_POLL_S, _KERNEL_CLOSE_S = 0.2, 1.0
 
 
 class Running:
-    """The processes of an attempt. Every method may be called from any thread, and again.
+    """The processes of an attempt. Every method may be called from any thread, repeatedly.
 
     `pid` is the direct child, which leads the session; `started` is in seconds since the epoch;
-    `kernel_watched` says whether a kill by the kernel's OOM killer would have been seen; `cgroup`
-    is the folder of the attempt's own. The exit code is written to `exit_file` at once: this
-    process may be killed before it could tell anybody.
+    `kernel_watched` tells whether a kill by the kernel's OOM killer would be seen; `cgroup` is the
+    folder of the attempt's own cgroup, if it has one. The exit code is written to `exit_file` at
+    once: oomguard may be killed before it can record it.
     """
 
     def __init__(
@@ -48,7 +49,7 @@ class Running:
         self._deadline_lock = threading.Lock()
 
     def begin(self, *, child: Child, tee: Tee, members: Members, resources: ExitStack) -> None:
-        """Take over what `start` has made, and let the events of the end come."""
+        """Set what could only be created after this object, and let exit events be emitted."""
         self._child, self._tee, self._members = child, tee, members
         self._resources = resources
         self.pid, self.started = child.pid, child.started
@@ -56,19 +57,14 @@ class Running:
 
     @property
     def log_error(self) -> str | None:
-        """Why the log ends early, None if it does not."""
+        """Why the log is incomplete, None if it is not."""
         return self._tee.log_error
-
-    @property
-    def refused_lines(self) -> int:
-        """How many lines on the socket and in the buffer did not keep the inside protocol."""
-        return self._reports.refused if self._reports else 0
 
     def signal(self, signum: int) -> None:
         """Send a signal to the whole process group, as Ctrl-C in a terminal would.
 
-        SIGUSR1 ends who does not expect it: it goes to those alone that catch it, wherever the
-        launchers have put them; where nobody does, SIGTERM says the same to all.
+        SIGUSR1 kills a process that has no handler for it, so only those with one get it, in any
+        group; if there is none, all get SIGTERM instead.
         """
         if signum == signal.SIGUSR1:
             waiting = [one for one in self._members.scan() if catches(one.pid, signum)]
@@ -78,26 +74,26 @@ class Running:
             send(self._members.scan(), signum)
 
     def alive(self) -> tuple[int, ...]:
-        """Return the pid of every process of the attempt that is still there."""
+        """Return the pid of every process of the attempt that is still alive."""
         return tuple(sorted(process.pid for process in self._members.scan()))
 
     def stop(self, *, grace_s: float) -> StopReport:
-        """Send SIGTERM to all, SIGKILL to who is left when `grace_s` is over, and reap.
+        """Send SIGTERM to all, SIGKILL to those alive after `grace_s`, and reap.
 
-        A call while another one waits can only bring the shared deadline forward.
+        A second call during the first can only bring their shared deadline forward.
         """
         with self._deadline_lock:
-            asked = time.monotonic() + grace_s
-            self._deadline = asked if self._deadline is None else min(asked, self._deadline)
+            requested = time.monotonic() + grace_s
+            self._deadline = min(requested, self._deadline or requested)
         with self._stopping:
-            report = stop_all(self._members, self._until)
+            report = stop_all(self._members, lambda: self._deadline or time.monotonic())
             self._child.reaped.wait(0 if report.left else _REAP_S)
         return report
 
     def close(self) -> None:
         """Kill what is left, end the threads, remove the socket and the cgroup."""
         with self._closing:
-            if self._closed:  # the descriptors' numbers may be others' by now
+            if self._closed:  # by now the descriptors may be reused
                 return
             self._closed = True
             self.stop(grace_s=0)
@@ -107,26 +103,19 @@ class Running:
             self._members.forget()
 
     def exited(self, returncode: int) -> None:
-        """Pass on all that was said before the direct child ended, then that it has ended."""
-        with suppress(OSError):  # a full disk; the record will have it
+        """Emit all output and reports from before the direct child's exit, then the exit."""
+        with suppress(OSError):  # a full disk; events.jsonl will have it
             self._exit_file.touch(mode=0o600)
             self._exit_file.write_text(str(returncode))
         self._tee.drain(linger_s=_LINGER_S, limit_s=_DRAIN_S)
         if self._reports is not None:
-            self._reports.settle(_DRAIN_S)
+            self._reports.flush(_DRAIN_S)
         self._kernel.check()
         self._emit(ProcessExited(returncode=returncode))
 
-    def _until(self) -> float:
-        return self._deadline if self._deadline is not None else time.monotonic()
-
-
-_POLL_S = 0.2
-_CLOSE_S = 1.0
-
 
 class KernelWatch:
-    """Emits each rise of the group's counter; `watched` says whether there is one to read."""
+    """Emits every OOM kill that the kernel counts in a cgroup; `watched` if it has a counter."""
 
     def __init__(self, group: Cgroup | None, emit: Emit) -> None:
         self._group, self._emit = group, emit
@@ -139,7 +128,7 @@ class KernelWatch:
             self._thread.start()
 
     def check(self) -> None:
-        """Look now; the kernel counts a kill before the victim is gone."""
+        """Read the counter now; the kernel increments it before the victim is gone."""
         if not self.watched or self._group is None:
             return
         with self._lock:
@@ -152,8 +141,8 @@ class KernelWatch:
         """End the thread."""
         self._closing.set()
         if self._thread.is_alive():
-            self._thread.join(_CLOSE_S)
+            self._thread.join(_KERNEL_CLOSE_S)
 
     def _watch(self) -> None:
-        while not self._closing.wait(_POLL_S):
+        while not self._closing.wait(_KERNEL_POLL_S):
             self.check()

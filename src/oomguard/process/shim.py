@@ -1,9 +1,9 @@
-"""Becomes the job: sets up its own process, then replaces itself by the command.
+"""Set up the job's process, then exec the command.
 
-Run by its path as `python -I -S shim.py SETTINGS COMMAND...`; standard library only. SETTINGS is
-JSON: `status_fd` (closed by a successful exec, else told why there was none), `parent` (pid),
-`cgroup` (folder or null), `data_bytes` (RLIMIT_DATA or null), `unset` (environment names).
-The session is made by whoever starts it, so that no Ctrl-C of the terminal comes in between.
+Run by path as `python -I -S shim.py SETTINGS COMMAND...`; standard library only. SETTINGS is JSON:
+`status_fd` (closed by a successful exec, else gets the error), `parent` (pid), `cgroup` (folder or
+null), `data_bytes` (RLIMIT_DATA or null), `unset` (environment variables). The parent creates the
+session, so that a Ctrl-C in the terminal cannot hit the shim.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from pathlib import Path
 from typing import Any
 
 _PR_SET_PDEATHSIG = 1
-_FAILED = 127  # as a shell says that a command was not found
+_FAILED = 127  # exit code of a shell for a command that was not found
 
 
 def main() -> None:
-    """Prepare, then exec; on failure name the step and the error on the status pipe."""
+    """Prepare, then exec; on failure write the step and the error to the status pipe."""
     settings, command = json.loads(sys.argv[1]), sys.argv[2:]
     os.set_inheritable(settings["status_fd"], False)
     step = "prepare"
@@ -34,21 +34,21 @@ def main() -> None:
             os.environ.pop(name, None)
         _limit(settings["data_bytes"])
         step = "exec"
-        os.execvpe(command[0], command, os.environ)  # noqa: S606  starting it is the purpose
-    except BaseException as error:  # noqa: BLE001  whatever it is, the starter has to hear it
-        _tell(settings["status_fd"], step, error)
+        os.execvpe(command[0], command, os.environ)  # noqa: S606  running it is the purpose
+    except BaseException as error:  # noqa: BLE001  whatever it is, the parent must get it
+        _report(settings["status_fd"], step, error)
     finally:
         os._exit(_FAILED)
 
 
 def _die_with(parent: int) -> None:
-    """Have the kernel send SIGTERM when the starter is gone, `kill -9` included (Linux)."""
+    """Have the kernel send SIGTERM when the parent dies, by `kill -9` too (Linux)."""
     if not sys.platform.startswith("linux"):
         return
-    import ctypes  # noqa: PLC0415  costs a third of the shim's time and is not there everywhere
+    import ctypes  # noqa: PLC0415  a third of the shim's time, and not available everywhere
 
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, int(signal.SIGTERM), 0, 0, 0)
-    if os.getppid() != parent:  # it went before the request was made
+    if os.getppid() != parent:  # it died before the request
         os._exit(_FAILED)
 
 
@@ -58,7 +58,7 @@ def _join(cgroup: str | None) -> None:
 
 
 def _reset_signals() -> None:
-    """Undo what the starter ignores or blocks; SIGHUP stays as `nohup` set it."""
+    """Undo what the parent ignores or blocks; SIGHUP stays as `nohup` set it."""
     for number in signal.valid_signals():
         if signal.getsignal(number) is signal.SIG_IGN and number != signal.SIGHUP:
             signal.signal(number, signal.SIG_DFL)
@@ -68,7 +68,7 @@ def _reset_signals() -> None:
 def _limit(data_bytes: int | None) -> None:
     if data_bytes is None:
         return
-    import resource  # noqa: PLC0415  not there on every platform
+    import resource  # noqa: PLC0415  not available on every platform
 
     hard = resource.getrlimit(resource.RLIMIT_DATA)[1]
     if hard != resource.RLIM_INFINITY:
@@ -76,7 +76,7 @@ def _limit(data_bytes: int | None) -> None:
     resource.setrlimit(resource.RLIMIT_DATA, (data_bytes, data_bytes))
 
 
-def _tell(status_fd: int, step: str, error: BaseException) -> None:
+def _report(status_fd: int, step: str, error: BaseException) -> None:
     answer: dict[str, Any] = {
         "step": step,
         "errno": getattr(error, "errno", None),

@@ -1,4 +1,4 @@
-"""Starts the command of one attempt, with everything that listens to it."""
+"""Start an attempt: its files, log, environment, cgroup and process, and what watches it."""
 
 from __future__ import annotations
 
@@ -13,8 +13,7 @@ from oomguard import monitor
 from oomguard.errors import FrameworkError, OomguardError, RunFolderError, UsageError, Where
 from oomguard.job.command import Command, File
 from oomguard.machine.cgroups import Cgroup, name_for, own_cgroup
-from oomguard.machine.gpus import FreeReport, Gpu, gpus, wait_until_free
-from oomguard.monitor import add_monitor
+from oomguard.machine.gpus import FreeReport, gpus, wait_until_free
 from oomguard.process.child import Child, LaunchRefusal, Spec
 from oomguard.process.limits import Caps
 from oomguard.process.members import MARK, Members, become_subreaper
@@ -23,28 +22,50 @@ from oomguard.process.report_server import ReportServer
 from oomguard.process.running import KernelWatch, Running
 from oomguard.process.tee import Tee
 
-__all__ = ["EXIT_FILE", "Running", "start"]
-
 EXIT_FILE = "exit-code.txt"
+# Above this size glibc returns freed memory to the system, as a GPU's allocator would.
+_MMAP_THRESHOLD = {"MALLOC_MMAP_THRESHOLD_": "262144"}
+
+
+class LocalEngine:
+    """Starts attempts on this machine, and remembers how free each GPU was before the first."""
+
+    def __init__(self, *, caps: Caps, monitored: bool) -> None:
+        self._caps, self._monitored = caps, monitored
+        self._before = gpus()
+
+    def start(self, command: Command, *, log: Path, mark: str, emit: Emit) -> Running:
+        """Start an attempt, as the function `start` does."""
+        return start(
+            command, log=log, caps=self._caps, monitored=self._monitored, mark=mark, emit=emit
+        )
+
+    def wait_until_free(self) -> FreeReport:
+        """Wait until each GPU is as free as it was before the first attempt."""
+        return wait_until_free(self._before)
 
 
 def start(
-    command: Command, *, log: Path, caps: Caps, inside: bool, mark: str, emit: Emit
+    command: Command, *, log: Path, caps: Caps, monitored: bool, mark: str, emit: Emit
 ) -> Running:
     """Write the command's files and start it; `emit` is called from several threads.
 
-    The job runs in a session of its own, without input. `mark` is unique to the attempt. With
-    `inside` the reporter is put on the Python path, with a folder beside the log to fall back to.
+    The job runs in its own session with no input. `mark` is unique to the attempt. With `monitored`
+    its Python processes load the monitor, and `buffer` beside the log holds what they cannot send.
 
     Raises:
-        UsageError: if a cap cannot be held here, or the working folder is not there.
-        FrameworkError: if there is no such command, or it cannot be executed.
+        UsageError: if a cap cannot be applied here, or the working directory does not exist.
+        FrameworkError: if the command does not exist or cannot be executed.
         RunFolderError: if the log or a file cannot be written.
     """
-    _check(caps, inside=inside)
+    if caps.gpu_memory_bytes is not None and not monitored:
+        raise UsageError(
+            "GPU memory can only be capped by the monitor",
+            next_step="Remove either --no-monitor or --gpu-memory.",
+        )
     become_subreaper()
     write_files(command.files)
-    with ExitStack() as undo, ExitStack() as unless_begun:
+    with ExitStack() as undo, ExitStack() as unless_started:
         own = own_cgroup()
         group = _attempt_cgroup(own, caps, mark)
         if group:
@@ -52,16 +73,17 @@ def start(
         kernel = KernelWatch(group or own, emit)
         undo.callback(kernel.close)
         env = environment(command.env, mark=mark, capped=caps.host_memory_bytes is not None)
-        reports = _listen(log, emit, undo) if inside else None
-        if reports is not None:
-            env = add_monitor(
-                env,
-                socket=reports.path,
-                buffer=reports.buffer,
-                gpu_memory_bytes=caps.gpu_memory_bytes,
+        reports = None
+        if monitored:
+            buffer = log.parent / "buffer"
+            _make_folder(buffer)
+            reports = ReportServer(emit, buffer=buffer)
+            undo.callback(reports.close)
+            env = monitor.add_monitor(
+                env, socket=reports.path, buffer=buffer, gpu_memory_bytes=caps.gpu_memory_bytes
             )
-        log_fd = open_log(log)
-        unless_begun.callback(os.close, log_fd)
+        log_fd = _open_log(log)
+        unless_started.callback(os.close, log_fd)
         running = Running(
             emit=emit,
             kernel=kernel,
@@ -69,38 +91,80 @@ def start(
             cgroup=os.fspath(group.folder) if group else None,
             exit_file=log.with_name(EXIT_FILE),
         )
-        child = _spawn(command, env, group, caps, running)
-        unless_begun.callback(child.abandon)
+        child = _spawn(command, env, running, data_bytes=caps.data_bytes)
+        unless_started.callback(child.abandon)
         members = Members(leader=child.row, mark=mark, cgroup=group)
         tee = Tee(pipe_fd=child.output_fd, log_fd=log_fd, emit=emit)
-        unless_begun.pop_all()
+        unless_started.pop_all()
         running.begin(child=child, tee=tee, members=members, resources=undo.pop_all())
     return running
 
 
-def _listen(log: Path, emit: Emit, undo: ExitStack) -> ReportServer:
-    """Open the socket of the reporters inside, and the folder that they fall back to."""
-    buffer = log.parent / "buffer"
-    make_folder(buffer)
-    reports = ReportServer(emit, buffer=buffer)
-    undo.callback(reports.close)
-    return reports
+def write_files(files: Iterable[File]) -> None:
+    """Write each file atomically, in order; only its owner may read it.
+
+    Raises:
+        RunFolderError: if one cannot be written.
+    """
+    for file in files:
+        target = Path(file.path)
+        temporary = target.with_name(f".oomguard-{os.getpid()}.tmp")
+        try:
+            target.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            private = os.open(
+                temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600
+            )
+            with os.fdopen(
+                private, "w", encoding="utf-8", errors="surrogateescape", newline=""
+            ) as out:
+                out.write(file.text)
+                out.flush()
+                os.fsync(out.fileno())
+            temporary.replace(target)
+        except OSError as error:
+            with suppress(OSError):
+                temporary.unlink()
+            raise _cannot_write(target, error) from error
 
 
-def _check(caps: Caps, *, inside: bool) -> None:
-    if caps.gpu_memory_bytes is not None and not inside:
-        raise UsageError(
-            "GPU memory can only be capped from inside the job",
-            next_step="Leave out either --no-monitor or --gpu-memory.",
-        )
+def environment(requested: Mapping[str, str], *, mark: str, capped: bool) -> dict[str, str]:
+    """Return oomguard's environment updated by the command's, with the mark."""
+    env = {name: value for name, value in os.environ.items() if name not in monitor.VARIABLES}
+    if capped:
+        env = _MMAP_THRESHOLD | env
+    return {"PYTHONUNBUFFERED": "1"} | env | dict(requested) | {MARK: mark}
+
+
+def _make_folder(folder: Path) -> None:
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError as error:
+        raise _cannot_write(folder, error) from error
+
+
+def _open_log(log: Path) -> int:
+    """Return the descriptor of the log, unbuffered and opened to append."""
+    _make_folder(log.parent)
+    try:
+        return os.open(log, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
+    except OSError as error:
+        raise _cannot_write(log, error) from error
+
+
+def _cannot_write(path: Path, error: OSError) -> RunFolderError:
+    return RunFolderError(
+        f"cannot be written: {error.strerror or error}",
+        where=Where(file=os.fspath(path)),
+        next_step="Free disk space or fix the permissions, then run `oomguard resume`.",
+    )
 
 
 def _attempt_cgroup(own: Cgroup | None, caps: Caps, mark: str) -> Cgroup | None:
-    """Make the attempt's own group, capped if asked for; without a cap it may be missing."""
+    """Create the attempt's cgroup, capped if requested; it is optional without a cap."""
     size_bytes = caps.cgroup_bytes
     try:
         if own is None:
-            raise FileNotFoundError(errno.ENOENT, "there is no memory cgroup")
+            raise FileNotFoundError(errno.ENOENT, "no memory cgroup found")
         group = own.make(name_for(mark))
     except OSError as error:
         if size_bytes is None:
@@ -118,157 +182,52 @@ def _attempt_cgroup(own: Cgroup | None, caps: Caps, mark: str) -> Cgroup | None:
 def _no_cgroup(error: OSError) -> UsageError:
     return UsageError(
         f"host memory cannot be capped by a cgroup here: {error.strerror or error}",
-        next_step="Cap it by rlimit instead: it holds for each process alone and needs no rights.",
+        next_step="Cap it by rlimit: that limits each process and needs no permissions.",
     )
 
 
 def _spawn(
-    command: Command, env: dict[str, str], group: Cgroup | None, caps: Caps, running: Running
+    command: Command, env: dict[str, str], running: Running, *, data_bytes: int | None
 ) -> Child:
     spec = Spec(
-        argv=command.argv,
-        cwd=command.cwd,
-        env=env,
-        cgroup=os.fspath(group.folder) if group else None,
-        data_bytes=caps.data_bytes,
+        argv=command.argv, cwd=command.cwd, env=env, cgroup=running.cgroup, data_bytes=data_bytes
     )
     try:
         child = Child(spec, running.exited)
     except (OSError, ValueError) as error:
-        raise _cannot_begin(command, error) from error
+        if not Path(command.cwd).is_dir():
+            raise UsageError(
+                "the working directory does not exist",
+                where=Where(file=command.cwd),
+                next_step="Create it, or start from another directory.",
+            ) from error
+        reason = getattr(error, "strerror", None) or str(error)
+        raise FrameworkError(
+            f"cannot start {command.argv[0]!r}: {reason}",
+            next_step="Check its arguments and its environment.",
+        ) from error
     if child.refusal is not None:
         child.abandon()
         raise _refused(command, env, child.refusal)
     return child
 
 
-def _cannot_begin(command: Command, error: OSError | ValueError) -> OomguardError:
-    if not Path(command.cwd).is_dir():
-        return UsageError(
-            "the working folder is not there",
-            where=Where(file=command.cwd),
-            next_step="Make it, or start from another one.",
-        )
-    reason = getattr(error, "strerror", None) or str(error)
-    return FrameworkError(
-        f"cannot start {command.argv[0]!r}: {reason}",
-        next_step="Check its arguments and its environment.",
-    )
-
-
 def _refused(command: Command, env: dict[str, str], refusal: LaunchRefusal) -> OomguardError:
     if refusal.step == "cgroup":
         return UsageError(
-            f"the job cannot be put into a memory cgroup: {refusal.text}",
+            f"the job cannot join a memory cgroup: {refusal.text}",
             next_step="Cap host memory by rlimit instead.",
         )
     if refusal.step != "exec":
-        return OomguardError(f"the job could not be prepared: {refusal.text}")
+        return OomguardError(f"the job's process cannot be set up: {refusal.text}")
     program = command.argv[0]
-    return FrameworkError(
-        f"cannot start {program!r}: {refusal.text}",
-        next_step=_remedy(program, command.cwd, env, refusal.errno),
-    )
-
-
-def _remedy(program: str, cwd: str, env: dict[str, str], number: int | None) -> str:
-    found = shutil.which(Path(cwd) / program if "/" in program else program, path=env.get("PATH"))
-    if number == errno.ENOENT and found:
-        return f"{found} is there; the interpreter that its first line names is not."
-    if number == errno.ENOENT:
-        return "Install it, activate its environment, or give its full path."
-    if number == errno.EACCES:
-        return "Make the file executable (chmod +x)."
-    if number == errno.ENOEXEC:
-        return "It is no program: its first line names no interpreter (#!)."
-    return "Try the command by hand."
-
-
-# glibc keeps freed heap; from this size on it gives freed tensors back, as a device would.
-_MMAP_THRESHOLD = {"MALLOC_MMAP_THRESHOLD_": "262144"}
-
-
-def write_files(files: Iterable[File]) -> None:
-    """Write each file beside its place and move it there, in order.
-
-    Raises:
-        RunFolderError: if one cannot be written.
-    """
-    for file in files:
-        target = Path(file.path)
-        beside = target.with_name(f".oomguard-{os.getpid()}.tmp")
-        try:
-            target.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-            with open(
-                _private(beside), "w", encoding="utf-8", errors="surrogateescape", newline=""
-            ) as out:
-                out.write(file.text)
-                out.flush()
-                os.fsync(out.fileno())
-            beside.replace(target)
-        except OSError as error:
-            with suppress(OSError):
-                beside.unlink()
-            raise _cannot_write(target, error) from error
-
-
-def _private(path: Path) -> int:
-    """Open a file that only its owner can read: configs may hold tokens."""
-    return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
-
-
-def make_folder(folder: Path) -> None:
-    """Make a folder with its parents, if it is not there yet.
-
-    Raises:
-        RunFolderError: if it cannot be made.
-    """
-    try:
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    except OSError as error:
-        raise _cannot_write(folder, error) from error
-
-
-def open_log(log: Path) -> int:
-    """Open the log to append to, unbuffered; return its descriptor.
-
-    Raises:
-        RunFolderError: if it cannot be opened.
-    """
-    make_folder(log.parent)
-    try:
-        return os.open(log, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
-    except OSError as error:
-        raise _cannot_write(log, error) from error
-
-
-def environment(asked: Mapping[str, str], *, mark: str, capped: bool) -> dict[str, str]:
-    """Return oomguard's environment with what the command asks for, and the mark."""
-    env = {name: value for name, value in os.environ.items() if name not in monitor.VARIABLES}
-    if capped:
-        env = _MMAP_THRESHOLD | env
-    return {"PYTHONUNBUFFERED": "1"} | env | dict(asked) | {MARK: mark}
-
-
-def _cannot_write(path: Path, error: OSError) -> RunFolderError:
-    return RunFolderError(
-        f"cannot be written: {error.strerror or error}",
-        where=Where(file=os.fspath(path)),
-        next_step="Make room or give the rights, then go on with `oomguard resume`.",
-    )
-
-
-class LocalEngine:
-    """Starts attempts as process groups, and remembers how free each GPU was before the first."""
-
-    def __init__(self, *, caps: Caps, inside: bool) -> None:
-        self._caps, self._inside = caps, inside
-        self._before: tuple[Gpu, ...] = gpus()
-
-    def start(self, command: Command, *, log: Path, mark: str, emit: Emit) -> Running:
-        """Start an attempt; `emit` is called from other threads with what happens to it."""
-        return start(command, log=log, caps=self._caps, inside=self._inside, mark=mark, emit=emit)
-
-    def wait_until_free(self) -> FreeReport:
-        """Wait until each GPU is as free as it was before the first attempt."""
-        return wait_until_free(self._before)
+    path = Path(command.cwd) / program if "/" in program else program
+    found = shutil.which(path, path=env.get("PATH"))
+    advice = {
+        errno.ENOENT: "Install it, activate its environment, or use its full path.",
+        errno.EACCES: "Make the file executable (chmod +x).",
+        errno.ENOEXEC: "Add an interpreter to the first line of the script (#!).",
+    }.get(refusal.errno or 0, "Run the command without oomguard.")
+    if refusal.errno == errno.ENOENT and found:
+        advice = f"{found} exists, but the interpreter in its first line does not."
+    return FrameworkError(f"cannot start {program!r}: {refusal.text}", next_step=advice)

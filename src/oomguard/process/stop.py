@@ -1,4 +1,4 @@
-"""Ends every process of an attempt: asked first, killed when the time is over."""
+"""Stop every process of an attempt: SIGTERM, then SIGKILL at the deadline."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ import psutil
 from oomguard.machine.cgroups import Cgroup
 from oomguard.process.members import Row, identified, mark_of, table
 
-_KILL_S = 10.0  # a process may sit in a device driver for a while before it can die
+_KILL_S = 10.0  # a process in a device driver call dies only when that returns
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.005, 0.1
 
 
 class Scanned(Protocol):
-    """A set of processes that is looked up anew at each call."""
+    """A set of processes that is scanned anew at each call."""
 
     def scan(self) -> set[psutil.Process]:
         """Return those that are alive."""
@@ -30,9 +30,9 @@ class Scanned(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StopReport:
-    """How many processes were asked (SIGTERM) and killed (SIGKILL), who is left, how long it took.
+    """How many processes got SIGTERM (`asked`) and SIGKILL (`killed`), and how long it took.
 
-    `left` are pids that not even SIGKILL could end, for example in a hanging driver.
+    `left` are pids that survived SIGKILL, for example in a hanging driver.
     """
 
     asked: int = 0
@@ -42,9 +42,9 @@ class StopReport:
 
 
 def stop_all(members: Scanned, deadline: Callable[[], float]) -> StopReport:
-    """Stop all that belong, those born meanwhile too.
+    """Stop all members, and those started meanwhile.
 
-    `deadline` (on time.monotonic) is asked again and again, so that it can be brought forward.
+    `deadline` (time.monotonic) is read repeatedly, so that it can be brought forward.
     """
     began = time.monotonic()
     asked: set[psutil.Process] = set()
@@ -55,7 +55,8 @@ def stop_all(members: Scanned, deadline: Callable[[], float]) -> StopReport:
         if now >= max(deadline(), began) + _KILL_S:
             break
         if now < deadline():
-            send(present - asked, signal.SIGTERM, signal.SIGCONT)  # a stopped one cannot obey
+            # A stopped process acts on SIGTERM only once it is continued.
+            send(present - asked, signal.SIGTERM, signal.SIGCONT)
             asked |= present
             time.sleep(min(pause_s, max(0.0, deadline() - now)))
             pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
@@ -72,7 +73,7 @@ def stop_all(members: Scanned, deadline: Callable[[], float]) -> StopReport:
 
 
 def send(processes: Iterable[psutil.Process], *signals: int) -> None:
-    """Send each signal to each process that is still there and ours to signal."""
+    """Send each signal to each process that is alive and may be signalled."""
     for process in processes:
         with suppress(psutil.Error):
             for number in signals:
@@ -81,11 +82,11 @@ def send(processes: Iterable[psutil.Process], *signals: int) -> None:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Leftovers:
-    """The processes of an attempt that was started by another oomguard.
+    """The processes of an attempt that an earlier oomguard started.
 
-    One belongs if it carries the attempt's mark, shares the session of the direct child `pid` with
-    one that does, descends from either, or is in the attempt's own `cgroup`. A pid alone proves
-    nothing: the machine may have been started again since.
+    A process belongs if it has the attempt's mark, is in the session of the direct child `pid`
+    with one that does, descends from either, or is in the attempt's own `cgroup`. The pid alone
+    proves nothing: the machine may have rebooted since.
     """
 
     mark: str
@@ -108,7 +109,7 @@ class Leftovers:
 
 
 def end_leftovers(left: Leftovers, *, grace_s: float) -> StopReport:
-    """Ask each to end, kill who is left when the grace is over, remove the cgroup."""
+    """Send SIGTERM to all, SIGKILL to those alive after `grace_s`, and remove the cgroup."""
     deadline = time.monotonic() + grace_s
     report = stop_all(left, lambda: deadline)
     if left.cgroup is not None:
@@ -117,7 +118,7 @@ def end_leftovers(left: Leftovers, *, grace_s: float) -> StopReport:
 
 
 def cgroup_left(folder: str | None) -> Cgroup | None:
-    """Return the memory cgroup that an attempt had, if it is still there."""
+    """Return the memory cgroup of an attempt, if it still exists."""
     if folder is None or not Path(folder).name.startswith("oomguard-"):
         return None
     if not Path(folder).is_dir():

@@ -1,4 +1,4 @@
-"""Reads what the job prints: to the log and to the supervisor, at once and as it comes."""
+"""Copy the job's output to the log and to the supervisor, unbuffered and unchanged."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ _CLOSE_S = 1.0
 
 
 class Tee:
-    """One thread that reads `pipe_fd` until its end, or until closed; it owns both descriptors.
+    """One thread that reads `pipe_fd` to EOF or until closed; it owns both descriptors.
 
-    `emit` may block, which holds the job back: memory stays bounded. If the log cannot be written
-    any more, `log_error` says why, and the chunks go on to `emit` alone.
+    `emit` may block, which blocks the job's own writing: memory stays bounded. If the log cannot be
+    written, `log_error` is the reason, and later chunks go to `emit` only.
     """
 
     def __init__(self, *, pipe_fd: int, log_fd: int, emit: Emit) -> None:
@@ -35,10 +35,10 @@ class Tee:
         self._thread.start()
 
     def drain(self, *, linger_s: float, limit_s: float) -> None:
-        """Wait for the end of the pipe, or that all printed so far is through.
+        """Wait for EOF, or until all output so far is emitted.
 
-        A process that outlives the direct child may hold the pipe open: after `linger_s` only
-        what lay in the pipe by then is waited for, at most `limit_s` (the callback may block).
+        A process that outlives the direct child may keep the pipe open: after `linger_s` only what
+        is in the pipe by then is waited for, at most `limit_s` (`emit` may block).
         """
         with self._changed:
             self._changed.wait_for(lambda: self._ended, linger_s)
@@ -50,8 +50,8 @@ class Tee:
             )
 
     def close(self) -> None:
-        """End the thread, even if the pipe is still held by somebody."""
-        with suppress(BrokenPipeError):  # it has ended already
+        """End the thread, even if a process still has the pipe open."""
+        with suppress(BrokenPipeError):  # it has ended
             os.write(self._wake_w, b"\0")
         self._thread.join(_CLOSE_S)
         os.close(self._wake_w)

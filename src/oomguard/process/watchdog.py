@@ -1,8 +1,7 @@
-"""Ends the processes of a run whose oomguard was killed, for which it waits beside it.
+"""Stop the processes of a run whose oomguard was killed.
 
-The file runs by its path as `python -I -S watchdog.py MARK CGROUP GRACE_S`, standard library only:
-a byte on standard input says that the run has ended, an end of it without one that oomguard is
-gone.
+Run by path as `python -I -S watchdog.py MARK CGROUP GRACE_S`, standard library only. A byte on
+standard input means that the run has ended, EOF without one that oomguard is gone.
 """
 
 from __future__ import annotations
@@ -21,11 +20,11 @@ _KILL_S, _PAUSE_S = 10.0, 0.05
 
 
 class Guard:
-    """Watches over a run: its processes end when oomguard does, however that happens.
+    """Stops the processes of a run when oomguard dies, however that happens.
 
     They are those with `mark`, a `NAME=prefix`, in their environment, and those in a cgroup with
-    `cgroup` in its path. Where there is no /proc it finds nobody. They get `grace_s` seconds: one
-    may be writing a checkpoint.
+    `cgroup` in its path. Without /proc it finds none. They get `grace_s` seconds, as one may be
+    writing a checkpoint.
     """
 
     def __init__(self, *, mark: str, cgroup: str, grace_s: float) -> None:
@@ -37,18 +36,18 @@ class Guard:
         )
 
     def close(self) -> None:
-        """Let it go: the run has ended, and so have its processes."""
-        with contextlib.suppress(OSError):  # somebody has killed it
+        """End the watchdog: the run and its processes have ended."""
+        with contextlib.suppress(OSError):  # it was killed
             self._process.communicate(b"\n")
         self._process.wait()
 
 
 def main(mark: str, cgroup: str, grace: str) -> None:
-    """Wait for the end, then ask whoever is left to end, and kill whoever does not."""
+    """Wait until oomguard is gone; send SIGTERM to what is left, SIGKILL after the grace."""
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
-    # A group of its own, which a kill of oomguard's does not reach, in the same session: of another
-    # one it would look like a daemon that the job has left.
+    # Its own group, so that killing oomguard's does not reach it, but the same session: in another
+    # one it would be taken for a daemon of the job.
     os.setpgid(0, 0)
     if os.read(0, 1):
         return

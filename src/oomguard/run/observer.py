@@ -25,18 +25,18 @@ from oomguard.process.messages import (
 from oomguard.run.events import Event, Growing, Noticed, Probed, Progress
 from oomguard.run.leak import LeakDetector
 
-#: Findings of the log at most: a job that prints errors without end fills no disk with them.
+#: Most findings recorded from a log: a job that prints errors forever must not fill the disk.
 MOST_FINDINGS = 60
-#: Seconds between two recorded progress events of one process, beyond its first steps.
+#: Seconds between two recorded progress events of one process, after its first steps.
 PROGRESS_EVERY_S = 0.5
 FIRST_STEPS = 3
 
 
 class Observer:
-    """Follows one attempt: its log, its own reports, the kernel's counters.
+    """Follows one attempt: its log, the monitor's reports, the kernel's counters.
 
-    `begin` is when the run began, on the clock of the reports (seconds); `data_limit_bytes`
-    caps the private data of each process, `gpu_limit_bytes` what it has on each GPU.
+    `begin` is the start of the run in seconds of time.monotonic(). `data_limit_bytes` caps the
+    private data of each process, `gpu_limit_bytes` what each process reserves on each GPU.
     """
 
     def __init__(
@@ -52,14 +52,14 @@ class Observer:
             data_limit_bytes=data_limit_bytes, gpu_limit_bytes=gpu_limit_bytes
         )
         self._scanner = LogScanner()
-        self._noticed = 0
+        self._from_log = 0
         self._peeked = True
         self._last: dict[int, tuple[float, int, Phase]] = {}
         self._caught: dict[int, Finding] = {}
         self._phase = Phase.UNKNOWN
 
     def take(self, seen: ShellEvent, t: float) -> Iterator[Event]:
-        """Yield the events that one piece of news adds up to, at time `t`."""
+        """Yield the events that follow from what was seen, at time `t` of the run."""
         match seen:
             case Output():
                 self._peeked = False
@@ -70,15 +70,15 @@ class Observer:
                 yield from self._report(seen.report, t)
 
     def wait(self, t: float) -> Iterator[Event]:
-        """Yield what a silence adds: a message that is not complete may be the last one."""
+        """Yield what silence adds: an incomplete error message in the log may be the last one."""
         if not self._peeked:
             self._peeked = True
             yield from self._notice(self._scanner.peek(), t)
 
     def close(self, t: float, *, well: bool) -> Iterator[Event]:
-        """Yield what the end adds: the rest of the log, and errors that were caught.
+        """Yield what the exit adds: the rest of the log, and errors that were caught.
 
-        `well` says that the job ended well: then they were dealt with.
+        `well` if the job exited with 0: then they were handled.
         """
         caught = [replace(finding, handled=well) for finding in self._caught.values()]
         yield from self._notice([*self._scanner.close(), *caught], t)
@@ -86,8 +86,8 @@ class Observer:
     def _notice(self, findings: list[Finding], t: float) -> Iterator[Event]:
         for finding in findings:
             if finding.witness is Witness.LOG:
-                self._noticed += 1
-            if finding.witness is not Witness.LOG or self._noticed <= MOST_FINDINGS:
+                self._from_log += 1
+            if finding.witness is not Witness.LOG or self._from_log <= MOST_FINDINGS:
                 yield Noticed(t=t, attempt=self._attempt, finding=finding)
 
     def _report(self, report: AnyReport, t: float) -> Iterator[Event]:
@@ -113,7 +113,7 @@ class Observer:
                     yield Growing(t=t, attempt=self._attempt, rank=report.rank, growth=growth)
                 if self._is_news(progress) or isinstance(report, ByeReport):
                     yield progress
-                    yield from self._went_on(progress)
+                    yield from self._mark_handled(progress)
 
     def _finding(self, report: OomReport | ErrorReport) -> Finding:
         finding = Finding(
@@ -137,8 +137,8 @@ class Observer:
             capacity_bytes=report.capacity_bytes,
         )
 
-    def _went_on(self, progress: Progress) -> Iterator[Event]:
-        """Take another step as proof that an error was caught and dealt with."""
+    def _mark_handled(self, progress: Progress) -> Iterator[Event]:
+        """Mark a caught error as handled once its process finishes another step."""
         caught = self._caught.get(progress.pid)
         if caught is not None and progress.step > (caught.step or 0):
             del self._caught[progress.pid]
@@ -174,7 +174,7 @@ class Observer:
             device_bytes=_largest(card.peak_allocated_bytes for card in cuda),
             reserved_bytes=_largest(card.peak_reserved_bytes for card in cuda),
             loaded_bytes=_largest(loaded),
-            context_bytes=_largest(filter(None, map(_outside, cuda))),
+            context_bytes=_largest(filter(None, map(_beyond_reserved, cuda))),
             caught=isinstance(report, OomReport) and not report.uncaught,
             said_t=round(min(t, report.t - self._begin), 4),
         )
@@ -191,15 +191,15 @@ def _largest(sizes: Iterable[int | None]) -> int | None:
     return max((size for size in sizes if size is not None), default=None)
 
 
-def _outside(card: DeviceMemory) -> int | None:
-    """Return what is in use on a card and not reserved: by this process, if it is alone there."""
+def _beyond_reserved(card: DeviceMemory) -> int | None:
+    """Return bytes in use on a GPU beyond what this process reserved; its own if it is alone."""
     if card.free_bytes is None or card.total_bytes is None:
         return None
     return card.total_bytes - card.free_bytes - (card.reserved_bytes or 0)
 
 
 def _from_kernel(seen: Kernel, phase: Phase) -> Finding:
-    """Make the finding of a kill; who was killed says nothing, `phase` is what was said last."""
+    """Return the finding for a kill. A killed process reports nothing; `phase` is the last one."""
     text = f"the kernel's OOM killer ended {seen.oom_kills} process(es) of the job's memory cgroup"
     return Finding(
         witness=Witness.KERNEL, kind=Kind.HOST_OOM, text=text, signature="oom_kill", phase=phase
