@@ -57,9 +57,9 @@ def keys_of(table: Bindings, text: str) -> dict[str, object]:
     """Give every key that some plan makes a table write, with the default that it assumes."""
     document = Document.parse(Source(path="/x.yaml", text=text))
     settings, found = Settings(file=document), {}
-    for knob in table.knobs:
-        for value in VALUES.get(knob.field, [4]):
-            for key in knob.edits(settings, value) or {}:
+    for binding in table.bindings:
+        for value in VALUES.get(binding.field, [4]):
+            for key in binding.edits(settings, value) or {}:
                 default = key.default
                 found[key.name] = default.value if isinstance(default, Enum) else default
     return found
@@ -105,7 +105,7 @@ def test_trls_keys_and_defaults() -> None:
     done = subprocess.run(
         [environment("trl"), "-c", DUMP], check=True, capture_output=True, text=True
     )
-    keys = keys_of(trl.KNOBS, "dataset_num_proc: 1\n")
+    keys = keys_of(trl.BINDINGS, "dataset_num_proc: 1\n")
     assert len(keys) > 18
     real = json.loads(done.stdout.splitlines()[-1])
     assert real.pop("optim") == "adamw_torch_fused"  # from torch 2.8 on: the same memory
@@ -117,7 +117,7 @@ def test_axolotls_keys_and_defaults() -> None:
     schemas = sorted((site_packages("schemas") / "axolotl" / "utils" / "schemas").glob("*.py"))
     text = "adapter: lora\nbatch_size: 2\neval_batch_size: 1\ndataloader_num_workers: 0\n"
     more = "lora_r: 1\ndataloader_pin_memory: true\nlow_cpu_mem_usage: false\n"
-    keys = keys_of(axolotl.KNOBS, text + more)
+    keys = keys_of(axolotl.BINDINGS, text + more)
     assert len(keys) > 12
     assert_known(keys, literals(schemas))
 
@@ -125,7 +125,7 @@ def test_axolotls_keys_and_defaults() -> None:
 def test_ms_swifts_keys_and_defaults() -> None:
     package = site_packages("schemas") / "swift"
     files = [*sorted(package.glob("arguments/**/*.py")), package / "trainers" / "arguments.py"]
-    keys = keys_of(ms_swift.KNOBS, "max_pixels: 1\ndataset_num_proc: 1\n")
+    keys = keys_of(ms_swift.BINDINGS, "max_pixels: 1\ndataset_num_proc: 1\n")
     assert len(keys) > 18
     own = {key: value for key, value in keys.items() if key not in TRAINERS}
     assert keys.keys() >= TRAINERS
@@ -142,7 +142,7 @@ def test_ms_swift_has_the_deepspeed_configs_that_are_named() -> None:
 def test_torchtunes_configs_are_read_and_edited(name: str) -> None:
     path = site_packages("schemas") / "recipes" / "configs" / "llama3" / f"8B_{name}.yaml"
     document = Document.parse(Source(path=str(path), text=path.read_text()))
-    read = torchtune.KNOBS.read(Settings(file=document))
+    read = torchtune.BINDINGS.read(Settings(file=document))
     values = yaml.safe_load(path.read_text())
     assert read["micro_batch"] == values["batch_size"]
     assert read["accumulation"] == values["gradient_accumulation_steps"]

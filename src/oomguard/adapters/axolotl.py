@@ -12,7 +12,7 @@ from dataclasses import replace
 from oomguard.adapters import fields, launchers, trial
 from oomguard.adapters.config_adapter import Refusal
 from oomguard.adapters.contract import JobRequest, Marks
-from oomguard.adapters.fields import Binding, Bindings, Edits, Key, as_object, flag, number
+from oomguard.adapters.fields import Binding, Bindings, Edits, Key, flag, number
 from oomguard.adapters.hf import training_arguments as hf
 from oomguard.adapters.hf.deepspeed import ZERO
 from oomguard.adapters.hf.trainer_adapter import NO_ROWS, ZERO3_WITH_BATCH_SEARCH, TrainerAdapter
@@ -48,8 +48,8 @@ def _accumulation(settings: Settings) -> int:
 
 def _accumulation_edits(settings: Settings, value: object) -> Edits:
     if _BATCH.of(settings) and isinstance(value, int):
-        return {as_object(_BATCH): value * _MICRO.of(settings)}
-    return {as_object(_STEPS): value}
+        return {_BATCH: value * _MICRO.of(settings)}
+    return {_STEPS: value}
 
 
 def _precision(settings: Settings) -> Precision | None:
@@ -63,7 +63,7 @@ def _precision(settings: Settings) -> Precision | None:
 def _precision_edits(settings: Settings, value: object) -> Edits | None:
     if value not in (Precision.FP32, Precision.BF16_TRUE) or _precision(settings) is None:
         return None
-    return {as_object(_BF16): value is Precision.BF16_TRUE}
+    return {_BF16: value is Precision.BF16_TRUE}
 
 
 def _quantization(settings: Settings) -> Quantization | None:
@@ -77,13 +77,13 @@ def _quantization(settings: Settings) -> Quantization | None:
 def _quantization_edits(settings: Settings, value: object) -> Edits | None:
     if value not in (Quantization.NONE, Quantization.INT8, _FOUR_BIT):
         return None
-    bits = {
-        as_object(_LOAD_4BIT): value is _FOUR_BIT,
-        as_object(_LOAD_8BIT): value is Quantization.INT8,
+    bits: Edits = {
+        _LOAD_4BIT: value is _FOUR_BIT,
+        _LOAD_8BIT: value is Quantization.INT8,
     }
     if _ADAPTER.of(settings) not in _LORAS:
         return bits
-    return {as_object(_ADAPTER): "qlora" if value is _FOUR_BIT else "lora", **bits}
+    return {_ADAPTER: "qlora" if value is _FOUR_BIT else "lora", **bits}
 
 
 def _tuning(settings: Settings) -> Tuning:
@@ -93,8 +93,8 @@ def _tuning(settings: Settings) -> Tuning:
     return Tuning.LORA if adapter in _LORAS else Tuning.OTHER
 
 
-KNOBS = Bindings(
-    knobs=(
+BINDINGS = Bindings(
+    bindings=(
         fields.direct("micro_batch", _MICRO),
         Binding(field="accumulation", read=_accumulation, edits=_accumulation_edits),
         # Not stated, it follows the micro batch.
@@ -104,7 +104,7 @@ KNOBS = Bindings(
         Binding(
             field="checkpointing",
             read=lambda settings: _CHECKPOINTING.of(settings) not in (None, False),
-            edits=lambda _, value: {as_object(_CHECKPOINTING): value},
+            edits=lambda _, value: {_CHECKPOINTING: value},
         ),
         Binding(field="precision", read=_precision, edits=_precision_edits),
         Binding(field="quantization", read=_quantization, edits=_quantization_edits),
@@ -203,7 +203,7 @@ class Axolotl(TrainerAdapter):
     marks = Marks(own=frozenset({"base_model"}), without=frozenset({"model_name_or_path"}))
     python_packages = ("axolotl",)
     starts = ("axolotl", "train")
-    bindings = KNOBS
+    bindings = BINDINGS
     refusals = _REFUSALS
     output = _OUTPUT
 

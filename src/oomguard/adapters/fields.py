@@ -1,4 +1,4 @@
-"""Keys and knobs: how one framework spells the fields of a plan. Adapters are tables of them."""
+"""Keys and bindings: how one framework spells the fields of a plan. Adapters are tables of them."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, fields
 from enum import Enum
-from typing import Generic, TypeVar, cast
+from typing import Generic, TypeVar
 
 from oomguard.configfile.layered import Settings
 from oomguard.errors import ConfigError
 from oomguard.job.plan import Plan
 from oomguard.job.training_job import Job
 
-T = TypeVar("T")
+T_co = TypeVar("T_co", covariant=True)
 
 _WHOLE = re.compile(r"[+-]?\d+")
 _TRUE = {"yes", "true", "t", "y", "1"}  # as argparse and HfArgumentParser read them
@@ -21,14 +21,14 @@ _FALSE = {"no", "false", "f", "n", "0"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Key(Generic[T]):
+class Key(Generic[T_co]):
     """One setting of a framework; `default` holds where it is null or not stated."""
 
     name: str
-    decode: Callable[[object], T]
-    default: T
+    decode: Callable[[object], T_co]
+    default: T_co
 
-    def of(self, settings: Settings) -> T:
+    def of(self, settings: Settings) -> T_co:
         """Read the setting.
 
         Raises:
@@ -62,18 +62,18 @@ class Binding:
 
 @dataclass(frozen=True, slots=True)
 class Bindings:
-    """All the knobs of one framework."""
+    """All the bindings of one framework."""
 
-    knobs: tuple[Binding, ...]
+    bindings: tuple[Binding, ...]
 
     def read(self, settings: Settings) -> dict[str, object]:
         """Read every field that the settings decide."""
-        return {knob.field: knob.read(settings) for knob in self.knobs}
+        return {binding.field: binding.read(settings) for binding in self.bindings}
 
     def apply(self, settings: Settings, job: Job, plan: Plan) -> Settings:
         """Edit the keys whose value has to change, and no others."""
-        for knob in self._changed(job, plan):
-            for key, value in (knob.edits(settings, getattr(plan, knob.field)) or {}).items():
+        for binding in self._changed(job, plan):
+            for key, value in (binding.edits(settings, getattr(plan, binding.field)) or {}).items():
                 if key.of(settings) != value:
                     settings = settings.set(key.name, value)
         return settings
@@ -82,7 +82,7 @@ class Bindings:
         self, settings: Settings, job: Job, plan: Plan, *, elsewhere: Iterable[str] = ()
     ) -> str | None:
         """Return which changed field no key can hold; `elsewhere` are those that no key has to."""
-        known = {knob.field: knob for knob in self.knobs}
+        known = {binding.field: binding for binding in self.bindings}
         for name in (field.name for field in fields(Plan)):
             asked, wanted = getattr(job.asked, name), getattr(plan, name)
             if asked == wanted or name in elsewhere:
@@ -93,26 +93,26 @@ class Bindings:
 
     def _changed(self, job: Job, plan: Plan) -> list[Binding]:
         return [
-            knob
-            for knob in self.knobs
-            if getattr(job.asked, knob.field) != getattr(plan, knob.field)
+            binding
+            for binding in self.bindings
+            if getattr(job.asked, binding.field) != getattr(plan, binding.field)
         ]
 
 
-def direct(field: str, key: Key[T]) -> Binding:
-    """Make the knob of a field that is one key with the same values."""
-    return Binding(field=field, read=key.of, edits=lambda _, value: {as_object(key): value})
+def direct(field: str, key: Key[T_co]) -> Binding:
+    """Return the binding of a field that is one key with the same values."""
+    return Binding(field=field, read=key.of, edits=lambda _, value: {key: value})
 
 
 def always(field: str, value: object) -> Binding:
-    """Make the knob of a field that has one value whatever the settings."""
+    """Return the binding of a field that has one value whatever the settings."""
     return Binding(field=field, read=lambda _: value, edits=lambda _, __: None)
 
 
-def stated(field: str, *keys: Key[T]) -> Binding:
-    """Make the knob of a field that exists only where the settings state one of these keys."""
+def stated(field: str, *keys: Key[T_co]) -> Binding:
+    """Return the binding of a field that exists only where the settings state one of these keys."""
 
-    def first(settings: Settings) -> Key[T] | None:
+    def first(settings: Settings) -> Key[T_co] | None:
         return next((key for key in keys if settings.has(key.name)), None)
 
     def read(settings: Settings) -> object:
@@ -121,33 +121,28 @@ def stated(field: str, *keys: Key[T]) -> Binding:
 
     def edits(settings: Settings, value: object) -> Edits | None:
         key = first(settings)
-        return {as_object(key): value} if key else None
+        return {key: value} if key else None
 
     return Binding(field=field, read=read, edits=edits)
 
 
-def choice(field: str, key: Key[T], values: Mapping[T, Enum]) -> Binding:
-    """Make the knob of a field that is one key with the framework's own words for the values."""
+def choice(field: str, key: Key[T_co], values: Mapping[T_co, Enum]) -> Binding:
+    """Return the binding of a field that is one key, by the framework's names for its values."""
 
     def edits(_: Settings, value: object) -> Edits | None:
         own = [own for own, noun in values.items() if noun is value]
-        return {as_object(key): own[0]} if own else None
+        return {key: own[0]} if own else None
 
     return Binding(field=field, read=lambda settings: values.get(key.of(settings)), edits=edits)
 
 
 def switch(field: str, key: Key[bool], *, on: object, off: object) -> Binding:
-    """Make the knob of a field with two values that is one true-or-false key."""
+    """Return the binding of a field with two values that is one true-or-false key."""
     return Binding(
         field=field,
         read=lambda settings: on if key.of(settings) else off,
-        edits=lambda _, value: {as_object(key): value == on} if value in (on, off) else None,
+        edits=lambda _, value: {key: value == on} if value in (on, off) else None,
     )
-
-
-def as_object(key: Key[T]) -> Key[object]:
-    """Forget what a key holds, to put it into a table with others."""
-    return cast("Key[object]", key)
 
 
 def whole(value: object) -> int:

@@ -12,7 +12,7 @@ from dataclasses import replace
 from oomguard.adapters import fields, launchers, trial
 from oomguard.adapters.config_adapter import ConfigAdapter, Refusal
 from oomguard.adapters.contract import JobRequest, Marks
-from oomguard.adapters.fields import Binding, Bindings, Edits, Key, as_object, choice
+from oomguard.adapters.fields import Binding, Bindings, Edits, Key, choice
 from oomguard.adapters.hf import training_arguments as hf
 from oomguard.adapters.invocation import Form, Invocation, with_config
 from oomguard.adapters.litgpt_memory import recipe_of
@@ -77,7 +77,7 @@ _OPTIMIZER: Key[str] = Key(name="optimizer", decode=_class_path, default="AdamW"
 
 def _optimizer_edits(settings: Settings, value: object) -> Edits:
     nested = isinstance(settings.get(_OPTIMIZER.name), dict)
-    return {as_object(fields.text("optimizer.class_path", "") if nested else _OPTIMIZER): value}
+    return {fields.text("optimizer.class_path", "") if nested else _OPTIMIZER: value}
 
 
 _COMMON = (
@@ -93,14 +93,14 @@ _COMMON = (
 )
 _QUANTIZED = (choice("quantization", fields.maybe_text("quantize"), _QUANTIZATIONS),)
 _LORA = Bindings(
-    knobs=(*_COMMON, *_QUANTIZED, fields.direct("lora_rank", fields.number("lora_r", 8)))
+    bindings=(*_COMMON, *_QUANTIZED, fields.direct("lora_rank", fields.number("lora_r", 8)))
 )
-_KNOBS = {
+_BINDINGS = {
     "finetune": _LORA,
     "finetune_lora": _LORA,
-    "finetune_full": Bindings(knobs=_COMMON),
-    "finetune_adapter": Bindings(knobs=(*_COMMON, *_QUANTIZED)),
-    "finetune_adapter_v2": Bindings(knobs=(*_COMMON, *_QUANTIZED)),
+    "finetune_full": Bindings(bindings=_COMMON),
+    "finetune_adapter": Bindings(bindings=(*_COMMON, *_QUANTIZED)),
+    "finetune_adapter_v2": Bindings(bindings=(*_COMMON, *_QUANTIZED)),
 }
 _MIXED = frozenset({Precision.BF16_MIXED, Precision.FP16_MIXED})
 _TUNINGS = {"finetune": Tuning.LORA, "finetune_lora": Tuning.LORA, "finetune_full": Tuning.FULL}
@@ -274,7 +274,7 @@ class LitGPT(ConfigAdapter):
 
     def bindings_of(self, invocation: Invocation) -> Bindings:
         """Return the bindings of the subcommand."""
-        return _KNOBS[_command(invocation)]
+        return _BINDINGS[_command(invocation)]
 
     def fields(
         self, invocation: Invocation, request: JobRequest, world: World

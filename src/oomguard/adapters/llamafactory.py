@@ -19,7 +19,7 @@ from oomguard.adapters.hf.trainer_adapter import TrainerAdapter
 from oomguard.adapters.invocation import Invocation, file_first
 from oomguard.adapters.launchers import Launcher, LauncherCommand
 from oomguard.adapters.llamafactory_keys import (
-    KNOBS,
+    BINDINGS,
     LORA_RANK,
     REFUSALS,
     is_multimodal,
@@ -111,7 +111,7 @@ class LlamaFactory(TrainerAdapter):
         without=frozenset({"model", "base_model", "train"}),
     )
     python_packages = ("llamafactory",)
-    bindings = KNOBS
+    bindings = BINDINGS
     refusals = REFUSALS
     environment = _ENVIRONMENT
     rank = LORA_RANK

@@ -1,4 +1,4 @@
-"""The knobs of LLaMA-Factory, and the plans that it refuses.
+"""The bindings of LLaMA-Factory, and the plans that it refuses.
 
 Source: llamafactory 0.9.5, hparams/ (parser.py for the refusals), data/template.py,
 model/model_utils/quantization.py.
@@ -10,7 +10,7 @@ import re
 
 from oomguard.adapters import fields
 from oomguard.adapters.config_adapter import Refusal
-from oomguard.adapters.fields import Binding, Bindings, Edits, as_object, choice, direct, flag
+from oomguard.adapters.fields import Binding, Bindings, Edits, choice, direct, flag
 from oomguard.adapters.hf import training_arguments as hf
 from oomguard.adapters.hf.deepspeed import ZERO
 from oomguard.adapters.llamafactory_memory import packs
@@ -103,7 +103,7 @@ def _overlong(settings: Settings) -> Overlong | None:
 def _overlong_edits(settings: Settings, value: object) -> Edits | None:
     # In the other stages packing puts samples together that were cut before.
     chunked = value is Overlong.CHUNKED
-    return {as_object(_PACKING): chunked} if settings.get("stage") == "pt" else None
+    return {_PACKING: chunked} if settings.get("stage") == "pt" else None
 
 
 def _pixels(settings: Settings) -> int | None:
@@ -122,7 +122,7 @@ def _frozen(settings: Settings) -> frozenset[Part] | None:
 
 def _frozen_edits(_: Settings, value: object) -> Edits | None:
     wanted = value if isinstance(value, frozenset) else frozenset()
-    return {as_object(key): part in wanted for part, key in _PARTS.items()}
+    return {key: part in wanted for part, key in _PARTS.items()}
 
 
 def _precision(settings: Settings) -> Precision:
@@ -131,9 +131,9 @@ def _precision(settings: Settings) -> Precision:
 
 def _precision_edits(settings: Settings, value: object) -> Edits | None:
     if value is Precision.BF16_TRUE:
-        return {as_object(_PURE_BF16): True, as_object(hf.FP16): False}
+        return {_PURE_BF16: True, hf.FP16: False}
     mixed = hf.precision_edits(settings, value)
-    return None if mixed is None else {**mixed, as_object(_PURE_BF16): False}
+    return None if mixed is None else {**mixed, _PURE_BF16: False}
 
 
 def _quantization(settings: Settings) -> Quantization | None:
@@ -150,18 +150,18 @@ def _quantization(settings: Settings) -> Quantization | None:
 
 def _quantization_edits(_: Settings, value: object) -> Edits | None:
     if value is Quantization.NONE:
-        return {as_object(_BITS): None}
+        return {_BITS: None}
     if value is Quantization.INT8:
-        return {as_object(_BITS): _EIGHT, as_object(_METHOD): "bnb"}
+        return {_BITS: _EIGHT, _METHOD: "bnb"}
     four = hf.spell_four_bit(value)
     if four is None:
         return None
     kind, double = four
     return {
-        as_object(_BITS): _FOUR,
-        as_object(_METHOD): "bnb",
-        as_object(_KIND): kind,
-        as_object(_DOUBLE): double,
+        _BITS: _FOUR,
+        _METHOD: "bnb",
+        _KIND: kind,
+        _DOUBLE: double,
     }
 
 
@@ -172,25 +172,23 @@ def _rank(settings: Settings) -> int | None:
 def _rank_edits(settings: Settings, value: object) -> Edits | None:
     # An alpha that is not stated follows the rank; changing one must not change the other.
     alpha = _ALPHA.of(settings) or 2 * LORA_RANK.of(settings)
-    return {as_object(_ALPHA): alpha, as_object(LORA_RANK): value}
+    return {_ALPHA: alpha, LORA_RANK: value}
 
 
-KNOBS = Bindings(
-    knobs=(
+BINDINGS = Bindings(
+    bindings=(
         *hf.SHARED,
         Binding(
             field="sequence_length",
             read=_sequence_length,
-            edits=lambda _, value: {as_object(_LENGTH): value},
+            edits=lambda _, value: {_LENGTH: value},
         ),
         Binding(field="overlong", read=_overlong, edits=_overlong_edits),
-        Binding(
-            field="image_pixels", read=_pixels, edits=lambda _, value: {as_object(_PIXELS): value}
-        ),
+        Binding(field="image_pixels", read=_pixels, edits=lambda _, value: {_PIXELS: value}),
         Binding(
             field="video_pixels",
             read=_video_pixels,
-            edits=lambda _, value: {as_object(_VIDEO): value},
+            edits=lambda _, value: {_VIDEO: value},
         ),
         fields.stated("preprocess_workers", fields.maybe_number("preprocessing_num_workers")),
         fields.switch(

@@ -12,7 +12,7 @@ from dataclasses import replace
 from oomguard.adapters import fields, launchers
 from oomguard.adapters.config_adapter import Refusal
 from oomguard.adapters.contract import JobRequest, Marks
-from oomguard.adapters.fields import Binding, Bindings, Edits, Key, as_object, choice, flag, number
+from oomguard.adapters.fields import Binding, Bindings, Edits, Key, choice, flag, number
 from oomguard.adapters.hf import training_arguments as hf
 from oomguard.adapters.hf.deepspeed import ZERO
 from oomguard.adapters.hf.trainer_adapter import (
@@ -94,7 +94,7 @@ def _frozen(settings: Settings) -> frozenset[Part] | None:
 
 def _frozen_edits(_: Settings, value: object) -> Edits:
     wanted = value if isinstance(value, frozenset) else frozenset()
-    return {as_object(key): part in wanted for part, key in _PARTS.items()}
+    return {key: part in wanted for part, key in _PARTS.items()}
 
 
 def _quantization(settings: Settings) -> Quantization | None:
@@ -108,14 +108,14 @@ def _quantization(settings: Settings) -> Quantization | None:
 
 def _quantization_edits(_: Settings, value: object) -> Edits | None:
     if value is Quantization.NONE:
-        return {as_object(_METHOD): None, as_object(_BITS): None}
+        return {_METHOD: None, _BITS: None}
     if value is Quantization.INT8:
-        return {as_object(_METHOD): "bnb", as_object(_BITS): _EIGHT}
+        return {_METHOD: "bnb", _BITS: _EIGHT}
     four = hf.spell_four_bit(value)
     if four is None:
         return None
-    bits = {as_object(_METHOD): "bnb", as_object(_BITS): _FOUR}
-    return {**bits, as_object(_KIND): four[0], as_object(_DOUBLE): four[1]}
+    bits: Edits = {_METHOD: "bnb", _BITS: _FOUR}
+    return {**bits, _KIND: four[0], _DOUBLE: four[1]}
 
 
 def _tuning(settings: Settings) -> Tuning:
@@ -124,9 +124,7 @@ def _tuning(settings: Settings) -> Tuning:
 
 def _tuning_edits(_: Settings, value: object) -> Edits | None:
     names = {Tuning.LORA: "lora", Tuning.FULL: "full"}
-    return (
-        {as_object(_TYPE): names[value]} if isinstance(value, Tuning) and value in names else None
-    )
+    return {_TYPE: names[value]} if isinstance(value, Tuning) and value in names else None
 
 
 def _overlong(settings: Settings) -> Overlong | None:
@@ -137,7 +135,7 @@ def _overlong_edits(_: Settings, value: object) -> Edits | None:
     words = {Overlong.CHUNKED: "split", Overlong.DROPPED: "delete"}
     if not isinstance(value, Overlong) or value not in words:
         return None
-    return {as_object(_TRUNCATION): words[value]}
+    return {_TRUNCATION: words[value]}
 
 
 def _device_map(settings: Settings) -> DeviceMap:
@@ -150,20 +148,20 @@ def _device_map(settings: Settings) -> DeviceMap:
 
 
 def _device_map_edits(_: Settings, value: object) -> Edits | None:
-    return {as_object(_MAP): None} if value is DeviceMap.OWN else None
+    return {_MAP: None} if value is DeviceMap.OWN else None
 
 
 _OWN = {"micro_batch", "accumulation", "eval_batch"}
-KNOBS = Bindings(
-    knobs=(
+BINDINGS = Bindings(
+    bindings=(
         fields.direct("micro_batch", number("per_device_train_batch_size", 1)),
         Binding(
             field="accumulation",
             read=_STEPS.of,
-            edits=lambda _, value: {as_object(_STEPS): value},
+            edits=lambda _, value: {_STEPS: value},
         ),
         fields.direct("eval_batch", number("per_device_eval_batch_size", 1)),
-        *(knob for knob in hf.SHARED if knob.field not in _OWN),
+        *(binding for binding in hf.SHARED if binding.field not in _OWN),
         fields.direct("sequence_length", fields.maybe_number("max_length")),
         Binding(field="overlong", read=_overlong, edits=_overlong_edits),
         Binding(field="device_map", read=_device_map, edits=_device_map_edits),
@@ -176,7 +174,7 @@ KNOBS = Bindings(
         Binding(
             field="lora_rank",
             read=lambda settings: _RANK.of(settings) if _TYPE.of(settings) == "lora" else None,
-            edits=lambda _, value: {as_object(_RANK): value} if value is not None else {},
+            edits=lambda _, value: {_RANK: value} if value is not None else {},
         ),
         Binding(field="frozen", read=_frozen, edits=_frozen_edits),
         hf.loss_kernel("use_liger_kernel"),
@@ -234,7 +232,7 @@ class MsSwift(TrainerAdapter):
     )
     python_packages = ("swift",)
     starts = ("swift", "sft")
-    bindings = KNOBS
+    bindings = BINDINGS
     refusals = (QUANTIZED_ALONE, _SPLIT, NO_ROWS, ZERO3_WITH_BATCH_SEARCH, hf.NO_METRIC)
     environment = (*ENVIRONMENT, *_LAUNCHED_BY)
     output = _OUTPUT

@@ -14,7 +14,7 @@ from dataclasses import replace
 from oomguard.adapters import fields, launchers
 from oomguard.adapters.config_adapter import Refusal
 from oomguard.adapters.contract import Claim, Marks
-from oomguard.adapters.fields import Binding, Bindings, Edits, as_object, flag
+from oomguard.adapters.fields import Binding, Bindings, Edits, flag
 from oomguard.adapters.hf import hf_trainer
 from oomguard.adapters.hf.hf_trainer import HFTrainer
 from oomguard.configfile.flags import Flags
@@ -33,13 +33,13 @@ def _staged_edits(settings: Settings, value: object) -> Edits | None:
     if value not in (Loftq.AT_ONCE, Loftq.STAGED) or not settings.has(_STAGED.name):
         return None
     staged = value is Loftq.STAGED
-    one = {as_object(_BITS): _FOUR, as_object(_ITERATIONS): 1} if staged else {}
-    return {as_object(_STAGED): staged, **one}
+    one: Edits = {_BITS: _FOUR, _ITERATIONS: 1} if staged else {}
+    return {_STAGED: staged, **one}
 
 
-KNOBS = Bindings(
-    knobs=(
-        *(knob for knob in hf_trainer.KNOBS.knobs if knob.field not in _OWN),
+BINDINGS = Bindings(
+    bindings=(
+        *(binding for binding in hf_trainer.BINDINGS.bindings if binding.field not in _OWN),
         fields.switch("quantization", _STAGED, on=Quantization.NF4, off=Quantization.NONE),
         Binding(field="tuning", read=lambda _: Tuning.LORA, edits=lambda _, __: None),
         Binding(
@@ -77,7 +77,7 @@ class PeftLoftq(HFTrainer):
     name = "peft_loftq"
     title = "PEFT script with LoftQ"
     marks = Marks()
-    bindings = KNOBS
+    bindings = BINDINGS
     refusals = _REFUSALS
 
     def recognizes_command(self, argv: tuple[str, ...]) -> Claim:

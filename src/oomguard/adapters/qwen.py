@@ -42,8 +42,8 @@ _IGNORED = (
     "trainer.train() gets no checkpoint"
 )
 
-KNOBS = Bindings(
-    knobs=(
+BINDINGS = Bindings(
+    bindings=(
         *hf.SHARED,
         # Every sample is padded to it: memory follows this flag, not the data.
         fields.direct("sequence_length", fields.number("model_max_length", 8192)),
@@ -118,7 +118,7 @@ class Qwen(HFTrainer):
     name = "qwen"
     title = "QwenLM/Qwen finetune.py"
     marks = Marks()
-    bindings = KNOBS
+    bindings = BINDINGS
     refusals = _REFUSALS
     environment = (*ENVIRONMENT, "NNODES", "CUDA_DEVICE_MAX_CONNECTIONS")
     rank = _RANK

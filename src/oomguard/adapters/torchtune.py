@@ -16,7 +16,6 @@ from oomguard.adapters.fields import (
     Binding,
     Bindings,
     Edits,
-    as_object,
     choice,
     direct,
     flag,
@@ -67,7 +66,7 @@ def _quantization_edits(settings: Settings, value: object) -> Edits | None:
         return None
     component = _COMPONENT.of(settings).removesuffix(name) + bare
     quantized = value is Quantization.NF4_DOUBLE
-    return {as_object(_COMPONENT): component, as_object(_QUANTIZE_BASE): quantized}
+    return {_COMPONENT: component, _QUANTIZE_BASE: quantized}
 
 
 def _builder(settings: Settings) -> str:
@@ -89,11 +88,11 @@ def _offload_edits(_: Settings, value: object) -> Edits | None:
     host = wanted - {Offload.ACTIVATIONS}
     if host not in (frozenset(), _HOST):
         return None
-    return {as_object(_CPU): bool(host), as_object(_ACTIVATIONS): Offload.ACTIVATIONS in wanted}
+    return {_CPU: bool(host), _ACTIVATIONS: Offload.ACTIVATIONS in wanted}
 
 
-KNOBS = Bindings(
-    knobs=(
+BINDINGS = Bindings(
+    bindings=(
         direct("micro_batch", number("batch_size", 2)),
         direct("accumulation", number("gradient_accumulation_steps", 1)),
         direct("sequence_length", fields.maybe_number("tokenizer.max_seq_len")),
@@ -111,9 +110,7 @@ KNOBS = Bindings(
         Binding(
             field="loss_kernel",
             read=_loss,
-            edits=lambda _, value: {
-                as_object(_LOSS): _CHUNKED if value is LossKernel.FUSED else _PLAIN
-            },
+            edits=lambda _, value: {_LOSS: _CHUNKED if value is LossKernel.FUSED else _PLAIN},
         ),
     )
 )
@@ -172,7 +169,7 @@ class Torchtune(ConfigAdapter):
     title = "torchtune"
     marks = Marks(own=frozenset({"model._component_"}))
     python_packages = ("torchtune",)
-    bindings = KNOBS
+    bindings = BINDINGS
     refusals = _REFUSALS
     environment = _ENVIRONMENT
     usage = "Copy the config with tune cp NAME x.yaml, then tune run RECIPE --config x.yaml."

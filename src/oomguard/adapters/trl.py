@@ -15,7 +15,7 @@ import yaml
 
 from oomguard.adapters import fields, launchers
 from oomguard.adapters.contract import JobRequest, Marks
-from oomguard.adapters.fields import Binding, Bindings, Edits, Key, as_object, flag
+from oomguard.adapters.fields import Binding, Bindings, Edits, Key, flag
 from oomguard.adapters.hf import accelerate
 from oomguard.adapters.hf import training_arguments as hf
 from oomguard.adapters.hf.hf_memory import trl_recipe
@@ -83,9 +83,9 @@ def _precision_edits(settings: Settings, value: object) -> Edits | None:
         return None
     wanted = {key.name: setting for key, setting in mixed.items()}
     return {
-        as_object(_DTYPE): "bfloat16" if true else "float32",
-        as_object(_BF16): wanted["bf16"],
-        as_object(hf.FP16): wanted["fp16"],
+        _DTYPE: "bfloat16" if true else "float32",
+        _BF16: wanted["bf16"],
+        hf.FP16: wanted["fp16"],
     }
 
 
@@ -100,11 +100,11 @@ def _quantization_edits(_: Settings, value: object) -> Edits | None:
     if value is Quantization.PREQUANTIZED:
         return None
     four = hf.spell_four_bit(value)
-    bits = {
-        as_object(_LOAD_4BIT): four is not None,
-        as_object(_LOAD_8BIT): value is Quantization.INT8,
+    bits: Edits = {
+        _LOAD_4BIT: four is not None,
+        _LOAD_8BIT: value is Quantization.INT8,
     }
-    return {**bits, as_object(_KIND): four[0], as_object(_NESTED): four[1]} if four else bits
+    return {**bits, _KIND: four[0], _NESTED: four[1]} if four else bits
 
 
 def _sequence_length(settings: Settings) -> int | None:
@@ -122,7 +122,7 @@ def _overlong_edits(settings: Settings, value: object) -> Edits | None:
     words = {Overlong.CHUNKED: "bfd_split", Overlong.CUT: "bfd"}
     if not _PACKING.of(settings) or not isinstance(value, Overlong) or value not in words:
         return None
-    return {as_object(_STRATEGY): words[value]}
+    return {_STRATEGY: words[value]}
 
 
 def _loss_kernel(settings: Settings) -> LossKernel:
@@ -130,13 +130,13 @@ def _loss_kernel(settings: Settings) -> LossKernel:
     return LossKernel.EAGER if _LOSS.of(settings) == "dft" else LossKernel.FUSED
 
 
-KNOBS = Bindings(
-    knobs=(
+BINDINGS = Bindings(
+    bindings=(
         *hf.SHARED,
         Binding(
             field="sequence_length",
             read=_sequence_length,
-            edits=lambda _, value: {as_object(_LENGTH): value},
+            edits=lambda _, value: {_LENGTH: value},
         ),
         Binding(field="overlong", read=_overlong, edits=_overlong_edits),
         fields.direct("checkpointing", flag("gradient_checkpointing", default=True)),
@@ -224,7 +224,7 @@ class Trl(TrainerAdapter):
     python_packages = ("trl",)
     starts = ("trl", "sft")
     option = ("--config",)
-    bindings = KNOBS
+    bindings = BINDINGS
     # A quantized base under ZeRO-3 is none of them: from 1.16 on TRL passes no device_map under
     # DeepSpeed, and transformers refuses that alone. The ladder does not stack the two.
     refusals = (QUANTIZED_ALONE, NO_ROWS, ZERO3_WITH_BATCH_SEARCH, hf.NO_METRIC)

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from oomguard.adapters import fields, launchers
 from oomguard.adapters.config_adapter import Refusal
 from oomguard.adapters.contract import Claim, Marks
-from oomguard.adapters.fields import Binding, Bindings, Edits, Key, as_object, flag
+from oomguard.adapters.fields import Binding, Bindings, Edits, Key, flag
 from oomguard.adapters.hf import training_arguments as hf
 from oomguard.adapters.hf.trainer_adapter import (
     NO_ROWS,
@@ -60,9 +60,9 @@ def _quantization(settings: Settings) -> Quantization | None:
 def _quantization_edits(settings: Settings, value: object) -> Edits | None:
     kind, nested = hf.spell_four_bit(value) or (None, False)
     wanted = {
-        as_object(_LOAD_4BIT): kind is not None,
-        as_object(_LOAD_8BIT): value is Quantization.INT8,
-        **({as_object(_NESTED): nested, as_object(_KIND): kind} if kind else {}),
+        _LOAD_4BIT: kind is not None,
+        _LOAD_8BIT: value is Quantization.INT8,
+        **({_NESTED: nested, _KIND: kind} if kind else {}),
     }
     edits = {key: setting for key, setting in wanted.items() if settings.has(key.name)}
     after = settings
@@ -82,11 +82,11 @@ def _device_map(settings: Settings) -> DeviceMap | None:
 
 def _device_map_edits(settings: Settings, value: object) -> Edits | None:
     own = value is DeviceMap.OWN and settings.has(_DEVICE_MAP.name)
-    return {as_object(_DEVICE_MAP): _OWN_DEVICE} if own else None
+    return {_DEVICE_MAP: _OWN_DEVICE} if own else None
 
 
-KNOBS = Bindings(
-    knobs=(
+BINDINGS = Bindings(
+    bindings=(
         *hf.SHARED,
         fields.stated("sequence_length", *(fields.maybe_number(name) for name in _LENGTHS)),
         hf.checkpointing("gradient_checkpointing"),
@@ -132,7 +132,7 @@ class HFTrainer(TrainerAdapter):
     name = "hf_trainer"
     title = "Hugging Face Trainer script"
     marks = Marks(shared=hf.ARGUMENTS)
-    bindings = KNOBS
+    bindings = BINDINGS
     refusals: tuple[Refusal, ...] = REFUSALS
 
     def split(self, argv: tuple[str, ...], source: Source | None) -> Invocation | None:

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 
 from oomguard.adapters import fields
 from oomguard.adapters.config_adapter import Refusal
-from oomguard.adapters.fields import Binding, Key, as_object, direct, flag, number, switch, text
+from oomguard.adapters.fields import Binding, Key, direct, flag, number, switch, text
 from oomguard.adapters.hf import deepspeed
 from oomguard.configfile.document import Document, Files, Source
 from oomguard.configfile.layered import Settings
@@ -62,7 +62,7 @@ SHARED = (
     Binding(
         field="eval_accumulation",
         read=_EVAL_ACCUMULATION.of,
-        edits=lambda _, value: {as_object(_EVAL_ACCUMULATION): value or None},
+        edits=lambda _, value: {_EVAL_ACCUMULATION: value or None},
     ),
 )
 
@@ -78,7 +78,7 @@ NO_METRIC = Refusal(
 
 
 def checkpointing(key: str) -> Binding:
-    """Make the knob of gradient checkpointing.
+    """Return the binding of gradient checkpointing.
 
     Switched on, it does not reenter autograd unless the user says so: reentrant checkpointing
     finds no gradient behind the frozen embedding of an adapter.
@@ -87,24 +87,24 @@ def checkpointing(key: str) -> Binding:
 
     def edits(settings: Settings, value: object) -> fields.Edits:
         stated = not value or settings.has(_REENTRANT.name)
-        how = {} if stated else {as_object(_REENTRANT): '{"use_reentrant": false}'}
-        return {as_object(enabled): value, **how}
+        how = {} if stated else {_REENTRANT: '{"use_reentrant": false}'}
+        return {enabled: value, **how}
 
     return Binding(field="checkpointing", read=enabled.of, edits=edits)
 
 
 def loss_kernel(key: str) -> Binding:
-    """Make the knob of the fused loss, which Liger's kernels bring."""
+    """Return the binding of the fused loss, which Liger's kernels bring."""
     enabled = flag(key)
     return switch("loss_kernel", enabled, on=LossKernel.FUSED, off=LossKernel.EAGER)
 
 
 def rank_under(adapter: Key[bool], rank: Key[int]) -> Binding:
-    """Make the knob of a LoRA rank that holds only where a flag switches LoRA on."""
+    """Return the binding of a LoRA rank that holds only where a flag switches LoRA on."""
     return Binding(
         field="lora_rank",
         read=lambda settings: rank.of(settings) if adapter.of(settings) else None,
-        edits=lambda _, value: {fields.as_object(rank): value} if value is not None else {},
+        edits=lambda _, value: {rank: value} if value is not None else {},
     )
 
 
@@ -120,8 +120,8 @@ def precision_edits(_: Settings, value: object) -> dict[Key[object], object] | N
     if value not in (Precision.FP32, Precision.BF16_MIXED, Precision.FP16_MIXED):
         return None
     return {
-        fields.as_object(BF16): value is Precision.BF16_MIXED,
-        fields.as_object(FP16): value is Precision.FP16_MIXED,
+        BF16: value is Precision.BF16_MIXED,
+        FP16: value is Precision.FP16_MIXED,
     }
 
 
