@@ -78,7 +78,7 @@ def test_without_its_environment_it_is_inert(folder):
         " sys.excepthook is sys.__excepthook__)"
     )
     ended = run_job(folder, script, env={"OOMGUARD_SOCKET": "", "OOMGUARD_BUFFER": ""})
-    assert ended.out == "['oomguard_monitor.chain'] [] True\n"
+    assert ended.out == "[] [] True\n"
     assert ended.lines == []
 
 

@@ -253,7 +253,7 @@ def capped(monkeypatch, limit_bytes, local_rank=None):
     reporter = SimpleNamespace(aside=False, step_aside=faults.append)
     cuda = FakeCuda()
     namespace = SimpleNamespace(**{n: getattr(cuda, n) for n in dir(cuda) if n[:2] != "__"})
-    patches = part("patches").Patches(reporter, lambda: False)
+    patches = part("install").Patches(reporter, lambda: False)
     cap.cap_gpu_memory(SimpleNamespace(cuda=namespace), limit_bytes, patches)
     return cuda, namespace, faults
 

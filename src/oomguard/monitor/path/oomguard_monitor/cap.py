@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from typing import Any
 
-    from .patches import Function, Patches
+    from .install import Function, Patches
 
 
 def cap_from(environ: Mapping[str, str]) -> int | None:

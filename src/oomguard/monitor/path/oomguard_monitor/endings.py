@@ -14,7 +14,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
-    from .patches import Function, Patches
+    from .install import Function, Patches
     from .reporter import Reporter
 
 #: A program that swaps the hook for every line must not grow a chain without end.

@@ -6,8 +6,8 @@ import functools
 import os
 import sys
 
-from . import phases, resume
-from .libraries import DATASETS, LIBRARIES, TRAINER
+from . import phases
+from .phases import DATASETS, LIBRARIES, TRAINER
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from typing import Any
 
     from .imports import Finder
-    from .patches import Function, Patches
+    from .install import Function, Patches
 
 
 def hook_libraries(finder: Finder, patches: Patches) -> None:
@@ -28,7 +28,7 @@ def hook_libraries(finder: Finder, patches: Patches) -> None:
                 patches.watch(owner, function, phase)
             if name == TRAINER:
                 _hook_training_step(getattr(module, "Trainer", None), patches)
-                resume.go_on(module, os.environ.get(resume.VARIABLE))
+                go_on(module, os.environ.get(VARIABLE))
             if name == DATASETS:
                 _hook_map(getattr(module, "Dataset", None), patches)
 
@@ -138,3 +138,21 @@ def _hook_data(torch: Any, patches: Patches) -> None:
     patches.replace(
         getattr(getattr(torch, "_utils", None), "ExceptionWrapper", None), "__init__", handing_over
     )
+
+
+VARIABLE = "OOMGUARD_RESUME"
+
+
+def go_on(module: Any, checkpoint: str | None) -> None:
+    """Have the first call of `Trainer.train` begin at a checkpoint unless it names one itself."""
+    trainer: Any = getattr(module, "Trainer", None)
+    original, waiting = getattr(trainer, "train", None), [checkpoint]
+    if original is None or not checkpoint:
+        return
+
+    @functools.wraps(original)
+    def train(self: Any, resume_from_checkpoint: Any = None, *args: Any, **kwargs: Any) -> Any:
+        begins = waiting.pop() if waiting else resume_from_checkpoint
+        return original(self, resume_from_checkpoint or begins, *args, **kwargs)
+
+    trainer.train = train

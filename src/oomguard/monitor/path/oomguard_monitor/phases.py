@@ -72,3 +72,38 @@ def _inside_step(file: str, function: str, inner: str | None) -> str | None:
     if file.endswith("/torch/nn/modules/module.py") and "call_impl" in function:
         return inner if inner is BACKWARD else FORWARD
     return inner
+
+
+TRAINER, DATASETS = "transformers.trainer", "datasets.arrow_dataset"
+#: module -> (class in it, or None for the module itself; function; phase).
+#: What a version does not have is passed over.
+LIBRARIES: dict[str, tuple[tuple[str | None, str, str], ...]] = {
+    TRAINER: (
+        ("Trainer", "evaluation_loop", EVAL),
+        ("Trainer", "prediction_loop", EVAL),
+        ("Trainer", "_save_checkpoint", SAVE),
+        ("Trainer", "save_model", SAVE),
+    ),
+    "transformers.modeling_utils": (
+        ("PreTrainedModel", "from_pretrained", LOAD),
+        ("PreTrainedModel", "save_pretrained", SAVE),
+    ),
+    DATASETS: (),
+    "safetensors.torch": (
+        (None, "save_file", SAVE),
+        (None, "load_file", LOAD),
+    ),
+    "lightning.pytorch.loops.evaluation_loop": (("_EvaluationLoop", "run", EVAL),),
+    "pytorch_lightning.loops.evaluation_loop": (("_EvaluationLoop", "run", EVAL),),
+    **{
+        f"litgpt.{name}": ((None, "validate", EVAL),)
+        for name in (
+            "pretrain",
+            "finetune.full",
+            "finetune.lora",
+            "finetune.lora_legacy",
+            "finetune.adapter",
+            "finetune.adapter_v2",
+        )
+    },
+}

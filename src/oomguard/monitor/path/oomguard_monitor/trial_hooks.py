@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from typing import Any
 
     from .imports import Finder
-    from .patches import Function, Patches
+    from .install import Function, Patches
 
 #: Names of the tokens of a batch, rows x tokens: transformers and LitGPT, torchtune.
 _IDS = ("input_ids", "tokens")
