@@ -7,7 +7,7 @@ export HF_HUB_OFFLINE = 1
 export TRANSFORMERS_OFFLINE = 1
 export HF_DATASETS_OFFLINE = 1
 
-.PHONY: gpu extended soak fuzz quickstart test gates unit frameworks environments overhead schema strategies-table journeys clean
+.PHONY: gpu extended soak fuzz quickstart test gates unit frameworks environments overhead schema strategies-table options-table journeys clean
 
 $(VENV)/.dev: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -87,6 +87,12 @@ schema: $(VENV)/.dev
 strategies-table: $(VENV)/.dev
 	sed -i '/^<!-- made by/q' docs/strategies.md
 	$(BIN)/oomguard ladder --markdown >> docs/strategies.md
+
+# Regenerate the table in docs/options.md.
+options-table: $(VENV)/.dev
+	sed -i '/^<!-- made by/q' docs/options.md
+	$(BIN)/python -c "from oomguard.cli.options import options_table; print(options_table())" \
+	  >> docs/options.md
 
 clean:
 	rm -rf $(VENV) dist build .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

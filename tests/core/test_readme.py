@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 
 from oomguard.cli.main import COMMANDS
-from oomguard.cli.options_block import _READERS
+from oomguard.cli.options import declared
 from oomguard.ladder.climb import CLASSIC
 from oomguard.ladder.load import load_strategies
 
@@ -42,7 +42,7 @@ def test_the_options_of_the_block_exist():
     (text,) = blocks("yaml")
     keys = re.findall(r"^  (\w+):", text, re.MULTILINE)
     assert keys
-    assert set(keys) <= set(_READERS)
+    assert set(keys) <= {one.key for one in declared().values()}
 
 
 def test_the_commands_are_all_of_them():

@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from generators import make_job, make_ladder
-from oomguard.cli.options_block import load
+from oomguard.cli.prepare import load
 from oomguard.errors import ConfigError, RunFolderError
 from oomguard.evidence.judge import judge
 from oomguard.evidence.log import LogScanner

@@ -69,7 +69,7 @@ CASES = {
     "a folder": (("launch", "."), ("is a folder",)),
     "neither": (("launch",), ("pass either a config file", "oomguard launch train.yaml")),
     "both": (("launch", "train.yaml", "--", *COMMAND), ("pass either a config file",)),
-    "an empty command": (("launch", "--"), ("no command stands after --",)),
+    "an empty command": (("launch", "--"), ("no command after --",)),
     "a command unknown": (("launch", "--", "make", "train"), ("make",)),
     "an option": (("launch", "--lader", "classic", "train.yaml"), ("--lader", "--help")),
     "a rung": (

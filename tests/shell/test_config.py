@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from oomguard.cli.options_block import MOST_BYTES, Options, load
+from oomguard.cli.prepare import MOST_BYTES, load
 from oomguard.errors import ConfigError
 from oomguard.strategy import Fidelity
 from oomguard.units import GIB, MIB
@@ -40,20 +40,20 @@ def train(tmp_path: Path) -> Path:
 def test_the_block_is_read_and_taken_out(train: Path) -> None:
     train.write_text(TEXT, encoding="utf-8")
     loaded = load(train)
-    assert loaded.options == Options(
-        framework="llamafactory",
-        command=("torchrun", "--nproc_per_node", "2", "train.py"),
-        python="~/venv/bin/python",
-        ladder="halve_micro_batch,cut_cutoff_len",
-        allow=Fidelity.SAME_RECIPE,
-        max_attempts=5,
-        host_memory_bytes=24 * GIB,
-        host_memory_by="cgroup",
-        gpu_memory_bytes=MIB,
-        name="first",
-        runs_dir="$HOME/runs",  # nothing is expanded
-        strategies="mine/",
-    )
+    assert loaded.block == {
+        "framework": "llamafactory",
+        "command": ("torchrun", "--nproc_per_node", "2", "train.py"),
+        "python": "~/venv/bin/python",
+        "ladder": "halve_micro_batch,cut_cutoff_len",
+        "allow": Fidelity.SAME_RECIPE,
+        "max_attempts": 5,
+        "host_memory_bytes": 24 * GIB,
+        "host_memory_by": "cgroup",
+        "gpu_memory_bytes": MIB,
+        "name": "first",
+        "runs_dir": "$HOME/runs",  # nothing is expanded
+        "strategies": "mine/",
+    }
     assert loaded.document == {"model_name_or_path": "m", "lr": "1e-4"}
     before, after = TEXT.splitlines(), loaded.source.text.splitlines()
     assert loaded.source.path == str(train)
@@ -67,14 +67,14 @@ def test_a_file_without_a_block_stays_byte_for_byte(train: Path, text: str) -> N
     train.write_bytes(text.encode())
     loaded = load(train)
     assert loaded.source.text.encode() == text.encode()
-    assert loaded.options == Options()
+    assert loaded.block == {}
 
 
 def test_a_json_can_hold_a_block(tmp_path: Path) -> None:
     path = tmp_path / "args.json"
     path.write_text('{\n "oomguard": {"command": ["python", "t.py"]},\n "a": 1\n}', "utf-8")
     loaded = load(path)
-    assert loaded.options.command == ("python", "t.py")
+    assert loaded.block["command"] == ("python", "t.py")
     assert loaded.document == {"a": 1}
     assert loaded.source.text.splitlines()[2:] == [' "a": 1', "}"]
 
@@ -82,7 +82,7 @@ def test_a_json_can_hold_a_block(tmp_path: Path) -> None:
 @pytest.mark.parametrize("value", ["", " {}", " {name: null}"])
 def test_an_empty_block_says_nothing(train: Path, value: str) -> None:
     train.write_text(f"oomguard:{value}\na: 1\n", encoding="utf-8")
-    assert load(train).options == Options()
+    assert load(train).block == {}
 
 
 @pytest.mark.parametrize(
@@ -174,7 +174,7 @@ def test_a_broken_file_is_named_with_its_line(
 def test_giving_back_and_growing_are_true_or_false(tmp_path, key):
     path = tmp_path / "train.yaml"
     path.write_text(f"oomguard: {{{key}: true}}\nmodel_name_or_path: m\n")
-    assert getattr(load(path).options, key) is True
+    assert load(path).block[key] is True
     path.write_text(f"oomguard: {{{key}: always}}\nmodel_name_or_path: m\n")
     with pytest.raises(ConfigError, match="true or false"):
         load(path)

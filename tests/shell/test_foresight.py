@@ -8,7 +8,6 @@ import pytest
 
 from generators import make_job, make_ladder
 from oomguard.catalogue.lookup import find_model
-from oomguard.cli.options_block import Options
 from oomguard.cli.plan_job import plan_job
 from oomguard.cli.prepare import prepare
 from oomguard.cli.starting_point import StartingPoint, choose_start, start_of
@@ -144,7 +143,7 @@ def prepared(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     (tmp_path / "train.yaml").write_text(LLAMA)
-    options = Options(gpu_memory_bytes=24 * GIB, ladder="classic")
+    options = {"gpu_memory_bytes": 24 * GIB, "ladder": "classic"}
     return prepare(tmp_path / "train.yaml", (), options, planned_gpus=1)
 
 
@@ -291,7 +290,7 @@ def test_no_prediction_ever_stops_a_launch(prepared, index, tmp_path):
     said = Said()
     text = LLAMA.replace("meta-llama/Meta-Llama-3-8B", "me/unheard-of")
     (tmp_path / "other.yaml").write_text(text)
-    options = Options(gpu_memory_bytes=24 * GIB)
+    options = {"gpu_memory_bytes": 24 * GIB}
     unknown = prepare(tmp_path / "other.yaml", (), options, planned_gpus=1)
     assert choose_start(unknown, said, index=index).start is None
     assert said[-1].startswith("no prediction: nothing is known of the model")

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from oomguard.cli.main import main
-from oomguard.cli.options_block import load
+from oomguard.cli.prepare import load
 
 ROOT = Path(__file__).parents[2]
 RECIPES = ROOT / "recipes"

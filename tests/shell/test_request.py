@@ -6,7 +6,6 @@ import json
 
 import pytest
 
-from oomguard.cli.options_block import Options
 from oomguard.cli.prepare import prepare
 from oomguard.job.plan import Sharding
 
@@ -27,7 +26,7 @@ def here(tmp_path, monkeypatch):
 
 
 def asked(command):
-    return prepare(None, tuple(command.split()), Options(), planned_gpus=2).job.asked
+    return prepare(None, tuple(command.split()), {}, planned_gpus=2).job.asked
 
 
 def stage(number):

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 import oomguard
-from oomguard.cli.options_block import load
+from oomguard.cli.prepare import load
 from oomguard.errors import ConfigError
 from oomguard.machine.checkpoint_scan import is_whole
 from oomguard.process.report_server import ReportServer

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import click
 
-from oomguard.cli.options import COMMAND, Size, WithCommand, shared
-from oomguard.cli.options_block import Options
+from oomguard.cli.option_types import SIZE
+from oomguard.cli.options import COMMAND, PLAN, WithCommand, as_json, flags, train_file, verbose
 from oomguard.cli.output import print_json
 from oomguard.cli.plan_job import PlannedJob, plan_job
 from oomguard.cli.plan_table import print_forecast
@@ -17,55 +17,44 @@ from oomguard.errors import UsageError, Where
 from oomguard.estimate.cards import card_named
 from oomguard.estimate.term_descriptions import arithmetic
 from oomguard.job.training_job import Device
-from oomguard.ladder.strategy import Fidelity
 from oomguard.predict.forecast import Capacity, RungOutlook
 from oomguard.predict.history import FitIndex
 
 
 @click.command("plan", cls=WithCommand)
-@shared
+@train_file
+@flags(PLAN)
 @click.option("--gpu", metavar="NAME", help="GPU model, e.g. 'RTX 3090' or a100-80.")
-@click.option("--gpu-memory", type=Size(), help="Memory of one GPU, e.g. 24GiB.")
+@click.option("--gpu-memory", type=SIZE.flag_type, help="Memory of one GPU, e.g. 24GiB.")
 @click.option("--gpus", type=click.IntRange(min=1), default=1, help="Number of GPUs (default: 1).")
-@click.option("--host-memory", type=Size(), help="Host memory, e.g. 64GiB.")
-@click.option(
-    "--fits",
-    type=click.Path(path_type=Path),
-    metavar="PATH",
-    help="History database (default: in the user data folder).",
-)
+@click.option("--host-memory", type=SIZE.flag_type, help="Host memory, e.g. 64GiB.")
 @click.option("--explain-terms", is_flag=True, help="Show how each term is computed.")
-@click.option("--verbose", is_flag=True, help="List skipped strategies with their reasons.")
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON document to stdout.")
+@verbose
+@as_json
 @click.pass_context
-def command(  # the options document themselves
+def command(
     ctx: click.Context,
     /,
     *,
     train: Path | None,
-    allow: str | None,
     gpu: str | None,
     gpu_memory: int | None,
     gpus: int,
     host_memory: int | None,
-    fits: Path | None,
     explain_terms: bool,
     verbose: bool,
     as_json: bool,
-    **given: str | None,
+    **given: object,
 ) -> None:
     """Estimate the memory of a job before launching it, and find the first change that fits.
 
     Needs no GPU, weights or network. TRAIN is the framework's own config file. Alternatively,
     pass the full command after --.
     """
-    options = Options(
-        allow=Fidelity(allow) if allow else None,
-        **given,  # type: ignore[arg-type]  # click has read each option as its field's type
-    )
-    prepared = prepare(train, ctx.meta[COMMAND], options, planned_gpus=gpus)
+    prepared = prepare(train, ctx.meta[COMMAND], given, planned_gpus=gpus)
     room, prepared = _on(prepared, gpu, gpu_memory, host_memory)
-    index = FitIndex(fits)
+    fits = prepared.options.fits
+    index = FitIndex(Path(fits) if fits else None)
     planned = plan_job(prepared, room, device=_name(gpu), index=index)
     if index.lost is not None:
         click.secho(index.lost, fg="yellow", err=True)

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass, fields, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from pathlib import Path
 
 from oomguard.adapters.contract import Adapter, JobRequest
 from oomguard.adapters.registry import adapter_named, detect, detect_command
-from oomguard.cli.options_block import BLOCK, Loaded, Options, load
+from oomguard.cli.options import BLOCK, Options, Stated, limits_of, options_of, read_block
+from oomguard.configfile.document import Source
 from oomguard.dataset.lengths import with_lengths
-from oomguard.errors import UsageError, Where
+from oomguard.errors import ConfigError, UsageError, Where, did_you_mean
 from oomguard.job.training_job import Job
 from oomguard.ladder.climb import Framework, Ladder
 from oomguard.ladder.load import load_strategies, select
@@ -22,10 +24,22 @@ from oomguard.process.limits import CapBy, Caps
 from oomguard.run.events import Limits
 from oomguard.units import MIB, show_bytes
 
-MAX_ATTEMPTS = 40
+#: Configs are written manually; a larger file was named by mistake.
+MOST_BYTES = 4 * MIB
 #: A cap below it is a slip of the unit: not even an interpreter with nothing imported starts.
 LEAST_HOST_MEMORY_BYTES = 64 * MIB
-RUNS = "oomguard-runs"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Loaded:
+    """A config file: its text and values without the `oomguard:` block, and that block's options.
+
+    The lines of the text have the numbers that they have in the file.
+    """
+
+    source: Source
+    document: Mapping[str, object]
+    block: Stated
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,46 +53,113 @@ class Prepared:
     caps: Caps
     runs: Path
     name: str
+    options: Options
 
 
 def prepare(
     train: Path | None,
     command: tuple[str, ...],
-    given: Options,
+    given: Stated,
     *,
     planned_gpus: int | None = None,
 ) -> Prepared:
-    """Find framework, Python, strategies and caps for a config file or a command line.
+    """Find framework, Python, strategies and limits for a config file or a command line.
 
-    What is `given` on the command line beats the `oomguard:` block of the file. With
-    `planned_gpus` the job is read as it would be on a machine with so many GPUs and with all
-    that rungs may need, whatever this machine has.
+    Options `given` on the command line override the `oomguard:` block of the file. With
+    `planned_gpus` the job is read for a machine with that many GPUs and all optional packages.
 
     Raises:
-        UsageError: for whatever cannot be done as asked; nothing was started by then.
+        UsageError: for anything that cannot be done as requested; nothing was started.
     """
     if (train is None) == (not command):
         raise UsageError(
             "pass either a config file or a command after --",
             next_step="oomguard launch train.yaml, or oomguard launch -- COMMAND...",
         )
-    adapter, argv, loaded = _job_of(train, command, given)
-    options = _merge(given, loaded.options if loaded else Options())
+    adapter, argv, loaded, options = _requested(train, command, given)
     _check(options, given, file=str(train) if train else None)
     job = _job(adapter, argv, loaded, options, planned_gpus)
     strategies = select(
         load_strategies(Path(options.strategies) if options.strategies else None), options.ladder
     )
-    limits = _limits(options, strategies)
+    ids = tuple(strategy.id for strategy in strategies if not strategy.preflight)
+    limits = limits_of(options, ids, into=Limits)
     return Prepared(
         job=job,
         adapter=adapter,
         ladder=ladder_of(adapter, strategies, limits.allow),
         limits=limits,
         caps=caps_of(limits),
-        runs=Path(options.runs_dir or RUNS),
+        runs=Path(options.runs_dir),
         name=options.name or _name(job),
+        options=options,
     )
+
+
+def _requested(
+    train: Path | None, command: tuple[str, ...], given: Stated
+) -> tuple[Adapter, tuple[str, ...], Loaded | None, Options]:
+    """Return the framework, the command that starts the job, its config if any, and the options."""
+    loaded = load(train) if train else None
+    options = options_of(given, loaded.block if loaded else {}, of=Options)
+    named = adapter_named(options.framework) if options.framework else None
+    if loaded is not None:
+        adapter = named or detect(loaded.document, options.command, file=str(train))
+        argv = adapter.command_for(loaded.source, loaded.document, options.command)
+        return adapter, argv, loaded, options
+    adapter = named or detect_command(command)
+    path = adapter.config_path(command)
+    if path is None:
+        return adapter, command, None, options
+    loaded = load(Path(path))
+    return adapter, command, loaded, options_of(given, loaded.block, of=Options)
+
+
+def load(path: Path) -> Loaded:
+    """Read a config file.
+
+    Raises:
+        ConfigError: if it cannot be read, is not a YAML or JSON mapping, or its `oomguard:` block
+            is wrong, with file, line and key.
+    """
+    source = Source(path=str(path.absolute()), text=_config_text(path))
+    whole = source.document
+    block = read_block(whole)
+    rest = Source(path=source.path, text=whole.without(BLOCK))
+    if not set(whole.values) - {BLOCK}:
+        raise _error("has no framework settings besides the oomguard: block", path)
+    return Loaded(source=rest, document=rest.document.values, block=block)
+
+
+def _config_text(path: Path) -> str:
+    if path.is_dir():
+        raise _error("is a folder, not a config file", path)
+    if not path.exists():
+        names = [file.name for file in path.parent.iterdir()] if path.parent.is_dir() else []
+        raise _error("does not exist", path, did_you_mean(path.name, names))
+    if not path.is_file():
+        raise _error("is not a regular file", path)
+    try:
+        with path.open("rb") as file:
+            data = file.read(MOST_BYTES + 1)
+        if len(data) > MOST_BYTES:
+            raise _error(
+                f"is larger than {show_bytes(MOST_BYTES)}, so it is not a config file", path
+            )
+        return data.decode("utf-8")
+    except OSError as error:
+        raise _error(f"cannot be read: {error.strerror}", path) from error
+    except UnicodeDecodeError as error:
+        line = data[: error.start].count(b"\n") + 1
+        raise ConfigError(
+            "is not UTF-8",
+            where=Where(file=str(path), line=line),
+            next_step="Save it as UTF-8.",
+        ) from error
+
+
+def _error(what: str, path: Path, next_step: str = "") -> ConfigError:
+    return ConfigError(what, where=Where(file=str(path)), next_step=next_step)
 
 
 def _job(
@@ -121,39 +202,6 @@ def caps_of(limits: Limits) -> Caps:
     )
 
 
-def _limits(options: Options, strategies: tuple[Strategy, ...]) -> Limits:
-    return Limits(
-        ladder=tuple(strategy.id for strategy in strategies if not strategy.preflight),
-        allow=options.allow or Fidelity.NEW_RECIPE,
-        max_attempts=options.max_attempts or MAX_ATTEMPTS,
-        host_memory_bytes=options.host_memory_bytes,
-        host_memory_by=options.host_memory_by if options.host_memory_bytes else None,
-        gpu_memory_bytes=options.gpu_memory_bytes,
-        hang_timeout_s=options.hang_timeout_s,
-        relax=options.relax is not False,
-        grow=bool(options.grow),
-        probe=bool(options.probe),
-        strategies=str(Path(options.strategies).absolute()) if options.strategies else None,
-    )
-
-
-def _job_of(
-    train: Path | None, command: tuple[str, ...], given: Options
-) -> tuple[Adapter, tuple[str, ...], Loaded | None]:
-    """Give the framework, the command that starts the job by hand, and its config if it has one."""
-    named = adapter_named(given.framework) if given.framework else None
-    if train is None:
-        adapter = named or detect_command(command)
-        path = adapter.config_path(command)
-        return adapter, command, load(Path(path)) if path else None
-    loaded = load(train)
-    options = loaded.options
-    if named is None and options.framework:
-        named = adapter_named(options.framework)
-    adapter = named or detect(loaded.document, options.command, file=str(train))
-    return adapter, adapter.command_for(loaded.source, loaded.document, options.command), loaded
-
-
 def _read(
     adapter: Adapter,
     argv: tuple[str, ...],
@@ -191,34 +239,25 @@ def _text(path: str) -> str | None:
         return None
 
 
-def _merge(given: Options, block: Options) -> Options:
-    """Lay what was given on the command line over the block of the file."""
-    named = {one.name: getattr(given, one.name) for one in fields(Options)}
-    stated = {name: value for name, value in named.items() if value not in (None, ())}
-    merged = replace(block, **stated)
-    by = merged.host_memory_by or CapBy.RLIMIT.value
-    if given.host_memory_by and not merged.host_memory_bytes:
+def _check(options: Options, given: Stated, *, file: str | None) -> None:
+    """Refuse values that could not be meant, wherever they were written."""
+    if given.get("host_memory_by") and not options.host_memory_bytes:
         raise UsageError(
             "--host-memory-by needs a host memory limit",
             where=Where(key="--host-memory-by"),
             next_step="Add --host-memory SIZE.",
         )
-    return replace(merged, host_memory_by=by)
-
-
-def _check(options: Options, given: Options, *, file: str | None) -> None:
-    """Refuse values that could not be meant, wherever they were written."""
     cap_bytes, name = options.host_memory_bytes, options.name
     if cap_bytes is not None and cap_bytes < LEAST_HOST_MEMORY_BYTES:
         raise UsageError(
             f"{show_bytes(cap_bytes)} of host memory is too little for Python to start",
-            where=_where("host_memory", file=None if given.host_memory_bytes else file),
+            where=_where("host_memory", file=None if given.get("host_memory_bytes") else file),
             next_step=f"Use at least {show_bytes(LEAST_HOST_MEMORY_BYTES)}, and include the unit.",
         )
     if name is not None and (name in (".", "..") or "/" in name):
         raise UsageError(
             f"{name!r} is not a valid folder name",
-            where=_where("name", file=None if given.name else file),
+            where=_where("name", file=None if given.get("name") else file),
             next_step="Use a name without a slash; --runs DIR sets the parent folder.",
         )
 

@@ -10,8 +10,8 @@ import click
 from oomguard import __version__
 from oomguard.adapters.registry import adapter_named
 from oomguard.cli.console import Console
-from oomguard.cli.options import grace
-from oomguard.cli.prepare import RUNS, caps_of, ladder_of
+from oomguard.cli.options import RESUME, RUNS, as_json, flags
+from oomguard.cli.prepare import caps_of, ladder_of
 from oomguard.cli.summary import environment_info, now_at, print_summary
 from oomguard.ladder.load import load_strategies, select
 from oomguard.ladder.strategy import Strategy
@@ -31,37 +31,37 @@ FINAL = (Status.FIT, Status.EXHAUSTED, Status.FAILED)
 
 @click.command("resume")
 @click.argument("run", type=click.Path(path_type=Path))
-@grace
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON document to stdout.")
+@flags(RESUME)
+@as_json
 def command(run: Path, grace_s: float | None, as_json: bool) -> int:
     """Resume a run from its latest checkpoint.
 
     RUN is the run folder, or its name under oomguard-runs.
     """
     folder, history = RunFolder.open(_find(run))
-    account = Console(quiet_stdout=as_json)
+    console = Console(quiet_stdout=as_json)
     try:
         record = history.record
         sweep(folder.path)
         job, _ = started_job(record)
         adapter = adapter_named(job.framework)
         if record.status not in FINAL:
-            record = _resume(folder, history, account, grace_s)
+            record = _resume(folder, history, console, grace_s)
             lost = record_run(record)
             if lost is not None:
-                account.say(lost, "yellow")
+                console.say(lost, "yellow")
         else:
-            account.say(f"nothing to resume: {record.status.value}: {record.reason}")
+            console.say(f"nothing to resume: {record.status.value}: {record.reason}")
         outcome = read_outcome(record, adapter, folder) or write_outcome(
             record, adapter, folder, environment_info(job)
         )
     finally:
         folder.close()
-    return print_summary(account, record, outcome, folder, as_json=as_json)
+    return print_summary(console, record, outcome, folder, as_json=as_json)
 
 
 def _resume(
-    folder: RunFolder, history: History, account: Console, grace_s: float | None
+    folder: RunFolder, history: History, console: Console, grace_s: float | None
 ) -> RunRecord:
     job, limits = started_job(history.record)
     limits = limits if grace_s is None else replace(limits, grace_s=grace_s)
@@ -69,14 +69,14 @@ def _resume(
     ladder = ladder_of(adapter, _strategies(limits), limits.allow)
     ended, oom_kills = end_last_attempt(history.events, grace_s=limits.grace_s)
     if ended.asked or ended.killed:
-        account.say(f"killed {ended.asked} leftover processes of the previous attempt")
+        console.say(f"killed {ended.asked} leftover processes of the previous attempt")
     supervisor = Supervisor(
         adapter=adapter,
         ladder=ladder,
         # Made now: the GPUs are as free as the last attempt has left them.
         engine=LocalEngine(caps=caps_of(limits), monitored=limits.inside),
         folder=folder,
-        audience=Audience(event=account.event, output=account.output),
+        audience=Audience(event=console.event, output=console.output),
     )
     resumed = Resumed(
         t=0.0, version=__version__, at=now_at(), cut_bytes=history.cut_bytes, grace_s=grace_s

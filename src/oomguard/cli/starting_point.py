@@ -69,7 +69,7 @@ class StartingPoint:
         return asked | {r.plan: r.estimate for r in found.rungs if r.plan and r.estimate}
 
 
-def choose_start(prepared: Prepared, account: Console, *, index: FitIndex) -> StartingPoint:
+def choose_start(prepared: Prepared, console: Console, *, index: FitIndex) -> StartingPoint:
     """Choose the plan to start from; on any error, start from the requested one."""
     cards = gpus()
     room = _room(prepared, cards)
@@ -79,19 +79,19 @@ def choose_start(prepared: Prepared, account: Console, *, index: FitIndex) -> St
     try:
         found = StartingPoint(lessons=_lessons(prepared, room, index))
         if not prepared.limits.grow:
-            found = _foreseen(prepared, account, found, room=room, cards=cards, index=index)
+            found = _foreseen(prepared, console, found, room=room, cards=cards, index=index)
     except OomguardError as error:
-        account.say(f"no prediction: {error.what}")
+        console.say(f"no prediction: {error.what}")
     except Exception as error:  # noqa: BLE001  a prediction never stops a launch
-        account.say(f"no prediction: {type(error).__name__}: {error}")
+        console.say(f"no prediction: {type(error).__name__}: {error}")
     if index.lost is not None:
-        account.say(index.lost, "yellow")
+        console.say(index.lost, "yellow")
     return replace(found, lost=index.lost)
 
 
 def _foreseen(
     prepared: Prepared,
-    account: Console,
+    console: Console,
     nothing: StartingPoint,
     *,
     room: Capacity,
@@ -100,15 +100,15 @@ def _foreseen(
 ) -> StartingPoint:
     before = _before(prepared, nothing.lessons, index)
     if before is not None:
-        account.say(f"starting {before.reason}")
+        console.say(f"starting {before.reason}")
     if before is not None and not prepared.limits.probe:  # which compares with a prediction
         return replace(nothing, start=before)
-    account.say(f"estimating what fits in {show_bytes(room.device_bytes)}")
+    console.say(f"estimating what fits in {show_bytes(room.device_bytes)}")
     planned = plan_job(prepared, room, device=_name(cards), index=index, budget_s=BUDGET_S)
     start = before or start_of(planned.forecast, room)
     asked = show_bytes(planned.forecast.asked.estimate.expected_bytes)
     begins = f"; starting {start.reason}" if start and not before else ""
-    account.say(f"estimated peak of the requested config: {asked}{begins}")
+    console.say(f"estimated peak of the requested config: {asked}{begins}")
     return StartingPoint(lessons=_taught(nothing.lessons, planned), planned=planned, start=start)
 
 

@@ -42,7 +42,7 @@ def environment_info(job: Job) -> dict[str, str]:
 
 
 def print_summary(
-    account: Console,
+    console: Console,
     record: RunRecord,
     outcome: tuple[FitReport, Path | None],
     folder: RunFolder,
@@ -51,15 +51,15 @@ def print_summary(
 ) -> int:
     """Print where the results are, or how to resume; return the exit code."""
     report, config = outcome
-    account.outcome(report)
+    console.outcome(report)
     if record.status is Status.FIT:
-        account.say(f"final config   {config or folder.path / 'final' / 'command.txt'}")
-        account.say(f"manual command {folder.path / 'final' / 'command.txt'}")
-    account.say(f"fit-report     {folder.report}")
+        console.say(f"final config   {config or folder.path / 'final' / 'command.txt'}")
+        console.say(f"manual command {folder.path / 'final' / 'command.txt'}")
+    console.say(f"fit-report     {folder.report}")
     if record.status is Status.INTERRUPTED:
-        account.say(f"resume with    oomguard resume {folder.path}")
+        console.say(f"resume with    oomguard resume {folder.path}")
     if folder.lost is not None:
-        account.say(f"the record is incomplete: {folder.lost}", "red")
+        console.say(f"the record is incomplete: {folder.lost}", "red")
     if as_json:
         print_json(_document(report, config, folder))
     return CODES[record.status or Status.FAILED]

@@ -17,6 +17,9 @@ from oomguard.ladder.strategy import Fidelity
 from oomguard.run.attempt import AttemptSpec, StopReason, flat, nested
 from oomguard.run.leak import Growth
 
+#: Default grace period to write a checkpoint.
+GRACE_S = 30.0
+
 
 class Status(str, Enum):
     """How a run ended."""
@@ -47,7 +50,7 @@ class Limits:
     relax: bool = False
     grow: bool = False
     probe: bool = False
-    grace_s: float = 30.0
+    grace_s: float = GRACE_S
     strategies: str | None = None
     inside: bool = True
 

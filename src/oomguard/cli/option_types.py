@@ -1,0 +1,104 @@
+"""Types of option values: reading one from the `oomguard:` block and from a flag."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import click
+
+from oomguard.errors import did_you_mean
+from oomguard.units import parse_size
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ValueType:
+    """How values of one type are read. `read` raises ValueError for a wrong value in the block."""
+
+    read: Callable[[object], object]
+    flag_type: click.ParamType[Any]
+    metavar: str | None = None
+
+
+class Size(click.ParamType[int]):
+    """A size such as 24GiB, in bytes."""
+
+    name = "size"
+
+    def convert(
+        self, value: object, param: click.Parameter | None, ctx: click.Context | None
+    ) -> int:
+        """Parse a size; fail with a usage error if it is not one."""
+        try:
+            return value if isinstance(value, int) else parse_size(str(value))
+        except ValueError as error:
+            self.fail(str(error), param, ctx)
+
+
+def _string(value: object) -> str:
+    if not isinstance(value, str) or not value:
+        raise ValueError(f"must be a string, not {value!r}")
+    return value
+
+
+def _arguments(value: object) -> tuple[str, ...]:
+    items = value if isinstance(value, list) else []
+    if not items or any(isinstance(w, bool) or not isinstance(w, str | int | float) for w in items):
+        raise ValueError(f"must be a list of arguments such as [python, train.py], not {value!r}")
+    return tuple(str(item) for item in items)
+
+
+def _ids(value: object) -> str:
+    return ",".join(_arguments(value)) if isinstance(value, list) else _string(value)
+
+
+def _size(value: object) -> int:
+    is_size = isinstance(value, str | int) and not isinstance(value, bool)
+    return parse_size(str(value) if is_size else repr(value))
+
+
+def _count(value: object) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise ValueError(f"must be an integer of at least 1, not {value!r}")
+    return value
+
+
+def _seconds(value: object) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float) or value <= 0:
+        raise ValueError(f"must be a positive number of seconds, not {value!r}")
+    return float(value)
+
+
+def _switch(value: object) -> bool:
+    if not isinstance(value, bool):
+        raise ValueError(f"must be true or false, not {value!r}")  # noqa: TRY004  as all readers
+    return value
+
+
+def one_of(*known: str) -> ValueType:
+    """Return the type of a value that is one of some strings."""
+
+    def read(value: object) -> str:
+        if value not in known:
+            guess = did_you_mean(str(value), known)
+            raise ValueError(f"must be one of {', '.join(known)}, not {value!r}. {guess}".rstrip())
+        return str(value)
+
+    return ValueType(read=read, flag_type=click.Choice(known))
+
+
+STRING = ValueType(read=_string, flag_type=click.STRING)
+NAME = replace(STRING, metavar="NAME")
+PATH = replace(STRING, metavar="PATH")
+FOLDER = replace(STRING, metavar="DIR")
+ARGUMENTS = ValueType(read=_arguments, flag_type=click.STRING)
+IDS = ValueType(read=_ids, flag_type=click.STRING, metavar="IDS")
+SIZE = ValueType(read=_size, flag_type=Size())
+COUNT = ValueType(read=_count, flag_type=click.IntRange(min=1), metavar="N")
+STEPS = replace(COUNT, metavar="STEPS")
+SECONDS = ValueType(
+    read=_seconds, flag_type=click.FloatRange(min=0, min_open=True), metavar="SECONDS"
+)
+GRACE = replace(SECONDS, flag_type=click.FloatRange(min=0))
+SWITCH = ValueType(read=_switch, flag_type=click.BOOL)
