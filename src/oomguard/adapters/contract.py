@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import IntEnum
 
@@ -62,19 +62,16 @@ class Marks:
 
     def claim(self, document: Mapping[str, object]) -> Claim:
         """Return the claim on a parsed config."""
-        if not _states_all(document, self.needs) or _states_any(document, self.without):
+        stated = {
+            key
+            for key in self.own | self.shared | self.needs | self.without
+            if _states(document, key)
+        }
+        if self.needs - stated or self.without & stated:
             return Claim.NO
-        if _states_any(document, self.own):
+        if self.own & stated:
             return Claim.OWN
-        return Claim.SHARED if _states_any(document, self.shared) else Claim.NO
-
-
-def _states_any(document: Mapping[str, object], keys: Iterable[str]) -> bool:
-    return any(_states(document, key) for key in keys)
-
-
-def _states_all(document: Mapping[str, object], keys: Iterable[str]) -> bool:
-    return all(_states(document, key) for key in keys)
+        return Claim.SHARED if self.shared & stated else Claim.NO
 
 
 def _states(document: Mapping[str, object], key: str) -> bool:

@@ -72,8 +72,11 @@ class Bindings:
 
     def apply(self, settings: Settings, job: Job, plan: Plan) -> Settings:
         """Edit the keys whose value has to change, and no others."""
-        for binding in self._changed(job, plan):
-            for key, value in (binding.edits(settings, getattr(plan, binding.field)) or {}).items():
+        for binding in self.bindings:
+            wanted = getattr(plan, binding.field)
+            if wanted == getattr(job.asked, binding.field):
+                continue
+            for key, value in (binding.edits(settings, wanted) or {}).items():
                 if key.of(settings) != value:
                     settings = settings.set(key.name, value)
         return settings
@@ -90,13 +93,6 @@ class Bindings:
             if asked is None or name not in known or known[name].edits(settings, wanted) is None:
                 return f"there is no setting that makes {name} {shown(wanted)} in this job"
         return None
-
-    def _changed(self, job: Job, plan: Plan) -> list[Binding]:
-        return [
-            binding
-            for binding in self.bindings
-            if getattr(job.asked, binding.field) != getattr(plan, binding.field)
-        ]
 
 
 def direct(field: str, key: Key[T_co]) -> Binding:
