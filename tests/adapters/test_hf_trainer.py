@@ -269,7 +269,7 @@ def test_further_files_are_deepspeeds_and_accelerates(bench: Callable[..., Any])
 
 
 def test_a_wrong_flag_is_named(read: Callable[..., Job]) -> None:
-    with pytest.raises(ConfigError, match="must be a whole number, not 'x'") as caught:
+    with pytest.raises(ConfigError, match="must be an integer of at least 1, not 'x'") as caught:
         read("python train.py --gradient_accumulation_steps x")
     assert str(caught.value.where) == "command line, key '--gradient_accumulation_steps'"
 

@@ -161,10 +161,10 @@ def test_too_large_a_micro_batch_is_named(read: Callable[..., Job]) -> None:
 @pytest.mark.parametrize(
     ("lines", "message", "line"),
     [
-        ("train:\n  micro_batch_size: many\n", "must be a whole number, not 'many'", 3),
+        ("train:\n  micro_batch_size: many\n", "must be an integer of at least 1, not 'many'", 3),
         ("train:\n  max_seq_length: 0\n", "at least 1, not 0", 3),
-        ("devices: all\n", "must be a whole number, not 'all'", 2),
-        ("precision: [a]\n", "must be a text", 2),
+        ("devices: all\n", "must be an integer of at least 1, not 'all'", 2),
+        ("precision: [a]\n", "must be a string", 2),
     ],
 )
 def test_a_wrong_value_is_named_with_its_line(

@@ -309,16 +309,16 @@ def test_a_new_batch_frees_a_batch_that_the_deepspeed_file_fixes(
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ('per_device_train_batch_size: "abc"', "must be a whole number, not 'abc'"),
+        ('per_device_train_batch_size: "abc"', "must be an integer of at least 1, not 'abc'"),
         ("per_device_train_batch_size: 0", "at least 1, not 0"),
-        ("per_device_train_batch_size: -2", "must be a whole number, not -2"),
-        ("per_device_train_batch_size: 2.5", "must be a whole number, not 2.5"),
-        ("per_device_train_batch_size: true", "must be a whole number, not true"),
-        ("gradient_accumulation_steps: auto", "must be a whole number, not 'auto'"),
-        ("cutoff_len: 1e3", "must be a whole number, not '1e3'"),
+        ("per_device_train_batch_size: -2", "must be an integer of at least 1, not -2"),
+        ("per_device_train_batch_size: 2.5", "must be an integer of at least 1, not 2.5"),
+        ("per_device_train_batch_size: true", "must be an integer of at least 1, not true"),
+        ("gradient_accumulation_steps: auto", "must be an integer of at least 1, not 'auto'"),
+        ("cutoff_len: 1e3", "must be an integer of at least 1, not '1e3'"),
         ("bf16: perhaps", "must be true or false, not 'perhaps'"),
         ("bf16: 1", "must be true or false, not 1"),
-        ("output_dir: [a]", "must be a text"),
+        ("output_dir: [a]", "must be a string"),
     ],
 )
 def test_a_wrong_value_is_named_with_line_and_key(

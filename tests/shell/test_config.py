@@ -97,7 +97,7 @@ def test_an_empty_block_says_nothing(train: Path, value: str) -> None:
         ("host_memory_by: cgroups", "host_memory_by", "Did you mean 'cgroup'?"),
         ("max_attempts: 0", "max_attempts", "at least 1, not 0"),
         ("max_attempts: two", "max_attempts", "at least 1, not 'two'"),
-        ("max_attempts: true", "max_attempts", "at least 1, not True"),
+        ("max_attempts: true", "max_attempts", "at least 1, not true"),
         ("allow: same", "allow", "must be one of same_math, same_recipe, new_recipe"),
         ("command: python train.py", "command", "must be a list of arguments"),
         ("command: []", "command", "must be a list of arguments"),

@@ -18,6 +18,7 @@ from oomguard.adapters.hf.deepspeed import ZERO
 from oomguard.adapters.hf.trainer_adapter import NO_ROWS, ZERO3_WITH_BATCH_SEARCH, TrainerAdapter
 from oomguard.adapters.invocation import Invocation, file_first
 from oomguard.adapters.launchers import Launcher, LauncherCommand
+from oomguard.configfile import values
 from oomguard.configfile.document import Source
 from oomguard.configfile.flags import Flags
 from oomguard.configfile.layered import Settings
@@ -29,9 +30,9 @@ _MODULE = "axolotl.cli.train"
 _MICRO, _STEPS = number("micro_batch_size", 1), number("gradient_accumulation_steps", 1)
 _BATCH = fields.maybe_number("batch_size")  # of one rank: the older way to say the accumulation
 _CHECKPOINTING: Key[object] = Key(
-    name="gradient_checkpointing", decode=fields.anything, default=False
+    name="gradient_checkpointing", decode=values.anything, default=False
 )
-_BF16: Key[object] = Key(name="bf16", decode=fields.anything, default="auto")
+_BF16: Key[object] = Key(name="bf16", decode=values.anything, default="auto")
 _FULL_HALF = ("bfloat16", "float16")
 _ADAPTER = fields.maybe_text("adapter")
 _LOAD_4BIT, _LOAD_8BIT = flag("load_in_4bit"), flag("load_in_8bit")
@@ -113,7 +114,7 @@ BINDINGS = Bindings(
         fields.direct("optimizer", fields.text("optimizer", "adamw_torch_fused")),
         fields.stated(
             "loader_workers",
-            Key(name="dataloader_num_workers", decode=fields.natural, default=0),
+            Key(name="dataloader_num_workers", decode=values.natural, default=0),
         ),
         fields.stated("pin_memory", flag("dataloader_pin_memory")),
         fields.stated("low_cpu_mem_usage", flag("low_cpu_mem_usage")),

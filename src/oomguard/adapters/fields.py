@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, fields
 from enum import Enum
 from typing import Generic, TypeVar
 
 from oomguard.configfile.layered import Settings
+from oomguard.configfile.values import real, shown, truth, whole, word
 from oomguard.errors import ConfigError
 from oomguard.job.plan import Plan
 from oomguard.job.training_job import Job
 
 T_co = TypeVar("T_co", covariant=True)
-
-_WHOLE = re.compile(r"[+-]?\d+")
-_TRUE = {"yes", "true", "t", "y", "1"}  # as argparse and HfArgumentParser read them
-_FALSE = {"no", "false", "f", "n", "0"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -141,59 +137,14 @@ def switch(field: str, key: Key[bool], *, on: object, off: object) -> Binding:
     )
 
 
-def whole(value: object) -> int:
-    """Read a whole number of at least 1."""
-    number = natural(value)
-    if number < 1:
-        raise ValueError(f"must be a whole number of at least 1, not {shown(value)}")
-    return number
-
-
-def natural(value: object) -> int:
-    """Read a whole number of at least 0."""
-    text = str(value) if isinstance(value, int | str) and not isinstance(value, bool) else ""
-    if not _WHOLE.fullmatch(text) or int(text) < 0:
-        raise ValueError(f"must be a whole number, not {shown(value)}")
-    return int(text)
-
-
-def truth(value: object) -> bool:
-    """Read true or false."""
-    text = str(value).lower()
-    if not isinstance(value, bool | str) or text not in _TRUE | _FALSE:
-        raise ValueError(f"must be true or false, not {shown(value)}")
-    return text in _TRUE
-
-
-def word(value: object) -> str:
-    """Read a text."""
-    if not isinstance(value, str):
-        raise ValueError(f"must be a text, not {shown(value)}")  # noqa: TRY004  Key wants ValueError
-    return value
-
-
-def anything(value: object) -> object:
-    """Return a value as it is."""
-    return value
-
-
 def number(name: str, default: int) -> Key[int]:
-    """Make a key that holds a whole number of at least 1."""
+    """Make a key that holds an integer of at least 1."""
     return Key(name=name, decode=whole, default=default)
 
 
 def maybe_number(name: str) -> Key[int | None]:
-    """Make a key that holds a whole number of at least 1, or nothing."""
+    """Make a key that holds an integer of at least 1, or nothing."""
     return Key(name=name, decode=whole, default=None)
-
-
-def real(value: object) -> float:
-    """Read a number of at least 0; YAML 1.1 leaves `1e-4` a text."""
-    if isinstance(value, int | float | str) and not isinstance(value, bool):
-        number = float(value)  # its own ValueError says what it could not read
-        if number >= 0:
-            return number
-    raise ValueError(f"must be a number of at least 0, not {shown(value)}")
 
 
 def fraction(name: str, default: float) -> Key[float]:
@@ -207,17 +158,10 @@ def flag(name: str, *, default: bool = False) -> Key[bool]:
 
 
 def text(name: str, default: str) -> Key[str]:
-    """Make a key that holds a text."""
+    """Make a key that holds a string."""
     return Key(name=name, decode=word, default=default)
 
 
 def maybe_text(name: str) -> Key[str | None]:
-    """Make a key that holds a text, or nothing."""
+    """Make a key that holds a string, or nothing."""
     return Key(name=name, decode=word, default=None)
-
-
-def shown(value: object) -> str:
-    """Show a value as a config has it."""
-    if isinstance(value, bool) or value is None:
-        return str(value).lower().replace("none", "null")
-    return repr(value.value if hasattr(value, "value") else value)

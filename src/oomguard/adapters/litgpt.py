@@ -16,6 +16,7 @@ from oomguard.adapters.fields import Binding, Bindings, Edits, Key, choice
 from oomguard.adapters.hf import training_arguments as hf
 from oomguard.adapters.invocation import Form, Invocation, with_config
 from oomguard.adapters.litgpt_memory import recipe_of
+from oomguard.configfile import values
 from oomguard.configfile.document import Files, Source
 from oomguard.configfile.flags import Flags, Style, is_flag
 from oomguard.configfile.layered import Settings
@@ -58,11 +59,11 @@ _QUANTIZATIONS: dict[str | None, Quantization] = {
 
 
 def _precision_word(value: object) -> str:
-    return str(value) if isinstance(value, int) else fields.word(value)
+    return str(value) if isinstance(value, int) else values.word(value)
 
 
 def _class_path(value: object) -> str:
-    return fields.word(value.get("class_path") if isinstance(value, dict) else value)
+    return values.word(value.get("class_path") if isinstance(value, dict) else value)
 
 
 _MICRO = fields.number("train.micro_batch_size", 1)
@@ -88,7 +89,7 @@ _COMMON = (
     Binding(field="optimizer", read=_OPTIMIZER.of, edits=_optimizer_edits),
     fields.stated(
         "loader_workers",
-        Key(name="data.init_args.num_workers", decode=fields.natural, default=0),
+        Key(name="data.init_args.num_workers", decode=values.natural, default=0),
     ),
 )
 _QUANTIZED = (choice("quantization", fields.maybe_text("quantize"), _QUANTIZATIONS),)

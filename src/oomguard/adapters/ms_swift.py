@@ -25,6 +25,7 @@ from oomguard.adapters.hf.trainer_adapter import (
 from oomguard.adapters.invocation import Invocation, file_first
 from oomguard.adapters.launchers import Launcher, LauncherCommand
 from oomguard.adapters.llamafactory_keys import MULTIMODAL_MODEL
+from oomguard.configfile import values
 from oomguard.configfile.document import Source
 from oomguard.configfile.layered import Settings
 from oomguard.job.checkpoint import Continuation, Layout, Mode
@@ -68,7 +69,7 @@ _OVERLONG = {
     "right": Overlong.CUT,
     "split": Overlong.CHUNKED,
 }
-_MAP: Key[object] = Key(name="device_map", decode=fields.anything, default=None)
+_MAP: Key[object] = Key(name="device_map", decode=values.anything, default=None)
 _BOTH = frozenset({Offload.OPTIMIZER, Offload.PARAMETERS})
 #: The DeepSpeed configs that come with ms-swift; every batch in them is "auto".
 _ZERO_NAMES = {

@@ -27,6 +27,7 @@ from oomguard.adapters.hf.trainer_adapter import (
 )
 from oomguard.adapters.invocation import Invocation, file_option
 from oomguard.adapters.launchers import Launcher, LauncherCommand
+from oomguard.configfile import values
 from oomguard.configfile.document import Document, Files, Source
 from oomguard.configfile.layered import Settings
 from oomguard.job.command import File
@@ -52,13 +53,13 @@ _HANDED_ON = (
     accelerate.FILE,
 )
 _PROCESSES = 8  # in every config that comes with TRL
-_BF16: Key[bool | None] = Key(name="bf16", decode=fields.truth, default=None)
+_BF16: Key[bool | None] = Key(name="bf16", decode=values.truth, default=None)
 _DTYPE = fields.text("dtype", "float32")
 _LOAD_4BIT, _LOAD_8BIT = flag("load_in_4bit"), flag("load_in_8bit")
 _NESTED, _KIND = flag("use_bnb_nested_quant"), fields.text("bnb_4bit_quant_type", "nf4")
 _PEFT, _RANK = flag("use_peft"), fields.number("lora_r", 16)
 _ACTIVATIONS = flag("activation_offloading")
-_LENGTH: Key[int | None] = Key(name="max_length", decode=fields.whole, default=1024)
+_LENGTH: Key[int | None] = Key(name="max_length", decode=values.whole, default=1024)
 _LOSS = fields.text("loss_type", "nll")
 _PACKING, _STRATEGY = flag("packing"), fields.text("packing_strategy", "bfd")
 #: Ways of packing that keep what is longer than a sequence.

@@ -8,6 +8,7 @@ from typing import Any
 
 import click
 
+from oomguard.configfile.values import real, truth, whole
 from oomguard.errors import did_you_mean
 from oomguard.units import parse_size
 
@@ -58,22 +59,11 @@ def _size(value: object) -> int:
     return parse_size(str(value) if is_size else repr(value))
 
 
-def _count(value: object) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise ValueError(f"must be an integer of at least 1, not {value!r}")
-    return value
-
-
 def _seconds(value: object) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float) or value <= 0:
-        raise ValueError(f"must be a positive number of seconds, not {value!r}")
-    return float(value)
-
-
-def _switch(value: object) -> bool:
-    if not isinstance(value, bool):
-        raise ValueError(f"must be true or false, not {value!r}")  # noqa: TRY004  as all readers
-    return value
+    seconds = real(value)
+    if seconds == 0:
+        raise ValueError(f"must be more than 0 seconds, not {value!r}")
+    return seconds
 
 
 def one_of(*known: str) -> ValueType:
@@ -95,10 +85,10 @@ FOLDER = replace(STRING, metavar="DIR")
 ARGUMENTS = ValueType(read=_arguments, flag_type=click.STRING)
 IDS = ValueType(read=_ids, flag_type=click.STRING, metavar="IDS")
 SIZE = ValueType(read=_size, flag_type=Size())
-COUNT = ValueType(read=_count, flag_type=click.IntRange(min=1), metavar="N")
+COUNT = ValueType(read=whole, flag_type=click.IntRange(min=1), metavar="N")
 STEPS = replace(COUNT, metavar="STEPS")
 SECONDS = ValueType(
     read=_seconds, flag_type=click.FloatRange(min=0, min_open=True), metavar="SECONDS"
 )
 GRACE = replace(SECONDS, flag_type=click.FloatRange(min=0))
-SWITCH = ValueType(read=_switch, flag_type=click.BOOL)
+SWITCH = ValueType(read=truth, flag_type=click.BOOL)

@@ -19,6 +19,7 @@ from oomguard.adapters.hf.trainer_adapter import (
     TrainerAdapter,
 )
 from oomguard.adapters.invocation import Invocation, script
+from oomguard.configfile import values
 from oomguard.configfile.document import Source
 from oomguard.configfile.layered import Settings
 from oomguard.errors import ConfigError, Where
@@ -32,7 +33,7 @@ _WORKERS = ("preprocessing_num_workers", "dataset_num_proc")
 _LOAD_4BIT, _LOAD_8BIT = flag("load_in_4bit"), flag("load_in_8bit")
 _NESTED = flag("use_bnb_nested_quant")
 _KIND = fields.text("bnb_4bit_quant_type", "nf4")
-_DEVICE_MAP: Key[object] = Key(name="device_map", decode=fields.anything, default=None)
+_DEVICE_MAP: Key[object] = Key(name="device_map", decode=values.anything, default=None)
 _OWN_DEVICE = "cuda"  # transformers takes it for the device of LOCAL_RANK
 _USES_LORA = ("use_peft", "use_lora")
 _RANKS = ("lora_r", "lora_rank")

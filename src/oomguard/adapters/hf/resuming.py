@@ -8,8 +8,9 @@ fails with `KeyError: 'state1'`, another LoRA rank with a size mismatch, another
 
 from __future__ import annotations
 
-from oomguard.adapters.fields import Key, anything, flag, number
+from oomguard.adapters.fields import Key, flag, number
 from oomguard.configfile.layered import Settings
+from oomguard.configfile.values import anything
 from oomguard.job.checkpoint import Continuation, Layout, Mode
 from oomguard.job.plan import Overlong, Plan
 from oomguard.job.training_job import Job

@@ -13,6 +13,7 @@ from oomguard.adapters import fields
 from oomguard.adapters.config_adapter import Refusal
 from oomguard.adapters.fields import Binding, Key, direct, flag, number, switch, text
 from oomguard.adapters.hf import deepspeed
+from oomguard.configfile import values
 from oomguard.configfile.document import Document, Files, Source
 from oomguard.configfile.layered import Settings
 from oomguard.job.command import File
@@ -24,9 +25,9 @@ USE_CPU = flag("use_cpu")
 BF16 = flag("bf16")
 FP16 = flag("fp16")
 OPTIMIZER = text("optim", "adamw_torch")  # from torch 2.8 on the fused twin: the same memory
-WORKERS = Key(name="dataloader_num_workers", decode=fields.natural, default=0)
-DEEPSPEED: Key[object] = Key(name="deepspeed", decode=fields.anything, default=None)
-FSDP: Key[object] = Key(name="fsdp", decode=fields.anything, default=None)
+WORKERS = Key(name="dataloader_num_workers", decode=values.natural, default=0)
+DEEPSPEED: Key[object] = Key(name="deepspeed", decode=values.anything, default=None)
+FSDP: Key[object] = Key(name="fsdp", decode=values.anything, default=None)
 
 # Bitsandbytes' kind of 4-bit, and whether the constants are quantized too.
 _FOUR_BIT = {
@@ -45,9 +46,9 @@ ARGUMENTS = frozenset(
 ELSEWHERE = ("sharding", "offload", "allocator")
 
 _REENTRANT: Key[object] = Key(
-    name="gradient_checkpointing_kwargs", decode=fields.anything, default=None
+    name="gradient_checkpointing_kwargs", decode=values.anything, default=None
 )
-_EVAL_ACCUMULATION = Key(name="eval_accumulation_steps", decode=fields.natural, default=0)
+_EVAL_ACCUMULATION = Key(name="eval_accumulation_steps", decode=values.natural, default=0)
 LOSS_ONLY, BEST = flag("prediction_loss_only"), fields.maybe_text("metric_for_best_model")
 
 SHARED = (

@@ -1,0 +1,58 @@
+"""Readers of single values: from YAML, or as text from a command line. All raise ValueError."""
+
+from __future__ import annotations
+
+import re
+
+_WHOLE = re.compile(r"[+-]?\d+")
+_TRUE = {"yes", "true", "t", "y", "1"}  # as argparse and HfArgumentParser read them
+_FALSE = {"no", "false", "f", "n", "0"}
+
+
+def whole(value: object, *, least: int = 1) -> int:
+    """Read an integer of at least 1, or of at least `least`."""
+    text = str(value) if isinstance(value, int | str) and not isinstance(value, bool) else ""
+    if not _WHOLE.fullmatch(text) or int(text) < least:
+        raise ValueError(f"must be an integer of at least {least}, not {shown(value)}")
+    return int(text)
+
+
+def natural(value: object) -> int:
+    """Read an integer of at least 0."""
+    return whole(value, least=0)
+
+
+def real(value: object) -> float:
+    """Read a number of at least 0; YAML 1.1 leaves `1e-4` a text."""
+    if isinstance(value, int | float | str) and not isinstance(value, bool):
+        number = float(value)  # its own ValueError says what it could not read
+        if number >= 0:
+            return number
+    raise ValueError(f"must be a number of at least 0, not {shown(value)}")
+
+
+def truth(value: object) -> bool:
+    """Read true or false."""
+    text = str(value).lower()
+    if not isinstance(value, bool | str) or text not in _TRUE | _FALSE:
+        raise ValueError(f"must be true or false, not {shown(value)}")
+    return text in _TRUE
+
+
+def word(value: object) -> str:
+    """Read a string."""
+    if not isinstance(value, str):
+        raise ValueError(f"must be a string, not {shown(value)}")  # noqa: TRY004  as all readers
+    return value
+
+
+def anything(value: object) -> object:
+    """Return a value as it is."""
+    return value
+
+
+def shown(value: object) -> str:
+    """Show a value as a config has it."""
+    if isinstance(value, bool) or value is None:
+        return str(value).lower().replace("none", "null")
+    return repr(value.value if hasattr(value, "value") else value)
