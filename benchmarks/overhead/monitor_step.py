@@ -1,12 +1,12 @@
-"""Step time of a training loop with and without the reporter inside, interleaved.
+"""Step time of a training loop with and without the monitor, interleaved.
 
     python benchmarks/overhead/monitor_step.py --python PYTHON_WITH_TORCH
 
-Three processes train the same model: `with` the reporter, `without` it, and `control`, also
-without it. They take turns, a block of steps each, so that whatever else the machine does falls
-on all; the order rotates. The trio is made anew several times, since no two processes lie in
-memory alike. A ratio is the median over the turns of (time with) / (time without), for the wall
-clock and for the CPU time of the training process; that of the control shows what is noise.
+Three processes train the same model: `with` the monitor, `without` it, and `control`, also
+without it. They take turns, a block of steps each, so that other load on the machine affects all
+of them; the order rotates. The trio is restarted several times, since memory layout differs
+between processes. A ratio is the median over the turns of (time with) / (time without), for wall
+clock and for CPU time of the training process; that of the control shows the noise.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ class Trainer:
         self.torch = self._read()
 
     def run(self) -> tuple[float, float]:
-        """Run a block; give wall and CPU seconds of one step."""
+        """Run a block; return wall and CPU seconds of one step."""
         print(file=self._process.stdin, flush=True)
         wall, cpu = self._read().split()
         return float(wall), float(cpu)
@@ -80,7 +80,7 @@ class Trainer:
 
 @contextlib.contextmanager
 def supervisor() -> Iterator[dict[str, str]]:
-    """Read what the reporter sends; give the environment of a job with it."""
+    """Read what the monitor sends; yield the environment of a job with it."""
     with tempfile.TemporaryDirectory(prefix="oomguard-") as folder:
         path = Path(folder) / "socket"
         server = socket.socket(socket.AF_UNIX)

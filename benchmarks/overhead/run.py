@@ -36,7 +36,7 @@ def seconds(argv: list[str], **how: object) -> float:
 
 
 def wall(job: TinyJob, pairs: int) -> dict[str, list[float]]:
-    """Time a job that fits: by hand, supervised, and supervised without the reporter inside."""
+    """Time a job that fits: started manually, supervised, and supervised without the monitor."""
     command = list(job.by_hand(4))
     how = {"cwd": job.folder, "env": dict(job.env)}
     ways = {

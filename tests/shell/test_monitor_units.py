@@ -250,7 +250,7 @@ def capped(monkeypatch, limit_bytes, local_rank=None):
     if local_rank is not None:
         monkeypatch.setenv("LOCAL_RANK", local_rank)
     faults = []
-    reporter = SimpleNamespace(aside=False, step_aside=faults.append)
+    reporter = SimpleNamespace(disabled=False, disable=faults.append)
     cuda = FakeCuda()
     namespace = SimpleNamespace(**{n: getattr(cuda, n) for n in dir(cuda) if n[:2] != "__"})
     patches = part("install").Patches(reporter, lambda: False)

@@ -1,4 +1,4 @@
-"""Start the reporter in this process, then run the `sitecustomize` that stands behind this one."""  # noqa: INP001 - found by name on the path, no package
+"""Start the monitor in this process, then run the `sitecustomize` that ours hides."""  # noqa: INP001 - found by name on the path, not in a package
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
-"""Cap the GPU memory of this process, so that a large card behaves as a small one.
+"""Cap the GPU memory of this process, so that a large GPU behaves like a small one.
 
-The cap is that of torch's caching allocator. The CUDA context, NCCL's buffers and the
-workspaces of libraries that allocate by themselves (some 0.5 GB) stand outside it, as they
-stand outside of what `torch.cuda.memory_reserved` shows.
+The cap is that of torch's caching allocator. It does not cover the CUDA context, NCCL's buffers
+and the workspaces of libraries that allocate by themselves (about 0.5 GB), which
+`torch.cuda.memory_reserved` does not count either.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 def cap_from(environ: Mapping[str, str]) -> int | None:
-    """Read the cap in bytes; None where there is none."""
+    """Return the cap in bytes, None if there is none."""
     text = environ.get("OOMGUARD_GPU_MEMORY", "")
     return int(text) if text else None
 
@@ -27,9 +27,8 @@ def cap_from(environ: Mapping[str, str]) -> int | None:
 def cap_gpu_memory(torch: Any, limit_bytes: int, patches: Patches) -> None:
     """Set the cap on each device that this process uses, as soon as it initializes CUDA.
 
-    Setting it on a device makes a context there. A process that is one rank of several uses
-    one device: its own, and any that it selects by `set_device`. A process alone may use
-    all that it sees, without ever selecting one.
+    Setting it creates a context on the device. One rank of several uses its own device and those
+    it selects by `set_device`. A single process may use all visible devices without selecting one.
     """
     cuda = getattr(torch, "cuda", None)
     if cuda is None or not hasattr(cuda, "_lazy_call"):
@@ -39,22 +38,22 @@ def cap_gpu_memory(torch: Any, limit_bytes: int, patches: Patches) -> None:
     def guarded() -> None:
         try:
             cap.set_at_start(os.environ)
-        except Exception as error:  # noqa: BLE001 - it runs inside the job's own CUDA start
-            patches.reporter.step_aside(error)
+        except Exception as error:  # noqa: BLE001 - it runs inside the job's CUDA initialization
+            patches.reporter.disable(error)
 
     def selecting(original: Function) -> Function:
         @functools.wraps(original)
         def set_device(*args: Any, **kwargs: Any) -> None:
             original(*args, **kwargs)
-            if not patches.is_compiling() and not patches.reporter.aside:
+            if not patches.is_compiling() and not patches.reporter.disabled:
                 try:
                     cap.set_on(cuda.current_device())
                 except Exception as error:  # noqa: BLE001 - see above
-                    patches.reporter.step_aside(error)
+                    patches.reporter.disable(error)
 
         return set_device
 
-    cuda._lazy_call(guarded)  # noqa: SLF001 - the only call that waits for CUDA; since torch 1.0
+    cuda._lazy_call(guarded)  # noqa: SLF001 - the only way to wait for CUDA; since torch 1.0
     patches.replace(cuda, "set_device", selecting)
 
 
@@ -78,5 +77,5 @@ class _Cap:
         self._done.add(number)
         total_bytes = self._cuda.get_device_properties(number).total_memory
         fraction = min(1.0, self._limit_bytes / total_bytes)
-        with self._cuda.device(number):  # setting it selects the device: select back
+        with self._cuda.device(number):  # setting it selects the device
             self._cuda.set_per_process_memory_fraction(fraction, number)

@@ -1,4 +1,4 @@
-"""Where lines go: the socket; where it is gone, a file; where neither works, nowhere."""
+"""Send lines to the socket, or to a file if that fails, or drop them if both do."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ import socket
 import threading
 import time
 
-#: The job never waits longer than this for the supervisor, in seconds.
-PATIENCE_S = 0.2
+#: Longest time that the job waits for oomguard, in seconds.
+TIMEOUT_S = 0.2
 _CONNECT_PAUSE_S = 0.01
 
 
 class Channel:
-    """Sends lines of this process; opened by the first line, safe between threads."""
+    """Sends lines of this process; opened by the first line, thread-safe."""
 
     def __init__(self, socket_path: str | None, buffer_folder: str | None) -> None:
         self._socket_path, self._buffer_folder = socket_path, buffer_folder
@@ -22,13 +22,13 @@ class Channel:
         self._socket: socket.socket | None = None
 
     def send(self, line: bytes) -> bool:
-        """Send one line that ends with a newline; say whether anything took it."""
+        """Send one line that ends with a newline; return whether the socket or the file took it."""
         with self._lock:
             return self._to_socket(line) or self._to_file(line)
 
     def forked(self) -> None:
-        """In a forked child: leave the parent's connection alone, open another when needed."""
-        self._lock = threading.RLock()  # a thread that is not here may have held it
+        """Leave the parent's connection alone in a forked child; open another when needed."""
+        self._lock = threading.RLock()  # a thread of the parent may have held it
         if self._socket is not None:
             self._socket.close()  # closes this process's descriptor; no shutdown
         self._socket = None
@@ -44,16 +44,16 @@ class Channel:
                 self._socket = _connect(self._socket_path)
             if self._socket is None:
                 return False
-            # The job may have given SIGPIPE its default back, which would end it here.
+            # The job may have reset SIGPIPE to its default, which would kill it here.
             self._socket.sendall(line, socket.MSG_NOSIGNAL)
         except OSError as error:
-            # Also a timeout: part of the line may be out, so nothing may follow it there.
+            # A timeout too: part of the line may have been sent, so nothing may follow it.
             self._give_up_socket(is_ours=error.errno not in {errno.EBADF, errno.ENOTSOCK})
             return False
         return True
 
     def _give_up_socket(self, *, is_ours: bool) -> None:
-        """Forget the socket; where the job closed its descriptor, the number is another file's."""
+        """Drop the socket; if the job closed its descriptor, the number may be another file's."""
         self._socket_path = None
         if self._socket is not None:
             if is_ours:
@@ -63,7 +63,7 @@ class Channel:
             self._socket = None
 
     def _to_file(self, line: bytes) -> bool:
-        """Append to this process's file; opened each time, as the job may close descriptors."""
+        """Append to this process's file, opened each time: the job may close descriptors."""
         if self._buffer_folder is None:
             return False
         try:
@@ -79,12 +79,12 @@ class Channel:
 
 
 def _connect(path: str) -> socket.socket:
-    """Connect within the patience; a full backlog is tried again, all else is an OSError."""
-    deadline = time.monotonic() + PATIENCE_S
+    """Connect within TIMEOUT_S; retry while the backlog is full, raise OSError for all else."""
+    deadline = time.monotonic() + TIMEOUT_S
     while True:
         stream = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
-            stream.settimeout(PATIENCE_S)
+            stream.settimeout(TIMEOUT_S)
             stream.connect(path)
         except BlockingIOError:
             stream.close()

@@ -1,4 +1,4 @@
-"""How a process ends: an uncaught exception, one of a thread or a child process, or in order."""
+"""Report how a process ends: normally, or by an exception of it, a thread or a child."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ if TYPE_CHECKING:
     from .install import Function, Patches
     from .reporter import Reporter
 
-#: A program that swaps the hook for every line must not grow a chain without end.
+#: A program that replaces the hook repeatedly must not build an endless chain.
 _MAX_HOOKS = 8
 
 
 class Endings:
-    """Stands behind the job's own hooks, so that its traceback is out before the report is."""
+    """Runs after the job's own hooks, so that its traceback is printed before the report."""
 
     def __init__(self, reporter: Reporter) -> None:
         self._reporter = reporter
@@ -32,7 +32,7 @@ class Endings:
         self._thread_hook: Any = None
 
     def install(self) -> None:
-        """Take the place behind every hook that is told of an end."""
+        """Hook exceptions of the process and its threads, its exit, and forks."""
         self.keep_excepthook()
         before = threading.excepthook
 
@@ -41,7 +41,7 @@ class Endings:
                 before(args)
             finally:
                 if args.exc_type is not SystemExit:
-                    self._tell(args.exc_value)
+                    self._report(args.exc_value)
 
         self._thread_hook = (before, thread_hook)
         threading.excepthook = thread_hook
@@ -49,8 +49,8 @@ class Endings:
         os.register_at_fork(after_in_child=self._reporter.forked)
 
     def keep_excepthook(self) -> None:
-        """Stand behind `sys.excepthook` again, where the job has set another since."""
-        if sys.excepthook is self._hook or self._hooks_left == 0 or self._reporter.aside:
+        """Wrap `sys.excepthook` again if the job has replaced it."""
+        if sys.excepthook is self._hook or self._hooks_left == 0 or self._reporter.disabled:
             return
         self._hooks_left -= 1
         before = sys.excepthook
@@ -59,20 +59,20 @@ class Endings:
             try:
                 before(kind, error, trace)
             finally:
-                self._tell(error)
+                self._report(error)
 
         self._before, self._hook = before, excepthook
         sys.excepthook = excepthook
 
     def uninstall(self) -> None:
-        """Put back the hooks that are still ours."""
+        """Restore the hooks that are still ours."""
         if self._hook is not None and sys.excepthook is self._hook:
             sys.excepthook = self._before
         if self._thread_hook is not None and threading.excepthook is self._thread_hook[1]:
             threading.excepthook = self._thread_hook[0]
         atexit.unregister(self._at_exit)
 
-    def _tell(self, error: BaseException | None) -> None:
+    def _report(self, error: BaseException | None) -> None:
         for stream in (sys.stdout, sys.stderr):
             with contextlib.suppress(Exception):  # closed, or replaced by anything
                 stream.flush()
@@ -80,20 +80,20 @@ class Endings:
             self._reporter.ended(error)
 
     def _at_exit(self) -> None:
-        """Tell of an exception that a hook set after ours has kept from us; then say goodbye."""
+        """Report an exception that a later hook hid from ours; then send `bye`."""
         error = getattr(sys, "last_exc", None) or getattr(sys, "last_value", None)
         if isinstance(error, BaseException):
-            self._tell(error)
+            self._report(error)
         self._reporter.bye()
 
 
 def watch_children(torch: Any, patches: Patches) -> None:
-    """Tell of the exception that ends a `multiprocessing` child, where no excepthook runs.
+    """Report the exception that ends a `multiprocessing` child, for which no excepthook runs.
 
     `_bootstrap` prints the traceback of what `run` raised, so the report comes after it.
-    torch.multiprocessing.spawn catches what its function raises; it is told at the same place.
+    torch.multiprocessing.spawn catches what its function raises; that is reported here too.
     """
-    dying: list[BaseException] = []
+    fatal: list[BaseException] = []
 
     def remembering(original: Function) -> Function:
         @functools.wraps(original)
@@ -101,17 +101,17 @@ def watch_children(torch: Any, patches: Patches) -> None:
             try:
                 return original(*args, **kwargs)
             except Exception as error:
-                dying.append(error)
+                fatal.append(error)
                 raise
 
         return remembered
 
-    def telling(original: Function) -> Function:
+    def reporting(original: Function) -> Function:
         @functools.wraps(original)
         def bootstrap(*args: Any, **kwargs: Any) -> Any:
             code = original(*args, **kwargs)
-            if code and dying:
-                patches.reporter.ended(dying[-1])
+            if code and fatal:
+                patches.reporter.ended(fatal[-1])
             return code
 
         return bootstrap
@@ -124,6 +124,6 @@ def watch_children(torch: Any, patches: Patches) -> None:
         return wrapped
 
     patches.replace(multiprocessing.process.BaseProcess, "run", remembering)
-    patches.replace(multiprocessing.process.BaseProcess, "_bootstrap", telling)
+    patches.replace(multiprocessing.process.BaseProcess, "_bootstrap", reporting)
     spawn = getattr(getattr(torch, "multiprocessing", None), "spawn", None)
     patches.replace(sys.modules.get(getattr(spawn, "__module__", "")), "_wrap", spawning)

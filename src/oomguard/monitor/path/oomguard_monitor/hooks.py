@@ -1,4 +1,4 @@
-"""Watch what torch and the libraries do, each as soon as it is imported."""
+"""Hook torch and the training libraries, each as soon as it is imported."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 def hook_libraries(finder: Finder, patches: Patches) -> None:
-    """Watch the libraries' functions as soon as each is imported."""
+    """Hook each library as soon as it is imported."""
 
     def hook(name: str) -> Callable[[Any], None]:
         def imported(module: Any) -> None:
@@ -28,7 +28,7 @@ def hook_libraries(finder: Finder, patches: Patches) -> None:
                 patches.watch(owner, function, phase)
             if name == TRAINER:
                 _hook_training_step(getattr(module, "Trainer", None), patches)
-                go_on(module, os.environ.get(VARIABLE))
+                _resume_from(module, os.environ.get("OOMGUARD_RESUME"))
             if name == DATASETS:
                 _hook_map(getattr(module, "Dataset", None), patches)
 
@@ -39,7 +39,7 @@ def hook_libraries(finder: Finder, patches: Patches) -> None:
 
 
 def _hook_map(dataset: Any, patches: Patches) -> None:
-    """Watch a pass over the data, and say when it is over: a kill after it is none of its."""
+    """Hook a pass over the data, and report its end: a later kill is not due to it."""
 
     def mapping(original: Function) -> Function:
         watched = patches.watching(original, phases.PREPROCESS)
@@ -56,7 +56,7 @@ def _hook_map(dataset: Any, patches: Patches) -> None:
 
 
 def _hook_training_step(trainer: Any, patches: Patches) -> None:
-    """Watch a step of the Trainer, which fetches batches ahead, and what it trains on."""
+    """Hook the Trainer's training step for the batch it trains on: it fetches batches ahead."""
 
     def stepping(original: Function) -> Function:
         watched = patches.watching(original, phases.FORWARD)
@@ -72,7 +72,7 @@ def _hook_training_step(trainer: Any, patches: Patches) -> None:
 
 
 def hook_torch(torch: Any, patches: Patches) -> None:
-    """Watch torch's own functions: backward, optimizer steps, batches, saving and loading."""
+    """Hook torch: backward, optimizer steps, batches, saving and loading."""
     patches.watch(getattr(torch, "autograd", None), "backward", phases.BACKWARD)
     patches.watch(torch, "save", phases.SAVE)
     patches.watch(torch, "load", phases.LOAD)
@@ -81,7 +81,7 @@ def hook_torch(torch: Any, patches: Patches) -> None:
 
 
 def _hook_optimizer(torch: Any, patches: Patches) -> None:
-    """Watch `step` of each optimizer class: torch wraps it when the first one is made."""
+    """Hook `step` of each optimizer class: torch wraps it when the first instance is created."""
     optimizer = getattr(getattr(torch, "optim", None), "Optimizer", None)
 
     def stepping(original: Function) -> Function:
@@ -105,7 +105,7 @@ def _hook_optimizer(torch: Any, patches: Patches) -> None:
 
 
 def _hook_data(torch: Any, patches: Patches) -> None:
-    """Watch the fetching of batches, and the failures that a worker hands to its parent."""
+    """Hook the fetching of batches, and failures that a worker passes to its parent."""
     reporter = patches.reporter
 
     def fetching(original: Function) -> Function:
@@ -119,7 +119,7 @@ def _hook_data(torch: Any, patches: Patches) -> None:
 
         return fetch
 
-    def handing_over(original: Function) -> Function:
+    def passing_on(original: Function) -> Function:
         @functools.wraps(original)
         def init(self: Any, exc_info: Any = None, *args: Any, **kwargs: Any) -> None:
             error = (exc_info or sys.exc_info())[1]
@@ -136,23 +136,24 @@ def _hook_data(torch: Any, patches: Patches) -> None:
         fetching,
     )
     patches.replace(
-        getattr(getattr(torch, "_utils", None), "ExceptionWrapper", None), "__init__", handing_over
+        getattr(getattr(torch, "_utils", None), "ExceptionWrapper", None), "__init__", passing_on
     )
 
 
-VARIABLE = "OOMGUARD_RESUME"
+def _resume_from(module: Any, checkpoint: str | None) -> None:
+    """Make the first call of `Trainer.train` resume from a checkpoint unless it names one.
 
-
-def go_on(module: Any, checkpoint: str | None) -> None:
-    """Have the first call of `Trainer.train` begin at a checkpoint unless it names one itself."""
+    Scripts that call `trainer.train()` accept `--resume_from_checkpoint` and ignore it. This is the
+    only thing changed in the job; it stays when the monitor is disabled.
+    """
     trainer: Any = getattr(module, "Trainer", None)
-    original, waiting = getattr(trainer, "train", None), [checkpoint]
+    original, pending = getattr(trainer, "train", None), [checkpoint]
     if original is None or not checkpoint:
         return
 
     @functools.wraps(original)
     def train(self: Any, resume_from_checkpoint: Any = None, *args: Any, **kwargs: Any) -> Any:
-        begins = waiting.pop() if waiting else resume_from_checkpoint
-        return original(self, resume_from_checkpoint or begins, *args, **kwargs)
+        ours = pending.pop() if pending else resume_from_checkpoint
+        return original(self, resume_from_checkpoint or ours, *args, **kwargs)
 
     trainer.train = train

@@ -1,4 +1,4 @@
-"""Call back right after a named module was imported; cost nothing for all others."""
+"""Call back right after a named module is imported, at no cost for all others."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ if TYPE_CHECKING:
 
 
 class Finder:
-    """Stands first on `sys.meta_path`, finds named modules by the others, wraps their loader.
+    """First on `sys.meta_path`: finds named modules with the other finders, wraps their loaders.
 
-    For `expected` ones a callback may still come while they are imported.
+    For `expected` modules a callback may be added while they are imported.
     """
 
     def __init__(self, expected: Iterable[str] = ()) -> None:
@@ -27,17 +27,17 @@ class Finder:
         self._searching: set[tuple[str, int]] = set()
 
     def install(self) -> None:
-        """Take the first place among the finders."""
+        """Become the first finder."""
         sys.meta_path.insert(0, self)
 
     def uninstall(self) -> None:
-        """Leave the finders; callbacks that still wait are dropped."""
+        """Remove this finder; callbacks not yet called are dropped."""
         self._callbacks.clear()
         if self in sys.meta_path:
             sys.meta_path.remove(self)
 
     def on_import(self, name: str, callback: Callback) -> None:
-        """Call `callback` once with module `name`: now, if it was imported before."""
+        """Call `callback` once with module `name`, at once if it is imported already."""
         module = sys.modules.get(name)
         spec = getattr(module, "__spec__", None)
         if module is not None and not getattr(spec, "_initializing", False):
@@ -51,11 +51,11 @@ class Finder:
         path: Sequence[str] | None,
         target: ModuleType | None = None,
     ) -> ModuleSpec | None:
-        """Find a module that somebody waits for by the other finders, and wrap its loader."""
+        """Find a module that has a callback with the other finders, and wrap its loader."""
         if fullname not in self._callbacks and fullname not in self._expected:
             return None
         search = (fullname, get_ident())
-        if search in self._searching:  # another finder of this kind asks all the others, too
+        if search in self._searching:  # another finder like this one asks all others too
             return None
         self._searching.add(search)
         try:
@@ -75,23 +75,23 @@ class Finder:
         return None
 
     def imported(self, module: ModuleType) -> None:
-        """Call back, once; what goes wrong in it must not become an error of the import."""
+        """Call back once; an exception in it must not fail the import."""
         callback = self._callbacks.pop(module.__name__, None)
         if callback is None:
             return
         try:
             callback(module)
-        except Exception:  # noqa: BLE001 - a fault of ours never breaks the job
+        except Exception:  # noqa: BLE001 - our fault must never break the job
             self.uninstall()
 
 
 def is_waiting() -> bool:
-    """Return whether a finder of ours is in place."""
+    """Return whether one of our finders is installed."""
     return any(isinstance(finder, Finder) for finder in sys.meta_path)
 
 
 class _CallingLoader:
-    """The loader of the module, which also calls back; gone once the module is executed."""
+    """The module's loader that also calls back; removed once the module is executed."""
 
     def __init__(self, loader: Any, finder: Finder) -> None:
         self._loader, self._finder = loader, finder
@@ -100,12 +100,12 @@ class _CallingLoader:
         return getattr(self._loader, name)
 
     def create_module(self, spec: ModuleSpec) -> ModuleType | None:
-        """Let the module's own loader create it."""
+        """Create the module with its own loader."""
         module: ModuleType | None = self._loader.create_module(spec)
         return module
 
     def exec_module(self, module: ModuleType) -> None:
-        """Execute the module under its own loader, then call back."""
+        """Execute the module with its own loader, then call back."""
         module.__loader__ = self._loader
         if module.__spec__ is not None:
             module.__spec__.loader = self._loader

@@ -1,4 +1,4 @@
-"""Put everything in place once torch is there, and take it out again."""
+"""Install all hooks once torch is imported, and remove them."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 def install(
     torch: Any, finder: Finder, socket_path: str | None, buffer_folder: str | None
 ) -> Reporter:
-    """Start reporting; what fails on the way is reported as a fault and undone."""
+    """Install all hooks; a failure is reported as a fault, and everything is undone."""
     reporter = Reporter(torch, Channel(socket_path, buffer_folder), quiet=_is_child())
     patches = Patches(reporter, _compiling_test(torch))
     endings = Endings(reporter)
@@ -52,13 +52,13 @@ def install(
         limit_bytes = cap_from(os.environ)
         if limit_bytes is not None:
             cap_gpu_memory(torch, limit_bytes, patches)
-    except Exception as error:  # noqa: BLE001 - never the job's trouble
-        reporter.step_aside(error)
+    except Exception as error:  # noqa: BLE001 - it must never break the job
+        reporter.disable(error)
     return reporter
 
 
 def _is_child() -> bool:
-    """Whether this is a process that `multiprocessing` spawned; forks are told at the fork."""
+    """Return whether `multiprocessing` spawned this process; forks are seen when they happen."""
     try:
         with open("/proc/self/cmdline", "rb") as cmdline:  # noqa: PTH123 - no pathlib
             return b"from multiprocessing." in cmdline.read()
@@ -67,7 +67,7 @@ def _is_child() -> bool:
 
 
 def _compiling_test(torch: Any) -> Callable[[], bool]:
-    """Find the test for torch.compile's tracing; it has moved between versions."""
+    """Return the test for torch.compile's tracing; its place depends on the version."""
     for place in ("compiler", "_utils", "_dynamo"):
         test = getattr(getattr(torch, place, None), "is_compiling", None)
         if test is not None:
@@ -77,18 +77,18 @@ def _compiling_test(torch: Any) -> Callable[[], bool]:
 
 
 class Patches:
-    """What was replaced, where and by what."""
+    """Replaces functions of the job's libraries, and restores the originals."""
 
     def __init__(self, reporter: Reporter, is_compiling: Callable[[], bool]) -> None:
         self.reporter, self.is_compiling = reporter, is_compiling
         self._replaced: list[tuple[Any, str, Any, Any]] = []
 
     def watch(self, owner: Any, name: str, phase: str) -> None:
-        """Make the calls of `owner.name` a phase; nothing where there is no such function."""
+        """Make calls of `owner.name` a phase; do nothing if there is no such function."""
         self.replace(owner, name, lambda original: self.watching(original, phase))
 
     def replace(self, owner: Any, name: str, wrap: Wrap) -> None:
-        """Put `wrap(original)` in the place of `owner.name`, as the kind of method it is."""
+        """Replace `owner.name` by `wrap(original)`, as the kind of method it is."""
         current = vars(owner).get(name) if owner is not None else None
         if current is None:
             return
@@ -100,7 +100,7 @@ class Patches:
         self._replaced.append((owner, name, current, new))
 
     def undo(self) -> None:
-        """Put back what nobody else replaced since; what others kept only passes through."""
+        """Restore what nobody else replaced since; wrappers that others kept only pass through."""
         while self._replaced:
             owner, name, before, ours = self._replaced.pop()
             if vars(owner).get(name) is ours:
@@ -109,13 +109,13 @@ class Patches:
     def watching(self, original: Function, phase: str) -> Function:
         """Wrap a function whose calls are a phase.
 
-        While torch.compile traces, `is_compiling` is a constant: the original is traced alone.
+        While torch.compile traces, `is_compiling` is a constant: only the original is traced.
         """
         reporter, is_compiling = self.reporter, self.is_compiling
 
         @functools.wraps(original)
         def watched(*args: Any, **kwargs: Any) -> Any:
-            if is_compiling() or reporter.aside:
+            if is_compiling() or reporter.disabled:
                 return original(*args, **kwargs)
             before = reporter.enter(phase)
             try:

@@ -1,4 +1,4 @@
-"""What this process is doing: its phase, its optimizer steps, the shapes of its last batch."""
+"""What this process is doing: phase, optimizer steps, shapes of the batch."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ _MAX_SHAPES = 32
 
 
 class MonitorState:
-    """Changed by the hooks on every step, so each change is a few assignments.
+    """State of one process. Hooks change it on every step, so each change is a few assignments.
 
-    Phases are those of one thread, the one that trains: another that saves in the background,
-    or an engine thread in which a checkpointed part runs backward again, changes nothing.
+    Only the training thread has phases: one that saves in the background, or autograd's thread that
+    recomputes a checkpointed part, changes nothing.
 
-    `shapes` are those of the batch in work, `_largest` of the largest one since `largest` was asked
-    for. Loaders fetch ahead: where the job's loop says what it trains on, what was fetched does
-    not count.
+    `shapes` are those of the current batch, `_largest` those of the largest batch since the last
+    call of `largest`. Loaders prefetch: once the training loop passes its batch (`trains_on`),
+    fetched batches are ignored.
     """
 
     __slots__ = (
-        "_fresh_backward", "_is_told", "_largest", "_thread", "phase", "shapes", "step",
+        "_fresh_backward", "_is_passed", "_largest", "_thread", "phase", "shapes", "step",
     )  # fmt: skip
 
     def __init__(self) -> None:
@@ -37,12 +37,12 @@ class MonitorState:
         self.step = 0
         self.shapes: Shapes = {}
         self._largest: Shapes = {}
-        self._is_told = False
+        self._is_passed = False
         self._thread = threading.get_ident()
         self._fresh_backward = False
 
     def enter(self, phase: str) -> str | None:
-        """Enter a phase; give the one to come back to, or None if nothing was changed."""
+        """Enter a phase; return the one to go back to, or None if nothing changed."""
         before = self.phase
         if not self._counts(phase, before):
             return None
@@ -52,7 +52,7 @@ class MonitorState:
         return before
 
     def leave(self, phase: str, before: str | None) -> None:
-        """Come back from a phase; one of training never comes back to before the training."""
+        """Leave a phase; after a phase of training it never goes back to one before training."""
         if before is None:
             return
         if phase in {phases.BACKWARD, phases.OPTIMIZER, phases.FORWARD}:
@@ -63,9 +63,9 @@ class MonitorState:
         self.phase = before
 
     def finish_step(self) -> bool:
-        """Count a step of an optimizer; only the first after a backward pass is one of the job.
+        """Count an optimizer step; return whether it counts: the first after a backward pass.
 
-        ZeRO-3 steps once for each of its sub-groups.
+        ZeRO-3 calls `step` once for each of its sub-groups.
         """
         if not self._fresh_backward:
             return False
@@ -74,21 +74,21 @@ class MonitorState:
         return True
 
     def begin_training(self) -> None:
-        """A batch was fetched, or gradients were cleared: what comes next is a forward pass."""
+        """Enter the forward phase: a batch was fetched, or gradients were cleared."""
         if self.phase == phases.LOAD and threading.get_ident() == self._thread:
             self.phase = phases.FORWARD
 
     def fetched(self, batch: Any) -> None:
-        """Take a batch that was fetched for the one to train on, until it is known better."""
+        """Assume that a fetched batch is trained on, unless the loop passes its batch."""
         if self.phase != phases.EVAL:
-            if not self._is_told:
+            if not self._is_passed:
                 self._note(batch)
             self.begin_training()
 
     def trains_on(self, batch: Any) -> None:
-        """Note the shapes of the batch that a training step begins with."""
-        if not self._is_told:
-            self._is_told, self._largest = True, {}
+        """Note the shapes of the batch of a training step."""
+        if not self._is_passed:
+            self._is_passed, self._largest = True, {}
         self._note(batch)
 
     def largest(self) -> Shapes:
@@ -102,9 +102,9 @@ class MonitorState:
             self._largest = self.shapes
 
     def forked(self) -> None:
-        """In a forked child: nothing was done here yet."""
+        """Reset the state in a forked child."""
         self.phase, self.step = phases.UNKNOWN, 0
-        self.shapes, self._largest, self._is_told = {}, {}, False
+        self.shapes, self._largest, self._is_passed = {}, {}, False
         self._thread, self._fresh_backward = threading.get_ident(), False
 
     def _counts(self, phase: str, before: str) -> bool:
@@ -112,7 +112,7 @@ class MonitorState:
         if thread == self._thread:
             return True
         if phase == phases.OPTIMIZER or (phase == phases.BACKWARD and before != phase):
-            self._thread = thread  # some jobs train in another thread than the main one
+            self._thread = thread  # some jobs do not train in the main thread
             return True
         return False
 
@@ -133,5 +133,5 @@ def shapes_of(batch: Any) -> Shapes:
 
 
 def elements_of(shapes: Shapes) -> int:
-    """Count the elements of the largest tensor."""
+    """Return the number of elements of the largest tensor."""
     return max((math.prod(shape) for shape in shapes.values()), default=0)

@@ -1,4 +1,4 @@
-"""One report as one line of JSON, at most 64 KiB, and what goes into it of an exception."""
+"""Encode a report as one line of JSON of at most 64 KiB, and describe exceptions in it."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ VERSION = 1
 MAX_LINE_BYTES = 64 << 10
 _MAX_FRAMES = 60
 _MAX_TEXT = 4000
-#: What a line can do without, the dearest last.
+#: Fields that are emptied in a line that is too long, the most useful last.
 _EXPENDABLE = ("frames", "shapes", "memory")
 
 
 def encode(fields: dict[str, object]) -> bytes:
-    """Write a line; one that is too long loses its frames first, then its shapes."""
+    """Return a report as a line; one that is too long loses frames, then shapes, then memory."""
     for name in (None, *_EXPENDABLE):
         if name in fields:
             fields[name] = [] if name == "frames" else {}
@@ -32,7 +32,7 @@ def encode(fields: dict[str, object]) -> bytes:
 
 
 def heading(type_: str, torch: Any, environ: Mapping[str, str]) -> dict[str, object]:
-    """Return the fields that say who reports and when."""
+    """Return the fields that identify the process and the time."""
     rank, world = _number(environ, "RANK"), _number(environ, "WORLD_SIZE")
     if rank is None or world is None:
         rank, world = _distributed(torch, rank, world)
@@ -48,7 +48,7 @@ def heading(type_: str, torch: Any, environ: Mapping[str, str]) -> dict[str, obj
 
 
 def frames_of(error: BaseException) -> list[tuple[str, int, str]]:
-    """List (file, line, function) of a traceback, innermost last; of a deep one the inner part."""
+    """Return (file, line, function) of each frame of a traceback, innermost last."""
     frames: list[tuple[str, int, str]] = []
     trace = error.__traceback__
     while trace is not None:
@@ -59,19 +59,19 @@ def frames_of(error: BaseException) -> list[tuple[str, int, str]]:
 
 
 def shown(frames: list[tuple[str, int, str]]) -> list[str]:
-    """Write frames as `file:line function`."""
+    """Return the innermost frames as `file:line function`."""
     return [f"{file}:{line} {function}" for file, line, function in frames[-_MAX_FRAMES:]]
 
 
 def cut(text: str) -> str:
-    """Keep both ends of a long text: a message wrapped in a worker's traceback stands last."""
+    """Keep both ends of a long text: a message wrapped in a worker's traceback comes last."""
     if len(text) <= _MAX_TEXT:
         return text
     return text[: _MAX_TEXT // 2] + " ... " + text[-_MAX_TEXT // 2 :]
 
 
 def type_name(error: BaseException) -> str:
-    """Return an exception's class as a traceback does."""
+    """Return the class of an exception as a traceback shows it."""
     kind = type(error)
     return kind.__qualname__ if kind.__module__ == "builtins" else _qualified(kind)
 
@@ -88,7 +88,7 @@ def _number(environ: Mapping[str, str], name: str) -> int | None:
 
 
 def _distributed(torch: Any, rank: int | None, world: int | None) -> tuple[int | None, int | None]:
-    """Ask torch.distributed where the launcher set no environment."""
+    """Read rank and world from torch.distributed if the launcher set no environment."""
     distributed = sys.modules.get("torch.distributed")
     if distributed is None or not hasattr(torch, "distributed"):
         return rank, world

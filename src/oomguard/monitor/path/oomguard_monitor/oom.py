@@ -1,4 +1,4 @@
-"""Recognise an out-of-memory exception, and read the sizes that its message states."""
+"""Recognize an out-of-memory exception, and read the sizes in its message."""
 
 from __future__ import annotations
 
@@ -11,8 +11,9 @@ if TYPE_CHECKING:
 
 CUDA, CPU = "cuda", "cpu"
 
-#: What messages of exceptions say, and which device it was; None where it is another one.
-#: Source: the strings that PyTorch, the CUDA libraries and the kernel's errno texts print.
+#: Parts of messages, and the device that ran out; None for another one. A test checks each against
+#: oomguard's own table for logs (evidence/signatures.py).
+#: Source: what PyTorch, the CUDA libraries and the kernel's errno texts print.
 _TEXTS: tuple[tuple[str, str | None], ...] = (
     ("DefaultCPUAllocator: can't allocate memory", CPU),
     ("DefaultCPUAllocator: not enough memory", CPU),
@@ -32,18 +33,28 @@ _TEXTS: tuple[tuple[str, str | None], ...] = (
     ("cudaErrorMemoryAllocation", CUDA),
     ("CUBLAS_STATUS_ALLOC_FAILED", CUDA),
     ("CUDNN_STATUS_ALLOC_FAILED", CUDA),
+    ("CUSOLVER_STATUS_ALLOC_FAILED", CUDA),
+    ("CUFFT_ALLOC_FAILED", CUDA),
     ("HIP out of memory", CUDA),  # ROCm calls its device cuda
+    ("HIP error: out of memory", CUDA),
     ("hipErrorOutOfMemory", CUDA),
     ("XPU out of memory", None),
     ("UR_RESULT_ERROR_OUT_OF_DEVICE_MEMORY", None),
     ("NPU out of memory", None),
     ("MPS backend out of memory", None),
     ("PT_DEVMEM Allocation failed", None),
-    ("RESOURCE_EXHAUSTED", None),
+    ("RESOURCE_EXHAUSTED: Out of memory", None),
+    ("RESOURCE_EXHAUSTED: OOM", None),
+    ("RESOURCE_EXHAUSTED: Ran out of memory", None),
+    ("RESOURCE_EXHAUSTED: Failed to allocate", None),
+    ("RESOURCE_EXHAUSTED: failed to allocate", None),
+    ("RESOURCE_EXHAUSTED: Error allocating", None),
+    ("RESOURCE_EXHAUSTED: XLA:TPU", None),
     ("No executable batch size found", None),  # accelerate, after an OOM at every batch size
 )
-#: Has the words of an OOM, and is none: the loader ran out of TLS slots.
-_NOT_MEMORY = "static TLS block"
+#: Messages that look like an OOM and are not: the loader ran out of TLS slots, a shape is wrong,
+#: the limit on locked memory is too low.
+_LOOK_ALIKES = ("static TLS block", "more than 1EB memory", "ibv_reg_mr failed")
 _DEVICE_TYPES = frozenset({"OutOfMemoryError"})
 
 _UNITS = {"bytes": 0, "byte": 0, "B": 0, "K": 10, "M": 20, "G": 30, "T": 40, "P": 50, "E": 60}
@@ -54,7 +65,7 @@ _ALLOWED = re.compile(_SIZE + r" allowed;|max allowed: " + _SIZE)
 
 
 class FoundOom:
-    """An out-of-memory exception: the exception itself, its text and its device."""
+    """An out-of-memory exception, its text and its device."""
 
     __slots__ = ("device", "error", "text")
 
@@ -63,29 +74,30 @@ class FoundOom:
 
 
 def find(error: BaseException) -> FoundOom | None:
-    """Find the out-of-memory exception that `error` is or hides as its cause or context."""
+    """Return the out-of-memory exception that `error` is, or that caused it."""
     for one in _chain(error):
         text = text_of(one)
-        if _NOT_MEMORY not in text:
-            is_memory, device = _recognise(one, text)
-            if is_memory:
-                return FoundOom(one, text, device)
+        if any(part in text for part in _LOOK_ALIKES):
+            continue
+        is_memory, device = _recognize(one, text)
+        if is_memory:
+            return FoundOom(one, text, device)
     return None
 
 
 def requested_bytes(text: str) -> int | None:
-    """Read how much was asked for; torch states it with two decimals."""
+    """Return the size that was requested; torch prints two decimals."""
     return _size(_REQUESTED.search(text))
 
 
 def capacity_bytes(text: str) -> int | None:
-    """Read how much there is: of what the device has and what a cap allows, the smaller."""
+    """Return the capacity: the smaller of the device's total and the limit of a cap."""
     stated = [_size(_TOTAL.search(text)), _size(_ALLOWED.search(text))]
     return min((size for size in stated if size is not None), default=None)
 
 
 def text_of(error: BaseException) -> str:
-    """Return the message of an exception; a `__str__` that fails gives nothing."""
+    """Return the message of an exception, empty if its `__str__` fails."""
     try:
         return str(error)
     except Exception:  # noqa: BLE001 - any class of the job
@@ -93,7 +105,7 @@ def text_of(error: BaseException) -> str:
 
 
 def _chain(error: BaseException, limit: int = 16) -> Iterator[BaseException]:
-    """Walk an exception, its group's members, its causes and contexts, each once."""
+    """Yield an exception, the members of its group, its causes and contexts, each once."""
     waiting = [error]
     seen: set[int] = set()
     while waiting and len(seen) < limit:
@@ -107,7 +119,7 @@ def _chain(error: BaseException, limit: int = 16) -> Iterator[BaseException]:
         waiting += [other for other in more if isinstance(other, BaseException)]
 
 
-def _recognise(error: BaseException, text: str) -> tuple[bool, str | None]:
+def _recognize(error: BaseException, text: str) -> tuple[bool, str | None]:
     if isinstance(error, MemoryError):
         return True, CPU
     if isinstance(error, OSError) and error.errno == errno.ENOMEM:

@@ -1,4 +1,4 @@
-"""The phases of a job, and which one the frames of a traceback stand in."""
+"""The phases of a job, and which functions and frames belong to which."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ LAUNCH, LOAD, PREPROCESS = "launch", "load", "preprocess"
 FORWARD, BACKWARD, OPTIMIZER = "forward", "backward", "optimizer"
 EVAL, SAVE, UNKNOWN = "eval", "save", "unknown"
 
-#: Before the first training step; a training step that ends never goes back to these.
+#: Before the first training step; no training step goes back to these.
 BEFORE_TRAINING = frozenset({LAUNCH, LOAD, PREPROCESS, UNKNOWN})
-#: Named by what surrounds them: a batch fetched during an evaluation is still the evaluation.
+#: They include what happens within them: a batch fetched during an evaluation is evaluation.
 ENCLOSING = frozenset({EVAL, SAVE})
 YIELDING = frozenset({FORWARD, PREPROCESS, LOAD})
 
@@ -32,11 +32,11 @@ _TORCH = "/torch/"
 
 
 def of_frames(frames: Iterable[tuple[str, str]], otherwise: str) -> str:
-    """Read the phase from (file, function) pairs, outermost first.
+    """Return the phase of (file, function) pairs, outermost first.
 
-    What encloses the training step (evaluation, saving, loading, data) is decided by the
-    outermost frame that shows it. Inside a step a module that runs in the backward pass
-    (checkpointing) is backward, one that runs in an optimizer's closure is forward.
+    The outermost frame decides for evaluation, saving, loading and data. Within a training step a
+    module that runs in the backward pass (checkpointing) is backward, one that runs in an
+    optimizer's closure is forward.
     """
     inner = None
     for file, function in frames:
@@ -75,8 +75,8 @@ def _inside_step(file: str, function: str, inner: str | None) -> str | None:
 
 
 TRAINER, DATASETS = "transformers.trainer", "datasets.arrow_dataset"
-#: module -> (class in it, or None for the module itself; function; phase).
-#: What a version does not have is passed over.
+#: module -> (class in it, or None for the module itself; function; phase). What a version does
+#: not have is skipped.
 LIBRARIES: dict[str, tuple[tuple[str | None, str, str], ...]] = {
     TRAINER: (
         ("Trainer", "evaluation_loop", EVAL),

@@ -1,4 +1,4 @@
-"""The reporter of one process: what the hooks tell it becomes lines; it never raises."""
+"""Turn what the hooks see in one process into reports; nothing here ever raises."""
 
 from __future__ import annotations
 
@@ -18,43 +18,43 @@ if TYPE_CHECKING:
 
     from .channel import Channel
 
-#: Steps of a process that are all reported, however fast: enough to see a leak in.
+#: The first steps of a process are all reported, however fast: enough to detect a leak.
 FIRST_STEPS = 16
-#: Seconds between two reports of later steps, or of repeated phases.
+#: Least seconds between reports of later steps, or of repeated phases.
 INTERVAL_S = 0.25
-#: Kept to be given up at an OOM, so that the report of a host OOM finds usage. It is
-#: larger than any malloc threshold for mmap, so giving it up returns it to the system.
+#: Released at an OOM, so that the report of a host OOM has memory to use. It is larger than
+#: malloc's threshold for mmap, so that releasing it returns it to the system.
 _RESERVE_BYTES = 2 << 20
-_PHASE, _SEEN, _TOLD = "_oomguard_phase", "_oomguard_seen", "_oomguard_told"
+_PHASE, _SEEN, _REPORTED = "_oomguard_phase", "_oomguard_seen", "_oomguard_reported"
 
 
 def _guarded(method: Callable[..., Any]) -> Callable[..., Any]:
-    """Keep a fault of the reporter from the job: it is reported once, then all is taken out."""
+    """Keep our faults from the job: one is reported, then the monitor is disabled."""
 
     @functools.wraps(method)
     def safe(self: Reporter, *args: Any) -> Any:
-        if self.aside:
+        if self.disabled:
             return None
         try:
             return method(self, *args)
-        except MemoryError:  # the job's trouble, and no fault of ours
+        except MemoryError:  # the job's, not our fault
             return None
         except Exception as error:  # noqa: BLE001 - see above
-            self.step_aside(error)
+            self.disable(error)
             return None
 
     return safe
 
 
 class Reporter:
-    """Keeps the state, decides what is worth a line, and sends it.
+    """Keeps the state of one process, decides what to report, and sends it.
 
-    `quiet` processes are children that torch or the job made for other work than training:
-    they say nothing but failures until they make an optimizer step of their own.
+    `quiet` processes are children that do not train, such as DataLoader workers: they report only
+    failures until they finish an optimizer step.
     """
 
     def __init__(self, torch: Any, channel: Channel, *, quiet: bool) -> None:
-        self.aside = False
+        self.disabled = False
         self.state = MonitorState()
         self.quiet = quiet
         self.uninstall: Callable[[], None] = lambda: None
@@ -68,7 +68,7 @@ class Reporter:
 
     @_guarded
     def hello(self) -> None:
-        """Say that torch is here."""
+        """Report that torch was imported."""
         if self.quiet:
             return
         self._send(
@@ -81,7 +81,7 @@ class Reporter:
 
     @_guarded
     def enter(self, phase: str) -> str | None:
-        """A hooked function begins; give what `leave` and `failed` need."""
+        """Enter a hooked function; return what `leave` and `failed` need."""
         before = self.state.enter(phase)
         if phase == phases.BACKWARD:
             self._sample()
@@ -91,7 +91,7 @@ class Reporter:
 
     @_guarded
     def leave(self, phase: str, before: str | None) -> None:
-        """A hooked function came back."""
+        """Leave a hooked function that returned."""
         self.state.leave(phase, before)
         if phase == phases.BACKWARD:
             self._sample()
@@ -100,7 +100,7 @@ class Reporter:
 
     @_guarded
     def failed(self, phase: str, before: str | None, error: BaseException) -> None:
-        """An exception passes a hooked function. The innermost hook knows the phase best."""
+        """Leave a hooked function that raised; the innermost hook sets the exception's phase."""
         now = phase if before is None else self.state.phase
         self.state.leave(phase, before)
         if not isinstance(error, StopIteration):
@@ -108,7 +108,7 @@ class Reporter:
 
     @_guarded
     def passed(self, error: BaseException, phase: str) -> None:
-        """Report an OOM that the program may yet catch."""
+        """Report an OOM that the job may still catch."""
         if getattr(error, _PHASE, None) is None:
             _mark(error, _PHASE, phase)
         found = oom.find(error)
@@ -118,10 +118,10 @@ class Reporter:
 
     @_guarded
     def ended(self, error: BaseException) -> None:
-        """An exception ended the process, or a thread of it."""
-        if hasattr(error, _TOLD):
+        """Report an exception that ended the process or a thread of it."""
+        if hasattr(error, _REPORTED):
             return
-        _mark(error, _TOLD, True)
+        _mark(error, _REPORTED, True)
         found = oom.find(error)
         culprit = error if found is None else found.error
         phase = getattr(culprit, _PHASE, None) or getattr(error, _PHASE, None)
@@ -139,7 +139,7 @@ class Reporter:
 
     @_guarded
     def fetched(self, batch: Any) -> None:
-        """A batch was fetched, for now or for later."""
+        """Note a batch that was fetched."""
         before = self.state.phase
         self.state.fetched(batch)
         if self.state.phase != before:
@@ -147,24 +147,24 @@ class Reporter:
 
     @_guarded
     def prepared(self) -> None:
-        """A pass over the data is over."""
+        """Report the end of a pass over the data."""
         if not self.quiet and self.state.phase in phases.BEFORE_TRAINING:
             self._send("phase", phase=self.state.phase, memory=usage.measure(self._torch))
 
     @_guarded
     def trains_on(self, batch: Any) -> None:
-        """A training step begins."""
+        """Note the batch of a training step."""
         self.state.trains_on(batch)
 
     @_guarded
     def probed(self, tokens: int, longest: int) -> None:
-        """The steps of a probe are done; see `probe.ProbeHook`."""
+        """Report the end of a probe, with its lengthened length and longest row (0 for none)."""
         taken = usage.measure(self._torch)
         self._send("probe", memory=taken, tokens=tokens or None, longest=longest or None)
 
     @_guarded
     def begin_training(self) -> None:
-        """Gradients were cleared."""
+        """Note that gradients were cleared."""
         before = self.state.phase
         self.state.begin_training()
         if self.state.phase != before:
@@ -172,7 +172,7 @@ class Reporter:
 
     @_guarded
     def forked(self) -> None:
-        """In a forked child: do not speak for the parent."""
+        """Reset everything in a forked child."""
         self._channel.forked()
         self.state.forked()
         self._entered.clear()
@@ -180,21 +180,21 @@ class Reporter:
 
     @_guarded
     def bye(self) -> None:
-        """The interpreter shuts down in good order."""
+        """Report that the interpreter is shutting down normally."""
         if not self.quiet:
             self._send("bye", memory=usage.measure(self._torch))
         self._channel.close()
 
-    def step_aside(self, error: BaseException) -> None:
-        """Report a fault of the reporter, and take everything out of the job."""
-        if self.aside:
+    def disable(self, error: BaseException) -> None:
+        """Report a fault of the monitor, and remove all hooks."""
+        if self.disabled:
             return
-        self.aside = True
+        self.disabled = True
         try:
             self.uninstall()
             where = lines.shown(lines.frames_of(error))[-1:]
             self._send("fault", message=lines.cut(f"{lines.type_name(error)}: {error} {where}"))
-        except Exception:  # noqa: BLE001, S110 - there is nobody left to tell
+        except Exception:  # noqa: BLE001, S110 - nothing is left to report to
             pass
 
     def _note_phase(self, phase: str) -> None:
@@ -226,11 +226,11 @@ class Reporter:
         )
 
     def _sample(self) -> None:
-        """Note what stands in memory around a backward pass: the most of a step, or nearly."""
+        """Note memory around a backward pass: close to the peak of a step."""
         self._peak_data_bytes = max(self._peak_data_bytes, usage.data_bytes())
 
     def _oom(self, found: oom.FoundOom, phase: str | None, *, uncaught: bool) -> None:
-        """Report an OOM, if need be without frames and memory, out of the reserve."""
+        """Report an OOM from the reserve, without frames and memory if even that is too little."""
         self._reserve = None
         try:
             try:
@@ -271,14 +271,14 @@ class Reporter:
         self.before_line()
         line = lines.heading(type_, self._torch, os.environ)
         line.update(phase=phase or self.state.phase, step=self.state.step, **fields)
-        if not self._channel.send(lines.encode(line)) and not self.aside:
-            self.aside = True
+        if not self._channel.send(lines.encode(line)) and not self.disabled:
+            self.disabled = True
             self.uninstall()
 
 
 def _mark(error: BaseException, name: str, value: object) -> None:
-    """Note on the exception itself what is known of it: no reference of ours keeps it alive."""
-    with contextlib.suppress(Exception):  # a class without room for it is told twice
+    """Note something on the exception itself, so that we keep no reference to it."""
+    with contextlib.suppress(Exception):  # one with slots is reported twice
         setattr(error, name, value)
 
 

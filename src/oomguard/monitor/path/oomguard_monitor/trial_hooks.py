@@ -1,4 +1,4 @@
-"""The probe: batches as long as the data's longest, and an orderly end after a few steps."""
+"""A probe: batches as long as the longest of the data, and a normal exit after a few steps."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 #: Names of the tokens of a batch, rows x tokens: transformers and LitGPT, torchtune.
 _IDS = ("input_ids", "tokens")
-#: What a position that is added holds, where it does not repeat the row's last one.
+#: Value of an added position, if it does not repeat the last one of the row.
 _FILL = {"attention_mask": 1, "token_type_ids": 0, "mm_token_type_ids": 0}
 _POSITIONS = ("position_ids", "input_pos", "cache_position")
 _LABELS, _MASK, _IGNORED = "labels", "attention_mask", -100
@@ -25,16 +25,16 @@ _ROWS = 2
 
 
 class ProbeHook:
-    """Lengthens each batch of the training to `tokens`, and ends the job after `steps` steps.
+    """Lengthens each training batch to `tokens`, and ends the job after `steps` steps.
 
-    `longest` is the longest row of a batch so far. With `tokens` 0 batches stay as they come.
+    `longest` is the longest row so far. With `tokens` 0 batches stay as they are.
     """
 
     def __init__(self, steps: int, tokens: int) -> None:
         self.steps, self.tokens, self.longest = steps, tokens, 0
 
     def take(self, batch: Any, torch: Any) -> None:
-        """Lengthen a batch, in place; one of another shape stays as it is."""
+        """Lengthen a batch in place; one of an unknown shape stays as it is."""
         name = next((n for n in _IDS if getattr(_item(batch, n), "ndim", 0) == _ROWS), None)
         if name is None:
             return
@@ -44,19 +44,19 @@ class ProbeHook:
             _lengthen(batch, name, self.tokens - now, torch)
         self.longest = max(self.longest, int(batch[name].shape[1]))
 
-    def allow(self, tokens: int) -> None:
-        """Keep to what the model takes: LitGPT sets that to its data's longest sample."""
+    def limit(self, tokens: int) -> None:
+        """Lower `tokens` to what the model accepts: LitGPT's is the longest sample of its data."""
         self.tokens = min(self.tokens, tokens)
 
 
 def probe_from(environ: Mapping[str, str]) -> ProbeHook | None:
-    """Read what is asked for; None where this launch is no probe."""
+    """Return what the environment requests, None if this launch is not a probe."""
     steps = environ.get("OOMGUARD_PROBE_STEPS", "")
     return ProbeHook(int(steps), int(environ.get("OOMGUARD_PROBE_LENGTH") or 0)) if steps else None
 
 
 def hook_batches(torch: Any, finder: Finder, patches: Patches, probe: ProbeHook) -> None:
-    """Lengthen batches where they are fetched: before the reporter notes their shapes."""
+    """Lengthen batches where they are fetched, before their shapes are noted."""
     reporter = patches.reporter
 
     def fetching(original: Function) -> Function:
@@ -64,7 +64,7 @@ def hook_batches(torch: Any, finder: Finder, patches: Patches, probe: ProbeHook)
         def fetch(*args: Any, **kwargs: Any) -> Any:
             batch = original(*args, **kwargs)
             if reporter.state.phase not in phases.ENCLOSING:
-                with contextlib.suppress(Exception):  # it then shows in `longest`
+                with contextlib.suppress(Exception):  # `longest` shows that it failed
                     probe.take(batch, torch)
             return batch
 
@@ -75,13 +75,13 @@ def hook_batches(torch: Any, finder: Finder, patches: Patches, probe: ProbeHook)
     patches.replace(getattr(loader, "_BaseDataLoaderIter", None), "__next__", fetching)
 
     def litgpt_imported(module: Any) -> None:
-        patches.replace(module.GPT, "max_seq_length", lambda before: _told(before, probe))
+        patches.replace(module.GPT, "max_seq_length", lambda before: _limiting(before, probe))
 
     finder.on_import("litgpt.model", litgpt_imported)
 
 
 def hook_end(torch: Any, patches: Patches, probe: ProbeHook) -> None:
-    """End the process behind its last step: after the reporter has counted and told it."""
+    """Exit after the last step, once it is counted and reported."""
     reporter = patches.reporter
 
     def stepping(original: Function) -> Function:
@@ -106,19 +106,19 @@ def hook_end(torch: Any, patches: Patches, probe: ProbeHook) -> None:
     )
 
 
-def _told(before: Any, probe: ProbeHook) -> Any:
-    def tell(model: Any, tokens: int) -> None:
+def _limiting(before: Any, probe: ProbeHook) -> Any:
+    def set_length(model: Any, tokens: int) -> None:
         if before.fset is not None:
             before.fset(model, tokens)
-        probe.allow(int(tokens))
+        probe.limit(int(tokens))
 
-    return property(before.fget, tell, before.fdel, before.__doc__)
+    return property(before.fget, set_length, before.fdel, before.__doc__)
 
 
 def _lengthen(batch: Any, name: str, more: int, torch: Any) -> None:
-    """Add positions that count like any other: attended to, with a label, of no image or sound.
+    """Add positions like any other: attended to, with a label, of no image or sound.
 
-    Where rows were padded, samples differ in length; the longest batch then has a mask as well.
+    If rows were padded, samples differ in length; the longest batch then has a mask too.
     """
     ids = batch[name]
     token = _token(ids, _item(batch, _LABELS))
@@ -145,7 +145,7 @@ def _lengthen(batch: Any, name: str, more: int, torch: Any) -> None:
 
 
 def _axis(name: object, value: Any, ids: Any) -> int | None:
-    """Say along which axis a tensor has one number for each token; None for all others."""
+    """Return the axis along which a tensor has one number per token, None if it has none."""
     shape = tuple(getattr(value, "shape", ()))
     if name in _POSITIONS and shape[-1:] == ids.shape[1:]:
         return len(shape) - 1
@@ -154,7 +154,7 @@ def _axis(name: object, value: Any, ids: Any) -> int | None:
 
 
 def _token(ids: Any, labels: Any) -> int:
-    """Choose a token of an answer: no media marker, and no padding."""
+    """Return a token of an answer, which is neither a media marker nor padding."""
     if labels is not None and tuple(labels.shape) == tuple(ids.shape):
         answers = ids[labels != _IGNORED]
         if answers.numel():
@@ -168,7 +168,7 @@ def _count_on(value: Any, axis: int, more: int, torch: Any) -> Any:
 
 
 def _pad_last(longer: dict[Any, Any]) -> None:
-    """Let all rows but the first end in padding."""
+    """Mask the last position of all rows except the first."""
     longer[_MASK][1:, -1] = 0
     if _LABELS in longer:
         longer[_LABELS][1:, -1] = _IGNORED

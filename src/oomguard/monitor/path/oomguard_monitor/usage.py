@@ -1,4 +1,4 @@
-"""What this process uses: host memory from /proc, device memory from torch's allocator."""
+"""Measure this process: host memory from /proc, GPU memory from torch's allocator."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ _PAGE_BYTES = resource.getpagesize()
 
 
 def measure(torch: Any) -> dict[str, object]:
-    """Measure without waiting for the device."""
+    """Return the memory of a report, without waiting for the device."""
     return {**_host(), "cuda": _cuda(torch)}
 
 
 def _host() -> dict[str, int | None]:
-    """Read the resident set and its peak; null where there is no /proc."""
+    """Return resident set, its peak and private data; null without /proc."""
     found: dict[str, int | None] = dict.fromkeys(_FIELDS.values())
     try:
         with open("/proc/self/status", "rb") as status:  # noqa: PTH123 - no pathlib
@@ -32,7 +32,7 @@ def _host() -> dict[str, int | None]:
 
 
 def data_bytes() -> int:
-    """Read the private data of this process, as RLIMIT_DATA counts it: cheap enough for a hook."""
+    """Return private data as RLIMIT_DATA counts it; cheap enough for a hook."""
     try:
         with open("/proc/self/statm", "rb") as statm:  # noqa: PTH123 - no pathlib
             return int(statm.read().split()[5]) * _PAGE_BYTES
@@ -41,10 +41,10 @@ def data_bytes() -> int:
 
 
 def _cuda(torch: Any) -> list[dict[str, int | None]]:
-    """Ask the allocator for each device this process has memory on; nothing initializes CUDA.
+    """Return the allocator's figures of each device in use, without initializing CUDA.
 
-    `mem_get_info` makes a context of some 500 MB on a device that has none yet, so devices
-    that never had reserved memory are left out.
+    `mem_get_info` creates a context of about 500 MB on a device that has none yet, so devices on
+    which nothing was ever reserved are left out.
     """
     cuda = getattr(torch, "cuda", None)
     try:
@@ -52,7 +52,7 @@ def _cuda(torch: Any) -> list[dict[str, int | None]]:
             return []
         found = [(number, cuda.memory_stats(number)) for number in range(cuda.device_count())]
         return [_device(cuda, *one) for one in found if one[1].get("reserved_bytes.all.peak")]
-    except Exception:  # noqa: BLE001 - an allocator other than torch's own has no statistics
+    except Exception:  # noqa: BLE001 - allocators other than torch's have no statistics
         return []
 
 
@@ -72,6 +72,6 @@ def _device(cuda: Any, number: int, stats: dict[str, int]) -> dict[str, int | No
 def _free_and_total(cuda: Any, number: int) -> tuple[int | None, int | None]:
     try:
         free_bytes, total_bytes = cuda.mem_get_info(number)
-    except Exception:  # noqa: BLE001 - after a fault of the device its driver answers nothing
+    except Exception:  # noqa: BLE001 - after a device fault the driver does not answer
         return None, None
     return free_bytes, total_bytes
