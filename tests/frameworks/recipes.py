@@ -1,4 +1,4 @@
-"""The scaled-down twins under `recipes/`, as a user has them: run from the root of a checkout."""
+"""The tiny variants under `recipes/`, run as a user runs them: with nothing else beside them."""
 
 from __future__ import annotations
 
@@ -8,14 +8,12 @@ from pathlib import Path
 import yaml
 from assets import RECIPES
 from environments import environment
-from find_cap import at_once, by_hand
+from find_cap import micro_batch_flags, plain_command
 from jobs import TinyJob, _environ
-
-ROOT = RECIPES.parent
 
 
 def recipe_job(name: str, kind: str, framework: str, folder: Path) -> TinyJob:
-    """Give the job of `recipes/NAME` in a folder that stands for the root of a checkout.
+    """Return the job of `recipes/NAME` in a folder that holds nothing but `recipes/`.
 
     `kind` is what `recipes/make_tiny.py` makes for it, `framework` the environment it runs in.
     """
@@ -25,12 +23,11 @@ def recipe_job(name: str, kind: str, framework: str, folder: Path) -> TinyJob:
 def made_job(
     name: str, kind: str, framework: str, folder: Path, *, make: tuple[str, ...], path: str = ""
 ) -> TinyJob:
-    """Give the job of a recipe whose model and data the script `make` makes.
+    """Return the job of a recipe whose model and data the script `make` makes.
 
     `path` becomes the job's PYTHONPATH.
     """
-    for part in ("recipes", "tests"):
-        (folder / part).symlink_to(ROOT / part)
+    (folder / "recipes").symlink_to(RECIPES)
     python = environment(framework)
     env = _environ(folder, python) | ({"PYTHONPATH": path} if path else {})
     subprocess.run([python, *make], cwd=folder, env=env, check=True, capture_output=True)
@@ -41,17 +38,17 @@ def made_job(
         folder=folder,
         python=python,
         config=path,
-        argv=_found(python, by_hand(f"recipes/{name}", config)),
+        argv=_found(python, plain_command(f"recipes/{name}", config)),
         env=env,
-        smaller=lambda micro: at_once(config, micro),
+        smaller=lambda micro: micro_batch_flags(config, micro),
     )
 
 
 def path_of(job: TinyJob) -> str:
-    """Name the recipe as it is typed in the job's folder."""
+    """Return the path of the recipe as it is typed in the job's folder."""
     return str(job.config.relative_to(job.folder))
 
 
 def _found(python: Path, argv: tuple[str, ...]) -> tuple[str, ...]:
-    """Name the program of a command by its place in the framework's environment."""
+    """Return a command whose program is the one in the framework's environment."""
     return (str(python.with_name(argv[0])), *argv[1:])

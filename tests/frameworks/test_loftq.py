@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import subprocess
+from pathlib import Path
 
 import pytest
 import yaml
@@ -18,6 +19,7 @@ from launched import launch
 from recipes import path_of, recipe_job
 
 MIB = 1 << 20
+RESIDUALS = Path(__file__).parent / "standins" / "loftq_residuals.py"
 STAGED = ("--staged", "True", "--loftq_bits", "4")  # said again, and the last one wins
 
 
@@ -46,8 +48,7 @@ def test_at_once_it_runs_out_and_staged_it_trains(job: TinyJob) -> None:
 
 
 def test_the_staged_adapter_is_the_best_answer_to_the_quantization_error(job: TinyJob) -> None:
-    words = ("--residuals", "norms.json", *job.argv[2:], *STAGED)
-    argv = (*job.argv[:2], *words)
+    argv = (job.argv[0], str(RESIDUALS), "norms.json", *job.argv[2:], *STAGED)
     subprocess.run(argv, cwd=job.folder, env=dict(job.env), check=True, capture_output=True)
     for norms in json.loads((job.folder / "norms.json").read_text()).values():
         assert norms["adapted"] == pytest.approx(norms["best"], rel=1e-3)

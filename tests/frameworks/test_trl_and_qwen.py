@@ -1,7 +1,7 @@
-"""The recipes of TRL and of QwenLM/Qwen's finetune.py, out of memory and brought to their end.
+"""The recipes of TRL and of QwenLM/Qwen's finetune.py: out of memory, then trained.
 
-Qwen's own script cannot be shipped. `standins/qwen/finetune.py` has its flags and stands in for
-it; the original runs from a checkout that OOMGUARD_QWEN_REPO names, where its imports are met.
+Qwen's own script cannot be shipped; `recipes/qwen/finetune.py` has its flags. The original runs
+from a checkout that OOMGUARD_QWEN_REPO names, if its imports are installed.
 """
 
 from __future__ import annotations

@@ -1,16 +1,22 @@
 """Every file under recipes/ is planned, launched, or named by one that is: none is without a test.
 
-Full-size recipes are planned here, by arithmetic. Their scaled-down twins are launched for real in
-tests/frameworks, under caps that are measured there.
+Full-size recipes are planned here, by arithmetic, in a folder that holds a copy of recipes/ and
+nothing else. Their tiny variants are read here, and launched for real in tests/frameworks, under
+limits that are measured there.
 """
 
 from __future__ import annotations
 
 import ast
 import json
+import re
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
+import yaml
 
 from oomguard.cli.main import main
 from oomguard.cli.prepare import load
@@ -28,8 +34,8 @@ FULL = {
     "qwen/train.yaml": ("--gpu a100-40 --gpus 2", "qwen", "yes"),
     "torchtune/train.yaml": ("--gpu 4090", "torchtune", "no"),
 }
-#: The test that launches each twin.
-TWINS = {
+#: The test that launches each tiny variant.
+TINY = {
     "hf_trainer/trl_tiny.yaml": ("test_trl_and_qwen.py", "test_trl_is_brought_to_its_end"),
     "litgpt/tiny.yaml": (
         "test_launch_litgpt.py",
@@ -58,13 +64,16 @@ TWINS = {
 PARTS = {
     "find_cap.py": "litgpt/tiny.yaml",
     "make_tiny.py": "litgpt/tiny.yaml",
+    "peak_memory.py": "find_cap.py",
     "llamafactory/make_multimodal.py": "llamafactory/qwen2_5_vl_tiny.yaml",
     "peft_loftq/train.py": "peft_loftq/train.yaml",
+    "peft_loftq/train_on_cpu.py": "peft_loftq/tiny.yaml",
     "quickstart/cap.py": "quickstart/run.py",
     "quickstart/make_assets.py": "quickstart/run.py",
     "quickstart/run.py": "../Makefile",
     "quickstart/train.py": "quickstart/train.yaml",
     "qwen/ds_config_zero2.json": "qwen/train.yaml",
+    "qwen/finetune.py": "qwen/tiny.yaml",
 }
 FRAMEWORKS = ROOT / "tests" / "frameworks"
 
@@ -74,7 +83,8 @@ def _offline(monkeypatch, tmp_path):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.setenv("HF_HOME", str(tmp_path / "none"))
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.chdir(ROOT)
+    shutil.copytree(RECIPES, tmp_path / "recipes", ignore=shutil.ignore_patterns("__pycache__"))
+    monkeypatch.chdir(tmp_path)
 
 
 def test_every_file_has_its_test():
@@ -83,16 +93,16 @@ def test_every_file_has_its_test():
         for path in RECIPES.rglob("*")
         if path.is_file() and "__pycache__" not in path.parts
     }
-    assert found == {*FULL, *TWINS, *PARTS}
+    assert found == {*FULL, *TINY, *PARTS}
 
 
 @pytest.mark.parametrize(("part", "named_in"), PARTS.items())
 def test_a_part_is_named_where_it_is_used(part, named_in):
-    assert Path(part).name in (RECIPES / named_in).read_text()
+    assert Path(part).stem in (RECIPES / named_in).read_text()
 
 
-@pytest.mark.parametrize(("name", "test"), TWINS.items())
-def test_a_twin_is_launched_by_the_test_that_the_table_names(name, test):
+@pytest.mark.parametrize(("name", "test"), TINY.items())
+def test_a_tiny_variant_is_launched_by_the_test_that_the_table_names(name, test):
     file, function = test
     text = (FRAMEWORKS / file).read_text()
     assert function in {
@@ -104,13 +114,62 @@ def test_a_twin_is_launched_by_the_test_that_the_table_names(name, test):
 
 
 @pytest.mark.parametrize("name", FULL)
-def test_a_full_size_recipe_is_planned(capsys, name):
+def test_a_full_size_recipe_is_planned_with_nothing_but_recipes(capsys, name):
     words, framework, fits = FULL[name]
     assert main(["plan", f"recipes/{name}", *words.split(), "--json"]) == 0
     document = json.loads(capsys.readouterr().out)
     assert document["framework"] == framework
     assert document["asked"]["fits"] == fits
     assert document["chosen"] is not None or fits == "yes"
+
+
+@pytest.mark.parametrize("name", TINY)
+def test_a_tiny_variant_is_read_with_nothing_but_recipes(capsys, name):
+    assert main(["plan", f"recipes/{name}", "--gpu", "a10"]) == 2
+    error = capsys.readouterr().err
+    missing = {"litgpt/tiny.yaml": "tiny/litgpt/model", "quickstart/train.yaml": "quickstart/model"}
+    expected = f"of the model '{missing[name]}'" if name in missing else "runs on the CPU"
+    assert expected in error
+
+
+@pytest.mark.parametrize("name", [*FULL, *TINY])
+def test_what_a_recipe_starts_or_tells_to_run_is_in_recipes(name):
+    text = (RECIPES / name).read_text()
+    command = yaml.safe_load(text).get("oomguard", {}).get("command", [])
+    started = [argument for argument in command if argument.endswith(".py")]
+    if name == "qwen/train.yaml":
+        assert started == ["finetune.py"]  # of the checkout that its head names
+        started = []
+    head = text.split("\n\n")[0]
+    for script in (*started, *re.findall(r"python (\S+\.py)", head)):
+        assert Path(script).is_file(), script
+
+
+def test_no_recipe_needs_the_tests():
+    for path in Path("recipes").rglob("*.*"):
+        assert not re.search(r"\btests\b", path.read_text()), path
+
+
+def test_find_cap_measures_with_nothing_but_recipes():
+    Path("job.py").write_text(
+        "import sys, time\n"
+        "last = len(sys.argv) - sys.argv[::-1].index('--per_device_train_batch_size')\n"
+        "held = bytearray(int(sys.argv[last]) * 16 << 20)\n"
+        "time.sleep(0.5)\n"
+    )
+    Path("job.yaml").write_text(
+        f"oomguard: {{command: [{sys.executable}, job.py]}}\nper_device_train_batch_size: 16\n"
+    )
+    command = [sys.executable, "recipes/find_cap.py", "job.yaml"]
+    result = subprocess.run(command, capture_output=True, text=True, check=True)
+    (cap_mib,) = re.fullmatch(r"--host-memory=(\d+)MiB\n", result.stdout).groups()
+    assert 6 * 16 <= int(cap_mib) < 6 * 16 + 100  # between the peaks at 4 and at 8 samples
+
+
+@pytest.mark.parametrize("script", ["make_tiny.py", "quickstart/make_assets.py"])
+def test_a_script_starts_with_nothing_but_recipes(script):
+    command = [sys.executable, f"recipes/{script}", "--help"]
+    assert subprocess.run(command, capture_output=True, check=False).returncode == 0
 
 
 @pytest.mark.parametrize(
@@ -166,7 +225,7 @@ def test_the_ladder_says_where_a_rung_is_passed_over(capsys):
     assert "skipped if no sequence length is set" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("name", [*FULL, *TWINS])
+@pytest.mark.parametrize("name", [*FULL, *TINY])
 def test_the_head_of_a_recipe_says_what_to_type(name):
     head = (RECIPES / name).read_text().split("\n\n")[0]
     assert f"oomguard launch recipes/{name}" in head

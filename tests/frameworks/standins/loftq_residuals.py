@@ -1,25 +1,19 @@
-"""Run recipes/peft_loftq/train.py where there is no GPU.
+"""Write what is left of LoftQ's quantization error; takes OUT.json and the flags of train.py.
 
-PEFT 0.18.1 decomposes the residuals of the staged way on "cuda" whatever the model is on: here on
-the CPU. Nothing else differs. `--residuals OUT.json ...` does not train: it writes, for each
-adapted weight, the norms of what is left of the quantization error with and without the adapter,
-and the smallest that any adapter of this rank could leave.
+For each adapted weight: the norm of the error alone, that of the error less the adapter, and the
+smallest that any adapter of this rank could reach. Nothing is trained.
 """
 
-import inspect
 import json
 import sys
 from pathlib import Path
 
 import torch
-from peft.utils import loftq_utils
 
-RECIPE = Path(__file__).parents[3] / "recipes" / "peft_loftq"
+sys.path.insert(0, str(Path(__file__).parents[3] / "recipes" / "peft_loftq"))
 
-
-def compute_on_cpu():
-    source = inspect.getsource(loftq_utils._loftq_init_new).replace('"cuda"', '"cpu"')
-    exec(compile(source, loftq_utils.__file__, "exec"), loftq_utils.__dict__)
+import train
+from train_on_cpu import compute_on_cpu
 
 
 def norms(weight, layer):
@@ -38,7 +32,6 @@ def norms(weight, layer):
 
 
 def residuals(path):
-    import train  # noqa: PLC0415
     from transformers import HfArgumentParser, TrainingArguments  # noqa: PLC0415
 
     parser = HfArgumentParser((train.ScriptArguments, TrainingArguments))
@@ -58,12 +51,5 @@ def residuals(path):
 
 if __name__ == "__main__":
     compute_on_cpu()
-    sys.path.insert(0, str(RECIPE))
-    if sys.argv[1:2] == ["--residuals"]:
-        _, target = sys.argv.pop(1), sys.argv.pop(1)
-        with torch.no_grad():
-            residuals(Path(target))
-    else:
-        import train
-
-        train.main()
+    with torch.no_grad():
+        residuals(Path(sys.argv.pop(1)))

@@ -1,10 +1,14 @@
-"""A stand-in of our own for QwenLM/Qwen's finetune.py, which cannot be shipped.
+"""Fine-tune as QwenLM/Qwen's finetune.py does; a stand-in, since the original cannot be shipped.
 
-It has the flags of the original that decide over memory, and its habits: every sample is padded
-to `--model_max_length`, and `--resume_from_checkpoint` is accepted and ignored.
+It has those flags of the original that decide how much memory a job takes, and two of its habits:
+it pads every sample to `--model_max_length`, and it accepts `--resume_from_checkpoint` and ignores
+it.
 """
 
+from __future__ import annotations
+
 import json
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import torch
@@ -14,6 +18,8 @@ from peft import LoraConfig, get_peft_model
 
 @dataclass
 class Arguments:
+    """The model, the data and the adapter."""
+
     model_name_or_path: str
     data_path: str
     lazy_preprocess: bool = False
@@ -24,11 +30,18 @@ class Arguments:
 
 @dataclass
 class TrainingArguments(transformers.TrainingArguments):
+    """The Trainer's flags, and two of finetune.py."""
+
     model_max_length: int = 8192
     use_lora: bool = False
 
 
-def padded(rows, tokenizer, length):
+def padded(
+    rows: list[dict[str, list[dict[str, str]]]],
+    tokenizer: transformers.PreTrainedTokenizerBase,
+    length: int,
+) -> Iterator[dict[str, torch.Tensor]]:
+    """Yield each conversation as `length` tokens; padding does not count in the loss."""
     for row in rows:
         text = " ".join(turn["value"] for turn in row["conversations"])
         ids = tokenizer(text, add_special_tokens=False)["input_ids"][:length]
@@ -39,16 +52,17 @@ def padded(rows, tokenizer, length):
         }
 
 
-def main():
+def main() -> None:
+    """Train as the flags say, and save the adapter."""
     parser = transformers.HfArgumentParser((Arguments, TrainingArguments))
-    asked, training = parser.parse_args_into_dataclasses()
-    tokenizer = transformers.AutoTokenizer.from_pretrained(asked.model_name_or_path)
-    model = transformers.AutoModelForCausalLM.from_pretrained(asked.model_name_or_path)
+    arguments, training = parser.parse_args_into_dataclasses()
+    tokenizer = transformers.AutoTokenizer.from_pretrained(arguments.model_name_or_path)
+    model = transformers.AutoModelForCausalLM.from_pretrained(arguments.model_name_or_path)
     if training.use_lora:
-        lora = LoraConfig(r=asked.lora_r, target_modules=asked.lora_target_modules)
+        lora = LoraConfig(r=arguments.lora_r, target_modules=arguments.lora_target_modules)
         model = get_peft_model(model, lora)
         model.enable_input_require_grads()
-    with open(asked.data_path) as file:  # noqa: PTH123
+    with open(arguments.data_path) as file:  # noqa: PTH123
         rows = json.load(file)
     data = list(padded(rows, tokenizer, training.model_max_length))
     trainer = transformers.Trainer(model=model, args=training, train_dataset=data)
