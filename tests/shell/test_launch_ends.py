@@ -114,9 +114,38 @@ def test_when_no_rung_is_left_the_report_says_what_was_tried_and_what_was_missin
     ]
     assert report["requested_bytes"] == 256 << 20
     assert "tried to allocate 256.00 MiB" in ended.err
-    assert "exhausted: all strategies are exhausted" in ended.err
+    assert "giving up: all strategies are exhausted" in ended.err
     assert "skipped halve_micro_batch: the micro batch is 1" in ended.err
     assert not (ended.run / "final").exists()
+
+
+def reported_oom(phase):
+    fields = {
+        "uncaught": True, "frames": [], "memory": None, "shapes": None, "device": "cpu",
+        "requested_bytes": None, "capacity_bytes": None,
+    }  # fmt: skip
+    return (
+        f"{REPORT}\nreport('oom', phase={phase!r}, exception='MemoryError', message='', "
+        f"**{fields!r})\nraise MemoryError"
+    )
+
+
+def test_an_exhausted_run_counts_skipped_strategies_in_one_line(tmp_path):
+    job = write_job(tmp_path, reported_oom("load"))
+    ended = launch(tmp_path, "--ladder", "classic", "--", *job)
+    assert ended.code == 3
+    assert len(ended.report["not_taken"]) == 6
+    assert "skipped (--verbose lists the reasons)" in ended.err
+    assert not [s for s in ended.report["not_taken"] if f"skipped {s['strategy']}:" in ended.err]
+
+
+@pytest.mark.parametrize("phase", ["load", "forward"])
+def test_an_oom_before_any_training_was_seen_says_why_strategies_are_skipped(tmp_path, phase):
+    ended = launch(tmp_path, "--", *write_job(tmp_path, reported_oom(phase)))
+    assert ended.code == 3
+    assert ended.err.count("no DataLoader batch, backward pass or optimizer step was seen") == (
+        phase == "load"
+    )
 
 
 def test_no_more_attempts_than_allowed(tmp_path):
@@ -147,7 +176,8 @@ def test_any_other_failure_is_the_jobs_own_and_ends_the_run(tmp_path, code, retu
     assert attempt["verdict"]["kind"] == "not_oom"
     assert ended.report["status"] == "failed"
     assert message in ended.report["reason"]
-    assert message in ended.err
+    assert ended.err.count(message) == 1
+    assert "failed: not a memory failure, so it is not relaunched" in ended.err
 
 
 def test_an_error_after_a_caught_shortage_is_no_shortage(tmp_path):

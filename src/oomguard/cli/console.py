@@ -1,4 +1,4 @@
-"""The account of a run on the terminal: terse, on stderr, beside the job's own output."""
+"""Console output of a run: one line per event on stderr, beside the job's own output."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import BinaryIO
 
 import click
 
-from oomguard.evidence.verdict import Kind, Verdict
+from oomguard.evidence.verdict import Kind, Phase, Verdict
 from oomguard.job.checkpoint import Continuation, Mode
 from oomguard.job.plan import Change, Plan, Value
 from oomguard.job.training_job import Job
@@ -48,6 +48,12 @@ _KINDS = {
     Kind.SHM_OOM: "out of shared memory (/dev/shm)",
     Kind.PINNED_OOM: "out of pinned host memory",
 }
+#: Why training strategies are skipped although the job may have been training.
+COUNTS_AS_LOADING = (
+    "note: no DataLoader batch, backward pass or optimizer step was seen before this OOM, so it "
+    "counts as loading, and strategies for training are skipped; a job with its own data loader: "
+    "see docs/adding-a-framework.md"
+)
 
 
 class Console:
@@ -72,7 +78,7 @@ class Console:
                     names = " and ".join(event.job.trained_embeddings)
                     self._line(f"{names} will be trained in full, in addition to the adapter")
             case Resumed() | CutShort():
-                self._line(_taken_over_line(event, record))
+                self._line(_resumed_line(event, record))
             case Planned():
                 self._planned(event, record)
             case Exited():
@@ -122,13 +128,13 @@ class Console:
         lost = max((attempt.steps_done for attempt in ran), default=0)
         if event.spec.begins is not None and (event.spec.begins.checkpoint or lost):
             self._line(_begin_line(event.spec.begins))
-        title = f"attempt {event.attempt}{_aside(event.spec.probe)}"
+        title = f"attempt {event.attempt}{_probe_note(event.spec.probe)}"
         self._line(f"{title}: {show_plan(event.spec.plan)}", "bold")
 
     def _exited(self, event: Exited, record: RunRecord) -> None:
         attempt = record.last
         passed = attempt.probe_passed
-        good = passed or not _bad(event.verdict)
+        good = passed or event.verdict.kind is Kind.OK
         line = _exit_line(attempt, mask_verdict(event.verdict))
         self._line(line, "green" if good else "red")
         if event.log_error is not None:
@@ -143,8 +149,16 @@ class Console:
             after = f" after {_counted(probes, 'probe')}" if probes else ""
             self._line(f"trained, in {count}{after}", "bold green")
             return
-        status = record.status.value if record.status else ""
-        self._line(f"{status}: {redact(record.reason)}", "bold red")
+        reason = redact(record.reason)
+        if record.status is Status.FAILED and _is_job_failure(record):
+            self._line("failed: not a memory failure, so it is not relaunched", "bold red")
+        elif record.status is Status.EXHAUSTED:
+            self._line(f"giving up: {reason}", "bold red")
+            if _counts_as_loading(record.last):
+                self._line(COUNTS_AS_LOADING, "yellow")
+        else:
+            status = record.status.value if record.status else ""
+            self._line(f"{status}: {reason}", "bold red")
         if record.skipped_last and not self._verbose:
             count = _counted(len(record.skipped_last), "strategy", "strategies")
             self._line(f"  {count} skipped (--verbose lists the reasons)")
@@ -163,8 +177,21 @@ class Console:
         click.echo(line, err=True, color=False if plain else None)
 
 
-def _bad(verdict: Verdict) -> bool:
-    return verdict.kind is not Kind.OK
+def _is_job_failure(record: RunRecord) -> bool:
+    """Return whether the run ended with the job's own error, printed when the attempt ended."""
+    verdict = record.last.verdict if record.attempts else None
+    return verdict is not None and verdict.root == record.reason
+
+
+def _counts_as_loading(attempt: Attempt) -> bool:
+    """Return whether an OOM is attributed to loading because no training was seen before it."""
+    before_training = (Phase.LAUNCH, Phase.LOAD)
+    return (
+        attempt.verdict is not None
+        and attempt.reporting
+        and attempt.phase in before_training
+        and attempt.verdict.phase in before_training
+    )
 
 
 def _job_line(job: Job) -> str:
@@ -175,7 +202,7 @@ def _job_line(job: Job) -> str:
     )
 
 
-def _taken_over_line(event: Resumed | CutShort, record: RunRecord) -> str:
+def _resumed_line(event: Resumed | CutShort, record: RunRecord) -> str:
     if isinstance(event, CutShort):
         return f"attempt {event.attempt} was cut short: {redact(event.verdict.root or '')}"
     cut = (
@@ -216,7 +243,7 @@ def _exit_line(attempt: Attempt, verdict: Verdict) -> str:
     took = f" ({attempt.seconds:.0f} s)" if attempt.seconds is not None else ""
     steps = _steps(attempt)
     if attempt.spec.probe is not None and not verdict.kind.is_memory and not attempt.refused_step:
-        return f"{_probe_words(attempt, verdict)}{took}"
+        return f"{_probe_line(attempt, verdict)}{took}"
     if attempt.stopped in (StopReason.RECYCLE, StopReason.FITS):
         return f"stopped{steps}{_peaks(attempt)}{took}"
     if verdict.kind is Kind.OK:
@@ -225,7 +252,7 @@ def _exit_line(attempt: Attempt, verdict: Verdict) -> str:
         return f"the framework rejects this change: {verdict.root}{took}"
     if not verdict.kind.is_memory:
         return f"job failed (exit code {attempt.returncode}): {verdict.root}{took}"
-    return f"{_shortage_words(verdict, steps)}{took}"
+    return f"{_oom_line(verdict, steps)}{took}"
 
 
 def _steps(attempt: Attempt) -> str:
@@ -234,7 +261,7 @@ def _steps(attempt: Attempt) -> str:
     return f" after {attempt.steps_done} optimizer step{'' if attempt.steps_done == 1 else 's'}"
 
 
-def _missing(verdict: Verdict) -> str:
+def _requested(verdict: Verdict) -> str:
     asked = verdict.requested_bytes
     words = f": tried to allocate {show_bytes(asked)}" if asked else ""
     if verdict.capacity_bytes:
@@ -250,13 +277,13 @@ def _peaks(attempt: Attempt) -> str:
     return ""
 
 
-def _shortage_words(verdict: Verdict, steps: str) -> str:
+def _oom_line(verdict: Verdict, steps: str) -> str:
     where = "" if verdict.phase.value == "unknown" else f" in {verdict.phase.value}"
     rank = "" if verdict.rank is None else f" on rank {verdict.rank}"
-    return f"{_KINDS[verdict.kind]}{where}{rank}{steps}{_missing(verdict)}"
+    return f"{_KINDS[verdict.kind]}{where}{rank}{steps}{_requested(verdict)}"
 
 
-def _probe_words(attempt: Attempt, verdict: Verdict) -> str:
+def _probe_line(attempt: Attempt, verdict: Verdict) -> str:
     if attempt.probe_passed:
         return f"probe passed{_steps(attempt)}{_peaks(attempt)}"
     if verdict.kind is Kind.INTERRUPTED:
@@ -265,7 +292,7 @@ def _probe_words(attempt: Attempt, verdict: Verdict) -> str:
     return f"probe inconclusive ({why}); starting the real run"
 
 
-def _aside(probe: Probe | None) -> str:
+def _probe_note(probe: Probe | None) -> str:
     if probe is None:
         return ""
     length = f" on batches of {probe.tokens} tokens" if probe.tokens else ""
