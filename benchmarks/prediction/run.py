@@ -24,7 +24,7 @@ sys.path[:0] = [str(ROOT / "tests" / "frameworks"), str(ROOT / "src")]
 
 from environments import environment  # noqa: E402  lies beside the tests
 
-from oomguard.tracer import PATH  # noqa: E402
+from oomguard.tracer import PYTHONPATH  # noqa: E402
 
 MIB, GIB = 2**20, 2**30
 #: Rows whose published figure has two decimals or whole bytes; the others are integers of GB.
@@ -58,7 +58,7 @@ def ask(name: str, request: dict[str, Any]) -> list[dict[str, Any]]:
     done = subprocess.run(
         [str(environment(name)), "-W", "ignore", "-m", "oomguard_tracer"],
         input=json.dumps(request), capture_output=True, text=True, check=True,
-        env=os.environ | {"PYTHONPATH": str(PATH)},
+        env=os.environ | {"PYTHONPATH": PYTHONPATH},
     )  # fmt: skip
     answers: list[dict[str, Any]] = json.loads(done.stdout)["results"]
     return answers

@@ -34,7 +34,7 @@ def measured(name: str) -> list[dict[str, Any]]:
     """Run the cases of one environment."""
     done = subprocess.run(
         [str(environment(name)), "-W", "ignore", str(TESTS / SCRIPTS[name])],
-        env=os.environ | {"PYTHONPATH": str(oomguard.tracer.PATH)},
+        env=os.environ | {"PYTHONPATH": oomguard.tracer.PYTHONPATH},
         stdout=subprocess.PIPE,
         text=True,
         check=True,

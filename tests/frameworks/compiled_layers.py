@@ -12,7 +12,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from oomguard_tracer.compiled import compile_layers
+from oomguard_traced_models.compiled import compile_layers
 from torch.autograd.graph import saved_tensors_hooks
 from torchtune.models.llama3_2 import llama3_2, lora_llama3_2
 from torchtune.modules.peft import get_adapter_params, set_trainable_params

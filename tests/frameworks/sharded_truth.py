@@ -107,7 +107,7 @@ def traced(cases: Sequence[Case]) -> list[Traced]:
     }
     done = subprocess.run(
         [environment(ENVIRONMENT), "-W", "ignore", "-m", "oomguard_tracer"],
-        env=os.environ | {"PYTHONPATH": str(oomguard.tracer.PATH), "CUDA_VISIBLE_DEVICES": ""},
+        env=os.environ | {"PYTHONPATH": oomguard.tracer.PYTHONPATH, "CUDA_VISIBLE_DEVICES": ""},
         input=json.dumps(document).encode(),
         capture_output=True,
         check=True,

@@ -42,7 +42,7 @@ def ask(config, *variants, name="hf", capacity_bytes=None, family="hf"):
 def run(name, *arguments, stdin=""):
     done = subprocess.run(
         [str(environment(name)), "-W", "ignore", *arguments], input=stdin, text=True, check=False,
-        capture_output=True, env=os.environ | {"PYTHONPATH": str(oomguard.tracer.PATH)},
+        capture_output=True, env=os.environ | {"PYTHONPATH": oomguard.tracer.PYTHONPATH},
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-2000:]
     return done.stdout

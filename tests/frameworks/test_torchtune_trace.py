@@ -34,7 +34,7 @@ def run(*arguments, stdin=""):
     done = subprocess.run(
         [str(environment("torchtune")), "-W", "ignore", *arguments], input=stdin, text=True,
         capture_output=True, check=False,
-        env=os.environ | {"PYTHONPATH": str(oomguard.tracer.PATH)},
+        env=os.environ | {"PYTHONPATH": oomguard.tracer.PYTHONPATH},
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-2000:]
     return done.stdout

@@ -17,7 +17,8 @@ from cases import SHAPES, cases
 from table import report, summary
 
 HERE = Path(__file__).parent
-PATH = HERE.parents[2] / "src" / "oomguard" / "dryrun" / "path"
+SOURCE = HERE.parents[2] / "src" / "oomguard"
+PATH = f"{SOURCE / 'tracer' / 'path'}{os.pathsep}{SOURCE / 'adapters' / 'traced'}"
 STEPS = 3
 #: Left to the CUDA context when the dry run is asked whether a configuration fits.
 CONTEXT_BYTES = 500 << 20
@@ -53,7 +54,7 @@ else:
 
 def measured(case: dict[str, Any], device: str, card: dict[str, Any]) -> dict[str, Any]:
     """Predict and train one configuration, each in a process of its own."""
-    environment = os.environ | {"PYTHONPATH": str(PATH)}
+    environment = os.environ | {"PYTHONPATH": PATH}
     if case["expandable"]:
         environment["PYTORCH_CUDA_ALLOC_CONF"] = "expandable_segments:True"
     total = card["total_bytes"]

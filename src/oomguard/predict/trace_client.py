@@ -16,7 +16,7 @@ import msgspec
 import platformdirs
 
 from oomguard.estimate.combine import Traced
-from oomguard.tracer import PATH
+from oomguard.tracer import MODELS, PATH, PYTHONPATH
 
 #: What has to be there for a trace, and what else decides its result.
 NEEDED = {
@@ -138,7 +138,7 @@ def _versions(python: str) -> Mapping[str, str]:
 def _code() -> str:
     """Hash the dry run's own code, so that a newer one asks anew."""
     digest = hashlib.sha256()
-    for path in sorted(PATH.glob("oomguard_tracer/*.py")):
+    for path in sorted([*PATH.glob("oomguard_tracer/*.py"), *MODELS.glob("*/*.py")]):
         digest.update(path.read_bytes())
     return digest.hexdigest()
 
@@ -146,7 +146,7 @@ def _code() -> str:
 def _child(python: str, request: Mapping[str, object], timeout_s: float) -> dict[str, object]:
     env = {
         **os.environ,
-        "PYTHONPATH": str(PATH),
+        "PYTHONPATH": PYTHONPATH,
         "CUDA_VISIBLE_DEVICES": "",
         "HF_HUB_OFFLINE": "1",
         "PYTHONWARNINGS": "ignore",

@@ -5,14 +5,16 @@
 from __future__ import annotations
 
 import gc
+import importlib
 import sys
 import time
+from collections.abc import Callable
 from contextlib import nullcontext
 from typing import Any
 
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from . import hf, lit, training_step, tune
+from . import hf, training_step
 from .allocator import fits, replay
 from .built import Built, Unsupported
 from .control import RealControl
@@ -68,8 +70,7 @@ def _extended(trace: Trace, built: Built) -> Trace:
 
 
 def _run(request: TraceRequest, variant: Variant) -> tuple[Built, Trace]:
-    family = _families()[request.family]
-    built = family.build(request, variant)
+    built = _builder(request.family)(request, variant)
     gc.collect()
     gc.disable()  # a collection in the middle of a step would make traces differ
     try:
@@ -93,8 +94,13 @@ def _run(request: TraceRequest, variant: Variant) -> tuple[Built, Trace]:
     return built, tracer.trace
 
 
-def _families() -> dict[str, Any]:
-    return {"hf": hf, "litgpt": lit, "torchtune": tune}
+def _builder(family: str) -> Callable[[TraceRequest, Variant], Built]:
+    """Return what builds models of a family: transformers' here, others beside their adapters."""
+    if family == "hf":
+        return hf.build
+    build: Callable[[TraceRequest, Variant], Built]
+    build = importlib.import_module(f"oomguard_traced_models.{family}_model").build
+    return build
 
 
 def _workspaces(trace: Trace) -> None:
@@ -125,7 +131,7 @@ def estimate(trace: Trace, capacity_bytes: int | None) -> dict[str, Any]:
 
 
 def _versions() -> dict[str, str]:
+    """Return the versions of the packages that the trace has imported."""
     from importlib import metadata  # noqa: PLC0415  only needed once
 
-    named = {"torch", "transformers", "peft", "litgpt", "bitsandbytes"}
-    return {d.name: d.version for d in metadata.distributions() if d.name in named}
+    return {d.name: d.version for d in metadata.distributions() if d.name in sys.modules}

@@ -11,12 +11,11 @@ from dataclasses import fields
 from typing import Any
 
 import torch
+from oomguard_tracer.built import Built, Depth, Unsupported, half, mixed, reduced
+from oomguard_tracer.quantized import Linear8bit, QuantizedLinear, quantize
+from oomguard_tracer.request import LoraRequest, TraceRequest, Variant
 from torch import nn
 from torch.utils.checkpoint import checkpoint
-
-from .built import Built, Depth, Unsupported, half, mixed, reduced
-from .quantized import Linear8bit, QuantizedLinear, quantize
-from .request import LoraRequest, TraceRequest, Variant
 
 #: The package's name now, and before 2024.
 PACKAGES = ("litgpt", "lit_gpt")

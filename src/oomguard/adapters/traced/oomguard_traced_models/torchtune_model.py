@@ -9,12 +9,12 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from oomguard_tracer.built import Built, Depth, Unsupported, half, reduced
+from oomguard_tracer.request import TraceRequest, Variant
 from torch import nn
 
-from .built import Built, Depth, Unsupported, half, reduced
 from .compiled import CompiledLoss, compile_layers
 from .offloading import offloaded, spare
-from .request import TraceRequest, Variant
 from .torchao import pack
 
 STACK = "layers"

@@ -11,10 +11,9 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F  # noqa: N812  the name that PyTorch's users know
+from oomguard_tracer.built import Unsupported
+from oomguard_tracer.quantized import BLOCK, NESTED_BLOCK, QuantizedLinear
 from torch import nn
-
-from .built import Unsupported
-from .quantized import BLOCK, NESTED_BLOCK, QuantizedLinear
 
 LEVELS = 16
 
