@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from oomguard.adapters import litgpt_memory, llamafactory_memory
 from oomguard.catalogue.shipped import transformers_config
 from oomguard.estimate.analytic import EstimateInput
 from oomguard.estimate.architecture import Architecture, from_config
@@ -30,10 +31,12 @@ LORA = Plan(
     optimizer="adamw_torch",
 )
 FACTORY = MemorySettings(
-    framework="llamafactory", base=Format.BF16, lora=Lora(rank=8, alpha=16, targets=(ALL_LINEAR,))
+    code=llamafactory_memory.CODE,
+    base=Format.BF16,
+    lora=Lora(rank=8, alpha=16, targets=(ALL_LINEAR,)),
 )
 LITGPT = MemorySettings(
-    framework="litgpt",
+    code=litgpt_memory.CODE,
     family=Family.LITGPT,
     trained_fp32=False,
     lora=Lora(rank=8, alpha=16, targets=("query", "value"), dropout=0.05),

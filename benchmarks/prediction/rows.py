@@ -58,6 +58,13 @@ class Row:
     rounding_bytes: int  # half of the last published digit
 
 
+#: How LLaMA-Factory trains: reentrant checkpointing, and trained weights in fp32.
+FACTORY = {
+    "loop": "trainer", "use_reentrant": True, "checkpoints_trained_layers": True,
+    "weights_dtype": "bf16", "trainable_dtype": "fp32",
+}  # fmt: skip
+
+
 def rows() -> list[Row]:
     """Give every published row, in the order of the file."""
     published = json.loads((HERE / "published_peaks.json").read_text())
@@ -90,7 +97,7 @@ def _litgpt(item: dict[str, Any]) -> Row:
         "paged_adamw",
     }  # fmt: skip
     recipe = {
-        "framework": "litgpt",
+        "loop": "keeps-logits",
         "lora": {"rank": 8, "alpha": 16, "dropout": 0.05, "targets": ["query", "value"]},
         "bitsandbytes_keeps_input": True,  # 0.41.1
         "lengths": [[tokens] * batch, [TYPICAL_TOKENS] * batch],
@@ -112,7 +119,7 @@ def _llamafactory(item: dict[str, Any]) -> Row:
         "precision": "bf16-mixed", "quantization": "nf4-double", "tuning": "lora",
         "checkpointing": True,
     }  # fmt: skip
-    recipe = {"framework": "llamafactory", "lora": {"rank": 8, "alpha": 16, "targets": "all"}}
+    recipe = FACTORY | {"lora": {"rank": 8, "alpha": 16, "targets": "all"}}
     capacity = int(item["capacity_gib"] * GIB)
     peak = item["peak_gb"]
     return Row(
@@ -132,7 +139,7 @@ def xmem(item: dict[str, Any]) -> Row:
         "tuning": "full", "checkpointing": False, "optimizer": optimizer,
     }  # fmt: skip
     recipe = {
-        "framework": "loop", "max_grad_norm": 0, "use_cache": True,
+        "loop": "script", "max_grad_norm": 0, "use_cache": True,
         "attention": "eager" if item["model"] in WITHOUT_SDPA else "sdpa",
         "lengths": [[tokens] * (batch - 1) + [tokens // 2]],
     }  # fmt: skip
@@ -159,7 +166,7 @@ def _torchtune(item: dict[str, Any]) -> Row:
         "offload": ["activations"] if item["offload_activations"] else [],
     }  # fmt: skip
     recipe = {
-        "framework": "torchtune", "max_grad_norm": 0.0, "fused": True,
+        "loop": "sums-losses", "max_grad_norm": 0.0, "fused": True,
         "step_in_backward": item["step_in_backward"], "compiled": item["compile"],
         "lora": {"rank": lora["lora_rank"], "alpha": lora["lora_alpha"], "targets": [
             *("o_proj" if one == "output_proj" else one for one in lora["lora_attn_modules"]),

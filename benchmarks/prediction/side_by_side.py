@@ -16,9 +16,15 @@ sys.path[:0] = [str(HERE), str(HERE.parents[1] / "src")]
 
 from rows import Row, rows  # noqa: E402  lies beside this file
 
+from oomguard.adapters import (  # noqa: E402
+    litgpt_memory,
+    llamafactory_memory,
+    torchtune_memory,
+)
+from oomguard.adapters.hf.hf_memory import TRAINER_CODE  # noqa: E402
 from oomguard.catalogue.shipped import litgpt_config, transformers_config  # noqa: E402
 from oomguard.estimate.analytic import SPREAD, EstimateInput, analytic  # noqa: E402
-from oomguard.estimate.architecture import Architecture, from_config, from_litgpt  # noqa: E402
+from oomguard.estimate.architecture import Architecture, from_config, from_gpt_config  # noqa: E402
 from oomguard.estimate.memory import estimate  # noqa: E402
 from oomguard.job.memory_settings import Attention, Family, Format, Lora, MemorySettings  # noqa: E402
 from oomguard.job.plan import LossKernel, Offload, Plan, Precision, Quantization, Tuning  # noqa: E402
@@ -27,6 +33,11 @@ from oomguard.job.plan import LossKernel, Offload, Plan, Precision, Quantization
 TABLE = {7: {16: 16, 8: 10, 4: 6}, 13: {16: 32, 8: 16, 4: 12}, 30: {16: 80, 8: 40, 4: 24}}
 NAMES = ("trace", "arithmetic", "accelerate", "DeepSpeed", "LLaMA-Factory", "params x bytes")
 FAMILIES = {"litgpt": Family.LITGPT, "torchtune": Family.TORCHTUNE}
+CODES = {
+    "litgpt": litgpt_memory.CODE,
+    "llamafactory": llamafactory_memory.CODE,
+    "torchtune": torchtune_memory.CODE,
+}
 STORED = {"none": 2.0, "int8": 1.0, "nf4": 0.5, "nf4-double": 0.5}
 
 
@@ -95,13 +106,13 @@ def _arithmetic(row: Row, model: Architecture) -> int | None:
         offload=frozenset(map(Offload, plan.get("offload", ()))),
     )
     targets = lora["targets"] if lora else ()
-    framework = recipe["framework"]
-    litgpt = framework == "litgpt"
+    code = CODES.get(row.environment, TRAINER_CODE)
+    factory = code is llamafactory_memory.CODE
     own = MemorySettings(
-        framework=framework,
-        family=FAMILIES.get(framework, Family.HF),
-        base=Format.BF16 if framework == "llamafactory" else None,
-        trained_fp32=framework == "llamafactory",
+        code=code,
+        family=FAMILIES.get(row.environment, Family.HF),
+        base=Format.BF16 if factory else None,
+        trained_fp32=factory,
         fused=recipe.get("fused", False),
         step_in_backward=recipe.get("step_in_backward", False),
         compiled=recipe.get("compiled", False),
@@ -114,7 +125,7 @@ def _arithmetic(row: Row, model: Architecture) -> int | None:
         if lora
         else None,
         attention=Attention(recipe.get("attention", "sdpa")),
-        loss_chunk=128 if litgpt else None,
+        loss_chunk=128 if code is litgpt_memory.CODE else None,
     )
     terms = analytic(EstimateInput(model=model, plan=known, recipe=own))
     found = estimate(terms, method="analytic", spread=SPREAD)
@@ -126,7 +137,7 @@ def _model(row: Row) -> Architecture:
     if row.request["model"]["family"] == "litgpt":
         carried = litgpt_config(config["name"])
         assert carried is not None, config["name"]
-        return from_litgpt(carried[0])
+        return from_gpt_config(carried[0])
     if row.request["model"]["family"] == "torchtune":
         found = transformers_config(row.name.split()[0])
         assert found is not None, row.name

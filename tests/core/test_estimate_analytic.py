@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from oomguard.adapters.hf.hf_memory import TRAINER_CODE
 from oomguard.estimate.analytic import SPREAD, EstimateInput, analytic, static
 from oomguard.estimate.combine import clip_to_capacity
 from oomguard.estimate.host import host_peak
@@ -57,7 +58,7 @@ def test_an_unquantized_llamafactory_adapter_keeps_what_its_frozen_tower_compute
     kept = problem(**given).step.tower
     # 3009 patches, 32 layers of 10 x 1280 + 3 x 3420 numbers of 2 bytes; traced: 4.1 GiB
     assert kept / GIB == pytest.approx(4.1, rel=0.05)
-    other = replace(FACTORY, framework="hf_trainer")
+    other = replace(FACTORY, code=TRAINER_CODE)
     assert problem(recipe=other, **given).step.tower == kept / 16
     assert problem(quantization=Quantization.NF4, **given).step.tower == kept / 16
 
@@ -110,7 +111,7 @@ def test_zero3_holds_less_of_the_weights_the_more_ranks_there_are(plan, recipe, 
 def test_offload_moves_the_optimizer_to_the_host():
     full = problem(
         LORA,
-        MemorySettings(framework="llamafactory", base=Format.BF16),
+        MemorySettings(code=FACTORY.code, base=Format.BF16),
         tuning=Tuning.FULL,
         ranks=4,
         sharding=Sharding.ZERO3,
@@ -125,7 +126,7 @@ def test_offload_moves_the_optimizer_to_the_host():
 
 
 def test_full_tuning_takes_16_bytes_a_number_and_zero2_shares_them_out():
-    recipe = MemorySettings(framework="llamafactory", base=Format.BF16)
+    recipe = MemorySettings(code=FACTORY.code, base=Format.BF16)
     alone = analytic(problem(LORA, recipe, tuning=Tuning.FULL, quantization=Quantization.NONE))
     fixed = sum(alone.get(t, 0) for t in (Term.WEIGHTS, Term.GRADIENTS, Term.OPTIMIZER))
     assert fixed >= 16 * LLAMA3.parameters

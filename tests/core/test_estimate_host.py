@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from oomguard.adapters.hf.hf_memory import TRAINER_CODE
 from oomguard.estimate.host import host_peak
 from oomguard.job.memory_settings import ALL_LINEAR, Format, LoftqStart, Lora, MemorySettings
 from oomguard.job.plan import Loftq, Plan, Precision, Quantization, Sharding, Tuning
@@ -15,7 +16,7 @@ GB = 10**9
 
 def loftq(bits: int, *, replaces: bool) -> int:
     recipe = MemorySettings(
-        framework="hf_trainer",
+        code=TRAINER_CODE,
         base=Format.FP32 if not replaces else Format.BF16,
         lora=Lora(rank=16, alpha=16, targets=(ALL_LINEAR,)),
         loftq=LoftqStart(bits=bits),
@@ -42,7 +43,7 @@ def test_one_square_matrix_of_the_report_takes_nine_gigabytes_for_its_distances(
     assert 9.5 * GB < distances < 9.7 * GB
     square = Lora(rank=16, alpha=16, targets=("o_proj",))
     recipe = MemorySettings(
-        framework="hf_trainer", base=Format.FP32, lora=square, loftq=LoftqStart(bits=8)
+        code=TRAINER_CODE, base=Format.FP32, lora=square, loftq=LoftqStart(bits=8)
     )
     levels = host_peak(problem(LORA, recipe, PHI, loftq=Loftq.AT_ONCE))["loftq"]
     assert 2 * distances < levels < 2.1 * distances

@@ -11,12 +11,12 @@ from oomguard.estimate.host import host_peak
 from oomguard.estimate.memory import Term
 from oomguard.job.memory_settings import Format, MemorySettings
 from oomguard.job.plan import Offload, Precision, Sharding, Tuning
-from shapes import LLAMA3, LORA, model, problem, replace
+from shapes import FACTORY, LLAMA3, LORA, model, problem, replace
 
 FULL = replace(
     LORA, tuning=Tuning.FULL, lora_rank=None, accumulation=1, optimizer="adamw_torch_fused"
 )
-RECIPE = MemorySettings(framework="llamafactory", base=Format.BF16)
+RECIPE = MemorySettings(code=FACTORY.code, base=Format.BF16)
 N = LLAMA3.parameters
 LAYER = LLAMA3.layer_linear + LLAMA3.layer_small
 SHORT = 64  # tokens: what stands in memory outweighs what a step works with

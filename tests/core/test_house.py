@@ -11,6 +11,7 @@ from pathlib import Path
 import click
 import pytest
 
+from oomguard.adapters.registry import ADAPTERS
 from oomguard.cli.main import COMMANDS, cli
 
 try:
@@ -50,6 +51,39 @@ def test_no_two_classes_share_a_name():
         if isinstance(node, ast.ClassDef)
     ]
     assert duplicates(names) == {}
+
+
+# --- Frameworks ---
+
+#: Names that are also those of a family of models and of a method.
+ALSO_OTHERWISE = {"qwen", "loftq", "peft_loftq"}
+
+
+def names_of_frameworks() -> set[str]:
+    """Return the names and titles of all adapters, as one word each."""
+    words = {word for adapter in ADAPTERS for word in (adapter.name, *adapter.title.split())}
+    words |= {re.sub(r"\W", "", word) for word in words}
+    common = {"Hugging", "Face", "Trainer", "script", "PEFT", "with", "sft", "HuggingFace"}
+    kept = {word.lower() for word in words if word not in common and word.isidentifier()}
+    return kept - ALSO_OTHERWISE
+
+
+def test_the_names_are_those_of_the_frameworks():
+    expected = {"llamafactory", "litgpt", "torchtune", "trl", "axolotl", "ms_swift", "hf_trainer"}
+    assert expected <= names_of_frameworks()
+
+
+@pytest.mark.parametrize("package", ["estimate", "predict", "tracer"])
+def test_predictions_name_no_framework(package):
+    """What they need to know about a framework its adapter states as fields."""
+    names = re.compile("|".join(names_of_frameworks()), re.IGNORECASE)
+    named = [
+        f"{path.relative_to(SRC)}:{number}: {line.strip()}"
+        for path in sorted((SRC / package).rglob("*.py"))
+        for number, line in enumerate(path.read_text().splitlines(), start=1)
+        if names.search(line.replace("-", ""))
+    ]
+    assert named == []
 
 
 # --- Purity ---

@@ -38,7 +38,7 @@ from torch.profiler import ProfilerActivity, profile
 
 PLAN = {"micro_batch": 4, "accumulation": 1, "sequence_length": 256, "precision": "fp32",
         "tuning": "full", "checkpointing": False}  # fmt: skip
-RECIPE = {"framework": "hf_trainer", "foreach": False, "cuda": False}
+RECIPE = {"loop": "trainer", "kbit_float32": True, "foreach": False, "cuda": False}
 LORA = {"rank": 8, "alpha": 16, "targets": ["q_proj", "v_proj"]}
 ALL = {"rank": 16, "alpha": 16, "targets": "all-linear"}
 
@@ -81,12 +81,12 @@ CASES: list[tuple[str, dict[str, Any], dict[str, Any], dict[str, Any]]] = [
 IMAGES = {"images": [[280, 420]]}
 #: Those that transformers' Trainer needs a processor for run in a plain loop.
 LOOPED = [
-    ("images", QWEN_VL, {"sequence_length": 512}, {"framework": "loop", "media": IMAGES}),
+    ("images", QWEN_VL, {"sequence_length": 512}, {"loop": "script", "media": IMAGES}),
     ("images lora", QWEN_VL, {"sequence_length": 512, "tuning": "lora"},
-     {"framework": "loop", "media": IMAGES, "lora": LORA}),
+     {"loop": "script", "media": IMAGES, "lora": LORA}),
     ("audio", QWEN_AUDIO, {"sequence_length": 1024, "micro_batch": 1},
-     {"framework": "loop", "media": {"audio_seconds": 30}}),
-    ("evaluation", LLAMA, {}, {"framework": "loop", "eval_only": True}),
+     {"loop": "script", "media": {"audio_seconds": 30}}),
+    ("evaluation", LLAMA, {}, {"loop": "script", "eval_only": True}),
 ]  # fmt: skip
 QUANTIZED = [
     ("qlora nf4", LLAMA, {"tuning": "lora", "quantization": "nf4"}, {"lora": ALL}),
@@ -232,7 +232,7 @@ def main() -> None:
     found = []
     for name, config, plan, recipe in [case for case in cases if set(sys.argv[1:]) <= {case[0]}]:
         asked = variant(plan, recipe)
-        measure = looped if asked.framework == "loop" else real
+        measure = looped if asked.loop == "script" else real
         try:
             sizes = {"traced_bytes": traced(config, asked), "real_bytes": measure(config, asked)}
         except Exception:  # noqa: BLE001  reported with the case it belongs to

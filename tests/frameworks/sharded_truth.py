@@ -20,6 +20,7 @@ from environments import environment
 from sharded_cases import CONFIG, LORA_ALPHA, Case
 
 import oomguard.tracer
+from oomguard.adapters.hf.hf_memory import TRAINER_CODE
 from oomguard.catalogue.lookup import Model
 from oomguard.estimate import constants
 from oomguard.estimate.analytic import gradients, static
@@ -76,7 +77,7 @@ def question(case: Case) -> PredictionRequest:
     )
     targets = (ALL_LINEAR,)
     recipe = MemorySettings(
-        framework="hf_trainer",
+        code=TRAINER_CODE,
         base=Format.BF16 if case.bf16_weights else None,
         lora=Lora(rank=case.lora_rank, alpha=LORA_ALPHA, targets=targets) if lora else None,
         foreach="fused" not in case.optimizer,

@@ -64,13 +64,19 @@ def test_llama_3_8b_is_what_a_hand_calculates_term_by_term():
     assert sum(terms.values()) == answer["estimate"]["reserved_bytes"]
 
 
+#: How LLaMA-Factory trains: reentrant checkpointing, and trained weights in fp32.
+FACTORY = {
+    "loop": "trainer", "use_reentrant": True, "checkpoints_trained_layers": True,
+    "weights_dtype": "bf16", "trainable_dtype": "fp32",
+}  # fmt: skip
 VARIANTS = {
     "full": ({"tuning": "full"}, {"lora": None}),
     "no checkpointing": ({"checkpointing": False}, {}),
     "reentrant": ({}, {"use_reentrant": True}),
     "nf4": ({"quantization": "nf4-double", "precision": "bf16-mixed"},
-            {"framework": "llamafactory"}),
-    "int8": ({"quantization": "int8", "precision": "fp16-mixed"}, {"framework": "llamafactory"}),
+            FACTORY),
+    "int8": ({"quantization": "int8", "precision": "fp16-mixed"},
+             FACTORY | {"weights_dtype": "fp16"}),
     "accumulation": ({"accumulation": 4, "tuning": "full"}, {"lora": None}),
     "8-bit optimizer": ({"tuning": "full", "optimizer": "adamw_8bit"}, {"lora": None}),
     "fused loss": ({"loss_kernel": "fused"}, {}),
@@ -112,7 +118,7 @@ TOWERS = {
 def test_a_few_layers_of_a_tower_say_the_same_as_all(name, frozen):
     config, media = TOWERS[name]
     plan = {"frozen": list(frozen), "sequence_length": 1024}
-    recipe = {"framework": "llamafactory", "media": media}
+    recipe = FACTORY | {"media": media}
     few, every = ask(config, (plan, recipe), (plan, recipe | {"full_depth": True}))
     assert few["estimate"]["method"] == "trace-extrapolated"
     assert few["estimate"]["allocated_bytes"] == pytest.approx(
@@ -184,8 +190,8 @@ def test_experts_are_traced_in_every_format_one_by_one_or_all_at_once():
 def test_new_tokens_train_the_embeddings_and_say_so_in_bytes():
     config = TEXT | {"model_type": "llama", "architectures": ["LlamaForCausalLM"]}
     plan = {"precision": "bf16-mixed", "sequence_length": 128}
-    recipe = {"framework": "llamafactory", "new_tokens": 64}
-    plain, grown = ask(config, (plan, {"framework": "llamafactory"}), (plan, recipe))
+    recipe = FACTORY | {"new_tokens": 64}
+    plain, grown = ask(config, (plan, FACTORY), (plan, recipe))
     rows = (8192 + 64) * 256
     assert "trained_embeddings" not in plain["estimate"]["terms"]
     # Float32 weights, gradients and two moments of the embedding and of the head.
@@ -204,7 +210,7 @@ def test_a_head_that_peft_has_wrapped_is_still_where_the_logits_are():
     config = TEXT | {"model_type": "llama", "architectures": ["LlamaForCausalLM"],
                      "num_hidden_layers": 9}  # fmt: skip
     saved = ALL | {"modules_to_save": ["embed_tokens", "lm_head"]}
-    recipe = {"framework": "llamafactory", "new_tokens": 64, "lora": saved}
+    recipe = FACTORY | {"new_tokens": 64, "lora": saved}
     plan = {"precision": "bf16-mixed", "sequence_length": 512}
     few, every = ask(config, (plan, recipe), (plan, recipe | {"full_depth": True}))
     assert few["estimate"]["method"] == "trace-extrapolated"
@@ -229,7 +235,7 @@ def test_a_cache_of_keys_and_values_lives_with_the_outputs_that_hold_it():
 
 def test_litgpt_by_its_own_name_and_four_bits():
     lora = {"rank": 8, "alpha": 16, "targets": ["query", "value"]}
-    recipe = {"framework": "litgpt", "lora": lora, "lengths": [[256], [64]]}
+    recipe = {"loop": "keeps-logits", "lora": lora, "lengths": [[256], [64]]}
     plan = {"checkpointing": False, "sequence_length": 256}
     whole, packed, doubled = ask(
         {"name": "pythia-160m"}, (plan, recipe),

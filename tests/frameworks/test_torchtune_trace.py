@@ -44,7 +44,7 @@ def ask(config, *variants):
     document = {
         "v": 1, "model": {"family": "torchtune", "config": config},
         "variants": [
-            {"id": str(number), "plan": PLAN | plan, "recipe": {"framework": "torchtune"} | recipe}
+            {"id": str(number), "plan": PLAN | plan, "recipe": {"loop": "sums-losses"} | recipe}
             for number, (plan, recipe) in enumerate(variants)
         ],
     }  # fmt: skip

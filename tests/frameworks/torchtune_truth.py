@@ -91,7 +91,7 @@ def traced(config: DictConfig) -> int:
         "optimizer": config.optimizer._component_,
     }  # fmt: skip
     recipe = {
-        "framework": "torchtune", "foreach": False, "cuda": False,
+        "loop": "sums-losses", "foreach": False, "cuda": False,
         "step_in_backward": config.get("optimizer_in_bwd", False),
         "max_grad_norm": config.clip_grad_norm or 0.0,
     }  # fmt: skip

@@ -11,7 +11,7 @@ import pytest
 from oomguard.catalogue.lookup import find_model
 from oomguard.catalogue.shipped import families, known, litgpt_config, transformers_config
 from oomguard.errors import ConfigError
-from oomguard.estimate.architecture import from_config, from_litgpt
+from oomguard.estimate.architecture import from_config, from_gpt_config
 from oomguard.job.memory_settings import Family
 
 OFFLINE = {"HF_HUB_OFFLINE": "1", "HF_HOME": "/nonexistent"}
@@ -78,7 +78,7 @@ def test_litgpts_shapes_agree_with_transformers_where_both_are_carried():
         assert ours is not None
         assert theirs is not None
         count = from_config(theirs[0]).parameters
-        assert from_litgpt(ours[0]).parameters == pytest.approx(count, rel=0.01)
+        assert from_gpt_config(ours[0]).parameters == pytest.approx(count, rel=0.01)
 
 
 def test_every_carried_model_has_a_shape_and_its_family_a_source():

@@ -24,7 +24,7 @@ def lengths(tmp_path):
         lines = "\n".join(json.dumps(record) for record in records)
         path.write_text(json.dumps(records) if name.endswith(".json") else lines)
         job = replace(make_job(plan), cwd=str(tmp_path))
-        asked = MemorySettings(framework="x", model=model, data=(str(path),), **recipe)
+        asked = MemorySettings(model=model, data=(str(path),), **recipe)
         return with_lengths(job, asked).lengths
 
     return of
@@ -104,7 +104,7 @@ def test_a_data_set_is_found_by_its_name(tmp_path):
     (tmp_path / "dataset_info.json").write_text('{"mine": {"file_name": "real.json"}}')
     (tmp_path / "real.json").write_text(json.dumps([{"text": WORDS}]))
     job = replace(make_job(PLAN), cwd=str(tmp_path))
-    found = with_lengths(job, MemorySettings(framework="x", data=(str(tmp_path / "mine"),)))
+    found = with_lengths(job, MemorySettings(data=(str(tmp_path / "mine"),)))
     assert found.lengths is not None
     assert found.lengths.longest == 100
 
@@ -116,9 +116,7 @@ def test_what_cannot_be_read_leaves_the_lengths_unknown(tmp_path, text):
     path = tmp_path / "train.json"
     path.write_bytes(text.encode("utf-8", errors="surrogateescape"))
     job = make_job(PLAN)
-    found = with_lengths(
-        job, MemorySettings(framework="x", data=(str(path), str(tmp_path / "gone")))
-    )
+    found = with_lengths(job, MemorySettings(data=(str(path), str(tmp_path / "gone"))))
     assert found.lengths is None or found.lengths.samples == 1
 
 

@@ -15,7 +15,7 @@ from generators import make_job
 from oomguard.catalogue.lookup import find_model
 from oomguard.estimate.memory import Fits
 from oomguard.job.memory_settings import Family
-from oomguard.job.plan import Allocator, EmbeddingRows, Plan, Quantization, Sharding
+from oomguard.job.plan import Allocator, EmbeddingRows, Plan, Quantization, Sharding, Tuning
 from oomguard.job.training_job import Lengths, World
 from oomguard.predict import trace_request
 from oomguard.predict.prediction_request import PredictionRequest
@@ -79,7 +79,7 @@ class Stand:
         (self.folder / "versions.json").write_text(json.dumps(found))
 
     def tracer(self) -> TraceClient:
-        found = tracer_of([str(self.python)], "hf", cache=self.folder / "cache")
+        found = tracer_of([str(self.python)], Family.HF, cache=self.folder / "cache")
         assert found is not None
         return found
 
@@ -239,9 +239,17 @@ def test_batches_are_as_long_as_the_longest_sample_that_the_tokenizer_counted():
     assert ask(LORA, lengths=packed).batched(LORA) == LORA
 
 
+@pytest.mark.parametrize("quantization", [None, Quantization.NONE, Quantization.NF4])
+def test_only_a_quantized_run_takes_the_paged_optimizer(quantization):
+    plan = replace(LORA, quantization=quantization, tuning=Tuning.FULL, optimizer="AdamW")
+    step = trace_request.variant(replace(ask(plan), recipe=LITGPT), plan)
+    paged = quantization is Quantization.NF4
+    assert step["plan"]["optimizer"] == ("paged_adamw" if paged else "AdamW")
+
+
 def test_a_python_without_torch_traces_nothing(stand):
     stand.versions(transformers="5.23")
-    assert tracer_of([str(stand.python), "/nonexistent/python"], "hf") is None
+    assert tracer_of([str(stand.python), "/nonexistent/python"], Family.HF) is None
 
 
 VL = Plan(micro_batch=2, accumulation=1, sequence_length=2048, image_pixels=448 * 448)

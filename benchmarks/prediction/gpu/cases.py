@@ -58,7 +58,7 @@ def _case(name: str, shape: str, tokens: int, *, recipe: dict[str, Any] | None =
     chosen = base | plan
     adapter = ADAPTER if chosen["tuning"] == "lora" else None
     return {"name": name, "shape": shape, "plan": chosen,
-            "recipe": {"framework": "loop", "lora": adapter, "kbit_float32": False}
+            "recipe": {"loop": "script", "lora": adapter, "kbit_float32": False}
             | (recipe or {})}  # fmt: skip
 
 

@@ -23,6 +23,7 @@ from oomguard.configfile.document import Source
 from oomguard.configfile.flags import Flags
 from oomguard.configfile.layered import Settings
 from oomguard.errors import ConfigError, Where
+from oomguard.job.memory_settings import TrainingCode
 from oomguard.job.plan import Overlong, Plan, Precision, Quantization, Tuning
 from oomguard.job.training_job import Job
 
@@ -201,6 +202,7 @@ class Axolotl(TrainerAdapter):
 
     name = "axolotl"
     title = "axolotl"
+    training_code = TrainingCode()
     marks = Marks(own=frozenset({"base_model"}), without=frozenset({"model_name_or_path"}))
     python_packages = ("axolotl",)
     starts = ("axolotl", "train")

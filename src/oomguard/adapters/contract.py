@@ -171,7 +171,7 @@ class Adapter(ABC):
 
     def memory_settings(self, job: Job) -> MemorySettings:
         """Return what decides the job's memory besides its plan; the default leaves it unknown."""
-        return MemorySettings(framework=self.name)
+        return MemorySettings()
 
     def refusal(self, job: Job, plan: Plan) -> str | None:
         """Return the framework's own message if it would refuse this plan, else None."""

@@ -9,7 +9,7 @@ import posixpath
 
 from oomguard.adapters import fields
 from oomguard.configfile.layered import Settings
-from oomguard.job.memory_settings import Family, Lora, MemorySettings
+from oomguard.job.memory_settings import Family, Loop, Lora, MemorySettings, TrainingCode
 from oomguard.job.plan import Tuning
 from oomguard.job.training_job import Job
 
@@ -25,10 +25,25 @@ _SWITCHES = (
 )
 
 
+#: litgpt 0.5.13, finetune/lora.py: fit keeps the logits, setup takes bitsandbytes' PagedAdamW and,
+#: since 0.5.3, puts a trained StableEmbedding beside the old one; its attention splits one product.
+CODE = TrainingCode(
+    loop=Loop.KEEPS_LOGITS,
+    fsdp_casts_parameters=False,
+    dropout_per_matrix=False,
+    keeps_qkv=True,
+    quantizes_head=True,
+    quantized_trains_embedding=True,
+    quantized_pages_optimizer=True,
+    maps_checkpoint=True,
+    since={"stable_embedding": ("litgpt", (0, 5, 3))},
+)
+
+
 def recipe_of(settings: Settings, job: Job, checkpoint: str | None) -> MemorySettings:
     """Read it; LitGPT keeps every number in the format that its precision names."""
     return MemorySettings(
-        framework=job.framework,
+        code=CODE,
         model=checkpoint,
         family=Family.LITGPT,
         trained_fp32=False,

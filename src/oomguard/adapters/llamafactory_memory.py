@@ -11,7 +11,14 @@ import posixpath
 from oomguard.adapters import fields
 from oomguard.adapters.hf import training_arguments as hf
 from oomguard.configfile.layered import Settings
-from oomguard.job.memory_settings import ALL_LINEAR, Attention, Format, Lora, MemorySettings
+from oomguard.job.memory_settings import (
+    ALL_LINEAR,
+    Attention,
+    Format,
+    Lora,
+    MemorySettings,
+    TrainingCode,
+)
 from oomguard.job.plan import Sharding, Tuning
 from oomguard.job.training_job import Job
 
@@ -24,11 +31,16 @@ _ATTENTIONS = {"disabled": Attention.EAGER, "fa2": Attention.FLASH, "fa3": Atten
 _RESIZED = ("embed_tokens", "lm_head")
 
 
+#: llamafactory 0.9.5, model/model_utils/checkpointing.py: reentrant, and only for layers with a
+#: trained parameter.
+CODE = TrainingCode(reentrant_checkpointing=True, checkpoints_trained_layers=True)
+
+
 def recipe_of(settings: Settings, job: Job) -> MemorySettings:
     """Read it; a base in half precision is what LLaMA-Factory loads for every trained model."""
     resizes = bool(new_tokens(settings)) or fields.flag("resize_vocab").of(settings)
     return MemorySettings(
-        framework=job.framework,
+        code=CODE,
         model=_MODEL.of(settings),
         base=Format.FP16 if hf.FP16.of(settings) else Format.BF16,
         trained_fp32=job.asked.sharding is not Sharding.ZERO3,

@@ -30,6 +30,7 @@ from oomguard.configfile.document import Source
 from oomguard.configfile.layered import Settings
 from oomguard.job.checkpoint import Continuation, Layout, Mode
 from oomguard.job.command import File
+from oomguard.job.memory_settings import TrainingCode
 from oomguard.job.plan import (
     DeviceMap,
     Offload,
@@ -225,6 +226,7 @@ class MsSwift(TrainerAdapter):
 
     name = "ms_swift"
     title = "ms-swift"
+    training_code = TrainingCode()
     marks = Marks(
         own=frozenset({"dataset", "tuner_type", "train_type", "model_type"})
         | {"quant_bits", "freeze_vit"},

@@ -19,6 +19,7 @@ from oomguard.adapters.hf import hf_trainer
 from oomguard.adapters.hf.hf_trainer import HFTrainer
 from oomguard.configfile.flags import Flags
 from oomguard.configfile.layered import Settings
+from oomguard.job.memory_settings import TrainingCode
 from oomguard.job.plan import Loftq, Plan, Quantization, Tuning
 from oomguard.job.training_job import Job
 
@@ -76,6 +77,7 @@ class PeftLoftq(HFTrainer):
 
     name = "peft_loftq"
     title = "PEFT script with LoftQ"
+    training_code = TrainingCode()
     marks = Marks()
     bindings = BINDINGS
     refusals = _REFUSALS

@@ -11,7 +11,7 @@ from types import MappingProxyType
 
 from oomguard.adapters import fields
 from oomguard.configfile.layered import Settings
-from oomguard.job.memory_settings import Family, Lora, MemorySettings
+from oomguard.job.memory_settings import Family, Loop, Lora, MemorySettings, TrainingCode
 from oomguard.job.plan import Tuning
 from oomguard.job.training_job import Job
 
@@ -53,12 +53,22 @@ _COMPONENT = "_component_"
 _MLP = ("gate_proj", "up_proj", "down_proj")
 
 
+#: torchtune 0.6.1, recipes/*_finetune_single_device.py, modules/loss/ce_chunked_output_loss.py.
+CODE = TrainingCode(
+    loop=Loop.SUMS_LOSSES,
+    fsdp_casts_parameters=False,
+    dropout_per_matrix=False,
+    chunked_loss=True,
+    torchao_nf4=True,
+)
+
+
 def recipe_of(settings: Settings, job: Job) -> MemorySettings:
     """Read it; torchtune keeps every number in the format that `dtype` names."""
     component = _component(settings)
     packed = fields.flag("dataset.packed").of(settings)
     return MemorySettings(
-        framework=job.framework,
+        code=CODE,
         model=_model(str(component.get(_COMPONENT, "")), settings),
         family=Family.TORCHTUNE,
         component=component,

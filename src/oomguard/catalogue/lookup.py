@@ -14,7 +14,7 @@ import yaml
 
 from oomguard.catalogue import shipped
 from oomguard.errors import ConfigError, Where, did_you_mean
-from oomguard.estimate.architecture import Architecture, from_config, from_litgpt
+from oomguard.estimate.architecture import Architecture, from_config, from_gpt_config
 from oomguard.job.memory_settings import Family
 
 HUB = "https://huggingface.co"
@@ -35,7 +35,7 @@ class Model:
     @property
     def architecture(self) -> Architecture:
         """Read its shape."""
-        read = from_litgpt if self.family is Family.LITGPT else from_config
+        read = from_gpt_config if self.family is Family.LITGPT else from_config
         return read(self.config)
 
 

@@ -70,7 +70,7 @@ def plan_job(
     model = find_model(
         recipe.model, recipe.family, cwd=Path(job.cwd), ask_framework=named(job.python)
     )
-    tracer = tracer_of((job.python, sys.executable), traced_family(recipe, model.family).value)
+    tracer = tracer_of((job.python, sys.executable), traced_family(recipe, model.family))
     setting = _setting(device, tracer, prepared, model)
     ratios = index.ratios(setting) if index and setting else UNCORRECTED
     found = forecast(

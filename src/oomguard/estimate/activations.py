@@ -1,7 +1,7 @@
 """What the forward pass keeps for the backward pass, and what a layer and the loss work with.
 
 All figures are bytes. Derivation: which inputs torch's autograd formulas save for each operation
-of a decoder layer (tools/autograd/derivatives.yaml), for transformers' and LitGPT's modules.
+of a decoder layer (tools/autograd/derivatives.yaml), for the modules of common model libraries.
 """
 
 from __future__ import annotations
@@ -11,18 +11,18 @@ from dataclasses import dataclass
 from oomguard.estimate.architecture import Architecture, Linear
 from oomguard.estimate.counts import targeted
 from oomguard.estimate.formats import Formats
-from oomguard.job.memory_settings import Attention, Family, MemorySettings
+from oomguard.job.memory_settings import Attention, MemorySettings
 from oomguard.job.plan import LossKernel, Part, Plan, Quantization, Tuning
 
 _FP32 = 4
 #: Tokens whose logits a fused loss holds at once, as a share: Liger's chunks are about V / h times
 #: smaller than the whole (liger_kernel/ops/fused_linear_cross_entropy.py).
 _FUSED_COPIES = 3
-#: torchtune's chunks of logits (modules/loss/ce_chunked_output_loss.py).
+#: The number of chunks that a chunked loss divides the logits into.
 _CHUNKS = 8
 #: Copies that transformers' unfused "gelu_new" keeps (activations.py, NewGELUActivation).
 _GELU_COPIES = 5
-#: Copies of the logits in LitGPT's loop, which drops those of an iteration when the next ones are
+#: Copies of the logits in a loop that drops those of an iteration when the next ones are
 #: there (finetune/lora.py, fit): with log-probabilities, and with their gradients.
 _CHUNKED_FORWARD, _CHUNKED_BACKWARD = 3, 5
 #: Matrices that read the same tensor, by role.
@@ -129,14 +129,15 @@ class TrainingStep:
     def _tower_kept(self) -> bool:
         """Return whether all layers of a tower keep what they need to go backward.
 
-        LLaMA-Factory checkpoints no layer without a trained parameter, and PEFT asks for a
-        gradient of the tower's input where layers are checkpointed and nothing is quantized.
+        A framework may checkpoint no layer without a trained parameter, and PEFT requires a
+        gradient of the tower's input if layers are checkpointed and nothing is quantized.
         """
         plan = self.plan
         if plan.tuning is Tuning.FULL:
             return Part.VISION_TOWER not in (plan.frozen or ()) and not plan.checkpointing
         reached = plan.tuning is Tuning.LORA and plan.quantization is Quantization.NONE
-        return bool(reached and plan.checkpointing and self.recipe.framework == "llamafactory")
+        only_trained = self.recipe.code.checkpoints_trained_layers
+        return bool(reached and plan.checkpointing and only_trained)
 
     @property
     def _patches(self) -> int:
@@ -178,7 +179,7 @@ class TrainingStep:
         if self._casts_inputs:
             return _FP32 * sum(self._input(m) for m in matrices)
         dropout = self.recipe.lora is not None and self.recipe.lora.dropout > 0
-        if dropout and self.recipe.family is Family.HF:
+        if dropout and self.recipe.code.dropout_per_matrix:
             return (size + 1) * sum(self._input(m) for m in matrices)
         if self.formats.autocast and self.formats.trained_bytes > size:
             return size * sum(self._input(m) for m in matrices)
@@ -199,7 +200,7 @@ class TrainingStep:
         if self.recipe.attention is Attention.FLASH:
             return size * 2 * (model.query + model.key_value) + _FP32 * model.heads
         kept = 4 * model.query
-        if self.recipe.family is Family.LITGPT:  # v is a view, so all of q, k, v stays
+        if self.recipe.code.keeps_qkv:
             kept += model.query + model.key_value
         return size * kept + _FP32 * model.heads
 
@@ -220,9 +221,9 @@ class TrainingStep:
 
     @property
     def _in_chunks(self) -> bool:
-        """Return whether logits are computed chunk by chunk and all kept, as torchtune does."""
+        """Return whether logits are computed chunk by chunk and all kept."""
         fused = self.plan.loss_kernel is LossKernel.FUSED
-        return fused and self.recipe.family is Family.TORCHTUNE
+        return fused and self.recipe.code.chunked_loss
 
     @property
     def _kept_of_chunks(self) -> int:

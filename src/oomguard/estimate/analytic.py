@@ -11,7 +11,7 @@ from oomguard.estimate.architecture import Architecture
 from oomguard.estimate.counts import Counts, adapter, counts
 from oomguard.estimate.formats import FOUR_BIT, PACKED_BYTES, ZERO, Formats, formats, stored
 from oomguard.estimate.memory import Spread, Term
-from oomguard.job.memory_settings import Family, MemorySettings
+from oomguard.job.memory_settings import MemorySettings
 from oomguard.job.plan import (
     Allocator,
     EmbeddingRows,
@@ -130,18 +130,16 @@ def base_weights(problem: EstimateInput) -> int:
 
 
 def _packed_head(problem: EstimateInput) -> int:
-    """Count the numbers of an output head that is quantized too, as LitGPT's is."""
+    """Count the numbers of an output head that is quantized too."""
     quantized = problem.plan.quantization not in (None, Quantization.NONE)
-    is_litgpt = problem.recipe.family is Family.LITGPT
-    return problem.model.head if quantized and is_litgpt else 0
+    return problem.model.head if quantized and problem.recipe.code.quantizes_head else 0
 
 
 def state_bytes(problem: EstimateInput) -> float:
     """Return the optimizer's bytes per trained number on the GPU."""
     name = (problem.plan.optimizer or problem.recipe.optimizer).lower()
-    if "paged" in name or (
-        problem.recipe.framework == "litgpt" and problem.plan.quantization in FOUR_BIT
-    ):
+    paged = problem.recipe.code.quantized_pages_optimizer and problem.plan.quantization in FOUR_BIT
+    if "paged" in name or paged:
         return 0.0  # in managed memory: the driver moves it to the host when the GPU is full
     if "8bit" in name or "8-bit" in name:
         return _EIGHT_BIT
@@ -255,7 +253,7 @@ def dequantized(problem: EstimateInput) -> int:
     if plan.quantization in (None, Quantization.NONE):
         return 0
     largest = max(linear.inputs * linear.outputs for linear in problem.model.linears)
-    if problem.recipe.family is Family.TORCHTUNE:
+    if problem.recipe.code.torchao_nf4:
         return int(largest * _unpacked_bytes(problem))
     constants_bytes = 4 * (largest // 64) if plan.quantization in FOUR_BIT else 0
     return largest * problem.formats.computed_bytes + constants_bytes

@@ -1,4 +1,4 @@
-"""`Architecture`: the shape of a model, read from its config in transformers' or LitGPT's words."""
+"""`Architecture`: the shape of a model, read from its config (config.json or model_config.yaml)."""
 
 from __future__ import annotations
 
@@ -178,8 +178,8 @@ def from_config(config: Mapping[str, object]) -> Architecture:
     )
 
 
-def from_litgpt(config: Mapping[str, object]) -> Architecture:
-    """Read LitGPT's model_config.yaml, or one of its named configs.
+def from_gpt_config(config: Mapping[str, object]) -> Architecture:
+    """Read a model_config.yaml, with n_embd, n_layer and mlp_class_name.
 
     Raises:
         ConfigError: if it does not say how large the model is.
@@ -195,7 +195,7 @@ def from_litgpt(config: Mapping[str, object]) -> Architecture:
     vocab = _number(config.get("vocab_size")) or 50254
     shape = (hidden, heads * head_size, kv_heads * head_size, intermediate)
     return Architecture(
-        model_type=str(config.get("name") or "litgpt"),
+        model_type=str(config.get("name") or "gpt"),
         hidden=hidden,
         layers=_size(config, ("n_layer",)),
         heads=heads,

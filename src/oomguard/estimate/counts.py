@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from oomguard.estimate.architecture import Architecture, Linear
-from oomguard.job.memory_settings import ALL_LINEAR, Family, Lora, MemorySettings
+from oomguard.job.memory_settings import ALL_LINEAR, Lora, MemorySettings
 from oomguard.job.plan import EmbeddingRows, Part, Plan, Quantization, Tuning
 
 _EMBEDDINGS = {"embed_tokens", "wte", "lm_head", "embed_in", "embed_out", "word_embeddings"}
@@ -93,8 +93,9 @@ def adapter(model: Architecture, plan: Plan, recipe: MemorySettings) -> int:
 
 
 def _trained_embeddings(model: Architecture, plan: Plan, recipe: MemorySettings, grown: int) -> int:
-    if recipe.family is Family.LITGPT and plan.quantization not in (None, Quantization.NONE):
-        return model.embedding  # finetune/lora.py puts a trained StableEmbedding beside the old one
+    quantized = plan.quantization not in (None, Quantization.NONE)
+    if quantized and recipe.code.quantized_trains_embedding:
+        return model.embedding
     if plan.embedding_rows is EmbeddingRows.NEW:
         return recipe.new_tokens * model.hidden * (1 if model.tied else 2)
     saved = {name.rsplit(".", 1)[-1] for name in recipe.lora.saved} if recipe.lora else set()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from oomguard.job.memory_settings import Family, Format, MemorySettings
+from oomguard.job.memory_settings import Format, MemorySettings
 from oomguard.job.plan import Plan, Precision, Quantization, Sharding, Tuning
 
 _STORED = {
@@ -80,6 +80,6 @@ def formats(plan: Plan, recipe: MemorySettings) -> Formats:
 
 
 def _casts_gathered(plan: Plan, recipe: MemorySettings) -> bool:
-    """Whether FSDP's mixed precision casts parameters (Lightning's leaves that to autocast)."""
-    is_fsdp = plan.sharding is Sharding.FSDP and recipe.family is Family.HF
+    """Return whether FSDP's mixed precision casts parameters (otherwise autocast does)."""
+    is_fsdp = plan.sharding is Sharding.FSDP and recipe.code.fsdp_casts_parameters
     return is_fsdp and plan.precision in _MIXED

@@ -7,7 +7,7 @@ from oomguard.estimate.analytic import EstimateInput
 from oomguard.estimate.architecture import Architecture
 from oomguard.estimate.counts import targeted
 from oomguard.estimate.formats import PACKED_BYTES
-from oomguard.job.memory_settings import Family, LoftqStart
+from oomguard.job.memory_settings import LoftqStart
 from oomguard.job.plan import Loftq, Offload, Plan, Quantization, Sharding
 
 _FP32 = 4
@@ -44,7 +44,7 @@ def _on_load(problem: EstimateInput) -> int:
     mapped = constants.TENSORS_IN_FLIGHT * _largest(problem.model) * stored.base_bytes
     if plan.loftq is not None:
         return mapped if plan.loftq is Loftq.STAGED else whole
-    if problem.recipe.family is Family.LITGPT:
+    if problem.recipe.code.maps_checkpoint:
         return mapped if _is_single(plan) else whole  # FSDP reads all of it
     if plan.low_cpu_mem_usage is False and plan.sharding is not Sharding.ZERO3:
         return 2 * whole  # the model as initialised, and the checkpoint beside it

@@ -3,16 +3,30 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum
 
 
 class Family(str, Enum):
-    """Whose model code runs, and whose words name its layers."""
+    """The library whose model code runs and which names its layers."""
 
     HF = "hf"  # transformers
     LITGPT = "litgpt"
-    TORCHTUNE = "torchtune"  # its own modules, in the words of transformers
+    TORCHTUNE = "torchtune"  # its own modules, with transformers' names for their matrices
+
+    @property
+    def packages(self) -> tuple[str, ...]:
+        """The packages that build such a model."""
+        return ("torch", "transformers" if self is Family.HF else self.value)
+
+
+class Loop(str, Enum):
+    """A training loop, as far as it decides what is alive when."""
+
+    TRAINER = "trainer"  # transformers' Trainer: nothing of a forward pass outlives its backward
+    SCRIPT = "script"  # a plain loop: inputs, outputs and loss live until the next iteration's
+    KEEPS_LOGITS = "keeps-logits"  # the logits live until the next iteration's exist
+    SUMS_LOSSES = "sums-losses"  # logits go before the backward pass, the loss's graph stays
 
 
 class Attention(str, Enum):
@@ -73,8 +87,52 @@ class LoftqStart:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class TrainingCode:
+    """How a framework's own code uses memory; the defaults are transformers' and PEFT's.
+
+    Each adapter states these facts once, with their source; the estimate and the tracer read no
+    framework's name.
+
+    Attributes:
+        loop: the training loop.
+        reentrant_checkpointing: gradient checkpointing runs torch's reentrant variant.
+        checkpoints_trained_layers: only layers with a trained parameter are checkpointed.
+        kbit_float32: PEFT's prepare_model_for_kbit_training raises what is not quantized to fp32.
+        fsdp_casts_parameters: FSDP's mixed precision casts parameters, instead of autocast.
+        dropout_per_matrix: LoRA keeps a dropout mask and output for every adapted matrix, instead
+            of one for all that share an input.
+        keeps_qkv: attention keeps all of q, k and v (v is a view of the fused product).
+        chunked_loss: a fused loss computes the logits in chunks and keeps them.
+        torchao_nf4: 4-bit weights are torchao's, unpacked by plain operators.
+        quantizes_head: the output head is quantized as well.
+        quantized_trains_embedding: a quantized run trains a second embedding.
+        quantized_pages_optimizer: a quantized run takes bitsandbytes' paged AdamW.
+        maps_checkpoint: on one GPU the checkpoint is memory-mapped, whatever the settings.
+        since: what the tracer assumes from a version of a package on: its field -> (package,
+            version).
+    """
+
+    loop: Loop = Loop.TRAINER
+    reentrant_checkpointing: bool = False
+    checkpoints_trained_layers: bool = False
+    kbit_float32: bool = False
+    fsdp_casts_parameters: bool = True
+    dropout_per_matrix: bool = True
+    keeps_qkv: bool = False
+    chunked_loss: bool = False
+    torchao_nf4: bool = False
+    quantizes_head: bool = False
+    quantized_trains_embedding: bool = False
+    quantized_pages_optimizer: bool = False
+    maps_checkpoint: bool = False
+    since: Mapping[str, tuple[str, tuple[int, ...]]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class MemorySettings:
-    """What the prediction needs to know of a job.
+    """What the prediction needs to know about a job.
+
+    `code` has the facts of its framework, all else comes from the job's own settings.
 
     `model` is the hub id or the folder as the user wrote it. `base` is the format that the
     framework loads weights in, None where it follows `Plan.precision`; `trained_fp32` says that
@@ -90,7 +148,7 @@ class MemorySettings:
     DeepSpeed's bucket, None where it follows the model; `overlap_comm` says that it has two.
     """
 
-    framework: str
+    code: TrainingCode = TrainingCode()
     model: str | None = None
     family: Family = Family.HF
     base: Format | None = None

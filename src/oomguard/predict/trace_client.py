@@ -16,15 +16,13 @@ import msgspec
 import platformdirs
 
 from oomguard.estimate.combine import Traced
+from oomguard.job.memory_settings import Family
 from oomguard.tracer import MODELS, PATH, PYTHONPATH
 
-#: What has to be there for a trace, and what else decides its result.
-NEEDED = {
-    "hf": ("torch", "transformers"),
-    "litgpt": ("torch", "litgpt"),
-    "torchtune": ("torch", "torchtune"),
-}
-_PACKAGES = ("torch", "transformers", "litgpt", "torchtune", "peft", "bitsandbytes")
+#: The packages whose versions decide the result of a trace.
+_PACKAGES = tuple(
+    dict.fromkeys([*(name for one in Family for name in one.packages), "peft", "bitsandbytes"])
+)
 _VERSIONS = (
     "import importlib.metadata as m, json, sys\n"
     "found = {}\n"
@@ -106,12 +104,12 @@ class TraceClient:
 
 
 def tracer_of(
-    pythons: Sequence[str], family: str, *, cache: Path | None = None
+    pythons: Sequence[str], family: Family, *, cache: Path | None = None
 ) -> TraceClient | None:
     """Return the first Python that has what a trace of this family needs; None if none has."""
     for python in dict.fromkeys(pythons):
         versions = _versions(python)
-        if all(name in versions for name in NEEDED[family]):
+        if all(name in versions for name in family.packages):
             return TraceClient(python=python, versions=versions, cache=cache or cache_folder())
     return None
 

@@ -50,8 +50,9 @@ def variant(
         step = replace(
             step, optimizer="sgd", precision=precision, accumulation=max(2, plan.accumulation)
         )
-    if recipe.family is Family.LITGPT and plan.quantization is not Quantization.NONE:
-        step = replace(step, optimizer="paged_adamw")  # LitGPT takes bitsandbytes' own
+    quantized = plan.quantization not in (None, Quantization.NONE)
+    if quantized and recipe.code.quantized_pages_optimizer:
+        step = replace(step, optimizer="paged_adamw")
     if step.sequence_length is None:
         step = replace(step, sequence_length=LONGEST)
     fields = msgspec.to_builtins(step, order="deterministic")
@@ -63,7 +64,6 @@ def variant(
             **_media(question, step),
             **_lengths(question, step),
             **_of_versions(recipe, versions),
-            **_of_torchtune(recipe),
             "weights_dtype": half if stored.base_bytes == Format.BF16.size_bytes else "fp32",
             "trainable_dtype": half if stored.trained_bytes == Format.BF16.size_bytes else "fp32",
         },
@@ -79,14 +79,20 @@ def model(question: PredictionRequest) -> dict[str, object]:
 
 
 def traced_family(recipe: MemorySettings, own: Family) -> Family:
-    """Say whose code is traced: torchtune's where it builds the model, else that of the config."""
+    """Return whose model code is traced: the builder's of a component, else the config's."""
     return recipe.family if recipe.component is not None else own
 
 
 def _recipe(recipe: MemorySettings, plan: Plan) -> dict[str, object]:
     attention = Attention.SDPA if recipe.attention is Attention.FLASH else recipe.attention
     return {
-        "framework": recipe.framework,
+        "loop": recipe.code.loop.value,
+        "use_reentrant": recipe.code.reentrant_checkpointing,
+        "checkpoints_trained_layers": recipe.code.checkpoints_trained_layers,
+        "kbit_float32": recipe.code.kbit_float32,
+        "fused": recipe.fused,
+        "step_in_backward": recipe.step_in_backward,
+        "compiled": recipe.compiled,
         "lora": _lora(recipe.lora, plan) if recipe.lora is not None else None,
         "new_tokens": recipe.new_tokens,
         "train_embeddings": recipe.train_embeddings,
@@ -119,20 +125,15 @@ def _media(question: PredictionRequest, step: Plan) -> dict[str, object]:
     return {"media": {"images": images}}
 
 
-def _of_torchtune(recipe: MemorySettings) -> dict[str, object]:
-    if recipe.family is not Family.TORCHTUNE:
-        return {}
-    names = ("fused", "step_in_backward", "compiled")
-    return {name: getattr(recipe, name) for name in names}
-
-
 def _of_versions(recipe: MemorySettings, versions: Mapping[str, str]) -> dict[str, object]:
-    """Return what depends on the versions that will run; nothing where they are not known."""
-    found: dict[str, object] = {}
+    """Return what depends on the versions that will run; nothing if they are unknown."""
+    found: dict[str, object] = {
+        field: True
+        for field, (package, version) in recipe.code.since.items()
+        if _before(versions.get(package), version) is False
+    }
     if _before(versions.get("bitsandbytes"), (0, 43, 2)):
         found["bitsandbytes_keeps_input"] = True
-    if recipe.family is Family.LITGPT and _before(versions.get("litgpt"), (0, 5, 3)) is False:
-        found["stable_embedding"] = True
     return found
 
 

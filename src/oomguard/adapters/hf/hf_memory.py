@@ -19,6 +19,7 @@ from oomguard.job.memory_settings import (
     LoftqStart,
     Lora,
     MemorySettings,
+    TrainingCode,
 )
 from oomguard.job.plan import Tuning
 from oomguard.job.training_job import Job
@@ -42,12 +43,18 @@ _EVERY = {(ALL_LINEAR,), ("all",)}
 _ATTENTIONS = {"eager": Attention.EAGER, "flash_attention_2": Attention.FLASH}
 
 
-def recipe_of(settings: Settings, job: Job) -> MemorySettings:
+#: TRL and other scripts on the Trainer: peft 0.21, prepare_model_for_kbit_training.
+TRAINER_CODE = TrainingCode(kbit_float32=True)
+#: Qwen/finetune.py: transformers' former checkpointing; it prepares no model for k-bit training.
+QWEN_CODE = TrainingCode(reentrant_checkpointing=True)
+
+
+def recipe_of(settings: Settings, job: Job, code: TrainingCode = TRAINER_CODE) -> MemorySettings:
     """Read what the flags name; a script's own defaults stay unknown."""
     lora = _lora(settings) if job.asked.tuning is Tuning.LORA else None
     optimizer = hf.OPTIMIZER.of(settings)
     return MemorySettings(
-        framework=job.framework,
+        code=code,
         model=_first(settings, _MODELS),
         base=_FORMATS.get((_first(settings, _DTYPES) or "").removeprefix("torch.")),
         trained_fp32=lora is not None,
@@ -81,7 +88,7 @@ def trl_recipe(settings: Settings, job: Job) -> MemorySettings:
 
 def qwen_recipe(settings: Settings, job: Job) -> MemorySettings:
     """Read finetune.py's flags, with its defaults; a base model gets its vocabulary trained."""
-    recipe = recipe_of(settings, job)
+    recipe = recipe_of(settings, job, QWEN_CODE)
     model = recipe.model or _QWEN
     saved = () if "chat" in model.lower() or settings.get("q_lora") else ("wte", "lm_head")
     lora = recipe.lora

@@ -16,7 +16,7 @@ from oomguard.adapters.fields import Key
 from oomguard.adapters.hf import accelerate, deepspeed, resuming
 from oomguard.adapters.hf import training_arguments as hf
 from oomguard.adapters.hf.deepspeed import ZERO
-from oomguard.adapters.hf.hf_memory import recipe_of
+from oomguard.adapters.hf.hf_memory import TRAINER_CODE, recipe_of
 from oomguard.adapters.invocation import Invocation, script
 from oomguard.adapters.launchers import Launcher
 from oomguard.adapters.trial import trainer
@@ -54,6 +54,7 @@ class TrainerAdapter(ConfigAdapter):
     environment: tuple[str, ...] = ENVIRONMENT
     elsewhere: tuple[str, ...] = hf.ELSEWHERE
     output = hf.OUTPUT_DIR
+    training_code = TRAINER_CODE
     rank: Key[int] | None = None
     usage = "Write python, torchrun, accelerate launch or deepspeed, then the script."
 
@@ -193,7 +194,7 @@ class TrainerAdapter(ConfigAdapter):
 
     def memory_settings(self, job: Job) -> MemorySettings:
         """Read what the flags say of memory beyond the plan."""
-        return recipe_of(self.of_job(job).settings, job)
+        return recipe_of(self.of_job(job).settings, job, self.training_code)
 
     def refuses_sharding(self, invocation: Invocation, job: Job, plan: Plan) -> str | None:
         """Return why the plan's sharding or offload cannot be written, None if it can."""

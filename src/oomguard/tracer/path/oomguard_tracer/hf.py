@@ -110,22 +110,19 @@ def _resize(model: Any, variant: Variant) -> None:
 
 
 def _weights_dtype(variant: Variant) -> torch.dtype:
-    """Return what the base weights are held in: each framework has its rule."""
+    """Return the dtype of the base weights: as stated, else fp32 under autocast."""
     if variant.weights_dtype:
         return DTYPES[variant.weights_dtype]
     narrow = half(variant.precision)
     if narrow is None:
         return torch.float32
-    casts = variant.framework in ("llamafactory", "qwen") or variant.quantization != "none"
-    return narrow if casts or not mixed(variant.precision) else torch.float32
+    casts = variant.quantization != "none" or not mixed(variant.precision)
+    return narrow if casts else torch.float32
 
 
 def _trainable_dtype(variant: Variant) -> torch.dtype | None:
     """Return what trained weights are cast to, None for as they are."""
-    if variant.trainable_dtype:
-        return DTYPES[variant.trainable_dtype]
-    casts = variant.framework == "llamafactory" and not variant.precision.endswith("-true")
-    return torch.float32 if casts else None
+    return DTYPES[variant.trainable_dtype] if variant.trainable_dtype else None
 
 
 def _has(model: nn.Module, name: str) -> bool:
@@ -142,37 +139,27 @@ def _quantize(model: Any, variant: Variant) -> None:
     for module in model.modules():
         if hasattr(module, "keeps_input"):
             module.keeps_input = variant.bitsandbytes_keeps_input
-    if _kbit_float32(variant):
+    if variant.kbit_float32:  # PEFT's prepare_model_for_kbit_training
         for parameter in model.parameters():
             if parameter.dtype in (torch.float16, torch.bfloat16):
                 parameter.data = parameter.data.to(torch.float32)
 
 
-def _kbit_float32(variant: Variant) -> bool:
-    """PEFT's `prepare_model_for_kbit_training` casts what is not quantized to float32."""
-    if variant.kbit_float32 is not None:
-        return variant.kbit_float32
-    return variant.framework in ("trl", "hf_trainer")
-
-
 def _checkpoint(model: Any, variant: Variant) -> None:
     if not variant.checkpointing:
         return
-    reentrant = variant.use_reentrant
-    if reentrant is None:
-        reentrant = variant.framework in ("llamafactory", "qwen")
-    how = {"use_reentrant": reentrant, "preserve_rng_state": False}
-    if variant.framework == "llamafactory":
+    how = {"use_reentrant": variant.use_reentrant, "preserve_rng_state": False}
+    if variant.checkpoints_trained_layers:
         again = _where_trained(partial(checkpoint, **how))
         model._set_gradient_checkpointing(enable=True, gradient_checkpointing_func=again)
         return
     model.gradient_checkpointing_enable(how)
-    if reentrant:
+    if variant.use_reentrant:
         model.enable_input_require_grads()
 
 
 def _where_trained(again: Any) -> Any:
-    """LLaMA-Factory checkpoints the layers that have something to train, no frozen tower's."""
+    """Return a checkpoint function that skips layers without a trained parameter."""
 
     def run(layer: Any, *args: Any, **kwargs: Any) -> Any:
         bound = getattr(layer, "func", layer)  # newer: a function of the layer
@@ -238,7 +225,7 @@ def _paths(model: nn.Module) -> str:
 
 
 def _forward(model: nn.Module, variant: Variant) -> Any:
-    widen = mixed(variant.precision) and variant.framework != "loop"
+    widen = mixed(variant.precision) and variant.loop != "script"
 
     def forward(inputs: dict[str, Any]) -> dict[str, Any]:
         outputs = dict(model(**inputs))

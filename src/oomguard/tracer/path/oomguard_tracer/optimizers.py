@@ -99,7 +99,8 @@ def _adam(name: str, variant: Variant, parameters: list[nn.Parameter]) -> Optimi
         return Stateful(parameters, _bitsandbytes(name, moments=2))
     fused = "fused" in name or variant.fused
     arguments: dict[str, Any] = {"fused": True} if fused else {"foreach": variant.foreach}
-    groups = parameters if variant.framework in ("loop", "torchtune") else _groups(parameters)
+    grouped = variant.loop not in ("script", "sums-losses")
+    groups = _groups(parameters) if grouped else parameters
     return Torch(parameters, torch.optim.AdamW(groups, lr=1e-4, **arguments))
 
 

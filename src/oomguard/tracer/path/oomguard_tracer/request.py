@@ -22,7 +22,7 @@ class Variant:
     """One plan to trace: the fields of `plan` and `recipe` in one place."""
 
     id: str
-    framework: str = "hf_trainer"
+    loop: str = "trainer"
     micro_batch: int = 1
     accumulation: int = 1
     sequence_length: int = 2048
@@ -46,8 +46,9 @@ class Variant:
     media: dict[str, Any] = field(default_factory=dict)
     weights_dtype: str | None = None
     trainable_dtype: str | None = None
-    kbit_float32: bool | None = None
-    use_reentrant: bool | None = None
+    kbit_float32: bool = False
+    use_reentrant: bool = False
+    checkpoints_trained_layers: bool = False
     bitsandbytes_keeps_input: bool = False
     stable_embedding: bool = False
     use_cache: bool = False

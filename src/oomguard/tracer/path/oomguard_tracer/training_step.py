@@ -1,6 +1,6 @@
 # mypy: disable-error-code="import-not-found,misc,no-any-return,unused-ignore"
 # Checked without torch: what comes from it, and what derives from it, is Any.
-"""The loops of the frameworks, as far as they decide what is alive when."""
+"""Training loops, as far as they decide what is alive when."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from .request import Variant
 
 
 def run(built: Built, variant: Variant, tracer: Recorder) -> None:
-    """Run optimizer steps as the framework's loop would."""
+    """Run optimizer steps as the job's loop does."""
     trained = [
         parameter
         for name, parameter in built.model.named_parameters()
@@ -34,8 +34,7 @@ def run(built: Built, variant: Variant, tracer: Recorder) -> None:
     if variant.eval_only:
         _evaluate(built, variant)
         return
-    loop = LOOPS.get(variant.framework, _trainer)
-    loop(built, variant, optimizer, naming)
+    LOOPS[variant.loop](built, variant, optimizer, naming)
 
 
 class Naming:
@@ -116,10 +115,10 @@ def _plain(built: Built, variant: Variant, optimizer: optimizers.Optimizer, nami
             optimizer.zero_grad()
 
 
-def _litgpt(
+def _keeping_logits(
     built: Built, variant: Variant, optimizer: optimizers.Optimizer, naming: Naming
 ) -> None:
-    """Follow LitGPT's `fit`: the logits of an iteration live until the next one's are there."""
+    """Keep the logits of an iteration until the next one's exist."""
     batches = _batches(variant)
     for step in range(variant.steps):
         for _ in range(_micro_batches(variant, step)):
@@ -135,10 +134,10 @@ def _litgpt(
             optimizer.zero_grad()
 
 
-def _torchtune(
+def _summing_losses(
     built: Built, variant: Variant, optimizer: optimizers.Optimizer, naming: Naming
 ) -> None:
-    """Follow torchtune's recipes: logits go before the backward pass, the loss's graph stays."""
+    """Drop the logits before the backward pass, and keep the graph of the summed losses."""
     batches = _batches(variant)
     for step in range(variant.steps):
         running: Any = 0
@@ -213,4 +212,9 @@ def _autocast(variant: Variant) -> Any:
     return torch.autocast("cpu", dtype=dtype)
 
 
-LOOPS = {"litgpt": _litgpt, "loop": _plain, "torchtune": _torchtune}
+LOOPS = {
+    "trainer": _trainer,
+    "script": _plain,
+    "keeps-logits": _keeping_logits,
+    "sums-losses": _summing_losses,
+}
