@@ -22,7 +22,7 @@ def shown(batch):
 def taken(batch, tokens, limit=None):
     probe = ProbeHook(2, tokens)
     if limit:
-        probe.allow(limit)
+        probe.limit(limit)
     probe.take(batch, torch)
     return {**shown(batch), "longest": probe.longest}
 
