@@ -7,7 +7,7 @@ from oomguard.job.training_job import World
 
 
 @pytest.mark.parametrize(
-    ("line", "launcher", "program", "words"),
+    ("line", "launcher", "program", "args"),
     [
         ("python train.py --a 1", Launcher.PYTHON, "train.py", "--a 1"),
         ("/opt/x/bin/python3.11 -u -X dev train.py a", Launcher.PYTHON, "train.py", "a"),
@@ -21,13 +21,13 @@ from oomguard.job.training_job import World
     ],
 )
 def test_a_command_line_is_taken_apart(
-    line: str, launcher: Launcher, program: str, words: str
+    line: str, launcher: Launcher, program: str, args: str
 ) -> None:
     launch = parse(tuple(line.split()))
     assert launch is not None
     assert (launch.launcher, launch.program) == (launcher, program)
-    assert launch.words == tuple(words.split())
-    assert (*launch.head, *launch.words) == tuple(line.split())
+    assert launch.args == tuple(args.split())
+    assert (*launch.head, *launch.args) == tuple(line.split())
 
 
 @pytest.mark.parametrize(

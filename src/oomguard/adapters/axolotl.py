@@ -178,23 +178,23 @@ def _launch(argv: tuple[str, ...]) -> LauncherCommand | None:
             program="train",
             is_module=False,
             head=argv[:2],
-            words=argv[2:],
+            args=argv[2:],
         )
     launch = launchers.parse(argv)
     return launch if launch and launch.is_module and launch.program == _MODULE else None
 
 
 def _parted(launch: LauncherCommand) -> tuple[LauncherCommand, tuple[str, ...]]:
-    """Part axolotl's own words from those of the launcher, which `--launcher` names."""
-    end = launch.words.index("--") if "--" in launch.words else len(launch.words)
-    words, tail = launch.words[:end], launch.words[end:]
+    """Separate axolotl's own arguments from those of the launcher that `--launcher` names."""
+    end = launch.args.index("--") if "--" in launch.args else len(launch.args)
+    args, tail = launch.args[:end], launch.args[end:]
     if launch.is_module:
-        return replace(launch, words=words), tail
-    name = str(Flags(words=words).get("launcher") or Launcher.ACCELERATE.value)
+        return replace(launch, args=args), tail
+    name = str(Flags(args=args).get("launcher") or Launcher.ACCELERATE.value)
     start = ("accelerate", "launch") if name == Launcher.ACCELERATE.value else (name,)
     inner = launchers.parse((*start, *tail[1:], "train.py"))
     options = inner.options if inner else {}
-    return replace(launch, launcher=Launcher(name), options=options, words=words), tail
+    return replace(launch, launcher=Launcher(name), options=options, args=args), tail
 
 
 class Axolotl(TrainerAdapter):
@@ -216,7 +216,7 @@ class Axolotl(TrainerAdapter):
         if found is None:
             return None
         launch, tail = _parted(found)
-        return file_first(launch.head, launch.words, source, launch=launch, tail=tail)
+        return file_first(launch.head, launch.args, source, launch=launch, tail=tail)
 
     def edit(self, invocation: Invocation, job: Job, plan: Plan) -> Settings:
         """Write the plan's fields; a `batch_size` changes with either of its parts."""

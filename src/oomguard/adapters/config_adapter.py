@@ -41,7 +41,7 @@ class ConfigAdapter(Adapter):
 
     `environment` names the variables that decide how its jobs start; `elsewhere` the fields of a
     plan that no key holds; `output` the key of the folder it writes to. `starts` is the command
-    that a config file is appended to, after the words in `option`; `usage` what to type instead
+    that a config file is appended to, after the args in `option`; `usage` what to type instead
     of a command that is not understood.
     """
 

@@ -50,36 +50,36 @@ class Invocation:
         if self.form is Form.ALONE:
             return (*self.head, *((name,) if name else ()))
         if self.form is Form.FLAGS and self.settings.file is not None:
-            at = _first_flag(late.words)
+            at = _first_flag(late.args)
             flags = flags_of(self.settings.file)
-            return (*self.head, *late.words[:at], *flags, *late.words[at:])
+            return (*self.head, *late.args[:at], *flags, *late.args[at:])
         before = (name,) if self.form is Form.FIRST and name else ()
-        words = (*early.words, *late.words)
+        args = (*early.args, *late.args)
         if self.form is Form.OPTION and name:
             # In argparse's style whatever the style of the settings: `--config FILE key=value`.
-            layers = [Flags(words=early.words), Flags(words=late.words)]
+            layers = [Flags(args=early.args), Flags(args=late.args)]
             at = 0 if layers[0].has(CONFIG) else 1
             layers[at] = layers[at].set(CONFIG, name)
-            words = (*layers[0].words, *layers[1].words)
-        return (*self.head, *before, *words, *self.tail)
+            args = (*layers[0].args, *layers[1].args)
+        return (*self.head, *before, *args, *self.tail)
 
 
 def file_first(
     head: tuple[str, ...],
-    words: tuple[str, ...],
+    args: tuple[str, ...],
     source: Source | None,
     *,
     style: Style = Style.ARGPARSE,
     launch: LauncherCommand | None = None,
     tail: tuple[str, ...] = (),
 ) -> Invocation:
-    """Parse a command whose config is the first word; the words after it beat it."""
-    is_file = bool(words) and words[0].endswith(_SUFFIXES)
-    late = Flags(words=words[1:] if is_file else words, style=style)
+    """Parse a command whose config is the first argument; flags after it override it."""
+    is_file = bool(args) and args[0].endswith(_SUFFIXES)
+    late = Flags(args=args[1:] if is_file else args, style=style)
     return Invocation(
         head=head,
         settings=Settings(late=late, file=source.document if source else None),
-        config=words[0] if is_file else None,
+        config=args[0] if is_file else None,
         launch=launch,
         tail=tail,
     )
@@ -87,18 +87,18 @@ def file_first(
 
 def file_option(
     head: tuple[str, ...],
-    words: tuple[str, ...],
+    args: tuple[str, ...],
     source: Source | None,
     *,
     style: Style = Style.ARGPARSE,
     launch: LauncherCommand | None = None,
 ) -> Invocation:
-    """Parse a command whose config follows `--config`; the other words beat it."""
-    name = Flags(words=words).get(CONFIG)
+    """Parse a command whose config follows `--config`; the other flags override it."""
+    name = Flags(args=args).get(CONFIG)
     return Invocation(
         head=head,
         settings=Settings(
-            late=Flags(words=words, style=style), file=source.document if source else None
+            late=Flags(args=args, style=style), file=source.document if source else None
         ),
         form=Form.OPTION,
         config=name if isinstance(name, str) else None,
@@ -114,23 +114,23 @@ def script(argv: tuple[str, ...], source: Source | None) -> Invocation | None:
     launch = launchers.parse(argv)
     if launch is None:
         return None
-    only = launch.words[0] if len(launch.words) == 1 else ""
+    only = launch.args[0] if len(launch.args) == 1 else ""
     if only.endswith(".json"):
         settings = Settings(file=source.document) if source else Settings()
         return Invocation(
             head=launch.head, settings=settings, form=Form.ALONE, config=only, launch=launch
         )
-    words = launch.words
+    args = launch.args
     if source is not None:
-        flags, at = flags_of(source.document), _first_flag(words)
-        if flags and words[at : at + len(flags)] == flags:  # they come from the file
-            words = (*words[:at], *words[at + len(flags) :])
-    settings = Settings(late=Flags(words=words), file=None if source is None else source.document)
+        flags, at = flags_of(source.document), _first_flag(args)
+        if flags and args[at : at + len(flags)] == flags:  # they come from the file
+            args = (*args[:at], *args[at + len(flags) :])
+    settings = Settings(late=Flags(args=args), file=None if source is None else source.document)
     return Invocation(head=launch.head, settings=settings, form=Form.FLAGS, launch=launch)
 
 
 def with_config(command: tuple[str, ...], *config: str) -> tuple[str, ...]:
-    """Insert the words that name a config before the flags of a command, which then beat it."""
+    """Insert the arguments that name a config before a command's flags, which then override it."""
     launch = launchers.parse(command)
     start = len(launch.head) if launch else 1
     at = start + _first_flag(command[start:])
@@ -143,7 +143,7 @@ def flags_of(document: Document) -> tuple[str, ...]:
     Raises:
         ConfigError: for a list of lists or of mappings.
     """
-    words: list[str] = []
+    args: list[str] = []
     for key, value in document.values.items():
         values = value if isinstance(value, list) else [value]
         if any(isinstance(item, list | dict) for item in values) and isinstance(value, list):
@@ -153,10 +153,10 @@ def flags_of(document: Document) -> tuple[str, ...]:
             )
         if value is not None:
             shown = [json.dumps(one) if isinstance(one, dict) else str(one) for one in values]
-            words += [f"--{key}", *shown]
-    return tuple(words)
+            args += [f"--{key}", *shown]
+    return tuple(args)
 
 
-def _first_flag(words: tuple[str, ...]) -> int:
-    """Count the words before the first `--key` or `key=value`: positionals and subcommands."""
-    return next((at for at, word in enumerate(words) if is_flag(word) or "=" in word), len(words))
+def _first_flag(args: tuple[str, ...]) -> int:
+    """Count the arguments before the first `--key` or `key=value`: positionals and subcommands."""
+    return next((at for at, word in enumerate(args) if is_flag(word) or "=" in word), len(args))

@@ -52,7 +52,7 @@ _COUNTED = {"gpu", "auto"}
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LauncherCommand:
-    """A parsed command line: `head` (launcher, its options, the program), then `words`.
+    """A parsed command line: `head` (launcher, its options, the program), then `args`.
 
     `options` are the launcher's own; `program` is the script's path, or the module's name.
     """
@@ -62,7 +62,7 @@ class LauncherCommand:
     program: str
     is_module: bool
     head: tuple[str, ...]
-    words: tuple[str, ...]
+    args: tuple[str, ...]
 
     def world(self, gpus: int, config: Mapping[str, object] = _NOTHING) -> World:
         """Return how many ranks the launcher starts; `config` are the values of `config_file`."""
@@ -152,7 +152,7 @@ def _launch(
         program=argv[at],
         is_module=is_module,
         head=argv[: at + 1],
-        words=argv[at + 1 :],
+        args=argv[at + 1 :],
     )
 
 

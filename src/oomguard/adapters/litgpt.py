@@ -157,8 +157,8 @@ _REFUSALS = (
 )
 
 
-def _names_config(words: tuple[str, ...]) -> bool:
-    return words[-1].startswith("--config=") or words[-2:-1] == ("--config",)
+def _names_config(args: tuple[str, ...]) -> bool:
+    return args[-1].startswith("--config=") or args[-2:-1] == ("--config",)
 
 
 def _command(invocation: Invocation) -> str:
@@ -168,15 +168,15 @@ def _command(invocation: Invocation) -> str:
 
 def _checkpoint(settings: Settings) -> str | None:
     return (
-        _positional(settings.late.words)
+        _positional(settings.late.args)
         or _CHECKPOINT.of(settings)
-        or _positional(settings.early.words)
+        or _positional(settings.early.args)
     )
 
 
-def _positional(words: tuple[str, ...]) -> str | None:
+def _positional(args: tuple[str, ...]) -> str | None:
     is_value = False
-    for word in words:
+    for word in args:
         if not is_flag(word) and not is_value:
             return word
         is_value = is_flag(word) and "=" not in word
@@ -230,17 +230,17 @@ class LitGPT(ConfigAdapter):
             head = launch.head
         else:
             return None
-        words = argv[len(head) :]
-        if not words or words[0] not in _OUTPUT:
+        args = argv[len(head) :]
+        if not args or args[0] not in _OUTPUT:
             return None
-        ends = [at for at in range(1, len(words) + 1) if _names_config(words[:at])]
+        ends = [at for at in range(1, len(args) + 1) if _names_config(args[:at])]
         end = ends[-1] if ends else 1
-        early = Flags(words=words[1:end], style=Style.JSONARGPARSE)
+        early = Flags(args=args[1:end], style=Style.JSONARGPARSE)
         name = early.get("config")
         return Invocation(
-            head=(*head, words[0]),
+            head=(*head, args[0]),
             settings=Settings(
-                late=Flags(words=words[end:], style=Style.JSONARGPARSE),
+                late=Flags(args=args[end:], style=Style.JSONARGPARSE),
                 file=source.document if source else None,
                 early=early,
             ),

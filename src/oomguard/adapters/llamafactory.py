@@ -57,7 +57,7 @@ def _started(argv: tuple[str, ...]) -> tuple[tuple[str, ...], LauncherCommand | 
         launch.is_module and launch.program == "llamafactory.launcher"
     ):
         # Flags alone do not tell its src/train.py from anybody else's.
-        has_config = bool(launch.words) and launch.words[0].endswith(_SUFFIXES)
+        has_config = bool(launch.args) and launch.args[0].endswith(_SUFFIXES)
         own = has_config or "llamafactory" in launch.program
         return (launch.head, launch) if own else None
     else:
@@ -128,8 +128,8 @@ class LlamaFactory(TrainerAdapter):
         if started is None:
             return None
         head, launch = started
-        words = argv[len(head) :]
-        if words and not words[0].startswith("--") and not words[0].endswith(_SUFFIXES):
+        args = argv[len(head) :]
+        if args and not args[0].startswith("--") and not args[0].endswith(_SUFFIXES):
             return None
         if source is not None and source.path.endswith(".json"):
             raise ConfigError(
@@ -139,7 +139,7 @@ class LlamaFactory(TrainerAdapter):
                 next_step="Save it as .yaml: JSON is YAML, the text can stay.",
             )
         style = Style.OMEGACONF if source else Style.ARGPARSE
-        return file_first(head, words, source, style=style, launch=launch)
+        return file_first(head, args, source, style=style, launch=launch)
 
     def invocation(self, argv: tuple[str, ...], source: Source | None) -> Invocation:
         """Return the parsed command line; no other script reads its keys."""

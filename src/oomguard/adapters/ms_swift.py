@@ -134,10 +134,10 @@ def _overlong(settings: Settings) -> Overlong | None:
 
 
 def _overlong_edits(_: Settings, value: object) -> Edits | None:
-    words = {Overlong.CHUNKED: "split", Overlong.DROPPED: "delete"}
-    if not isinstance(value, Overlong) or value not in words:
+    args = {Overlong.CHUNKED: "split", Overlong.DROPPED: "delete"}
+    if not isinstance(value, Overlong) or value not in args:
         return None
-    return {_TRUNCATION: words[value]}
+    return {_TRUNCATION: args[value]}
 
 
 def _device_map(settings: Settings) -> DeviceMap:
@@ -192,7 +192,7 @@ def _launch(argv: tuple[str, ...]) -> LauncherCommand | None:
             program=argv[1],
             is_module=False,
             head=argv[:2],
-            words=argv[2:],
+            args=argv[2:],
         )
     launch = launchers.parse(argv)
     return launch if launch and launch.is_module and launch.program in _MODULES else None
@@ -246,7 +246,7 @@ class MsSwift(TrainerAdapter):
         launch = _launch(argv)
         if launch is None:
             return None
-        return file_first(launch.head, launch.words, source, launch=launch)
+        return file_first(launch.head, launch.args, source, launch=launch)
 
     def referenced_files(self, request: JobRequest) -> tuple[str, ...]:
         """Return the DeepSpeed file, unless it is one of ms-swift's own."""

@@ -87,7 +87,7 @@ class PeftLoftq(HFTrainer):
         launch = launchers.parse(argv)
         if launch is None or launch.is_module:
             return Claim.NO
-        flags = Flags(words=launch.words)
+        flags = Flags(args=launch.args)
         asked = flags.get("init_lora_weights") == "loftq"
         return (
             Claim.OWN if asked or flags.has(_BITS.name) or flags.has(_ITERATIONS.name) else Claim.NO

@@ -130,7 +130,7 @@ class Qwen(HFTrainer):
         launch = launchers.parse(argv)
         if launch is None or posixpath.basename(launch.program) != "finetune.py":
             return Claim.NO
-        flags = Flags(words=launch.words)
+        flags = Flags(args=launch.args)
         return Claim.OWN if sum(flags.has(key) for key in _FLAGS) >= _ENOUGH else Claim.NO
 
     def config_path(self, argv: tuple[str, ...]) -> str | None:

@@ -74,9 +74,9 @@ def unwrapped(request: JobRequest) -> JobRequest:
 
 
 def _script(argv: tuple[str, ...]) -> str | None:
-    words = argv[1:] if argv and posixpath.basename(argv[0]) in _SHELLS else argv
-    named = words and _NAME.fullmatch(posixpath.basename(words[0]))
-    return words[0] if named else None
+    args = argv[1:] if argv and posixpath.basename(argv[0]) in _SHELLS else argv
+    named = args and _NAME.fullmatch(posixpath.basename(args[0]))
+    return args[0] if named else None
 
 
 def _kind(argv: tuple[str, ...]) -> str:
@@ -86,10 +86,10 @@ def _kind(argv: tuple[str, ...]) -> str:
 
 def _given(request: JobRequest, kind: str) -> dict[str, str]:
     at = request.argv.index(_script(request.argv) or "") + 1
-    words = request.argv[at:]
+    args = request.argv[at:]
     known = {**_OPTIONS, **(_DEEPSPEED if kind == "lora_ds" else {})}
     values: dict[str, str] = {}
-    for name, value in zip(words[::2], (*words[1::2], ""), strict=False):
+    for name, value in zip(args[::2], (*args[1::2], ""), strict=False):
         if name not in known or not value:
             raise ConfigError(
                 f"finetune_{kind}.sh takes {', '.join(known)}, each with a value",
@@ -117,11 +117,11 @@ def _known(
         **({"q_lora": "True"} if is_q else {}),
         **({"deepspeed": given.get("DS_CONFIG_PATH", zero)} if zero else {}),
     }
-    words = tuple(word for key, value in flags.items() for word in (f"--{key}", value))
+    args = tuple(word for key, value in flags.items() for word in (f"--{key}", value))
     exported = {"CUDA_DEVICE_MAX_CONNECTIONS": "1"}
     if is_single:
-        return ("python", "finetune.py", *words), {**exported, "CUDA_VISIBLE_DEVICES": "0"}
-    return ("torchrun", *_distributed(request), "finetune.py", *words), exported
+        return ("python", "finetune.py", *args), {**exported, "CUDA_VISIBLE_DEVICES": "0"}
+    return ("torchrun", *_distributed(request), "finetune.py", *args), exported
 
 
 def _distributed(request: JobRequest) -> tuple[str, ...]:

@@ -181,7 +181,7 @@ class Torchtune(ConfigAdapter):
         if launch is None:
             return None
         head = (*argv[:2], *launch.head[1:])
-        return file_option(head, launch.words, source, style=Style.OMEGACONF, launch=launch)
+        return file_option(head, launch.args, source, style=Style.OMEGACONF, launch=launch)
 
     def command_for(
         self, source: Source, document: Mapping[str, object], command: tuple[str, ...]

@@ -120,10 +120,10 @@ def _overlong(settings: Settings) -> Overlong:
 
 def _overlong_edits(settings: Settings, value: object) -> Edits | None:
     # Without packing each sample is cut by itself.
-    words = {Overlong.CHUNKED: "bfd_split", Overlong.CUT: "bfd"}
-    if not _PACKING.of(settings) or not isinstance(value, Overlong) or value not in words:
+    args = {Overlong.CHUNKED: "bfd_split", Overlong.CUT: "bfd"}
+    if not _PACKING.of(settings) or not isinstance(value, Overlong) or value not in args:
         return None
-    return {_STRATEGY: words[value]}
+    return {_STRATEGY: args[value]}
 
 
 def _loss_kernel(settings: Settings) -> LossKernel:
@@ -163,7 +163,7 @@ def _launch(argv: tuple[str, ...]) -> LauncherCommand | None:
             program="sft",
             is_module=False,
             head=argv[:2],
-            words=argv[2:],
+            args=argv[2:],
         )
     launch = launchers.parse(argv)
     found = launch is not None and (
@@ -250,7 +250,7 @@ class Trl(TrainerAdapter):
         launch = _launch(argv)
         if launch is None:
             return None
-        found = file_option(launch.head, launch.words, source, launch=launch)
+        found = file_option(launch.head, launch.args, source, launch=launch)
         if not _is_cli(argv):
             return found
         return replace(found, launch=replace(launch, options=_handed_on(found.settings)))

@@ -24,7 +24,7 @@ class Style(Enum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Use:
-    """One place where a key is set: words `start` to `stop`; `value` None where none follows."""
+    """One place where a key is set: arguments `start` to `stop`; `value` None if none follows."""
 
     start: int
     stop: int
@@ -35,9 +35,9 @@ class _Use:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Flags:
-    """A run of words on a command line; of a key that is set twice, the last wins."""
+    """Arguments of a command line; of a key that is set twice, the last wins."""
 
-    words: tuple[str, ...] = ()
+    args: tuple[str, ...] = ()
     style: Style = Style.ARGPARSE
 
     def has(self, key: str) -> bool:
@@ -58,22 +58,22 @@ class Flags:
         return Where(key=key if self.style is Style.OMEGACONF else f"--{key}")
 
     def set(self, key: str, value: object) -> Flags:
-        """Write one value over the use that wins, or add it at the end; other words stay."""
+        """Write one value over the use that wins, or add it at the end; other arguments stay."""
         if value is None and self.style is Style.ARGPARSE:
             return self.delete(key)
         use = self._last(key)
         joined = self.style is Style.OMEGACONF or (use is not None and use.joined)
         new = self._written(key, self._shown(value), joined=joined)
         if use is None:
-            return replace(self, words=self.words + new)
-        return replace(self, words=self.words[: use.start] + new + self.words[use.stop :])
+            return replace(self, args=self.args + new)
+        return replace(self, args=self.args[: use.start] + new + self.args[use.stop :])
 
     def delete(self, key: str) -> Flags:
         """Remove a key, wherever it is set."""
-        words = self.words
+        args = self.args
         for use in reversed(list(self._uses(key))):
-            words = words[: use.start] + words[use.stop :]
-        return replace(self, words=words)
+            args = args[: use.start] + args[use.stop :]
+        return replace(self, args=args)
 
     def _written(self, key: str, value: str, *, joined: bool) -> tuple[str, ...]:
         name = key if self.style is Style.OMEGACONF else f"--{key}"
@@ -90,7 +90,7 @@ class Flags:
         return next(iter(reversed(list(self._uses(key)))), None)
 
     def _uses(self, key: str) -> Iterator[_Use]:
-        for start, word in enumerate(self.words):
+        for start, word in enumerate(self.args):
             name, equals, value = word.partition("=")
             if self.style is Style.OMEGACONF:
                 if equals and name == key:
@@ -107,7 +107,7 @@ class Flags:
             return _Use(start=start, stop=start + 1, value=None, negated=True)
         if name != key:
             return None
-        following = self.words[start + 1 : start + 2]
+        following = self.args[start + 1 : start + 2]
         if following and not is_flag(following[0]):
             return _Use(start=start, stop=start + 2, value=following[0])
         return _Use(start=start, stop=start + 1, value=None)

@@ -1,4 +1,4 @@
-"""`Settings`: what a job is started with, a config file overlaid by words of the command line."""
+"""`Settings`: what a job is started with, a config file overlaid by command-line arguments."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from oomguard.errors import Where
 class Settings:
     """A job's settings in the framework's own keys.
 
-    `late` words beat the file, `early` words are beaten by it. An edit goes to the layer that
+    `late` arguments override the file, which overrides `early` ones. An edit goes to the layer that
     states the key and wins; a new key into the file, or on the command line where there is none.
     """
 

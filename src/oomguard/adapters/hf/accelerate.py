@@ -33,7 +33,7 @@ _NAME, _ZERO_NAME = "accelerate.yaml", "deepspeed.json"
 
 
 def deepspeed_file(options: Mapping[str, str], config: Mapping[str, object]) -> str | None:
-    """Return the DeepSpeed file, as written in the launcher's words or its file."""
+    """Return the DeepSpeed file, as written in the launcher's flags or its file."""
     name = _stated(options, config).get(FILE)
     return str(name) if name and _has_deepspeed(options, config) else None
 
@@ -41,7 +41,7 @@ def deepspeed_file(options: Mapping[str, str], config: Mapping[str, object]) -> 
 def sharding(
     options: Mapping[str, str], config: Mapping[str, object], zero: Mapping[str, object] | None
 ) -> tuple[Sharding | None, frozenset[Offload] | None]:
-    """Read sharding and offload from the launcher's words over its file.
+    """Read sharding and offload from the launcher's flags over its file.
 
     `zero` is the DeepSpeed file that they name; None for both if it was not found.
     """
@@ -114,12 +114,12 @@ def new_config(job: Job, plan: Plan, folder: str) -> File:
 
 
 def refusal(options: Mapping[str, str], job: Job, plan: Plan) -> str | None:
-    """Return why a change cannot be written: the launcher's own words would win over it."""
+    """Return why a change cannot be written: the launcher's own flags would override it."""
     if (plan.sharding, plan.offload) == (job.asked.sharding, job.asked.offload):
         return None
     # The DeepSpeed file that a word names is edited, as long as it is DeepSpeed that shares out.
-    words = () if FILE in options and plan.sharding in ZERO else _WORDS
-    stated = next((word for word in words if word in options), None)
+    args = () if FILE in options and plan.sharding in ZERO else _WORDS
+    stated = next((word for word in args if word in options), None)
     return f"accelerate launch --{stated} decides over the sharding" if stated else None
 
 

@@ -20,7 +20,7 @@ ZERO = frozenset(STAGES.values())
 _OFFLOADS = {"offload_optimizer": Offload.OPTIMIZER, "offload_param": Offload.PARAMETERS}
 #: Gradients that DeepSpeed reduces at a time by default.
 REDUCE_BUCKET = 500_000_000
-#: What DeepSpeed's own optimizers are called in the trainer's words.
+#: What DeepSpeed's own optimizers are called in the trainer's settings.
 _OPTIMIZERS = {"adamw": "adamw_torch", "adam": "adamw_torch"}
 _ON = {"device": "cpu", "pin_memory": True}
 #: DeepSpeed refuses a number that differs from the trainer's; "auto" follows it.
@@ -71,7 +71,7 @@ def overlap_comm(config: Mapping[str, object]) -> bool:
 
 
 def optimizer_of(config: Mapping[str, object]) -> str | None:
-    """Return the optimizer that a config brings, in the trainer's words; None if it brings none."""
+    """Return the optimizer that a config brings, by the trainer's name; None if it brings none."""
     block = config.get("optimizer")
     name = block.get("type") if isinstance(block, dict) else None
     return _OPTIMIZERS.get(str(name).lower(), str(name).lower()) if name else None

@@ -143,7 +143,7 @@ class HFTrainer(TrainerAdapter):
     def recognizes_command(self, argv: tuple[str, ...]) -> Claim:
         """Claim any Python script or module as SHARED: it is the Trainer's if nobody else's."""
         launch = launchers.parse(argv)
-        if launch is None or (launch.words and launch.words[0].endswith((".yaml", ".yml"))):
+        if launch is None or (launch.args and launch.args[0].endswith((".yaml", ".yml"))):
             return Claim.NO
         return Claim.SHARED if launch.is_module or launch.program.endswith(".py") else Claim.NO
 

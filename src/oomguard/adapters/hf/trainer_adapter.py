@@ -225,7 +225,7 @@ def _with_option(invocation: Invocation, option: str, files: tuple[File, ...]) -
     """Pass the first of the files to the launcher, if there is one."""
     if not files:
         return invocation
-    return replace(invocation, head=Flags(words=invocation.head).set(option, files[0].path).words)
+    return replace(invocation, head=Flags(args=invocation.head).set(option, files[0].path).args)
 
 
 def _distributed(invocation: Invocation, ranks: int, python: str) -> Invocation:

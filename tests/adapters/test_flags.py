@@ -9,8 +9,8 @@ from oomguard.configfile.flags import Flags, Style
 from oomguard.configfile.layered import Settings
 
 
-def words(text: str, style: Style = Style.ARGPARSE) -> Flags:
-    return Flags(words=tuple(text.split()), style=style)
+def args(text: str, style: Style = Style.ARGPARSE) -> Flags:
+    return Flags(args=tuple(text.split()), style=style)
 
 
 @pytest.mark.parametrize(
@@ -29,8 +29,8 @@ def words(text: str, style: Style = Style.ARGPARSE) -> Flags:
     ],
 )
 def test_argparse_words_are_text(text: str, key: str, value: object) -> None:
-    assert words(text).get(key) == value
-    assert words(text).has(key) == (value is not None)
+    assert args(text).get(key) == value
+    assert args(text).has(key) == (value is not None)
 
 
 @pytest.mark.parametrize(
@@ -44,13 +44,13 @@ def test_argparse_words_are_text(text: str, key: str, value: object) -> None:
     ],
 )
 def test_omegaconf_words_are_yaml(text: str, key: str, value: object) -> None:
-    found = words(text, Style.OMEGACONF)
+    found = args(text, Style.OMEGACONF)
     assert found.has(key)
     assert found.get(key) == value
 
 
 def test_jsonargparse_words_are_yaml_with_dots() -> None:
-    found = words("ckpt --train.micro_batch_size 4 --quantize null", Style.JSONARGPARSE)
+    found = args("ckpt --train.micro_batch_size 4 --quantize null", Style.JSONARGPARSE)
     assert found.get("train.micro_batch_size") == 4
     assert found.has("quantize")
     assert found.get("quantize") is None
@@ -75,8 +75,8 @@ def test_jsonargparse_words_are_yaml_with_dots() -> None:
 def test_an_edit_changes_the_use_that_wins(
     style: Style, text: str, key: str, value: object, after: str
 ) -> None:
-    edited = words(text, style).set(key, value)
-    assert edited.words == tuple(after.split())
+    edited = args(text, style).set(key, value)
+    assert edited.args == tuple(after.split())
     assert edited.get(key) in (value, str(value))
 
 
@@ -105,9 +105,9 @@ def test_what_is_set_is_read_and_nothing_else_changes(
 def layered() -> Settings:
     text = "a: 1\nb: 1\n"
     return Settings(
-        late=words("a=3", Style.OMEGACONF),
+        late=args("a=3", Style.OMEGACONF),
         file=Document.parse(Source(path="/x.yaml", text=text)),
-        early=words("b=7 c=7", Style.OMEGACONF),
+        early=args("b=7 c=7", Style.OMEGACONF),
     )
 
 
@@ -128,9 +128,9 @@ def test_an_edit_goes_where_the_key_wins() -> None:
         layers = layers.set(key, 9)
     assert layers.file is not None
     assert layers.file.text == "a: 1\nb: 9\nd: 9\n"
-    assert layers.late.words == ("a=9",)
-    assert layers.early.words == ("b=7", "c=9")
+    assert layers.late.args == ("a=9",)
+    assert layers.early.args == ("b=7", "c=9")
 
 
 def test_without_a_file_a_new_key_is_a_new_word() -> None:
-    assert Settings(late=words("--a 1")).set("b", 2).late.words == ("--a", "1", "--b", "2")
+    assert Settings(late=args("--a 1")).set("b", 2).late.args == ("--a", "1", "--b", "2")
