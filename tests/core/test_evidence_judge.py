@@ -330,6 +330,25 @@ def test_only_an_empty_log_names_no_error() -> None:
     assert explain([b"all is well\n"], 7).root == "exited with code 7; last output: all is well"
 
 
+@pytest.mark.parametrize(
+    ("log", "offered"),
+    [
+        ("no such dataset", "no such dataset"),
+        ("no such dataset\ntcmalloc: large alloc 1073741824 bytes", "no such dataset"),
+        ("no such dataset\n{'train_runtime': 2.5}", "no such dataset"),
+        ("no such dataset\n 50%|#####     | 5/10 [00:01<00:01]", "no such dataset"),
+        ("no such dataset\nstep 7 loss 2.0", "no such dataset"),
+        ("tcmalloc: large alloc 1073741824 bytes\nno such dataset", "no such dataset"),
+        ("tcmalloc: large alloc 1073741824 bytes", None),
+        ("{'train_runtime': 2.5}", None),
+        ("step 7 loss 2.0", None),
+    ],
+)
+def test_the_last_output_offered_is_never_a_routine_line(log: str, offered: str | None) -> None:
+    reason = f"last output: {offered}" if offered else "no error recognised in log.txt"
+    assert explain([log.encode()], 7).root == f"exited with code 7; {reason}"
+
+
 PINNED = 'File "torch/utils/data/_utils/pin_memory.py", line 50, in pin_memory\nRuntimeError: CUDA error: out of memory\n'
 
 

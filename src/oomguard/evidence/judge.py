@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from enum import Enum
 
 from oomguard.evidence.log import ABSURD, FRAMES, LAST_OUTPUT, PROGRESS, PROGRESS_AFTER, classify
-from oomguard.evidence.signatures import BY_ID, Reading
+from oomguard.evidence.signatures import BY_ID, NOTICES, Reading
 from oomguard.evidence.verdict import Confidence, Finding, Kind, Phase, Verdict, Witness
 
 EVIDENCE_AT_MOST = 20
@@ -223,17 +223,13 @@ _GROUPS = {
     Reading.WRAPPER: "echoes",
     Reading.TEARDOWN: "echoes",
 }
-#: Look-alikes that are warnings: no failure follows from them.
-_NOTICES = frozenset(
-    {"retry-not-failure", "tcmalloc-notice", "cache-flush-notice", "not-oom-killed"}
-)
 
 
 def _group(finding: Finding, tellers: Iterable[Finding]) -> str:
     reading = _reading(finding)
     if finding.kind.is_memory and reading not in (Reading.MASKED, Reading.KILLED):
         return "caught" if _was_caught(finding, tellers) else "shortages"
-    if finding.kind is Kind.OK or finding.signature in _NOTICES or finding.kind is Kind.INTERRUPTED:
+    if finding.kind is Kind.OK or finding.signature in NOTICES or finding.kind is Kind.INTERRUPTED:
         return "other"
     if finding.signature == LAST_OUTPUT:
         return "other"

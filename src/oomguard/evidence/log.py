@@ -24,6 +24,7 @@ from oomguard.evidence.match import candidates, is_caught, match_line, shortage_
 from oomguard.evidence.signatures import (
     BY_ID,
     DRIVER_FORMS,
+    HARMLESS,
     ROOTS,
     SIGNATURES,
     Figures,
@@ -50,7 +51,7 @@ _PROGRESS_BAR = re.compile(r"\d+%\||it/s|s/it")
 CAUGHT_BEFORE, CAUGHT_BEFORE_LINES = "caught", 5
 #: Signatures that the scanner itself gives.
 PROGRESS, PROGRESS_AFTER, FRAMES, ABSURD = "progress", "progress-after", "traceback", "absurd-size"
-LAST_OUTPUT = "last-output"  # the last line of a log in which no signature matched
+LAST_OUTPUT = "last-output"  # the last line that is not routine, of a log that shows no error
 
 
 @dataclass(slots=True)
@@ -298,12 +299,19 @@ class LogScanner:
                 text=" ".join(frame.text.split())[:_TEXT_CHARS], confidence=Confidence.LOW,
                 phase=phase_before([*lines, Line("", None)], None),
             )  # fmt: skip
-        elif numbered and not self._counts:
-            said = [x for x in numbered if not _PROGRESS_BAR.search(x[1].text)] or numbered
-            yield Finding(
-                witness=Witness.LOG, kind=Kind.NOT_OOM, signature=LAST_OUTPUT, line=said[-1][0],
-                text=" ".join(said[-1][1].text.split())[:_TEXT_CHARS], confidence=Confidence.LOW,
-            )  # fmt: skip
+        elif self._counts.keys() <= HARMLESS:
+            last = next((x for x in reversed(numbered) if not _is_routine(x[1].text)), None)
+            if last:
+                yield Finding(
+                    witness=Witness.LOG, kind=Kind.NOT_OOM, signature=LAST_OUTPUT, line=last[0],
+                    text=" ".join(last[1].text.split())[:_TEXT_CHARS], confidence=Confidence.LOW,
+                )  # fmt: skip
+
+
+def _is_routine(text: str) -> bool:
+    """Return whether a line is progress or a harmless notice, which explains no failure."""
+    progress = _PROGRESS_BAR.search(text) or step_of(text[:4096]) is not None
+    return bool(progress) or match_line(text) is not None
 
 
 def classify(text: str) -> Finding | None:

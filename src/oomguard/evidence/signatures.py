@@ -264,6 +264,12 @@ SIGNATURES: tuple[Signature, ...] = (
     *_MASKED[1:], *_KERNEL_TEXT, *_HOST, *_KILLED, *_NOISE[4:],
 )  # fmt: skip
 BY_ID = {signature.id: signature for signature in SIGNATURES}
+#: Look-alikes that are warnings: the program continues after them.
+NOTICES = frozenset(
+    {"retry-not-failure", "tcmalloc-notice", "cache-flush-notice", "not-oom-killed"}
+)
+#: Signatures that explain no failure.
+HARMLESS = NOTICES | {s.id for s in SIGNATURES if s.reading is Reading.COMPLETED}
 
 #: Words by which a sentence speaks about a shortage instead of reporting one; before the match.
 ADVICE = re.compile(
