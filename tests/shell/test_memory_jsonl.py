@@ -53,3 +53,17 @@ def test_a_file_of_the_first_version_is_read(tmp_path):
     assert isinstance(oom, OomReport)
     assert oom.shapes == {}
     assert isinstance(bye, ByeReport)
+
+
+def test_a_name_that_is_not_utf_8_does_not_end_the_run(tmp_path):
+    line = FIRST_VERSION.splitlines()[2].replace('"MemoryError"', '"ValueError"')
+    line = line.replace('"message":""', r'"message":"no file \udcff.yaml"').replace("cpu", "cuda")
+    code = (
+        "import socket\n"
+        "s = socket.socket(socket.AF_UNIX); s.connect(os.environ['OOMGUARD_SOCKET'])\n"
+        f"s.sendall({line.encode()!r} + b'\\n')\n"
+    )
+    ended = launch(tmp_path, "--", *write_job(tmp_path, code))
+    assert ended.code == 0, ended.err
+    kept = (ended.run / "attempts" / "001" / "memory.jsonl").read_text()
+    assert "no file \ufffd.yaml" in kept

@@ -13,7 +13,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from oomguard.process.messages import LINE_BYTES, AnyReport, Lines, ProcessExited, Report, parse
+from oomguard.process.messages import (
+    LINE_BYTES,
+    AnyReport,
+    Lines,
+    ProcessExited,
+    Report,
+    parse,
+    receive,
+)
 from oomguard.process.report_server import SOCKET_FILE, ReportServer, sweep
 from shell.process_attempts import PATIENCE_S, WAIT, Attempt, make_attempts
 
@@ -167,6 +175,15 @@ def test_what_is_read_is_what_was_written_or_nothing(message, changes):
     changed = {**message, **changes}
     report = parse(line(changed))
     assert report is None or holds(report, json.loads(line(changed)))
+
+
+def test_half_a_surrogate_pair_is_replaced_and_everything_else_stays():
+    message = {**MESSAGES[4], "message": "no \udcff\ud83d.yaml", "frames": ["\U0001f525 \\udcff ü"]}
+    seen = receive(line(message))
+    assert seen is not None
+    assert seen.report.message == "no \ufffd\ufffd.yaml"
+    assert seen.report.frames == ("\U0001f525 \\udcff ü",)
+    msgspec.json.encode(json.loads(seen.line))
 
 
 @settings(deadline=None)  # the machine may be busy

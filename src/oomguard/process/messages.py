@@ -6,6 +6,7 @@ docs/monitor-protocol.md describes the reports. A line that breaks it is refused
 from __future__ import annotations
 
 import json
+import re
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -133,6 +134,10 @@ AnyReport = (
     | FaultReport
     | ByeReport
 )
+#: A backslash or a whole surrogate pair, to be kept (group 1), or half a pair.
+_SURROGATE = re.compile(
+    rb"(\\\\|\\u[dD][89abAB][\da-fA-F]{2}\\u[dD][c-fC-F][\da-fA-F]{2})|\\u[dD][89a-fA-F][\da-fA-F]{2}"
+)
 _UNMEASURED: dict[str, object] = {"rss_bytes": None, "peak_rss_bytes": None, "cuda": []}
 
 
@@ -177,6 +182,17 @@ def parse(line: bytes) -> AnyReport | None:
     except (ValueError, RecursionError):
         return None
     return report
+
+
+def receive(line: bytes) -> Report | None:
+    """Return the event for a line, None if it breaks the protocol.
+
+    Python escapes bytes of file names that are not UTF-8 as half a surrogate pair, which no file
+    could store: such escapes are replaced.
+    """
+    line = _SURROGATE.sub(lambda found: found[1] or rb"\ufffd", line)
+    report = parse(line)
+    return None if report is None else Report(report=report, line=line)
 
 
 def _refuse(constant: str) -> None:

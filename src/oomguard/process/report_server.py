@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
-from oomguard.process.messages import Emit, Lines, Report, parse
+from oomguard.process.messages import Emit, Lines, receive
 
 _CHUNK_BYTES = 64 << 10
 _SUN_PATH_BYTES = 107  # of sockaddr_un on Linux, without the final NUL
@@ -153,11 +153,11 @@ class ReportServer:
     def _take(self, lines: Lines, data: bytes) -> None:
         dropped = lines.dropped
         for line in lines.feed(data):
-            report = parse(line)
+            report = receive(line)
             if report is None:
                 self.refused += 1
             else:
-                self._emit(Report(report=report, line=line))
+                self._emit(report)
         self.refused += lines.dropped - dropped
 
 

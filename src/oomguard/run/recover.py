@@ -20,7 +20,7 @@ from oomguard.process.messages import (
     Output,
     Report,
     ShellEvent,
-    parse,
+    receive,
 )
 from oomguard.process.start import EXIT_FILE
 from oomguard.process.stop import Leftovers, StopReport, cgroup_left, end_leftovers
@@ -154,9 +154,9 @@ def _reports(path: Path) -> Iterator[Report]:
     with suppress(OSError), path.open("rb") as file:
         while chunk := file.read(CHUNK_BYTES):
             for line in lines.feed(chunk):
-                report = parse(line)
+                report = receive(line)
                 if report is not None:
-                    yield Report(report=report, line=line)
+                    yield report
 
 
 def _exit_code(folder: Path) -> int | None:
