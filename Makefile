@@ -40,6 +40,7 @@ gates: $(VENV)/.dev
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-logo
+	$(BIN)/vulture
 
 # Everything that needs no real framework: about 2.5 minutes on two cores.
 unit: $(VENV)/.dev

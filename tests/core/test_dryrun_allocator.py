@@ -99,7 +99,7 @@ def test_expandable_segments_are_mapped_in_pages_of_20_mib_and_2_mib():
 def test_at_the_capacity_cached_segments_are_released_and_the_request_is_tried_again():
     events = trace(30 * MIB, 30 * MIB, -1, -2, 50 * MIB)
     allocator = replay(events, capacity_bytes=60 * MIB)
-    assert allocator.retries == 1
+    assert allocator.peak_reserved_bytes == 60 * MIB
     assert allocator.reserved_bytes == 50 * MIB
 
 

@@ -84,7 +84,6 @@ recipes = st.sampled_from([FACTORY, LITGPT, replace(FACTORY, attention=Attention
 def test_terms_add_up_and_bounds_enclose(plan, recipe, ranks):
     found = peak(problem(plan, recipe, ranks=ranks))
     assert sum(found.terms.values()) == found.expected_bytes
-    assert sum(found.host_terms.values()) == found.host_bytes
     assert found.low_bytes <= found.expected_bytes <= found.high_bytes
     assert found.allocated_bytes <= found.reserved_bytes < found.expected_bytes
     assert all(size > 0 for size in found.terms.values())

@@ -16,7 +16,7 @@ import pytest
 
 from faults.cells import Cell, scenarios
 from oomguard.machine.cgroups import Cgroup
-from oomguard.run.event_log import read_events
+from oomguard.run.event_log import parse_history
 from oomguard.run.events import Started
 from oomguard.run.folder import ROOM_BYTES
 from shell.process_attempts import cgroup_can_be_made
@@ -187,7 +187,10 @@ def fill_up(ballast: Path) -> None:
 def the_clock_is_set_back(cell):
     cell.env = {"CLOCK_BACK": "1", **OOM_AT_5}
     assert cell.launch() == 0, cell.said
-    times = [event.t for event in read_events(cell.run / "events.jsonl")]
+    times = [
+        event.t
+        for event in parse_history((cell.run / "events.jsonl").read_bytes(), "events.jsonl").events
+    ]
     assert times == sorted(times)
     assert all(0 <= attempt.seconds < 60 for attempt in cell.record.attempts)
 
@@ -212,7 +215,7 @@ def the_limit_is_lowered_under_the_job(cell):
     caps = ("--host-memory", "512MiB", "--host-memory-by", "cgroup")
     with cell.launched(*caps, job=script(cell, code)):
         cell.wait_held()
-        events = read_events(cell.run / "events.jsonl")
+        events = parse_history((cell.run / "events.jsonl").read_bytes(), "events.jsonl").events
         folder = next(Path(e.cgroup) for e in events if isinstance(e, Started))
         version = 1 if (folder / "memory.oom_control").exists() else 2
         lower(Cgroup(folder=folder, version=version), 48 << 20)

@@ -9,7 +9,7 @@ import pytest
 
 from generators import make_job, make_ladder
 from oomguard.errors import RunFolderError
-from oomguard.run.event_log import parse_history, read_events
+from oomguard.run.event_log import parse_history
 from oomguard.run.events import Limits, RunStarted, Signalled
 from oomguard.run.folder import RunFolder, write_json, write_text
 from oomguard.run.state import replay
@@ -35,7 +35,7 @@ def test_events_are_read_back_and_a_line_cut_off_is_left_out(tmp_path):
     path = folder.path / "events.jsonl"
     path.write_bytes(path.read_bytes()[:-7])
 
-    events = list(read_events(path))
+    events = list(parse_history(path.read_bytes(), str(path)).events)
     assert events == [STARTED, Signalled(t=1.0, signum=2)]
     assert replay(events).signum == 2
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from enum import Enum
 
 
@@ -59,7 +59,7 @@ class MemoryEstimate:
 
     `allocated_bytes` is what torch.cuda.max_memory_allocated would show, `reserved_bytes`
     max_memory_reserved, `expected_bytes` nvidia-smi; `low_bytes` and `high_bytes` bound the
-    last. `terms` add up to `expected_bytes`, `host_terms` to `host_bytes` (all ranks of a node).
+    last. `terms` add up to `expected_bytes`; `host_bytes` is for all ranks of a node.
     """
 
     allocated_bytes: int
@@ -70,7 +70,6 @@ class MemoryEstimate:
     terms: Mapping[str, int]
     method: str
     host_bytes: int = 0
-    host_terms: Mapping[str, int] = field(default_factory=dict)
 
     def fits(self, capacity_bytes: int) -> Fits:
         """Compare with what a GPU has."""
@@ -124,5 +123,4 @@ def estimate(
         terms=shown,
         method=method,
         host_bytes=sum((host or {}).values()),
-        host_terms=dict(host or {}),
     )

@@ -1,10 +1,8 @@
-"""Reads events.jsonl, including one that a crash or a full disk has cut short."""
+"""Parse events.jsonl, including one that a crash or a full disk has cut short."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
 import msgspec
 
@@ -47,11 +45,6 @@ def parse_history(data: bytes, file: str) -> History:
     if not events:
         raise _damaged("it contains no complete event", file, 1)
     return History(events=tuple(events), kept_bytes=kept, cut_bytes=len(data) - kept)
-
-
-def read_events(path: Path) -> Iterator[Event]:
-    """Read the events of a run; a last line that was cut off is left out."""
-    yield from parse_history(path.read_bytes(), str(path)).events
 
 
 def _event(line: bytes) -> Event | None:

@@ -75,7 +75,6 @@ class CachingAllocator:
         self.expandable = expandable
         self.allocated_bytes = self.peak_allocated_bytes = 0
         self.reserved_bytes = self.peak_reserved_bytes = 0
-        self.retries = 0
         self._small, self._large = Pool(small=True), Pool(small=False)
         # The driver puts each new segment below the last, which decides between equal blocks: no
         # document says so, published peaks show it (benchmarks/prediction/README.md).
@@ -92,7 +91,6 @@ class CachingAllocator:
         pool = self._small if size <= SMALL_BYTES else self._large
         block = self._find(pool, size) or self._grow(pool, size)
         if block is None:
-            self.retries += 1
             self._release_cached()
             block = self._grow(pool, size)
         if block is None:
