@@ -40,7 +40,7 @@ def index(cell: Cell) -> Path:
 
 
 def launch(cell: Cell, *options: str, at: str = "", do: str = "") -> None:
-    """Launch a job for which the index of fits is asked: there is a GPU for it."""
+    """Launch a job for which the history database is asked: there is a GPU for it."""
     cell.env["GPU"] = "1"
     job = (*JOB, "--model_name_or_path", "me/unheard-of")
     cell.launch("--fits", str(index(cell)), *options, job=job, at=at, do=do)
@@ -85,7 +85,7 @@ def broken(how: Callable[[Path], None]) -> Callable[[Cell], None]:
         how(index(cell))
         launch(cell, at="started", do="kill")
         assert cell.resume() == 0, cell.said
-        assert cell.said.count(f"the index of fits {index(cell)} is not used") == 2
+        assert cell.said.count(f"the history database {index(cell)} is not used") == 2
         assert "Traceback" not in cell.said
         assert cell.is_trained()
 
@@ -111,7 +111,7 @@ def an_entry_of_the_index_that_is_cut_is_passed_over_and_written_again(cell):
         base.execute("""UPDATE fits SET path = '["halve_mi'""")
     launch(cell, "--runs", "again")
     assert cell.codes == [0, 0], cell.said
-    assert "an entry of the index of fits" in cell.said
+    assert "an entry of the history database" in cell.said
     launch(cell, "--runs", "once more")
     assert "starting with the requested config, which fit before" in cell.said
 

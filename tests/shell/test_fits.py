@@ -1,4 +1,4 @@
-"""The index of fits: what is learnt comes back, and nothing that is wrong with it stops a run."""
+"""The history database: recorded values come back, and a broken one stops no run."""
 
 from __future__ import annotations
 

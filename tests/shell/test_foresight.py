@@ -293,7 +293,7 @@ def test_no_prediction_ever_stops_a_launch(prepared, index, tmp_path):
     options = {"gpu_memory_bytes": 24 * GIB}
     unknown = prepare(tmp_path / "other.yaml", (), options, planned_gpus=1)
     assert choose_start(unknown, said, index=index).start is None
-    assert said[-1].startswith("no prediction: nothing is known of the model")
+    assert said[-1].startswith("no prediction: unknown model")
 
     class Broken:
         def __getattr__(self, name):

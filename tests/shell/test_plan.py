@@ -85,7 +85,7 @@ def test_an_index_of_fits_that_is_broken_is_said_and_costs_its_corrections_alone
     asked = ["plan", str(train), "--gpu", "RTX 3090", "--fits", str(index)]
     assert main(asked) == 0
     said = capsys.readouterr()
-    assert f"the index of fits {index} is not used" in said.err
+    assert f"the history database {index} is not used" in said.err
     assert "The first that fits is" in said.out
     assert index.read_bytes() == b"no database at all"
 

@@ -15,7 +15,7 @@ _TIMEOUT_S = 60
 
 
 def named(python: str) -> Callable[[str], Mapping[str, object] | None]:
-    """Give a function that asks this Python's LitGPT; None where it has none, or not that name."""
+    """Return a function that looks up a name in this Python's LitGPT (None if unknown)."""
 
     def ask(checkpoint: str) -> Mapping[str, object] | None:
         name = checkpoint.rstrip("/").rsplit("/", 1)[-1]

@@ -25,7 +25,7 @@ _OFFLINE = ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Model:
-    """A model's config in the words of `family`, and where it came from."""
+    """A model's config in the format of `family`, and where it was found."""
 
     name: str
     family: Family
@@ -49,16 +49,16 @@ def find_model(
 ) -> Model:
     """Find a model's config; its weights are never needed.
 
-    Looked at in turn: its folder; the hub's cache on this machine; the facts that are shipped;
-    the framework's own names (`ask_framework`); the hub, unless it is switched off.
+    Searched in this order: its folder; the local hub cache; oomguard's catalogue; the framework's
+    own names (`ask_framework`); the hub, unless it is offline.
 
     Raises:
-        ConfigError: if none of them has it, saying what to give.
+        ConfigError: if none of them has it.
     """
     if not name:
         raise ConfigError(
-            "the job's settings name no model, so its size is not known",
-            next_step="Name it in the settings: model_name_or_path, or checkpoint_dir for LitGPT.",
+            "the config names no model, so its size is unknown",
+            next_step="Set model_name_or_path in the config, or checkpoint_dir for LitGPT.",
         )
     places: tuple[Callable[[], tuple[Family, Mapping[str, object], str] | None], ...] = (
         lambda: _folder(cwd / Path(name).expanduser()),
@@ -112,7 +112,7 @@ def _shipped(name: str, family: Family) -> tuple[Family, Mapping[str, object], s
 def _hub(
     name: str, environment: Mapping[str, str]
 ) -> tuple[Family, Mapping[str, object], str] | None:
-    """Fetch config.json alone; a hub that is off, out of reach or has no such model gives None."""
+    """Return the hub's config.json; None if the hub is offline, unreachable or lacks the model."""
     off = any(environment.get(key, "").lower() in ("1", "true", "yes", "on") for key in _OFFLINE)
     if off or name.count("/") != 1 or name.startswith((".", "/")):
         return None
@@ -148,7 +148,7 @@ def _parse(text: str, path: Path) -> Mapping[str, object]:
             "the model's config cannot be read", where=Where(file=str(path)), next_step=str(error)
         ) from error
     if not isinstance(document, dict):
-        raise ConfigError("the model's config is no mapping", where=Where(file=str(path)))
+        raise ConfigError("the model's config is not a mapping", where=Where(file=str(path)))
     return document
 
 
@@ -156,8 +156,8 @@ def _unknown(name: str, cwd: Path) -> ConfigError:
     by_name = {one.rsplit("/", 1)[-1]: one for one in shipped.known()}
     guess = did_you_mean(name.rsplit("/", 1)[-1], by_name)
     return ConfigError(
-        f"nothing is known of the model {name!r}: it is no folder with a config.json under {cwd}, "
-        "and not among the models that oomguard carries",
+        f"unknown model {name!r}: there is no folder with a config.json of that name under {cwd}, "
+        "and it is not in oomguard's catalogue",
         next_step=(
             f"{guess} Or put the model's config.json (no weights) into a folder and give that "
             "folder as the model."

@@ -75,7 +75,7 @@ def _exact(name: str) -> str:
 
 
 def _bare(name: str) -> str:
-    """Take away how it was tuned, and what makers write differently."""
+    """Return a name without its tuning and without differences in spelling."""
     text = _exact(name).replace("meta-llama", "llama").replace("codellama", "code_llama")
     if _KEPT.search(text):
         stripped = re.sub(r"[-_](instruct|chat|hf|it)(?=[-_]|$)", "", text)

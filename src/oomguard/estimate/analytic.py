@@ -86,7 +86,7 @@ def _slack(problem: EstimateInput, allocated_bytes: int) -> int:
 
 
 def static(problem: EstimateInput) -> dict[Term, int]:
-    """Return what stands in memory through the whole step: weights, optimizer state, buffers."""
+    """Return what is allocated throughout the step: weights, optimizer state, buffers."""
     numbers, stored = problem.counts, problem.formats
     share = sharding.rank_fractions(problem.plan, problem.ranks)
     kept = share.weights
@@ -296,8 +296,8 @@ def _autocast_copies(problem: EstimateInput) -> int:
 def _step_temporaries(problem: EstimateInput) -> int:
     """Return what the optimizer's step takes beside its state.
 
-    DeepSpeed flattens the rank's gradients, and casts them to fp32; then the update goes on with
-    the cast ones alone.
+    DeepSpeed flattens the rank's gradients and casts them to fp32; the update uses only the cast
+    ones.
     """
     recipe, numbers, plan = problem.recipe, problem.counts, problem.plan
     share = sharding.rank_fractions(plan, problem.ranks)

@@ -2,7 +2,7 @@
 
 Usable is the total that CUDA reports to a process (`torch.cuda.mem_get_info`, "total capacity" in
 PyTorch's own out-of-memory message), which is less than the name says: the driver and ECC take
-their share. Where reports differ by driver or ECC, the smallest common figure stands here.
+their share. Where reports differ by driver or ECC, the smallest common figure is used.
 """
 
 from __future__ import annotations

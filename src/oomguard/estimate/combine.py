@@ -99,7 +99,7 @@ def replay_capacity(capacity_bytes: int) -> int:
 
 
 def clip_to_capacity(found: MemoryEstimate, capacity_bytes: int) -> MemoryEstimate:
-    """Let an estimate whose replay does within a capacity end there.
+    """Cap an estimate at a capacity within which its replay succeeds.
 
     Where memory runs short the allocator gives cached blocks back and tries again, so what it
     would reserve with more room says nothing.
@@ -166,7 +166,7 @@ def _quantization_constants(problem: EstimateInput, terms: Mapping[Term, int]) -
 
 
 def _shared_out(terms: dict[Term, int], problem: EstimateInput) -> dict[Term, int]:
-    """Take what a step works with from the trace, and what stands in memory from arithmetic.
+    """Return the terms of a step from the trace, and the persistent ones from arithmetic.
 
     The peak may also come later, when all gradients are there.
     """

@@ -62,7 +62,7 @@ def corrected(terms: Terms, ratios: Ratios) -> dict[Term, int]:
 
 
 def learnt(measurements: Sequence[Measured]) -> Ratios:
-    """Say by how much each term is off.
+    """Return by what factor each term is off.
 
     Weights, allocator slack and CUDA context are measured by themselves: the median counts. The
     others only show in the sum that is the peak. Their ratios are those that explain all peaks

@@ -75,7 +75,7 @@ def stored(plan: Plan, recipe: MemorySettings) -> Formats:
 
 
 def formats(plan: Plan, recipe: MemorySettings) -> Formats:
-    """Say in which formats a step computes: what FSDP shards in fp32 it gathers in 16 bits."""
+    """Return the formats a step computes in: FSDP shards fp32 and gathers 16 bits."""
     return _IN_HALF if _casts_gathered(plan, recipe) else stored(plan, recipe)
 
 

@@ -46,7 +46,7 @@ class Method(str, Enum):
 
 
 class Fits(str, Enum):
-    """Whether a plan fits into a capacity."""
+    """The verdict on whether a plan fits into a capacity."""
 
     YES = "yes"  # even the high estimate does
     NO = "no"  # not even the low estimate does

@@ -2,7 +2,7 @@
 
 Source: DeepSpeed 0.19, runtime/zero/{stage_1_and_2,stage3,partitioned_param_coordinator}.py;
 transformers 5, integrations/deepspeed.py ("auto"); accelerate 1.11, FSDP; PyTorch 2, FSDP and DDP.
-Held against real ranks: docs/prediction.md, "Several GPUs".
+Validated against real ranks: docs/prediction.md, "Several GPUs".
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The nouns of resuming: a checkpoint, where a framework puts them, what can go on from one."""
+"""Resuming: a checkpoint, where a framework puts them, and what can resume from one."""
 
 from __future__ import annotations
 

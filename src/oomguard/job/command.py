@@ -20,7 +20,7 @@ class Command:
     """How one attempt is started: no shell, `env` on top of the environment oomguard has.
 
     `files` are written first, in order. `config` is the one of them, or the user's own file,
-    that a person would pass to the framework by hand.
+    that a person would pass to the framework manually.
     """
 
     argv: tuple[str, ...]

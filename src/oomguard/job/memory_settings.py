@@ -62,7 +62,7 @@ VOCABULARY = frozenset(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Lora:
-    """A LoRA adapter; `targets` in the words of the model's code (none: PEFT's own choice).
+    """A LoRA adapter; `targets` are names in the model's code (none: PEFT's own choice).
 
     `saved` modules are trained in full beside it.
     """

@@ -74,17 +74,17 @@ class Lengths:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Job:
-    """A training job as the user would start it by hand.
+    """A training job as the user would start it manually.
 
     `argv` is the whole command, `config` the file in it that the adapter edits (None where
-    every setting stands in `argv`), `env` what the user asked to set for the job. `python` is
+    every setting is in `argv`), `env` what the user asked to set for the job. `python` is
     the interpreter that will run the framework; `packages` are those of the packages that
     rungs may need which that interpreter can import. `asked` is the plan in the user's own
     settings, with the framework's defaults filled in. `output_dir` is where checkpoints go. `files`
     holds the texts of further files of the user's that an adapter edits, by absolute path.
     `trained_embeddings` names the matrices over the vocabulary that are trained in full beside an
     adapter, as for new tokens; `lengths` is known where the data could be read, `bfloat16` says
-    whether the device computes in it, `inside` whether the reporter will be in its processes.
+    whether the device computes in it, `inside` whether the monitor will be in its processes.
     """
 
     framework: str

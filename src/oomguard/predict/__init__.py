@@ -1,1 +1,1 @@
-"""Say before a launch what it will take: the dry run as a child, its cache, the whole ladder."""
+"""Predicts memory before a launch: the tracer as a child process, its cache, the whole ladder."""

@@ -1,4 +1,4 @@
-"""The index of fits: what was measured against what was predicted, and which rungs worked.
+"""The history database: measured against predicted peaks, and which strategies worked.
 
 One SQLite file that several runs may use at once. It only ever helps: a file that is locked,
 broken, full or not writable is left alone, `lost` says why, and the run goes on without it.
@@ -93,7 +93,7 @@ class FitIndex:
         return learnt([one for one in map(_read, rows) if one is not None])
 
     def remember(self, key: str, path: tuple[str, ...]) -> None:
-        """Keep which rungs led a job to its end."""
+        """Record which strategies made a job fit."""
         with self._open() as base:
             if base is not None:
                 base.execute(
@@ -111,7 +111,7 @@ class FitIndex:
         try:
             return tuple(str(name) for name in json.loads(row[0]))
         except (TypeError, ValueError) as error:
-            self.lost = f"an entry of the index of fits {self.path} is not used: {error}"
+            self.lost = f"an entry of the history database {self.path} is not used: {error}"
             return None
 
     @contextmanager
@@ -123,7 +123,7 @@ class FitIndex:
             base = sqlite3.connect(self.path, timeout=PATIENCE_S)
             _prepare(base)
         except (OSError, sqlite3.Error, _OtherLayout) as error:
-            self.lost = f"the index of fits {self.path} is not used: {error}"
+            self.lost = f"the history database {self.path} is not used: {error}"
             if base is not None:
                 base.close()
             yield None
@@ -132,7 +132,7 @@ class FitIndex:
             yield base
             base.commit()
         except sqlite3.Error as error:
-            self.lost = f"the index of fits {self.path} is not used: {error}"
+            self.lost = f"the history database {self.path} is not used: {error}"
         finally:
             base.close()
 
@@ -142,9 +142,9 @@ class _OtherLayout(Exception):  # noqa: N818  caught in this module
 
 
 def record_run(record: RunRecord) -> str | None:
-    """Keep what a run has measured, and the rungs that led to a fit; give why it was not kept.
+    """Record what a run has measured and which strategies made it fit; return why it failed, if so.
 
-    A run that was interrupted teaches when it has been resumed to its end.
+    An interrupted run is recorded once it has been resumed and has ended.
     """
     lessons = record.lessons
     if lessons is None or record.status is Status.INTERRUPTED:
@@ -181,7 +181,7 @@ def _measured(attempt: Attempt, predicted: Predicted | None) -> Measured | None:
 
 
 def _uncorrected(predicted: Predicted) -> dict[Term, int]:
-    """Take the ratios out again: what is learnt holds for predictions that nobody corrected."""
+    """Undo the correction: recorded ratios refer to uncorrected predictions."""
     sizes, ratios = predicted.terms, predicted.corrected_by
     return {
         term: int(sizes[term.value] / ratios.get(term.value, 1))

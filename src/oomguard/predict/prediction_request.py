@@ -24,7 +24,7 @@ class PredictionRequest:
     capacity_bytes: int
 
     def batched(self, plan: Plan) -> Plan:
-        """Give the plan with the length that its longest batch really has, and its images' size."""
+        """Return the plan with the real length of its longest batch and its images' size."""
         longest, pixels = self._longest(plan), plan.image_pixels
         largest = max((high * wide for high, wide in self.images), default=None)
         if largest is not None and pixels is not None:
@@ -48,7 +48,7 @@ class PredictionRequest:
         return lengths.longest if limit is None or lengths.longest < limit else None
 
     def problem(self, plan: Plan) -> EstimateInput:
-        """Put one plan as arithmetic takes it."""
+        """Return one plan as the analytic estimate takes it."""
         return EstimateInput(
             model=self.model.architecture,
             plan=self.batched(plan),

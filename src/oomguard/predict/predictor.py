@@ -87,7 +87,7 @@ class Predictor:
     def _deciding(
         self, question: PredictionRequest, traces: Traces, open_: list[Plan]
     ) -> list[Plan]:
-        """Name what to trace next: the asked plan, the first that fits, one before it that may."""
+        """Return what to trace next: the requested plan, the first that fits, one that may."""
         steps: list[Plan] = []
         if question.plans and not traces and question.plans[0] in open_:
             steps.append(question.plans[0])
@@ -167,7 +167,7 @@ def _assumed(question: PredictionRequest) -> list[str]:
         return []
     if limit is None:
         return [f"no sequence length is known: {analytic.LONGEST} tokens are taken"]
-    return [f"every batch is taken to be as long as the limit of {limit} tokens"]
+    return [f"every batch is assumed to be as long as the limit of {limit} tokens"]
 
 
 def _cross_check(question: PredictionRequest, traces: Traces) -> list[str]:

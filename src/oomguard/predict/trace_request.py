@@ -1,4 +1,4 @@
-"""Put the plans of a job as the dry run takes them: JSON, one variant for each different step."""
+"""Builds trace requests from the plans of a job: JSON, one variant for each different step."""
 
 from __future__ import annotations
 
@@ -34,9 +34,9 @@ _ELSEWHERE = (
 def variant(
     question: PredictionRequest, plan: Plan, versions: Mapping[str, str] = NONE_KNOWN
 ) -> dict[str, object] | None:
-    """Return the step of one plan, without an id; None where the dry run has no such step.
+    """Return the step of one plan, without an id; None if the tracer has no such step.
 
-    Of a sharded plan only what the step works with is wanted: it is traced on one GPU, in the
+    Of a sharded plan only the temporaries of a step are needed: it is traced on one GPU, in the
     formats that sharding brings, with an optimizer that adds nothing.
     """
     if plan.embedding_rows is EmbeddingRows.NEW:
@@ -103,7 +103,7 @@ def _recipe(recipe: MemorySettings, plan: Plan) -> dict[str, object]:
 
 
 def _media(question: PredictionRequest, step: Plan) -> dict[str, object]:
-    """Give each sample the images of the data's largest one, else the largest that settings allow.
+    """Return the images of the data's largest sample, else the largest that the settings allow.
 
     Either way they leave room for the text: a sample has no more image tokens than tokens.
     """

@@ -18,7 +18,7 @@ from .torchao import LinearNF4
 
 
 def compile_layers(layers: nn.Module) -> None:
-    """Let norms and gated products keep what their kernels do, and NF4 be unpacked by one."""
+    """Replace norms and gated products by their compiled kernels, and unpack NF4 in one."""
     for module in layers.modules():
         kind = type(module).__name__
         if kind == "RMSNorm":

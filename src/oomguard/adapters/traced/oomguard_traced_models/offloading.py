@@ -30,7 +30,7 @@ class _Moved(NamedTuple):
 
 
 class Offloaded(saved_tensors_hooks):
-    """Lets go of what autograd saves, and allocates it anew when it is wanted."""
+    """Frees what autograd saves, and allocates it again when it is needed."""
 
     def __init__(self) -> None:
         self._count = 0
@@ -69,13 +69,13 @@ class Offloaded(saved_tensors_hooks):
         return tensor
 
     def end(self) -> None:
-        """Let go of what the last node wanted, as the backward pass ends."""
+        """Free what the last node needed, at the end of the backward pass."""
         self._back.clear()
         self._node = None
 
 
 class _Kept(saved_tensors_hooks):
-    """Lets a part of the model save its tensors where they are."""
+    """Keeps the saved tensors of a part of the model on the GPU."""
 
     def __init__(self) -> None:
         super().__init__(lambda tensor: tensor, lambda tensor: tensor)

@@ -86,7 +86,7 @@ class _MultiplyNF4(torch.autograd.Function):
 
 
 def pack(layers: nn.Module) -> None:
-    """Replace every frozen matrix of torchtune's layers by its packed twin, adapters kept."""
+    """Replace every frozen matrix of torchtune's layers by a packed one; keep adapters."""
     for module in list(layers.modules()):
         kind = type(module).__name__
         if kind == "LoRALinear":
@@ -100,7 +100,7 @@ def pack(layers: nn.Module) -> None:
 
 
 def _pack_adapted(module: Any) -> None:
-    """Let an adapted matrix multiply by its packed twin."""
+    """Make an adapted matrix multiply by its packed weight."""
     module.base = LinearNF4(module.in_dim, module.out_dim, module.bias, module.weight)
     del module.weight
     module.register_parameter("bias", None)

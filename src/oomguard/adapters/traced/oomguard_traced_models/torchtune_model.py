@@ -82,7 +82,7 @@ def _model(config: dict[str, Any], variant: Variant) -> Any:
 
 
 def _angles(model: nn.Module) -> None:
-    """Give rotary embeddings the tables that they make from values, so not on the meta device."""
+    """Build the tables of rotary embeddings, which need values and so cannot be on meta."""
     for module in model.modules():
         if getattr(module, "is_cache_built", True) is False:
             sizes = {"theta": (module.dim // 2,), "cache": (module.max_seq_len, module.dim // 2, 2)}

@@ -48,12 +48,12 @@ class Pool:
         self._blocks: dict[int, Block] = {}
 
     def add(self, block: Block) -> None:
-        """Take in a free block."""
+        """Add a free block."""
         insort(self._sorted, (block.size, block.address))
         self._blocks[block.address] = block
 
     def remove(self, block: Block) -> None:
-        """Take a block out."""
+        """Remove a block."""
         del self._sorted[bisect_left(self._sorted, (block.size, block.address))]
         del self._blocks[block.address]
 
@@ -214,7 +214,7 @@ class CachingAllocator:
         return block
 
     def _unmap(self, block: Block) -> None:
-        """Give back the whole pages inside a free block."""
+        """Release the whole pages inside a free block."""
         page = SMALL_SEGMENT_BYTES if block.pool.small else LARGE_SEGMENT_BYTES
         start = -(-block.address // page) * page
         end = (block.address + block.size) // page * page
@@ -261,7 +261,7 @@ def replay(
 
 
 def fits(events: Iterable[MemoryEvent], capacity_bytes: int, *, expandable: bool = False) -> bool:
-    """Return whether a trace runs to its end within a capacity."""
+    """Return whether a trace completes within a capacity."""
     try:
         replay(events, capacity_bytes=capacity_bytes, expandable=expandable)
     except OutOfMemory:
@@ -309,7 +309,7 @@ def _replace(old: Block, new: Block) -> None:
 
 
 def _merge(block: Block, other: Block) -> None:
-    """Let `block` take over a neighbour of the same segment."""
+    """Merge a neighbour in the same segment into `block`."""
     if other is block.previous:
         block.address, block.previous = other.address, other.previous
         if other.previous is not None:

@@ -1,6 +1,6 @@
 # mypy: disable-error-code="import-not-found,misc,no-any-return,unused-ignore"
 # Checked without torch: what comes from it, and what derives from it, is Any.
-"""Lets a run on fake CPU tensors take the operators that CUDA would take."""
+"""Makes fake CPU tensors use the operators that CUDA would use."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ def attention(  # noqa: PLR0917  the signature that it replaces
     scale: float | None = None,  # noqa: ARG001
     enable_gqa: bool = False,  # noqa: ARG001
 ) -> torch.Tensor:
-    """Take the flash kernel where its conditions hold, else the memory-efficient one."""
+    """Run the flash kernel if its conditions hold, else the memory-efficient one."""
     if torch.is_autocast_cpu_enabled():
         half = torch.get_autocast_dtype("cpu")
         query, key, value = (tensor.to(half) for tensor in (query, key, value))

@@ -92,7 +92,7 @@ class _Expansion:
             self._write(event, self._moved(key, visit.layer))
 
     def _moved(self, key: Key, visitor: int | None) -> Key:
-        """Say which storage is meant now that there are layers between the first and the second."""
+        """Return which storage is meant after layers were put between the first and second."""
         number, position, layer = key
         upper = visitor is not None and visitor >= SECOND
         if layer in (FIRST, SECOND) and (visitor is None or abs(visitor - layer) > 1):

@@ -1,6 +1,6 @@
 # mypy: disable-error-code="import-not-found,misc,no-any-return,unused-ignore"
 # Checked without torch: what comes from it, and what derives from it, is Any.
-"""Lets mixtures of experts run on fake tensors: who goes to which expert, and their products.
+"""Runs mixtures of experts on fake tensors: the routing of tokens and the grouped products.
 
 Routing depends on data. Here tokens are spread evenly, as the routers' auxiliary loss wants it: of
 the grouped product, which transformers takes by default, memory does not depend on it at all; of
@@ -27,14 +27,14 @@ def spread(values: Any, experts: int) -> Any:
 
 
 def is_routing(func: Any, out: Any) -> bool:
-    """Whether an operator chose indices by fake values: of the experts, in a model's training."""
+    """Return whether an operator chose indices by fake values, as routing does."""
     topk = func.overloadpacket is torch.ops.aten.topk
     return topk and isinstance(out[1], FakeTensor)
 
 
 @contextmanager
 def grouped_products() -> Iterator[None]:
-    """Let the grouped product take other formats than bfloat16, as the CUDA and CPU kernels do.
+    """Make the grouped product accept formats besides bfloat16, as the CUDA and CPU kernels do.
 
     PyTorch's shape function for it refuses them.
     """

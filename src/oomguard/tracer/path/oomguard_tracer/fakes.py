@@ -12,7 +12,7 @@ DEVICE = torch.ops.prim.device.default
 
 
 def device_of(tensor: torch.Tensor) -> torch.device:
-    """Give the device of a fake tensor as its own mode would, without the way through the modes."""
+    """Return the device of a fake tensor as its own mode would, bypassing the modes."""
     mode = getattr(tensor, "fake_mode", None)
     if mode is None:
         return DEVICE(tensor)

@@ -11,7 +11,7 @@ from torch import nn
 
 
 def fuse(model: Any) -> None:
-    """Let a transformers model compute its loss as Liger's fused linear cross entropy does."""
+    """Make a transformers model compute its loss as Liger's fused linear cross entropy does."""
     head = model.get_output_embeddings()
     model.set_output_embeddings(_Deferred(head))
 

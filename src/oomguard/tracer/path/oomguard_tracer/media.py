@@ -23,7 +23,7 @@ WINDOWS = 4
 
 
 def add(config: Any, variant: Variant, batch: dict[str, Any]) -> None:
-    """Put a variant's media into a batch: features, and the tokens that stand for them.
+    """Adds a variant's media to a batch: features and their placeholder tokens.
 
     Raises:
         Unsupported: if it is not known how the model takes them, or the text has no room for them.
@@ -35,7 +35,7 @@ def add(config: Any, variant: Variant, batch: dict[str, Any]) -> None:
 
 
 def few_windows(model: Any) -> None:
-    """Let a tower whose attention goes window by window see a few large ones."""
+    """Make a tower with windowed attention use a few large windows."""
     for module in model.modules():
         if hasattr(module, "get_window_index"):
             module.get_window_index = _fewer(module.get_window_index)
@@ -68,7 +68,7 @@ def _images(config: Any, variant: Variant, batch: dict[str, Any]) -> None:
 
 
 def _grid(size: list[int], variant: Variant, patch: int, merge: int) -> tuple[int, int, int]:
-    """Give an image's patches, its sides rounded to whole merged patches within the pixel limit."""
+    """Return an image's patches; sides are rounded to merged patches within the pixel limit."""
     height, width = size
     limit = variant.image_pixels or height * width
     scale = min(1.0, math.sqrt(limit / (height * width)))
@@ -103,7 +103,7 @@ def _audio(config: Any, batch: dict[str, Any]) -> None:
 
 
 def _place(batch: dict[str, Any], tokens: list[int], token: int | None) -> None:
-    """Let runs of `token` stand for the media, a text token between them."""
+    """Put runs of `token` in place of the media, a text token between them."""
     ids = batch["input_ids"]
     if sum(tokens) + len(tokens) > ids.shape[1]:
         raise Unsupported(

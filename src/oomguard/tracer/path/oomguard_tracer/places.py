@@ -1,6 +1,6 @@
 # mypy: disable-error-code="import-not-found,misc,no-any-return,unused-ignore"
 # Checked without torch: what comes from it, and what derives from it, is Any.
-"""Tells the tracer where it is: which repeated layer, tower or head runs."""
+"""Tracks which repeated layer, tower or head runs."""
 
 from __future__ import annotations
 

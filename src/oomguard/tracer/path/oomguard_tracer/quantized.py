@@ -158,7 +158,7 @@ def quantize(
 
 
 def quantized(linear: nn.Linear, quantization: str, compute_dtype: torch.dtype) -> nn.Module:
-    """Return the packed twin of one linear layer."""
+    """Return one linear layer with its weight packed."""
     if quantization == "int8":
         return Linear8bit(linear, compute_dtype)
     return Linear4bit(linear, compute_dtype, double=quantization.endswith("-double"))

@@ -81,18 +81,18 @@ class Recorder(TorchDispatchMode):
         self.label(tensor, term)
 
     def label(self, tensor: torch.Tensor, term: str) -> None:
-        """Say what a tensor is, now that it is known."""
+        """Label a tensor once its role is known."""
         known = self._alive.get(tensor.untyped_storage()._cdata)
         if known is not None:
             self.trace.terms[known[0]] = term
 
     def owns(self, tensor: torch.Tensor, layer: Layer | None) -> None:
-        """Say which layer a parameter belongs to, for the moment its gradient is accumulated."""
+        """Record which layer a parameter belongs to, for when its gradient is accumulated."""
         self._grad_layers[id(tensor)] = layer
 
     @contextmanager
     def inside(self, place: Place) -> Iterator[None]:
-        """Let what is allocated here, and in the backward of what runs here, belong to a place."""
+        """Attribute what is allocated here, and in its backward pass, to a place."""
         self.enter(place)
         try:
             yield
@@ -115,7 +115,7 @@ class Recorder(TorchDispatchMode):
         self._mark()
 
     def rest(self, place: Place) -> None:
-        """Say where what runs outside of every place belongs from now on."""
+        """Set the place of what runs outside of every place from now on."""
         self._rest = place
         self._mark()
 
@@ -125,7 +125,7 @@ class Recorder(TorchDispatchMode):
         self._note(torch.autograd._get_sequence_nr(), place)
 
     def _follow_recomputation(self) -> None:
-        """Let what a checkpoint runs again in backward belong where it ran first."""
+        """Attribute what a checkpoint recomputes in backward to where it ran first."""
         if torch._C._current_autograd_node() is not None:
             place = self.here()
             if place != self._visited[-1]:

@@ -56,7 +56,7 @@ def _shorten(tower: Any, name: str) -> Depth:
 
 
 def stack(model: nn.Module, length: int, *, tower: bool) -> str:
-    """Find the list of so many repeated layers, of a tower or of the text model.
+    """Return the module list with this number of repeated layers, of a tower or the text model.
 
     Raises:
         Unsupported: if it was not found.

@@ -38,7 +38,7 @@ def run(built: Built, variant: Variant, tracer: Recorder) -> None:
 
 
 class Naming:
-    """Names gradients and states in the trace as they appear."""
+    """Labels gradients and optimizer states in the trace as they appear."""
 
     def __init__(self, model: nn.Module, optimizer: optimizers.Optimizer, tracer: Recorder) -> None:
         self._special = trained_terms(model)
@@ -47,14 +47,14 @@ class Naming:
         self._tracer = tracer
 
     def gradients(self) -> None:
-        """Name the gradients that are there now."""
+        """Label the gradients that exist now."""
         for parameter in self._model.parameters():
             if parameter.grad is not None:
                 self._label(parameter, parameter.grad, "gradients")
 
     @contextmanager
     def stepping(self) -> Iterator[None]:
-        """Let what the optimizer allocates belong to the layers of what it works on."""
+        """Attribute what the optimizer allocates to the layers of its parameters."""
         self._tracer.stepping = True
         yield
         for parameter, state in self._optimizer.states():
@@ -92,7 +92,7 @@ def _training_step(built: Built, variant: Variant, lengths: tuple[int, ...]) -> 
 
 
 def _compute_loss(built: Built, inputs: dict[str, Any]) -> torch.Tensor:
-    """Let go of all other outputs on return."""
+    """Return the loss; all other outputs are freed."""
     outputs = built.forward(inputs)
     return outputs["loss"]
 
@@ -178,7 +178,7 @@ def _batches(variant: Variant) -> Iterator[tuple[int, ...]]:
 def _step_in_backward(
     variant: Variant, trained: list[nn.Parameter], model: nn.Module, tracer: Recorder
 ) -> None:
-    """Let each gradient be used and dropped as soon as it is there, by an optimizer of its own."""
+    """Step an optimizer per parameter as soon as its gradient exists, and drop the gradient."""
 
     def hook(optimizer: optimizers.Optimizer) -> Callable[[torch.Tensor], None]:
         naming = Naming(model, optimizer, tracer)
