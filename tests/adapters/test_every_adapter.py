@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ast
 import re
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -12,6 +14,7 @@ from adapters.toytrain import toytrain
 from oomguard.adapters.contract import Adapter
 from oomguard.adapters.registry import ADAPTERS
 
+ADAPTER_FILES = Path(__file__).parents[2] / "src" / "oomguard" / "adapters"
 README = (Path(__file__).parents[2] / "README.md").read_text()
 
 
@@ -55,3 +58,34 @@ def test_the_readme_lists_no_other_framework() -> None:
     titles = tuple(adapter.title for adapter in ADAPTERS)
     assert [row for row in listed if not row.startswith(titles)] == []
     assert len(listed) == len(ADAPTERS)
+
+
+MAKERS = {"number", "maybe_number", "text", "maybe_text", "flag", "fraction"}
+FRAMEWORKS = [adapter.name for adapter in ADAPTERS if adapter.name != "hf_trainer"]
+
+
+def keys_made(source: str) -> list[str]:
+    """Return the names of the keys that a module makes; each holds its default."""
+    calls = [node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Call)]
+    made = []
+    for call in calls:
+        maker = call.func.attr if isinstance(call.func, ast.Attribute) else call.func
+        name = maker.id if isinstance(maker, ast.Name) else maker
+        first = call.args[0] if call.args else None
+        if name in MAKERS and isinstance(first, ast.Constant):
+            made.append(str(first.value))
+    return made
+
+
+@pytest.mark.parametrize("framework", FRAMEWORKS)
+def test_a_framework_states_each_default_once(framework: str) -> None:
+    files = sorted(ADAPTER_FILES.glob(f"{framework}*.py"))
+    assert files
+    made = Counter(key for file in files for key in keys_made(file.read_text()))
+    assert made
+    assert [key for key, times in made.items() if times > 1] == []
+
+
+def test_a_default_that_is_stated_twice_is_found() -> None:
+    twice = 'A = number("batch", 8)\ndef f(s): return fields.number("batch", 4).of(s)\n'
+    assert keys_made(twice) == ["batch", "batch"]

@@ -15,7 +15,7 @@ from oomguard.adapters.contract import JobRequest, Marks
 from oomguard.adapters.fields import Binding, Bindings, Edits, Key, choice
 from oomguard.adapters.hf import training_arguments as hf
 from oomguard.adapters.invocation import Form, Invocation, with_config
-from oomguard.adapters.litgpt_memory import recipe_of
+from oomguard.adapters.litgpt_memory import LORA_RANK, recipe_of
 from oomguard.configfile import values
 from oomguard.configfile.document import Files, Source
 from oomguard.configfile.flags import Flags, Style, is_flag
@@ -93,9 +93,7 @@ _COMMON = (
     ),
 )
 _QUANTIZED = (choice("quantization", fields.maybe_text("quantize"), _QUANTIZATIONS),)
-_LORA = Bindings(
-    bindings=(*_COMMON, *_QUANTIZED, fields.direct("lora_rank", fields.number("lora_r", 8)))
-)
+_LORA = Bindings(bindings=(*_COMMON, *_QUANTIZED, fields.direct("lora_rank", LORA_RANK)))
 _BINDINGS = {
     "finetune": _LORA,
     "finetune_lora": _LORA,

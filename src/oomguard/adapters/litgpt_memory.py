@@ -15,6 +15,7 @@ from oomguard.job.training_job import Job
 
 #: finetune/*.py: model(input_ids, lm_head_chunk_size=128).
 _LOSS_CHUNK = 128
+LORA_RANK = fields.number("lora_r", 8)
 _SWITCHES = (
     ("lora_query", True, "query"),
     ("lora_key", False, "key"),
@@ -60,7 +61,7 @@ def _lora(settings: Settings) -> Lora:
         name for key, on, name in _SWITCHES if fields.flag(key, default=on).of(settings)
     )
     return Lora(
-        rank=fields.number("lora_r", 8).of(settings),
+        rank=LORA_RANK.of(settings),
         alpha=fields.number("lora_alpha", 16).of(settings),
         targets=targets,
         dropout=fields.fraction("lora_dropout", 0.05).of(settings),

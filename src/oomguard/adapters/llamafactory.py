@@ -20,11 +20,10 @@ from oomguard.adapters.invocation import Invocation, file_first
 from oomguard.adapters.launchers import Launcher, LauncherCommand
 from oomguard.adapters.llamafactory_keys import (
     BINDINGS,
-    LORA_RANK,
     REFUSALS,
     is_multimodal,
 )
-from oomguard.adapters.llamafactory_memory import recipe_of
+from oomguard.adapters.llamafactory_memory import LORA_RANK, recipe_of
 from oomguard.configfile.document import Source
 from oomguard.configfile.flags import Style
 from oomguard.configfile.layered import Settings

@@ -13,7 +13,13 @@ from oomguard.adapters.config_adapter import Refusal
 from oomguard.adapters.fields import Binding, Bindings, Edits, choice, direct, flag
 from oomguard.adapters.hf import training_arguments as hf
 from oomguard.adapters.hf.deepspeed import ZERO
-from oomguard.adapters.llamafactory_memory import packs
+from oomguard.adapters.llamafactory_memory import (
+    LORA_ALPHA,
+    LORA_RANK,
+    MODEL,
+    PACKING,
+    packs,
+)
 from oomguard.configfile.layered import Settings
 from oomguard.job.plan import (
     EmbeddingRows,
@@ -42,9 +48,7 @@ _AUDIO = re.compile(r"\bqwen\d?[-_]audio", re.IGNORECASE)
 _MEDIA_KEYS = ("image_max_pixels", "image_min_pixels", "video_max_pixels", "video_fps", "media_dir")
 _QUANTIZED_MODEL = re.compile(r"(?<![a-z])(gptq|awq|aqlm)(?![a-z])", re.IGNORECASE)
 
-_MODEL = fields.maybe_text("model_name_or_path")
 _TYPE = fields.text("finetuning_type", "lora")
-LORA_RANK, _ALPHA = fields.number("lora_rank", 8), fields.maybe_number("lora_alpha")
 _PURE_BF16 = flag("pure_bf16")
 _BITS = fields.maybe_number("quantization_bit")
 _METHOD = fields.text("quantization_method", "bnb")
@@ -57,7 +61,7 @@ _VIDEO, _LEAST_VIDEO = (
     fields.number("video_max_pixels", 256 * 256),
     fields.number("video_min_pixels", 16 * 16),
 )
-_LENGTH, _PACKING = fields.number("cutoff_len", 2048), flag("packing")
+_LENGTH = fields.number("cutoff_len", 2048)
 _PARTS = {
     Part.VISION_TOWER: flag("freeze_vision_tower", default=True),
     Part.PROJECTOR: flag("freeze_multi_modal_projector", default=True),
@@ -77,14 +81,14 @@ def is_multimodal(settings: Settings) -> bool:
     template = settings.get("template")
     return (
         (isinstance(template, str) and bool(_MULTIMODAL_TEMPLATE.fullmatch(template)))
-        or bool(MULTIMODAL_MODEL.search(_MODEL.of(settings) or ""))
+        or bool(MULTIMODAL_MODEL.search(MODEL.of(settings) or ""))
         or any(settings.has(key) for key in _MEDIA_KEYS)
     )
 
 
 def _sees(settings: Settings) -> bool:
     """Return whether the model takes images or video."""
-    named = (str(settings.get("template") or ""), _MODEL.of(settings) or "")
+    named = (str(settings.get("template") or ""), MODEL.of(settings) or "")
     return is_multimodal(settings) and not any(_AUDIO.search(name) for name in named)
 
 
@@ -103,7 +107,7 @@ def _overlong(settings: Settings) -> Overlong | None:
 def _overlong_edits(settings: Settings, value: object) -> Edits | None:
     # In the other stages packing puts samples together that were cut before.
     chunked = value is Overlong.CHUNKED
-    return {_PACKING: chunked} if settings.get("stage") == "pt" else None
+    return {PACKING: chunked} if settings.get("stage") == "pt" else None
 
 
 def _pixels(settings: Settings) -> int | None:
@@ -138,7 +142,7 @@ def _precision_edits(settings: Settings, value: object) -> Edits | None:
 
 def _quantization(settings: Settings) -> Quantization | None:
     bits = _BITS.of(settings)
-    if _QUANTIZED_MODEL.search(_MODEL.of(settings) or ""):
+    if _QUANTIZED_MODEL.search(MODEL.of(settings) or ""):
         return Quantization.PREQUANTIZED
     if bits is None:
         return Quantization.NONE
@@ -171,8 +175,8 @@ def _rank(settings: Settings) -> int | None:
 
 def _rank_edits(settings: Settings, value: object) -> Edits | None:
     # An alpha that is not stated follows the rank; changing one must not change the other.
-    alpha = _ALPHA.of(settings) or 2 * LORA_RANK.of(settings)
-    return {_ALPHA: alpha, LORA_RANK: value}
+    alpha = LORA_ALPHA.of(settings) or 2 * LORA_RANK.of(settings)
+    return {LORA_ALPHA: alpha, LORA_RANK: value}
 
 
 BINDINGS = Bindings(

@@ -22,10 +22,11 @@ from oomguard.job.memory_settings import (
 from oomguard.job.plan import Sharding, Tuning
 from oomguard.job.training_job import Job
 
-_MODEL = fields.maybe_text("model_name_or_path")
-_ALPHA = fields.maybe_number("lora_alpha")
-_RANK = fields.number("lora_rank", 8)
+MODEL = fields.maybe_text("model_name_or_path")
+LORA_ALPHA = fields.maybe_number("lora_alpha")
+LORA_RANK = fields.number("lora_rank", 8)
 _LAYERS = fields.number("freeze_trainable_layers", 2)
+PACKING = fields.flag("packing")
 _STAGE = fields.text("stage", "sft")
 _ATTENTIONS = {"disabled": Attention.EAGER, "fa2": Attention.FLASH, "fa3": Attention.FLASH}
 _RESIZED = ("embed_tokens", "lm_head")
@@ -41,7 +42,7 @@ def recipe_of(settings: Settings, job: Job) -> MemorySettings:
     resizes = bool(new_tokens(settings)) or fields.flag("resize_vocab").of(settings)
     return MemorySettings(
         code=CODE,
-        model=_MODEL.of(settings),
+        model=MODEL.of(settings),
         base=Format.FP16 if hf.FP16.of(settings) else Format.BF16,
         trained_fp32=job.asked.sharding is not Sharding.ZERO3,
         lora=_lora(settings, resizes=resizes) if job.asked.tuning is Tuning.LORA else None,
@@ -66,12 +67,12 @@ def new_tokens(settings: Settings) -> int:
 
 
 def _lora(settings: Settings, *, resizes: bool) -> Lora:
-    rank = _RANK.of(settings)
+    rank = LORA_RANK.of(settings)
     targets = _names(settings, "lora_target") or ("all",)
     saved = _names(settings, "additional_target")
     return Lora(
         rank=rank,
-        alpha=_ALPHA.of(settings) or 2 * rank,
+        alpha=LORA_ALPHA.of(settings) or 2 * rank,
         targets=(ALL_LINEAR,) if targets == ("all",) else targets,
         dropout=fields.fraction("lora_dropout", 0.0).of(settings),
         saved=saved or (_RESIZED if resizes else ()),
@@ -83,7 +84,7 @@ def packs(settings: Settings) -> bool:
     stated = settings.get("packing")
     if stated is None:
         return _STAGE.of(settings) == "pt" or fields.flag("neat_packing").of(settings)
-    return fields.flag("packing").of(settings)
+    return PACKING.of(settings)
 
 
 def _data(settings: Settings, cwd: str) -> tuple[str, ...]:

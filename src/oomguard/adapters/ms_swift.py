@@ -48,6 +48,7 @@ _COMMANDS = ("sft", "pt")
 _MODULES = {f"swift.cli.{name}" for name in _COMMANDS}
 _LAUNCHED_BY = ("NPROC_PER_NODE", "NNODES", "NODE_RANK", "MASTER_ADDR", "MASTER_PORT")
 _BATCH = 16  # samples of a step that ms-swift accumulates to where no number is stated
+_MICRO = number("per_device_train_batch_size", 1)
 _STEPS = fields.maybe_number("gradient_accumulation_steps")
 _MODEL = fields.maybe_text("model")
 _DTYPE = fields.maybe_text("torch_dtype")
@@ -156,7 +157,7 @@ def _device_map_edits(_: Settings, value: object) -> Edits | None:
 _OWN = {"micro_batch", "accumulation", "eval_batch"}
 BINDINGS = Bindings(
     bindings=(
-        fields.direct("micro_batch", number("per_device_train_batch_size", 1)),
+        fields.direct("micro_batch", _MICRO),
         Binding(
             field="accumulation",
             read=_STEPS.of,
@@ -257,7 +258,7 @@ class MsSwift(TrainerAdapter):
         """Read the job; without a number, ms-swift accumulates to 16 samples."""
         settings = self.invocation(request.argv, request.source).settings
         world = self._world(request)
-        micro = number("per_device_train_batch_size", 1).of(settings)
+        micro = _MICRO.of(settings)
         steps = _STEPS.of(settings) or max(1, -(-_BATCH // (micro * world.size)))
         job = super().read(request)
         asked = replace(job.asked, accumulation=steps)

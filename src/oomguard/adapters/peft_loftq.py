@@ -16,6 +16,7 @@ from oomguard.adapters.config_adapter import Refusal
 from oomguard.adapters.contract import Claim, Marks
 from oomguard.adapters.fields import Binding, Bindings, Edits, flag
 from oomguard.adapters.hf import hf_trainer
+from oomguard.adapters.hf.hf_memory import LOFTQ_BITS
 from oomguard.adapters.hf.hf_trainer import HFTrainer
 from oomguard.configfile.flags import Flags
 from oomguard.configfile.layered import Settings
@@ -24,7 +25,7 @@ from oomguard.job.plan import Loftq, Plan, Quantization, Tuning
 from oomguard.job.training_job import Job
 
 _STAGED = flag("staged")
-_BITS, _ITERATIONS = fields.number("loftq_bits", 4), fields.number("loftq_iter", 1)
+_ITERATIONS = fields.number("loftq_iter", 1)
 _FOUR = 4
 _OWN = {"quantization", "tuning"}
 
@@ -34,7 +35,7 @@ def _staged_edits(settings: Settings, value: object) -> Edits | None:
     if value not in (Loftq.AT_ONCE, Loftq.STAGED) or not settings.has(_STAGED.name):
         return None
     staged = value is Loftq.STAGED
-    one: Edits = {_BITS: _FOUR, _ITERATIONS: 1} if staged else {}
+    one: Edits = {LOFTQ_BITS: _FOUR, _ITERATIONS: 1} if staged else {}
     return {_STAGED: staged, **one}
 
 
@@ -90,7 +91,9 @@ class PeftLoftq(HFTrainer):
         flags = Flags(args=launch.args)
         asked = flags.get("init_lora_weights") == "loftq"
         return (
-            Claim.OWN if asked or flags.has(_BITS.name) or flags.has(_ITERATIONS.name) else Claim.NO
+            Claim.OWN
+            if asked or flags.has(LOFTQ_BITS.name) or flags.has(_ITERATIONS.name)
+            else Claim.NO
         )
 
     def normalize(self, job: Job, plan: Plan) -> Plan:

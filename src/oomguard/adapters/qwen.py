@@ -13,7 +13,7 @@ from oomguard.adapters.config_adapter import Refusal
 from oomguard.adapters.contract import Claim, JobRequest, Marks
 from oomguard.adapters.fields import Binding, Bindings, flag
 from oomguard.adapters.hf import training_arguments as hf
-from oomguard.adapters.hf.hf_memory import qwen_recipe
+from oomguard.adapters.hf.hf_memory import QWEN_MODEL, QWEN_RANK, qwen_recipe
 from oomguard.adapters.hf.hf_trainer import HFTrainer
 from oomguard.adapters.hf.trainer_adapter import ENVIRONMENT, ZERO3_WITH_BATCH_SEARCH
 from oomguard.configfile.flags import Flags
@@ -34,9 +34,7 @@ from oomguard.job.training_job import Job
 #: Flags that finetune.py has and the Trainer has not; any two identify it.
 _FLAGS = ("lazy_preprocess", "q_lora", "use_lora", "model_max_length", "data_path")
 _ENOUGH = 2
-_MODEL = fields.text("model_name_or_path", "Qwen/Qwen-7B")
 _LORA, _QLORA = flag("use_lora"), flag("q_lora")
-_RANK = fields.number("lora_r", 64)
 _IGNORED = (
     "finetune.py accepts --resume_from_checkpoint and ignores it, and without the monitor "
     "trainer.train() gets no checkpoint"
@@ -58,13 +56,13 @@ BINDINGS = Bindings(
             edits=lambda _, __: None,
         ),
         fields.switch("tuning", _LORA, on=Tuning.LORA, off=Tuning.FULL),
-        hf.rank_under(_LORA, _RANK),
+        hf.rank_under(_LORA, QWEN_RANK),
     )
 )
 
 
 def _is_chat(settings: Settings) -> bool:
-    return "chat" in _MODEL.of(settings).lower()
+    return "chat" in QWEN_MODEL.of(settings).lower()
 
 
 _REFUSALS = (
@@ -121,7 +119,7 @@ class Qwen(HFTrainer):
     bindings = BINDINGS
     refusals = _REFUSALS
     environment = (*ENVIRONMENT, "NNODES", "CUDA_DEVICE_MAX_CONNECTIONS")
-    rank = _RANK
+    rank = QWEN_RANK
 
     def recognizes_command(self, argv: tuple[str, ...]) -> Claim:
         """Claim finetune.py with two flags that only it has, and its shell scripts."""

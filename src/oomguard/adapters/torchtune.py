@@ -22,7 +22,7 @@ from oomguard.adapters.fields import (
     number,
 )
 from oomguard.adapters.invocation import Invocation, file_option
-from oomguard.adapters.torchtune_memory import recipe_of
+from oomguard.adapters.torchtune_memory import IN_BACKWARD, LORA_RANK, recipe_of
 from oomguard.configfile.document import Source
 from oomguard.configfile.flags import Style
 from oomguard.configfile.layered import Settings
@@ -47,7 +47,6 @@ _LOSS = fields.text("loss._component_", "")
 _CHUNKED = "torchtune.modules.loss.CEWithChunkedOutputLoss"
 _PLAIN = "torch.nn.CrossEntropyLoss"
 _ACTIVATIONS, _CPU = flag("enable_activation_offloading"), flag("fsdp_cpu_offload")
-_IN_BACKWARD = flag("optimizer_in_bwd")
 _HOST = frozenset({Offload.OPTIMIZER, Offload.PARAMETERS})
 _ENVIRONMENT = ("MASTER_ADDR", "MASTER_PORT", "NODE_RANK")
 
@@ -104,7 +103,7 @@ BINDINGS = Bindings(
             {"bf16": Precision.BF16_TRUE, "fp32": Precision.FP32, "fp16": Precision.FP16_TRUE},
         ),
         Binding(field="quantization", read=_quantization, edits=_quantization_edits),
-        fields.stated("lora_rank", fields.maybe_number("model.lora_rank")),
+        fields.stated("lora_rank", LORA_RANK),
         Binding(field="offload", read=_offload, edits=_offload_edits),
         fields.stated("optimizer", fields.text("optimizer._component_", "")),
         Binding(
@@ -117,7 +116,7 @@ BINDINGS = Bindings(
 _REFUSALS = (
     Refusal(
         message="Gradient accumulation is not supported with optimizer in bwd.",
-        when=lambda s, _, plan: plan.accumulation > 1 and _IN_BACKWARD.of(s),
+        when=lambda s, _, plan: plan.accumulation > 1 and IN_BACKWARD.of(s),
     ),
     Refusal(
         message="enable_activation_offloading should only be True when "

@@ -50,6 +50,8 @@ _MODELS = {
     "qwen2_5_72b": "Qwen/Qwen2.5-72B",
 }
 _COMPONENT = "_component_"
+LORA_RANK = fields.number("model.lora_rank", 8)
+IN_BACKWARD = fields.flag("optimizer_in_bwd")
 _MLP = ("gate_proj", "up_proj", "down_proj")
 
 
@@ -77,7 +79,7 @@ def recipe_of(settings: Settings, job: Job) -> MemorySettings:
         optimizer=job.asked.optimizer or "AdamW",
         fused=fields.flag("optimizer.fused").of(settings),
         max_grad_norm=fields.fraction("clip_grad_norm", 0.0).of(settings),
-        step_in_backward=fields.flag("optimizer_in_bwd").of(settings),
+        step_in_backward=IN_BACKWARD.of(settings),
         compiled=fields.flag("compile").of(settings),
         packing=packed,
         padded=packed,
@@ -112,7 +114,7 @@ def _lora(settings: Settings) -> Lora:
     if fields.flag("model.apply_lora_to_output").of(settings):
         targets.append("lm_head")
     return Lora(
-        rank=fields.number("model.lora_rank", 8).of(settings),
+        rank=LORA_RANK.of(settings),
         alpha=int(fields.fraction("model.lora_alpha", 16).of(settings)),
         targets=tuple(targets),
         dropout=fields.fraction("model.lora_dropout", 0.0).of(settings),

@@ -18,7 +18,7 @@ from oomguard.adapters.contract import JobRequest, Marks
 from oomguard.adapters.fields import Binding, Bindings, Edits, Key, flag
 from oomguard.adapters.hf import accelerate
 from oomguard.adapters.hf import training_arguments as hf
-from oomguard.adapters.hf.hf_memory import trl_recipe
+from oomguard.adapters.hf.hf_memory import TRL_RANK, trl_recipe
 from oomguard.adapters.hf.trainer_adapter import (
     NO_ROWS,
     QUANTIZED_ALONE,
@@ -57,7 +57,7 @@ _BF16: Key[bool | None] = Key(name="bf16", decode=values.truth, default=None)
 _DTYPE = fields.text("dtype", "float32")
 _LOAD_4BIT, _LOAD_8BIT = flag("load_in_4bit"), flag("load_in_8bit")
 _NESTED, _KIND = flag("use_bnb_nested_quant"), fields.text("bnb_4bit_quant_type", "nf4")
-_PEFT, _RANK = flag("use_peft"), fields.number("lora_r", 16)
+_PEFT = flag("use_peft")
 _ACTIVATIONS = flag("activation_offloading")
 _LENGTH: Key[int | None] = Key(name="max_length", decode=values.whole, default=1024)
 _LOSS = fields.text("loss_type", "nll")
@@ -145,7 +145,7 @@ BINDINGS = Bindings(
         Binding(field="precision", read=_precision, edits=_precision_edits),
         Binding(field="quantization", read=_quantization, edits=_quantization_edits),
         fields.switch("tuning", _PEFT, on=Tuning.LORA, off=Tuning.FULL),
-        hf.rank_under(_PEFT, _RANK),
+        hf.rank_under(_PEFT, TRL_RANK),
         Binding(field="loss_kernel", read=_loss_kernel, edits=lambda _, __: None),
     )
 )
@@ -229,7 +229,7 @@ class Trl(TrainerAdapter):
     # A quantized base under ZeRO-3 is none of them: from 1.16 on TRL passes no device_map under
     # DeepSpeed, and transformers refuses that alone. The ladder does not stack the two.
     refusals = (QUANTIZED_ALONE, NO_ROWS, ZERO3_WITH_BATCH_SEARCH, hf.NO_METRIC)
-    rank = _RANK
+    rank = TRL_RANK
 
     def referenced_files(self, request: JobRequest) -> tuple[str, ...]:
         """Return the DeepSpeed file, and accelerate's."""

@@ -24,7 +24,10 @@ from oomguard.job.memory_settings import (
 from oomguard.job.plan import Tuning
 from oomguard.job.training_job import Job
 
-_QWEN = "Qwen/Qwen-7B"
+TRL_RANK = fields.number("lora_r", 16)
+QWEN_MODEL = fields.text("model_name_or_path", "Qwen/Qwen-7B")
+QWEN_RANK = fields.number("lora_r", 64)
+LOFTQ_BITS = fields.number("loftq_bits", 4)
 _MODELS = ("model_name_or_path", "model_name", "model", "model_id", "base_model")
 _DTYPES = ("torch_dtype", "dtype", "model_dtype")
 _TARGETS = ("lora_target_modules", "target_modules", "lora_target")
@@ -79,7 +82,7 @@ def trl_recipe(settings: Settings, job: Job) -> MemorySettings:
     if lora is not None:
         lora = replace(
             lora,
-            rank=_number(settings, "lora_r") or 16,
+            rank=TRL_RANK.of(settings),
             alpha=_number(settings, "lora_alpha") or 32,
             dropout=fields.fraction("lora_dropout", 0.05).of(settings),
         )
@@ -89,13 +92,13 @@ def trl_recipe(settings: Settings, job: Job) -> MemorySettings:
 def qwen_recipe(settings: Settings, job: Job) -> MemorySettings:
     """Read finetune.py's flags, with its defaults; a base model gets its vocabulary trained."""
     recipe = recipe_of(settings, job, QWEN_CODE)
-    model = recipe.model or _QWEN
+    model = recipe.model or QWEN_MODEL.default
     saved = () if "chat" in model.lower() or settings.get("q_lora") else ("wte", "lm_head")
     lora = recipe.lora
     if lora is not None:
         lora = replace(
             lora,
-            rank=_number(settings, "lora_r") or 64,
+            rank=QWEN_RANK.of(settings),
             alpha=_number(settings, "lora_alpha") or 16,
             targets=_list(settings, _TARGETS) or ("c_attn", "c_proj", "w1", "w2"),
             dropout=fields.fraction("lora_dropout", 0.05).of(settings),
@@ -127,7 +130,7 @@ def _lora(settings: Settings) -> Lora:
 def _loftq(settings: Settings) -> LoftqStart | None:
     if settings.get("init_lora_weights") != "loftq":
         return None
-    return LoftqStart(bits=fields.number("loftq_bits", 4).of(settings))
+    return LoftqStart(bits=LOFTQ_BITS.of(settings))
 
 
 def _number(settings: Settings, key: str) -> int | None:
