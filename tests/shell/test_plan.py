@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
+import re
 from pathlib import Path
 
 import pytest
@@ -118,21 +120,100 @@ def test_more_gpus_share_the_weights_under_zero3(plan, train):
     assert shared["estimate"]["terms"]["weights"] == pytest.approx(whole / 4, rel=0.01)
 
 
-def test_the_arithmetic_of_the_chosen_plan_is_shown(plan, train):
-    document = plan(train, "--gpu", "3090", "--explain-terms")
-    chosen = document["rungs"][document["chosen"]]
-    assert set(document["arithmetic"]) == set(chosen["estimate"]["terms"])
-    assert "8.030 G numbers x 2 B" in document["arithmetic"]["weights"]
+UNITS = {"": 1, "B": 1, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30, "M": 10**6}
+#: Terms that are a count times a size.
+COUNTED = {"weights", "adapter", "trained_embeddings", "gradients", "optimizer", "media_towers"}
+#: Terms that are a size per token, logit or allocated byte.
+PER_UNIT = {"activations", "logits_and_loss", "attention_workspace", "allocator_slack"}
 
 
-def test_the_text_says_what_fits_and_what_it_costs(capsys, train):
+def product(text: str) -> float:
+    """Multiply and add what a line of --explain-terms shows."""
+    formula = re.sub(r"\([^)]*\)", "", text.rpartition(" = ")[0])
+    total = 0.0
+    for addend in formula.split(" + "):
+        factors = [factor.split() for factor in addend.split(" x ")]
+        total += math.prod(
+            float(number) * UNITS.get(unit[0] if unit else "", 1) for number, *unit in factors
+        )
+    return total
+
+
+def size_of(text: str) -> float:
+    number, unit = text.rpartition(" = ")[2].split()
+    return float(number) * UNITS[unit]
+
+
+@pytest.mark.parametrize("gpus", [1, 4])
+@pytest.mark.parametrize("gpu", ["3090", "h100"])
+@pytest.mark.parametrize(
+    "recipe",
+    [
+        "litgpt/train.yaml", "torchtune/train.yaml", "qwen/train.yaml", "peft_loftq/train.yaml",
+        "llamafactory/qwen2_audio.yaml", "llamafactory/qwen2_5_vl.yaml", "hf_trainer/trl.yaml",
+    ],
+)  # fmt: skip
+def test_each_product_is_the_bytes_of_its_term(plan, recipe, gpu, gpus):
+    document = plan(RECIPES / recipe, "--gpu", gpu, "--gpus", gpus, "--explain-terms")
+    chosen = document["chosen"]
+    terms = (document["asked"] if chosen is None else document["rungs"][chosen])["estimate"][
+        "terms"
+    ]
+    assert set(document["arithmetic"]) == set(terms)
+    assert (COUNTED | PER_UNIT) & set(terms)
+    for term, text in document["arithmetic"].items():
+        assert size_of(text) == pytest.approx(terms[term], rel=0.01), (term, text)
+        if term in COUNTED | PER_UNIT:
+            assert product(text) == pytest.approx(terms[term], rel=0.005), (term, text)
+
+
+def test_a_product_that_is_wrong_would_be_seen():
+    assert product("2 x 4 B x 6738 M x 0.5 (per GPU) + 1.5 GiB (more) = 26.6 GiB") == (
+        2 * 4 * 6738e6 * 0.5 + 1.5 * GIB
+    )
+    assert product("32 layers x 10 tokens x 8 KiB per token (checkpointed) = 2.5 MiB") == 2560 << 10
+
+
+@pytest.mark.parametrize(
+    ("changes", "what"),
+    [
+        ("", "LoRA r=8 on all linear layers"),
+        ("lora_target: q_proj,v_proj\nlora_rank: 16\n", "LoRA r=16 on q_proj, v_proj"),
+        ("quantization_bit: 4\n", "QLoRA nf4-double r=8 on all linear layers"),
+        ("finetuning_type: full\n", "full fine-tuning"),
+        ("finetuning_type: freeze\n", "freeze (the last 2 layers are trained)"),
+    ],
+)
+def test_what_is_trained_is_stated_with_its_parameters(plan, capsys, train, changes, what):
+    replaced = {line.split(":")[0] for line in changes.splitlines()}
+    kept = [line for line in LLAMA.splitlines() if line.split(":")[0] not in replaced]
+    train.write_text("\n".join([*kept, changes]))
+    document = plan(train, "--gpu", "h100")
+    assert document["trained"]["what"] == what
+    share = document["trained"]["parameters"] / document["trained"]["total"]
+    assert main(["plan", str(train), "--gpu", "h100"]) == 0
+    text = capsys.readouterr().out
+    assert f"trained: {what}: " in text
+    assert f"M parameters ({share:.2%})" in text
+
+
+def test_the_text_puts_the_verdict_first_then_the_terms_then_the_ladder(capsys, train):
     assert main(["plan", str(train), "--gpu", "3090", "--explain-terms"]) == 0
     text = capsys.readouterr().out
-    assert "does not fit" in text
-    assert "█" in text
-    assert "[same math]" in text
-    assert "The first that fits is" in text
-    assert "no Python here has what a trace needs" in text
+    in_order = [
+        "The requested config does not fit",
+        "The first that fits is",
+        "[same math]",
+        "requested config:",
+        "█",
+        "2 B x 8030 M = 14.96 GiB",
+        "  1 ",
+        "--verbose lists the reasons",
+        "note: no Python here has what a trace needs",
+    ]
+    assert [text.index(part) for part in in_order] == sorted(text.index(part) for part in in_order)
+    notes = [line for line in text.splitlines() if line.startswith("note: ")]
+    assert len(notes) == len(set(notes))
 
 
 def test_a_command_after_two_dashes_is_planned_without_its_program(plan):

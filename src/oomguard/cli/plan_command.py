@@ -11,11 +11,10 @@ from oomguard.cli.option_types import SIZE
 from oomguard.cli.options import COMMAND, PLAN, WithCommand, as_json, flags, train_file, verbose
 from oomguard.cli.output import print_json
 from oomguard.cli.plan_job import PlannedJob, plan_job
-from oomguard.cli.plan_table import print_forecast
+from oomguard.cli.plan_table import print_plan
 from oomguard.cli.prepare import Prepared, prepare
 from oomguard.errors import UsageError, Where
 from oomguard.estimate.cards import card_named
-from oomguard.estimate.term_descriptions import arithmetic
 from oomguard.job.training_job import Device
 from oomguard.predict.forecast import Capacity, RungOutlook
 from oomguard.predict.history import FitIndex
@@ -58,20 +57,10 @@ def command(
     planned = plan_job(prepared, room, device=_name(gpu), index=index)
     if index.lost is not None:
         click.secho(index.lost, fg="yellow", err=True)
-    explained = _arithmetic(planned) if explain_terms else None
-    _print(planned, explained, as_json=as_json, verbose=verbose)
-
-
-def _print(
-    planned: PlannedJob, explained: dict[str, str] | None, *, as_json: bool, verbose: bool
-) -> None:
     if as_json:
-        print_json(_document(planned, explained))
-        return
-    job, model, found = planned.prepared.job, planned.model, planned.forecast
-    print_forecast(
-        job, model, planned.room, found, notes=planned.notes, explained=explained, verbose=verbose
-    )
+        print_json(_document(planned, explain=explain_terms))
+    else:
+        print_plan(planned, explain=explain_terms, verbose=verbose)
 
 
 def _on(
@@ -106,20 +95,14 @@ def _device(gpu: str | None, gpu_memory: int | None) -> tuple[int, bool]:
     return card.usable_bytes, card.bfloat16
 
 
-def _arithmetic(planned: PlannedJob) -> dict[str, str]:
-    found, chosen = planned.forecast, planned.forecast.chosen
-    rung = found.asked if chosen is None else found.rungs[chosen]
-    lines = arithmetic(planned.question(()).problem(rung.plan or found.asked.plan))
-    terms = rung.estimate.terms if rung.estimate else {}
-    return {term: text for term, text in lines.items() if term in terms}
-
-
-def _document(planned: PlannedJob, explained: dict[str, str] | None) -> dict[str, object]:
-    found = planned.forecast
+def _document(planned: PlannedJob, *, explain: bool) -> dict[str, object]:
+    found, asked = planned.forecast, planned.forecast.asked.plan
     document: dict[str, object] = {
         "framework": planned.prepared.job.framework,
         "model": planned.model.name,
         "model_source": planned.model.source,
+        "method": asked.tuning,
+        "trained": planned.trained(asked),
         "capacity_bytes": planned.room.device_bytes,
         "asked": found.asked,
         "rungs": [_rung(rung) for rung in found.rungs],
@@ -127,7 +110,10 @@ def _document(planned: PlannedJob, explained: dict[str, str] | None) -> dict[str
         "notes": planned.notes,
         "seconds": planned.seconds,
     }
-    return document if explained is None else {**document, "arithmetic": explained}
+    if not explain:
+        return document
+    rung = found.asked if found.chosen is None else found.rungs[found.chosen]
+    return {**document, "arithmetic": planned.explain(rung)}
 
 
 def _rung(rung: RungOutlook) -> dict[str, object]:

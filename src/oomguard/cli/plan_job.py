@@ -11,10 +11,12 @@ from pathlib import Path
 from oomguard.catalogue.litgpt_configs import named
 from oomguard.catalogue.lookup import Model, find_model
 from oomguard.cli.prepare import Prepared
+from oomguard.estimate.analytic import EstimateInput
 from oomguard.estimate.correct import UNCORRECTED, Ratios
+from oomguard.estimate.term_descriptions import TrainedPart, explain_terms, trained_part
 from oomguard.job.memory_settings import MemorySettings
 from oomguard.job.plan import Plan
-from oomguard.predict.forecast import Capacity, Forecast, forecast
+from oomguard.predict.forecast import Capacity, Forecast, PlannedPeak, RungOutlook, forecast
 from oomguard.predict.history import FitIndex, HistoryKey
 from oomguard.predict.prediction_request import PredictionRequest
 from oomguard.predict.predictor import BUDGET_S, Predictor
@@ -47,9 +49,19 @@ class PlannedJob:
         refused = (f"{job.framework} refuses this job as asked: {refusal}",) if refusal else ()
         return (*refused, *self.forecast.notes, *_corrections(self.ratios))
 
-    def question(self, plans: Sequence[Plan]) -> PredictionRequest:
-        """Ask for the peaks of some plans."""
-        return _question(self.prepared, self.recipe, self.model, self.room, plans)
+    def trained(self, plan: Plan) -> TrainedPart:
+        """Return what a plan trains."""
+        return trained_part(self._input(plan))
+
+    def explain(self, peak: PlannedPeak | RungOutlook) -> dict[str, str]:
+        """Return the product behind each term of a plan's estimate."""
+        if peak.plan is None or peak.estimate is None:
+            return {}
+        return explain_terms(self._input(peak.plan), peak.estimate, self.ratios)
+
+    def _input(self, plan: Plan) -> EstimateInput:
+        request = _question(self.prepared, self.recipe, self.model, self.room, ())
+        return request.problem(plan)
 
 
 def plan_job(

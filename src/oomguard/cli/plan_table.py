@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 
 import click
 
-from oomguard.catalogue.lookup import Model
 from oomguard.cli.console import COSTS, show_change, show_plan
+from oomguard.cli.plan_job import PlannedJob
 from oomguard.estimate.memory import Fits, MemoryEstimate
 from oomguard.job.plan import differences
-from oomguard.job.training_job import Job
 from oomguard.predict.forecast import Capacity, Forecast
 from oomguard.units import show_bytes
 
@@ -19,46 +18,58 @@ _FITS = {Fits.YES: "fits", Fits.NO: "does not fit", Fits.UNSURE: "may fit"}
 _COLOURS = {Fits.YES: "green", Fits.NO: "red", Fits.UNSURE: "yellow"}
 
 
-def print_forecast(
-    job: Job,
-    model: Model,
-    room: Capacity,
-    found: Forecast,
-    *,
-    notes: tuple[str, ...],
-    explained: Mapping[str, str] | None,
-    verbose: bool = False,
-) -> None:
-    """Print the verdict and the first plan that fits, then the terms, then the ladder."""
+def print_plan(planned: PlannedJob, *, explain: bool = False, verbose: bool = False) -> None:
+    """Print the verdict and the first plan that fits, then the terms, then the ladder.
+
+    `explain` shows the product behind each term, `verbose` why strategies were skipped.
+    """
+    job, model, found = planned.prepared.job, planned.model, planned.forecast
+    capacity = planned.room
     click.echo(f"{model.name} ({model.source})")
     click.echo(
-        f"{job.framework}, {job.world.size} x {show_bytes(room.device_bytes)}, "
+        f"{job.framework}, {job.world.size} x {show_bytes(capacity.device_bytes)}, "
         f"global batch {job.global_batch}"
     )
+    click.echo(f"trained: {planned.trained(found.asked.plan)}")
     click.echo()
-    _verdict(found, room)
+    _verdict(found, capacity)
     click.echo()
     click.echo(f"requested config: {show_plan(found.asked.plan)}")
-    for line in bars(found.asked.estimate, room.device_bytes):
+    for line in bars(found.asked.estimate, capacity.device_bytes):
         click.echo(f"    {line}")
-    for term, text in (explained or {}).items():
-        click.echo(f"    {term:<26}{text}")
+    if explain:
+        _products(planned)
     click.echo()
     _ladder(found, verbose=verbose)
-    for note in dict.fromkeys(notes):
+    for note in dict.fromkeys(planned.notes):
         click.echo(f"note: {note}")
 
 
-def _verdict(found: Forecast, room: Capacity) -> None:
+def _products(planned: PlannedJob) -> None:
+    """Print how each term is computed, for the requested config and for the first that fits."""
+    found = planned.forecast
+    rows = {"computed as": planned.explain(found.asked)}
+    if found.chosen is not None:
+        rung = found.rungs[found.chosen]
+        rows[f"with {rung.strategy}, trained: {planned.trained(rung.plan or found.asked.plan)}"] = (
+            planned.explain(rung)
+        )
+    for title, products in rows.items():
+        click.echo(f"  {title}")
+        for term, text in products.items():
+            click.echo(f"    {term:<26}{text}")
+
+
+def _verdict(found: Forecast, capacity: Capacity) -> None:
     asked = found.asked
-    peak, available = _peak(asked.estimate), show_bytes(room.device_bytes)
+    peak, available = _peak(asked.estimate), show_bytes(capacity.device_bytes)
     click.secho(
         f"The requested config {_FITS[asked.fits]}: {peak}, {available} available.",
         fg=_COLOURS[asked.fits],
         bold=True,
     )
-    if room.host_bytes is not None and room.host_fits(asked.estimate) is not Fits.YES:
-        need, have = show_bytes(asked.estimate.host_bytes), show_bytes(room.host_bytes)
+    if capacity.host_bytes is not None and capacity.host_fits(asked.estimate) is not Fits.YES:
+        need, have = show_bytes(asked.estimate.host_bytes), show_bytes(capacity.host_bytes)
         click.secho(
             f"Loading needs {need} of host memory, but only {have} is available.", bold=True
         )

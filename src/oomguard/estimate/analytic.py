@@ -96,7 +96,7 @@ def static(problem: EstimateInput) -> dict[Term, int]:
     each = stored.trained_bytes * kept + state * share.optimizer
     return {
         Term.WEIGHTS: int(base_weights(problem) * kept),
-        Term.ADAPTER: int(_adapter_bytes(problem) * numbers.adapter * kept),
+        Term.ADAPTER: int(adapter_bytes(problem) * numbers.adapter * kept),
         Term.TRAINED_EMBEDDINGS: int(each * numbers.embeddings),
         Term.MEDIA_TOWERS: int(_tower_weights(problem) * kept),
         Term.OPTIMIZER: int(state * trained * share.optimizer),
@@ -108,7 +108,7 @@ def static(problem: EstimateInput) -> dict[Term, int]:
     }
 
 
-def _adapter_bytes(problem: EstimateInput) -> int:
+def adapter_bytes(problem: EstimateInput) -> int:
     """Return the size of an adapter's numbers.
 
     Under ZeRO-3 DeepSpeed converts the base as it is loaded, and what PEFT adds stays in fp32.
@@ -122,14 +122,14 @@ def base_weights(problem: EstimateInput) -> int:
     rest = numbers.rest + numbers.embeddings_base
     packed = PACKED_BYTES.get(plan.quantization or Quantization.NONE)
     if packed is not None:
-        head = _packed_head(problem)
+        head = packed_head(problem)
         return int((numbers.linear + head) * packed) + (rest - head) * stored.base_bytes
     trained = min(numbers.base_trained, numbers.linear + rest)
     frozen = numbers.linear + rest - trained
     return trained * stored.trained_bytes + frozen * stored.base_bytes
 
 
-def _packed_head(problem: EstimateInput) -> int:
+def packed_head(problem: EstimateInput) -> int:
     """Count the numbers of an output head that is quantized too."""
     quantized = problem.plan.quantization not in (None, Quantization.NONE)
     return problem.model.head if quantized and problem.recipe.code.quantizes_head else 0
@@ -143,8 +143,15 @@ def state_bytes(problem: EstimateInput) -> float:
         return 0.0  # in managed memory: the driver moves it to the host when the GPU is full
     if "8bit" in name or "8-bit" in name:
         return _EIGHT_BIT
-    moment = 4 if problem.plan.sharding in ZERO else problem.formats.trained_bytes
-    return next((n for word, n in _STATES.items() if word in name), 2) * float(moment)
+    count, size = moments(problem)
+    return count * float(size)
+
+
+def moments(problem: EstimateInput) -> tuple[float, int]:
+    """Return how many values an unquantized optimizer keeps per trained number, and their size."""
+    name = (problem.plan.optimizer or problem.recipe.optimizer).lower()
+    size = _FP32 if problem.plan.sharding in ZERO else problem.formats.trained_bytes
+    return next((n for word, n in _STATES.items() if word in name), 2), size
 
 
 def _tower_weights(problem: EstimateInput) -> int:
@@ -164,10 +171,10 @@ def _moments(problem: EstimateInput) -> Iterator[dict[Term, int]]:
     model = problem.model
     saved = _kept(problem)
     casts = _autocast_copies(problem)
-    merged = {Term.TRAINED_EMBEDDINGS: _merged_embeddings(problem)}
+    merged = {Term.TRAINED_EMBEDDINGS: merged_embeddings(problem)}
     held = added(static(problem), merged)
     working = added(held, gathered(problem))
-    head = {Term.QUANTIZATION_TEMPORARIES: _packed_head(problem) * problem.formats.computed_bytes}
+    head = {Term.QUANTIZATION_TEMPORARIES: packed_head(problem) * problem.formats.computed_bytes}
     at_loss = {Term.LOGITS_AND_LOSS: step.loss_forward, Term.ACTIVATIONS: saved + casts, **head}
     yield added(working, before, at_loss)
     kept_casts = 0 if checkpointing else casts
@@ -204,7 +211,7 @@ def end_of_step_terms(problem: EstimateInput) -> Iterator[dict[Term, int]]:
     )
     last = {Term.ACTIVATIONS: step.working + step.layer, Term.ZERO_BUCKETS: whole}
     yield added(gradients(problem, share.gradients), last, gathered(problem, at_end=True))
-    updating = {Term.OPTIMIZER: _step_temporaries(problem)}
+    updating = {Term.OPTIMIZER: step_temporaries(problem)}
     yield added(gradients(problem, share.after), updating)
 
 
@@ -218,7 +225,7 @@ def gathered(problem: EstimateInput, *, at_end: bool = False) -> dict[Term, int]
     packed = PACKED_BYTES.get(plan.quantization or Quantization.NONE, size)
     lora = adapter(model, plan, recipe) // model.layers if plan.tuning is Tuning.LORA else 0
     layer = int(model.layer_linear * packed) + model.layer_small * size
-    layer += lora * (_adapter_bytes(problem) if plan.sharding is Sharding.ZERO3 else size)
+    layer += lora * (adapter_bytes(problem) if plan.sharding is Sharding.ZERO3 else size)
     if at_end:
         outside = model.embedding + (model.head if plan.sharding is Sharding.FSDP else 0)
         is_sharded = plan.sharding in (Sharding.ZERO3, Sharding.FSDP)
@@ -235,7 +242,7 @@ def _kept(problem: EstimateInput) -> int:
     return saved
 
 
-def _merged_embeddings(problem: EstimateInput) -> int:
+def merged_embeddings(problem: EstimateInput) -> int:
     """Return the bytes of the matrices into which PEFT puts new rows, and of one's gradient.
 
     Source: peft 0.18, tuners/trainable_tokens/layer.py (index_copy into the whole matrix).
@@ -293,7 +300,7 @@ def _autocast_copies(problem: EstimateInput) -> int:
     return cached * stored.computed_bytes
 
 
-def _step_temporaries(problem: EstimateInput) -> int:
+def step_temporaries(problem: EstimateInput) -> int:
     """Return what the optimizer's step takes beside its state.
 
     DeepSpeed flattens the rank's gradients and casts them to fp32; the update uses only the cast

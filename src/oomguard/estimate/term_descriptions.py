@@ -1,88 +1,287 @@
-"""The arithmetic behind the terms of one plan, in words: counts times bytes."""
+"""How each term of an estimate is computed, as a product in bytes, and what is trained."""
 
 from __future__ import annotations
 
-from oomguard.estimate import constants
-from oomguard.estimate.analytic import EstimateInput, dequantized, state_bytes
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+from oomguard.estimate.analytic import (
+    EstimateInput,
+    adapter_bytes,
+    gradients,
+    merged_embeddings,
+    moments,
+    packed_head,
+    state_bytes,
+    step_temporaries,
+)
+from oomguard.estimate.correct import UNCORRECTED, Ratios
+from oomguard.estimate.counts import targeted
 from oomguard.estimate.formats import PACKED_BYTES
-from oomguard.estimate.memory import Term
+from oomguard.estimate.memory import MemoryEstimate, Term, allocated
 from oomguard.estimate.sharding import rank_fractions
-from oomguard.job.plan import LossKernel, Quantization
-from oomguard.units import show_bytes
+from oomguard.job.memory_settings import ALL_LINEAR
+from oomguard.job.plan import LossKernel, Quantization, Tuning
+from oomguard.units import KIB, show_bytes
+
+#: A product is shown as the term's if it is this close to it: half a unit of its last digit.
+_ROUNDING = 0.002
+_NOTES = {
+    Term.QUANTIZATION_TEMPORARIES: "the largest matrix, dequantized",
+    Term.ZERO_BUCKETS: "DeepSpeed or FSDP: flat buffers, gathered parameters, unreduced gradients",
+    Term.COMMUNICATION_BUFFERS: "NCCL, and DDP's copy of the gradients",
+    Term.WORKSPACES: "cuBLAS :4096:2:16:8",
+    Term.OTHER: "traced, of no other kind",
+    Term.CUDA_CONTEXT: "CUDA context and loaded kernels, a constant",
+}
 
 
-def arithmetic(problem: EstimateInput) -> dict[str, str]:
-    """Return how the analytic tier comes to each term; a traced estimate counts the same things."""
-    numbers, stored, step = problem.counts, problem.formats, problem.step
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Product:
+    """`factors` (value, text) that multiply to bytes."""
+
+    factors: tuple[tuple[float, str], ...]
+
+    @property
+    def size_bytes(self) -> float:
+        """The product."""
+        return math.prod(value for value, _ in self.factors)
+
+    def __str__(self) -> str:
+        return " x ".join(text for _, text in self.factors)
+
+
+def explain_terms(
+    problem: EstimateInput, estimate: MemoryEstimate, ratios: Ratios = UNCORRECTED
+) -> dict[str, str]:
+    """Return for each term of an estimate the product that its bytes are.
+
+    Weights, adapter, gradients and optimizer states are counts times sizes, from the same values
+    that the estimate was made of. If a trace differs from the product, both are shown. The other
+    terms are shown per token, logit or layer.
+    """
+    terms = {Term(name): size for name, size in estimate.terms.items()}
+    return {term.value: _explained(problem, terms, term, ratios, estimate) for term in terms}
+
+
+def _explained(
+    problem: EstimateInput,
+    terms: Mapping[Term, int],
+    term: Term,
+    ratios: Ratios,
+    estimate: MemoryEstimate,
+) -> str:
+    size, shown = terms[term], show_bytes(terms[term])
+    factor = ratios.factors.get(term, 1.0)
+    sums = [_corrected(products, factor) for products in _counted(problem, term)]
+    for products in sums:
+        if math.isclose(sum(one.size_bytes for one in products), size, rel_tol=_ROUNDING):
+            return f"{_text(products)} = {shown}"
+    if sums:
+        total = show_bytes(int(sum(one.size_bytes for one in sums[0])))
+        return f"{shown} ({estimate.method}); by count: {_text(sums[0])} = {total}"
+    per_unit = _per_unit(problem, terms, term)
+    if per_unit is not None:
+        return f"{per_unit} = {shown}"
+    return f"{_NOTES[term]} = {shown}"
+
+
+def _corrected(products: tuple[Product, ...], factor: float) -> tuple[Product, ...]:
+    if factor == 1.0:
+        return products
+    by = (factor, f"{factor:.4g} (measured before)")
+    return tuple(replace(one, factors=(*one.factors, by)) for one in products)
+
+
+def _text(products: tuple[Product, ...]) -> str:
+    return " + ".join(map(str, products))
+
+
+# --- Counts times sizes ---
+
+
+def _counted(problem: EstimateInput, term: Term) -> list[tuple[Product, ...]]:
+    """Return the sums that a term can be: which one depends on the moment of the peak."""
+    numbers, share = problem.counts, rank_fractions(problem.plan, problem.ranks)
+    state = _state(problem, share.master_bytes)
+    match term:
+        case Term.WEIGHTS:
+            return [_weights(problem)]
+        case Term.ADAPTER:
+            return [_sum((numbers.adapter, _bytes(adapter_bytes(problem)), share.weights))]
+        case Term.MEDIA_TOWERS:
+            tower = _tower(problem)
+            return [tower, (*tower, *_plain(problem.step.tower, "activations"))]
+        case Term.OPTIMIZER:
+            states = _sum((numbers.trained - numbers.embeddings, state, share.optimizer))
+            update = _plain(step_temporaries(problem), "temporaries of the update")
+            return [states, (*states, *update)]
+        case Term.GRADIENTS | Term.TRAINED_EMBEDDINGS:
+            return _with_gradients(problem, term, state)
+        case _:
+            return []
+
+
+def _with_gradients(
+    problem: EstimateInput, term: Term, state: tuple[float, str]
+) -> list[tuple[Product, ...]]:
+    """Return the sums of a term with gradients, of which a rank holds a share at each moment."""
     share = rank_fractions(problem.plan, problem.ranks)
-    part = f" x {share.weights:g} on each GPU" if share.weights != 1 else ""
-    vocabulary = problem.model.vocab + problem.recipe.new_tokens
-    state = state_bytes(problem) + share.master_bytes
-    trained = numbers.trained - numbers.embeddings
-    lines = {
-        Term.WEIGHTS: _weights(problem) + part,
-        Term.ADAPTER: f"{_count(numbers.adapter)} numbers x {stored.trained_bytes} B{part}",
-        Term.TRAINED_EMBEDDINGS: (
-            f"{_count(numbers.embeddings)} numbers ({vocabulary} tokens x {problem.model.hidden}) "
-            f"x ({stored.trained_bytes} B copy + {stored.trained_bytes} B gradient + {state:g} B "
-            "state)"
-        ),
-        Term.MEDIA_TOWERS: f"{_count(numbers.tower)} numbers, and {show_bytes(step.tower)} at work",
-        Term.GRADIENTS: (
-            f"{_count(trained)} numbers x {stored.trained_bytes} B x {share.gradients:g}"
-        ),
-        Term.OPTIMIZER: f"{_count(trained)} numbers x {state:g} B x {share.optimizer:g}",
-        Term.ACTIVATIONS: _activations(problem),
-        Term.LOGITS_AND_LOSS: _loss(problem),
-        Term.ATTENTION_WORKSPACE: f"{step.tokens} tokens: dq in fp32, k and v for all heads",
-        Term.QUANTIZATION_TEMPORARIES: (
-            f"the largest matrix unpacked: {show_bytes(dequantized(problem))}"
-        ),
-        Term.ZERO_BUCKETS: "flat buffers, gathered parameters, gradients not shared out yet",
-        Term.COMMUNICATION_BUFFERS: (
-            f"NCCL {show_bytes(constants.NCCL_BYTES)}, and DDP's copy of the gradients"
-        ),
-        Term.WORKSPACES: "cuBLAS :4096:2:16:8",
-        Term.ALLOCATOR_SLACK: "reserved by PyTorch's allocator and not allocated",
-        Term.CUDA_CONTEXT: "the CUDA context and loaded kernels, a constant",
-    }
-    return {term.value: text for term, text in lines.items()}
+    first = max(share.before, share.gradients / problem.model.layers)
+    shares = (share.after, share.gradients, share.before, first)
+    size = problem.formats.trained_bytes
+    held = _bytes(size)
+    if term is Term.GRADIENTS:
+        count = gradients(problem, 1.0)[term] // size
+        return [_sum((count, held, part)) for part in shares if count * part]
+    rows = problem.counts.embeddings
+    fixed = _sum((rows, held, share.weights), (rows, state, share.optimizer))
+    merged = _plain(merged_embeddings(problem), "merged matrices and a gradient")
+    return [(*fixed, *_sum((rows, held, part)), *merged) for part in shares]
 
 
-def _weights(problem: EstimateInput) -> str:
+def _weights(problem: EstimateInput) -> tuple[Product, ...]:
     numbers, stored = problem.counts, problem.formats
-    rest = numbers.rest + numbers.embeddings_base
+    share = rank_fractions(problem.plan, problem.ranks).weights
+    base = numbers.linear + numbers.rest + numbers.embeddings_base
     packed = PACKED_BYTES.get(problem.plan.quantization or Quantization.NONE)
     if packed is not None:
-        return (
-            f"{_count(numbers.linear)} packed x {packed:.4g} B + "
-            f"{_count(rest)} x {stored.base_bytes} B"
+        small = numbers.linear + packed_head(problem)
+        return _sum(
+            (small, _bytes(packed), share), (base - small, _bytes(stored.base_bytes), share)
         )
-    size = stored.trained_bytes if numbers.base_trained else stored.base_bytes
-    return f"{_count(numbers.linear + rest)} numbers x {size} B"
+    trained = min(numbers.base_trained, base)
+    return _sum(
+        (trained, _bytes(stored.trained_bytes), share),
+        (base - trained, _bytes(stored.base_bytes), share),
+    )
 
 
-def _activations(problem: EstimateInput) -> str:
-    step, layers = problem.step, problem.model.layers
-    size = f"{problem.plan.micro_batch} x {step.length} tokens"
-    if problem.plan.checkpointing:
-        each = show_bytes(step.checkpoints // layers)
-        return f"{size}: {layers} layers x {each} kept, and {show_bytes(step.layer)} of one layer"
-    return f"{size}: {layers} layers x {show_bytes(step.layer)}"
+def _tower(problem: EstimateInput) -> tuple[Product, ...]:
+    numbers, stored, plan = problem.counts, problem.formats, problem.plan
+    share = rank_fractions(plan, problem.ranks).weights
+    packed = PACKED_BYTES.get(plan.quantization or Quantization.NONE)
+    if packed is not None and plan.tuning is Tuning.LORA:
+        return _sum((numbers.tower, _bytes(packed), share))
+    return _sum(
+        (numbers.tower_trained, _bytes(stored.trained_bytes), share),
+        (numbers.tower - numbers.tower_trained, _bytes(stored.base_bytes), share),
+    )
 
 
-def _loss(problem: EstimateInput) -> str:
-    vocabulary = problem.model.vocab + problem.recipe.new_tokens
-    logits = f"{problem.step.tokens} tokens x {vocabulary} logits"
-    if problem.plan.loss_kernel is LossKernel.FUSED:
-        return f"{logits}, never whole: the fused loss goes through them in chunks"
-    if problem.recipe.loss_chunk:
-        return f"{logits}, {problem.recipe.loss_chunk} tokens at a time"
-    return f"{logits} x 4 B x 3 (log-probabilities and two gradients)"
+def _state(problem: EstimateInput, master_bytes: int) -> tuple[float, str]:
+    """Return the optimizer's bytes per trained number, as `2 x 4 B`."""
+    each = state_bytes(problem)
+    count, size = moments(problem)
+    text = f"{count:g} x {size} B" if each == count * size else f"{each:.6g} B"
+    if master_bytes:
+        return each + master_bytes, f"{each + master_bytes:.6g} B ({text} and the fp32 weight)"
+    return each, text
+
+
+def _sum(*addends: tuple[int, tuple[float, str], float]) -> tuple[Product, ...]:
+    """Return (count, (bytes, text), share of this rank) as products, without those of nothing."""
+    products = []
+    for count, size, share in addends:
+        factors: tuple[tuple[float, str], ...] = (size, (count, _count(count)))
+        if share != 1.0:
+            factors = (*factors, (share, f"{share:.6g} (per GPU)"))
+        products.append(Product(factors=factors))
+    filled = tuple(one for one in products if one.size_bytes)
+    return filled or tuple(products[:1])
+
+
+def _plain(size: int, what: str) -> tuple[Product, ...]:
+    return (Product(factors=((size, f"{show_bytes(size)} ({what})"),)),) if size else ()
+
+
+def _bytes(size: float) -> tuple[float, str]:
+    return size, f"{size:.6g} B"
 
 
 def _count(number: int) -> str:
-    for unit, size in (("G", 10**9), ("M", 10**6), ("k", 10**3)):
-        if number >= size:
-            return f"{number / size:.3f} {unit}"
-    return str(number)
+    """Show a count in millions with at least four digits."""
+    millions = number / 10**6
+    return f"{millions:.0f} M" if millions >= 10**3 else f"{millions:.4g} M"
+
+
+# --- Per token, logit or layer ---
+
+
+def _per_unit(problem: EstimateInput, terms: Mapping[Term, int], term: Term) -> str | None:
+    size, tokens, layers = terms[term], problem.step.tokens, problem.model.layers
+    match term:
+        case Term.ACTIVATIONS:
+            how = " (checkpointed)" if problem.plan.checkpointing else ""
+            return (
+                f"{layers} layers x {tokens} tokens x {_each(size / layers / tokens)} per token"
+                f"{how}"
+            )
+        case Term.LOGITS_AND_LOSS:
+            vocabulary = problem.model.vocab + problem.recipe.new_tokens
+            fused = problem.plan.loss_kernel is LossKernel.FUSED
+            how = " (fused or chunked loss)" if fused or problem.recipe.loss_chunk else ""
+            each = _each(size / tokens / vocabulary)
+            return f"{tokens} tokens x {vocabulary} vocabulary x {each} per logit{how}"
+        case Term.ATTENTION_WORKSPACE:
+            return f"{tokens} tokens x {_each(size / tokens)} per token"
+        case Term.ALLOCATOR_SLACK:
+            inside = allocated(terms)
+            return f"{size / inside:.4g} x {show_bytes(inside)} allocated"
+        case _:
+            return None
+
+
+def _each(size: float) -> str:
+    return f"{size / KIB:.4g} KiB" if size >= KIB else f"{size:.4g} B"
+
+
+# --- What is trained ---
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainedPart:
+    """What a plan trains: a description, and how many of the parameters."""
+
+    what: str
+    parameters: int
+    total: int
+
+    def __str__(self) -> str:
+        share = self.parameters / max(1, self.total)
+        counts = f"{_count(self.parameters)} of {_count(self.total)} parameters"
+        return f"{self.what}: {counts} ({share:.2%})"
+
+
+def trained_part(problem: EstimateInput) -> TrainedPart:
+    """Return what a plan trains: `LoRA r=8 on q_proj, v_proj`, with the counts of the estimate."""
+    numbers = problem.counts
+    base = numbers.linear + numbers.rest + numbers.embeddings_base + numbers.tower
+    return TrainedPart(
+        what=_method(problem),
+        parameters=numbers.trained,
+        total=base + numbers.adapter,
+    )
+
+
+def _method(problem: EstimateInput) -> str:
+    plan, recipe = problem.plan, problem.recipe
+    frozen = ", ".join(sorted(part.value.replace("_", " ") for part in plan.frozen or ()))
+    if plan.tuning is Tuning.PARTIAL:
+        return f"freeze (the last {recipe.trained_layers} layers are trained)"
+    if plan.tuning is not Tuning.LORA or recipe.lora is None:
+        return f"full fine-tuning{f', {frozen} frozen' if frozen else ''}"
+    quantized = plan.quantization not in (None, Quantization.NONE)
+    bits = f" {plan.quantization.value}" if quantized and plan.quantization else ""
+    method = f"{'QLoRA' if quantized else 'LoRA'}{bits} r={plan.lora_rank or recipe.lora.rank}"
+    embeddings = ", and embedding matrices in full" if problem.counts.embeddings else ""
+    return f"{method} on {_targets(problem)}{embeddings}"
+
+
+def _targets(problem: EstimateInput) -> str:
+    lora = problem.recipe.lora
+    if lora is None or {ALL_LINEAR, "all"} & {*lora.targets}:
+        return "all linear layers"
+    names = lora.targets or tuple(one.names[0] for one in targeted(problem.model, lora))
+    return ", ".join(names)
