@@ -1,4 +1,4 @@
-"""Run a job with the reporter inside, and collect what it says over a real Unix socket."""
+"""Run a job with the monitor, and collect its reports over a real Unix socket."""
 
 from __future__ import annotations
 
@@ -145,7 +145,7 @@ def _read_lines(path: Path) -> list[Line]:
 
 
 def fake_torch(folder: Path) -> None:
-    """Write a package `torch` with the shape of what the reporter hooks, and no tensors."""
+    """Write a package `torch` with the shape of what the monitor hooks, and no tensors."""
     for name, text in _FAKE_TORCH.items():
         path = folder / "torch" / name
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""The reporter inside real PyTorch jobs, with real out-of-memory failures under RLIMIT_DATA."""
+"""The monitor in real PyTorch jobs, with real out-of-memory failures under RLIMIT_DATA."""
 
 from __future__ import annotations
 

@@ -39,7 +39,7 @@ def hold(samples):
 def say(*words, to=sys.stdout):
     print(*words, file=to, flush=True)
 """
-#: Says what the reporter inside would say, as docs/monitor-protocol.md has it.
+#: Sends reports as the monitor would, by docs/monitor-protocol.md.
 REPORT = """
 import json, socket
 reporter = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)

@@ -1,4 +1,4 @@
-"""The reporter in real processes, with a stand-in for torch."""
+"""The monitor in real processes, with a stand-in for torch."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The reporter's parts, imported into this process: recognition, phases, lines, the GPU cap."""
+"""The monitor's parts, imported into this process: recognition, phases, lines, the GPU cap."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ CUDA = (
 
 
 @contextlib.contextmanager
-def reporter_package() -> Iterator[None]:
+def monitor_package() -> Iterator[None]:
     sys.path.insert(0, str(monitor.PATH))
     try:
         yield
@@ -34,7 +34,7 @@ def reporter_package() -> Iterator[None]:
 
 
 def part(name: str) -> ModuleType:
-    with reporter_package():
+    with monitor_package():
         return importlib.import_module(f"oomguard_monitor.{name}")
 
 

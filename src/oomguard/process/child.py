@@ -71,7 +71,10 @@ class Child:
         try:
             self._process = spawned.result()
             self.pid = self._process.pid
-            self.row = self._identity()
+            # It cannot have been reaped yet; without /proc the table has no such row.
+            self.row = read_row(self.pid) or Row(
+                pid=self.pid, ppid=os.getpid(), session=self.pid, start=self.started, zombie=False
+            )
             self.refusal = _refusal(status_r)
         except BaseException:
             self.abandon()
@@ -121,12 +124,6 @@ class Child:
         self.reaped.set()
         if not self._abandoned:
             self._on_exit(self.returncode)
-
-    def _identity(self) -> Row:
-        """Return its row of the process table; it cannot have been reaped yet."""
-        return read_row(self.pid) or Row(
-            pid=self.pid, ppid=os.getpid(), session=self.pid, start=self.started, zombie=False
-        )
 
 
 def _popen(spec: Spec, output_w: int, status_w: int) -> subprocess.Popen[bytes]:

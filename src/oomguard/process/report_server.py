@@ -104,16 +104,13 @@ class ReportServer:
         for path in sorted(self.buffer.glob("*.jsonl")):
             tail = self._files.setdefault(path, _Tail())
             with suppress(OSError):
-                self._read_file(path, tail)
-
-    def _read_file(self, path: Path, tail: _Tail) -> None:
-        if not path.is_file():  # a FIFO would block
-            return
-        with path.open("rb") as file:
-            file.seek(tail.read_bytes)
-            while chunk := file.read(_CHUNK_BYTES):
-                tail.read_bytes += len(chunk)
-                self._take(tail.lines, chunk)
+                if not path.is_file():  # a FIFO would block
+                    continue
+                with path.open("rb") as file:
+                    file.seek(tail.read_bytes)
+                    while chunk := file.read(_CHUNK_BYTES):
+                        tail.read_bytes += len(chunk)
+                        self._take(tail.lines, chunk)
 
     def _wake(self) -> None:
         with suppress(OSError):

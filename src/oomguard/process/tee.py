@@ -82,16 +82,13 @@ class Tee:
 
     def _pass_on(self, data: bytes) -> None:
         if self.log_error is None:
-            self._write(data)
+            rest = memoryview(data)
+            try:
+                while rest:
+                    rest = rest[os.write(self._log, rest) :]
+            except OSError as error:
+                self.log_error = error.strerror or str(error)
         self._emit(Output(data=data))
         with self._changed:
             self._done_bytes += len(data)
             self._changed.notify_all()
-
-    def _write(self, data: bytes) -> None:
-        rest = memoryview(data)
-        try:
-            while rest:
-                rest = rest[os.write(self._log, rest) :]
-        except OSError as error:
-            self.log_error = error.strerror or str(error)
