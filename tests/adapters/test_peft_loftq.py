@@ -41,8 +41,8 @@ def test_loftq_is_staged_with_the_base_and_the_bits_that_it_needs(
     ("argv", "change", "message"),
     [
         ("python train.py --loftq_bits 4", {"loftq": Loftq.STAGED}, "has no --staged"),
-        (STAGED, {"loftq": Loftq.STAGED}, "in stages one in NF4"),
-        (STAGED, {"quantization": Quantization.NF4}, "wants the unquantized model"),
+        (STAGED, {"loftq": Loftq.STAGED}, "in stages it needs one in NF4"),
+        (STAGED, {"quantization": Quantization.NF4}, "needs the unquantized model"),
         (STAGED, {"quantization": Quantization.NF4_DOUBLE}, "no setting that makes quantization"),
     ],
 )

@@ -1,4 +1,4 @@
-"""The CUDA caching allocator's settings: they stand in the environment, whatever the framework."""
+"""The CUDA caching allocator's settings: environment variables, whatever the framework."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ _EXPANDABLE = "expandable_segments"
 
 
 def allocator_of(env: Mapping[str, str]) -> Allocator:
-    """Return what an environment asks of the allocator."""
+    """Return the allocator settings of an environment."""
     options = ",".join(env.get(name, "") for name in NAMES).split(",")
     on = any(option.strip() == f"{_EXPANDABLE}:True" for option in options)
     return Allocator.EXPANDABLE if on else Allocator.DEFAULT
 
 
 def with_allocator(env: Mapping[str, str], wanted: Allocator) -> dict[str, str]:
-    """Write a choice into an environment; other options of the allocator stay."""
+    """Return an environment with the allocator's choice; its other options stay."""
     result = dict(env)
     for name in NAMES:
         if name in result or (name == NAMES[0] and NAMES[1] not in result):

@@ -29,7 +29,7 @@ from oomguard.job.training_job import Job
 
 _MODULE = "axolotl.cli.train"
 _MICRO, _STEPS = number("micro_batch_size", 1), number("gradient_accumulation_steps", 1)
-_BATCH = fields.maybe_number("batch_size")  # of one rank: the older way to say the accumulation
+_BATCH = fields.maybe_number("batch_size")  # of one rank: the older way to set the accumulation
 _CHECKPOINTING: Key[object] = Key(
     name="gradient_checkpointing", decode=values.anything, default=False
 )
@@ -159,7 +159,7 @@ _REFUSALS = (
 )
 
 
-#: What is done beside training, by keys of Axolotl's own: what they are set to for it not to be.
+#: What axolotl does besides training, and the values that switch it off.
 _BESIDE: dict[str, object] = {
     **dict.fromkeys(("use_wandb", "use_mlflow", "use_comet", "use_trackio"), False),
     **dict.fromkeys(("wandb_project", "mlflow_tracking_uri", "hub_model_id"), None),

@@ -18,7 +18,7 @@ T_co = TypeVar("T_co", covariant=True)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Key(Generic[T_co]):
-    """One setting of a framework; `default` holds where it is null or not stated."""
+    """One setting of a framework; `default` applies if it is null or not set."""
 
     name: str
     decode: Callable[[object], T_co]
@@ -28,7 +28,7 @@ class Key(Generic[T_co]):
         """Read the setting.
 
         Raises:
-            ConfigError: for a value of the wrong type, with the place where it stands.
+            ConfigError: for a value of the wrong type, with the place where it is set.
         """
         value = settings.get(self.name)
         if value is None:
@@ -47,8 +47,8 @@ Edits = Mapping[Key[object], object]
 class Binding:
     """One field of the plan.
 
-    `read` gives its value in some settings, None where they have no such choice. `edits` gives
-    the value that each key must have for a wanted value; None where no key can say it.
+    `read` returns its value under some settings, None if they have no such choice. `edits` returns
+    the value that each key must have for a wanted value; None if no key can hold it.
     """
 
     field: str

@@ -314,7 +314,7 @@ class LitGPT(ConfigAdapter):
     def resume_mode(self, job: Job, before: Plan, after: Plan) -> tuple[Mode, str]:
         """Return what survives: LitGPT counts micro-batches, another size would repeat samples."""
         if _command(self.of_job(job)) != "finetune_full":
-            return Mode.RESTART, "LitGPT saves only weights here and has no way to go on"
+            return Mode.RESTART, "LitGPT saves only weights here and cannot resume"
         if before.micro_batch != after.micro_batch:
             return Mode.RESTART, "LitGPT would train on samples twice after another micro batch"
         if before.optimizer != after.optimizer:
@@ -340,7 +340,7 @@ class LitGPT(ConfigAdapter):
         return trial.stated(settings, {"eval.initial_validation": False, "resume": False})
 
     def memory_settings(self, job: Job) -> MemorySettings:
-        """Read what the settings say of memory beyond the plan."""
+        """Return what decides the memory besides the plan."""
         settings = self.of_job(job).settings
         return recipe_of(settings, job, _checkpoint(settings))
 

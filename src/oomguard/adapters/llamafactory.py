@@ -55,7 +55,7 @@ def _started(argv: tuple[str, ...]) -> tuple[tuple[str, ...], LauncherCommand | 
     elif launch.program.endswith(("src/train.py", "llamafactory/launcher.py")) or (
         launch.is_module and launch.program == "llamafactory.launcher"
     ):
-        # Flags alone do not tell its src/train.py from anybody else's.
+        # Flags alone do not distinguish its src/train.py from any other.
         has_config = bool(launch.args) and launch.args[0].endswith(_SUFFIXES)
         own = has_config or "llamafactory" in launch.program
         return (launch.head, launch) if own else None
@@ -224,5 +224,5 @@ class LlamaFactory(TrainerAdapter):
         return allocator_env.with_allocator(env, plan.allocator)
 
     def memory_settings(self, job: Job) -> MemorySettings:
-        """Read what the settings say of memory beyond the plan."""
+        """Return what decides the memory besides the plan."""
         return recipe_of(self.of_job(job).settings, job)

@@ -289,7 +289,7 @@ class MsSwift(TrainerAdapter):
     def shard(
         self, invocation: Invocation, job: Job, plan: Plan, folder: str
     ) -> tuple[Invocation, tuple[File, ...]]:
-        """Use one of ms-swift's own DeepSpeed configs if it says it all, else write a file."""
+        """Use one of ms-swift's own DeepSpeed configs if one matches, else write a file."""
         settings = invocation.settings
         stated, name = settings.get("deepspeed"), _zero_name(plan)
         if not stated or stated in _ZERO_NAMES:
@@ -309,7 +309,7 @@ class MsSwift(TrainerAdapter):
         return env
 
     def checkpoint_layout(self, job: Job) -> Layout | None:
-        """Return the Trainer's checkpoints, where each run does not get a folder of its own."""
+        """Return the Trainer's checkpoints, unless each run gets a separate folder."""
         versioned = flag("add_version", default=True)
         settings = self.of_job(job).settings
         return None if versioned.of(settings) else super().checkpoint_layout(job)
@@ -317,7 +317,7 @@ class MsSwift(TrainerAdapter):
     def resume_mode(self, job: Job, before: Plan, after: Plan) -> tuple[Mode, str]:
         """Return what survives."""
         if self.checkpoint_layout(job) is None:
-            return Mode.RESTART, "ms-swift gives each run a folder of its own (add_version)"
+            return Mode.RESTART, "ms-swift puts each run into a separate folder (add_version)"
         return super().resume_mode(job, before, after)
 
     def _world(self, request: JobRequest) -> World:

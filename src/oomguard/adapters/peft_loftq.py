@@ -66,7 +66,7 @@ _REFUSALS = (
         when=lambda s, job, plan: plan.loftq is not job.asked.loftq and not s.has(_STAGED.name),
     ),
     Refusal(
-        message="LoftQ all at once wants the unquantized model, in stages one in NF4",
+        message="LoftQ all at once needs the unquantized model; in stages it needs one in NF4",
         when=lambda _, __, plan: not _belong_together(plan),
     ),
     *hf_trainer.REFUSALS,
@@ -97,7 +97,7 @@ class PeftLoftq(HFTrainer):
         )
 
     def normalize(self, job: Job, plan: Plan) -> Plan:
-        """Set the 4-bit base that the staged way starts with."""
+        """Set the 4-bit base that LoftQ in stages starts from."""
         if plan.loftq is job.asked.loftq:
             return plan
         staged = plan.loftq is Loftq.STAGED

@@ -152,7 +152,7 @@ class Qwen(HFTrainer):
         return replace(job, env={**job.env, **exported})
 
     def memory_settings(self, job: Job) -> MemorySettings:
-        """Read what the flags say of memory beyond the plan."""
+        """Return what decides the memory besides the plan."""
         return qwen_recipe(self.of_job(job).settings, job)
 
     def checkpoint_layout(self, job: Job) -> Layout | None:

@@ -185,7 +185,7 @@ class Torchtune(ConfigAdapter):
     def command_for(
         self, source: Source, document: Mapping[str, object], command: tuple[str, ...]
     ) -> tuple[str, ...]:
-        """Return `tune run RECIPE --config FILE`; one device unless the command says more."""
+        """Return `tune run RECIPE --config FILE`; on one device unless the file has a command."""
         model = document.get("model")
         builder = str(model.get("_component_", "")) if isinstance(model, dict) else ""
         kind = "lora" if "lora_" in builder.rsplit(".", 1)[-1] else "full"
@@ -244,11 +244,11 @@ class Torchtune(ConfigAdapter):
         return trial.stated(super().quiet(settings, folder), dict.fromkeys(_FOLDERS, folder))
 
     def memory_settings(self, job: Job) -> MemorySettings:
-        """Read what the settings say of memory beyond the plan."""
+        """Return what decides the memory besides the plan."""
         return recipe_of(self.of_job(job).settings, job)
 
     def required_packages(self, job: Job, plan: Plan) -> frozenset[str]:
         """Return bitsandbytes if the plan adds one of its optimizers."""
-        wants = "bitsandbytes" in (plan.optimizer or "")
+        needed = "bitsandbytes" in (plan.optimizer or "")
         has = "bitsandbytes" in (job.asked.optimizer or "")
-        return frozenset({"bitsandbytes"}) if wants and not has else frozenset()
+        return frozenset({"bitsandbytes"}) if needed and not has else frozenset()

@@ -46,7 +46,7 @@ from oomguard.job.training_job import Device, Job, World
 
 _MODULES, _SCRIPT = {"trl.scripts.sft"}, "trl/scripts/sft.py"
 _ACCELERATE = fields.maybe_text("accelerate_config")
-#: Flags that TRL hands on to `accelerate launch`; they may stand in its config as well.
+#: Flags that TRL passes on to `accelerate launch`; they may be in its config as well.
 _HANDED_ON = (
     *("num_processes", "num_machines", "multi_gpu", "cpu", "config_file", "use_deepspeed"),
     *("zero_stage", "offload_optimizer_device", "offload_param_device", "use_fsdp"),
@@ -308,7 +308,7 @@ class Trl(TrainerAdapter):
         return invocation, files
 
     def memory_settings(self, job: Job) -> MemorySettings:
-        """Read what the settings say of memory beyond the plan."""
+        """Return what decides the memory besides the plan."""
         return trl_recipe(self.of_job(job).settings, job)
 
     def refusal(self, job: Job, plan: Plan) -> str | None:

@@ -159,7 +159,7 @@ class Document:
         alias = _ALIAS.match(self.text, key.end_mark.index)
         if alias:
             (start, end), quote = alias.span(1), None
-        elif _is_block(node):  # it begins on a line of its own
+        elif _is_block(node):  # it begins on a separate line
             start = self.text.index(":", key.end_mark.index) + 1
         space = " " if self.text[start - 1 : start] == ":" else ""
         return self.text[:start] + space + self._render(value, quote=quote) + self.text[end:]
@@ -228,7 +228,7 @@ def _load_yaml(source: Source) -> tuple[yaml.Node | None, object]:
 def _load_json(source: Source) -> tuple[yaml.Node | None, object]:
     try:
         values = json.loads(source.text)
-        # JSON may be indented by tabs, which YAML refuses; raw tabs never stand in its strings.
+        # JSON may be indented by tabs, which YAML refuses; its strings contain no raw tabs.
         root = yaml.SafeLoader(source.text.replace("\t", " ")).get_single_node()
     except json.JSONDecodeError as error:
         raise _error(

@@ -13,8 +13,8 @@ from oomguard.errors import Where
 class Settings:
     """A job's settings in the framework's own keys.
 
-    `late` arguments override the file, which overrides `early` ones. An edit goes to the layer that
-    states the key and wins; a new key into the file, or on the command line where there is none.
+    `late` arguments override the file, which overrides `early` ones. An edit goes to the layer
+    that sets the key and wins; a new key goes into the file, or on the command line without one.
     """
 
     late: Flags = field(default_factory=Flags)

@@ -25,7 +25,7 @@ def natural(value: object) -> int:
 def real(value: object) -> float:
     """Read a number of at least 0; YAML 1.1 leaves `1e-4` a text."""
     if isinstance(value, int | float | str) and not isinstance(value, bool):
-        number = float(value)  # its own ValueError says what it could not read
+        number = float(value)  # its own ValueError names what it could not read
         if number >= 0:
             return number
     raise ValueError(f"must be a number of at least 0, not {shown(value)}")

@@ -1,6 +1,6 @@
 """Accelerate's config: what its DeepSpeed and FSDP plugins share out, read and edited in place.
 
-A DeepSpeed file that it names is followed: stage, offload and batch keys then stand there alone.
+If it names a DeepSpeed file, stage, offload and batch keys are only in that file.
 Source: accelerate 1.15.0, commands/launch.py, utils/launch.py, utils/dataclasses.py.
 """
 

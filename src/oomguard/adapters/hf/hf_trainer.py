@@ -52,7 +52,7 @@ def _quantization(settings: Settings) -> Quantization | None:
         return None
     if _LOAD_8BIT.of(settings):
         return Quantization.INT8
-    # A script without --use_bnb_nested_quant has one 4-bit format of its own, whichever it is.
+    # A script without --use_bnb_nested_quant has one 4-bit format, whichever it is.
     nested = _NESTED.of(settings) or not settings.has(_NESTED.name)
     four = hf.four_bit(_KIND.of(settings), nested)
     return four if _LOAD_4BIT.of(settings) else Quantization.NONE

@@ -193,7 +193,7 @@ class TrainerAdapter(ConfigAdapter):
         return invocation, files
 
     def memory_settings(self, job: Job) -> MemorySettings:
-        """Read what the flags say of memory beyond the plan."""
+        """Return what decides the memory besides the plan."""
         return recipe_of(self.of_job(job).settings, job, self.training_code)
 
     def refuses_sharding(self, invocation: Invocation, job: Job, plan: Plan) -> str | None:

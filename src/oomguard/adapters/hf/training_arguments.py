@@ -37,7 +37,7 @@ _FOUR_BIT = {
     ("fp4", True): Quantization.FP4_DOUBLE,
 }
 ON_THE_FLY = frozenset(_FOUR_BIT.values()) | {Quantization.INT8}
-#: Keys that tell a flat config of TrainingArguments.
+#: Keys by which a flat config of TrainingArguments is recognized.
 ARGUMENTS = frozenset(
     {"per_device_train_batch_size", "gradient_accumulation_steps", "num_train_epochs", "output_dir"}
     | {"per_device_eval_batch_size", "gradient_checkpointing", "max_steps"}
@@ -81,7 +81,7 @@ NO_METRIC = Refusal(
 def checkpointing(key: str) -> Binding:
     """Return the binding of gradient checkpointing.
 
-    Switched on, it does not reenter autograd unless the user says so: reentrant checkpointing
+    When switched on, it is not reentrant unless the user's settings are: reentrant checkpointing
     finds no gradient behind the frozen embedding of an adapter.
     """
     enabled = flag(key)
