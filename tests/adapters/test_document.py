@@ -8,7 +8,7 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from oomguard.configfile.document import Document, Source
+from oomguard.configfile.document import Document, Files, Source
 from oomguard.errors import ConfigError
 
 LLAMAFACTORY = """\
@@ -281,3 +281,21 @@ def test_any_file_reads_back_as_it_was_with_one_value_changed(
     )
     before = Document.parse(Source(path="/x.yaml", text=text))
     assert before.set(key, value).values == {**before.values, key: value}
+
+
+def test_referenced_files_are_parsed_once_and_by_the_format_of_their_reader():
+    files = Files({"/a/z.json": '{"x": 1e5}', "/a/zero": '{"x": 1e5}', "/a/b.yaml": "x: [1\n"})
+    assert files.document(None) is None
+    assert files.document("/a/none.json") is None
+    assert files.document("/a/z.json") is files.document("/a/z.json", is_json=True)
+    assert files.document("/a/zero", is_json=True).values == {"x": 1e5}
+    assert files.document("/a/zero").values == {"x": "1e5"}  # YAML 1.1 reads a string
+    with pytest.raises(ConfigError, match="is not valid YAML"):
+        files.document("/a/b.yaml")
+    assert Files.of(files) is files
+
+
+def test_an_edited_document_is_a_source_that_is_parsed_already():
+    document = Document.parse(Source(path="x.yaml", text="a: 1\n")).set("a", 2)
+    assert document.source == Source(path="x.yaml", text="a: 2\n")
+    assert document.source.document is document

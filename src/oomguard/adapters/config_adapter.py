@@ -12,7 +12,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
-from oomguard.adapters import allocator_env
 from oomguard.adapters.contract import Adapter, Claim, JobRequest
 from oomguard.adapters.fields import Bindings, Key, maybe_text
 from oomguard.adapters.invocation import Invocation, with_config
@@ -22,10 +21,13 @@ from oomguard.configfile.layered import Settings
 from oomguard.errors import ConfigError, Where
 from oomguard.job.checkpoint import Continuation
 from oomguard.job.command import Command, File
-from oomguard.job.plan import Plan
+from oomguard.job.plan import Allocator, Plan
 from oomguard.job.training_job import Device, Job, World
 
-_LAUNCH_NAMES = ("CUDA_VISIBLE_DEVICES", *allocator_env.NAMES)
+#: The first is what torch before 2.9 reads, and later ones still read.
+ALLOCATOR_NAMES = ("PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_ALLOC_CONF")
+_EXPANDABLE = "expandable_segments"
+_LAUNCH_NAMES = ("CUDA_VISIBLE_DEVICES", *ALLOCATOR_NAMES)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -99,7 +101,7 @@ class ConfigAdapter(Adapter):
         world = self.world(invocation, request, device)
         cpu, env = device is Device.CPU, request.env
         fields = {
-            "allocator": None if cpu else allocator_env.allocator_of(env),
+            "allocator": None if cpu else allocator_of(env),
             **self.fields(invocation, request, world),
         }
         names = (*_LAUNCH_NAMES, *self.environment)
@@ -174,7 +176,7 @@ class ConfigAdapter(Adapter):
         """Return the environment of an attempt: the user's, with the plan's allocator."""
         if plan.allocator is None or plan.allocator is job.asked.allocator:
             return dict(job.env)
-        return allocator_env.with_allocator(job.env, plan.allocator)
+        return with_allocator(job.env, plan.allocator)
 
     def as_trial(self, job: Job, folder: str) -> Job:
         """Return the job as a trial."""
@@ -206,3 +208,26 @@ class ConfigAdapter(Adapter):
     def unbound(self, job: Job, plan: Plan) -> tuple[str, ...]:
         """Return the fields that no key has to hold in this change of plan."""
         return self.elsewhere
+
+
+def allocator_of(env: Mapping[str, str]) -> Allocator:
+    """Return the allocator settings of an environment."""
+    options = ",".join(env.get(name, "") for name in ALLOCATOR_NAMES).split(",")
+    on = any(option.strip() == f"{_EXPANDABLE}:True" for option in options)
+    return Allocator.EXPANDABLE if on else Allocator.DEFAULT
+
+
+def with_allocator(env: Mapping[str, str], wanted: Allocator) -> dict[str, str]:
+    """Return an environment with the allocator's choice; its other options stay."""
+    result = dict(env)
+    for name in ALLOCATOR_NAMES:
+        if name in result or (name == ALLOCATOR_NAMES[0] and ALLOCATOR_NAMES[1] not in result):
+            result[name] = _edited(result.get(name, ""), wanted)
+    return result
+
+
+def _edited(options: str, wanted: Allocator) -> str:
+    kept = [o for o in options.split(",") if o.strip() and not o.strip().startswith(_EXPANDABLE)]
+    if wanted is Allocator.EXPANDABLE:
+        kept.append(f"{_EXPANDABLE}:True")
+    return ",".join(kept)

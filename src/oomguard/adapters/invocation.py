@@ -17,7 +17,7 @@ from oomguard.configfile.layered import Settings
 from oomguard.errors import ConfigError
 
 CONFIG = "config"
-_SUFFIXES = (".yaml", ".yml", ".json")
+CONFIG_SUFFIXES = (".yaml", ".yml", ".json")
 
 
 class Form(Enum):
@@ -74,7 +74,7 @@ def file_first(
     tail: tuple[str, ...] = (),
 ) -> Invocation:
     """Parse a command whose config is the first argument; flags after it override it."""
-    is_file = bool(args) and args[0].endswith(_SUFFIXES)
+    is_file = bool(args) and args[0].endswith(CONFIG_SUFFIXES)
     late = Flags(args=args[1:] if is_file else args, style=style)
     return Invocation(
         head=head,

@@ -9,14 +9,14 @@ import posixpath
 from collections.abc import Mapping
 from dataclasses import replace
 
-from oomguard.adapters import allocator_env, launchers
-from oomguard.adapters.config_adapter import ConfigAdapter
+from oomguard.adapters import launchers
+from oomguard.adapters.config_adapter import ConfigAdapter, allocator_of, with_allocator
 from oomguard.adapters.contract import JobRequest, Marks
 from oomguard.adapters.hf import resuming
 from oomguard.adapters.hf import training_arguments as hf
 from oomguard.adapters.hf.deepspeed import ZERO
 from oomguard.adapters.hf.trainer_adapter import TrainerAdapter
-from oomguard.adapters.invocation import Invocation, file_first
+from oomguard.adapters.invocation import CONFIG_SUFFIXES, Invocation, file_first
 from oomguard.adapters.launchers import Launcher, LauncherCommand
 from oomguard.adapters.llamafactory_keys import (
     BINDINGS,
@@ -34,7 +34,6 @@ from oomguard.job.memory_settings import MemorySettings
 from oomguard.job.plan import Allocator, Plan, Sharding
 from oomguard.job.training_job import Device, Job, World
 
-_SUFFIXES = (".yaml", ".yml", ".json")
 _PROGRAMS = {"llamafactory-cli", "lmf"}
 _ENVIRONMENT = (
     *("FORCE_TORCHRUN", "NNODES", "NODE_RANK", "NPROC_PER_NODE", "MASTER_ADDR", "MASTER_PORT"),
@@ -56,7 +55,7 @@ def _started(argv: tuple[str, ...]) -> tuple[tuple[str, ...], LauncherCommand | 
         launch.is_module and launch.program == "llamafactory.launcher"
     ):
         # Flags alone do not distinguish its src/train.py from any other.
-        has_config = bool(launch.args) and launch.args[0].endswith(_SUFFIXES)
+        has_config = bool(launch.args) and launch.args[0].endswith(CONFIG_SUFFIXES)
         own = has_config or "llamafactory" in launch.program
         return (launch.head, launch) if own else None
     else:
@@ -91,7 +90,7 @@ def _allocator(env: Mapping[str, str], *, torchrun: bool) -> Allocator:
     # The CLI's torchrun path overwrites what the user set, unless OPTIM_TORCH is off.
     if torchrun and _enabled(env, "OPTIM_TORCH", "1"):
         return Allocator.EXPANDABLE
-    return allocator_env.allocator_of(env)
+    return allocator_of(env)
 
 
 _ACCELERATES_OWN = (
@@ -128,7 +127,7 @@ class LlamaFactory(TrainerAdapter):
             return None
         head, launch = started
         args = argv[len(head) :]
-        if args and not args[0].startswith("--") and not args[0].endswith(_SUFFIXES):
+        if args and not args[0].startswith("--") and not args[0].endswith(CONFIG_SUFFIXES):
             return None
         if source is not None and source.path.endswith(".json"):
             raise ConfigError(
@@ -221,7 +220,7 @@ class LlamaFactory(TrainerAdapter):
             return env
         if torchrun:
             env["OPTIM_TORCH"] = "0"
-        return allocator_env.with_allocator(env, plan.allocator)
+        return with_allocator(env, plan.allocator)
 
     def memory_settings(self, job: Job) -> MemorySettings:
         """Return what decides the memory besides the plan."""
