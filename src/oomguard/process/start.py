@@ -75,13 +75,8 @@ def start(
         env = environment(command.env, mark=mark, capped=caps.host_memory_bytes is not None)
         reports = None
         if monitored:
-            buffer = log.parent / "buffer"
-            _make_folder(buffer)
-            reports = ReportServer(emit, buffer=buffer)
+            reports, env = _add_monitor(env, log, caps, emit)
             undo.callback(reports.close)
-            env = monitor.add_monitor(
-                env, socket=reports.path, buffer=buffer, gpu_memory_bytes=caps.gpu_memory_bytes
-            )
         log_fd = _open_log(log)
         unless_started.callback(os.close, log_fd)
         running = Running(
@@ -133,6 +128,18 @@ def environment(requested: Mapping[str, str], *, mark: str, capped: bool) -> dic
     if capped:
         env = _MMAP_THRESHOLD | env
     return {"PYTHONUNBUFFERED": "1"} | env | dict(requested) | {MARK: mark}
+
+
+def _add_monitor(
+    env: dict[str, str], log: Path, caps: Caps, emit: Emit
+) -> tuple[ReportServer, dict[str, str]]:
+    """Return the server for reports, and the environment in which the job sends them."""
+    buffer = log.parent / "buffer"
+    _make_folder(buffer)
+    reports = ReportServer(emit, buffer=buffer)
+    return reports, monitor.add_monitor(
+        env, socket=reports.path, buffer=buffer, gpu_memory_bytes=caps.gpu_memory_bytes
+    )
 
 
 def _make_folder(folder: Path) -> None:
