@@ -128,7 +128,7 @@ def test_a_tiny_variant_is_read_with_nothing_but_recipes(capsys, name):
     assert main(["plan", f"recipes/{name}", "--gpu", "a10"]) == 2
     error = capsys.readouterr().err
     missing = {"litgpt/tiny.yaml": "tiny/litgpt/model", "quickstart/train.yaml": "quickstart/model"}
-    expected = f"of the model '{missing[name]}'" if name in missing else "runs on the CPU"
+    expected = f"unknown model '{missing[name]}'" if name in missing else "runs on the CPU"
     assert expected in error
 
 
