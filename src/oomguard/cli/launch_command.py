@@ -80,44 +80,37 @@ def _check(limits: Limits) -> None:
 def _launch(
     prepared: Prepared, console: Console, start: StartingPoint | None, *, as_json: bool
 ) -> int:
+    start = start or StartingPoint()
     folder = RunFolder.create(prepared.runs, prepared.name)
     try:
-        engine = LocalEngine(caps=prepared.caps, monitored=prepared.limits.inside)
         supervisor = Supervisor(
             adapter=prepared.adapter,
             ladder=prepared.ladder,
-            engine=engine,
+            engine=LocalEngine(caps=prepared.caps, monitored=prepared.limits.inside),
             folder=folder,
             audience=Audience(event=console.event, output=console.output),
         )
-        _offer_checkpoints(console, prepared)
-        record = supervisor.run(_first_event(prepared, start))
+        if prepared.adapter.checkpoint_layout(prepared.job) is None:
+            console.say(
+                "warning: this job saves no checkpoints, so a late OOM loses all progress; use "
+                "--checkpoint-every STEPS if the framework supports it"
+            )
+        started = RunStarted(
+            t=0.0,
+            run=prepared.name,
+            version=__version__,
+            at=now_at(),
+            job=prepared.job,
+            limits=prepared.limits,
+            start=start.start,
+            predicted=start.predicted,
+            lessons=start.history,
+        )
+        record = supervisor.run(started)
         outcome = write_outcome(record, prepared.adapter, folder, environment_info(prepared.job))
     finally:
         folder.close()
-    lost = record_run(record)
-    if lost is not None and (start is None or start.lost is None):
-        console.say(lost, "yellow")
+    history_error = record_run(record)
+    if history_error is not None and start.history_error is None:
+        console.say(history_error, "yellow")
     return print_summary(console, record, outcome, folder, as_json=as_json)
-
-
-def _offer_checkpoints(console: Console, prepared: Prepared) -> None:
-    if prepared.adapter.checkpoint_layout(prepared.job) is None:
-        console.say(
-            "warning: this job saves no checkpoints, so a late OOM loses all progress; use "
-            "--checkpoint-every STEPS if the framework supports it"
-        )
-
-
-def _first_event(prepared: Prepared, start: StartingPoint | None) -> RunStarted:
-    return RunStarted(
-        t=0.0,
-        run=prepared.name,
-        version=__version__,
-        at=now_at(),
-        job=prepared.job,
-        limits=prepared.limits,
-        start=start.start if start else None,
-        predicted=start.predicted if start else (),
-        lessons=start.lessons if start else None,
-    )

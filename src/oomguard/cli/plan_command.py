@@ -1,23 +1,31 @@
-"""`oomguard plan`: say before the first launch what will fit."""
+"""`oomguard plan`: estimate memory before launching, and find the first change that fits."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import click
 
+from oomguard.cli.console import COSTS, show_change, show_plan
 from oomguard.cli.option_types import SIZE
 from oomguard.cli.options import COMMAND, PLAN, WithCommand, as_json, flags, train_file, verbose
 from oomguard.cli.output import print_json
 from oomguard.cli.plan_job import PlannedJob, plan_job
-from oomguard.cli.plan_table import print_plan
-from oomguard.cli.prepare import Prepared, prepare
+from oomguard.cli.prepare import prepare
 from oomguard.errors import UsageError, Where
-from oomguard.estimate.cards import card_named
+from oomguard.estimate.cards import Card, card_named
+from oomguard.estimate.memory import Fits, MemoryEstimate
+from oomguard.job.plan import differences
 from oomguard.job.training_job import Device
-from oomguard.predict.forecast import Capacity, RungOutlook
+from oomguard.predict.forecast import Capacity, Forecast
 from oomguard.predict.history import FitIndex
+from oomguard.units import show_bytes
+
+_WIDTH = 36
+_FITS = {Fits.YES: "fits", Fits.NO: "does not fit", Fits.UNSURE: "may fit"}
+_COLOURS = {Fits.YES: "green", Fits.NO: "red", Fits.UNSURE: "yellow"}
 
 
 @click.command("plan", cls=WithCommand)
@@ -51,10 +59,20 @@ def command(
     pass the full command after --.
     """
     prepared = prepare(train, ctx.meta[COMMAND], given, planned_gpus=gpus)
-    room, prepared = _on(prepared, gpu, gpu_memory, host_memory)
-    fits = prepared.options.fits
-    index = FitIndex(Path(fits) if fits else None)
-    planned = plan_job(prepared, room, device=_name(gpu), index=index)
+    card, device_bytes = _device(gpu, gpu_memory)
+    if prepared.job.device is Device.CPU:
+        raise UsageError(
+            "this job runs on the CPU, so there is no GPU memory to plan",
+            next_step="Remove use_cpu from its settings to plan it for a GPU.",
+        )
+    job = replace(prepared.job, bfloat16=card is None or card.bfloat16)
+    index = FitIndex(Path(prepared.options.fits) if prepared.options.fits else None)
+    planned = plan_job(
+        replace(prepared, job=job),
+        Capacity(device_bytes=device_bytes, host_bytes=host_memory),
+        device=card.name if card else None,
+        index=index,
+    )
     if index.lost is not None:
         click.secho(index.lost, fg="yellow", err=True)
     if as_json:
@@ -63,36 +81,16 @@ def command(
         print_plan(planned, explain=explain_terms, verbose=verbose)
 
 
-def _on(
-    prepared: Prepared, gpu: str | None, gpu_memory: int | None, host_memory: int | None
-) -> tuple[Capacity, Prepared]:
-    """Return the capacity to plan for and the job as it would run there."""
-    device_bytes, bfloat16 = _device(gpu, gpu_memory)
-    if prepared.job.device is Device.CPU:
-        raise UsageError(
-            "this job runs on the CPU, so there is no GPU memory to plan",
-            next_step="Remove use_cpu from its settings to plan it for a GPU.",
-        )
-    job = replace(prepared.job, bfloat16=bfloat16)
-    return Capacity(device_bytes=device_bytes, host_bytes=host_memory), replace(prepared, job=job)
-
-
-def _name(gpu: str | None) -> str | None:
-    return card_named(gpu).name if gpu else None
-
-
-def _device(gpu: str | None, gpu_memory: int | None) -> tuple[int, bool]:
-    """Return the bytes of one GPU and whether it supports bf16."""
+def _device(gpu: str | None, gpu_memory: int | None) -> tuple[Card | None, int]:
+    """Return the GPU to plan for, None if only its size is known, and its bytes."""
     if (gpu is None) == (gpu_memory is None):
         raise UsageError(
             "pass either --gpu or --gpu-memory",
             where=Where(key="--gpu"),
             next_step="For example: --gpu 'RTX 3090', or --gpu-memory 24GiB.",
         )
-    if gpu is None:
-        return gpu_memory or 0, True
-    card = card_named(gpu)
-    return card.usable_bytes, card.bfloat16
+    card = card_named(gpu) if gpu is not None else None
+    return card, card.usable_bytes if card else gpu_memory or 0
 
 
 def _document(planned: PlannedJob, *, explain: bool) -> dict[str, object]:
@@ -103,9 +101,19 @@ def _document(planned: PlannedJob, *, explain: bool) -> dict[str, object]:
         "model_source": planned.model.source,
         "method": asked.tuning,
         "trained": planned.trained(asked),
-        "capacity_bytes": planned.room.device_bytes,
+        "capacity_bytes": planned.capacity.device_bytes,
         "asked": found.asked,
-        "rungs": [_rung(rung) for rung in found.rungs],
+        "rungs": [
+            {
+                "strategy": rung.strategy,
+                "fidelity": rung.step.fidelity if rung.step else None,
+                "plan": rung.plan,
+                "estimate": rung.estimate,
+                "fits": rung.fits,
+                "skipped": rung.skipped,
+            }
+            for rung in found.rungs
+        ],
         "chosen": found.chosen,
         "notes": planned.notes,
         "seconds": planned.seconds,
@@ -116,12 +124,108 @@ def _document(planned: PlannedJob, *, explain: bool) -> dict[str, object]:
     return {**document, "arithmetic": planned.explain(rung)}
 
 
-def _rung(rung: RungOutlook) -> dict[str, object]:
-    return {
-        "strategy": rung.strategy,
-        "fidelity": rung.step.fidelity if rung.step else None,
-        "plan": rung.plan,
-        "estimate": rung.estimate,
-        "fits": rung.fits,
-        "skipped": rung.skipped,
-    }
+def print_plan(planned: PlannedJob, *, explain: bool = False, verbose: bool = False) -> None:
+    """Print the verdict and the first plan that fits, then the terms, then the ladder.
+
+    `explain` shows the product behind each term, `verbose` why strategies were skipped.
+    """
+    job, model, found = planned.prepared.job, planned.model, planned.forecast
+    capacity = planned.capacity
+    click.echo(f"{model.name} ({model.source})")
+    click.echo(
+        f"{job.framework}, {job.world.size} x {show_bytes(capacity.device_bytes)}, "
+        f"global batch {job.global_batch}"
+    )
+    click.echo(f"trained: {planned.trained(found.asked.plan)}")
+    click.echo()
+    _verdict(found, capacity)
+    click.echo()
+    click.echo(f"requested config: {show_plan(found.asked.plan)}")
+    for line in bars(found.asked.estimate, capacity.device_bytes):
+        click.echo(f"    {line}")
+    if explain:
+        _products(planned)
+    click.echo()
+    _ladder(found, verbose=verbose)
+    for note in dict.fromkeys(planned.notes):
+        click.echo(f"note: {note}")
+
+
+def _products(planned: PlannedJob) -> None:
+    """Print how each term is computed, for the requested config and for the first that fits."""
+    found = planned.forecast
+    rows = {"computed as": planned.explain(found.asked)}
+    if found.chosen is not None:
+        rung = found.rungs[found.chosen]
+        rows[f"with {rung.strategy}, trained: {planned.trained(rung.plan or found.asked.plan)}"] = (
+            planned.explain(rung)
+        )
+    for title, products in rows.items():
+        click.echo(f"  {title}")
+        for term, text in products.items():
+            click.echo(f"    {term:<26}{text}")
+
+
+def _verdict(found: Forecast, capacity: Capacity) -> None:
+    asked = found.asked
+    peak, available = _peak(asked.estimate), show_bytes(capacity.device_bytes)
+    click.secho(
+        f"The requested config {_FITS[asked.fits]}: {peak}, {available} available.",
+        fg=_COLOURS[asked.fits],
+        bold=True,
+    )
+    if capacity.host_bytes is not None and capacity.host_fits(asked.estimate) is not Fits.YES:
+        need, have = show_bytes(asked.estimate.host_bytes), show_bytes(capacity.host_bytes)
+        click.secho(
+            f"Loading needs {need} of host memory, but only {have} is available.", bold=True
+        )
+    if asked.fits is Fits.YES:
+        return
+    if found.chosen is None:
+        click.secho("No strategy is guaranteed to fit.", bold=True)
+        return
+    rung = found.rungs[found.chosen]
+    if rung.plan is None or rung.estimate is None:
+        return
+    steps = [one.step for one in found.rungs[: found.chosen + 1] if one.step is not None]
+    cost = COSTS[max((step.fidelity for step in steps), key=lambda fidelity: fidelity.cost)]
+    changes = ", ".join(map(show_change, differences(asked.plan, rung.plan)))
+    click.secho(f"The first that fits is {rung.strategy}:", bold=True)
+    click.echo(f"    {changes} [{cost}]")
+    click.echo(f"    {_peak(rung.estimate)}")
+
+
+def _peak(estimate: MemoryEstimate) -> str:
+    low, high = show_bytes(estimate.low_bytes), show_bytes(estimate.high_bytes)
+    return f"{show_bytes(estimate.expected_bytes)} expected ({low} to {high}, {estimate.method})"
+
+
+def bars(estimate: MemoryEstimate, capacity_bytes: int) -> Iterator[str]:
+    """Draw each term to the scale of the larger of peak and capacity."""
+    whole = max(estimate.expected_bytes, capacity_bytes)
+    for term, size in sorted(estimate.terms.items(), key=lambda item: -item[1]):
+        bar = "█" * round(_WIDTH * size / whole) or "▏"
+        yield f"{term:<26}{show_bytes(size):>11}  {bar}"
+    if estimate.host_bytes:
+        yield f"{'host while loading':<26}{show_bytes(estimate.host_bytes):>11}"
+
+
+def _ladder(found: Forecast, *, verbose: bool) -> None:
+    taken = [rung for rung in found.rungs if rung.skipped is None]
+    skipped = [rung for rung in found.rungs if rung.skipped is not None]
+    if not taken:
+        click.echo("No strategy on the ladder changes this job.")
+    for number, rung in enumerate(taken, start=1):
+        if rung.step is None or rung.estimate is None or rung.fits is None:
+            continue
+        changes = ", ".join(show_change(change) for change in rung.step.changes)
+        mark = ">" if found.chosen is not None and rung is found.rungs[found.chosen] else " "
+        click.echo(f"{mark}{number:>2} {rung.strategy}: {changes} [{COSTS[rung.step.fidelity]}]")
+        click.secho(f"    {_FITS[rung.fits]}: {_peak(rung.estimate)}", fg=_COLOURS[rung.fits])
+    if verbose:
+        for rung in skipped:
+            click.secho(f"   - {rung.strategy}: {rung.skipped}", dim=True)
+    elif skipped:
+        count = f"{len(skipped)} strategies do" if len(skipped) > 1 else "1 strategy does"
+        click.secho(f"   - {count} not apply; --verbose lists the reasons", dim=True)
+    click.echo()

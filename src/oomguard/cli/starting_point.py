@@ -1,4 +1,4 @@
-"""Where a launch begins: at the rung that worked before, else at the first that should fit."""
+"""Where a launch starts: with the plan that fit before, or with the first that should fit."""
 
 from __future__ import annotations
 
@@ -14,7 +14,6 @@ from oomguard.errors import OomguardError, UsageError
 from oomguard.estimate.cards import card_named
 from oomguard.estimate.constants import CUDA_CONTEXT_BYTES
 from oomguard.estimate.memory import Fits, MemoryEstimate
-from oomguard.job.plan import Plan
 from oomguard.job.training_job import Device
 from oomguard.machine.gpus import Gpu, gpus
 from oomguard.predict.forecast import Capacity, Forecast
@@ -23,25 +22,31 @@ from oomguard.run.attempt import AttemptSpec
 from oomguard.run.events import HistoryRef, Predicted, Start
 from oomguard.units import show_bytes
 
-#: A launch waits for a prediction no longer than this; what is not traced by then is arithmetic.
+#: A launch waits this long for traces; the remaining plans are estimated analytically.
 BUDGET_S = 60.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StartingPoint:
-    """What is known of a job before its launch, and where to write down how it went.
+    """What is known of a job before its launch, and where to record how it went.
 
-    `lost` says why the index of fits could not be used, None if it could.
+    `history_error` says why the history database could not be used, None if it could.
     """
 
-    lessons: HistoryRef | None = None
+    history: HistoryRef | None = None
     planned: PlannedJob | None = None
     start: Start | None = None
-    lost: str | None = None
+    history_error: str | None = None
 
     @property
     def predicted(self) -> tuple[Predicted, ...]:
         """Return the peak that was predicted for each plan."""
+        if self.planned is None:
+            return ()
+        found, factors = self.planned.forecast, self.planned.ratios.factors
+        peaks = {found.asked.plan: found.asked.estimate}
+        peaks |= {r.plan: r.estimate for r in found.rungs if r.plan and r.estimate}
+        corrected_by = {term.value: round(factor, 4) for term, factor in factors.items()}
         return tuple(
             Predicted(
                 plan=plan,
@@ -50,96 +55,76 @@ class StartingPoint:
                 expected_bytes=peak.expected_bytes,
                 method=peak.method,
                 terms=peak.terms,
-                corrected_by=self._corrected_by,
+                corrected_by=corrected_by,
             )
-            for plan, peak in self._estimates.items()
+            for plan, peak in peaks.items()
         )
-
-    @property
-    def _corrected_by(self) -> dict[str, float]:
-        factors = self.planned.ratios.factors if self.planned else {}
-        return {term.value: round(factor, 4) for term, factor in factors.items()}
-
-    @property
-    def _estimates(self) -> dict[Plan, MemoryEstimate]:
-        if self.planned is None:
-            return {}
-        found = self.planned.forecast
-        asked = {found.asked.plan: found.asked.estimate}
-        return asked | {r.plan: r.estimate for r in found.rungs if r.plan and r.estimate}
 
 
 def choose_start(prepared: Prepared, console: Console, *, index: FitIndex) -> StartingPoint:
     """Choose the plan to start from; on any error, start from the requested one."""
     cards = gpus()
-    room = _room(prepared, cards)
-    if room is None:
+    capacity = _capacity(prepared, cards)
+    if capacity is None:
         return StartingPoint()
     found = StartingPoint()
     try:
-        found = StartingPoint(lessons=_lessons(prepared, room, index))
+        key = _key(prepared, capacity)
+        found = StartingPoint(history=HistoryRef(index=str(index.path.absolute()), key=key))
         if not prepared.limits.grow:
-            found = _foreseen(prepared, console, found, room=room, cards=cards, index=index)
+            found = _from_history_or_forecast(
+                prepared, console, found, capacity=capacity, cards=cards, index=index
+            )
     except OomguardError as error:
         console.say(f"no prediction: {error.what}")
     except Exception as error:  # noqa: BLE001  a prediction never stops a launch
         console.say(f"no prediction: {type(error).__name__}: {error}")
     if index.lost is not None:
         console.say(index.lost, "yellow")
-    return replace(found, lost=index.lost)
+    return replace(found, history_error=index.lost)
 
 
-def _foreseen(
+def _from_history_or_forecast(
     prepared: Prepared,
     console: Console,
-    nothing: StartingPoint,
+    unknown: StartingPoint,
     *,
-    room: Capacity,
+    capacity: Capacity,
     cards: tuple[Gpu, ...],
     index: FitIndex,
 ) -> StartingPoint:
-    before = _before(prepared, nothing.lessons, index)
+    before = _fit_before(prepared, unknown.history, index)
     if before is not None:
         console.say(f"starting {before.reason}")
-    if before is not None and not prepared.limits.probe:  # which compares with a prediction
-        return replace(nothing, start=before)
-    console.say(f"estimating what fits in {show_bytes(room.device_bytes)}")
-    planned = plan_job(prepared, room, device=_name(cards), index=index, budget_s=BUDGET_S)
-    start = before or start_of(planned.forecast, room)
-    asked = show_bytes(planned.forecast.asked.estimate.expected_bytes)
-    begins = f"; starting {start.reason}" if start and not before else ""
-    console.say(f"estimated peak of the requested config: {asked}{begins}")
-    return StartingPoint(lessons=_taught(nothing.lessons, planned), planned=planned, start=start)
+    if before is not None and not prepared.limits.probe:  # a probe is compared with a prediction
+        return replace(unknown, start=before)
+    console.say(f"estimating what fits in {show_bytes(capacity.device_bytes)}")
+    device = _device_name(cards)
+    planned = plan_job(prepared, capacity, device=device, index=index, budget_s=BUDGET_S)
+    start = before or start_of(planned.forecast, capacity)
+    peak = show_bytes(planned.forecast.asked.estimate.expected_bytes)
+    starting = f"; starting {start.reason}" if start and not before else ""
+    console.say(f"estimated peak of the requested config: {peak}{starting}")
+    key, history = planned.history_key, unknown.history
+    if key is not None and history is not None:
+        history = replace(history, device=key.device, versions=dict(key.versions), model=key.model)
+    return StartingPoint(history=history, planned=planned, start=start)
 
 
-def _lessons(prepared: Prepared, room: Capacity, index: FitIndex) -> HistoryRef:
-    return HistoryRef(index=str(index.path.absolute()), key=_key(prepared, room))
-
-
-def _taught(lessons: HistoryRef | None, planned: PlannedJob) -> HistoryRef | None:
-    """Add the device, versions and model that measurements belong to."""
-    setting = planned.setting
-    if lessons is None or setting is None:
-        return lessons
-    return replace(
-        lessons, device=setting.device, versions=dict(setting.versions), model=setting.model
-    )
-
-
-def start_of(found: Forecast, room: Capacity) -> Start | None:
+def start_of(found: Forecast, capacity: Capacity) -> Start | None:
     """Return the first plan whose expected peak fits; None if the requested one does, or none.
 
     The expected value decides, not the upper bound: a failed attempt costs minutes, an
     unnecessary change costs fidelity.
     """
-    if _should_fit(found.asked.estimate, room):
+    if _should_fit(found.asked.estimate, capacity):
         return None
     steps = []
     for rung in found.rungs:
         if rung.plan is None or rung.step is None or rung.estimate is None:
             continue
         steps.append(rung.step)
-        if _should_fit(rung.estimate, room):
+        if _should_fit(rung.estimate, capacity):
             expected = show_bytes(rung.estimate.expected_bytes)
             path = tuple(step.strategy for step in steps)
             return Start(
@@ -149,47 +134,45 @@ def start_of(found: Forecast, room: Capacity) -> Start | None:
     return None
 
 
-def _should_fit(estimate: MemoryEstimate, room: Capacity) -> bool:
-    host = room.host_fits(estimate) is not Fits.NO
-    return host and estimate.expected_bytes <= room.device_bytes
+def _should_fit(estimate: MemoryEstimate, capacity: Capacity) -> bool:
+    host = capacity.host_fits(estimate) is not Fits.NO
+    return host and estimate.expected_bytes <= capacity.device_bytes
 
 
-def _room(prepared: Prepared, cards: tuple[Gpu, ...]) -> Capacity | None:
+def _capacity(prepared: Prepared, cards: tuple[Gpu, ...]) -> Capacity | None:
     """Return the capacity of a GPU, None for a CPU job; a limit excludes the CUDA context."""
-    cap = prepared.limits.gpu_memory_bytes
-    if prepared.job.device is not Device.CUDA or not (cards or cap):
+    limit = prepared.limits.gpu_memory_bytes
+    if prepared.job.device is not Device.CUDA or not (cards or limit):
         return None
     sizes = [card.total_bytes for card in cards]
-    capped = [cap + CUDA_CONTEXT_BYTES] if cap else []
+    limited = [limit + CUDA_CONTEXT_BYTES] if limit else []
     return Capacity(
-        device_bytes=min((*sizes, *capped)), host_bytes=prepared.limits.host_memory_bytes
+        device_bytes=min((*sizes, *limited)), host_bytes=prepared.limits.host_memory_bytes
     )
 
 
-def _before(prepared: Prepared, lessons: HistoryRef | None, index: FitIndex) -> Start | None:
+def _fit_before(prepared: Prepared, history: HistoryRef | None, index: FitIndex) -> Start | None:
     """Return the plan with which the same job fit on the same device before."""
-    path = index.recall(lessons.key) if lessons else None
+    path = index.recall(history.key) if history else None
     retaken = prepared.ladder.retake(prepared.job, path) if path is not None else None
     if path is None or retaken is None:
         return None
     plan, steps = retaken
-    reason = (
-        f"with {', '.join(path)}, which fit before"
-        if path
-        else "with the requested config, which fit before"
+    changes = f"with {', '.join(path)}" if path else "with the requested config"
+    return Start(
+        spec=AttemptSpec(plan=plan, steps=steps, path=path), reason=f"{changes}, which fit before"
     )
-    return Start(spec=AttemptSpec(plan=plan, steps=steps, path=path), reason=reason)
 
 
-def _key(prepared: Prepared, room: Capacity) -> str:
+def _key(prepared: Prepared, capacity: Capacity) -> str:
     """Return the key of a job on a device; plan, model, world size and capacity are part of it."""
     job = prepared.job
     model = prepared.adapter.memory_settings(job).model
-    parts = [job.framework, model, job.asked, job.world, room, prepared.limits.ladder]
+    parts = [job.framework, model, job.asked, job.world, capacity, prepared.limits.ladder]
     return hashlib.sha256(msgspec.json.encode(parts, order="sorted")).hexdigest()
 
 
-def _name(cards: tuple[Gpu, ...]) -> str | None:
+def _device_name(cards: tuple[Gpu, ...]) -> str | None:
     if not cards:
         return None
     try:

@@ -167,7 +167,7 @@ def test_a_launch_on_a_gpu_is_predicted_and_the_same_job_begins_where_it_fitted(
 
     attempt = Attempt(number=1, spec=first.start.spec)
     assert (
-        record_run(RunRecord(status=Status.FIT, attempts=(attempt,), lessons=first.lessons)) is None
+        record_run(RunRecord(status=Status.FIT, attempts=(attempt,), lessons=first.history)) is None
     )
     again = choose_start(prepared, said, index=index)
     assert again.start is not None
@@ -181,7 +181,7 @@ def test_a_run_that_does_not_fit_teaches_no_rungs(prepared, index):
     attempt = Attempt(
         number=1, spec=AttemptSpec(plan=prepared.job.asked, path=("halve_micro_batch",))
     )
-    record_run(RunRecord(status=Status.EXHAUSTED, attempts=(attempt,), lessons=first.lessons))
+    record_run(RunRecord(status=Status.EXHAUSTED, attempts=(attempt,), lessons=first.history))
     again = choose_start(prepared, Said(), index=index)
     assert again.start == first.start
 
@@ -198,7 +198,7 @@ def test_what_was_measured_corrects_the_next_prediction(prepared, index):
         reserved_peak_bytes=int(asked.estimate.reserved_bytes * 1.1),
     )
     unmeasured = replace(measured, steps_done=0)
-    assert planned.setting is not None
+    assert planned.history_key is not None
     run = RunRecord(
         job=prepared.job,
         predicted=StartingPoint(planned=planned).predicted,
@@ -206,8 +206,8 @@ def test_what_was_measured_corrects_the_next_prediction(prepared, index):
             index=str(index.path),
             key="the job",
             device="RTX 3090",
-            versions=planned.setting.versions,
-            model=planned.setting.model,
+            versions=planned.history_key.versions,
+            model=planned.history_key.model,
         ),
     )
     interrupted = Status.INTERRUPTED  # it teaches once it has been resumed
@@ -217,18 +217,21 @@ def test_what_was_measured_corrects_the_next_prediction(prepared, index):
         (measured, Status.FIT, 1),
     ):
         record_run(replace(run, attempts=(attempt,), status=status))
-        assert index.ratios(planned.setting).runs == runs
+        assert index.ratios(planned.history_key).runs == runs
     better = plan_job(prepared, room, device="RTX 3090", index=index)
     corrected = better.forecast.asked.estimate
     assert corrected.allocated_bytes == pytest.approx(measured.device_peak_bytes, rel=0.01)
     assert corrected.terms["weights"] == pytest.approx(asked.estimate.terms["weights"], rel=0.01)
-    assert any(note.startswith("corrected by what 1 earlier run on this") for note in better.notes)
+    assert any(
+        note.startswith("corrected by measurements of 1 earlier run on this")
+        for note in better.notes
+    )
 
     # The next run is predicted with the correction, and teaches the same all the same.
-    before = index.ratios(planned.setting)
+    before = index.ratios(planned.history_key)
     again = replace(run, predicted=StartingPoint(planned=better).predicted, attempts=(measured,))
     record_run(replace(again, status=Status.FIT))
-    after = index.ratios(planned.setting)
+    after = index.ratios(planned.history_key)
     assert after.runs == 2
     assert after.factors[Term.ACTIVATIONS] == pytest.approx(
         before.factors[Term.ACTIVATIONS], rel=0.02
@@ -248,13 +251,16 @@ def card(allocated: float, peak: float, reserved: float) -> dict[str, int]:
 def test_a_probe_on_a_card_teaches_how_far_each_term_is_off(prepared, index):
     room = Capacity(device_bytes=24 * GIB)
     planned = plan_job(prepared, room, device="RTX 3090", index=index)
-    assert planned.setting is not None
+    assert planned.history_key is not None
     terms = planned.forecast.asked.estimate.terms
     loaded = (terms["weights"] + terms["adapter"]) / GIB * 1.02
     peak = planned.forecast.asked.estimate.allocated_bytes / GIB * 1.1
     told = Told(ladder=prepared.ladder)
-    lessons = HistoryRef(index=str(index.path), key="k", device="RTX 3090",
-                      versions=planned.setting.versions, model=planned.setting.model)  # fmt: skip
+    known = planned.history_key
+    lessons = HistoryRef(
+        index=str(index.path), key="k", device="RTX 3090",
+        versions=known.versions, model=known.model,
+    )  # fmt: skip
     launch = told.happen(
         RunStarted(
             t=0.0, run="r", version="1", at="now", job=prepared.job, lessons=lessons,
@@ -278,7 +284,7 @@ def test_a_probe_on_a_card_teaches_how_far_each_term_is_off(prepared, index):
     (attempt,) = told.record.attempts
     assert (attempt.probed, attempt.steps_done) == (True, 2)
     assert record_run(replace(told.record, status=Status.FIT)) is None
-    found = index.ratios(planned.setting)
+    found = index.ratios(planned.history_key)
     assert found.runs == 1
     assert found.factors[Term.WEIGHTS] == pytest.approx(1.02, abs=1e-4)
     assert found.factors[Term.CUDA_CONTEXT] == pytest.approx(600 / 450, abs=1e-3)
@@ -308,6 +314,6 @@ def test_a_job_on_the_cpu_is_not_predicted(prepared, index):
     job = replace(prepared.job, device=Device.CPU)
     said = Said()
     nothing = choose_start(replace(prepared, job=job), said, index=index)
-    assert record_run(RunRecord(status=Status.FIT, lessons=nothing.lessons)) is None
+    assert record_run(RunRecord(status=Status.FIT, lessons=nothing.history)) is None
     assert (nothing.start, said) == (None, [])
     assert not index.path.exists()
