@@ -61,9 +61,16 @@ class Flags:
         """Write one value over the use that wins, or add it at the end; other arguments stay."""
         if value is None and self.style is Style.ARGPARSE:
             return self.delete(key)
+        if value is None:
+            shown = "null"
+        elif isinstance(value, bool) and self.style is not Style.ARGPARSE:
+            shown = str(value).lower()
+        else:
+            shown = str(value)
+        name = key if self.style is Style.OMEGACONF else f"--{key}"
         use = self._last(key)
         joined = self.style is Style.OMEGACONF or (use is not None and use.joined)
-        new = self._written(key, self._shown(value), joined=joined)
+        new = (f"{name}={shown}",) if joined else (name, shown)
         if use is None:
             return replace(self, args=self.args + new)
         return replace(self, args=self.args[: use.start] + new + self.args[use.stop :])
@@ -74,17 +81,6 @@ class Flags:
         for use in reversed(list(self._uses(key))):
             args = args[: use.start] + args[use.stop :]
         return replace(self, args=args)
-
-    def _written(self, key: str, value: str, *, joined: bool) -> tuple[str, ...]:
-        name = key if self.style is Style.OMEGACONF else f"--{key}"
-        return (f"{name}={value}",) if joined else (name, value)
-
-    def _shown(self, value: object) -> str:
-        if value is None:
-            return "null"
-        if isinstance(value, bool):
-            return str(value) if self.style is Style.ARGPARSE else str(value).lower()
-        return str(value)
 
     def _last(self, key: str) -> _Use | None:
         return next(iter(reversed(list(self._uses(key)))), None)

@@ -20,7 +20,7 @@ from oomguard.adapters.hf.hf_memory import TRAINER_CODE, recipe_of
 from oomguard.adapters.invocation import Invocation, script
 from oomguard.adapters.launchers import Launcher
 from oomguard.adapters.trial import trainer
-from oomguard.configfile.document import Document, Files, Source
+from oomguard.configfile.document import Files, Source
 from oomguard.configfile.flags import Flags
 from oomguard.configfile.layered import Settings
 from oomguard.job.checkpoint import Continuation, Layout, Mode
@@ -178,7 +178,8 @@ class TrainerAdapter(ConfigAdapter):
         """Write sharding and offload where the job has them."""
         settings, launch = invocation.settings, invocation.launch
         if launch is not None and not hf.DEEPSPEED.of(settings):
-            word, own = launch.options.get(accelerate.FILE), _launch_document(invocation, job)
+            word = launch.options.get(accelerate.FILE)
+            own = Files.of(job.files).document(_launch_path(invocation, job.cwd))
             if word:
                 files = accelerate.edited_file(word, job, plan, folder)
                 return _with_option(invocation, accelerate.FILE, files), files
@@ -215,10 +216,6 @@ def _launch_path(invocation: Invocation, cwd: str) -> str | None:
     """Return the launcher's own config file, absolute; None if it has none."""
     name = invocation.launch.config_file if invocation.launch else None
     return posixpath.join(cwd, name) if name else None
-
-
-def _launch_document(invocation: Invocation, job: Job) -> Document | None:
-    return Files.of(job.files).document(_launch_path(invocation, job.cwd))
 
 
 def _with_option(invocation: Invocation, option: str, files: tuple[File, ...]) -> Invocation:

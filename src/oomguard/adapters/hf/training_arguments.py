@@ -254,13 +254,11 @@ def refuses_sharding(job: Job, plan: Plan) -> str | None:
 
 def packages(plan: Plan) -> frozenset[str]:
     """Return the packages that a plan needs beside transformers itself."""
+    optimizer = plan.optimizer or ""
+    its_optimizer = any(part in optimizer for part in ("8bit", "bnb", "paged"))
     needed = {
         "deepspeed": plan.sharding in deepspeed.ZERO,
-        "bitsandbytes": plan.quantization in ON_THE_FLY or _is_bitsandbytes(plan.optimizer or ""),
+        "bitsandbytes": plan.quantization in ON_THE_FLY or its_optimizer,
         "liger_kernel": plan.loss_kernel is LossKernel.FUSED,
     }
     return frozenset(name for name, is_needed in needed.items() if is_needed)
-
-
-def _is_bitsandbytes(optimizer: str) -> bool:
-    return any(part in optimizer for part in ("8bit", "bnb", "paged"))
