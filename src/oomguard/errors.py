@@ -1,11 +1,11 @@
-"""The errors that reach a user, each with the exit code that it ends with.
+"""Errors that are shown to the user, with their exit codes.
 
-OomguardError                 4   our own fault, unless a subclass says otherwise
-  UsageError                  2   what was asked cannot be done; nothing was started
-    ConfigError                   a config file, one of its keys or a value
-    FrameworkError                which framework, or a framework that is not installed
+OomguardError                 4   internal error, unless a subclass overrides it
+  UsageError                  2   the request cannot be carried out; nothing was started
+    ConfigError                   a config file, a key or a value in it
+    FrameworkError                unknown or ambiguous framework, or not installed
     StrategyError                 a strategy file, an id in --ladder
-    RunFolderError                the run folder: in use, not writable, no room
+    RunFolderError                the run folder: in use, not writable, disk full
     LogError                      a log that `explain` cannot read
 """
 
@@ -19,19 +19,19 @@ from typing import ClassVar
 
 
 class ExitCode(IntEnum):
-    """What oomguard's own exit code says."""
+    """oomguard's exit codes."""
 
     TRAINED = 0
-    JOB_FAILED = 1  # for another reason than memory; its own code is in the report
+    JOB_FAILED = 1  # for a non-memory reason; its own exit code is in the report
     USAGE = 2
-    EXHAUSTED = 3  # no rung of the ladder is left
+    EXHAUSTED = 3  # all strategies exhausted
     OWN_FAULT = 4
     INTERRUPTED = 130
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Where:
-    """A place that a user can open: a file, a line (from 1) in it, a key on that line."""
+    """The place of an error: a file, a line (from 1), a key on that line."""
 
     file: str | None = None
     line: int | None = None
@@ -45,7 +45,7 @@ class Where:
 
 
 class OomguardError(Exception):
-    """What went wrong, where, and what to do next."""
+    """An error with its place and what to do next."""
 
     exit_code: ClassVar[ExitCode] = ExitCode.OWN_FAULT
 
@@ -59,25 +59,25 @@ class OomguardError(Exception):
 
 
 class UsageError(OomguardError):
-    """What was asked cannot be done; nothing was started."""
+    """The request cannot be carried out; nothing was started."""
 
     exit_code = ExitCode.USAGE
 
 
 class ConfigError(UsageError):
-    """A config file that is missing or wrong, one of its keys, or a value."""
+    """A missing or invalid config file, key or value."""
 
 
 class FrameworkError(UsageError):
-    """No framework, several frameworks, or one that is not installed."""
+    """An unknown or ambiguous framework, or one that is not installed."""
 
 
 class StrategyError(UsageError):
-    """A strategy file that cannot be used, or an id that no strategy has."""
+    """An invalid strategy file, or an unknown strategy id."""
 
 
 class RunFolderError(UsageError):
-    """A run folder in use or not writable, or no room for it on the disk."""
+    """A run folder that is in use or not writable, or a full disk."""
 
 
 class LogError(UsageError):
@@ -85,6 +85,6 @@ class LogError(UsageError):
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """Return the nearest known word as a question, or nothing where none is near."""
+    """Return "Did you mean ...?" with the closest match, or an empty string."""
     near = difflib.get_close_matches(word, list(known), n=1)
     return f"Did you mean {near[0]!r}?" if near else ""

@@ -1,4 +1,4 @@
-"""Keep secrets out of whatever is written for others to read."""
+"""Mask secrets in text that others may read."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _RULES = (
     ),
     # the password in a URL
     re.compile(r"(?P<keep>\b[a-z][a-z0-9+.-]*://[^\s/:@]+:)(?P<hide>[^\s/@]+)(?=@)", re.IGNORECASE),
-    # tokens known by their own shape: Hugging Face, GitHub, OpenAI-like, AWS
+    # tokens with a known format: Hugging Face, GitHub, OpenAI-like, AWS
     re.compile(r"(?P<keep>\b)(?P<hide>hf_[A-Za-z0-9]{16,}|gh[pousr]_[A-Za-z0-9]{20,})"),
     re.compile(r"(?P<keep>\b)(?P<hide>sk-[A-Za-z0-9_-]{20,}|AKIA[A-Z0-9]{16})"),
 )
@@ -32,12 +32,12 @@ def redact(text: str) -> str:
 
 
 def redact_argv(argv: tuple[str, ...]) -> tuple[str, ...]:
-    """Mask secrets in a command line, also where the value is a word of its own."""
-    words: list[str] = []
-    for word in argv:
-        follows = bool(words) and _NAMED.fullmatch(words[-1]) and words[-1].startswith("-")
-        words.append(MASK if follows and not word.startswith("--") else redact(word))
-    return tuple(words)
+    """Mask secrets in a command line, also if the value is a separate argument."""
+    masked: list[str] = []
+    for argument in argv:
+        follows = bool(masked) and _NAMED.fullmatch(masked[-1]) and masked[-1].startswith("-")
+        masked.append(MASK if follows and not argument.startswith("--") else redact(argument))
+    return tuple(masked)
 
 
 def redact_env(env: Mapping[str, str]) -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""Bytes as people write and read them."""
+"""Parse and format sizes in bytes."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ _SIZE = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([a-zA-Z]*)\s*")
 
 
 def parse_size(text: str) -> int:
-    """Read a size such as `24GiB`, `24G`, `16 GB` or `1048576` as bytes.
+    """Parse a size such as `24GiB`, `24G`, `16 GB` or `1048576` as bytes.
 
     `KiB`, `MiB`, `GiB`, `TiB` and the bare letters are powers of 1024; `KB` to `TB` powers of 1000.
 
     Raises:
-        ValueError: if the text is no size, or not a positive one.
+        ValueError: if the text is not a positive size.
     """
     match = _SIZE.fullmatch(text)
     factor = _FACTORS.get(match[2].lower()) if match else None
@@ -38,7 +38,7 @@ def parse_size(text: str) -> int:
 
 
 def show_bytes(size_bytes: int) -> str:
-    """Show a number of bytes in GiB, or in MiB or KiB where GiB would read 0.0x."""
+    """Format bytes in GiB, or in MiB, KiB or B if they are less."""
     for name, unit in (("GiB", GIB), ("MiB", MIB), ("KiB", KIB)):
         if abs(size_bytes) >= unit / 10 and (unit != GIB or abs(size_bytes) >= unit):
             return f"{size_bytes / unit:.2f} {name}"

@@ -53,3 +53,15 @@ def test_every_link_leads_somewhere():
     links = re.findall(r"\]\(([^)#]+)\)", README)
     assert len(links) > 5
     assert [link for link in links if not (ROOT / link).exists()] == []
+
+
+def test_every_term_of_the_glossary_is_used():
+    glossary = (ROOT / "docs" / "glossary.md").read_text()
+    terms = re.findall(r"^\| \*\*(.+?)\*\* \|", glossary, re.MULTILINE)
+    assert len(terms) > 30
+    pages = [page for page in (ROOT / "docs").glob("*.md") if page.name != "glossary.md"]
+    texts = [README, *(page.read_text() for page in pages)]
+    texts += [path.read_text() for path in (ROOT / "src" / "oomguard" / "cli").glob("*.py")]
+    used = "\n".join(texts).lower()
+    unused = [part for term in terms for part in term.lower().split(" / ") if part not in used]
+    assert unused == []

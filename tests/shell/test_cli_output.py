@@ -8,6 +8,7 @@ import pty
 import re
 import signal
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -257,3 +258,17 @@ def test_the_old_name_of_no_monitor_still_works_and_says_so(capsys):
     assert code == 2
     assert said.startswith("note: --no-inside is now --no-monitor\n")
     assert "--no-inside" not in CliRunner().invoke(cli, ["launch", "--help"]).output
+
+
+@pytest.mark.parametrize("words", [("--version",), ("--help",), ("explain", "/dev/null")])
+def test_a_short_command_imports_neither_adapters_nor_the_supervisor(words):
+    code = (
+        "import sys; from oomguard.cli.main import main; main(sys.argv[1:])\n"
+        "print(*[m for m in sys.modules if m.startswith('oomguard.')], file=sys.stderr)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, *words], capture_output=True, text=True, check=True
+    )
+    packages = {name.split(".")[1] for name in done.stderr.split()}
+    assert "cli" in packages
+    assert packages <= {"cli", "errors", "evidence", "units"}

@@ -1,1 +1,1 @@
-"""One file per command: parse, call, print."""
+"""One file per command: parse the options, run, print."""

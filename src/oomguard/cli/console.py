@@ -65,12 +65,12 @@ class Console:
         self._fresh_line = True
 
     def output(self, data: bytes) -> None:
-        """Write what the job printed, unchanged."""
+        """Write the job's output, unchanged."""
         self._write(data)
         self._fresh_line = data.endswith(b"\n")
 
     def event(self, event: Event, record: RunRecord) -> None:
-        """Print what a reader needs to know about an event."""
+        """Print an event, if it matters to the user."""
         match event:
             case RunStarted():
                 self._line(_job_line(event.job))
@@ -213,23 +213,23 @@ def _resumed_line(event: Resumed | CutShort, record: RunRecord) -> str:
 
 def show_plan(plan: Plan) -> str:
     """Return the fields of a plan that decide its memory, on one line."""
-    words = [f"micro batch {plan.micro_batch} x {plan.accumulation}"]
+    parts = [f"micro batch {plan.micro_batch} x {plan.accumulation}"]
     if plan.sequence_length is not None:
-        words.append(f"{plan.sequence_length} tokens")
-    words += [
+        parts.append(f"{plan.sequence_length} tokens")
+    parts += [
         value.value
         for value in (plan.precision, plan.tuning, plan.quantization, plan.sharding)
         if value is not None and value.value != "none"
     ]
-    return ", ".join(words)
+    return ", ".join(parts)
 
 
 def _growth_line(growth: Growth) -> str:
-    words = f"memory grows by {show_bytes(growth.bytes_per_step)} per step"
+    line = f"memory grows by {show_bytes(growth.bytes_per_step)} per step"
     if growth.forecast_step is None:
-        return words
+        return line
     left = max(0, growth.forecast_step - growth.step)
-    return f"{words}; out of memory in about {left} steps"
+    return f"{line}; out of memory in about {left} steps"
 
 
 def _begin_line(begins: Continuation) -> str:
@@ -262,11 +262,11 @@ def _steps(attempt: Attempt) -> str:
 
 
 def _requested(verdict: Verdict) -> str:
-    asked = verdict.requested_bytes
-    words = f": tried to allocate {show_bytes(asked)}" if asked else ""
+    size = verdict.requested_bytes
+    text = f": tried to allocate {show_bytes(size)}" if size else ""
     if verdict.capacity_bytes:
-        words += f" of {show_bytes(verdict.capacity_bytes)} total"
-    return words
+        text += f" of {show_bytes(verdict.capacity_bytes)} total"
+    return text
 
 
 def _peaks(attempt: Attempt) -> str:
@@ -302,16 +302,19 @@ def _probe_note(probe: Probe | None) -> str:
 def _measured_line(attempt: Attempt, predicted: Predicted | None) -> str:
     """Return measured against predicted allocated bytes of a probe."""
     probe, longest = attempt.spec.probe, attempt.longest_batch
-    asked = probe.tokens if probe else None
-    of = f" of {asked}" if longest and asked and longest < asked else ""
-    words = f"longest batch: {longest}{of} tokens" if longest else "batches were not lengthened:"
-    words += "" if longest else " they hold no token ids the monitor recognizes"
+    target = probe.tokens if probe else None
+    of = f" of {target}" if longest and target and longest < target else ""
+    line = (
+        f"longest batch: {longest}{of} tokens"
+        if longest
+        else "batches were not lengthened: they hold no token ids the monitor recognizes"
+    )
     measured = attempt.device_peak_bytes
     if measured is None or predicted is None:
-        return words
+        return line
     ratio = measured / max(1, predicted.allocated_bytes) - 1
     return (
-        f"{words}; allocated: {show_bytes(measured)} measured, "
+        f"{line}; allocated: {show_bytes(measured)} measured, "
         f"{show_bytes(predicted.allocated_bytes)} predicted ({ratio:+.1%})"
     )
 

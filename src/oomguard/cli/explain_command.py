@@ -1,4 +1,4 @@
-"""`oomguard explain`: what a log says about a failure."""
+"""`oomguard explain`: diagnose why a job failed from its log."""
 
 from __future__ import annotations
 

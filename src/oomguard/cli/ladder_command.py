@@ -1,4 +1,4 @@
-"""`oomguard ladder`: the strategies in their order."""
+"""`oomguard ladder`: list the strategies in the order they are tried."""
 
 from __future__ import annotations
 
@@ -21,29 +21,29 @@ from oomguard.ladder.strategy import Strategy
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document to stdout.")
 def command(ladder: str | None, strategies: Path | None, markdown: bool, as_json: bool) -> None:
     """List the strategies in the order they are tried."""
-    rungs = select(load_strategies(strategies), ladder)
+    found = select(load_strategies(strategies), ladder)
     if markdown:
-        click.echo(table(rungs))
+        click.echo(table(found))
         return
     if as_json:
-        print_json({"strategies": [_row(strategy) for strategy in rungs]})
+        print_json({"strategies": [_row(strategy) for strategy in found]})
         return
-    width = max(len(strategy.id) for strategy in rungs)
-    for strategy in rungs:
+    width = max(len(strategy.id) for strategy in found)
+    for strategy in found:
         row = _row(strategy)
         answers = ", ".join(strategy_remedies(strategy)) or "applied before the first attempt"
         click.echo(f"{strategy.id:<{width}}  {row['fidelity']:<11}  {strategy.summary}")
-        told = f"for: {answers}; skipped if {strategy.otherwise}"
-        click.echo(f"{'':<{width}}  {'':<11}  {told}")
+        applies = f"for: {answers}; skipped if {strategy.otherwise}"
+        click.echo(f"{'':<{width}}  {'':<11}  {applies}")
 
 
-def table(rungs: Sequence[Strategy]) -> str:
+def table(strategies: Sequence[Strategy]) -> str:
     """Return the strategies as a Markdown table."""
     rows = [
         "| strategy | what it does | cost | applies to | skipped if |",
         "|---|---|---|---|---|",
     ]
-    for strategy in rungs:
+    for strategy in strategies:
         answers = "<br>".join(strategy_remedies(strategy)) or "before the first attempt"
         again = " (repeated while it helps)" if strategy.repeat else ""
         needs = "".join(f"; needs {package}" for package in strategy.needs)

@@ -1,4 +1,4 @@
-"""`oomguard launch`: run a training job, and relaunch it with less memory until it fits."""
+"""`oomguard launch`: run a training job, and relaunch it with lower memory use until it fits."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def command(
 
 
 def _check(limits: Limits) -> None:
-    """Refuse options that exclude each other."""
+    """Reject options that exclude each other."""
     if limits.grow and limits.probe:
         raise UsageError(
             "--grow tries plans from the smallest up, --probe from the requested one down",

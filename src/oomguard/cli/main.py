@@ -1,4 +1,4 @@
-"""The command `oomguard`: finds the subcommand and turns every error into a message and a code."""
+"""The `oomguard` command: dispatch to a subcommand, turn errors into messages and exit codes."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import click
 from oomguard import __version__
 from oomguard.errors import ExitCode, OomguardError, UsageError, did_you_mean
 
-#: Each command with its line in `--help`, which imports none of them.
+#: Subcommands with their line in `--help`, which imports none of them.
 COMMANDS = {
     "launch": "Launch a training job and relaunch it with less memory until it fits.",
     "resume": "Resume a run from its latest checkpoint.",
@@ -25,7 +25,7 @@ COMMANDS = {
 
 
 class _Lazy(click.Group):
-    """A group that imports a subcommand when it is used, so that `--help` answers at once."""
+    """A group that imports a subcommand when it is used, so that `--help` is fast."""
 
     def list_commands(self, _ctx: click.Context) -> list[str]:
         return list(COMMANDS)
@@ -58,23 +58,24 @@ def cli() -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line and return the exit code; only our own bugs show a traceback.
+    """Run the command line and return the exit code.
 
-    `--json` gets the error as a document as well.
+    Only bugs of oomguard itself have a traceback, in a file to report. With `--json` an error is
+    printed as a document too.
     """
-    words = list(sys.argv[1:] if argv is None else argv)
+    arguments = list(sys.argv[1:] if argv is None else argv)
     try:
-        code = cli.main(words, prog_name="oomguard", standalone_mode=False)
+        code = cli.main(arguments, prog_name="oomguard", standalone_mode=False)
     except OomguardError as error:
-        return _tell(error, words)
+        return _fail(error, arguments)
     except click.ClickException as error:
-        return _tell(UsageError(error.format_message(), next_step=_help(error)), words)
+        return _fail(UsageError(error.format_message(), next_step=_help(error)), arguments)
     except (KeyboardInterrupt, click.Abort):
-        return _interrupted(words)
+        return _interrupted(arguments)
     except BrokenPipeError:
         return ExitCode.OWN_FAULT
     except Exception as error:  # noqa: BLE001 # our own bug: keep the traceback for a bug report
-        return _own_fault(error, words)
+        return _own_fault(error, arguments)
     return int(code or 0)
 
 
@@ -83,30 +84,30 @@ def _help(error: click.ClickException) -> str:
     return f"See {context.command_path} --help." if context else "See oomguard --help."
 
 
-def _tell(error: OomguardError, words: Sequence[str]) -> int:
+def _fail(error: OomguardError, arguments: Sequence[str]) -> int:
     click.echo(f"oomguard: {error}", err=True)
     where = str(error.where) if error.where else None
-    _document(words, what=error.what, where=where, next_step=error.next_step)
+    _print_error(arguments, what=error.what, where=where, next_step=error.next_step)
     return error.exit_code
 
 
-def _document(words: Sequence[str], *, what: str, where: str | None, next_step: str) -> None:
-    """Print an error as a document on stdout, where one was asked for."""
-    own = words[: words.index("--")] if "--" in words else words
+def _print_error(arguments: Sequence[str], *, what: str, where: str | None, next_step: str) -> None:
+    """Print an error as a JSON document on stdout if `--json` was given."""
+    own = arguments[: arguments.index("--")] if "--" in arguments else arguments
     if "--json" in own:
         from oomguard.cli.output import print_json  # noqa: PLC0415 # only where it is needed
 
         print_json({"error": {"what": what, "where": where, "next": next_step}})
 
 
-def _interrupted(words: Sequence[str]) -> int:
-    """Report Ctrl-C before a job was started; a run reports its own interruption."""
+def _interrupted(arguments: Sequence[str]) -> int:
+    """Report Ctrl-C before a job is started; a run reports its own interruption."""
     click.echo("oomguard: interrupted", err=True)
-    _document(words, what="interrupted", where=None, next_step="")
+    _print_error(arguments, what="interrupted", where=None, next_step="")
     return ExitCode.INTERRUPTED
 
 
-def _own_fault(error: Exception, words: Sequence[str]) -> int:
+def _own_fault(error: Exception, arguments: Sequence[str]) -> int:
     with tempfile.NamedTemporaryFile(
         "w", prefix="oomguard-fault-", suffix=".txt", delete=False, encoding="utf-8"
     ) as log:
@@ -115,10 +116,10 @@ def _own_fault(error: Exception, words: Sequence[str]) -> int:
     what = f"internal error in oomguard: {type(error).__name__}: {error}"
     next_step = f"Please report it and attach {Path(log.name)}."
     click.echo(f"oomguard: {what}\n  {next_step}", err=True)
-    _document(words, what=what, where=None, next_step=next_step)
+    _print_error(arguments, what=what, where=None, next_step=next_step)
     return ExitCode.OWN_FAULT
 
 
 def run() -> None:
-    """Enter from the console script."""
+    """Run the console script."""
     sys.exit(main())

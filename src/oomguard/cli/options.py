@@ -49,11 +49,11 @@ Stated = Mapping[str, object]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Declared:
-    """What is said of an option beside its type and default.
+    """What is declared of an option, besides its type and default.
 
-    `flag` is as click spells it, `""` where only the block has it; `key` is the one in the block,
-    `""` where only the command line has it. `limit` is the field of `Limits` that records it.
-    `renamed` are former flags, which still work and print a note.
+    `flag` is as click spells it, `""` if it is only in the block; `key` is the one in the block,
+    `""` if it is only a flag. `limit` is the field of `Limits` that records it.
+    `renamed` are its former flags, which still work and print a note.
     """
 
     help: str
@@ -191,7 +191,7 @@ def declared(of: type = Options) -> dict[str, Declared]:
 
 
 def flags(command: str, *, of: type = Options) -> Callable[[F], F]:
-    """Add a command's flags; what was not given arrives as None."""
+    """Add a command's flags; those that are not given are None."""
 
     def add(function: F) -> F:
         for one in reversed([one for one in fields(of) if _is_flag_of(one, command)]):
@@ -231,7 +231,7 @@ class WithCommand(click.Command):
     """A command that keeps the arguments after `--` as another program's command line."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        """Set the command after `--` aside, then parse the rest."""
+        """Separate the command after `--`, then parse the rest."""
         own = args[: args.index("--")] if "--" in args else args
         rest = tuple(args[len(own) + 1 :])
         if "--" in args and not rest:
@@ -248,7 +248,7 @@ class WithCommand(click.Command):
 
 
 def _renamed(argument: str) -> str:
-    """Return an argument with the current name of its flag, and print a note if it had another."""
+    """Replace a former flag by its current name, and print a note."""
     name, equals, value = argument.partition("=")
     for one in declared().values():
         if name in one.renamed:
@@ -294,13 +294,13 @@ LimitsT = TypeVar("LimitsT", bound=Limits)
 
 
 def options_of(given: Stated, block: Stated, *, of: type[OptionsT]) -> OptionsT:
-    """Return the flags that were `given` (None: not given) over a block over the defaults."""
+    """Return options: flags that were `given` (not None), else the block, else the defaults."""
     flagged = {name: value for name, value in given.items() if value is not None}
     return msgspec.convert({**block, **flagged}, of)
 
 
 def limits_of(options: Options, ladder: tuple[str, ...], *, into: type[LimitsT]) -> LimitsT:
-    """Return what the run records of its options; `ladder` are the ids of its strategies."""
+    """Return the options that the run records; `ladder` are the ids of its strategies."""
     values = {
         one.limit: getattr(options, name) for name, one in declared(type(options)).items()
         if one.limit

@@ -1,4 +1,4 @@
-"""One JSON document on stdout."""
+"""Print one JSON document on stdout."""
 
 from __future__ import annotations
 
@@ -7,6 +7,6 @@ import msgspec
 
 
 def print_json(document: object) -> None:
-    """Print a noun or a mapping as one indented JSON document."""
+    """Print a dataclass or a mapping as one indented JSON document."""
     encoded = msgspec.json.encode(document, order="deterministic")
     click.echo(msgspec.json.format(encoded, indent=2).decode())

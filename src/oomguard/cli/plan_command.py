@@ -201,7 +201,7 @@ def _peak(estimate: MemoryEstimate) -> str:
 
 
 def bars(estimate: MemoryEstimate, capacity_bytes: int) -> Iterator[str]:
-    """Draw each term to the scale of the larger of peak and capacity."""
+    """Yield a bar per term, scaled to the peak or the capacity, whichever is larger."""
     whole = max(estimate.expected_bytes, capacity_bytes)
     for term, size in sorted(estimate.terms.items(), key=lambda item: -item[1]):
         bar = "█" * round(_WIDTH * size / whole) or "▏"

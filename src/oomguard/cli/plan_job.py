@@ -73,7 +73,7 @@ def plan_job(
     index: FitIndex | None = None,
     budget_s: float = BUDGET_S,
 ) -> PlannedJob:
-    """Predict the requested config and each strategy, corrected by the history of the device.
+    """Predict the requested config and each strategy, corrected by the history of the GPU.
 
     Raises:
         ConfigError: if the job's model is not known.

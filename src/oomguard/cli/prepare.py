@@ -1,4 +1,4 @@
-"""From the command line and the config file to a job that can be supervised."""
+"""Turn a command line and a config file into a job that is ready to launch."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ from oomguard.process.limits import CapBy, Caps
 from oomguard.run.events import Limits
 from oomguard.units import MIB, show_bytes
 
-#: Configs are written manually; a larger file was named by mistake.
+#: A larger file is not a config.
 MOST_BYTES = 4 * MIB
-#: A cap below it is a slip of the unit: not even an interpreter with nothing imported starts.
+#: Below this not even a bare Python starts, so the unit is probably missing.
 LEAST_HOST_MEMORY_BYTES = 64 * MIB
 
 
@@ -34,7 +34,7 @@ LEAST_HOST_MEMORY_BYTES = 64 * MIB
 class Loaded:
     """A config file: its text and values without the `oomguard:` block, and that block's options.
 
-    The lines of the text have the numbers that they have in the file.
+    Lines keep their numbers.
     """
 
     source: Source
@@ -44,7 +44,7 @@ class Loaded:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Prepared:
-    """All that a run needs before its first attempt."""
+    """What a run needs before its first attempt."""
 
     job: Job
     adapter: Adapter
@@ -169,7 +169,7 @@ def _job(
     options: Options,
     planned_gpus: int | None,
 ) -> Job:
-    """Read the job with what this machine, or the one planned for, has."""
+    """Read the job for this machine, or for one with `planned_gpus`."""
     cwd = Path.cwd()
     here = gpus() if planned_gpus is None else ()
     if planned_gpus is None:
@@ -194,7 +194,7 @@ def ladder_of(adapter: Adapter, strategies: tuple[Strategy, ...], allow: Fidelit
 
 
 def caps_of(limits: Limits) -> Caps:
-    """Return the caps of each attempt."""
+    """Return the memory limits of each attempt."""
     return Caps(
         host_memory_bytes=limits.host_memory_bytes,
         host_memory_by=CapBy(limits.host_memory_by or CapBy.RLIMIT),
@@ -223,7 +223,7 @@ def _read(
 
 
 def _with_files(adapter: Adapter, request: JobRequest) -> JobRequest:
-    """Read the files that the adapter names, and those that such a file names in turn."""
+    """Read the files that the config refers to, and those that such a file refers to in turn."""
     texts: dict[str, str | None] = {}
     while named := [path for path in adapter.referenced_files(request) if path not in texts]:
         texts |= {path: _text(path) for path in named}
@@ -240,7 +240,7 @@ def _text(path: str) -> str | None:
 
 
 def _check(options: Options, given: Stated, *, file: str | None) -> None:
-    """Refuse values that could not be meant, wherever they were written."""
+    """Reject values that cannot be meant, on the command line or in the block."""
     if given.get("host_memory_by") and not options.host_memory_bytes:
         raise UsageError(
             "--host-memory-by needs a host memory limit",

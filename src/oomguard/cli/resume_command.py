@@ -1,4 +1,4 @@
-"""`oomguard resume`: go on with a run that was interrupted, or whose oomguard was killed."""
+"""`oomguard resume`: continue a run that was interrupted, or whose oomguard was killed."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def _resume(
     supervisor = Supervisor(
         adapter=adapter,
         ladder=ladder,
-        # Made now: the GPUs are as free as the last attempt has left them.
+        # Created after the leftovers are killed: it records how much GPU memory is free.
         engine=LocalEngine(caps=caps_of(limits), monitored=limits.inside),
         folder=folder,
         audience=Audience(event=console.event, output=console.output),
@@ -85,7 +85,7 @@ def _resume(
 
 
 def _strategies(limits: Limits) -> tuple[Strategy, ...]:
-    """Return the run's strategies in its own order, with the preflight ones."""
+    """Return the run's strategies in its own order, including preflight ones."""
     known = load_strategies(Path(limits.strategies) if limits.strategies else None)
     if not limits.ladder:
         return tuple(strategy for strategy in known if strategy.preflight)

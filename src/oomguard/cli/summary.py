@@ -1,4 +1,4 @@
-"""The end of a run on the terminal, as document and as exit code."""
+"""The result of a run: printed, as a JSON document and as an exit code."""
 
 from __future__ import annotations
 
