@@ -7,7 +7,7 @@ export HF_HUB_OFFLINE = 1
 export TRANSFORMERS_OFFLINE = 1
 export HF_DATASETS_OFFLINE = 1
 
-.PHONY: gpu extended soak fuzz quickstart test gates unit frameworks environments overhead schema strategies-table options-table journeys clean
+.PHONY: gpu extended soak fuzz quickstart test gates unit coverage frameworks environments overhead schema strategies-table options-table journeys clean
 
 $(VENV)/.dev: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -45,6 +45,17 @@ gates: $(VENV)/.dev
 # Everything that needs no real framework: about 2.5 minutes on two cores.
 unit: $(VENV)/.dev
 	$(PYTEST) -m "not frameworks"
+
+# Branch coverage of the same tests, in the processes that they start as well; then by package.
+COVERAGE := $(BIN)/coverage
+coverage: $(VENV)/.dev
+	$(COVERAGE) erase
+	$(COVERAGE) run -m pytest -n $(WORKERS) --dist loadfile -m "not frameworks and not gpu"
+	$(COVERAGE) combine --quiet
+	$(COVERAGE) report --sort=cover
+	@for package in src/oomguard/*/; do \
+	  printf '%-26s %s %%\n' $$package $$($(COVERAGE) report --include="$$package*" --format=total); \
+	done
 
 # Only the real frameworks: minutes.
 frameworks: $(VENV)/.dev
