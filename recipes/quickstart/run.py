@@ -17,17 +17,17 @@ RECIPE = Path("recipes", "quickstart")
 
 
 def main() -> int:
-    """Run the three steps in the root of the repository, each as it can be typed by hand."""
-    _say("a tiny model with random weights, a tokenizer and a data set are made here")
+    """Run the three steps in the root of the repository, each as you could type it."""
+    _say("create a tiny model with random weights, a tokenizer and a dataset")
     made = _run(str(RECIPE / "make_assets.py"), "quickstart")
     if made.returncode != 0:
         return made.returncode
-    _say("a memory cap for this machine: 4 samples at once fit, 8 do not, the recipe asks for 16")
+    _say("find a memory limit for this machine: micro batch 4 fits, 8 does not; the config has 16")
     cap = _run(str(RECIPE / "cap.py"), stdout=subprocess.PIPE)
     if cap.returncode != 0:
         return cap.returncode
-    _say("the job, which runs out of memory, and again until it is trained")
-    # A prediction would spare most of what there is to be seen here.
+    _say("launch the job: it runs out of memory, and is relaunched until it is trained")
+    # A prediction would skip the attempts that run out of memory.
     options = ("--python", sys.executable, "--no-predict", *cap.stdout.split())
     return _run("-m", "oomguard", "launch", str(RECIPE / "train.yaml"), *options).returncode
 

@@ -21,7 +21,7 @@ CHUNK_BYTES = 1 << 20
 
 @click.command("explain")
 @click.argument("log", type=click.Path(path_type=Path, allow_dash=True))
-@click.option("--exit-code", type=int, help="Exit code of the job, if known.")
+@click.option("--exit-code", type=int, metavar="N", help="Exit code of the job, if known.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document to stdout.")
 def command(log: Path, exit_code: int | None, as_json: bool) -> None:
     """Diagnose why a job failed from its LOG (- for stdin)."""

@@ -8,19 +8,38 @@ from pathlib import Path
 import click
 
 from oomguard.cli.output import print_json
+from oomguard.evidence.verdict import Kind, Phase
 from oomguard.ladder.load import load_strategies, select
-from oomguard.ladder.strategy import Strategy
+from oomguard.ladder.strategy import TRAINING, Strategy
+
+_OOMS = {
+    Kind.DEVICE_OOM: "GPU OOM",
+    Kind.HOST_OOM: "host OOM",
+    Kind.SHM_OOM: "shared-memory OOM",
+    Kind.PINNED_OOM: "pinned-memory OOM",
+}
 
 
 @click.command("ladder")
-@click.option("--ladder", "ladder", help="Only these: classic, or a comma-separated list of ids.")
 @click.option(
-    "--strategies", type=click.Path(path_type=Path), help="Folder with additional strategy files."
+    "--ladder",
+    metavar="IDS",
+    help="Only these: ids separated by commas, or classic for the basic six.",
+)
+@click.option(
+    "--strategies",
+    type=click.Path(path_type=Path),
+    metavar="DIR",
+    help="Folder with strategy files of your own, listed in addition.",
 )
 @click.option("--markdown", is_flag=True, help="Print as a Markdown table.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document to stdout.")
 def command(ladder: str | None, strategies: Path | None, markdown: bool, as_json: bool) -> None:
-    """List the strategies in the order they are tried."""
+    """List the strategies in the order they are tried, with what they cost.
+
+    same_math keeps the loss the same up to rounding. same_recipe keeps the objective, with other
+    numerics, e.g. an 8-bit optimizer. new_recipe trains something else, e.g. on shorter sequences.
+    """
     found = select(load_strategies(strategies), ladder)
     if markdown:
         click.echo(table(found))
@@ -31,10 +50,11 @@ def command(ladder: str | None, strategies: Path | None, markdown: bool, as_json
     width = max(len(strategy.id) for strategy in found)
     for strategy in found:
         row = _row(strategy)
-        answers = ", ".join(strategy_remedies(strategy)) or "applied before the first attempt"
+        failures = ", ".join(applies_to(strategy))
+        when = f"applies to: {failures}" if failures else "applied before the first attempt"
         click.echo(f"{strategy.id:<{width}}  {row['fidelity']:<11}  {strategy.summary}")
-        applies = f"for: {answers}; skipped if {strategy.otherwise}"
-        click.echo(f"{'':<{width}}  {'':<11}  {applies}")
+        line = f"{when}; skipped if {strategy.otherwise}"
+        click.echo(f"{'':<{width}}  {'':<11}  {line}")
 
 
 def table(strategies: Sequence[Strategy]) -> str:
@@ -44,7 +64,7 @@ def table(strategies: Sequence[Strategy]) -> str:
         "|---|---|---|---|---|",
     ]
     for strategy in strategies:
-        answers = "<br>".join(strategy_remedies(strategy)) or "before the first attempt"
+        answers = "<br>".join(applies_to(strategy)) or "before the first attempt"
         again = " (repeated while it helps)" if strategy.repeat else ""
         needs = "".join(f"; needs {package}" for package in strategy.needs)
         rows.append(
@@ -54,9 +74,19 @@ def table(strategies: Sequence[Strategy]) -> str:
     return "\n".join(rows)
 
 
-def strategy_remedies(strategy: Strategy) -> list[str]:
-    """Return the failures a strategy applies to."""
-    return sorted(str(remedy) for remedy in strategy.remedies)
+def applies_to(strategy: Strategy) -> list[str]:
+    """Return the failures a strategy applies to, as text."""
+    return sorted(f"{_OOMS[remedy.kind]}{_phases(remedy.phases)}" for remedy in strategy.remedies)
+
+
+def _phases(phases: frozenset[Phase] | None) -> str:
+    if phases is None:
+        return ""
+    named = [phase.value for phase in Phase if phase in phases and phase is not Phase.UNKNOWN]
+    if phases >= TRAINING:
+        rest = [phase.value for phase in Phase if phase in phases - TRAINING]
+        named = ["training", *rest]
+    return f" ({', '.join(named)})"
 
 
 def _row(strategy: Strategy) -> dict[str, object]:
@@ -64,6 +94,6 @@ def _row(strategy: Strategy) -> dict[str, object]:
         "id": strategy.id,
         "summary": strategy.summary,
         "fidelity": strategy.fidelity.value,
-        "remedies": strategy_remedies(strategy),
+        "remedies": sorted(str(remedy) for remedy in strategy.remedies),
         "repeat": strategy.repeat,
     }

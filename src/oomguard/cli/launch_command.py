@@ -45,9 +45,9 @@ def command(
     as_json: bool,
     **given: object,
 ) -> int:
-    """Launch a training job and relaunch it with a smaller memory footprint until it fits.
+    """Launch a training job; after an OOM, lower its memory use and relaunch it until it fits.
 
-    TRAIN is the framework's own config file. Alternatively, pass the full command after --.
+    TRAIN.YAML is the config file of your framework. Alternatively, pass the full command after --.
     """
     prepared = prepare(train, ctx.meta[COMMAND], given)
     options, limits = prepared.options, prepared.limits

@@ -16,7 +16,7 @@ from oomguard.errors import ExitCode, OomguardError, UsageError, did_you_mean
 
 #: Subcommands with their line in `--help`, which imports none of them.
 COMMANDS = {
-    "launch": "Launch a training job and relaunch it with less memory until it fits.",
+    "launch": "Launch a training job; after an OOM, lower its memory use and relaunch it.",
     "resume": "Resume a run from its latest checkpoint.",
     "plan": "Estimate memory before launching, and find the first change that fits.",
     "explain": "Diagnose why a job failed from its log.",
@@ -54,7 +54,10 @@ class _Lazy(click.Group):
 @click.group(cls=_Lazy, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="oomguard", message="%(prog)s %(version)s")
 def cli() -> None:
-    """Run a fine-tuning job to completion despite OOM, and report the changes made."""
+    """Run a fine-tuning job to completion although it runs out of memory.
+
+    For example: oomguard launch train.yaml
+    """
 
 
 def main(argv: Sequence[str] | None = None) -> int:

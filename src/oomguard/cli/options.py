@@ -97,7 +97,7 @@ class Options:
     """
 
     framework: str | None = option(
-        "Framework, if the config or command does not show it.",
+        "Name of the framework, if it cannot be detected from the config or command.",
         NAME, flag="--framework", key="framework", commands=(LAUNCH, PLAN),
     )  # fmt: skip
     command: tuple[str, ...] = option(
@@ -105,37 +105,41 @@ class Options:
         ARGUMENTS, default=(), key="command", commands=(),
     )  # fmt: skip
     python: str | None = option(
-        "Python the framework is installed in.",
+        "Python interpreter of the environment that the framework is installed in.",
         PATH, flag="--python", key="python", commands=(LAUNCH, PLAN),
     )  # fmt: skip
     ladder: str | None = option(
-        "classic, or a list of ids (default: all strategies).",
+        "Strategies to try, in this order: ids separated by commas, or classic for the basic six "
+        "(default: all; `oomguard ladder` lists them).",
         IDS, flag="--ladder", key="ladder", commands=(LAUNCH, PLAN),
     )  # fmt: skip
     allow: Fidelity = option(  # noqa: RUF009  declares a field
-        "Strongest change allowed (default: {default.value}).",
+        "Strongest change allowed. same_math: the same loss up to rounding; same_recipe: also "
+        "other numerics, e.g. an 8-bit optimizer; new_recipe: also shorter sequences, frozen "
+        "parts or a 4-bit base (default: {default.value}).",
         one_of(*(fidelity.value for fidelity in Fidelity)), default=Fidelity.NEW_RECIPE,
         flag="--allow", key="allow", commands=(LAUNCH, PLAN), limit="allow",
     )  # fmt: skip
     strategies: str | None = option(
-        "Folder with additional strategy files.",
+        "Folder with strategy files of your own, tried in addition.",
         FOLDER, flag="--strategies", key="strategies", commands=(LAUNCH, PLAN),
     )  # fmt: skip
     max_attempts: int = option(
-        "Maximum number of attempts (default: {default}).",
+        "Maximum number of launches (default: {default}).",
         COUNT, default=40, flag="--max-attempts", key="max_attempts", limit="max_attempts",
     )  # fmt: skip
     host_memory_bytes: int | None = option(
-        "Host memory limit, e.g. 16GiB.",
+        "Host memory limit for the job, e.g. 16GiB.",
         SIZE, flag="--host-memory", key="host_memory", limit="host_memory_bytes",
     )  # fmt: skip
     host_memory_by: str = option(
-        "How to enforce it: rlimit, per process (default), or cgroup, for all processes.",
+        "How to enforce --host-memory: rlimit, for each process (default), or cgroup, for all "
+        "processes together.",
         one_of(*(by.value for by in CapBy)), default=CapBy.RLIMIT.value,
         flag="--host-memory-by", key="host_memory_by",
     )  # fmt: skip
     gpu_memory_bytes: int | None = option(
-        "Memory limit per GPU, e.g. 24GiB.",
+        "Memory limit for each GPU, e.g. 24GiB.",
         SIZE, flag="--gpu-memory", key="gpu_memory", limit="gpu_memory_bytes",
     )  # fmt: skip
     hang_timeout_s: float | None = option(
@@ -156,7 +160,8 @@ class Options:
         SWITCH, default=False, flag="--grow", key="grow", limit="grow",
     )  # fmt: skip
     probe: bool = option(
-        "Before the run, try each plan for two steps on its longest batches, in a scratch folder.",
+        "Before the run, try each config for two steps on the longest batches, in a scratch "
+        "folder.",
         SWITCH, default=False, flag="--probe", key="probe", limit="probe",
     )  # fmt: skip
     grace_s: float = option(
@@ -169,15 +174,17 @@ class Options:
     )  # fmt: skip
     name: str | None = option("Name of the run folder.", NAME, flag="--name", key="name")
     predict: bool = option(
-        "Skip memory prediction; start from the requested config.",
+        "Do not predict memory use; start with the requested config.",
         SWITCH, default=True, flag="--no-predict",
     )  # fmt: skip
     fits: str | None = option(
-        "History database (default: in the user data folder).",
+        "Database of what fit in earlier runs, and of their memory use (default: in the user data "
+        "folder).",
         PATH, flag="--fits", commands=(LAUNCH, PLAN),
     )  # fmt: skip
     monitor: bool = option(
-        "Do not inject the in-process monitor.",
+        "Do not load the monitor into the job's processes; failures are diagnosed from the log and "
+        "the exit code.",
         SWITCH, default=True, flag="--no-monitor", limit="inside", renamed=("--no-inside",),
     )  # fmt: skip
 

@@ -33,9 +33,17 @@ _COLOURS = {Fits.YES: "green", Fits.NO: "red", Fits.UNSURE: "yellow"}
 @flags(PLAN)
 @click.option("--gpu", metavar="NAME", help="GPU model, e.g. 'RTX 3090' or a100-80.")
 @click.option("--gpu-memory", type=SIZE.flag_type, help="Memory of one GPU, e.g. 24GiB.")
-@click.option("--gpus", type=click.IntRange(min=1), default=1, help="Number of GPUs (default: 1).")
-@click.option("--host-memory", type=SIZE.flag_type, help="Host memory, e.g. 64GiB.")
-@click.option("--explain-terms", is_flag=True, help="Show how each term is computed.")
+@click.option(
+    "--gpus",
+    type=click.IntRange(min=1),
+    default=1,
+    metavar="N",
+    help="Number of GPUs (default: 1).",
+)
+@click.option("--host-memory", type=SIZE.flag_type, help="Host memory of the machine, e.g. 64GiB.")
+@click.option(
+    "--explain-terms", is_flag=True, help="Show how each term of the estimate is computed."
+)
 @verbose
 @as_json
 @click.pass_context
@@ -55,8 +63,8 @@ def command(
 ) -> None:
     """Estimate the memory of a job before launching it, and find the first change that fits.
 
-    Needs no GPU, weights or network. TRAIN is the framework's own config file. Alternatively,
-    pass the full command after --.
+    Needs no GPU, weights or network. TRAIN.YAML is the config file of your framework.
+    Alternatively, pass the full command after --.
     """
     prepared = prepare(train, ctx.meta[COMMAND], given, planned_gpus=gpus)
     card, device_bytes = _device(gpu, gpu_memory)
