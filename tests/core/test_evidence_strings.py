@@ -8,7 +8,7 @@ import pytest
 from oomguard.evidence.explain_log import explain
 from oomguard.evidence.log import classify
 from oomguard.evidence.match import match_line
-from oomguard.evidence.signatures import BY_ID, ROOTS, SIGNATURES
+from oomguard.evidence.signatures import BY_ID, ROOTS, SIGNATURES, Signature
 from oomguard.evidence.verdict import Cause, Kind
 
 D, H, S, P, N = Kind.DEVICE_OOM, Kind.HOST_OOM, Kind.SHM_OOM, Kind.PINNED_OOM, Kind.NOT_OOM
@@ -180,8 +180,11 @@ def test_a_caught_shortage_is_no_failure(text: str) -> None:
 
 
 @pytest.mark.parametrize("signature", SIGNATURES, ids=lambda s: s.id)
-def test_the_prefilter_lets_every_signature_through(signature: object) -> None:
-    assert any(root in signature.needle.encode() for root in ROOTS)  # type: ignore[attr-defined]
+def test_the_prefilter_lets_every_signature_through(signature: Signature) -> None:
+    assert signature.needle == signature.needle.lower()
+    assert any(root in signature.needle.encode() for root in ROOTS)
+    for text, *_ in SHORTAGES:
+        assert not signature.pattern.search(text) or signature.needle in text.lower()
 
 
 def test_signature_names_are_unique() -> None:
