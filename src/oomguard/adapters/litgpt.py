@@ -15,7 +15,7 @@ from oomguard.adapters.contract import JobRequest, Marks
 from oomguard.adapters.fields import Binding, Bindings, Edits, Key, choice
 from oomguard.adapters.hf import training_arguments as hf
 from oomguard.adapters.invocation import Form, Invocation, with_config
-from oomguard.adapters.litgpt_memory import LORA_RANK, recipe_of
+from oomguard.adapters.litgpt_memory import LORA_RANK, memory_settings_of
 from oomguard.configfile import values
 from oomguard.configfile.document import Files, Source
 from oomguard.configfile.flags import Flags, Style, is_flag
@@ -342,7 +342,7 @@ class LitGPT(ConfigAdapter):
     def memory_settings(self, job: Job) -> MemorySettings:
         """Return what decides the memory besides the plan."""
         settings = self.of_job(job).settings
-        return recipe_of(settings, job, _checkpoint(settings))
+        return memory_settings_of(settings, job, _checkpoint(settings))
 
     def required_packages(self, job: Job, plan: Plan) -> frozenset[str]:
         """Return bitsandbytes if the plan adds it."""

@@ -41,7 +41,7 @@ CODE = TrainingCode(
 )
 
 
-def recipe_of(settings: Settings, job: Job, checkpoint: str | None) -> MemorySettings:
+def memory_settings_of(settings: Settings, job: Job, checkpoint: str | None) -> MemorySettings:
     """Read it; LitGPT keeps every number in the format that its precision names."""
     return MemorySettings(
         code=CODE,

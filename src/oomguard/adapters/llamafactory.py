@@ -23,7 +23,7 @@ from oomguard.adapters.llamafactory_keys import (
     REFUSALS,
     is_multimodal,
 )
-from oomguard.adapters.llamafactory_memory import LORA_RANK, recipe_of
+from oomguard.adapters.llamafactory_memory import LORA_RANK, memory_settings_of
 from oomguard.configfile.document import Source
 from oomguard.configfile.flags import Style
 from oomguard.configfile.layered import Settings
@@ -224,4 +224,4 @@ class LlamaFactory(TrainerAdapter):
 
     def memory_settings(self, job: Job) -> MemorySettings:
         """Return what decides the memory besides the plan."""
-        return recipe_of(self.of_job(job).settings, job)
+        return memory_settings_of(self.of_job(job).settings, job)

@@ -37,7 +37,7 @@ _RESIZED = ("embed_tokens", "lm_head")
 CODE = TrainingCode(reentrant_checkpointing=True, checkpoints_trained_layers=True)
 
 
-def recipe_of(settings: Settings, job: Job) -> MemorySettings:
+def memory_settings_of(settings: Settings, job: Job) -> MemorySettings:
     """Read it; a base in half precision is what LLaMA-Factory loads for every trained model."""
     resizes = bool(new_tokens(settings)) or fields.flag("resize_vocab").of(settings)
     return MemorySettings(

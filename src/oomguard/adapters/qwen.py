@@ -13,7 +13,7 @@ from oomguard.adapters.config_adapter import Refusal
 from oomguard.adapters.contract import Claim, JobRequest, Marks
 from oomguard.adapters.fields import Binding, Bindings, flag
 from oomguard.adapters.hf import training_arguments as hf
-from oomguard.adapters.hf.hf_memory import QWEN_MODEL, QWEN_RANK, qwen_recipe
+from oomguard.adapters.hf.hf_memory import QWEN_MODEL, QWEN_RANK, qwen_memory_settings
 from oomguard.adapters.hf.hf_trainer import HFTrainer
 from oomguard.adapters.hf.trainer_adapter import ENVIRONMENT, ZERO3_WITH_BATCH_SEARCH
 from oomguard.configfile.flags import Flags
@@ -153,7 +153,7 @@ class Qwen(HFTrainer):
 
     def memory_settings(self, job: Job) -> MemorySettings:
         """Return what decides the memory besides the plan."""
-        return qwen_recipe(self.of_job(job).settings, job)
+        return qwen_memory_settings(self.of_job(job).settings, job)
 
     def checkpoint_layout(self, job: Job) -> Layout | None:
         """Return the Trainer's checkpoints, which the monitor passes to finetune.py."""

@@ -22,7 +22,7 @@ from oomguard.adapters.fields import (
     number,
 )
 from oomguard.adapters.invocation import Invocation, file_option
-from oomguard.adapters.torchtune_memory import IN_BACKWARD, LORA_RANK, recipe_of
+from oomguard.adapters.torchtune_memory import IN_BACKWARD, LORA_RANK, memory_settings_of
 from oomguard.configfile.document import Source
 from oomguard.configfile.flags import Style
 from oomguard.configfile.layered import Settings
@@ -245,7 +245,7 @@ class Torchtune(ConfigAdapter):
 
     def memory_settings(self, job: Job) -> MemorySettings:
         """Return what decides the memory besides the plan."""
-        return recipe_of(self.of_job(job).settings, job)
+        return memory_settings_of(self.of_job(job).settings, job)
 
     def required_packages(self, job: Job, plan: Plan) -> frozenset[str]:
         """Return bitsandbytes if the plan adds one of its optimizers."""

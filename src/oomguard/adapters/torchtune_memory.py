@@ -65,7 +65,7 @@ CODE = TrainingCode(
 )
 
 
-def recipe_of(settings: Settings, job: Job) -> MemorySettings:
+def memory_settings_of(settings: Settings, job: Job) -> MemorySettings:
     """Read it; torchtune keeps every number in the format that `dtype` names."""
     component = _component(settings)
     packed = fields.flag("dataset.packed").of(settings)

@@ -18,7 +18,7 @@ from oomguard.adapters.contract import JobRequest, Marks
 from oomguard.adapters.fields import Binding, Bindings, Edits, Key, flag
 from oomguard.adapters.hf import accelerate
 from oomguard.adapters.hf import training_arguments as hf
-from oomguard.adapters.hf.hf_memory import TRL_RANK, trl_recipe
+from oomguard.adapters.hf.hf_memory import TRL_RANK, trl_memory_settings
 from oomguard.adapters.hf.trainer_adapter import (
     NO_ROWS,
     QUANTIZED_ALONE,
@@ -309,7 +309,7 @@ class Trl(TrainerAdapter):
 
     def memory_settings(self, job: Job) -> MemorySettings:
         """Return what decides the memory besides the plan."""
-        return trl_recipe(self.of_job(job).settings, job)
+        return trl_memory_settings(self.of_job(job).settings, job)
 
     def refusal(self, job: Job, plan: Plan) -> str | None:
         """Return TRL's own message for a plan that it refuses."""

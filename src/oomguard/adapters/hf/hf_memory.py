@@ -52,7 +52,9 @@ TRAINER_CODE = TrainingCode(kbit_float32=True)
 QWEN_CODE = TrainingCode(reentrant_checkpointing=True)
 
 
-def recipe_of(settings: Settings, job: Job, code: TrainingCode = TRAINER_CODE) -> MemorySettings:
+def memory_settings_of(
+    settings: Settings, job: Job, code: TrainingCode = TRAINER_CODE
+) -> MemorySettings:
     """Read what the flags name; a script's own defaults stay unknown."""
     lora = _lora(settings) if job.asked.tuning is Tuning.LORA else None
     optimizer = hf.OPTIMIZER.of(settings)
@@ -75,10 +77,10 @@ def recipe_of(settings: Settings, job: Job, code: TrainingCode = TRAINER_CODE) -
     )
 
 
-def trl_recipe(settings: Settings, job: Job) -> MemorySettings:
+def trl_memory_settings(settings: Settings, job: Job) -> MemorySettings:
     """Read TRL's own flags, with its defaults: weights in fp32, rank 16, dropout 0.05."""
-    recipe = recipe_of(settings, job)
-    lora = recipe.lora
+    found = memory_settings_of(settings, job)
+    lora = found.lora
     if lora is not None:
         lora = replace(
             lora,
@@ -86,15 +88,15 @@ def trl_recipe(settings: Settings, job: Job) -> MemorySettings:
             alpha=_number(settings, "lora_alpha") or 32,
             dropout=fields.fraction("lora_dropout", 0.05).of(settings),
         )
-    return replace(recipe, base=recipe.base or Format.FP32, lora=lora)
+    return replace(found, base=found.base or Format.FP32, lora=lora)
 
 
-def qwen_recipe(settings: Settings, job: Job) -> MemorySettings:
+def qwen_memory_settings(settings: Settings, job: Job) -> MemorySettings:
     """Read finetune.py's flags, with its defaults; a base model gets its vocabulary trained."""
-    recipe = recipe_of(settings, job, QWEN_CODE)
-    model = recipe.model or QWEN_MODEL.default
+    found = memory_settings_of(settings, job, QWEN_CODE)
+    model = found.model or QWEN_MODEL.default
     saved = () if "chat" in model.lower() or settings.get("q_lora") else ("wte", "lm_head")
-    lora = recipe.lora
+    lora = found.lora
     if lora is not None:
         lora = replace(
             lora,
@@ -106,7 +108,7 @@ def qwen_recipe(settings: Settings, job: Job) -> MemorySettings:
         )
     half = Format.FP16 if hf.FP16.of(settings) else Format.BF16
     return replace(
-        recipe,
+        found,
         model=model,
         base=half,
         trained_fp32=False,

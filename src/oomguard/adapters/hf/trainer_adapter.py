@@ -16,7 +16,7 @@ from oomguard.adapters.fields import Key
 from oomguard.adapters.hf import accelerate, deepspeed, resuming
 from oomguard.adapters.hf import training_arguments as hf
 from oomguard.adapters.hf.deepspeed import ZERO
-from oomguard.adapters.hf.hf_memory import TRAINER_CODE, recipe_of
+from oomguard.adapters.hf.hf_memory import TRAINER_CODE, memory_settings_of
 from oomguard.adapters.invocation import Invocation, script
 from oomguard.adapters.launchers import Launcher
 from oomguard.adapters.trial import trainer
@@ -195,7 +195,7 @@ class TrainerAdapter(ConfigAdapter):
 
     def memory_settings(self, job: Job) -> MemorySettings:
         """Return what decides the memory besides the plan."""
-        return recipe_of(self.of_job(job).settings, job, self.training_code)
+        return memory_settings_of(self.of_job(job).settings, job, self.training_code)
 
     def refuses_sharding(self, invocation: Invocation, job: Job, plan: Plan) -> str | None:
         """Return why the plan's sharding or offload cannot be written, None if it can."""
