@@ -222,7 +222,7 @@ def _ladder(found: Forecast, *, verbose: bool) -> None:
     taken = [rung for rung in found.rungs if rung.skipped is None]
     skipped = [rung for rung in found.rungs if rung.skipped is not None]
     if not taken:
-        click.echo("No strategy on the ladder changes this job.")
+        click.echo("No strategy applies to this job.")
     for number, rung in enumerate(taken, start=1):
         if rung.step is None or rung.estimate is None or rung.fits is None:
             continue

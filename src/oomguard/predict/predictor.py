@@ -22,7 +22,10 @@ BUDGET_S = 90.0
 ROUNDS = 4
 _CHILDREN = 2
 
-NO_TRACER = "no Python here has what a trace needs: every figure is arithmetic"
+NO_TRACER = (
+    "estimates are analytic, computed from the model's shape: a trace needs torch and the "
+    "framework's model library in the job's Python"
+)
 
 Traces = Mapping[Plan, combine.Traced]
 
@@ -155,18 +158,18 @@ def _make_estimate(
 
 
 def _assumed(question: PredictionRequest) -> list[str]:
-    """Return which length of batches the figures rest on."""
+    """Return the length of batches that the estimates assume."""
     asked = next(iter(question.plans), None)
     if asked is None:
         return []
     limit = asked.sequence_length
     longest = question.batched(asked).sequence_length
     if longest != limit:
-        return [f"the longest sample has {longest} tokens: that is the length of the batches"]
+        return [f"batches are assumed to be as long as the longest sample: {longest} tokens"]
     if question.recipe.packing or question.recipe.padded:
         return []
     if limit is None:
-        return [f"no sequence length is known: {analytic.LONGEST} tokens are taken"]
+        return [f"the sequence length is not known: {analytic.LONGEST} tokens are assumed"]
     return [f"every batch is assumed to be as long as the limit of {limit} tokens"]
 
 
@@ -177,8 +180,8 @@ def _cross_check(question: PredictionRequest, traces: Traces) -> list[str]:
         ratio = combine.disagreement(combine.traced_terms(traced, problem), problem)
         if ratio is not None:
             notes.append(
-                f"trace and arithmetic are {ratio:.2f} apart at micro batch {plan.micro_batch}, "
-                f"{plan.sequence_length} tokens (expected within {combine.DISAGREEMENT}); "
-                "the trace is what is shown"
+                f"trace and analytic estimate differ by a factor of {ratio:.2f} at micro batch "
+                f"{plan.micro_batch}, {plan.sequence_length} tokens "
+                f"(expected within {combine.DISAGREEMENT}); the trace is shown"
             )
     return notes
