@@ -6,6 +6,11 @@ import os
 from collections.abc import Iterator
 
 import pytest
+from hypothesis import settings
+
+# No test asserts absolute times: a deadline would fail on a busy machine.
+settings.register_profile("oomguard", deadline=None)
+settings.load_profile("oomguard")
 
 
 @pytest.fixture(scope="session", autouse=True)

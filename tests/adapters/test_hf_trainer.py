@@ -58,6 +58,7 @@ def test_the_defaults_are_the_trainers(read: Callable[..., Job]) -> None:
         accumulation=1,
         checkpointing=False,
         precision=Precision.FP32,
+        tuning=Tuning.FULL,
         sharding=Sharding.NONE,
         offload=frozenset(),
         optimizer="adamw_torch",
@@ -232,9 +233,13 @@ def test_zero3_brings_its_file_and_a_launcher(
         ("--load_in_4bit", {"sharding": Sharding.ZERO3}, "not compatible with passing"),
         ("--low_cpu_mem_usage", {"sharding": Sharding.ZERO3}, "`low_cpu_mem_usage=True`"),
         ("--auto_find_batch_size", {"sharding": Sharding.ZERO3}, "`auto_find_batch_size` isn't"),
-        ("", {"quantization": Quantization.NF4}, "no setting that makes quantization 'nf4'"),
         (
-            "--load_in_4bit False",
+            "--lora_r 8",
+            {"quantization": Quantization.NF4},
+            "no setting that makes quantization 'nf4'",
+        ),
+        (
+            "--load_in_4bit False --lora_r 8",
             {"quantization": Quantization.INT8},
             "no setting that makes quantization 'int8'",
         ),

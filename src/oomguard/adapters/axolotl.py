@@ -9,7 +9,7 @@ from __future__ import annotations
 import posixpath
 from dataclasses import replace
 
-from oomguard.adapters import fields, launchers, trial
+from oomguard.adapters import effects, fields, launchers, trial
 from oomguard.adapters.config_adapter import Refusal
 from oomguard.adapters.contract import JobRequest, Marks
 from oomguard.adapters.fields import Binding, Bindings, Edits, Key, flag, number
@@ -26,6 +26,7 @@ from oomguard.errors import ConfigError, Where
 from oomguard.job.memory_settings import TrainingCode
 from oomguard.job.plan import Overlong, Plan, Precision, Quantization, Tuning
 from oomguard.job.training_job import Job
+from oomguard.job.unmodelled import Direction, TrainingMethod
 
 _MODULE = "axolotl.cli.train"
 _MICRO, _STEPS = number("micro_batch_size", 1), number("gradient_accumulation_steps", 1)
@@ -197,6 +198,48 @@ def _parted(launch: LauncherCommand) -> tuple[LauncherCommand, tuple[str, ...]]:
     return replace(launch, launcher=Launcher(name), options=options, args=args), tail
 
 
+#: `rl` (axolotl, utils/schemas/enums.py RLType); None for one that is not known here.
+_METHODS = {
+    "dpo": TrainingMethod.DPO,
+    "ipo": TrainingMethod.DPO,
+    "kto": TrainingMethod.KTO,
+    "orpo": TrainingMethod.ORPO,
+    "simpo": TrainingMethod.SIMPO,
+    "grpo": TrainingMethod.GRPO,
+}
+#: Source: axolotl, utils/schemas/{config,peft,integrations}.py.
+_EFFECTS = (
+    *effects.TRAINER,
+    effects.optimizer("optimizer"),
+    effects.switch("peft_use_dora", effects.DORA.effect),
+    effects.switch("lora_target_linear", "LoRA on every linear layer is not read"),
+    *(
+        effects.Effect(
+            key=key, effect="FSDP is planned as plain data parallelism", direction=Direction.LESS
+        )
+        for key in ("fsdp", "fsdp_config")
+    ),
+    *(
+        effects.Effect(
+            key=key, effect="this kind of parallelism is not modelled", direction=Direction.LESS
+        )
+        for key in (
+            *("tensor_parallel_size", "context_parallel_size", "sequence_parallel_degree"),
+            *("dp_shard_size", "dp_replicate_size", "expert_parallel_size"),
+        )
+    ),
+    *(
+        effects.switch(key, "a fused loss is counted as a plain one", Direction.LESS)
+        for key in ("liger_fused_linear_cross_entropy", "cut_cross_entropy")
+    ),
+    effects.Effect(
+        key="unfrozen_parameters", effect="all weights count as trained", direction=Direction.LESS
+    ),
+    effects.switch("relora", "ReLoRA is not modelled"),
+    effects.prequantized("base_model"),
+)
+
+
 class Axolotl(TrainerAdapter):
     """axolotl."""
 
@@ -208,7 +251,16 @@ class Axolotl(TrainerAdapter):
     starts = ("axolotl", "train")
     bindings = BINDINGS
     refusals = _REFUSALS
+    effects = _EFFECTS
     output = _OUTPUT
+
+    def training_method(self, job: Job) -> TrainingMethod | None:
+        """Return the method that `rl` or a reward model names."""
+        settings = self.of_job(job).settings
+        if settings.get("reward_model") or settings.get("process_reward_model"):
+            return TrainingMethod.REWARD
+        rl = settings.get("rl")
+        return TrainingMethod.SFT if not rl else _METHODS.get(str(rl))
 
     def split(self, argv: tuple[str, ...], source: Source | None) -> Invocation | None:
         """Parse a command line; what follows `--` goes to the launcher."""

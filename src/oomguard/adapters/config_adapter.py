@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from typing import ClassVar
 
 from oomguard.adapters.contract import Adapter, Claim, JobRequest
+from oomguard.adapters.effects import Effect
 from oomguard.adapters.fields import Bindings, Key, maybe_text
 from oomguard.adapters.invocation import Invocation, with_config
 from oomguard.adapters.trial import with_settings
@@ -23,6 +24,7 @@ from oomguard.job.checkpoint import Continuation
 from oomguard.job.command import Command, File
 from oomguard.job.plan import Allocator, Plan
 from oomguard.job.training_job import Device, Job, World
+from oomguard.job.unmodelled import Unmodelled
 
 #: The first is what torch before 2.9 reads, and later ones still read.
 ALLOCATOR_NAMES = ("PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_ALLOC_CONF")
@@ -42,13 +44,14 @@ class ConfigAdapter(Adapter):
     """One such framework.
 
     `environment` names the variables that decide how its jobs start; `elsewhere` the fields of a
-    plan that no key holds; `output` the key of the folder it writes to. `starts` is the command
-    that a config file is appended to, after the args in `option`; `usage` what to type instead
-    of a command that is not understood.
+    plan that no key holds; `effects` the settings whose effect on memory is not modelled; `output`
+    the key of the folder it writes to. `starts` is the command that a config file is appended to,
+    after the args in `option`; `usage` what to type instead of a command that is not understood.
     """
 
     bindings: Bindings
     refusals: tuple[Refusal, ...] = ()
+    effects: tuple[Effect, ...] = ()
     environment: tuple[str, ...] = ()
     elsewhere: tuple[str, ...] = ("allocator",)
     output: ClassVar[Key[str] | Key[str | None]] = maybe_text("output_dir")
@@ -187,6 +190,12 @@ class ConfigAdapter(Adapter):
     def quiet(self, settings: Settings, folder: str) -> Settings:
         """Return the settings of a trial: its output goes into `folder`, nothing is saved."""
         return settings.set(self.output.name, folder)
+
+    def unmodelled(self, job: Job) -> tuple[Unmodelled, ...]:
+        """Return the settings in `effects` that the job states."""
+        settings = self.of_job(job).settings
+        found = (effect.of(settings) for effect in self.effects)
+        return tuple(one for one in found if one is not None)
 
     def refusal(self, job: Job, plan: Plan) -> str | None:
         """Return the framework's own message for a plan that it refuses."""

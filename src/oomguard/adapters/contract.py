@@ -13,6 +13,7 @@ from oomguard.job.command import Command
 from oomguard.job.memory_settings import MemorySettings
 from oomguard.job.plan import Plan
 from oomguard.job.training_job import Job
+from oomguard.job.unmodelled import TrainingMethod, Unmodelled
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -172,6 +173,14 @@ class Adapter(ABC):
     def memory_settings(self, job: Job) -> MemorySettings:
         """Return what decides the job's memory besides its plan; the default leaves it unknown."""
         return MemorySettings()
+
+    def training_method(self, job: Job) -> TrainingMethod | None:
+        """Return what the loss is computed from; None if that cannot be known."""
+        return TrainingMethod.SFT
+
+    def unmodelled(self, job: Job) -> tuple[Unmodelled, ...]:
+        """Return the settings whose effect on memory `memory_settings` and the plan leave out."""
+        return ()
 
     def refusal(self, job: Job, plan: Plan) -> str | None:
         """Return the framework's own message if it would refuse this plan, else None."""

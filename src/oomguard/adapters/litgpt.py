@@ -23,7 +23,7 @@ from oomguard.configfile.layered import Settings
 from oomguard.errors import ConfigError, Where
 from oomguard.job.checkpoint import Continuation, Layout, Mode
 from oomguard.job.memory_settings import MemorySettings
-from oomguard.job.plan import Overlong, Plan, Precision, Quantization, Tuning
+from oomguard.job.plan import Overlong, Plan, Precision, Quantization, Sharding, Tuning
 from oomguard.job.training_job import Device, Job, World
 
 _OUTPUT = {
@@ -288,6 +288,8 @@ class LitGPT(ConfigAdapter):
             **fields,
             "accumulation": _accumulation(settings, world),
             "tuning": _TUNINGS.get(_command(invocation), Tuning.OTHER),
+            # finetune/*.py, setup: FSDPStrategy, each block checkpointed, on several devices.
+            **({"sharding": Sharding.FSDP, "checkpointing": True} if world.size > 1 else {}),
         }
 
     def world(self, invocation: Invocation, request: JobRequest, device: Device) -> World:

@@ -9,7 +9,7 @@ import posixpath
 from collections.abc import Mapping
 from dataclasses import replace
 
-from oomguard.adapters import launchers
+from oomguard.adapters import fields, launchers
 from oomguard.adapters.config_adapter import ConfigAdapter, allocator_of, with_allocator
 from oomguard.adapters.contract import JobRequest, Marks
 from oomguard.adapters.hf import resuming
@@ -20,10 +20,12 @@ from oomguard.adapters.invocation import CONFIG_SUFFIXES, Invocation, file_first
 from oomguard.adapters.launchers import Launcher, LauncherCommand
 from oomguard.adapters.llamafactory_keys import (
     BINDINGS,
+    EFFECTS,
+    METHODS,
     REFUSALS,
     is_multimodal,
 )
-from oomguard.adapters.llamafactory_memory import LORA_RANK, memory_settings_of
+from oomguard.adapters.llamafactory_memory import LORA_RANK, STAGE, memory_settings_of
 from oomguard.configfile.document import Source
 from oomguard.configfile.flags import Style
 from oomguard.configfile.layered import Settings
@@ -33,6 +35,7 @@ from oomguard.job.command import File
 from oomguard.job.memory_settings import MemorySettings
 from oomguard.job.plan import Allocator, Plan, Sharding
 from oomguard.job.training_job import Device, Job, World
+from oomguard.job.unmodelled import TrainingMethod
 
 _PROGRAMS = {"llamafactory-cli", "lmf"}
 _ENVIRONMENT = (
@@ -98,6 +101,28 @@ _ACCELERATES_OWN = (
 )
 
 
+#: Keys of configs that merge, chat with or evaluate a model.
+_OTHER_USES = ("export_dir", "infer_backend", "do_predict", "do_eval", "task")
+
+
+def _check_trains(settings: Settings) -> None:
+    """Raise for a config that does not train.
+
+    Raises:
+        ConfigError: with the key that shows its use.
+    """
+    if fields.flag("do_train").of(settings) or settings.has("dataset"):
+        return
+    use = next((key for key in _OTHER_USES if settings.get(key)), None)
+    if use is None:
+        return
+    raise ConfigError(
+        "this config does not train: it has no do_train and no dataset",
+        where=settings.origin(use),
+        next_step="Pass a training config. Merging, inference and evaluation need no oomguard.",
+    )
+
+
 class LlamaFactory(TrainerAdapter):
     """LLaMA-Factory."""
 
@@ -111,6 +136,7 @@ class LlamaFactory(TrainerAdapter):
     python_packages = ("llamafactory",)
     bindings = BINDINGS
     refusals = REFUSALS
+    effects = EFFECTS
     environment = _ENVIRONMENT
     rank = LORA_RANK
     starts = ("llamafactory-cli", "train")
@@ -143,8 +169,20 @@ class LlamaFactory(TrainerAdapter):
         """Return the parsed command line; no other script reads its keys."""
         return ConfigAdapter.invocation(self, argv, source)
 
+    def training_method(self, job: Job) -> TrainingMethod:
+        """Return the method of the stage; preference training has several losses."""
+        settings = self.of_job(job).settings
+        stage = STAGE.of(settings)
+        loss = METHODS.get(str(settings.get("pref_loss")))
+        return loss if stage == "dpo" and loss else METHODS.get(stage, TrainingMethod.SFT)
+
     def read(self, request: JobRequest) -> Job:
-        """Read the job."""
+        """Read the job.
+
+        Raises:
+            ConfigError: if the config does not train.
+        """
+        _check_trains(self.invocation(request.argv, request.source).settings)
         job = super().read(request)
         return replace(job, multimodal=is_multimodal(self.of_job(job).settings))
 

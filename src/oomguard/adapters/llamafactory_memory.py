@@ -27,7 +27,7 @@ LORA_ALPHA = fields.maybe_number("lora_alpha")
 LORA_RANK = fields.number("lora_rank", 8)
 _LAYERS = fields.number("freeze_trainable_layers", 2)
 PACKING = fields.flag("packing")
-_STAGE = fields.text("stage", "sft")
+STAGE = fields.text("stage", "sft")
 _ATTENTIONS = {"disabled": Attention.EAGER, "fa2": Attention.FLASH, "fa3": Attention.FLASH}
 _RESIZED = ("embed_tokens", "lm_head")
 
@@ -83,7 +83,7 @@ def packs(settings: Settings) -> bool:
     """Return whether samples are put together up to the length."""
     stated = settings.get("packing")
     if stated is None:
-        return _STAGE.of(settings) == "pt" or fields.flag("neat_packing").of(settings)
+        return STAGE.of(settings) == "pt" or fields.flag("neat_packing").of(settings)
     return PACKING.of(settings)
 
 

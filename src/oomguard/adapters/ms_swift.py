@@ -9,7 +9,7 @@ from __future__ import annotations
 import posixpath
 from dataclasses import replace
 
-from oomguard.adapters import fields, launchers
+from oomguard.adapters import effects, fields, launchers
 from oomguard.adapters.config_adapter import Refusal
 from oomguard.adapters.contract import JobRequest, Marks
 from oomguard.adapters.fields import Binding, Bindings, Edits, Key, choice, flag, number
@@ -43,6 +43,7 @@ from oomguard.job.plan import (
     Tuning,
 )
 from oomguard.job.training_job import Device, Job, World
+from oomguard.job.unmodelled import Direction, TrainingMethod
 
 _COMMANDS = ("sft", "pt")
 _MODULES = {f"swift.cli.{name}" for name in _COMMANDS}
@@ -222,6 +223,34 @@ _SPLIT = Refusal(
 )
 
 
+#: `task_type` (swift, arguments/base_args/model_args.py); None for one that is not known here.
+_TASKS = {
+    "causal_lm": TrainingMethod.SFT,
+    "seq_cls": TrainingMethod.CLASSIFICATION,
+    "embedding": TrainingMethod.EMBEDDING,
+}
+_EFFECTS = (
+    *effects.TRAINER,
+    effects.switch("use_galore", effects.OTHER_STATES, Direction.LESS),
+    effects.Effect(
+        key="sequence_parallel_size",
+        effect="sequence parallelism is not modelled: every GPU counts the whole sequence",
+        direction=Direction.LESS,
+    ),
+    effects.Effect(
+        key="device_map",
+        effect="layers split over several GPUs are counted on one",
+        direction=Direction.LESS,
+    ),
+    effects.Effect(
+        key="lisa_activated_layers",
+        effect="all layers count as trained",
+        direction=Direction.LESS,
+    ),
+    effects.prequantized("model"),
+)
+
+
 class MsSwift(TrainerAdapter):
     """ms-swift."""
 
@@ -241,6 +270,14 @@ class MsSwift(TrainerAdapter):
     environment = (*ENVIRONMENT, *_LAUNCHED_BY)
     output = _OUTPUT
     rank = _RANK
+    effects = _EFFECTS
+
+    def training_method(self, job: Job) -> TrainingMethod | None:
+        """Return the method of the command and of `task_type`."""
+        if _pretrains(job):
+            return TrainingMethod.PRETRAIN
+        task = str(self.of_job(job).settings.get("task_type") or "causal_lm")
+        return _TASKS.get(task)
 
     def split(self, argv: tuple[str, ...], source: Source | None) -> Invocation | None:
         """Parse a command line."""

@@ -40,6 +40,7 @@ from oomguard.job.plan import (
     Tuning,
 )
 from oomguard.job.training_job import Device, Job, World
+from oomguard.job.unmodelled import TrainingMethod
 
 _COMPONENT = fields.text("model._component_", "")
 _QUANTIZE_BASE = flag("model.quantize_base")
@@ -152,11 +153,54 @@ _REFUSALS = (
 )
 
 
+def _tuning(recipe: str, settings: Settings) -> Tuning:
+    """Return what a recipe trains; distillation and QAT have one recipe for several."""
+    if recipe.startswith(("lora_", "knowledge_distillation")):
+        adapted = recipe.startswith("lora_") or "lora_" in str(settings.get("model._component_"))
+        return Tuning.LORA if adapted else Tuning.FULL
+    return Tuning.FULL if "full" in recipe else Tuning.OTHER
+
+
+def _component(document: Mapping[str, object], key: str) -> str:
+    block = document.get(key)
+    return str(block.get("_component_", "")) if isinstance(block, dict) else ""
+
+
+def _recipe_for(source: Source, document: Mapping[str, object]) -> str:
+    """Return the recipe that trains from a config (torchtune 0.6.1, _recipe_registry.py).
+
+    Raises:
+        ConfigError: for the config of an evaluation, a generation or a conversion.
+    """
+    use = next((key for key in ("tasks", "prompt", "quantizer") if key in document), None)
+    if use is not None and "optimizer" not in document:
+        raise ConfigError(
+            "this config does not train: it has no optimizer",
+            where=Where(file=source.path, key=use),
+            next_step="Pass a training config. Evaluation and generation need no oomguard.",
+        )
+    kind = "lora" if "lora_" in _component(document, "model").rsplit(".", 1)[-1] else "full"
+    if "teacher_model" in document:
+        return "knowledge_distillation_single_device"
+    loss = _component(document, "loss").lower()
+    if "dpo" in loss:
+        return f"{kind}_dpo_" + ("single_device" if kind == "lora" else "distributed")
+    return "ppo_full_finetune_single_device" if "ppo" in loss else f"{kind}_finetune_single_device"
+
+
 def _recipe(invocation: Invocation) -> str:
     program = invocation.launch.program if invocation.launch else ""
     return posixpath.basename(program).removesuffix(".py")
 
 
+#: Words in the names of recipes (torchtune 0.6.1, _recipe_registry.py).
+_METHODS = {
+    "dpo": TrainingMethod.DPO,
+    "ppo": TrainingMethod.PPO,
+    "grpo": TrainingMethod.GRPO,
+    "knowledge_distillation": TrainingMethod.DISTILLATION,
+    "finetune": TrainingMethod.SFT,
+}
 #: Where torchtune writes; most configs write the others as `${output_dir}/...`.
 _FOLDERS = ("output_dir", "checkpointer.output_dir", "metric_logger.log_dir")
 
@@ -185,12 +229,16 @@ class Torchtune(ConfigAdapter):
     def command_for(
         self, source: Source, document: Mapping[str, object], command: tuple[str, ...]
     ) -> tuple[str, ...]:
-        """Return `tune run RECIPE --config FILE`; on one device unless the file has a command."""
-        model = document.get("model")
-        builder = str(model.get("_component_", "")) if isinstance(model, dict) else ""
-        kind = "lora" if "lora_" in builder.rsplit(".", 1)[-1] else "full"
-        recipe = f"{kind}_finetune_single_device"
-        return (*(command or ("tune", "run", recipe)), "--config", source.path)
+        """Return `tune run RECIPE --config FILE`; on one device unless the file has a command.
+
+        Raises:
+            ConfigError: for the config of an evaluation.
+        """
+        return (
+            *(command or ("tune", "run", _recipe_for(source, document))),
+            "--config",
+            source.path,
+        )
 
     def config_path(self, argv: tuple[str, ...]) -> str | None:
         """Return the file after `--config`; None for the name of a config that torchtune ships."""
@@ -216,13 +264,16 @@ class Torchtune(ConfigAdapter):
     ) -> dict[str, object]:
         """Return the fields of the requested plan, some of them by the recipe's name."""
         recipe = _recipe(invocation)
-        kinds = {"lora_finetune": Tuning.LORA, "full_finetune": Tuning.FULL}
-        tuning = next((kind for name, kind in kinds.items() if recipe.startswith(name)), None)
         return {
             **super().fields(invocation, request, world),
-            "tuning": tuning or Tuning.OTHER,
+            "tuning": _tuning(recipe, invocation.settings),
             "sharding": Sharding.FSDP if recipe.endswith("_distributed") else Sharding.NONE,
         }
+
+    def training_method(self, job: Job) -> TrainingMethod | None:
+        """Return the method that the recipe's name states."""
+        recipe = _recipe(self.of_job(job))
+        return next((kind for word, kind in _METHODS.items() if word in recipe), None)
 
     def device(self, settings: Settings, gpus: int) -> Device:
         """Return where the job computes."""

@@ -13,7 +13,7 @@ from functools import cache
 
 import yaml
 
-from oomguard.adapters import fields, launchers
+from oomguard.adapters import effects, fields, launchers
 from oomguard.adapters.contract import JobRequest, Marks
 from oomguard.adapters.fields import Binding, Bindings, Edits, Key, flag
 from oomguard.adapters.hf import accelerate
@@ -30,6 +30,7 @@ from oomguard.adapters.launchers import Launcher, LauncherCommand
 from oomguard.configfile import values
 from oomguard.configfile.document import Document, Files, Source
 from oomguard.configfile.layered import Settings
+from oomguard.errors import ConfigError, Where
 from oomguard.job.command import File
 from oomguard.job.memory_settings import MemorySettings
 from oomguard.job.plan import (
@@ -211,6 +212,24 @@ def _without_activations(plan: Plan) -> Plan:
     return replace(plan, offload=plan.offload and plan.offload - {Offload.ACTIVATIONS})
 
 
+#: Settings of other methods' commands that SFT's has not (trl 1.16, trainer/*_config.py).
+_OTHERS = {
+    "grpo": ("reward_funcs", "num_generations", "max_completion_length", "vllm_mode"),
+    "kto": ("desirable_weight", "undesirable_weight"),
+    "reward": ("center_rewards_coefficient",),
+    "dpo": ("beta", "max_prompt_length", "precompute_ref_log_probs", "ref_model_init_kwargs"),
+}
+
+
+def _method_of(document: Mapping[str, object]) -> tuple[str | None, str]:
+    """Return the method whose settings a config has, and one of them; None for SFT's."""
+    for method, keys in _OTHERS.items():
+        for key in keys:
+            if key in document:
+                return method, key
+    return None, ""
+
+
 class Trl(TrainerAdapter):
     """TRL."""
 
@@ -230,6 +249,24 @@ class Trl(TrainerAdapter):
     # DeepSpeed, and transformers refuses that alone. The ladder does not stack the two.
     refusals = (QUANTIZED_ALONE, NO_ROWS, ZERO3_WITH_BATCH_SEARCH, hf.NO_METRIC)
     rank = TRL_RANK
+    effects = (*effects.TRAINER, effects.prequantized("model_name_or_path"))
+
+    def command_for(
+        self, source: Source, document: Mapping[str, object], command: tuple[str, ...]
+    ) -> tuple[str, ...]:
+        """Return `trl sft --config FILE`.
+
+        Raises:
+            ConfigError: for a config of another method, which `trl sft` would misread or refuse.
+        """
+        method, key = _method_of(document)
+        if not command and method is not None:
+            raise ConfigError(
+                f"{key} is a setting of trl {method}, not of trl sft",
+                where=Where(file=source.path, key=key),
+                next_step=f"oomguard cannot run trl {method} yet; it launches trl sft.",
+            )
+        return super().command_for(source, document, command)
 
     def referenced_files(self, request: JobRequest) -> tuple[str, ...]:
         """Return the DeepSpeed file, and accelerate's."""

@@ -107,7 +107,8 @@ def _document(planned: PlannedJob, *, explain: bool) -> dict[str, object]:
         "framework": planned.prepared.job.framework,
         "model": planned.model.name,
         "model_source": planned.model.source,
-        "method": asked.tuning,
+        "method": planned.method,
+        "unmodelled": planned.unmodelled,
         "trained": planned.trained(asked),
         "capacity_bytes": planned.capacity.device_bytes,
         "asked": found.asked,
@@ -147,6 +148,8 @@ def print_plan(planned: PlannedJob, *, explain: bool = False, verbose: bool = Fa
     click.echo(f"trained: {planned.trained(found.asked.plan)}")
     click.echo()
     _verdict(found, capacity)
+    for missing in planned.unmodelled:
+        click.secho(f"The estimate leaves out {missing.sentence}.", fg="yellow")
     click.echo()
     click.echo(f"requested config: {show_plan(found.asked.plan)}")
     for line in bars(found.asked.estimate, capacity.device_bytes):

@@ -101,7 +101,9 @@ def _from_history_or_forecast(
     console.say(f"estimating what fits in {show_bytes(capacity.device_bytes)}")
     device = _device_name(cards)
     planned = plan_job(prepared, capacity, device=device, index=index, budget_s=BUDGET_S)
-    start = before or start_of(planned.forecast, capacity)
+    # A later start costs fidelity: not on a prediction that leaves something out.
+    predicted = None if planned.unmodelled else start_of(planned.forecast, capacity)
+    start = before or predicted
     peak = show_bytes(planned.forecast.asked.estimate.expected_bytes)
     starting = f"; starting {start.reason}" if start and not before else ""
     console.say(f"estimated peak of the requested config: {peak}{starting}")

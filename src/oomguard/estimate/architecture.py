@@ -40,6 +40,12 @@ _NAMES = {
     "vocab": ("vocab_size",),
 }
 
+#: What configs call the number of experts, of those that every token visits, and of those that the
+#: router picks for each token (transformers 5.6, models/*/configuration_*.py).
+_EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts")
+_SHARED = ("n_shared_experts", "num_shared_experts", "moe_num_shared_experts", "num_shared_expert")
+_EXPERT_TOKENS = ("num_experts_per_tok", "moe_topk", "moe_k", "num_experts_per_token")
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Linear:
@@ -152,9 +158,11 @@ def from_config(config: Mapping[str, object]) -> Architecture:
     sizes = {field: _size(text, names) for field, names in _NAMES.items()}
     hidden, heads = sizes["hidden"], sizes["heads"]
     kv_heads = _kv_heads(text, kind, heads)
-    head_size = _number(text.get("head_dim")) or hidden // heads
+    latent = _latent_attention(text, hidden, heads)
+    head_size = _number(text.get("qk_nope_head_dim")) + _number(text.get("qk_rope_head_dim"))
+    head_size = head_size or _number(text.get("head_dim")) or hidden // heads
     intermediate = _intermediate(text, kind, hidden)
-    experts = _number(text.get("num_local_experts")) or _number(text.get("num_experts"))
+    experts = _experts(text)
     gated = kind not in _UNGATED
     expert_size = _number(text.get("moe_intermediate_size")) if experts else 0
     shape = (hidden, heads * head_size, kv_heads * head_size, expert_size or intermediate)
@@ -172,8 +180,14 @@ def from_config(config: Mapping[str, object]) -> Architecture:
         qkv_bias=kind.startswith(("qwen", "qwen2")) and not kind.startswith("qwen3"),
         positions=_positions(text, kind),
         experts=experts,
-        expert_tokens=_number(text.get("num_experts_per_tok")) if experts else 0,
-        linears=_linears(shape, gated=gated, experts=experts, fused=_FUSED.get(kind, frozenset())),
+        expert_tokens=_first(text, _EXPERT_TOKENS) + _shared_experts(text) if experts else 0,
+        linears=_linears(
+            shape,
+            gated=gated,
+            experts=experts,
+            fused=_FUSED.get(kind, frozenset()),
+            attention=latent,
+        ),
         tower=_tower(config, hidden),
     )
 
@@ -219,15 +233,18 @@ def _linears(
     gated: bool,
     experts: int = 0,
     fused: frozenset[str] = frozenset(),
+    attention: tuple[Linear, ...] = (),
 ) -> tuple[Linear, ...]:
     hidden, query, key_value, intermediate = shape
-    attention = (
-        (Linear(role="qkv", inputs=hidden, outputs=query + 2 * key_value, names=_QKV),)
+    output = Linear(role="output", inputs=query, outputs=hidden, names=_OUTPUT)
+    attention = attention or (
+        (Linear(role="qkv", inputs=hidden, outputs=query + 2 * key_value, names=_QKV), output)
         if "qkv" in fused
         else (
             Linear(role="query", inputs=hidden, outputs=query, names=_QUERY),
             Linear(role="key", inputs=hidden, outputs=key_value, names=("k_proj", "key")),
             Linear(role="value", inputs=hidden, outputs=key_value, names=("v_proj", "value")),
+            output,
         )
     )
     count = max(1, experts)
@@ -239,7 +256,6 @@ def _linears(
     router = (Linear(role="router", inputs=hidden, outputs=experts, names=("gate",)),)
     return (
         *attention,
-        Linear(role="output", inputs=query, outputs=hidden, names=_OUTPUT),
         *entrance,
         down,
         *(router if experts else ()),
@@ -297,6 +313,64 @@ def _audio(audio: Mapping[str, object], hidden: int) -> Tower | None:
         projector=width * hidden,
         merge=1,
     )
+
+
+def _latent_attention(text: Mapping[str, object], hidden: int, heads: int) -> tuple[Linear, ...]:
+    """Return the matrices of multi-head latent attention; none if the model has another kind.
+
+    Source: transformers 5.6, models/deepseek_v3/modeling_deepseek_v3.py.
+    """
+    latent = _number(text.get("kv_lora_rank"))
+    if not latent:
+        return ()
+    nope, rope, value, low = (
+        _number(text.get(name))
+        for name in ("qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim", "q_lora_rank")
+    )
+    query = heads * (nope + rope)
+    queries = (
+        (
+            Linear(role="query_a", inputs=hidden, outputs=low, names=("q_a_proj",)),
+            Linear(role="query_b", inputs=low, outputs=query, names=("q_b_proj",)),
+        )
+        if low
+        else (Linear(role="query", inputs=hidden, outputs=query, names=_QUERY),)
+    )
+    down = ("kv_a_proj_with_mqa",)
+    return (
+        *queries,
+        Linear(role="kv_a", inputs=hidden, outputs=latent + rope, names=down),
+        Linear(role="kv_b", inputs=latent, outputs=heads * (nope + value), names=("kv_b_proj",)),
+        Linear(role="output", inputs=heads * value, outputs=hidden, names=_OUTPUT),
+    )
+
+
+def _experts(text: Mapping[str, object]) -> int:
+    """Count the experts of a layer, those that every token visits too; 0 in a dense model.
+
+    Leading dense layers are spread over all: what they have less is taken off each one's experts.
+    """
+    routed = _first(text, _EXPERTS)
+    if not routed:
+        return 0
+    every = routed + _shared_experts(text)
+    layers, dense = _size(text, _NAMES["layers"]), _number(text.get("first_k_dense_replace"))
+    size = _number(text.get("moe_intermediate_size"))
+    if not dense or not size:
+        return every
+    dense_size = _number(text.get("intermediate_size")) // size
+    return round((every * (layers - dense) + dense_size * dense) / layers)
+
+
+def _shared_experts(text: Mapping[str, object]) -> int:
+    """Count the experts that every token visits, in multiples of a routed one."""
+    size = _number(text.get("moe_intermediate_size"))
+    shared = _number(text.get("shared_expert_intermediate_size"))
+    return _first(text, _SHARED) or (round(shared / size) if size else 0)
+
+
+def _first(text: Mapping[str, object], names: tuple[str, ...]) -> int:
+    return next((n for n in (_number(text.get(name)) for name in names) if n), 0)
 
 
 def _kv_heads(text: Mapping[str, object], kind: str, heads: int) -> int:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from oomguard.estimate.memory import Fits, MemoryEstimate
 from oomguard.evidence.verdict import Verdict
 from oomguard.job.plan import Plan
 from oomguard.job.training_job import Job
+from oomguard.job.unmodelled import Direction, Unmodelled
 from oomguard.ladder.climb import Ladder
 from oomguard.ladder.enumerate import DEVICE, HOST, walk
 from oomguard.ladder.steps import Step
@@ -79,14 +80,40 @@ class Forecast:
         return next((i for i, rung in enumerate(self.rungs) if rung.fits is Fits.YES), None)
 
 
+#: By how much an effect that is not modelled widens an estimate's interval.
+_WIDER = 2
+
+
+def widened(estimate: MemoryEstimate, unmodelled: Sequence[Unmodelled]) -> MemoryEstimate:
+    """Return an estimate whose interval covers effects that are not modelled, on their side."""
+    directions = {one.direction for one in unmodelled}
+    more = bool(directions & {Direction.MORE, Direction.EITHER})
+    less = bool(directions & {Direction.LESS, Direction.EITHER})
+    return replace(
+        estimate,
+        high_bytes=estimate.high_bytes * (_WIDER if more else 1),
+        low_bytes=estimate.low_bytes // (_WIDER if less else 1),
+    )
+
+
 def forecast(
     job: Job,
     ladder: Ladder,
     room: Capacity,
     question: Callable[[Sequence[Plan]], PredictionRequest],
     predict: Callable[[PredictionRequest], Prediction],
+    *,
+    unmodelled: Sequence[Unmodelled] = (),
 ) -> Forecast:
-    """Walk the whole ladder and predict every plan on it."""
+    """Walk the whole ladder and predict every plan on it.
+
+    With effects that are not modelled, no plan is said to fit.
+    """
+
+    def fits(estimate: MemoryEstimate) -> Fits:
+        found = room.fits(estimate)
+        return Fits.UNSURE if unmodelled and found is Fits.YES else found
+
     arithmetic = question(())
 
     def why(plan: Plan) -> Verdict:
@@ -96,7 +123,8 @@ def forecast(
     path = walk(job, ladder, why)
     plans = [path.first, *(rung.plan for rung in path.rungs if rung.plan is not None)]
     prediction = predict(question(plans))
-    peaks = dict(zip(plans, prediction.estimates, strict=True))
+    estimates = [widened(one, unmodelled) for one in prediction.estimates]
+    peaks = dict(zip(plans, estimates, strict=True))
     rungs = tuple(
         RungOutlook(strategy=rung.strategy, skipped=rung.skipped)
         if rung.plan is None
@@ -105,10 +133,10 @@ def forecast(
             plan=rung.plan,
             step=rung.step,
             estimate=peaks[rung.plan],
-            fits=room.fits(peaks[rung.plan]),
+            fits=fits(peaks[rung.plan]),
         )
         for rung in path.rungs
     )
     first_peak = peaks[path.first]
-    asked = PlannedPeak(plan=job.asked, estimate=first_peak, fits=room.fits(first_peak))
+    asked = PlannedPeak(plan=job.asked, estimate=first_peak, fits=fits(first_peak))
     return Forecast(asked=asked, prepared=path.prepared, rungs=rungs, notes=prediction.notes)

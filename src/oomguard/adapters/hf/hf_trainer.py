@@ -5,6 +5,7 @@ Source: transformers 5.6.0, hf_argparser.py, trainer.py; trl 1.16.0, trainer/mod
 
 from __future__ import annotations
 
+import posixpath
 from collections.abc import Mapping
 
 from oomguard.adapters import fields, launchers
@@ -24,6 +25,8 @@ from oomguard.configfile.document import Source
 from oomguard.configfile.layered import Settings
 from oomguard.errors import ConfigError, Where
 from oomguard.job.plan import DeviceMap, Overlong, Quantization, Sharding, Tuning
+from oomguard.job.training_job import Job
+from oomguard.job.unmodelled import TrainingMethod
 
 _LENGTHS = (
     *("max_length", "max_seq_length", "block_size", "model_max_length", "cutoff_len"),
@@ -43,7 +46,11 @@ def _tuning(settings: Settings) -> Tuning | None:
     stated = [key for key in _USES_LORA if settings.has(key)]
     if stated:
         return Tuning.LORA if any(flag(key).of(settings) for key in stated) else Tuning.FULL
-    return Tuning.LORA if any(settings.has(key) for key in _RANKS) else None
+    if any(settings.has(key) for key in _RANKS):
+        return Tuning.LORA
+    # The Trainer refuses to train a model quantized on the fly without an adapter: the script has
+    # one that no flag shows.
+    return None if _quantization(settings) in hf.ON_THE_FLY else Tuning.FULL
 
 
 def _quantization(settings: Settings) -> Quantization | None:
@@ -127,6 +134,31 @@ REFUSALS = (
 )
 
 
+#: Words in the names of scripts that train by another method than supervised fine-tuning.
+_METHODS = {
+    **{kind.value: kind for kind in TrainingMethod if not kind.is_modelled},
+    "gkd": TrainingMethod.DISTILLATION,
+    "distill": TrainingMethod.DISTILLATION,
+    "glue": TrainingMethod.CLASSIFICATION,
+    "run_clm": TrainingMethod.PRETRAIN,
+}
+#: Flags that only one method has.
+_FLAGS = {
+    "reward_funcs": TrainingMethod.GRPO,
+    "num_generations": TrainingMethod.GRPO,
+    "desirable_weight": TrainingMethod.KTO,
+    "precompute_ref_log_probs": TrainingMethod.DPO,
+}
+
+
+def method_of_script(program: str, settings: Settings) -> TrainingMethod:
+    """Return the method that a script's flags or name show, supervised fine-tuning otherwise."""
+    stated = next((kind for key, kind in _FLAGS.items() if settings.has(key)), None)
+    name = program.lower()
+    named = next((kind for word, kind in _METHODS.items() if word in name), None)
+    return stated or named or TrainingMethod.SFT
+
+
 class HFTrainer(TrainerAdapter):
     """Any script on the Trainer; adapters of one such script state their difference."""
 
@@ -135,6 +167,12 @@ class HFTrainer(TrainerAdapter):
     marks = Marks(shared=hf.ARGUMENTS)
     bindings = BINDINGS
     refusals: tuple[Refusal, ...] = REFUSALS
+
+    def training_method(self, job: Job) -> TrainingMethod | None:
+        """Return the method that the script's name or its own flags show; supervised otherwise."""
+        invocation = self.of_job(job)
+        program = posixpath.basename(invocation.launch.program) if invocation.launch else ""
+        return method_of_script(program, invocation.settings)
 
     def split(self, argv: tuple[str, ...], source: Source | None) -> Invocation | None:
         """Parse a command line: flags, a `.json` alone, or a file whose keys become flags."""

@@ -10,8 +10,10 @@ import posixpath
 from collections.abc import Mapping
 from dataclasses import replace
 
+from oomguard.adapters import effects
 from oomguard.adapters.config_adapter import ConfigAdapter, Refusal
 from oomguard.adapters.contract import JobRequest
+from oomguard.adapters.effects import Effect
 from oomguard.adapters.fields import Key
 from oomguard.adapters.hf import accelerate, deepspeed, resuming
 from oomguard.adapters.hf import training_arguments as hf
@@ -55,6 +57,7 @@ class TrainerAdapter(ConfigAdapter):
     elsewhere: tuple[str, ...] = hf.ELSEWHERE
     output = hf.OUTPUT_DIR
     training_code = TRAINER_CODE
+    effects: tuple[Effect, ...] = effects.TRAINER
     rank: Key[int] | None = None
     usage = "Write python, torchrun, accelerate launch or deepspeed, then the script."
 

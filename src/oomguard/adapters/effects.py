@@ -1,0 +1,94 @@
+"""Settings that change memory in a way that the prediction does not include yet.
+
+A job that sets one of them is planned, but never said to fit. What a setting does is stated by the
+framework's adapter; what several frameworks share is here.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from oomguard.configfile.layered import Settings
+from oomguard.job.unmodelled import Direction, Unmodelled
+
+
+def _is_set(value: object) -> bool:
+    return value not in (None, False, "", "none", "None", "false", "False", 0, 1, "1", [], {})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Effect:
+    """One such setting: its key, what it does, and for which values (by default any but off)."""
+
+    key: str
+    effect: str
+    direction: Direction = Direction.MORE
+    when: Callable[[object], bool] = _is_set
+
+    def of(self, settings: Settings) -> Unmodelled | None:
+        """Return the setting as the job states it; None if it does not."""
+        if not settings.has(self.key) or not self.when(settings.get(self.key)):
+            return None
+        line = settings.origin(self.key).line
+        return Unmodelled(key=self.key, effect=self.effect, direction=self.direction, line=line)
+
+
+def _true(value: object) -> bool:
+    return str(value).lower() in ("true", "1", "yes")
+
+
+def switch(key: str, effect: str, direction: Direction = Direction.MORE) -> Effect:
+    """Return the effect of a boolean setting that is on."""
+    return Effect(key=key, effect=effect, direction=direction, when=_true)
+
+
+#: Names of checkpoints that are stored in fewer than 16 bits.
+_QUANTIZED_NAME = re.compile(
+    r"(?i)[-_](awq|gptq|hqq|aqlm|fp8|mxfp4|nvfp4|int[48]|bnb[-_]4bit|[48]bit)(?=[-_/]|$)"
+)
+#: Optimizers whose states are neither AdamW's nor among those that the estimate knows.
+_UNKNOWN_OPTIMIZERS = (
+    *("galore", "apollo", "badam", "muon", "adam_mini", "adam-mini", "lomo", "grokadamw"),
+    *("schedule_free", "ademamix", "stable_adamw", "torchao", "adamw_4bit", "came", "optimi", "q_"),
+)
+
+
+def optimizer(key: str = "optim") -> Effect:
+    """Return the effect of an optimizer whose states are unknown."""
+    return Effect(
+        key=key,
+        effect=OTHER_STATES,
+        direction=Direction.EITHER,
+        when=lambda value: any(word in str(value).lower() for word in _UNKNOWN_OPTIMIZERS),
+    )
+
+
+def prequantized(key: str) -> Effect:
+    """Return the effect of a checkpoint that is quantized already, by its name."""
+    return Effect(
+        key=key,
+        effect="by its name the checkpoint is quantized; its weights are counted at 16 bits",
+        direction=Direction.LESS,
+        when=lambda value: _QUANTIZED_NAME.search(str(value)) is not None,
+    )
+
+
+OTHER_STATES = "the states of this optimizer are counted as AdamW's"
+DORA = switch("use_dora", "DoRA keeps the norm and a second product of every adapted matrix")
+#: Settings of scripts on transformers' Trainer.
+TRAINER = (
+    DORA,
+    optimizer(),
+    Effect(
+        key="tp_size",
+        effect="tensor parallelism is not modelled: the model counts as whole on every GPU",
+        direction=Direction.LESS,
+    ),
+    Effect(
+        key="optim_target_modules",
+        effect="low-rank optimizer states are not modelled",
+        direction=Direction.LESS,
+    ),
+)

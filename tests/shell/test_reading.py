@@ -1,0 +1,219 @@
+"""What a prediction leaves out is named, and then no plan is said to fit."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from oomguard.cli.main import main
+from oomguard.units import GIB
+
+LF = """
+model_name_or_path: Qwen/Qwen2.5-0.5B
+do_train: true
+finetuning_type: lora
+lora_target: all
+dataset: mine
+template: qwen
+cutoff_len: 512
+per_device_train_batch_size: 1
+bf16: true
+output_dir: out
+"""
+AXOLOTL = """
+base_model: Qwen/Qwen2.5-0.5B
+adapter: lora
+lora_r: 8
+lora_target_modules: [q_proj, v_proj]
+datasets: [{path: mine, type: alpaca}]
+sequence_len: 512
+micro_batch_size: 1
+bf16: true
+output_dir: out
+"""
+TORCHTUNE = """
+tokenizer: {_component_: torchtune.models.llama3.llama3_tokenizer, max_seq_len: 512}
+model:
+  _component_: torchtune.models.llama3_2.lora_llama3_2_1b
+  lora_attn_modules: [q_proj, v_proj]
+  lora_rank: 8
+checkpointer: {checkpoint_dir: /data/Llama-3.2-1B}
+batch_size: 1
+dtype: bf16
+output_dir: out
+"""
+ADAMW = "optimizer: {_component_: torch.optim.AdamW}\n"
+TRL = """
+model_name_or_path: Qwen/Qwen2.5-0.5B
+dataset_name: mine
+max_length: 512
+bf16: true
+output_dir: out
+"""
+SWIFT = "swift sft --model Qwen/Qwen2.5-0.5B --tuner_type lora --torch_dtype bfloat16 --dataset d"
+SCRIPT = "python {} --model_name_or_path Qwen/Qwen2.5-0.5B --bf16 --max_length 512 --output_dir o"
+
+
+@pytest.fixture(autouse=True)
+def _offline(monkeypatch, tmp_path):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "none"))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("oomguard.cli.plan_job.tracer_of", lambda *_, **__: None)
+
+
+@pytest.fixture
+def plan(capsys, tmp_path):
+    def run(job: str, *options: str) -> dict:
+        words = ["--", *job.split()]
+        if "\n" in job:
+            (tmp_path / "train.yaml").write_text(job)
+            words = ["train.yaml"]
+        assert main(["plan", "--gpu", "a100-80", "--json", *options, *words]) == 0
+        return json.loads(capsys.readouterr().out)
+
+    return run
+
+
+@pytest.fixture
+def refused(capsys, tmp_path):
+    def run(text: str, command: str = "plan") -> str:
+        (tmp_path / "train.yaml").write_text(text)
+        options = ["--gpu", "a100-80"] if command == "plan" else []
+        assert main([command, *options, "train.yaml"]) != 0
+        return capsys.readouterr().err
+
+    return run
+
+
+@pytest.mark.parametrize(
+    ("job", "method"),
+    [
+        *((LF + f"stage: {stage}\n", name) for stage, name in (
+            ("sft", "sft"), ("pt", "pretrain"), ("rm", "reward"), ("dpo", "dpo"), ("kto", "kto"),
+            ("ppo", "ppo"), ("dpo\npref_loss: orpo", "orpo"), ("dpo\npref_loss: simpo", "simpo"),
+        )),
+        (AXOLOTL, "sft"),
+        *((AXOLOTL + f"rl: {rl}\n", rl) for rl in ("dpo", "kto", "orpo", "simpo", "grpo")),
+        (AXOLOTL + "reward_model: true\n", "reward"),
+        (TORCHTUNE + ADAMW, "sft"),
+        (TORCHTUNE + ADAMW + "loss: {_component_: torchtune.rlhf.loss.DPOLoss}\n", "dpo"),
+        (TORCHTUNE + ADAMW + "teacher_model: {_component_: x}\n", "distillation"),
+        (TRL, "sft"),
+        (SWIFT, "sft"),
+        (SWIFT + " --task_type seq_cls", "classification"),
+        (SWIFT + " --task_type embedding", "embedding"),
+        (SCRIPT.format("train.py"), "sft"),
+        (SCRIPT.format("trl/scripts/dpo.py"), "dpo"),
+        (SCRIPT.format("my_grpo.py"), "grpo"),
+        (SCRIPT.format("train.py") + " --reward_funcs accuracy", "grpo"),
+    ],
+)  # fmt: skip
+def test_the_method_is_named_and_only_a_modelled_one_is_said_to_fit(plan, job, method):
+    document = plan(job)
+    assert document["method"] == method
+    modelled = method in ("sft", "pretrain")
+    assert document["asked"]["fits"] == ("yes" if modelled else "unsure")
+    assert [one["key"] for one in document["unmodelled"]] == ([] if modelled else ["method"])
+
+
+@pytest.mark.parametrize(
+    ("job", "key", "direction"),
+    [
+        *((LF.replace("lora\n", "full\n", 1) + f"{key}: true\n", key, "less")
+          for key in ("use_galore", "use_apollo", "use_badam", "use_muon", "use_adam_mini")),
+        (LF + "use_dora: true\n", "use_dora", "more"),
+        (LF + "use_kt: true\n", "use_kt", "less"),
+        (LF + "optim: galore_adamw\n", "optim", "either"),
+        (LF.replace("Qwen2.5-0.5B", "Qwen2.5-0.5B-Instruct-AWQ"), "model_name_or_path", "less"),
+        (AXOLOTL + "peft_use_dora: true\n", "peft_use_dora", "more"),
+        (AXOLOTL + "fsdp_config: {offload_params: false}\n", "fsdp_config", "less"),
+        (AXOLOTL + "context_parallel_size: 2\n", "context_parallel_size", "less"),
+        (AXOLOTL + "cut_cross_entropy: true\n", "cut_cross_entropy", "less"),
+        (AXOLOTL + "lora_target_linear: true\n", "lora_target_linear", "more"),
+        (AXOLOTL + "optimizer: muon\n", "optimizer", "either"),
+        (TRL + "use_peft: true\nuse_dora: true\n", "use_dora", "more"),
+        (SWIFT + " --sequence_parallel_size 8", "sequence_parallel_size", "less"),
+        (SWIFT + " --device_map auto", "device_map", "less"),
+        (SCRIPT.format("train.py") + " --optim apollo_adamw", "optim", "either"),
+    ],
+)  # fmt: skip
+def test_a_setting_that_is_not_modelled_is_named_and_widens_the_interval(plan, job, key, direction):
+    document = plan(job)
+    (found,) = document["unmodelled"]
+    assert (found["key"], found["direction"]) == (key, direction)
+    assert (found["line"] is None) == ("\n" not in job)
+    estimate = document["asked"]["estimate"]
+    assert document["asked"]["fits"] == "unsure"
+    assert document["chosen"] is None
+    wide = {"more": "high", "less": "low", "either": "high"}[direction]
+    ratio = estimate["high_bytes"] / estimate["expected_bytes"]
+    assert ratio > 1.9 if wide == "high" else ratio < 1.9
+    assert (estimate["low_bytes"] < 0.6 * estimate["expected_bytes"]) == (direction != "more")
+
+
+def test_what_is_left_out_is_said_beside_the_verdict(capsys, tmp_path):
+    (tmp_path / "train.yaml").write_text(LF + "stage: dpo\nuse_dora: true\n")
+    assert main(["plan", "--gpu", "a100-80", "train.yaml"]) == 0
+    shown = capsys.readouterr().out
+    assert "The requested config may fit" in shown
+    assert "leaves out use_dora (line 13)" in shown
+    assert "leaves out method: dpo is planned as sft" in shown
+
+
+@pytest.mark.parametrize("off", ["use_dora: false", "optim: adamw_torch", "use_galore: false"])
+def test_a_setting_that_is_off_leaves_nothing_out(plan, off):
+    assert plan(LF + f"{off}\n")["unmodelled"] == []
+
+
+def test_a_script_without_an_adapters_flags_trains_everything(plan):
+    job = SCRIPT.format("train.py").replace("Qwen/Qwen2.5-0.5B", "meta-llama/Llama-2-7b-hf")
+    document = plan(job)
+    assert document["asked"]["plan"]["tuning"] == "full"
+    assert document["asked"]["estimate"]["expected_bytes"] > 16 * 6.7e9
+    assert plan(job + " --lora_r 8")["asked"]["plan"]["tuning"] == "lora"
+
+
+def test_litgpt_shards_full_tuning_over_several_gpus(plan, tmp_path):
+    (tmp_path / "full.yaml").write_text(
+        "checkpoint_dir: checkpoints/meta-llama/Meta-Llama-3-8B\nprecision: bf16-true\n"
+        "devices: 4\ntrain: {global_batch_size: 64, micro_batch_size: 1, max_seq_length: 512}\n"
+    )
+    document = plan("litgpt finetune_full --config full.yaml", "--gpus", "4")
+    asked = document["asked"]
+    assert (asked["plan"]["sharding"], asked["plan"]["checkpointing"]) == ("fsdp", True)
+    assert asked["estimate"]["expected_bytes"] < 40 * GIB
+
+
+def test_the_model_of_ms_swift_is_not_the_name_of_its_bot(plan):
+    job = SWIFT.replace("Qwen2.5-0.5B", "Qwen2.5-7B-Instruct") + " --model_name Qwen2.5-0.5B"
+    assert plan(job)["model"] == "Qwen/Qwen2.5-7B-Instruct"
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("model_name_or_path: a/b\ntemplate: qwen\nexport_dir: merged\n", "does not train"),
+        ("model_name_or_path: a/b\ntemplate: qwen\ninfer_backend: vllm\n", "does not train"),
+        ("model_name_or_path: a/b\ntemplate: qwen\ndo_predict: true\n", "does not train"),
+        (TORCHTUNE + "tasks: [truthfulqa_mc2]\n", "it has no optimizer"),
+    ],
+)
+def test_what_does_not_train_is_refused(refused, text, reason):
+    assert reason in refused(text)
+
+
+@pytest.mark.parametrize(
+    ("extra", "method"),
+    [
+        ("reward_funcs: [accuracy]\n", "grpo"),
+        ("num_generations: 8\n", "grpo"),
+        ("beta: 0.1\n", "dpo"),
+        ("desirable_weight: 1.0\n", "kto"),
+        ("center_rewards_coefficient: 0.1\n", "reward"),
+    ],
+)
+@pytest.mark.parametrize("command", ["plan", "launch"])
+def test_a_trl_config_of_another_method_is_never_started_as_sft(refused, extra, method, command):
+    assert f"is a setting of trl {method}, not of trl sft" in refused(TRL + extra, command)
