@@ -1,4 +1,4 @@
-"""Make what a scaled-down twin trains: a tiny model with random weights, and data.
+"""Make what a tiny variant trains: a tiny model with random weights, and data.
 
     python recipes/make_tiny.py {qwen,trl,loftq,litgpt,torchtune}
 
@@ -131,7 +131,7 @@ def write_texts(data: Path) -> None:
 
 
 def main() -> None:
-    """Write model and data of one twin."""
+    """Write model and data of one tiny variant."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("kind", choices=SHAPES)
     kind: str = parser.parse_args().kind

@@ -1,4 +1,4 @@
-"""Let the CUDA caching allocator grow its segments, so that freed memory does not lie in pieces."""
+"""Make the CUDA caching allocator grow its segments, which avoids fragmentation."""
 
 from oomguard.strategy import (
     SAME_MATH,

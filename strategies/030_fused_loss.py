@@ -18,7 +18,7 @@ PHASES = frozenset({Phase.FORWARD, Phase.BACKWARD, Phase.UNKNOWN})
 
 
 def change(job: Job, plan: Plan) -> Plan | None:
-    """Take the fused kernel, which is written for GPUs."""
+    """Use the fused kernel, which is written for GPUs."""
     if plan.loss_kernel is not LossKernel.EAGER or job.device is Device.CPU:
         return None
     return replace(plan, loss_kernel=LossKernel.FUSED)

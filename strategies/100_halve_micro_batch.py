@@ -15,7 +15,7 @@ from oomguard.strategy import (
 
 
 def change(_job: Job, plan: Plan) -> Plan | None:
-    """Take the largest divisor of the rank's batch that is at most half the micro batch."""
+    """Use the largest divisor of the rank's batch that is at most half the micro batch."""
     if plan.micro_batch == 1:
         return None
     micro = divisor_at_most(plan.rank_batch, plan.micro_batch // 2)

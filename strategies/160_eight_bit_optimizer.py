@@ -24,7 +24,7 @@ TWINS = {
 
 
 def change(job: Job, plan: Plan) -> Plan | None:
-    """Take the 8-bit twin of AdamW: 2 bytes of state for each weight instead of 8."""
+    """Use 8-bit AdamW: 2 bytes of state for each weight instead of 8."""
     offloaded = plan.offload is not None and Offload.OPTIMIZER in plan.offload
     if plan.optimizer not in TWINS or offloaded or not trains_much(job, plan):
         return None
@@ -36,7 +36,7 @@ STRATEGY = Strategy(
     fidelity=SAME_RECIPE,
     remedies=frozenset({Remedy(kind=Kind.DEVICE_OOM, phases=TRAINING)}),
     change=change,
-    otherwise="the optimizer has no 8-bit twin, its state is in host memory, or an adapter is all"
-    " that is trained",
+    otherwise="the optimizer has no 8-bit version, its state is in host memory, or only an adapter"
+    " is trained",
     needs=("bitsandbytes",),
 )

@@ -1,4 +1,4 @@
-"""Let the 8-bit optimizer's state move to host memory where the device is full."""
+"""Page the 8-bit optimizer's state to host memory when the device is full."""
 
 from oomguard.strategy import (
     SAME_RECIPE,
@@ -21,7 +21,7 @@ TWINS = {
 
 
 def change(job: Job, plan: Plan) -> Plan | None:
-    """Take the paged twin; CUDA's unified memory moves the pages."""
+    """Use the paged version; CUDA's unified memory moves the pages."""
     if plan.optimizer not in TWINS or job.device is Device.CPU:
         return None
     return replace(plan, optimizer=TWINS[plan.optimizer])

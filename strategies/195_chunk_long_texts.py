@@ -24,7 +24,7 @@ def change(job: Job, plan: Plan) -> Plan | None:
 
 
 def tell(job: Job, _before: Plan, after: Plan) -> str:
-    """Say that nothing is lost, and what such a sample lacks."""
+    """Return that nothing is lost, and what such a sample lacks."""
     return f"{tokens_lost(job, after)}, though without what stood before it"
 
 

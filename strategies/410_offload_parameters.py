@@ -18,7 +18,7 @@ from oomguard.strategy import (
 
 
 def change(job: Job, plan: Plan) -> Plan | None:
-    """Offload the parameters; on one GPU too, where ZeRO-3 by itself would be no remedy."""
+    """Offload the parameters; on one GPU too, where ZeRO-3 alone saves nothing."""
     if job.device is Device.CPU or plan.offload is None or Offload.PARAMETERS in plan.offload:
         return None
     base = ready_for_zero3(job, plan)

@@ -17,7 +17,7 @@ LEAST = 8
 
 
 def change(_job: Job, plan: Plan) -> Plan | None:
-    """Halve the rank down to 8; an adapter of another rank cannot go on from a checkpoint."""
+    """Halve the rank down to 8; an adapter of another rank cannot resume a checkpoint."""
     if plan.tuning is not Tuning.LORA or plan.lora_rank is None or plan.lora_rank <= LEAST:
         return None
     return replace(plan, lora_rank=max(LEAST, plan.lora_rank // 2))

@@ -1,4 +1,4 @@
-"""Let LoftQ start the adapter in stages: the base in 4-bit first, then one tensor at a time."""
+"""Initialize the adapter by LoftQ in stages: the base in 4-bit first, then one tensor at a time."""
 
 from oomguard.strategy import NEW_RECIPE, Job, Kind, Loftq, Phase, Plan, Remedy, Strategy, replace
 

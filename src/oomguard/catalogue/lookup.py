@@ -156,7 +156,7 @@ def _unknown(name: str, cwd: Path) -> ConfigError:
     by_name = {one.rsplit("/", 1)[-1]: one for one in shipped.known()}
     guess = did_you_mean(name.rsplit("/", 1)[-1], by_name)
     return ConfigError(
-        f"unknown model {name!r}: there is no folder with a config.json of that name under {cwd}, "
+        f"unknown model {name!r}: no config.json is in a folder of that name under {cwd}, "
         "and it is not in oomguard's catalogue",
         next_step=(
             f"{guess} Or put the model's config.json (no weights) into a folder and give that "

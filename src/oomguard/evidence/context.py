@@ -77,7 +77,7 @@ class Line:
 
 
 def strip_ansi(text: str) -> str:
-    """Take out colours, cursor movements and NULs (which also makes UTF-16 readable)."""
+    """Remove colours, cursor movements and NULs (which also makes UTF-16 readable)."""
     return _ANSI.sub("", text) if "\x1b" in text or "\0" in text else text
 
 
@@ -96,7 +96,7 @@ def read_lines(raw: bytes) -> list[Line]:
 
 
 def rank_of(line: Line) -> int | None:
-    """Tell which rank a line is about: its prefix, else what it says."""
+    """Return which rank a line is about: by its prefix, else by its text."""
     if line.rank is not None:
         return line.rank
     match = _RANK_INSIDE.search(line.text)
@@ -104,7 +104,7 @@ def rank_of(line: Line) -> int | None:
 
 
 def step_of(text: str) -> int | None:
-    """Tell the training step in a line of progress; None where it is no such line."""
+    """Return the training step in a progress line; None for any other line."""
     if ("loss" not in text.lower() and "/" not in text) or _PREPARING.search(text[:200]):
         return None
     found = (pattern.search(text) for pattern in _STEPS)
@@ -112,7 +112,7 @@ def step_of(text: str) -> int | None:
 
 
 def last_step(lines: Sequence[Line], rank: int | None) -> int | None:
-    """Tell the last training step before a failure; that of this rank, where ranks are marked."""
+    """Return the last training step before a failure; of this rank, if lines name their rank."""
     steps = (step_of(x.text) for x in reversed(lines) if rank is None or x.rank in (None, rank))
     return next((step for step in steps if step is not None), None)
 
@@ -179,7 +179,7 @@ def traceback_before(lines: Sequence[Line], rank: int | None) -> Traceback:
 
 
 def phase_before(lines: Sequence[Line], rank: int | None) -> Phase:
-    """Tell what the job was doing when the last of these lines was printed."""
+    """Return what the job was doing when the last of these lines was printed."""
     phase = traceback_before(lines[:-1], rank).phase
     if phase is not Phase.UNKNOWN or not lines:
         return phase
@@ -188,7 +188,7 @@ def phase_before(lines: Sequence[Line], rank: int | None) -> Phase:
 
 
 def _announced(lines: Sequence[Line], rank: int | None) -> Phase:
-    """Tell the phase that was announced last, unless training steps followed it."""
+    """Return the phase that was announced last, unless training steps followed it."""
     for line in reversed(lines):
         if rank is not None and line.rank not in (None, rank):
             continue

@@ -239,7 +239,7 @@ def _group(finding: Finding, tellers: Iterable[Finding]) -> str:
 
 
 def _was_caught(finding: Finding, tellers: Iterable[Finding]) -> bool:
-    """Whether the job went on: it says so beside the shortage, or trained on, or was completed."""
+    """Return whether the job survived the OOM: it said so, trained on, or completed."""
     if finding.handled or finding.witness is not Witness.LOG:
         return finding.handled
     return any(_shows_caught(finding, other) for other in tellers)

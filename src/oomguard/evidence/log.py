@@ -79,7 +79,7 @@ class _Message:
 
 @dataclass(slots=True)
 class _Watch:
-    """Whether training steps follow a shortage: then the job caught it."""
+    """Return whether training steps follow an OOM: then the job caught it."""
 
     rank: int | None
     steps: set[int] = field(default_factory=set)
@@ -147,7 +147,7 @@ class LogScanner:
         return found
 
     def _read_block(self, block: bytes) -> None:
-        """Read whole lines; ordinary ones are passed over many at once."""
+        """Read whole lines; many ordinary ones are skipped at once."""
         start = 0
         while start < len(block):
             end = start + _PIECE_BYTES
@@ -252,7 +252,7 @@ class LogScanner:
             self._settle()
 
     def _settle(self) -> None:
-        """Give the memory error that waited."""
+        """Return the memory error that was held back."""
         if self._message:
             self._found.append(self._message.complete())
             self._message = None
@@ -273,7 +273,7 @@ class LogScanner:
             self._watch = None
 
     def _give_progress(self, finding: Finding) -> None:
-        """Give it; where there were many, the last one at the end stands for those between."""
+        """Return it; of many, the last one represents those in between."""
         self._counts[PROGRESS_AFTER] += 1
         if self._counts[PROGRESS_AFTER] > _LIVE_PER_SIGNATURE:
             self._late_progress = finding

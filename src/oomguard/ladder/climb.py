@@ -98,7 +98,7 @@ class Ladder:
         return Rung(skipped=tuple(skipped))
 
     def retake(self, job: Job, path: Sequence[str]) -> tuple[Plan, tuple[Step, ...]] | None:
-        """Take the rungs that `path` names one after another, from the plan that was asked for.
+        """Return the plan after the strategies in `path`, starting from the requested one.
 
         A rung that finds nothing left to change falls away. None where the framework refuses
         what comes out.
@@ -118,7 +118,7 @@ class Ladder:
     def begin(
         self, job: Job, plan: Plan, written: Sequence[tuple[Checkpoint, Plan]], *, damaged: bool
     ) -> Continuation:
-        """Return how `plan` begins: from the newest checkpoint that keeps the most under it.
+        """Return how `plan` begins: from the latest checkpoint that keeps the most under it.
 
         `written` pairs the whole checkpoints of this run with the plans they were written under;
         `damaged` says whether it left others.

@@ -1,4 +1,4 @@
-"""The whole ladder at once: every plan that failures for want of memory would lead to."""
+"""The whole ladder at once: every plan that repeated OOMs would lead to."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def walk(job: Job, ladder: Ladder, why: Callable[[Plan], Verdict] = lambda _: DE
 
 
 def _climb(job: Job, ladder: Ladder, tried: list[Plan], taken: list[Step], why: Verdict) -> Rung:
-    """Take the next rung; where the host cannot be helped, the device's rungs are still shown."""
+    """Return the next step; if nothing helps the host, the device's strategies are still shown."""
     ids = [step.strategy for step in taken]
     rung = ladder.climb(job, tried, ids, why)
     return rung if rung.plan is not None or why == DEVICE else ladder.climb(job, tried, ids, DEVICE)

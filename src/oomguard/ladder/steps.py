@@ -20,7 +20,7 @@ class Step:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Skip:
-    """A rung that was passed over, and why."""
+    """A strategy that was skipped, and why."""
 
     strategy: str
     reason: str

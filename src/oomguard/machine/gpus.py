@@ -50,7 +50,7 @@ class HostMemory:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FreeReport:
-    """Whether the GPUs are as free as before, how long that took, what is held on those not.
+    """The result of waiting for the GPUs: as free as before, or what is still held.
 
     `held_bytes` maps a GPU's UUID to the bytes in use above those before.
     """
@@ -61,7 +61,7 @@ class FreeReport:
 
     @property
     def busy(self) -> str:
-        """Say in words what is still held, and where; empty where nothing is."""
+        """Return what is still held, and where, as text; empty if nothing is."""
         return ", ".join(
             f"{uuid} holds {show_bytes(more_bytes)} more than before the attempt"
             for uuid, more_bytes in self.held_bytes.items()

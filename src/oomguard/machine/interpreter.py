@@ -51,7 +51,7 @@ def find(argv: tuple[str, ...], *, cwd: Path, python: str | None) -> Interpreter
 def find_or_guess(argv: tuple[str, ...], *, cwd: Path, python: str | None) -> Interpreter:
     """Find what would run a command, for a plan: a program that is not here is no error.
 
-    The packages that rungs may need are taken to be where the job will run.
+    The packages that strategies may need are assumed to exist where the job will run.
 
     Raises:
         FrameworkError: if the named Python is not there.

@@ -103,7 +103,7 @@ def _audio(config: Any, batch: dict[str, Any]) -> None:
 
 
 def _place(batch: dict[str, Any], tokens: list[int], token: int | None) -> None:
-    """Put runs of `token` in place of the media, a text token between them."""
+    """Replace the media by runs of `token`, with a text token between them."""
     ids = batch["input_ids"]
     if sum(tokens) + len(tokens) > ids.shape[1]:
         raise Unsupported(
