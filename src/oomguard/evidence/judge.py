@@ -12,7 +12,7 @@ from oomguard.evidence.verdict import Confidence, Finding, Kind, Phase, Verdict,
 
 EVIDENCE_AT_MOST = 20
 TEXT_CHARS = 400
-#: A handler prints what it did next to the shortage, the traceback between them included.
+#: A handler prints what it did next to the OOM, the traceback between them included.
 _CAUGHT_WITHIN_LINES = 40
 
 _SIGKILL_CODES = frozenset({-9, 137, 247})  # 247 is sys.exit(-9), as DeepSpeed's launcher ends
@@ -79,7 +79,7 @@ def is_shortage(finding: Finding) -> bool:
 
 
 def _shortage(case: _Case) -> Verdict | None:
-    """The job ran out of memory: the earliest shortage of the best witness."""
+    """The job ran out of memory: the earliest OOM of the best witness."""
     if not case.shortages:
         return None
     inside_error = next((f for f in case.errors if f.witness is Witness.INSIDE), None)
@@ -198,7 +198,7 @@ _WORDS_THAT_COUNT = frozenset(
 
 
 def _reread(finding: Finding) -> Finding:
-    """An exception whose own words are of memory is a shortage, whatever its type."""
+    """An exception whose message is about memory is an OOM, whatever its type."""
     if finding.witness is not Witness.INSIDE or finding.kind is not Kind.NOT_OOM:
         return finding
     said = classify(finding.text)

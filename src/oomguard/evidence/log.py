@@ -258,7 +258,7 @@ class LogScanner:
             self._message = None
 
     def _watch_progress(self, line: Line) -> None:
-        """See whether steps follow a shortage."""
+        """Note whether training steps follow an OOM."""
         watch = self._watch
         if watch is None:
             return

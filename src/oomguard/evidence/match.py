@@ -42,7 +42,7 @@ def match_line(
 
 
 def is_caught(text: str) -> bool:
-    """Return whether the line itself says that the program caught the shortage."""
+    """Return whether the line itself says that the program caught the OOM."""
     lowered = text.lower()
     return any(
         s.reading is Reading.HANDLED and s.needle in lowered and s.pattern.search(text)
@@ -51,7 +51,7 @@ def is_caught(text: str) -> bool:
 
 
 def shortage_in(text: str) -> Signature | None:
-    """Return the shortage that a line reports beside saying that it was caught."""
+    """Return the OOM that a line reports as caught."""
     found = (s for s in SIGNATURES if s.reading is Reading.SHORTAGE and s.needle in text.lower())
     return next((s for s in found if s.pattern.search(text)), None)
 

@@ -1,4 +1,4 @@
-"""How programs say that they refuse a setting: the end of a rung, not of the run.
+"""How programs say that they refuse a setting: the end of an attempt, not of the run.
 
 A job that ran before with fewer changes and now ends with one of these, before its first step,
 was refused the change that oomguard made. Each pattern names a real program's words.

@@ -1,4 +1,4 @@
-"""Choose the next rung (position on the ladder), with the reasons why strategies were skipped."""
+"""Chooses the next strategy on the ladder, with the reasons why strategies were skipped."""
 
 from __future__ import annotations
 

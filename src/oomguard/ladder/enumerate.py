@@ -30,7 +30,7 @@ class WalkedRung:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Walk:
-    """The first plan, what was changed for it before the first attempt, and the rungs after it."""
+    """The first plan, what was changed for it before any attempt, and the strategies after it."""
 
     first: Plan
     prepared: tuple[Step, ...]
@@ -38,7 +38,7 @@ class Walk:
 
 
 def walk(job: Job, ladder: Ladder, why: Callable[[Plan], Verdict] = lambda _: DEVICE) -> Walk:
-    """Climb until no rung is left; `why` says what the plan so far would fail of.
+    """Climb until no strategy is left; `why` is the failure to expect of the plan so far.
 
     A strategy that is never taken stands where the ladder has it, with the first reason given.
     """

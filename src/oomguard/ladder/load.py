@@ -54,7 +54,7 @@ def load_strategies(user_folder: Path | None = None) -> tuple[Strategy, ...]:
 
 
 def select(strategies: Sequence[Strategy], ladder: str | None) -> tuple[Strategy, ...]:
-    """Keep the rungs that `--ladder` names, in its order: `classic`, or ids between commas.
+    """Return the strategies that `--ladder` names, in its order: `classic`, or ids between commas.
 
     Preflight strategies always stay: they guard what the ladder promises.
 
@@ -112,7 +112,7 @@ def _execute(path: Path, name: str) -> ModuleType:
     module = importlib.util.module_from_spec(spec)
     try:
         spec.loader.exec_module(module)
-    except Exception as error:  # whatever a user's file raises is told as an error of that file
+    except Exception as error:  # whatever a user's file raises is reported as an error in that file
         raise StrategyError(
             f"the file does not load: {type(error).__name__}: {error}",
             where=Where(file=str(path), line=_line_in(error, path)),

@@ -10,7 +10,7 @@ from oomguard.ladder.strategy import Fidelity
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Step:
-    """A rung that was taken: what it changed, and at which cost."""
+    """A strategy that was applied: what it changed, and at which cost."""
 
     strategy: str
     summary: str

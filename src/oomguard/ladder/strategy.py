@@ -1,4 +1,4 @@
-"""What a strategy file imports: one rung of the ladder says what it changes, and at which cost."""
+"""What a strategy file imports. A strategy states what it changes, and at which cost."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ TRAINING = frozenset({Phase.FORWARD, Phase.BACKWARD, Phase.OPTIMIZER, Phase.UNKN
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Strategy:
-    """One rung.
+    """One step of the ladder.
 
     `change` gives the plan with this rung's change, or None where there is nothing left to
     give; `otherwise` says what that means. `repeat` rungs are climbed again while they give
@@ -81,7 +81,7 @@ class Strategy:
     id: str = ""  # the file's name without its number; set by the discovery
 
     def cures(self, job: Job, verdict: Verdict) -> bool:
-        """Return whether this rung is a remedy for that failure of that job."""
+        """Return whether this strategy applies to that failure of that job."""
         kinds = {verdict.kind}
         if job.device is Device.CPU and verdict.kind is Kind.HOST_OOM:
             kinds.add(Kind.DEVICE_OOM)  # on a CPU job the host is the device

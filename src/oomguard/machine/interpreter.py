@@ -1,4 +1,4 @@
-"""Find the Python that will run the job, and which packages of the rungs it has."""
+"""Find the Python that will run the job, and which packages of the strategies it has."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from pathlib import Path
 
 from oomguard.errors import FrameworkError, Where
 
-#: What rungs may need, by the name that is imported.
+#: What strategies may need, by the name that is imported.
 PACKAGES = ("deepspeed", "bitsandbytes", "liger_kernel")
 _PROBE = (
     "import importlib.util as u, json, sys;"

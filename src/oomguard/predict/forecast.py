@@ -1,4 +1,4 @@
-"""The forecast of a job: what was asked and every rung, each with its peak and whether it fits."""
+"""The forecast of a job: the requested plan and each strategy, its peak and whether it fits."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ class RungOutlook:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Forecast:
-    """All rungs in order; each plan builds on the one before.
+    """All strategies in order; each plan builds on the one before.
 
     `prepared` are the steps that are taken before the first attempt whatever it needs.
     """
@@ -74,7 +74,7 @@ class Forecast:
 
     @property
     def chosen(self) -> int | None:
-        """The first rung that fits; None where what was asked does, or nothing."""
+        """The first strategy that fits; None if the requested plan does, or nothing."""
         if self.asked.fits is Fits.YES:
             return None
         return next((i for i, rung in enumerate(self.rungs) if rung.fits is Fits.YES), None)

@@ -8,6 +8,7 @@ import msgspec
 
 from oomguard.adapters.contract import Adapter
 from oomguard.job.command import Command
+from oomguard.process.limits import CapBy
 from oomguard.run.events import Limits, Status
 from oomguard.run.folder import RunFolder, write_json, write_text
 from oomguard.run.report import FitReport, build, from_json, to_json
@@ -68,7 +69,7 @@ def _config_text(command: Command | None) -> str | None:
 def _cap_lines(limits: Limits) -> list[str]:
     """Return comment lines with the caps under which the job fits, to reproduce them manually."""
     lines = []
-    if limits.host_memory_bytes is not None and limits.host_memory_by == "rlimit":
+    if limits.host_memory_bytes is not None and limits.host_memory_by == CapBy.RLIMIT:
         lines.append(
             "# found under: prlimit --data="
             f"{limits.host_memory_bytes} env MALLOC_MMAP_THRESHOLD_=262144 COMMAND"

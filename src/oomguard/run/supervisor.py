@@ -27,6 +27,7 @@ from oomguard.ladder.climb import Ladder
 from oomguard.machine.cgroups import name_for
 from oomguard.machine.checkpoint_scan import Found, Stamp, find, is_whole, stamp
 from oomguard.machine.gpus import FreeReport
+from oomguard.process.limits import CapBy
 from oomguard.process.members import MARK
 from oomguard.process.messages import Kernel, Output, ProcessExited, Report, ShellEvent
 from oomguard.process.running import Running
@@ -329,7 +330,7 @@ class Supervisor:
 
     def _new_observer(self, number: int) -> Observer:
         limits = self.record.limits
-        by_rlimit = limits is not None and limits.host_memory_by == "rlimit"
+        by_rlimit = limits is not None and limits.host_memory_by == CapBy.RLIMIT
         return Observer(
             number,
             begin=self._begin,
