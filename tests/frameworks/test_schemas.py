@@ -7,6 +7,7 @@ needs a GPU or a compiler: their schemas are read as source.
 from __future__ import annotations
 
 import ast
+import inspect
 import json
 import subprocess
 from collections.abc import Iterator, Mapping
@@ -16,8 +17,9 @@ from pathlib import Path
 import pytest
 import yaml
 from environments import environment
+from known_settings import module
 
-from oomguard.adapters import axolotl, ms_swift, torchtune, trl
+from oomguard.adapters import axolotl, known_settings, ms_swift, torchtune, trl
 from oomguard.adapters.fields import Bindings
 from oomguard.configfile.document import Document, Source
 from oomguard.configfile.layered import Settings
@@ -111,6 +113,11 @@ def test_trls_keys_and_defaults() -> None:
     assert real.pop("optim") == "adamw_torch_fused"  # from torch 2.8 on: the same memory
     assert keys.pop("optim") == "adamw_torch"
     assert_known(keys, real)
+
+
+def test_the_known_settings_are_those_of_the_packages() -> None:
+    shipped = Path(inspect.getfile(known_settings)).read_text()
+    assert shipped == module(), "run: make known-settings"
 
 
 def test_axolotls_keys_and_defaults() -> None:

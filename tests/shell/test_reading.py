@@ -217,3 +217,29 @@ def test_what_does_not_train_is_refused(refused, text, reason):
 @pytest.mark.parametrize("command", ["plan", "launch"])
 def test_a_trl_config_of_another_method_is_never_started_as_sft(refused, extra, method, command):
     assert f"is a setting of trl {method}, not of trl sft" in refused(TRL + extra, command)
+
+
+@pytest.mark.parametrize(
+    ("job", "key", "guess"),
+    [
+        (LF.replace("cutoff_len", "cutof_len"), "cutof_len", "cutoff_len"),
+        (TRL.replace("max_length", "max_seq_length"), "max_seq_length", "max_length"),
+        (AXOLOTL.replace("micro_batch_", "micro_batch"), "micro_batchsize", "micro_batch_size"),
+        (LF + "per_device_train_batchsize: 4\n", "per_device_train_batchsize",
+         "per_device_train_batch_size"),
+    ],
+)  # fmt: skip
+def test_a_misspelled_setting_is_named_with_a_guess(plan, job, key, guess):
+    document = plan(job)
+    (found,) = document["unmodelled"]
+    assert found["key"] == key
+    assert f"Did you mean '{guess}'?" in found["effect"]
+    assert job.splitlines()[found["line"] - 1].startswith(key)
+    assert document["asked"]["fits"] == "unsure"
+
+
+def test_a_setting_that_resembles_none_is_only_noted(plan):
+    document = plan(LF + "zzz: 1\n")
+    assert document["unmodelled"] == []
+    assert document["asked"]["fits"] == "yes"
+    assert "LLaMA-Factory has no setting zzz" in document["notes"]

@@ -9,7 +9,7 @@ from __future__ import annotations
 import posixpath
 from dataclasses import replace
 
-from oomguard.adapters import effects, fields, launchers, trial
+from oomguard.adapters import effects, fields, known_settings, launchers, trial
 from oomguard.adapters.config_adapter import Refusal
 from oomguard.adapters.contract import JobRequest, Marks
 from oomguard.adapters.fields import Binding, Bindings, Edits, Key, flag, number
@@ -252,6 +252,7 @@ class Axolotl(TrainerAdapter):
     bindings = BINDINGS
     refusals = _REFUSALS
     effects = _EFFECTS
+    known = known_settings.AXOLOTL
     output = _OUTPUT
 
     def training_method(self, job: Job) -> TrainingMethod | None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import posixpath
 from abc import abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
@@ -19,12 +19,12 @@ from oomguard.adapters.invocation import Invocation, with_config
 from oomguard.adapters.trial import with_settings
 from oomguard.configfile.document import Source
 from oomguard.configfile.layered import Settings
-from oomguard.errors import ConfigError, Where
+from oomguard.errors import ConfigError, Where, did_you_mean
 from oomguard.job.checkpoint import Continuation
 from oomguard.job.command import Command, File
 from oomguard.job.plan import Allocator, Plan
 from oomguard.job.training_job import Device, Job, World
-from oomguard.job.unmodelled import Unmodelled
+from oomguard.job.unmodelled import Direction, Unmodelled
 
 #: The first is what torch before 2.9 reads, and later ones still read.
 ALLOCATOR_NAMES = ("PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_ALLOC_CONF")
@@ -44,14 +44,16 @@ class ConfigAdapter(Adapter):
     """One such framework.
 
     `environment` names the variables that decide how its jobs start; `elsewhere` the fields of a
-    plan that no key holds; `effects` the settings whose effect on memory is not modelled; `output`
-    the key of the folder it writes to. `starts` is the command that a config file is appended to,
-    after the args in `option`; `usage` what to type instead of a command that is not understood.
+    plan that no key holds; `effects` the settings whose effect on memory is not modelled; `known`
+    all of the framework's settings, if they are listed; `output` the key of the folder it writes
+    to. `starts` is the command that a config file is appended to, after the args in `option`;
+    `usage` what to type instead of a command that is not understood.
     """
 
     bindings: Bindings
     refusals: tuple[Refusal, ...] = ()
     effects: tuple[Effect, ...] = ()
+    known: frozenset[str] = frozenset()
     environment: tuple[str, ...] = ()
     elsewhere: tuple[str, ...] = ("allocator",)
     output: ClassVar[Key[str] | Key[str | None]] = maybe_text("output_dir")
@@ -195,7 +197,26 @@ class ConfigAdapter(Adapter):
         """Return the settings in `effects` that the job states."""
         settings = self.of_job(job).settings
         found = (effect.of(settings) for effect in self.effects)
-        return tuple(one for one in found if one is not None)
+        return (*(one for one in found if one is not None), *self._misspelled(settings))
+
+    def unknown(self, job: Job) -> tuple[str, ...]:
+        """Return the keys of the config that the framework does not have."""
+        file = self.of_job(job).settings.file
+        if file is None or not self.known:
+            return ()
+        return tuple(str(key) for key in file.values if str(key) not in self.known)
+
+    def _misspelled(self, settings: Settings) -> Iterator[Unmodelled]:
+        """Yield the unknown keys of the config that resemble one that the framework has."""
+        for key in settings.file.values if settings.file and self.known else ():
+            guess = "" if str(key) in self.known else did_you_mean(str(key), self.known)
+            if guess:
+                yield Unmodelled(
+                    key=str(key),
+                    effect=f"{self.title} has no such setting. {guess}",
+                    direction=Direction.EITHER,
+                    line=settings.origin(str(key)).line,
+                )
 
     def refusal(self, job: Job, plan: Plan) -> str | None:
         """Return the framework's own message for a plan that it refuses."""

@@ -182,6 +182,10 @@ class Adapter(ABC):
         """Return the settings whose effect on memory `memory_settings` and the plan leave out."""
         return ()
 
+    def unknown(self, job: Job) -> tuple[str, ...]:
+        """Return the keys of the config that the framework does not have."""
+        return ()
+
     def refusal(self, job: Job, plan: Plan) -> str | None:
         """Return the framework's own message if it would refuse this plan, else None."""
         return None

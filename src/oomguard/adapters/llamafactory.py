@@ -9,7 +9,7 @@ import posixpath
 from collections.abc import Mapping
 from dataclasses import replace
 
-from oomguard.adapters import fields, launchers
+from oomguard.adapters import fields, known_settings, launchers
 from oomguard.adapters.config_adapter import ConfigAdapter, allocator_of, with_allocator
 from oomguard.adapters.contract import JobRequest, Marks
 from oomguard.adapters.hf import resuming
@@ -137,6 +137,7 @@ class LlamaFactory(TrainerAdapter):
     bindings = BINDINGS
     refusals = REFUSALS
     effects = EFFECTS
+    known = known_settings.LLAMAFACTORY
     environment = _ENVIRONMENT
     rank = LORA_RANK
     starts = ("llamafactory-cli", "train")

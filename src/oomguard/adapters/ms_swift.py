@@ -9,7 +9,7 @@ from __future__ import annotations
 import posixpath
 from dataclasses import replace
 
-from oomguard.adapters import effects, fields, launchers
+from oomguard.adapters import effects, fields, known_settings, launchers
 from oomguard.adapters.config_adapter import Refusal
 from oomguard.adapters.contract import JobRequest, Marks
 from oomguard.adapters.fields import Binding, Bindings, Edits, Key, choice, flag, number
@@ -271,6 +271,7 @@ class MsSwift(TrainerAdapter):
     output = _OUTPUT
     rank = _RANK
     effects = _EFFECTS
+    known = known_settings.MS_SWIFT
 
     def training_method(self, job: Job) -> TrainingMethod | None:
         """Return the method of the command and of `task_type`."""

@@ -13,7 +13,7 @@ from functools import cache
 
 import yaml
 
-from oomguard.adapters import effects, fields, launchers
+from oomguard.adapters import effects, fields, known_settings, launchers
 from oomguard.adapters.contract import JobRequest, Marks
 from oomguard.adapters.fields import Binding, Bindings, Edits, Key, flag
 from oomguard.adapters.hf import accelerate
@@ -249,6 +249,7 @@ class Trl(TrainerAdapter):
     # DeepSpeed, and transformers refuses that alone. The ladder does not stack the two.
     refusals = (QUANTIZED_ALONE, NO_ROWS, ZERO3_WITH_BATCH_SEARCH, hf.NO_METRIC)
     rank = TRL_RANK
+    known = known_settings.TRL | {*_HANDED_ON, _ACCELERATE.name, accelerate.FILE}
     effects = (*effects.TRAINER, effects.prequantized("model_name_or_path"))
 
     def command_for(

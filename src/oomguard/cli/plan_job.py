@@ -51,11 +51,14 @@ class PlannedJob:
         job, ratios = self.prepared.job, self.ratios
         refusal = self.prepared.adapter.refusal(job, job.asked)
         refused = (f"{job.framework} rejects the requested config: {refusal}",) if refusal else ()
+        unknown = self.prepared.adapter.unknown(job)
+        title = self.prepared.adapter.title
+        ignored = (f"{title} has no setting {', '.join(unknown)}",) if unknown else ()
         factors = {term.value: f"{factor:.2f}" for term, factor in ratios.factors.items()}
         shown = ", ".join(f"{name} x {text}" for name, text in factors.items() if text != "1.00")
         runs = f"{ratios.runs} earlier run{'s' if ratios.runs > 1 else ''} on this GPU"
         corrected = (f"corrected by measurements of {runs}: {shown}",) if shown else ()
-        return (*refused, *self.forecast.notes, *corrected)
+        return (*refused, *ignored, *self.forecast.notes, *corrected)
 
     def trained(self, plan: Plan) -> TrainedPart:
         """Return what a plan trains."""

@@ -1,0 +1,351 @@
+"""The settings of each framework, dumped from its package; do not edit.
+
+Made by tests/frameworks/known_settings.py, in the pinned environments of the framework tests.
+"""
+
+from __future__ import annotations
+
+LLAMAFACTORY = frozenset(
+    """
+    accelerator_config adam_beta1 adam_beta2 adam_epsilon adapter_folder adapter_name_or_path
+    add_special_tokens add_tokens additional_target apollo_layerwise apollo_proj apollo_proj_type
+    apollo_rank apollo_scale apollo_scale_front apollo_scale_type apollo_target
+    apollo_update_interval asft_alpha audio_sampling_rate auto_find_batch_size
+    average_tokens_across_devices badam_mask_mode badam_mode badam_start_block
+    badam_switch_interval badam_switch_mode badam_update_ratio badam_verbose batch_eval_metrics
+    bf16 bf16_full_eval block_diag_attn buffer_size cache_dir compute_accuracy compute_dtype
+    create_new_adapter crop_to_patches cutoff_len data_seed data_shared_file_system
+    dataloader_drop_last dataloader_num_workers dataloader_persistent_workers dataloader_pin_memory
+    dataloader_prefetch_factor dataset dataset_dir ddp_backend ddp_broadcast_buffers
+    ddp_bucket_cap_mb ddp_find_unused_parameters ddp_static_graph ddp_timeout debug deepspeed
+    default_system device_map disable_gradient_checkpointing disable_shuffling disable_tqdm do_eval
+    do_predict do_sample do_train double_quantization dpo_label_smoothing eaft_alpha
+    early_stopping_steps enable_jit_checkpoint enable_liger_kernel enable_thinking
+    enable_torch_profiler eval_accumulation_steps eval_dataset eval_delay eval_do_concat_batches
+    eval_num_beams eval_on_each_dataset eval_on_start eval_steps eval_strategy
+    eval_use_gather_object export_device export_dir export_hub_model_id export_legacy_format
+    export_quantization_bit export_quantization_dataset export_quantization_maxlen
+    export_quantization_nsamples export_size finetuning_type flash_attn fp16 fp16_full_eval fp8
+    fp8_backend fp8_enable_fsdp_float8_all_gather freeze_extra_modules freeze_language_model
+    freeze_multi_modal_projector freeze_trainable_layers freeze_trainable_modules
+    freeze_vision_tower fsdp fsdp_config full_determinism galore_layerwise galore_proj_type
+    galore_rank galore_scale galore_target galore_update_interval generation_config
+    generation_max_length generation_num_beams gradient_accumulation_steps gradient_checkpointing
+    gradient_checkpointing_kwargs greater_is_better hf_hub_token hub_always_push hub_model_id
+    hub_private_repo hub_revision hub_strategy hub_token hyper_parallel_args ignore_data_skip
+    ignore_pad_token_for_loss image_do_pan_and_scan image_max_pixels image_min_pixels
+    include_effective_tokens_per_second include_for_metrics include_num_input_tokens_seen
+    infer_backend infer_dtype init_special_tokens interleave_probs kt_expert_checkpoint_path
+    kt_lora_expert_intermediate_size kt_lora_expert_num kt_use_lora_experts kt_weight_path
+    kto_chosen_weight kto_rejected_weight label_names label_smoothing_factor ld_alpha learning_rate
+    length_column_name length_penalty liger_kernel_config load_best_model_at_end local_rank
+    log_level log_level_replica log_on_each_node logging_dir logging_first_step
+    logging_nan_inf_filter logging_steps logging_strategy lora_alpha lora_dropout lora_rank
+    lora_target loraplus_lr_embedding loraplus_lr_ratio low_cpu_mem_usage lr_scheduler_kwargs
+    lr_scheduler_type mask_history master_addr master_port max_grad_norm max_length max_new_tokens
+    max_samples max_steps media_dir metric_for_best_model mix_strategy mixture_of_depths
+    model_max_length model_name_or_path model_revision module_dropout moe_aux_loss_coef
+    ms_hub_token neat_packing neftune_noise_alpha new_special_tokens_config num_beams
+    num_train_epochs offload_folder oft_block_size oft_rank oft_target om_hub_token optim
+    optim_args optim_target_modules output_dir overwrite_cache overwrite_output_dir packing
+    parallelism_config per_device_eval_batch_size per_device_train_batch_size pissa_convert
+    pissa_init pissa_iter plot_loss ppo_buffer_size ppo_epochs ppo_score_norm ppo_target
+    ppo_whiten_rewards predict_with_generate prediction_loss_only pref_bco_weight pref_beta
+    pref_ftx pref_loss preprocessing_batch_size preprocessing_num_workers preserve_thinking
+    print_param_status profile_modules profiler_active_steps profiler_output_dir
+    profiler_profile_memory profiler_record_shapes profiler_repeat profiler_wait_steps
+    profiler_warmup_steps profiler_with_stack project pure_bf16 push_to_hub quantization_bit
+    quantization_device_map quantization_method quantization_type ray_init_kwargs ray_num_workers
+    ref_model ref_model_adapters ref_model_quantization_bit remove_unused_columns
+    repetition_penalty report_to resize_vocab restore_callback_states_from_checkpoint
+    resume_from_checkpoint reward_model reward_model_adapters reward_model_quantization_bit
+    reward_model_type rope_scaling run_name save_on_each_node save_only_model save_steps
+    save_strategy save_total_limit seed sglang_config sglang_lora_backend sglang_maxlen
+    sglang_mem_fraction sglang_tp_size shift_attn simpo_gamma skip_memory_metrics
+    skip_special_tokens sortish_sampler split_special_tokens stage streaming swanlab_api_key
+    swanlab_lark_secret swanlab_lark_webhook_url swanlab_logdir swanlab_mode swanlab_project
+    swanlab_run_name swanlab_workspace temperature template tf32 tokenized_path tool_format top_k
+    top_p torch_compile torch_compile_backend torch_compile_mode torch_empty_cache_steps
+    trackio_bucket_id trackio_space_id trackio_static_space_id train_from_scratch train_on_prompt
+    train_sampling_strategy trust_remote_code upcast_layernorm upcast_lmhead_output use_adam_mini
+    use_apollo use_asft_loss use_audio_in_video use_badam use_cache use_cpu use_dft_loss use_dora
+    use_eaft_loss use_fast_tokenizer use_galore use_hyper_parallel use_kt use_kv_cache
+    use_liger_kernel use_llama_pro use_mca use_muon use_reentrant_gc use_rslora use_swanlab
+    use_unsloth use_unsloth_gc use_v1_kernels val_size video_fps video_max_pixels video_maxlen
+    video_min_pixels vllm_config vllm_enforce_eager vllm_gpu_util vllm_max_lora_rank vllm_maxlen
+    warmup_ratio warmup_steps weight_decay
+    """.split()
+)
+
+TRL = frozenset(
+    """
+    accelerator_config activation_checkpointing activation_checkpointing_kwargs
+    activation_offloading adam_beta1 adam_beta2 adam_epsilon assistant_only_loss
+    attn_implementation auto_find_batch_size average_tokens_across_devices batch_eval_metrics bf16
+    bf16_full_eval bnb_4bit_quant_storage bnb_4bit_quant_type chat_template_path
+    completion_only_loss data_seed dataloader_drop_last dataloader_in_order
+    dataloader_multiprocessing_context dataloader_num_workers dataloader_persistent_workers
+    dataloader_pin_memory dataloader_prefetch_factor dataset_config dataset_kwargs dataset_name
+    dataset_num_proc dataset_streaming dataset_test_split dataset_text_field dataset_train_split
+    datasets ddp_backend ddp_broadcast_buffers ddp_bucket_cap_mb ddp_find_unused_parameters
+    ddp_static_graph ddp_timeout debug deepspeed disable_tqdm do_eval do_predict do_train dtype
+    enable_jit_checkpoint eos_token eval_accumulation_steps eval_delay eval_do_concat_batches
+    eval_on_start eval_packing eval_steps eval_strategy eval_use_gather_object fp16 fp16_full_eval
+    fsdp fsdp_config full_determinism gradient_accumulation_steps gradient_checkpointing
+    gradient_checkpointing_kwargs greater_is_better hub_always_push hub_model_id hub_private_repo
+    hub_revision hub_strategy hub_token ignore_bias_buffers ignore_data_skip include_for_metrics
+    include_num_input_tokens_seen label_names label_smoothing_factor learning_rate
+    length_column_name liger_kernel_config load_best_model_at_end load_in_4bit load_in_8bit
+    local_rank log_level log_level_replica log_on_each_node logging_first_step
+    logging_nan_inf_filter logging_steps logging_strategy lora_alpha lora_dropout
+    lora_modules_to_save lora_r lora_target_modules lora_target_parameters lora_task_type loss_type
+    lr_scheduler_kwargs lr_scheduler_type max_grad_norm max_length max_steps metric_for_best_model
+    model_init_kwargs model_name_or_path model_revision neftune_noise_alpha num_train_epochs optim
+    optim_args optim_target_modules output_dir packing packing_strategy pad_to_multiple_of
+    pad_token padding_free parallelism_config per_device_eval_batch_size
+    per_device_train_batch_size prediction_loss_only project push_to_hub remove_unused_columns
+    report_to restore_callback_states_from_checkpoint resume_from_checkpoint router_aux_loss_coef
+    run_name save_on_each_node save_only_model save_steps save_strategy save_total_limit seed
+    shuffle_dataset skip_memory_metrics streaming test_split_size tf32 torch_compile
+    torch_compile_backend torch_compile_mode torch_empty_cache_steps trackio_bucket_id
+    trackio_space_id trackio_static_space_id train_sampling_strategy truncation_mode
+    trust_remote_code use_bnb_nested_quant use_cache use_cpu use_dora use_liger_kernel use_peft
+    use_rslora warmup_steps weight_decay
+    """.split()
+)
+
+AXOLOTL = frozenset(
+    """
+    DEFAULT_FP8_RECIPE accelerator_config activation_checkpointing activation_dtype
+    activation_offloading adam_beta1 adam_beta2 adam_beta3 adam_epsilon adam_epsilon2 adapter
+    adaptive_max_tokens added_tokens_overrides additional_special_tokens advantage_estimator
+    alignment_coef api_key async_prefetch attn_implementation auto_find_batch_size
+    auto_resume_from_checkpoints auto_wrap_policy axolotl_config_path backend base_model
+    base_model_config base_url batch_flattening batch_size bench_dataset bench_split beta bf16
+    bfloat16 bnb_config_kwargs bos_token capabilities ce_coef center_rewards_coefficient
+    chat_template chat_template_jinja chat_template_kwargs check_interval chosen_format
+    chunked_cross_entropy chunked_cross_entropy_num_chunks cls_model_config comet_api_key
+    comet_experiment_config comet_experiment_key comet_mode comet_online comet_project_name
+    comet_workspace completion_format context_length context_parallel_size conversation
+    cosine_constant_lr_ratio cosine_min_lr_ratio cpo_alpha cpu_offload_pin_memory
+    cpu_ram_efficient_loading curriculum_sampling cut_cross_entropy data_files data_parallel_size
+    dataloader_drop_last dataloader_num_workers dataloader_pin_memory dataloader_prefetch_factor
+    dataset_exact_deduplication dataset_keep_in_memory dataset_num_proc dataset_prepared_path
+    dataset_processes dataset_shard_idx dataset_shard_num datasets ddp ddp_broadcast_buffers
+    ddp_bucket_cap_mb ddp_find_unused_parameters ddp_timeout deepcompile deepspeed
+    default_system_message dense_mixer device device_map diffusion dion_lr dion_momentum
+    dion_rank_fraction dion_rank_multiple_of diversity_coef do_bench_eval do_causal_lm_eval
+    dp_replicate_size dp_shard_size dpo_beta dpo_generate_during_eval dpo_label_smoothing
+    dpo_loss_type dpo_loss_weights dpo_norm_loss dpo_padding_free dpo_use_liger_kernel
+    dpo_use_logits_to_keep dpo_use_weighting drop_system_message ds_type dsv4_bf16_all
+    dsv4_fp4_grouped_mode dsv4_fp8_lora_kernel dsv4_fp8_nonexpert_mode dsv4_shared_mlp_lora_kernel
+    dtype dynamic_checkpoint eaft_alpha eaft_k eager_attention early_stopping_patience ebft
+    embed_method embedding_lr embedding_lr_scale embeddings_skip_upcast enable_prefix_caching
+    enable_reasoning enabled end enforce_eager entropy_coef entropy_coef_delta entropy_coef_max
+    entropy_coef_min entropy_target env_capabilities eos_token eot_tokens eps epsilon epsilon_high
+    eval_batch_size eval_causal_lm_metrics eval_max_new_tokens eval_sample_packing
+    eval_sequence_len eval_steps eval_strategy eval_table_size evals_per_epoch evaluation_strategy
+    excess_length_strategy experimental_skip_move_to_device expert_backend expert_parallel_backend
+    expert_parallel_fallback_on_unsupported expert_parallel_num_nvl_bytes
+    expert_parallel_num_rdma_bytes expert_parallel_size expert_parallel_token_capacity
+    experts_implementation fake_quant_after_n_steps feature_layers field field_chosen
+    field_completion field_human field_input field_instruction field_label field_messages
+    field_model field_output field_prompt field_rejected field_system field_thinking field_tools
+    final_state_dict_type fix_untrained_tokens flash_attention flash_attn_cross_entropy
+    flash_attn_d512 flash_attn_fuse_mlp flash_attn_rms_norm flash_optimum flex_attention
+    flex_attn_compile_kwargs float16 float32 format fp16 fp32_norm_classes fp32_norms fp8
+    fp8_config fp8_enable_fsdp_float8_all_gather freeze_mm_modules fsdp fsdp_config
+    fsdp_final_state_dict_type fsdp_version fused_attn_kernel future_timeout gc_collect_steps
+    gc_steps gemma4_fp8_nonexpert gemma4_hybrid_attn_impl gemma4_nf4_nonexpert generate_max_len
+    generate_samples generation_batch_size generation_do_sample generation_interval
+    generation_kwargs generation_max_length generation_max_new_tokens generation_prompt_ratio
+    generation_steps generation_temperature generation_top_k generation_top_p gptq gpu_memory_limit
+    gpu_memory_utilization gradient_accumulation_steps gradient_checkpointing
+    gradient_checkpointing_kwargs gradio_max_new_tokens gradio_server_name gradio_server_port
+    gradio_share gradio_temperature gradio_title greater_is_better grokfast_alpha grokfast_lamb
+    group_by_length group_size gt_length_multiplier hatchery heads_k_stride hf_mlflow_log_artifacts
+    hf_use_auth_token host hub_model_id hub_revision hub_strategy image_resize_algorithm image_size
+    importance_sampling_level importance_weighting include_end include_start include_tkps
+    include_tokens_per_second input_format input_transform is_falcon_derived_model
+    is_llama_derived_model is_mistral_derived_model is_preprocess is_qwen_derived_model
+    jagged_restart_anneal_steps jagged_restart_steps jagged_restart_warmup_steps kd_alpha kd_beta
+    kd_ce_alpha kd_normalize_topk kd_online_server kd_online_server_base_url kd_online_timeout
+    kd_online_topk kd_temperature kd_temperature_min kd_trainer kto_desirable_weight
+    kto_undesirable_weight large_head_attention layer_offloading learning_rate length
+    liger_cross_entropy liger_fused_linear_cross_entropy liger_glu_activation liger_kernel_impl
+    liger_layer_norm liger_rms_norm liger_rms_norm_gated liger_rope liger_swiglu
+    liger_use_token_scaling lisa_layers_attribute lisa_n_layers lisa_step_interval
+    llama4_linearized_experts llmcompressor lm_eval_batch_size lm_eval_model lm_eval_post_train
+    lm_eval_tasks load_best_model_at_end load_in_4bit load_in_8bit local_rank loftq_bits
+    loftq_config log_completions log_multimodal logging_steps logprobs_field lora_alpha
+    lora_alpha_pattern lora_dropout lora_embedding_kernel lora_fan_in_fan_out lora_mlp_kernel
+    lora_model_dir lora_modules_to_save lora_o_kernel lora_on_cpu lora_qkv_kernel lora_r lora_rank
+    lora_rank_pattern lora_target_linear lora_target_modules lora_target_parameters
+    loraplus_lr_embedding loraplus_lr_ratio loss_fn loss_fn_config loss_type loss_watchdog_patience
+    loss_watchdog_threshold low_cpu_mem_usage lr lr_div_factor lr_groups lr_quadratic_warmup
+    lr_scheduler lr_scheduler_kwargs mask_token_id mask_token_str mask_truncated_completions
+    max_completion_length max_grad_norm max_input_id max_mask_ratio max_memory max_model_len
+    max_packed_sequence_len max_prompt_len max_sample_tokens max_steps mean_resizing_embeddings
+    merge_lora merge_method message_field_content message_field_role message_field_training
+    message_field_training_detail message_property_mappings metric_for_best_model micro_batch_size
+    min_completion_prefix min_input_id min_mask_ratio min_num_params min_p min_sample_len
+    mixed_precision_policy mlflow_experiment_name mlflow_run_name mlflow_tracking_uri mode
+    model_quantization_config model_quantization_config_kwargs modules moe_bnb_fast
+    moe_dequant_chunk_size moe_grouped_backend mora mora_type multi_objective_aggregation
+    multipack_real_batches n_samples_per_prompt name neftune_noise_alpha nemo_gym_auto_clone
+    nemo_gym_auto_start nemo_gym_config_paths nemo_gym_datasets nemo_gym_dir nemo_gym_enabled
+    nemo_gym_head_port nemo_gym_max_turns nemo_gym_model_name nemo_gym_multi_turn
+    nemo_gym_run_timeout nemo_gym_server_timeout nemo_gym_verify_timeout no_input_format
+    noise_schedule noisy_embedding_alpha nonexpert_quantization num_completions_to_print
+    num_dataset_shards_to_save num_diffusion_steps num_epochs num_generation_samples
+    num_generations num_iterations num_labels num_samples nvfp4_merge_aware
+    nvfp4_merge_aware_start_step off_policy_mask_threshold offload offload_params optim_args
+    optim_target_modules optimizer orpo_alpha otel_metrics_host otel_metrics_port output_dir
+    overrides_of_model_config overrides_of_model_kwargs pad_to_multiple_of pad_to_sequence_len
+    pad_token path peft peft_autocast_adapter_dtype peft_ensure_weight_tying peft_init_lora_weights
+    peft_layer_replication peft_layers_pattern peft_layers_to_transform
+    peft_trainable_token_indices peft_use_dora peft_use_rslora pipeline ple_cpu_offload plugins
+    port pose_max_context_len pose_num_chunks pose_split_on_token_ids precompute_ref_log_probs
+    prefetch_depth preprocess_iterable preprocess_shards pretrain_multipack_attn
+    pretrain_multipack_buffer_size pretraining_dataset pretraining_sample_concatenation
+    process_reward_model processor_kwargs processor_type profiler_steps profiler_steps_start
+    project_id prompt_format push_dataset_to_hub qat qgalore_cos_threshold qgalore_gamma_proj
+    qgalore_proj_bits qgalore_proj_group_size qgalore_proj_quant qgalore_proj_type
+    qgalore_queue_size qgalore_rank qgalore_scale qgalore_update_proj_gap
+    qlora_sharded_model_loading quantization quantize_embedding quantize_moe_experts
+    ray_num_workers ray_run_name reasoning_parser recipe recompute_layer_types
+    ref_model_mixup_alpha ref_model_sync_steps reinit_weights rejected_format relora
+    relora_cpu_offload relora_prune_method relora_prune_ratio remove_unused_columns
+    repetition_penalty replay_buffer_size replay_recompute_logps reroll_max_groups
+    reroll_start_fraction reshard_after_forward resize_token_embeddings_to_32x resources_per_worker
+    resume_from_checkpoint revision revision_of_model reward_funcs reward_model reward_num_workers
+    reward_weights ring_attn_func rl rl_beta rl_coef role role_boundaries roles roles_to_train
+    rollout_func rope_scaling rpo_alpha s2_attention sage_attention sample_packing
+    sample_packing_bin_size sample_packing_eff_est sample_packing_group_size
+    sample_packing_mp_start_method sample_packing_sequentially sample_temperature save
+    save_compressed save_first_step save_name_prefix save_only_model save_safetensors
+    save_sliding_window save_steps save_strategy save_total_limit saves_per_epoch scale_rewards
+    scaling_softmax scaling_softmax_bias scaling_softmax_factor sdp_attention sdpa_varlen seed
+    selective_checkpointing sequence_len sequence_length sequence_parallel_degree serve_module
+    shards shards_idx shrink_embeddings shuffle_before_merging_datasets shuffle_merged_datasets
+    simpo_gamma skip skip_prepare_dataset skip_zero_advantage_batches special_tokens
+    spectrum_model_name spectrum_top_fraction split split_thinking start state_dict_type
+    step_separator streaming streaming_min_groups streaming_multipack_buffer_size
+    streaming_partial_batch strict stride swanlab_api_host swanlab_api_key
+    swanlab_completion_log_interval swanlab_completion_max_buffer swanlab_description
+    swanlab_experiment_name swanlab_lark_secret swanlab_lark_webhook_url swanlab_log_completions
+    swanlab_log_model swanlab_mode swanlab_project swanlab_web_host swanlab_workspace
+    sync_module_states sync_ref_model system_format system_prompt temperature template_thinking_key
+    tensor_parallel_size test_datasets text_column tf32 tiled_mlp tiled_mlp_num_shards
+    tiled_mlp_use_original_mlp tokenizer_config tokenizer_legacy tokenizer_save_jinja_files
+    tokenizer_type tokenizer_use_fast tokenizer_use_mistral_common tokens top_k top_p torch_compile
+    torch_compile_backend torch_compile_mode torch_compile_options torch_empty_cache_steps
+    torchdistx_path total_num_tokens total_supervised_tokens trackio_project_name trackio_run_name
+    trackio_space_id train_attn train_mlp train_on_eos train_on_eot train_on_inputs
+    train_on_last_step_only train_unembed trainer_cls transformer_layer_cls_to_wrap
+    trigger_file_path trl trust_remote_code type type_of_model unfrozen_parameters unk_token
+    use_adaptive_entropy use_bias_correction_kl use_comet use_data_producer use_dsv4_kernels
+    use_eaft use_glm_dsa_kernels use_kernels use_liger_loss use_mlflow use_mora use_onebitllms
+    use_orig_params use_otel_metrics use_pose use_ray use_scattermoe use_sonicmoe use_swanlab
+    use_tensorboard use_trackio use_vllm use_wandb use_whitening val_set_size vllm
+    vllm_enable_sleep_mode vllm_guided_decoding_regex vllm_importance_sampling_cap
+    vllm_importance_sampling_clip_max vllm_importance_sampling_clip_min
+    vllm_importance_sampling_correction vllm_importance_sampling_mode vllm_lora_sync vllm_mode
+    vllm_server_host vllm_server_port vllm_server_timeout vllm_sync_interval wandb_entity
+    wandb_log_model wandb_mode wandb_name wandb_project wandb_run_id wandb_watch warmup_ratio
+    warmup_steps weight_decay weight_dtype worker_extension_cls world_size xformers_attention
+    """.split()
+)
+
+MS_SWIFT = frozenset(
+    """
+    acc_strategy accelerator_config activation_checkpointing activation_checkpointing_kwargs
+    adalora_beta1 adalora_beta2 adalora_deltaT adalora_init_r adalora_orth_reg_weight
+    adalora_target_r adalora_tfinal adalora_tinit adam_beta1 adam_beta2 adam_epsilon adapter_act
+    adapter_length adapters add_non_thinking_prefix add_version agent_template aligner_lr api_key
+    attn_impl auto_find_batch_size average_tokens_across_devices base_url batch_eval_metrics beta
+    bf16 bf16_full_eval bnb_4bit_compute_dtype bnb_4bit_quant_storage bnb_4bit_quant_type
+    bnb_4bit_use_double_quant boft_block_num boft_block_size boft_dropout boft_n_butterfly_factor
+    cache_files cached_dataset cached_val_dataset callbacks center_rewards_coefficient check_model
+    cliprange cliprange_value columns commit_message context_manager cpo_alpha
+    create_checkpoint_symlink custom_dataset_info custom_register_path data_range data_seed
+    dataloader_drop_last dataloader_in_order dataloader_multiprocessing_context
+    dataloader_num_workers dataloader_persistent_workers dataloader_pin_memory
+    dataloader_prefetch_factor dataset dataset_num_proc dataset_shuffle ddp_backend
+    ddp_broadcast_buffers ddp_bucket_cap_mb ddp_find_unused_parameters ddp_static_graph ddp_timeout
+    debug decision_drop_instructions decision_shuffle_fields decision_state_as_text
+    decision_subsample_options deepspeed deepspeed_autotp_size desirable_weight device_map
+    disable_auto_column_mapping disable_ignore_empty_think disable_tqdm discopop_tau do_eval
+    do_predict do_train download_mode ds3_gather_for_generation early_stop_interval
+    easy_query_threshold enable_channel_loss enable_dft_loss enable_jit_checkpoint
+    enable_npu_model_patch enable_thinking engine_kwargs eval_accumulation_steps eval_backend
+    eval_dataset eval_dataset_args eval_delay eval_do_concat_batches eval_generation_config
+    eval_limit eval_metric eval_num_proc eval_on_start eval_output_dir eval_steps eval_strategy
+    eval_url eval_use_evalscope eval_use_gather_object exist_ok experts_impl external_plugins
+    extra_eval_args fourier_n_frequency fourier_scaling fp16 fp16_full_eval freeze_aligner
+    freeze_llm freeze_parameters freeze_parameters_ratio freeze_parameters_regex freeze_vit fsdp
+    fsdp_config full_determinism galore_cos_threshold galore_gamma_proj galore_optim_per_parameter
+    galore_proj_bits galore_proj_group_size galore_proj_quant galore_proj_type galore_quantization
+    galore_queue_size galore_rank galore_scale galore_target_modules galore_update_proj_gap
+    galore_with_embedding gamma generation_config generation_max_length generation_num_beams
+    gkd_logits_topk gradient_accumulation_steps gradient_checkpointing
+    gradient_checkpointing_kwargs greater_is_better group_by_length group_size gym_env host
+    hqq_axis hub_always_push hub_model_id hub_private_repo hub_revision hub_strategy hub_token
+    ignore_args_error ignore_data_skip include_for_metrics include_num_input_tokens_seen
+    infer_backend init_strategy init_weights interleave_prob is_binary_loss_scale is_multimodal
+    kl_coef label_names label_smoothing label_smoothing_factor lam lang lazy_tokenize ld_alpha
+    learning_rate length_column_name liger_kernel_config lisa_activated_layers lisa_step_interval
+    llamapro_num_groups llamapro_num_new_blocks lmbda lmdeploy_cache_max_entry_count
+    lmdeploy_quant_policy lmdeploy_session_len lmdeploy_tp lmdeploy_vision_batch_size load_args
+    load_best_model_at_end load_data_args load_from_cache_file local_dataset local_rank
+    local_repo_path local_rollout_forward_batch_size log_completions log_interval log_level
+    log_level_replica log_on_each_node logging_dir logging_first_step logging_nan_inf_filter
+    logging_steps logging_strategy logprobs lora_alpha lora_bias lora_dropout lora_dtype
+    lora_ga_batch_size lora_ga_direction lora_ga_iters lora_ga_max_length lora_ga_scale
+    lora_ga_stable_gamma lora_rank lorap_lr_ratio loss_scale loss_type loss_weights
+    lr_scheduler_kwargs lr_scheduler_type max_batch_size max_completion_length max_epochs
+    max_grad_norm max_length max_logprobs max_memory max_model_len max_new_tokens max_pixels
+    max_shard_size max_steps max_turns mcore_adapter mcore_model merge_lora metric
+    metric_for_best_model missing_eos_penalty model model_author model_kwargs model_name
+    model_revision model_type modules_to_save mrl_dims multi_turn_scheduler n_best_to_keep
+    neftune_noise_alpha new_special_tokens norm_bbox num_beams num_generations num_iterations
+    num_labels num_mini_batches num_ppo_epochs num_return_sequences num_sample_generations
+    num_sampling_batch_size num_sampling_batches num_train_epochs offload_teacher_model optim
+    optim_args optim_target_modules optimizer orm_model output_dir output_file override_exist_file
+    owned_by packing packing_length packing_num_proc packing_strategy padding_free padding_side
+    parallelism_config per_device_eval_batch_size per_device_train_batch_size port
+    predict_with_generate prediction_loss_only preserve_thinking prm_model prm_threshold
+    problem_type project push_to_hub quant_batch_size quant_bits quant_method quant_n_samples
+    ref_adapters ref_model ref_model_revision ref_model_type reft_args reft_intervention_type
+    reft_layer_key reft_layers reft_rank remove_unused_columns repetition_penalty report_to
+    reranker_use_activation response_length response_prefix restore_callback_states_from_checkpoint
+    result_path resume resume_from_checkpoint resume_only_model reward_adapters reward_funcs
+    reward_model reward_model_revision reward_model_type reward_template reward_weights rlhf_type
+    rope_scaling router_aux_loss_coef rpo_alpha run_name safe_serialization sampler_engine
+    sampler_type save_missing_weights save_on_each_node save_only_model save_steps save_strategy
+    save_total_limit seed seq_kd sequence_parallel_size served_model_name server_name server_port
+    sft_alpha sglang_context_length sglang_disable_cuda_graph sglang_disable_custom_all_reduce
+    sglang_dp_size sglang_enable_dp_attention sglang_enable_ep_moe sglang_ep_size
+    sglang_kv_cache_dtype sglang_mem_fraction_static sglang_pp_size sglang_quantization
+    sglang_speculative_algorithm sglang_speculative_eagle_topk sglang_speculative_num_draft_tokens
+    sglang_speculative_num_steps sglang_tp_size share shuffle_buffer_size simpo_gamma
+    skip_memory_metrics sortish_sampler split_dataset_ratio ssl_certfile ssl_keyfile stop_words
+    stopping_strategy stream streaming strict structured_outputs_regex studio_title
+    swanlab_email_language swanlab_exp_name swanlab_mode swanlab_notification_method
+    swanlab_project swanlab_receiver_email swanlab_secret swanlab_sender_email swanlab_smtp_port
+    swanlab_smtp_server swanlab_token swanlab_webhook_url swanlab_workspace system target_modules
+    target_parameters target_regex task_type teacher_adapters teacher_deepspeed teacher_model
+    teacher_model_revision teacher_model_server teacher_model_type temperature template
+    template_backend template_mode test_convert_dtype test_convert_precision tf32 thread_count
+    to_cached_dataset to_hf to_mcore to_ollama to_peft_format top_k top_logprobs top_p
+    torch_compile torch_compile_backend torch_compile_mode torch_dtype torch_empty_cache_steps
+    trackio_bucket_id trackio_space_id trackio_static_space_id train_dataloader_shuffle
+    train_sampling_strategy trainable_parameters trainable_parameters_regex truncation_strategy
+    tuner_backend tuner_type undesirable_weight use_cache use_chat_template use_cpu use_dora
+    use_flash_ckpt use_galore use_gym_env use_hf use_liger_kernel use_logits_to_keep use_rslora
+    use_swift_lora val_dataset val_dataset_sample val_dataset_shuffle vera_d_initial vera_dropout
+    vera_projection_prng_key vera_rank verbose vf_coef vit_gradient_checkpointing vit_lr
+    vllm_enable_lora vllm_max_lora_rank vllm_use_async_engine warmup_ratio warmup_steps
+    weight_decay whiten_rewards write_batch_size zero_hpz_partition_size
+    """.split()
+)

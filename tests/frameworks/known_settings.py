@@ -1,0 +1,90 @@
+"""Dump the settings that each framework has, from its installed package.
+
+python tests/frameworks/known_settings.py > src/oomguard/adapters/known_settings.py
+"""
+
+from __future__ import annotations
+
+import ast
+import json
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+from environments import environment
+
+IMPORTED = {
+    "llamafactory": """
+from llamafactory.hparams import parser
+classes = parser._TRAIN_ARGS
+""",
+    "trl": """
+from trl import ModelConfig, ScriptArguments, SFTConfig
+from trl.scripts.utils import DatasetMixtureConfig
+classes = (ModelConfig, ScriptArguments, SFTConfig, DatasetMixtureConfig)
+""",
+    "hf": """
+from transformers import Seq2SeqTrainingArguments
+classes = (Seq2SeqTrainingArguments,)
+""",
+}
+NAMES = (
+    "import dataclasses, json\n"
+    "print(json.dumps([f.name for c in classes for f in dataclasses.fields(c)]))"
+)
+#: Packages that are read as source: what they depend on needs a GPU or a compiler.
+READ = {
+    "axolotl": ("utils/schemas/*.py", "integrations/*/args.py"),
+    "swift": ("arguments/**/*.py", "trainers/arguments.py"),
+}
+HEAD = '''"""The settings of each framework, dumped from its package; do not edit.
+
+Made by tests/frameworks/known_settings.py, in the pinned environments of the framework tests.
+"""
+
+from __future__ import annotations
+'''
+
+
+def imported(name: str) -> set[str]:
+    done = subprocess.run(
+        [environment(name), "-W", "ignore", "-c", IMPORTED[name] + NAMES],
+        check=True, capture_output=True, text=True,
+    )  # fmt: skip
+    return set(json.loads(done.stdout.splitlines()[-1]))
+
+
+def read(package: str) -> set[str]:
+    (site,) = environment("schemas").parents[1].glob("lib/python*/site-packages")
+    files = [path for pattern in READ[package] for path in sorted((site / package).glob(pattern))]
+    trees = [ast.parse(Path(path).read_text()) for path in files]
+    return {
+        node.target.id
+        for tree in trees
+        for node in ast.walk(tree)
+        if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name)
+    }
+
+
+def known() -> dict[str, set[str]]:
+    trainer = imported("hf")
+    return {
+        "LLAMAFACTORY": imported("llamafactory"),
+        "TRL": imported("trl"),
+        "AXOLOTL": read("axolotl"),
+        "MS_SWIFT": read("swift") | trainer,
+    }
+
+
+def module() -> str:
+    parts = [HEAD]
+    for name, keys in known().items():
+        lines = textwrap.wrap(" ".join(sorted(keys)), 95)
+        body = "\n".join(f"    {line}" for line in lines)
+        parts.append(f'{name} = frozenset(\n    """\n{body}\n    """.split()\n)\n')
+    return "\n".join(parts)
+
+
+if __name__ == "__main__":
+    sys.stdout.write(module())
