@@ -3,6 +3,7 @@
 from oomguard.strategy import (
     SAME_MATH,
     TRAINING,
+    ZERO,
     Device,
     Job,
     Kind,
@@ -15,8 +16,6 @@ from oomguard.strategy import (
     replace,
     trains_much,
 )
-
-ZERO = frozenset({Sharding.ZERO1, Sharding.ZERO2, Sharding.ZERO3})
 
 
 def change(job: Job, plan: Plan) -> Plan | None:

@@ -10,6 +10,7 @@ from oomguard.evidence.verdict import (
     Verdict,
 )
 from oomguard.job.plan import (
+    ZERO,
     Allocator,
     DeviceMap,
     EmbeddingRows,
@@ -51,6 +52,7 @@ __all__ = [
     "SAME_RECIPE",
     "SHORTEST",
     "TRAINING",
+    "ZERO",
     "Allocator",
     "Device",
     "DeviceMap",

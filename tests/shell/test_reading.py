@@ -125,6 +125,8 @@ def test_the_method_is_named_and_only_a_modelled_one_is_said_to_fit(plan, job, m
           for key in ("use_galore", "use_apollo", "use_badam", "use_muon", "use_adam_mini")),
         (LF + "use_dora: true\n", "use_dora", "more"),
         (LF + "use_kt: true\n", "use_kt", "less"),
+        (LF + "use_asft_loss: true\n", "use_asft_loss", "more"),
+        (LF.replace("type: lora", "type: oft"), "tuning", "more"),
         (LF + "optim: galore_adamw\n", "optim", "either"),
         (LF.replace("Qwen2.5-0.5B", "Qwen2.5-0.5B-Instruct-AWQ"), "model_name_or_path", "less"),
         (AXOLOTL + "peft_use_dora: true\n", "peft_use_dora", "more"),
@@ -143,7 +145,7 @@ def test_a_setting_that_is_not_modelled_is_named_and_widens_the_interval(plan, j
     document = plan(job)
     (found,) = document["unmodelled"]
     assert (found["key"], found["direction"]) == (key, direction)
-    assert (found["line"] is None) == ("\n" not in job)
+    assert (found["line"] is None) == ("\n" not in job or key == "tuning")
     estimate = document["asked"]["estimate"]
     assert document["asked"]["fits"] == "unsure"
     assert document["chosen"] is None
@@ -197,6 +199,7 @@ def test_the_model_of_ms_swift_is_not_the_name_of_its_bot(plan):
         ("model_name_or_path: a/b\ntemplate: qwen\nexport_dir: merged\n", "does not train"),
         ("model_name_or_path: a/b\ntemplate: qwen\ninfer_backend: vllm\n", "does not train"),
         ("model_name_or_path: a/b\ntemplate: qwen\ndo_predict: true\n", "does not train"),
+        ("model: a/b\nmodel_class: llm\npeft_config: {name: lora}\n", "v1 format"),
         (TORCHTUNE + "tasks: [truthfulqa_mc2]\n", "it has no optimizer"),
     ],
 )

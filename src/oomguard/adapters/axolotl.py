@@ -14,7 +14,6 @@ from oomguard.adapters.config_adapter import Refusal
 from oomguard.adapters.contract import JobRequest, Marks
 from oomguard.adapters.fields import Binding, Bindings, Edits, Key, flag, number
 from oomguard.adapters.hf import training_arguments as hf
-from oomguard.adapters.hf.deepspeed import ZERO
 from oomguard.adapters.hf.trainer_adapter import NO_ROWS, ZERO3_WITH_BATCH_SEARCH, TrainerAdapter
 from oomguard.adapters.invocation import Invocation, file_first
 from oomguard.adapters.launchers import Launcher, LauncherCommand
@@ -24,7 +23,7 @@ from oomguard.configfile.flags import Flags
 from oomguard.configfile.layered import Settings
 from oomguard.errors import ConfigError, Where
 from oomguard.job.memory_settings import TrainingCode
-from oomguard.job.plan import Overlong, Plan, Precision, Quantization, Tuning
+from oomguard.job.plan import ZERO, Overlong, Plan, Precision, Quantization, Tuning
 from oomguard.job.training_job import Job
 from oomguard.job.unmodelled import Direction, TrainingMethod
 

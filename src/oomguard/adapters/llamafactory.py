@@ -11,10 +11,9 @@ from dataclasses import replace
 
 from oomguard.adapters import fields, known_settings, launchers
 from oomguard.adapters.config_adapter import ConfigAdapter, allocator_of, with_allocator
-from oomguard.adapters.contract import JobRequest, Marks
+from oomguard.adapters.contract import Claim, JobRequest, Marks
 from oomguard.adapters.hf import resuming
 from oomguard.adapters.hf import training_arguments as hf
-from oomguard.adapters.hf.deepspeed import ZERO
 from oomguard.adapters.hf.trainer_adapter import TrainerAdapter
 from oomguard.adapters.invocation import CONFIG_SUFFIXES, Invocation, file_first
 from oomguard.adapters.launchers import Launcher, LauncherCommand
@@ -33,7 +32,7 @@ from oomguard.errors import ConfigError, Where
 from oomguard.job.checkpoint import Continuation
 from oomguard.job.command import File
 from oomguard.job.memory_settings import MemorySettings
-from oomguard.job.plan import Allocator, Plan, Sharding
+from oomguard.job.plan import ZERO, Allocator, Plan, Sharding
 from oomguard.job.training_job import Device, Job, World
 from oomguard.job.unmodelled import TrainingMethod
 
@@ -123,6 +122,10 @@ def _check_trains(settings: Settings) -> None:
     )
 
 
+#: Keys of the configs of LLaMA-Factory's next major version.
+_V1_KEYS = frozenset({"model_class", "peft_config", "dist_config", "kernel_config"})
+
+
 class LlamaFactory(TrainerAdapter):
     """LLaMA-Factory."""
 
@@ -142,6 +145,27 @@ class LlamaFactory(TrainerAdapter):
     rank = LORA_RANK
     starts = ("llamafactory-cli", "train")
     usage = "Write llamafactory-cli train x.yaml."
+
+    def recognizes(self, document: Mapping[str, object]) -> Claim:
+        """Claim configs of the next major version too, to refuse them by name."""
+        return Claim.OWN if _V1_KEYS & document.keys() else super().recognizes(document)
+
+    def command_for(
+        self, source: Source, document: Mapping[str, object], command: tuple[str, ...]
+    ) -> tuple[str, ...]:
+        """Return `llamafactory-cli train FILE`.
+
+        Raises:
+            ConfigError: for the format of the next major version.
+        """
+        newer = next((key for key in document if key in _V1_KEYS), None)
+        if newer is not None:
+            raise ConfigError(
+                "this config is in LLaMA-Factory's v1 format, which oomguard cannot read yet",
+                where=Where(file=source.path, key=newer),
+                next_step="Pass a config in the format of LLaMA-Factory 0.9.",
+            )
+        return super().command_for(source, document, command)
 
     def split(self, argv: tuple[str, ...], source: Source | None) -> Invocation | None:
         """Parse a command line.

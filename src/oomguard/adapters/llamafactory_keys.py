@@ -12,7 +12,6 @@ from oomguard.adapters import effects, fields
 from oomguard.adapters.config_adapter import Refusal
 from oomguard.adapters.fields import Binding, Bindings, Edits, choice, direct, flag
 from oomguard.adapters.hf import training_arguments as hf
-from oomguard.adapters.hf.deepspeed import ZERO
 from oomguard.adapters.llamafactory_memory import (
     LORA_ALPHA,
     LORA_RANK,
@@ -22,6 +21,7 @@ from oomguard.adapters.llamafactory_memory import (
 )
 from oomguard.configfile.layered import Settings
 from oomguard.job.plan import (
+    ZERO,
     EmbeddingRows,
     Overlong,
     Part,
@@ -376,6 +376,7 @@ EFFECTS = (
     effects.switch("use_kt", "experts computed on the CPU are counted on the GPU", Direction.LESS),
     effects.switch("use_unsloth", "Unsloth's kernels are not modelled", Direction.EITHER),
     effects.switch("use_unsloth_gc", "activations offloaded by Unsloth count", Direction.LESS),
+    effects.switch("use_asft_loss", "the reference model of ASFT is not counted"),
     effects.switch("use_llama_pro", "the added blocks are not counted"),
     effects.Effect(key="mixture_of_depths", effect="mixture of depths is not modelled"),
     effects.Effect(

@@ -14,7 +14,6 @@ from oomguard.adapters.config_adapter import Refusal
 from oomguard.adapters.contract import JobRequest, Marks
 from oomguard.adapters.fields import Binding, Bindings, Edits, Key, choice, flag, number
 from oomguard.adapters.hf import training_arguments as hf
-from oomguard.adapters.hf.deepspeed import ZERO
 from oomguard.adapters.hf.trainer_adapter import (
     ENVIRONMENT,
     NO_ROWS,
@@ -32,6 +31,7 @@ from oomguard.job.checkpoint import Continuation, Layout, Mode
 from oomguard.job.command import File
 from oomguard.job.memory_settings import TrainingCode
 from oomguard.job.plan import (
+    ZERO,
     DeviceMap,
     Offload,
     Overlong,

@@ -12,7 +12,8 @@ from oomguard.catalogue.lookup import Model, find_model
 from oomguard.cli.prepare import Prepared
 from oomguard.estimate.correct import UNCORRECTED, Ratios
 from oomguard.estimate.term_descriptions import TrainedPart, explain_terms, trained_part
-from oomguard.job.plan import Plan
+from oomguard.job.plan import Plan, Tuning
+from oomguard.job.training_job import Job
 from oomguard.job.unmodelled import Direction, TrainingMethod, Unmodelled
 from oomguard.predict.forecast import Capacity, Forecast, PlannedPeak, RungOutlook, forecast
 from oomguard.predict.history import FitIndex, HistoryKey
@@ -101,7 +102,12 @@ def plan_job(
         else None
     )
     method = prepared.adapter.training_method(job)
-    unmodelled = (*prepared.adapter.unmodelled(job), *_by_method(method), *_by_model(model))
+    unmodelled = (
+        *prepared.adapter.unmodelled(job),
+        *_by_method(method),
+        *_by_tuning(job),
+        *_by_model(model),
+    )
     ratios = index.ratios(key) if index and key else UNCORRECTED
     request = PredictionRequest(
         job=job, recipe=settings, model=model, plans=(), capacity_bytes=capacity.device_bytes
@@ -133,6 +139,14 @@ def _by_method(method: TrainingMethod | None) -> tuple[Unmodelled, ...]:
     name = "an unknown method" if method is None else method.value
     effect = f"{name} is planned as sft: its further rows, models and logits are not included"
     return (Unmodelled(key="method", effect=effect, direction=Direction.MORE),)
+
+
+def _by_tuning(job: Job) -> tuple[Unmodelled, ...]:
+    """Return that what the job trains is not known, or an adapter that is not modelled."""
+    if job.asked.tuning not in (None, Tuning.OTHER):
+        return ()
+    effect = "what it trains is neither all weights, some layers nor LoRA: not modelled"
+    return (Unmodelled(key="tuning", effect=effect, direction=Direction.MORE),)
 
 
 #: Keys of model configs whose layers are of several kinds.

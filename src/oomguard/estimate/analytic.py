@@ -9,10 +9,11 @@ from oomguard.estimate import constants, sharding
 from oomguard.estimate.activations import TrainingStep
 from oomguard.estimate.architecture import Architecture
 from oomguard.estimate.counts import Counts, adapter, counts
-from oomguard.estimate.formats import FOUR_BIT, PACKED_BYTES, ZERO, Formats, formats, stored
+from oomguard.estimate.formats import FOUR_BIT, PACKED_BYTES, Formats, formats, stored
 from oomguard.estimate.memory import Spread, Term
 from oomguard.job.memory_settings import MemorySettings
 from oomguard.job.plan import (
+    ZERO,
     Allocator,
     EmbeddingRows,
     Offload,

@@ -20,21 +20,18 @@ NO_ECC = "the vendor's data sheet; cards of this memory report it nearly whole"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Card:
-    """A GPU; `names` are other spellings of it."""
+    """A GPU; `names` are other spellings of it, `bfloat16` says whether it computes in bf16."""
 
     name: str
     usable_bytes: int
     source: str
     names: tuple[str, ...] = ()
-
-    @property
-    def bfloat16(self) -> bool:
-        """Return whether it computes in bf16: NVIDIA's from Ampere on."""
-        return not self.name.startswith(("T4", "V100"))
+    bfloat16: bool = True
 
 
-def _card(name: str, usable_gib: float, source: str, *names: str) -> Card:
-    return Card(name=name, usable_bytes=int(usable_gib * GIB), source=source, names=names)
+def _card(name: str, usable_gib: float, source: str, *names: str, bfloat16: bool = True) -> Card:
+    size_bytes = int(usable_gib * GIB)
+    return Card(name=name, usable_bytes=size_bytes, source=source, names=names, bfloat16=bfloat16)
 
 
 CARDS = (
@@ -66,9 +63,9 @@ CARDS = (
     _card("RTX A5000", 23.68, NOMINAL, "A5000"),
     _card("RTX A6000", 47.4, MESSAGE, "A6000", "RTX A6000 48GB"),
     _card("RTX 6000 Ada", 47.4, MESSAGE, "6000 Ada", "RTX 6000 Ada Generation"),
-    _card("T4", 14.56, MESSAGE, "Tesla T4"),
-    _card("V100 16GB", 15.77, MESSAGE, "V100-SXM2-16GB", "Tesla V100", "V100"),
-    _card("V100 32GB", 31.74, MESSAGE, "V100-SXM2-32GB", "V100S"),
+    _card("T4", 14.56, MESSAGE, "Tesla T4", bfloat16=False),
+    _card("V100 16GB", 15.77, MESSAGE, "V100-SXM2-16GB", "Tesla V100", "V100", bfloat16=False),
+    _card("V100 32GB", 31.74, MESSAGE, "V100-SXM2-32GB", "V100S", bfloat16=False),
     _card("L4", 22.03, MESSAGE, "NVIDIA L4 24GB"),
     _card("A10", 22.05, MESSAGE, "A10 24GB"),
     _card("A10G", 22.05, MESSAGE, "A10G 24GB"),

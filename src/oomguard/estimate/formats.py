@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from oomguard.job.memory_settings import Format, MemorySettings
-from oomguard.job.plan import Plan, Precision, Quantization, Sharding, Tuning
+from oomguard.job.plan import ZERO, Plan, Precision, Quantization, Sharding, Tuning
 
 _STORED = {
     Precision.FP32: Format.FP32,
@@ -17,7 +17,6 @@ _STORED = {
 _COMPUTED = {**_STORED, Precision.BF16_MIXED: Format.BF16, Precision.FP16_MIXED: Format.FP16}
 _MIXED = frozenset({Precision.BF16_MIXED, Precision.FP16_MIXED})
 _PURE = frozenset({Precision.BF16_TRUE, Precision.FP16_TRUE})
-ZERO = frozenset({Sharding.ZERO1, Sharding.ZERO2, Sharding.ZERO3})
 FOUR_BIT = frozenset(
     {Quantization.NF4, Quantization.NF4_DOUBLE, Quantization.FP4, Quantization.FP4_DOUBLE}
 )

@@ -11,9 +11,8 @@ from dataclasses import dataclass
 
 from oomguard.estimate import constants
 from oomguard.estimate.architecture import Architecture
-from oomguard.estimate.formats import ZERO
 from oomguard.job.memory_settings import MemorySettings
-from oomguard.job.plan import Offload, Plan, Sharding
+from oomguard.job.plan import ZERO, Offload, Plan, Sharding
 
 _HALF, _FP32 = 2, 4
 #: What the host holds for a trained number: fp32 copy, both moments, fp32 gradient, and 16 bits

@@ -58,6 +58,10 @@ class Sharding(str, Enum):
     FSDP = "fsdp"
 
 
+#: DeepSpeed's ways to shard.
+ZERO = frozenset({Sharding.ZERO1, Sharding.ZERO2, Sharding.ZERO3})
+
+
 class Offload(str, Enum):
     """What is kept in host memory."""
 

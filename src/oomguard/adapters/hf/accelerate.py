@@ -12,10 +12,10 @@ from collections.abc import Mapping
 import yaml
 
 from oomguard.adapters.hf import deepspeed
-from oomguard.adapters.hf.deepspeed import STAGES, ZERO
+from oomguard.adapters.hf.deepspeed import STAGES
 from oomguard.configfile.document import Document, Files
 from oomguard.job.command import File
-from oomguard.job.plan import Offload, Plan, Sharding
+from oomguard.job.plan import ZERO, Offload, Plan, Sharding
 from oomguard.job.training_job import Device, Job
 
 _PLUGIN = "deepspeed_config"

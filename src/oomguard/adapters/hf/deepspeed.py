@@ -15,7 +15,6 @@ from oomguard.errors import ConfigError
 from oomguard.job.plan import Offload, Plan, Sharding
 
 STAGES = {1: Sharding.ZERO1, 2: Sharding.ZERO2, 3: Sharding.ZERO3}
-ZERO = frozenset(STAGES.values())
 
 _OFFLOADS = {"offload_optimizer": Offload.OPTIMIZER, "offload_param": Offload.PARAMETERS}
 #: Gradients that DeepSpeed reduces at a time by default.

@@ -17,7 +17,6 @@ from oomguard.adapters.effects import Effect
 from oomguard.adapters.fields import Key
 from oomguard.adapters.hf import accelerate, deepspeed, resuming
 from oomguard.adapters.hf import training_arguments as hf
-from oomguard.adapters.hf.deepspeed import ZERO
 from oomguard.adapters.hf.hf_memory import TRAINER_CODE, memory_settings_of
 from oomguard.adapters.invocation import Invocation, script
 from oomguard.adapters.launchers import Launcher
@@ -28,7 +27,7 @@ from oomguard.configfile.layered import Settings
 from oomguard.job.checkpoint import Continuation, Layout, Mode
 from oomguard.job.command import File
 from oomguard.job.memory_settings import MemorySettings
-from oomguard.job.plan import DeviceMap, EmbeddingRows, Offload, Plan, Sharding, Tuning
+from oomguard.job.plan import ZERO, DeviceMap, EmbeddingRows, Offload, Plan, Sharding, Tuning
 from oomguard.job.training_job import Device, Job, World
 
 ENVIRONMENT = (

@@ -17,7 +17,7 @@ from oomguard.configfile import values
 from oomguard.configfile.document import Document, Files, Source
 from oomguard.configfile.layered import Settings
 from oomguard.job.command import File
-from oomguard.job.plan import LossKernel, Offload, Plan, Precision, Quantization, Sharding
+from oomguard.job.plan import ZERO, LossKernel, Offload, Plan, Precision, Quantization, Sharding
 from oomguard.job.training_job import Device, Job
 
 OUTPUT_DIR = text("output_dir", "trainer_output")
@@ -163,7 +163,7 @@ def reduce_bucket(settings: Settings, job: Job) -> int | None:
 
     So it does in the configs that oomguard writes; one that was not found has the default.
     """
-    if job.asked.sharding not in deepspeed.ZERO:
+    if job.asked.sharding not in ZERO:
         return None
     own = _zero_values(settings, job.cwd, job.files)
     return deepspeed.REDUCE_BUCKET if own is None else deepspeed.reduce_bucket(own)
@@ -171,7 +171,7 @@ def reduce_bucket(settings: Settings, job: Job) -> int | None:
 
 def overlap_comm(settings: Settings, job: Job) -> bool:
     """Return whether DeepSpeed reduces during the backward pass; by default not before ZeRO-3."""
-    if job.asked.sharding not in deepspeed.ZERO:
+    if job.asked.sharding not in ZERO:
         return False
     own = _zero_values(settings, job.cwd, job.files)
     return own is not None and deepspeed.overlap_comm(own)
@@ -204,7 +204,7 @@ def with_zero_file(
     It is the user's own with the plan's changes, a new one if there was none, and nothing if the
     user's own needs no change.
     """
-    if plan.sharding not in deepspeed.ZERO:
+    if plan.sharding not in ZERO:
         gone = settings if zero_as_asked(job, plan) else settings.set(DEEPSPEED.name, None)
         return gone, ()
     path = posixpath.join(folder, f"deepspeed_{plan.sharding.value}.json")
@@ -242,7 +242,7 @@ def refuses_sharding(job: Job, plan: Plan) -> str | None:
             job.asked.sharding is None
         ),
         "FSDP is neither switched on nor off here": fsdp,
-        "offload needs DeepSpeed ZeRO": bool(offload) and plan.sharding not in deepspeed.ZERO,
+        "offload needs DeepSpeed ZeRO": bool(offload) and plan.sharding not in ZERO,
         "there is no setting that offloads activations": Offload.ACTIVATIONS in offload,
         "parameters are offloaded by ZeRO-3 alone": (
             Offload.PARAMETERS in offload and plan.sharding is not Sharding.ZERO3
@@ -257,7 +257,7 @@ def packages(plan: Plan) -> frozenset[str]:
     optimizer = plan.optimizer or ""
     its_optimizer = any(part in optimizer for part in ("8bit", "bnb", "paged"))
     needed = {
-        "deepspeed": plan.sharding in deepspeed.ZERO,
+        "deepspeed": plan.sharding in ZERO,
         "bitsandbytes": plan.quantization in ON_THE_FLY or its_optimizer,
         "liger_kernel": plan.loss_kernel is LossKernel.FUSED,
     }
