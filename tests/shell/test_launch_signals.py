@@ -241,6 +241,8 @@ def test_ctrl_c_before_the_first_attempt_starts_nothing(tmp_path):
         start_new_session=True,
         stderr=subprocess.PIPE,
         text=True,
+        # A shell starts what it puts in the background with SIGINT ignored.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # noqa: PLW1509  one thread
     ) as process:
         wait_until((tmp_path / "asked").exists)
         os.killpg(process.pid, signal.SIGINT)
