@@ -246,3 +246,21 @@ def test_a_setting_that_resembles_none_is_only_noted(plan):
     assert document["unmodelled"] == []
     assert document["asked"]["fits"] == "yes"
     assert "LLaMA-Factory has no setting zzz" in document["notes"]
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "trl dpo --dataset_name d", "trl grpo --config x.yaml", "swift rlhf --rlhf_type dpo",
+        "swift infer --model m", "llamafactory-cli export x.yaml", "axolotl inference x.yaml",
+        "litgpt chat m", "tune ls",
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("verb", ["plan", "launch"])
+def test_an_unsupported_command_of_a_known_framework_is_refused_as_that(capsys, command, verb):
+    options = ["--gpu", "a100-80"] if verb == "plan" else []
+    assert main([verb, *options, "--", *command.split()]) == 2
+    said = capsys.readouterr().err
+    assert "cannot run this command" in said
+    assert " ".join(command.split()[:2]) in said
+    assert "no known framework" not in said

@@ -246,6 +246,7 @@ class Axolotl(TrainerAdapter):
     title = "axolotl"
     training_code = TrainingCode()
     marks = Marks(own=frozenset({"base_model"}), without=frozenset({"model_name_or_path"}))
+    programs = ("axolotl",)
     python_packages = ("axolotl",)
     starts = ("axolotl", "train")
     bindings = BINDINGS

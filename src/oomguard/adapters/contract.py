@@ -89,13 +89,14 @@ class Adapter(ABC):
 
     `name` is what `--framework` takes; `title` how its users write it. `marks` recognizes its
     configs. `python_packages` are the packages whose modules only this framework starts
-    (`python -m litgpt ...`).
+    (`python -m litgpt ...`), `programs` its own commands (`litgpt`).
     """
 
     name: str
     title: str
     marks: Marks = Marks()
     python_packages: tuple[str, ...] = ()
+    programs: tuple[str, ...] = ()
 
     def recognizes(self, document: Mapping[str, object]) -> Claim:
         """Return the claim on a config document (parsed YAML or JSON, top level)."""

@@ -212,6 +212,7 @@ class LitGPT(ConfigAdapter):
     marks = Marks(
         own=frozenset({"checkpoint_dir", "train.micro_batch_size", "train.global_batch_size"})
     )
+    programs = ("litgpt",)
     python_packages = ("litgpt",)
     refusals = _REFUSALS
     environment = _ENVIRONMENT

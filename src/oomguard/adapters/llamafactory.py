@@ -136,6 +136,7 @@ class LlamaFactory(TrainerAdapter):
         shared=frozenset({"model_name_or_path"}),
         without=frozenset({"model", "base_model", "train"}),
     )
+    programs = ("llamafactory-cli",)
     python_packages = ("llamafactory",)
     bindings = BINDINGS
     refusals = REFUSALS

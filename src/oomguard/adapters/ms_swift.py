@@ -263,6 +263,7 @@ class MsSwift(TrainerAdapter):
         needs=frozenset({"model"}),
         without=frozenset({"base_model", "model._component_"}),
     )
+    programs = ("swift",)
     python_packages = ("swift",)
     starts = ("swift", "sft")
     bindings = BINDINGS

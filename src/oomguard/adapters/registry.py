@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import posixpath
 from collections.abc import Mapping, Sequence
 
 from oomguard.adapters import launchers
@@ -74,6 +75,14 @@ def detect_command(argv: tuple[str, ...]) -> Adapter:
     package = launch.program.split(".")[0] if launch and launch.is_module else ""
     owners = [adapter for adapter in ADAPTERS if package in adapter.python_packages]
     claims = [(adapter.recognizes_command(argv), adapter) for adapter in owners or ADAPTERS]
+    program = posixpath.basename(argv[0]) if argv else ""
+    framework = next((adapter for adapter in ADAPTERS if program in adapter.programs), None)
+    if framework is not None and all(claim is Claim.NO for claim, _ in claims):
+        raise FrameworkError(
+            f"oomguard cannot run this command of {framework.title}",
+            where=Where(key=" ".join(argv[:2])),
+            next_step="See the README for the commands that are supported.",
+        )
     return _strongest(claims, Where(key=" ".join(argv[:2])))
 
 

@@ -211,6 +211,7 @@ class Torchtune(ConfigAdapter):
     name = "torchtune"
     title = "torchtune"
     marks = Marks(own=frozenset({"model._component_"}))
+    programs = ("tune",)
     python_packages = ("torchtune",)
     bindings = BINDINGS
     refusals = _REFUSALS

@@ -241,6 +241,7 @@ class Trl(TrainerAdapter):
         | {"activation_offloading", "accelerate_config"},
         without=frozenset({"model", "base_model"}),
     )
+    programs = ("trl",)
     python_packages = ("trl",)
     starts = ("trl", "sft")
     option = ("--config",)
