@@ -12,11 +12,11 @@ from oomguard.catalogue.lookup import Model, find_model
 from oomguard.cli.prepare import Prepared
 from oomguard.estimate.correct import UNCORRECTED, Ratios
 from oomguard.estimate.term_descriptions import TrainedPart, explain_terms, trained_part
-from oomguard.job.plan import Plan, Tuning
-from oomguard.job.training_job import Job
-from oomguard.job.unmodelled import Direction, TrainingMethod, Unmodelled
+from oomguard.job.plan import Plan
+from oomguard.job.unmodelled import TrainingMethod, Unmodelled
 from oomguard.predict.forecast import Capacity, Forecast, PlannedPeak, RungOutlook, forecast
 from oomguard.predict.history import FitIndex, HistoryKey
+from oomguard.predict.left_out import left_out
 from oomguard.predict.prediction_request import PredictionRequest
 from oomguard.predict.predictor import BUDGET_S, Predictor
 from oomguard.predict.trace_client import tracer_of
@@ -102,12 +102,7 @@ def plan_job(
         else None
     )
     method = prepared.adapter.training_method(job)
-    unmodelled = (
-        *prepared.adapter.unmodelled(job),
-        *_by_method(method),
-        *_by_tuning(job),
-        *_by_model(model),
-    )
+    unmodelled = (*prepared.adapter.unmodelled(job), *left_out(job, method, model))
     ratios = index.ratios(key) if index and key else UNCORRECTED
     request = PredictionRequest(
         job=job, recipe=settings, model=model, plans=(), capacity_bytes=capacity.device_bytes
@@ -130,36 +125,3 @@ def plan_job(
         ratios=ratios,
         seconds=round(time.monotonic() - start, 3),
     )
-
-
-def _by_method(method: TrainingMethod | None) -> tuple[Unmodelled, ...]:
-    """Return what the method of training needs that the estimate does not include."""
-    if method is not None and method.is_modelled:
-        return ()
-    name = "an unknown method" if method is None else method.value
-    effect = f"{name} is planned as sft: its further rows, models and logits are not included"
-    return (Unmodelled(key="method", effect=effect, direction=Direction.MORE),)
-
-
-def _by_tuning(job: Job) -> tuple[Unmodelled, ...]:
-    """Return that what the job trains is not known, or an adapter that is not modelled."""
-    if job.asked.tuning not in (None, Tuning.OTHER):
-        return ()
-    effect = "what it trains is neither all weights, some layers nor LoRA: not modelled"
-    return (Unmodelled(key="tuning", effect=effect, direction=Direction.MORE),)
-
-
-#: Keys of model configs whose layers are of several kinds.
-_MIXED_LAYERS = (
-    *("attn_layer_period", "expert_layer_period", "interleave_moe_layer_step"),
-    *("mamba_d_state", "expert_ffn_hidden_size", "hybrid_override_pattern"),
-)
-
-
-def _by_model(model: Model) -> tuple[Unmodelled, ...]:
-    """Return what of the model's architecture the estimate does not include."""
-    found = next((key for key in _MIXED_LAYERS if model.config.get(key)), None)
-    if found is None:
-        return ()
-    effect = f"its layers are of several kinds ({found}), but all are counted alike"
-    return (Unmodelled(key="model", effect=effect, direction=Direction.EITHER),)
