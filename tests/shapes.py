@@ -43,6 +43,20 @@ LITGPT = MemorySettings(
     loss_chunk=128,
     max_grad_norm=None,
 )
+#: A config of LLaMA-Factory with a model of the catalogue.
+LLAMA_YAML = """
+model_name_or_path: meta-llama/Meta-Llama-3-8B
+stage: sft
+finetuning_type: lora
+lora_target: all
+dataset: alpaca
+template: llama3
+cutoff_len: 2048
+per_device_train_batch_size: 8
+gradient_accumulation_steps: 2
+bf16: true
+output_dir: out
+"""
 
 
 def problem(

@@ -13,8 +13,6 @@ from oomguard.ladder.strategy import Fidelity
 from oomguard.run.attempt import AttemptSpec, StopReason
 from oomguard.run.events import (
     NAMES,
-    Event,
-    Exited,
     Finished,
     Limits,
     Planned,
@@ -25,12 +23,13 @@ from oomguard.run.events import (
     event_from_json,
     event_to_json,
 )
-from oomguard.run.report import build, from_json, to_json
+from oomguard.run.report import FitReport, build, from_json, to_json
 from oomguard.run.state import replay
 
 #: One event of each kind (and each stop reason), as oomguard 0.1 wrote them.
 LINES = (Path(__file__).parents[1] / "data/events/format-1.jsonl").read_text().splitlines()
 OLD = [msgspec.json.decode(line, type=dict[str, object]) for line in LINES]
+EXITED = next(line for line in OLD if line["event"] == "exited")
 
 
 def test_every_kind_of_event_and_every_stop_reason_is_pinned():
@@ -57,20 +56,25 @@ def test_a_start_without_the_newer_fields_is_read():
     assert started.start.spec.path == ("halve_micro_batch",)
 
 
-def test_an_attempt_is_one_value_from_the_event_to_the_report():
-    spec = AttemptSpec(plan=Plan(micro_batch=4, accumulation=2), path=("halve_micro_batch",))
+def ended(spec: AttemptSpec) -> FitReport:
+    """Return the report of a run with one attempt."""
     limits = Limits(ladder=(), allow=Fidelity.SAME_MATH, max_attempts=1)
     job = make_job(Plan(micro_batch=8, accumulation=1))
-    events: list[Event] = [
-        RunStarted(t=0, run="r", version="0", at="now", job=job, limits=limits),
-        Planned(t=1, attempt=1, spec=spec),
-        event_from_json({**_line("exited"), "attempt": 1}),
-        Finished(t=3, status=Status.FIT, reason="trained to completion"),
-    ]
-    assert isinstance(events[2], Exited)
-    record = replay(events)
+    record = replay(
+        [
+            RunStarted(t=0, run="r", version="0", at="now", job=job, limits=limits),
+            Planned(t=1, attempt=1, spec=spec),
+            event_from_json({**EXITED, "attempt": 1}),
+            Finished(t=3, status=Status.FIT, reason="trained to completion"),
+        ]
+    )
     assert record.last.spec is spec
-    report = build(record, final_text=None, command=None, surroundings={})
+    return build(record, final_text=None, command=None, surroundings={})
+
+
+def test_an_attempt_is_one_value_from_the_event_to_the_report():
+    spec = AttemptSpec(plan=Plan(micro_batch=4, accumulation=2), path=("halve_micro_batch",))
+    report = ended(spec)
     assert report.attempts[0].spec is spec
     document = msgspec.json.decode(msgspec.json.encode(to_json(report)))
     assert "spec" not in document["attempts"][0]
@@ -79,22 +83,8 @@ def test_an_attempt_is_one_value_from_the_event_to_the_report():
 
 
 def test_a_report_without_the_newer_fields_of_an_attempt_is_read():
-    limits = Limits(ladder=(), allow=Fidelity.SAME_MATH, max_attempts=1)
-    job = make_job(Plan(micro_batch=8, accumulation=1))
-    record = replay(
-        [
-            RunStarted(t=0, run="r", version="0", at="now", job=job, limits=limits),
-            Planned(t=1, attempt=1, spec=AttemptSpec(plan=job.asked)),
-            event_from_json({**_line("exited"), "attempt": 1}),
-            Finished(t=3, status=Status.FIT, reason="trained to completion"),
-        ]
-    )
-    report = build(record, final_text=None, command=None, surroundings={})
+    report = ended(AttemptSpec(plan=Plan(micro_batch=8, accumulation=1)))
     document = to_json(report)
     (attempt,) = msgspec.convert(document["attempts"], list[dict[str, object]])
     old = {k: v for k, v in attempt.items() if k not in ("purpose", "path", "undone")}
     assert from_json(msgspec.json.encode({**document, "attempts": [old]})) == report
-
-
-def _line(kind: str) -> dict[str, object]:
-    return next(line for line in OLD if line["event"] == kind)

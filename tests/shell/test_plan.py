@@ -11,21 +11,9 @@ import pytest
 
 from oomguard.cli.main import main
 from oomguard.units import GIB
+from shapes import LLAMA_YAML
 
 RECIPES = Path(__file__).parents[2] / "recipes"
-LLAMA = """
-model_name_or_path: meta-llama/Meta-Llama-3-8B
-stage: sft
-finetuning_type: lora
-lora_target: all
-dataset: alpaca
-template: llama3
-cutoff_len: 2048
-per_device_train_batch_size: 8
-gradient_accumulation_steps: 2
-bf16: true
-output_dir: out
-"""
 
 
 @pytest.fixture(autouse=True)
@@ -53,7 +41,7 @@ def plan(capsys):
 @pytest.fixture
 def train(tmp_path):
     file = tmp_path / "train.yaml"
-    file.write_text(LLAMA)
+    file.write_text(LLAMA_YAML)
     return file
 
 
@@ -186,7 +174,7 @@ def test_a_product_that_is_wrong_would_be_seen():
 )
 def test_what_is_trained_is_stated_with_its_parameters(plan, capsys, train, changes, what):
     replaced = {line.split(":")[0] for line in changes.splitlines()}
-    kept = [line for line in LLAMA.splitlines() if line.split(":")[0] not in replaced]
+    kept = [line for line in LLAMA_YAML.splitlines() if line.split(":")[0] not in replaced]
     train.write_text("\n".join([*kept, changes]))
     document = plan(train, "--gpu", "h100")
     assert document["trained"]["what"] == what
@@ -240,13 +228,13 @@ def test_a_gpu_that_is_not_clear_is_an_error(plan, train, words, what):
 
 def test_a_job_on_the_cpu_is_not_planned_for_a_gpu(plan, tmp_path):
     file = tmp_path / "train.yaml"
-    file.write_text(LLAMA + "use_cpu: true\n")
+    file.write_text(LLAMA_YAML + "use_cpu: true\n")
     assert "CPU" in plan(file, "--gpu", "3090", code=2)["error"]["what"]
 
 
 def test_an_unknown_model_is_an_error_that_says_what_to_give(plan, tmp_path):
     file = tmp_path / "train.yaml"
-    file.write_text(LLAMA.replace("meta-llama/Meta-Llama-3-8B", "me/unheard-of"))
+    file.write_text(LLAMA_YAML.replace("meta-llama/Meta-Llama-3-8B", "me/unheard-of"))
     document = plan(file, "--gpu", "3090", code=2)
     assert "config.json" in document["error"]["next"]
 

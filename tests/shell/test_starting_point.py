@@ -34,7 +34,7 @@ from oomguard.run.state import Attempt, RunRecord
 from oomguard.strategy import Fidelity
 from oomguard.units import GIB, MIB
 from reported import on_card, reported
-from shapes import FACTORY
+from shapes import FACTORY, LLAMA_YAML
 from told import Told
 
 ASKED = Plan(
@@ -122,27 +122,12 @@ def test_without_a_start_it_begins_with_what_was_asked():
     assert action.spec.path == ()
 
 
-LLAMA = """
-model_name_or_path: meta-llama/Meta-Llama-3-8B
-stage: sft
-finetuning_type: lora
-lora_target: all
-dataset: alpaca
-template: llama3
-cutoff_len: 2048
-per_device_train_batch_size: 8
-gradient_accumulation_steps: 2
-bf16: true
-output_dir: out
-"""
-
-
 @pytest.fixture
 def prepared(tmp_path, monkeypatch):
     """Give a job as it would be on a machine with a GPU, capped to 24 GiB of it."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    (tmp_path / "train.yaml").write_text(LLAMA)
+    (tmp_path / "train.yaml").write_text(LLAMA_YAML)
     options = {"gpu_memory_bytes": 24 * GIB, "ladder": "classic"}
     return prepare(tmp_path / "train.yaml", (), options, planned_gpus=1)
 
@@ -294,7 +279,7 @@ def test_a_probe_on_a_card_teaches_how_far_each_term_is_off(prepared, index):
 
 def test_no_prediction_ever_stops_a_launch(prepared, index, tmp_path):
     said = Said()
-    text = LLAMA.replace("meta-llama/Meta-Llama-3-8B", "me/unheard-of")
+    text = LLAMA_YAML.replace("meta-llama/Meta-Llama-3-8B", "me/unheard-of")
     (tmp_path / "other.yaml").write_text(text)
     options = {"gpu_memory_bytes": 24 * GIB}
     unknown = prepare(tmp_path / "other.yaml", (), options, planned_gpus=1)
