@@ -158,7 +158,6 @@ def from_config(config: Mapping[str, object]) -> Architecture:
     sizes = {field: _size(text, names) for field, names in _NAMES.items()}
     hidden, heads = sizes["hidden"], sizes["heads"]
     kv_heads = _kv_heads(text, kind, heads)
-    latent = _latent_attention(text, hidden, heads)
     head_size = _number(text.get("qk_nope_head_dim")) + _number(text.get("qk_rope_head_dim"))
     head_size = head_size or _number(text.get("head_dim")) or hidden // heads
     intermediate = _intermediate(text, kind, hidden)
@@ -186,7 +185,7 @@ def from_config(config: Mapping[str, object]) -> Architecture:
             gated=gated,
             experts=experts,
             fused=_FUSED.get(kind, frozenset()),
-            attention=latent,
+            attention=_latent_attention(text, hidden, heads),
         ),
         tower=_tower(config, hidden),
     )
@@ -376,12 +375,12 @@ def _first(text: Mapping[str, object], names: tuple[str, ...]) -> int:
 def _kv_heads(text: Mapping[str, object], kind: str, heads: int) -> int:
     if kind == "falcon" and not text.get("new_decoder_architecture"):
         return 1 if text.get("multi_query", True) else heads
-    return _number(text.get("num_key_value_heads")) or _number(text.get("num_kv_heads")) or heads
+    return _first(text, ("num_key_value_heads", "num_kv_heads")) or heads
 
 
 def _intermediate(text: Mapping[str, object], kind: str, hidden: int) -> int:
     names = ("intermediate_size", "ffn_hidden_size", "n_inner", "ffn_dim")
-    stated = next((n for n in (_number(text.get(name)) for name in names) if n), 0)
+    stated = _first(text, names)
     if kind == "qwen":  # the first Qwen counts both halves of its gated MLP
         return stated // 2
     return stated or 4 * hidden
@@ -399,7 +398,7 @@ def _positions(text: Mapping[str, object], kind: str) -> int:
 
 
 def _size(config: Mapping[str, object], names: tuple[str, ...]) -> int:
-    found = next((n for n in (_number(config.get(name)) for name in names) if n), 0)
+    found = _first(config, names)
     if not found:
         raise ConfigError(
             f"the model's config does not say {names[0]}",
