@@ -20,6 +20,7 @@ from oomguard.adapters.hf import accelerate
 from oomguard.adapters.hf import training_arguments as hf
 from oomguard.adapters.hf.hf_memory import TRL_RANK, trl_memory_settings
 from oomguard.adapters.hf.trainer_adapter import (
+    METHOD_SETTINGS,
     NO_ROWS,
     QUANTIZED_ALONE,
     ZERO3_WITH_BATCH_SEARCH,
@@ -44,6 +45,7 @@ from oomguard.job.plan import (
     Tuning,
 )
 from oomguard.job.training_job import Device, Job, World
+from oomguard.job.unmodelled import TrainingMethod
 
 _MODULES, _SCRIPT = {"trl.scripts.sft"}, "trl/scripts/sft.py"
 _ACCELERATE = fields.maybe_text("accelerate_config")
@@ -214,20 +216,14 @@ def _without_activations(plan: Plan) -> Plan:
 
 #: Settings of other methods' commands that SFT's has not (trl 1.16, trainer/*_config.py).
 _OTHERS = {
-    "grpo": ("reward_funcs", "num_generations", "max_completion_length", "vllm_mode"),
-    "kto": ("desirable_weight", "undesirable_weight"),
-    "reward": ("center_rewards_coefficient",),
-    "dpo": ("beta", "max_prompt_length", "precompute_ref_log_probs", "ref_model_init_kwargs"),
+    method: (*METHOD_SETTINGS.get(method, ()), *more)
+    for method, more in (
+        (TrainingMethod.GRPO, ("max_completion_length", "vllm_mode")),
+        (TrainingMethod.KTO, ("undesirable_weight",)),
+        (TrainingMethod.REWARD, ("center_rewards_coefficient",)),
+        (TrainingMethod.DPO, ("beta", "max_prompt_length", "ref_model_init_kwargs")),
+    )
 }
-
-
-def _method_of(document: Mapping[str, object]) -> tuple[str | None, str]:
-    """Return the method whose settings a config has, and one of them; None for SFT's."""
-    for method, keys in _OTHERS.items():
-        for key in keys:
-            if key in document:
-                return method, key
-    return None, ""
 
 
 class Trl(TrainerAdapter):
@@ -261,8 +257,9 @@ class Trl(TrainerAdapter):
         Raises:
             ConfigError: for a config of another method, which `trl sft` would misread or refuse.
         """
-        method, key = _method_of(document)
-        if not command and method is not None:
+        others = ((kind.value, key) for kind, keys in _OTHERS.items() for key in keys)
+        method, key = next(((kind, key) for kind, key in others if key in document), ("", ""))
+        if method and not command:
             raise ConfigError(
                 f"{key} is a setting of trl {method}, not of trl sft",
                 where=Where(file=source.path, key=key),

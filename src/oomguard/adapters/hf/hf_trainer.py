@@ -14,6 +14,7 @@ from oomguard.adapters.contract import Claim, Marks
 from oomguard.adapters.fields import Binding, Bindings, Edits, Key, flag
 from oomguard.adapters.hf import training_arguments as hf
 from oomguard.adapters.hf.trainer_adapter import (
+    METHOD_SETTINGS,
     NO_ROWS,
     QUANTIZED_ALONE,
     ZERO3_WITH_BATCH_SEARCH,
@@ -142,18 +143,13 @@ _METHODS = {
     "glue": TrainingMethod.CLASSIFICATION,
     "run_clm": TrainingMethod.PRETRAIN,
 }
-#: Flags that only one method has.
-_FLAGS = {
-    "reward_funcs": TrainingMethod.GRPO,
-    "num_generations": TrainingMethod.GRPO,
-    "desirable_weight": TrainingMethod.KTO,
-    "precompute_ref_log_probs": TrainingMethod.DPO,
-}
 
 
 def method_of_script(program: str, settings: Settings) -> TrainingMethod:
     """Return the method that a script's flags or name show, supervised fine-tuning otherwise."""
-    stated = next((kind for key, kind in _FLAGS.items() if settings.has(key)), None)
+    stated = next(
+        (kind for kind, keys in METHOD_SETTINGS.items() if any(map(settings.has, keys))), None
+    )
     name = program.lower()
     named = next((kind for word, kind in _METHODS.items() if word in name), None)
     return stated or named or TrainingMethod.SFT

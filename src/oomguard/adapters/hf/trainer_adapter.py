@@ -29,6 +29,7 @@ from oomguard.job.command import File
 from oomguard.job.memory_settings import MemorySettings
 from oomguard.job.plan import ZERO, DeviceMap, EmbeddingRows, Offload, Plan, Sharding, Tuning
 from oomguard.job.training_job import Device, Job, World
+from oomguard.job.unmodelled import TrainingMethod
 
 ENVIRONMENT = (
     *("MASTER_ADDR", "MASTER_PORT", "RANK", "LOCAL_RANK", "WORLD_SIZE", "NODE_RANK"),
@@ -47,6 +48,14 @@ NO_ROWS = Refusal(
     "new rows alone",
     when=lambda _, __, plan: plan.embedding_rows is EmbeddingRows.NEW,
 )
+
+
+#: Settings that only one method's trainer has, whatever script starts it (trl 1.16, trainer/*.py).
+METHOD_SETTINGS = {
+    TrainingMethod.GRPO: ("reward_funcs", "num_generations"),
+    TrainingMethod.KTO: ("desirable_weight",),
+    TrainingMethod.DPO: ("precompute_ref_log_probs",),
+}
 
 
 class TrainerAdapter(ConfigAdapter):
