@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import posixpath
 from abc import abstractmethod
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
@@ -194,10 +194,21 @@ class ConfigAdapter(Adapter):
         return settings.set(self.output.name, folder)
 
     def unmodelled(self, job: Job) -> tuple[Unmodelled, ...]:
-        """Return the settings in `effects` that the job states."""
+        """Return the settings in `effects` that the job states, and those it seems to misspell."""
         settings = self.of_job(job).settings
         found = (effect.of(settings) for effect in self.effects)
-        return (*(one for one in found if one is not None), *self._misspelled(settings))
+        guesses = {key: did_you_mean(key, self.known) for key in self.unknown(job)}
+        misspelled = (
+            Unmodelled(
+                key=key,
+                effect=f"{self.title} has no such setting. {guess}",
+                direction=Direction.EITHER,
+                line=settings.origin(key).line,
+            )
+            for key, guess in guesses.items()
+            if guess
+        )
+        return (*(one for one in found if one is not None), *misspelled)
 
     def unknown(self, job: Job) -> tuple[str, ...]:
         """Return the keys of the config that the framework does not have."""
@@ -205,18 +216,6 @@ class ConfigAdapter(Adapter):
         if file is None or not self.known:
             return ()
         return tuple(str(key) for key in file.values if str(key) not in self.known)
-
-    def _misspelled(self, settings: Settings) -> Iterator[Unmodelled]:
-        """Yield the unknown keys of the config that resemble one that the framework has."""
-        for key in settings.file.values if settings.file and self.known else ():
-            guess = "" if str(key) in self.known else did_you_mean(str(key), self.known)
-            if guess:
-                yield Unmodelled(
-                    key=str(key),
-                    effect=f"{self.title} has no such setting. {guess}",
-                    direction=Direction.EITHER,
-                    line=settings.origin(str(key)).line,
-                )
 
     def refusal(self, job: Job, plan: Plan) -> str | None:
         """Return the framework's own message for a plan that it refuses."""
