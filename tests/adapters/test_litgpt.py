@@ -322,4 +322,4 @@ def test_a_bare_file_needs_lora_keys_or_a_command(bench: Callable[..., Any]) -> 
     assert own == ("litgpt", "finetune_full", *config)
     with pytest.raises(ConfigError, match="which LitGPT command") as caught:
         LitGPT().command_for(source, {}, ())
-    assert "oomguard: {command: [litgpt, finetune_lora]}" in caught.value.next_step
+    assert "oomguard: {command: [litgpt, finetune_full]}" in caught.value.next_step

@@ -264,3 +264,61 @@ def test_an_unsupported_command_of_a_known_framework_is_refused_as_that(capsys, 
     assert "cannot run this command" in said
     assert " ".join(command.split()[:2]) in said
     assert "no known framework" not in said
+
+
+@pytest.mark.parametrize(
+    ("command", "title"),
+    [
+        ("python3 -m verl.trainer.main_ppo data.train_batch_size=256", "verl"),
+        ("deepspeed --module openrlhf.cli.train_dpo --pretrain m", "OpenRLHF"),
+        ("torchrun --nproc_per_node=2 -m torchtitan.train --job.config_file a.toml", "torchtitan"),
+        ("python my_unsloth_run.py", "Unsloth"),
+        ("accelerate launch sdxl_train_network.py --network_module n", "kohya-ss sd-scripts"),
+        ("accelerate launch train_dreambooth_lora.py --instance_prompt x", "diffusers"),
+        ("torchrun pretrain_gpt.py --micro-batch-size 4", "Megatron-LM"),
+        ("megatron sft --model m", "Megatron-SWIFT"),
+        ("deepspeed training/step1_supervised_finetuning/main.py --zero_stage 2", "DeepSpeed-Chat"),
+        ("composer train/train.py a.yaml", "Composer"),
+        ("xtuner train a.py", "XTuner"),
+    ],
+)
+def test_a_framework_without_an_adapter_is_named(capsys, command, title):
+    assert main(["plan", "--gpu", "a100-80", "--", *command.split()]) == 2
+    said = capsys.readouterr().err
+    assert f"this is a job of {title}" in said
+    assert "does not support" in said
+
+
+def test_a_config_of_a_framework_without_an_adapter_is_named(refused):
+    text = "model: {name: mpt}\nmax_duration: 1ep\ntrain_loader: {dataset: {}}\n"
+    assert "this is a job of Composer" in refused(text)
+    assert "this is a job of verl" in refused("actor_rollout_ref: {model: {path: a/b}}\n")
+
+
+LITGPT = """
+checkpoint_dir: checkpoints/meta-llama/Meta-Llama-3-8B
+precision: bf16-true
+train: {global_batch_size: 16, micro_batch_size: 1, max_seq_length: 512}
+"""
+
+
+def test_a_litgpt_config_that_can_resume_is_full_fine_tuning(plan):
+    # litgpt 0.5.13: of the fine-tuning commands only finetune/full.py has `resume`.
+    document = plan(LITGPT + "resume: false\n")
+    assert document["trained"]["what"] == "full fine-tuning"
+
+
+def test_a_litgpt_config_that_several_commands_take_is_pointed_to_full_fine_tuning(refused):
+    said = refused(LITGPT)
+    assert "does not say which LitGPT command" in said
+    assert "{command: [litgpt, finetune_full]}" in said
+
+
+def test_a_litgpt_config_for_pretraining_is_refused_as_that(refused):
+    text = (
+        "model_name: pythia-14m\nout_dir: out\nprecision: bf16-mixed\n"
+        "tokenizer_dir: t\ntrain: {global_batch_size: 8, micro_batch_size: 4, max_tokens: 100}\n"
+    )
+    said = refused(text)
+    assert "config of litgpt pretrain" in said
+    assert "finetune_lora]" not in said

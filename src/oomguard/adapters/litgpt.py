@@ -38,6 +38,9 @@ _LORA_KEYS = frozenset(
     {"lora_r", "lora_alpha", "lora_dropout", "lora_query", "lora_key", "lora_value"}
     | {"lora_projection", "lora_mlp", "lora_head", "quantize"}
 )
+#: Settings that only `litgpt pretrain` has (pretrain.py), which names a model, not a checkpoint.
+_PRETRAIN_KEYS = frozenset({"model_name", "initial_checkpoint_dir", "tokenizer_dir"})
+_TUNINGS_BY_FILE = ("finetune_full", "finetune_lora", "finetune_adapter", "finetune_adapter_v2")
 _PRECISIONS = {
     "bf16-mixed": Precision.BF16_MIXED,
     "16-mixed": Precision.FP16_MIXED,
@@ -155,6 +158,19 @@ _REFUSALS = (
 )
 
 
+def _start_of(document: Mapping[str, object]) -> tuple[str, ...]:
+    """Return the command that a config's keys select, () if they fit several or none."""
+    if not _LORA_KEYS.isdisjoint(document):
+        return ("litgpt", "finetune_lora")
+    # Of the fine-tuning commands finetune_full alone can resume.
+    tunes_all = "resume" in document and _PRETRAIN_KEYS.isdisjoint(document)
+    return ("litgpt", "finetune_full") if tunes_all else ()
+
+
+def _names(commands: tuple[str, ...]) -> str:
+    return f"{', '.join(commands[:-1])} or {commands[-1]}"
+
+
 def _names_config(args: tuple[str, ...]) -> bool:
     return args[-1].startswith("--config=") or args[-2:-1] == ("--config",)
 
@@ -250,15 +266,26 @@ class LitGPT(ConfigAdapter):
     def command_for(
         self, source: Source, document: Mapping[str, object], command: tuple[str, ...]
     ) -> tuple[str, ...]:
-        """Return `litgpt COMMAND --config FILE`; LoRA's keys select finetune_lora."""
-        if not command and _LORA_KEYS.isdisjoint(document):
+        """Return `litgpt COMMAND --config FILE`; a key that one command alone has selects it.
+
+        Raises:
+            ConfigError: if the file is for `litgpt pretrain`, or fits several commands.
+        """
+        start = command or _start_of(document)
+        if start:
+            return with_config(start, "--config", source.path)
+        if not _PRETRAIN_KEYS.isdisjoint(document):
             raise ConfigError(
-                "the file does not say which LitGPT command it is for: finetune_lora, "
-                "finetune_full, finetune_adapter or finetune_adapter_v2",
+                "this is a config of litgpt pretrain, which oomguard does not support",
                 where=Where(file=source.path),
-                next_step="Add to it: oomguard: {command: [litgpt, finetune_lora]}",
+                next_step=f"It runs litgpt {_names(_TUNINGS_BY_FILE)}.",
             )
-        return with_config(command or ("litgpt", "finetune_lora"), "--config", source.path)
+        raise ConfigError(
+            f"the file does not say which LitGPT command it is for: {_names(_TUNINGS_BY_FILE)}",
+            where=Where(file=source.path),
+            next_step="It has none of LoRA's settings. If it trains all weights, add to it: "
+            "oomguard: {command: [litgpt, finetune_full]}",
+        )
 
     def referenced_files(self, request: JobRequest) -> tuple[str, ...]:
         """Return the model's config, which holds the longest sequence."""

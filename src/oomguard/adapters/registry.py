@@ -5,13 +5,14 @@ from __future__ import annotations
 import posixpath
 from collections.abc import Mapping, Sequence
 
-from oomguard.adapters import launchers
+from oomguard.adapters import launchers, other_frameworks
 from oomguard.adapters.axolotl import Axolotl
 from oomguard.adapters.contract import Adapter, Claim
 from oomguard.adapters.hf.hf_trainer import HFTrainer
 from oomguard.adapters.litgpt import LitGPT
 from oomguard.adapters.llamafactory import LlamaFactory
 from oomguard.adapters.ms_swift import MsSwift
+from oomguard.adapters.other_frameworks import OtherFramework
 from oomguard.adapters.peft_loftq import PeftLoftq
 from oomguard.adapters.qwen import Qwen
 from oomguard.adapters.torchtune import Torchtune
@@ -61,16 +62,23 @@ def detect(
         plain = {key: v for key, v in document.items() if not isinstance(v, dict | list)}
         flags = tuple(word for key, v in plain.items() for word in (f"--{key}", str(v)))
         return detect_command((*command, *flags))
+    where = Where(file=file) if file else None
+    other = other_frameworks.owner_of(document)
+    if other is not None:
+        raise _unsupported(other, where)
     claims = [(adapter.recognizes(document), adapter) for adapter in ADAPTERS]
-    return _strongest(claims, Where(file=file) if file else None)
+    return _strongest(claims, where)
 
 
 def detect_command(argv: tuple[str, ...]) -> Adapter:
     """Return the one adapter whose framework a command line starts.
 
     Raises:
-        FrameworkError: if none or several match.
+        FrameworkError: if none or several match, or the framework has no adapter.
     """
+    other = other_frameworks.started_by(argv)
+    if other is not None:
+        raise _unsupported(other, Where(key=" ".join(argv[:2])))
     launch = launchers.parse(argv)
     package = launch.program.split(".")[0] if launch and launch.is_module else ""
     owners = [adapter for adapter in ADAPTERS if package in adapter.python_packages]
@@ -84,6 +92,15 @@ def detect_command(argv: tuple[str, ...]) -> Adapter:
             next_step="See the README for the commands that are supported.",
         )
     return _strongest(claims, Where(key=" ".join(argv[:2])))
+
+
+def _unsupported(other: OtherFramework, where: Where | None) -> FrameworkError:
+    titles = ", ".join(adapter.title for adapter in ADAPTERS)
+    return FrameworkError(
+        f"this is a job of {other.title}, which oomguard does not support",
+        where=where,
+        next_step=f"Supported are {titles}. Use --framework if it is one of these after all.",
+    )
 
 
 def _strongest(claims: Sequence[tuple[Claim, Adapter]], where: Where | None) -> Adapter:
