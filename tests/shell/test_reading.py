@@ -322,3 +322,87 @@ def test_a_litgpt_config_for_pretraining_is_refused_as_that(refused):
     said = refused(text)
     assert "config of litgpt pretrain" in said
     assert "finetune_lora]" not in said
+
+
+CHAT = """
+model_name_or_path: Qwen/Qwen2.5-1.5B
+max_length: 512
+bf16: true
+per_device_train_batch_size: 4
+output_dir: out
+"""
+
+
+def test_a_script_reads_the_file_that_its_config_flag_names(plan, tmp_path):
+    # trl/scripts/utils.py, TrlParser: the file's keys are the script's arguments.
+    (tmp_path / "sft.yaml").write_text(CHAT)
+    document = plan("accelerate launch --num_processes 1 scripts/sft.py --config sft.yaml")
+    asked = document["asked"]["plan"]
+    assert document["model"] == "Qwen/Qwen2.5-1.5B"
+    assert (asked["micro_batch"], asked["sequence_length"], asked["tuning"]) == (4, 512, "full")
+
+
+def test_a_config_flag_of_another_kind_is_not_read_as_the_trainers(refused, capsys, tmp_path):
+    (tmp_path / "own.yaml").write_text("model: Qwen/Qwen2.5-0.5B\nbatch: 3\n")
+    command = ["plan", "--gpu", "a100-80", "--", "python", "train.py", "--config", "own.yaml"]
+    assert main(command) == 2
+    assert "names no model" in capsys.readouterr().err
+
+
+def test_a_config_with_a_dataset_mixture_is_a_scripts(refused):
+    said = refused(CHAT + "dataset_mixture: {datasets: [{id: mine}]}\n")
+    assert "does not say which script it is for" in said
+    assert "LLaMA-Factory" not in said
+
+
+def test_a_script_without_a_length_takes_no_more_tokens_than_the_model(plan):
+    # GPT-2 has 1024 learned positions.
+    document = plan("python run_clm.py --model_name_or_path openai-community/gpt2 --output_dir o")
+    assert "the sequence length is not known: 1024 tokens are assumed" in document["notes"]
+
+
+@pytest.mark.parametrize(
+    ("flags", "quantization", "tuning"),
+    [
+        ("--use_peft_lora True --use_4bit_quantization True --use_nested_quant True",
+         "nf4-double", "lora"),
+        ("--use_peft_lora True --use_8bit_quantization True", "int8", "lora"),
+        ("--use_peft_lora False --lora_r 8", None, "full"),
+    ],
+)  # fmt: skip
+def test_pefts_own_training_script_names_quantization_its_own_way(
+    plan, flags, quantization, tuning
+):
+    # peft, examples/sft/train.py, ModelArguments
+    asked = plan(SCRIPT.format("train.py") + " " + flags)["asked"]["plan"]
+    assert (asked["quantization"], asked["tuning"]) == (quantization, tuning)
+
+
+@pytest.mark.parametrize(
+    ("script", "method"),
+    [
+        ("gold.py", "distillation"),
+        ("gspo.py", "grpo"),
+        ("mpo_vlm.py", "dpo"),
+        ("prm.py", "reward"),
+        ("nash_md.py", None),
+        ("online_dpo.py", None),
+    ],
+)
+def test_the_method_of_trls_example_scripts_is_in_their_names(plan, script, method):
+    assert plan(SCRIPT.format(f"examples/scripts/{script}"))["method"] == method
+
+
+def test_ms_swift_loads_16_bits_where_no_dtype_is_stated(plan):
+    # swift/model/utils.py, get_default_torch_dtype: the checkpoint's dtype, else bf16
+    stated = plan(SWIFT)["asked"]["estimate"]["terms"]["weights"]
+    assert (
+        plan(SWIFT.replace(" --torch_dtype bfloat16", ""))["asked"]["estimate"]["terms"]["weights"]
+        == stated
+    )
+
+
+@pytest.mark.parametrize("program", ["swift/cli/sft.py", "/src/ms-swift/swift/cli/pt.py"])
+def test_ms_swift_is_recognised_by_the_file_of_its_command(plan, program):
+    document = plan(SWIFT.replace("swift sft", f"torchrun --nproc_per_node=1 {program}"))
+    assert document["framework"] == "ms_swift"

@@ -52,8 +52,10 @@ _BATCH = 16  # samples of a step that ms-swift accumulates to where no number is
 _MICRO = number("per_device_train_batch_size", 1)
 _STEPS = fields.maybe_number("gradient_accumulation_steps")
 _MODEL = fields.maybe_text("model")
-_DTYPE = fields.maybe_text("torch_dtype")
-_PRECISIONS: dict[str | None, Precision] = {"bfloat16": Precision.BF16_TRUE}
+# Without one, weights keep the checkpoint's dtype, 16 bits in what people fine-tune, or become bf16
+# (swift/model/utils.py, get_default_torch_dtype).
+_DTYPE = fields.text("torch_dtype", "bfloat16")
+_PRECISIONS = {"bfloat16": Precision.BF16_TRUE}
 _BITS, _METHOD = fields.maybe_number("quant_bits"), fields.maybe_text("quant_method")
 _KIND = fields.text("bnb_4bit_quant_type", "nf4")
 _DOUBLE = flag("bnb_4bit_use_double_quant", default=True)
@@ -197,7 +199,12 @@ def _launch(argv: tuple[str, ...]) -> LauncherCommand | None:
             args=argv[2:],
         )
     launch = launchers.parse(argv)
-    return launch if launch and launch.is_module and launch.program in _MODULES else None
+    if launch is None:
+        return None
+    # The module, or its file in a checkout: swift/cli/sft.py.
+    path = launch.program if launch.is_module else launch.program.removesuffix(".py")
+    name = ".".join(path.replace("/", ".").split(".")[-3:])
+    return launch if name in _MODULES else None
 
 
 def _is_cli(launch: LauncherCommand) -> bool:

@@ -66,8 +66,16 @@ class EstimateInput:
             plan=self.plan,
             recipe=self.recipe,
             formats=formats(self.plan, self.recipe),
-            length=self.plan.sequence_length or LONGEST,
+            length=self.plan.sequence_length or untruncated(self.model),
         )
+
+
+def untruncated(model: Architecture) -> int:
+    """Return the assumed tokens of a sample where no limit is known.
+
+    A model with learned positions takes no more than it has.
+    """
+    return min(LONGEST, model.positions or LONGEST)
 
 
 def analytic(problem: EstimateInput) -> dict[Term, int]:

@@ -169,7 +169,8 @@ def _assumed(question: PredictionRequest) -> list[str]:
     if question.recipe.packing or question.recipe.padded:
         return []
     if limit is None:
-        return [f"the sequence length is not known: {analytic.LONGEST} tokens are assumed"]
+        tokens = analytic.untruncated(question.model.architecture)
+        return [f"the sequence length is not known: {tokens} tokens are assumed"]
     return [f"every batch is assumed to be as long as the limit of {limit} tokens"]
 
 

@@ -10,7 +10,7 @@ from types import MappingProxyType
 
 import msgspec
 
-from oomguard.estimate.analytic import LONGEST
+from oomguard.estimate.analytic import untruncated
 from oomguard.estimate.combine import is_sharded
 from oomguard.estimate.formats import formats
 from oomguard.job.memory_settings import ALL_LINEAR, Attention, Family, Format, Lora, MemorySettings
@@ -54,7 +54,7 @@ def variant(
     if quantized and recipe.code.quantized_pages_optimizer:
         step = replace(step, optimizer="paged_adamw")
     if step.sequence_length is None:
-        step = replace(step, sequence_length=LONGEST)
+        step = replace(step, sequence_length=untruncated(question.model.architecture))
     fields = msgspec.to_builtins(step, order="deterministic")
     half = "fp16" if recipe.base is Format.FP16 else "bf16"
     return {
@@ -107,7 +107,8 @@ def _media(question: PredictionRequest, step: Plan) -> dict[str, object]:
 
     Either way they leave room for the text: a sample has no more image tokens than tokens.
     """
-    tower, tokens = question.model.architecture.tower, step.sequence_length or LONGEST
+    tower = question.model.architecture.tower
+    tokens = step.sequence_length or untruncated(question.model.architecture)
     if tower is None or not (question.recipe.images or question.images):
         return {}
     if tower.kind == "audio":

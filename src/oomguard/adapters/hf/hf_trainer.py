@@ -20,9 +20,10 @@ from oomguard.adapters.hf.trainer_adapter import (
     ZERO3_WITH_BATCH_SEARCH,
     TrainerAdapter,
 )
-from oomguard.adapters.invocation import Invocation, script
+from oomguard.adapters.invocation import CONFIG, CONFIG_SUFFIXES, Invocation, file_option, script
 from oomguard.configfile import values
 from oomguard.configfile.document import Source
+from oomguard.configfile.flags import Flags
 from oomguard.configfile.layered import Settings
 from oomguard.errors import ConfigError, Where
 from oomguard.job.plan import DeviceMap, Overlong, Quantization, Sharding, Tuning
@@ -34,12 +35,14 @@ _LENGTHS = (
     "max_source_length",
 )
 _WORKERS = ("preprocessing_num_workers", "dataset_num_proc")
-_LOAD_4BIT, _LOAD_8BIT = flag("load_in_4bit"), flag("load_in_8bit")
-_NESTED = flag("use_bnb_nested_quant")
+#: Each setting as TRL's scripts name it, then as PEFT's examples/sft/train.py does.
+_LOADS_4BIT = (flag("load_in_4bit"), flag("use_4bit_quantization"))
+_LOADS_8BIT = (flag("load_in_8bit"), flag("use_8bit_quantization"))
+_NESTEDS = (flag("use_bnb_nested_quant"), flag("use_nested_quant"))
 _KIND = fields.text("bnb_4bit_quant_type", "nf4")
 _DEVICE_MAP: Key[object] = Key(name="device_map", decode=values.anything, default=None)
 _OWN_DEVICE = "cuda"  # transformers takes it for the device of LOCAL_RANK
-_USES_LORA = ("use_peft", "use_lora")
+_USES_LORA = ("use_peft", "use_lora", "use_peft_lora")
 _RANKS = ("lora_r", "lora_rank")
 
 
@@ -54,24 +57,33 @@ def _tuning(settings: Settings) -> Tuning | None:
     return None if _quantization(settings) in hf.ON_THE_FLY else Tuning.FULL
 
 
+def _quantization_keys(settings: Settings) -> tuple[Key[bool], Key[bool], Key[bool]]:
+    """Return the settings for 4 bits, 8 bits and nested quantization, as this script names them."""
+    names = zip(_LOADS_4BIT, _LOADS_8BIT, _NESTEDS, strict=True)
+    stated = (keys for keys in names if any(settings.has(key.name) for key in keys))
+    return next(stated, (_LOADS_4BIT[0], _LOADS_8BIT[0], _NESTEDS[0]))
+
+
 def _quantization(settings: Settings) -> Quantization | None:
+    load_4bit, load_8bit, nested = _quantization_keys(settings)
     # Only a script that states --load_in_4bit is known to have it.
-    if not settings.has(_LOAD_4BIT.name):
-        return None
-    if _LOAD_8BIT.of(settings):
+    if not settings.has(load_4bit.name):
+        return Quantization.INT8 if load_8bit.of(settings) else None
+    if load_8bit.of(settings):
         return Quantization.INT8
     # A script without --use_bnb_nested_quant has one 4-bit format, whichever it is.
-    nested = _NESTED.of(settings) or not settings.has(_NESTED.name)
-    four = hf.four_bit(_KIND.of(settings), nested)
-    return four if _LOAD_4BIT.of(settings) else Quantization.NONE
+    is_nested = nested.of(settings) or not settings.has(nested.name)
+    four = hf.four_bit(_KIND.of(settings), is_nested)
+    return four if load_4bit.of(settings) else Quantization.NONE
 
 
 def _quantization_edits(settings: Settings, value: object) -> Edits | None:
     kind, nested = hf.spell_four_bit(value) or (None, False)
+    load_4bit, load_8bit, nests = _quantization_keys(settings)
     wanted = {
-        _LOAD_4BIT: kind is not None,
-        _LOAD_8BIT: value is Quantization.INT8,
-        **({_NESTED: nested, _KIND: kind} if kind else {}),
+        load_4bit: kind is not None,
+        load_8bit: value is Quantization.INT8,
+        **({nests: nested, _KIND: kind} if kind else {}),
     }
     edits = {key: setting for key, setting in wanted.items() if settings.has(key.name)}
     after = settings
@@ -139,14 +151,27 @@ REFUSALS = (
 _METHODS = {
     **{kind.value: kind for kind in TrainingMethod if not kind.is_modelled},
     "gkd": TrainingMethod.DISTILLATION,
+    "gold": TrainingMethod.DISTILLATION,
+    "gspo": TrainingMethod.GRPO,
+    "mpo": TrainingMethod.DPO,
+    "prm": TrainingMethod.REWARD,
     "distill": TrainingMethod.DISTILLATION,
     "glue": TrainingMethod.CLASSIFICATION,
     "run_clm": TrainingMethod.PRETRAIN,
 }
 
 
-def method_of_script(program: str, settings: Settings) -> TrainingMethod:
-    """Return the method that a script's flags or name show, supervised fine-tuning otherwise."""
+#: Names of TRL's example scripts whose methods are none that is known here.
+_OTHER_METHODS = ("online_dpo", "nash_md", "xpo", "bco", "sdft", "sdpo", "ssd.py", "tpo")
+
+
+def method_of_script(program: str, settings: Settings) -> TrainingMethod | None:
+    """Return the method that a script's flags or name show, supervised fine-tuning otherwise.
+
+    None if the name shows that it is another one.
+    """
+    if any(word in program.lower() for word in _OTHER_METHODS):
+        return None
     stated = next(
         (kind for kind, keys in METHOD_SETTINGS.items() if any(map(settings.has, keys))), None
     )
@@ -160,7 +185,8 @@ class HFTrainer(TrainerAdapter):
 
     name = "hf_trainer"
     title = "Hugging Face Trainer script"
-    marks = Marks(shared=hf.ARGUMENTS)
+    # dataset_mixture is no setting of trl sft, whose name for it is `datasets`: scripts have it.
+    marks = Marks(own=frozenset({"dataset_mixture"}), shared=hf.ARGUMENTS)
     bindings = BINDINGS
     refusals: tuple[Refusal, ...] = REFUSALS
 
@@ -171,8 +197,16 @@ class HFTrainer(TrainerAdapter):
         return method_of_script(program, invocation.settings)
 
     def split(self, argv: tuple[str, ...], source: Source | None) -> Invocation | None:
-        """Parse a command line: flags, a `.json` alone, or a file whose keys become flags."""
-        return script(argv, source)
+        """Parse a command line: flags, a `.json` alone, `--config`, or a file turned into flags.
+
+        `--config` is TrlParser's; what it names is read only if it states the Trainer's arguments.
+        """
+        launch = launchers.parse(argv)
+        name = Flags(args=launch.args).get(CONFIG) if launch else None
+        if launch is None or not isinstance(name, str) or not name.endswith(CONFIG_SUFFIXES):
+            return script(argv, source)
+        is_its = source is not None and self.marks.claim(source.document.values) is not Claim.NO
+        return file_option(launch.head, launch.args, source if is_its else None, launch=launch)
 
     def recognizes_command(self, argv: tuple[str, ...]) -> Claim:
         """Claim any Python script or module as SHARED: it is the Trainer's if nobody else's."""
@@ -193,6 +227,7 @@ class HFTrainer(TrainerAdapter):
             raise ConfigError(
                 "the file does not say which script it is for",
                 where=Where(file=source.path),
-                next_step="Add to it: oomguard: {command: [python, train.py]}",
+                next_step="Pass the whole command after --, or add to the file: "
+                "oomguard: {command: [python, train.py]}",
             )
         return (*command, source.path) if source.path.endswith(".json") else command
