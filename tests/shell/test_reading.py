@@ -406,3 +406,33 @@ def test_ms_swift_loads_16_bits_where_no_dtype_is_stated(plan):
 def test_ms_swift_is_recognised_by_the_file_of_its_command(plan, program):
     document = plan(SWIFT.replace("swift sft", f"torchrun --nproc_per_node=1 {program}"))
     assert document["framework"] == "ms_swift"
+
+
+def test_a_config_that_the_framework_rejects_has_that_as_its_verdict(plan, capsys):
+    # LLaMA-Factory 0.9.5, hparams/parser.py: new tokens on a 4-bit base.
+    job = LF + "quantization_bit: 4\nresize_vocab: true\nadd_special_tokens: <|q|>,<|a|>\n"
+    document = plan(job)
+    rejected = document["rejected"]
+    assert rejected["message"] == "Cannot resize embedding layers of a quantized model."
+    assert document["asked"]["fits"] == "unsure"
+    changes = {one["change"]: one["estimate"] for one in rejected["alternatives"]}
+    assert list(changes) == ["without quantization", "without resize_vocab and add_special_tokens"]
+    # The same plans as of configs that are written so from the start.
+    for estimate, config in zip(changes.values(), (
+        LF + "resize_vocab: true\nadd_special_tokens: <|q|>,<|a|>\n",
+        LF + "quantization_bit: 4\n",
+    ), strict=True):  # fmt: skip
+        assert estimate["expected_bytes"] == plan(config)["asked"]["estimate"]["expected_bytes"]
+    assert plan(LF)["rejected"] is None
+    assert main(["plan", "--gpu", "a100-80", "train.yaml"]) == 0
+    assert "rejects" not in capsys.readouterr().out
+
+
+def test_the_verdict_on_a_rejected_config_names_the_ways_around_it(capsys, tmp_path):
+    (tmp_path / "train.yaml").write_text(LF + "quantization_bit: 4\nresize_vocab: true\n")
+    assert main(["plan", "--gpu", "a100-80", "train.yaml"]) == 0
+    shown = capsys.readouterr().out
+    assert "LLaMA-Factory rejects the requested config: Cannot resize" in shown
+    assert "without quantization it fits" in shown
+    assert "without resize_vocab it fits" in shown
+    assert "The requested config" not in shown

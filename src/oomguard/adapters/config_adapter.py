@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
-from oomguard.adapters.contract import Adapter, Claim, JobRequest
+from oomguard.adapters.contract import Adapter, Alternative, Claim, JobRequest
 from oomguard.adapters.effects import Effect
 from oomguard.adapters.fields import Bindings, Key, maybe_text
 from oomguard.adapters.invocation import Invocation, with_config
@@ -22,7 +22,7 @@ from oomguard.configfile.layered import Settings
 from oomguard.errors import ConfigError, Where, did_you_mean
 from oomguard.job.checkpoint import Continuation
 from oomguard.job.command import Command, File
-from oomguard.job.plan import Allocator, Plan
+from oomguard.job.plan import Allocator, Plan, Quantization
 from oomguard.job.training_job import Device, Job, World
 from oomguard.job.unmodelled import Direction, Unmodelled
 
@@ -34,10 +34,14 @@ _LAUNCH_NAMES = ("CUDA_VISIBLE_DEVICES", *ALLOCATOR_NAMES)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Refusal:
-    """A combination that a framework refuses: its own message, and the condition."""
+    """A combination that a framework refuses: its own message, and the condition.
+
+    `key` is a setting of the combination that no field of a plan holds.
+    """
 
     message: str
     when: Callable[[Settings, Job, Plan], bool]
+    key: str | None = None
 
 
 class ConfigAdapter(Adapter):
@@ -229,6 +233,36 @@ class ConfigAdapter(Adapter):
                 settings, job, plan, elsewhere=self.unbound(job, plan)
             )
         )
+
+    def alternatives(self, job: Job) -> tuple[Alternative, ...]:
+        """Return the job without quantization and without the settings that collide with it."""
+        found = []
+        plain = replace(job, asked=replace(job.asked, quantization=Quantization.NONE))
+        if job.asked.quantization is not plain.asked.quantization and self._accepts(plain):
+            found.append(Alternative(change="without quantization", job=plain))
+        settings = self.of_job(job).settings
+        keys = [r.key for r in self.refusals if r.key and r.when(settings, job, job.asked)]
+        source = job.config
+        for key in keys:
+            if source is not None and source.document.has(key):
+                source = replace(source, text=source.document.without(key))
+        smaller = self.read(
+            JobRequest(
+                argv=job.argv,
+                cwd=job.cwd,
+                source=source,
+                env=job.env,
+                gpus=job.world.size,
+                python=job.python,
+                files=job.files,
+            )
+        )
+        if keys and self._accepts(smaller):
+            found.append(Alternative(change=f"without {' and '.join(keys)}", job=smaller))
+        return tuple(found)
+
+    def _accepts(self, job: Job) -> bool:
+        return self.refusal(job, job.asked) is None
 
     def refuses_sharding(self, invocation: Invocation, job: Job, plan: Plan) -> str | None:
         """Return why the plan's sharding or offload cannot be written, None if it can."""

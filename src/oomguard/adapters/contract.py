@@ -40,6 +40,14 @@ class JobRequest:
         object.__setattr__(self, "files", Files.of(self.files))
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Alternative:
+    """A change after which a framework accepts a config that it rejects, and the changed job."""
+
+    change: str
+    job: Job
+
+
 class Claim(IntEnum):
     """How sure a framework is that a config or a command is its own; the highest claim wins."""
 
@@ -190,6 +198,10 @@ class Adapter(ABC):
     def refusal(self, job: Job, plan: Plan) -> str | None:
         """Return the framework's own message if it would refuse this plan, else None."""
         return None
+
+    def alternatives(self, job: Job) -> tuple[Alternative, ...]:
+        """Return the changes after which the framework accepts a job that it rejects."""
+        return ()
 
     def required_packages(self, job: Job, plan: Plan) -> frozenset[str]:
         """Return the packages that this plan needs and the requested one does not."""

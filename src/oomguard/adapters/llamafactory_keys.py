@@ -228,7 +228,9 @@ def _with_zero3(key: str, message: str) -> Refusal:
 
 
 def _with_quantization(key: str, message: str) -> Refusal:
-    return Refusal(message=message, when=lambda s, _, plan: _quantized(plan) and bool(s.get(key)))
+    return Refusal(
+        message=message, when=lambda s, _, plan: _quantized(plan) and bool(s.get(key)), key=key
+    )
 
 
 def _galore(settings: Settings) -> bool:

@@ -12,7 +12,7 @@ from oomguard.cli.console import COSTS, show_change, show_plan
 from oomguard.cli.option_types import SIZE
 from oomguard.cli.options import COMMAND, PLAN, WithCommand, as_json, flags, train_file, verbose
 from oomguard.cli.output import print_json
-from oomguard.cli.plan_job import PlannedJob, plan_job
+from oomguard.cli.plan_job import PlannedJob, Rejection, plan_job
 from oomguard.cli.prepare import prepare
 from oomguard.errors import UsageError, Where
 from oomguard.estimate.cards import Card, card_named
@@ -109,6 +109,7 @@ def _document(planned: PlannedJob, *, explain: bool) -> dict[str, object]:
         "model_source": planned.model.source,
         "method": planned.method,
         "unmodelled": planned.unmodelled,
+        "rejected": planned.rejected,
         "trained": planned.trained(asked),
         "capacity_bytes": planned.capacity.device_bytes,
         "asked": found.asked,
@@ -147,7 +148,10 @@ def print_plan(planned: PlannedJob, *, explain: bool = False, verbose: bool = Fa
     )
     click.echo(f"trained: {planned.trained(found.asked.plan)}")
     click.echo()
-    _verdict(found, capacity)
+    if planned.rejected is None:
+        _verdict(found, capacity)
+    else:
+        _rejected(planned.rejected, planned.prepared.adapter.title)
     for missing in planned.unmodelled:
         click.secho(f"The estimate leaves out {missing.sentence}.", fg="yellow")
     click.echo()
@@ -204,6 +208,13 @@ def _verdict(found: Forecast, capacity: Capacity) -> None:
     click.secho(f"The first that fits is {rung.strategy}:", bold=True)
     click.echo(f"    {changes} [{cost}]")
     click.echo(f"    {_peak(rung.estimate)}")
+
+
+def _rejected(rejected: Rejection, title: str) -> None:
+    """Print the framework's message about the requested config, and each way around it."""
+    click.secho(f"{title} rejects the requested config: {rejected.message}", fg="red", bold=True)
+    for one in rejected.alternatives:
+        click.echo(f"  {one.change} it {_FITS[one.fits]}: {_peak(one.estimate)}")
 
 
 def _peak(estimate: MemoryEstimate) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -11,16 +12,41 @@ from oomguard.catalogue.litgpt_configs import named
 from oomguard.catalogue.lookup import Model, find_model
 from oomguard.cli.prepare import Prepared
 from oomguard.estimate.correct import UNCORRECTED, Ratios
+from oomguard.estimate.memory import Fits, MemoryEstimate
 from oomguard.estimate.term_descriptions import TrainedPart, explain_terms, trained_part
 from oomguard.job.plan import Plan
 from oomguard.job.unmodelled import TrainingMethod, Unmodelled
-from oomguard.predict.forecast import Capacity, Forecast, PlannedPeak, RungOutlook, forecast
+from oomguard.predict.forecast import (
+    Capacity,
+    Forecast,
+    PlannedPeak,
+    RungOutlook,
+    forecast,
+    widened,
+)
 from oomguard.predict.history import FitIndex, HistoryKey
 from oomguard.predict.left_out import left_out
 from oomguard.predict.prediction_request import PredictionRequest
 from oomguard.predict.predictor import BUDGET_S, Predictor
 from oomguard.predict.trace_client import tracer_of
 from oomguard.predict.trace_request import traced_family
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AlternativePeak:
+    """A change after which the framework accepts the requested config, and what that needs."""
+
+    change: str
+    estimate: MemoryEstimate
+    fits: Fits
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rejection:
+    """The framework's own message about the requested config, and the ways around it."""
+
+    message: str
+    alternatives: tuple[AlternativePeak, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,6 +62,7 @@ class PlannedJob:
     forecast: Forecast
     method: TrainingMethod | None
     unmodelled: tuple[Unmodelled, ...]
+    rejected: Rejection | None
     capacity: Capacity
     history_key: HistoryKey | None
     ratios: Ratios
@@ -49,9 +76,12 @@ class PlannedJob:
     @property
     def notes(self) -> tuple[str, ...]:
         """Return what qualifies the figures: refusals, assumptions and corrections."""
-        job, ratios = self.prepared.job, self.ratios
-        refusal = self.prepared.adapter.refusal(job, job.asked)
-        refused = (f"{job.framework} rejects the requested config: {refusal}",) if refusal else ()
+        job, ratios, rejected = self.prepared.job, self.ratios, self.rejected
+        refused = (
+            (f"{job.framework} rejects the requested config: {rejected.message}",)
+            if rejected
+            else ()
+        )
         unknown = self.prepared.adapter.unknown(job)
         title = self.prepared.adapter.title
         ignored = (f"{title} has no setting {', '.join(unknown)}",) if unknown else ()
@@ -107,21 +137,51 @@ def plan_job(
     request = PredictionRequest(
         job=job, recipe=settings, model=model, plans=(), capacity_bytes=capacity.device_bytes
     )
+    predictor = Predictor(tracer=tracer, budget_s=budget_s, ratios=ratios)
+    found = forecast(
+        job,
+        prepared.ladder,
+        capacity,
+        lambda plans: replace(request, plans=plans),
+        predictor,
+        unmodelled=unmodelled,
+    )
+    rejected = _rejection(prepared, capacity, request, predictor, unmodelled)
+    if rejected and found.asked.fits is Fits.YES:
+        found = replace(found, asked=replace(found.asked, fits=Fits.UNSURE))
     return PlannedJob(
         prepared=prepared,
         request=request,
-        forecast=forecast(
-            job,
-            prepared.ladder,
-            capacity,
-            lambda plans: replace(request, plans=plans),
-            Predictor(tracer=tracer, budget_s=budget_s, ratios=ratios),
-            unmodelled=unmodelled,
-        ),
+        forecast=found,
         method=method,
         unmodelled=unmodelled,
+        rejected=rejected,
         capacity=capacity,
         history_key=key,
         ratios=ratios,
         seconds=round(time.monotonic() - start, 3),
     )
+
+
+def _rejection(
+    prepared: Prepared,
+    capacity: Capacity,
+    request: PredictionRequest,
+    predictor: Predictor,
+    unmodelled: Sequence[Unmodelled],
+) -> Rejection | None:
+    """Return what the framework says against the requested config, None if it accepts it."""
+    adapter, job = prepared.adapter, prepared.job
+    message = adapter.refusal(job, job.asked)
+    if message is None:
+        return None
+    peaks = []
+    for one in adapter.alternatives(job):
+        changed = replace(
+            request, job=one.job, recipe=adapter.memory_settings(one.job), plans=(one.job.asked,)
+        )
+        estimate = widened(predictor(changed).estimates[0], unmodelled)
+        found = capacity.fits(estimate)
+        fits = Fits.UNSURE if unmodelled and found is Fits.YES else found
+        peaks.append(AlternativePeak(change=one.change, estimate=estimate, fits=fits))
+    return Rejection(message=message, alternatives=tuple(peaks))
