@@ -8,6 +8,7 @@ import pytest
 import yaml
 
 from oomguard.adapters.trl import Trl
+from oomguard.configfile.document import Source
 from oomguard.job.plan import (
     Allocator,
     LossKernel,
@@ -20,6 +21,7 @@ from oomguard.job.plan import (
     Tuning,
 )
 from oomguard.job.training_job import Job, World
+from oomguard.job.unmodelled import TrainingMethod
 
 CLI = "trl sft --config train.yaml"
 TEXT = """\
@@ -191,3 +193,59 @@ def test_a_refused_plan_is_refused_with_the_reason(
     job = read(text=f"{TEXT}{line}\n")
     assert Trl().refusal(job, job.asked) is None
     assert message in (Trl().refusal(job, replace(job.asked, **change)) or "")
+
+
+@pytest.mark.parametrize(
+    "argv",
+    [
+        "trl dpo --config train.yaml",
+        "torchrun --nproc-per-node 1 -m trl.scripts.dpo --config train.yaml",
+        "python trl/scripts/dpo.py --config train.yaml",
+    ],
+)
+def test_dpo_keeps_its_command_and_its_global_batch(
+    bench: Callable[..., Any], folder: str, argv: str
+) -> None:
+    # A micro batch counts pairs (trl 1.16, trainer/dpo_trainer.py), so that halving it splits none.
+    table = bench(Trl())
+    job = table.job(argv, TEXT + "loss_type: [sigmoid, sft]\n")
+    assert table.adapter.training_method(job) is TrainingMethod.DPO
+    plan = replace(job.asked, micro_batch=4, accumulation=2)
+    command = table.adapter.write(job, plan, folder)
+    assert command.argv[:-1] == job.argv[:-1]
+    written = yaml.safe_load(command.files[0].text)
+    assert written["per_device_train_batch_size"] * written["gradient_accumulation_steps"] == 8
+    assert table.reread(job, command).asked == plan
+
+
+def test_a_reward_model_has_no_logits_to_fuse(read: Callable[..., Job]) -> None:
+    job = read("trl reward --config train.yaml")
+    assert Trl().training_method(job) is TrainingMethod.REWARD
+    assert job.asked.loss_kernel is None
+
+
+def test_a_synced_reference_model_excludes_an_adapter(read: Callable[..., Job]) -> None:
+    job = read("trl dpo --config train.yaml", TEXT + "sync_ref_model: true\n")
+    assert Trl().refusal(job, job.asked) is None
+    switched = Trl().normalize(job, replace(job.asked, tuning=Tuning.LORA))
+    assert "sync_ref_model" in (Trl().refusal(job, switched) or "")
+
+
+@pytest.mark.parametrize(
+    ("line", "command"),
+    [
+        ("f_divergence_type: reverse_kl\nbeta: 0.1", "dpo"),
+        ("center_rewards_coefficient: 0.1", "reward"),
+        ("packing: true", "sft"),
+    ],
+)
+def test_a_config_starts_the_only_command_that_has_its_settings(line: str, command: str) -> None:
+    source = Source(path="train.yaml", text=f"{TEXT}{line}\n")
+    argv = Trl().command_for(source, source.document.values, ())
+    assert argv == ("trl", command, "--config", "train.yaml")
+
+
+def test_a_setting_of_one_command_is_unknown_to_the_others(read: Callable[..., Job]) -> None:
+    text = TEXT + "sync_ref_model: true\npacking: true\n"
+    assert Trl().unknown(read("trl dpo --config train.yaml", text)) == ("packing",)
+    assert Trl().unknown(read(CLI, text)) == ("sync_ref_model",)

@@ -24,6 +24,16 @@ from trl import ModelConfig, ScriptArguments, SFTConfig
 from trl.scripts.utils import DatasetMixtureConfig
 classes = (ModelConfig, ScriptArguments, SFTConfig, DatasetMixtureConfig)
 """,
+    "trl dpo": """
+from trl import DPOConfig, ModelConfig, ScriptArguments
+from trl.scripts.utils import DatasetMixtureConfig
+classes = (ModelConfig, ScriptArguments, DPOConfig, DatasetMixtureConfig)
+""",
+    "trl reward": """
+from trl import ModelConfig, RewardConfig, ScriptArguments
+from trl.scripts.utils import DatasetMixtureConfig
+classes = (ModelConfig, ScriptArguments, RewardConfig, DatasetMixtureConfig)
+""",
     "hf": """
 from transformers import Seq2SeqTrainingArguments
 classes = (Seq2SeqTrainingArguments,)
@@ -49,7 +59,7 @@ from __future__ import annotations
 
 def imported(name: str) -> set[str]:
     done = subprocess.run(
-        [environment(name), "-W", "ignore", "-c", IMPORTED[name] + NAMES],
+        [environment(name.split(maxsplit=1)[0]), "-W", "ignore", "-c", IMPORTED[name] + NAMES],
         check=True, capture_output=True, text=True,
     )  # fmt: skip
     return set(json.loads(done.stdout.splitlines()[-1]))
@@ -72,6 +82,8 @@ def known() -> dict[str, set[str]]:
     return {
         "LLAMAFACTORY": imported("llamafactory"),
         "TRL": imported("trl"),
+        "TRL_DPO": imported("trl dpo"),
+        "TRL_REWARD": imported("trl reward"),
         "AXOLOTL": read("axolotl"),
         "MS_SWIFT": read("swift") | trainer,
     }

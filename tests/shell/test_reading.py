@@ -52,6 +52,7 @@ bf16: true
 output_dir: out
 """
 SWIFT = "swift sft --model Qwen/Qwen2.5-0.5B --tuner_type lora --torch_dtype bfloat16 --dataset d"
+TRL_COMMAND = "{} --model_name_or_path Qwen/Qwen2.5-0.5B --dataset_name d --output_dir o"
 SCRIPT = "python {} --model_name_or_path Qwen/Qwen2.5-0.5B --bf16 --max_length 512 --output_dir o"
 
 
@@ -106,6 +107,11 @@ def refused(capsys, tmp_path):
         (SWIFT + " --task_type embedding", "embedding"),
         (SCRIPT.format("train.py"), "sft"),
         (SCRIPT.format("trl/scripts/dpo.py"), "dpo"),
+        (TRL_COMMAND.format("trl dpo"), "dpo"),
+        (TRL_COMMAND.format("trl reward"), "reward"),
+        (TRL_COMMAND.format("torchrun --nproc-per-node 1 -m trl.scripts.dpo"), "dpo"),
+        (TRL + "f_divergence_type: reverse_kl\n", "dpo"),
+        (TRL + "center_rewards_coefficient: 0.1\n", "reward"),
         (SCRIPT.format("my_grpo.py"), "grpo"),
         (SCRIPT.format("train.py") + " --reward_funcs accuracy", "grpo"),
     ],
@@ -213,8 +219,7 @@ def test_what_does_not_train_is_refused(refused, text, reason):
         ("reward_funcs: [accuracy]\n", "grpo"),
         ("num_generations: 8\n", "grpo"),
         ("beta: 0.1\n", "dpo"),
-        ("desirable_weight: 1.0\n", "kto"),
-        ("center_rewards_coefficient: 0.1\n", "reward"),
+        ("desirable_weight: 1.0\nbeta: 0.1\n", "kto"),
     ],
 )
 @pytest.mark.parametrize("command", ["plan", "launch"])
@@ -251,7 +256,7 @@ def test_a_setting_that_resembles_none_is_only_noted(plan):
 @pytest.mark.parametrize(
     "command",
     [
-        "trl dpo --dataset_name d", "trl grpo --config x.yaml", "swift rlhf --rlhf_type dpo",
+        "trl kto --dataset_name d", "trl grpo --config x.yaml", "swift rlhf --rlhf_type dpo",
         "swift infer --model m", "llamafactory-cli export x.yaml", "axolotl inference x.yaml",
         "litgpt chat m", "tune ls",
     ],

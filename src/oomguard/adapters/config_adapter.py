@@ -201,7 +201,8 @@ class ConfigAdapter(Adapter):
         """Return the settings in `effects` that the job states, and those it seems to misspell."""
         settings = self.of_job(job).settings
         found = (effect.of(settings) for effect in self.effects)
-        guesses = {key: did_you_mean(key, self.known) for key in self.unknown(job)}
+        known = self.known_to(job)
+        guesses = {key: did_you_mean(key, known) for key in self.unknown(job)}
         misspelled = (
             Unmodelled(
                 key=key,
@@ -216,10 +217,14 @@ class ConfigAdapter(Adapter):
 
     def unknown(self, job: Job) -> tuple[str, ...]:
         """Return the keys of the config that the framework does not have."""
-        file = self.of_job(job).settings.file
-        if file is None or not self.known:
+        file, known = self.of_job(job).settings.file, self.known_to(job)
+        if file is None or not known:
             return ()
-        return tuple(str(key) for key in file.values if str(key) not in self.known)
+        return tuple(str(key) for key in file.values if str(key) not in known)
+
+    def known_to(self, job: Job) -> frozenset[str]:
+        """Return all settings of the job's command, if they are listed."""
+        return self.known
 
     def refusal(self, job: Job, plan: Plan) -> str | None:
         """Return the framework's own message for a plan that it refuses."""

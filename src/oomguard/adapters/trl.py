@@ -1,7 +1,7 @@
-"""TRL's supervised fine-tuning: `trl sft --config x.yaml`, `torchrun -m trl.scripts.sft ...`.
+"""TRL's commands: `trl sft --config x.yaml`, `torchrun -m trl.scripts.dpo ...`.
 
-Source: trl 1.16.0, cli/, scripts/sft.py, scripts/utils.py (TrlParser), trainer/sft_config.py,
-trainer/base_config.py, trainer/model_config.py.
+Source: trl 1.16.0, cli/, scripts/{sft,dpo,reward}.py, scripts/utils.py (TrlParser),
+trainer/{sft,dpo,reward,base,model}_config.py, trainer/{dpo,reward}_trainer.py.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from functools import cache
 import yaml
 
 from oomguard.adapters import effects, fields, known_settings, launchers
+from oomguard.adapters.config_adapter import Refusal
 from oomguard.adapters.contract import JobRequest, Marks
 from oomguard.adapters.fields import Binding, Bindings, Edits, Key, flag
 from oomguard.adapters.hf import accelerate
@@ -26,7 +27,7 @@ from oomguard.adapters.hf.trainer_adapter import (
     ZERO3_WITH_BATCH_SEARCH,
     TrainerAdapter,
 )
-from oomguard.adapters.invocation import Invocation, file_option
+from oomguard.adapters.invocation import Invocation, file_option, with_config
 from oomguard.adapters.launchers import Launcher, LauncherCommand
 from oomguard.configfile import values
 from oomguard.configfile.document import Document, Files, Source
@@ -47,7 +48,20 @@ from oomguard.job.plan import (
 from oomguard.job.training_job import Device, Job, World
 from oomguard.job.unmodelled import TrainingMethod
 
-_MODULES, _SCRIPT = {"trl.scripts.sft"}, "trl/scripts/sft.py"
+#: The commands that are read. KTO's loss and the generations of GRPO and RLOO depend on the micro
+#: batch, so that the ladder cannot halve it as it does theirs.
+_COMMANDS = {
+    "sft": TrainingMethod.SFT,
+    "dpo": TrainingMethod.DPO,
+    "reward": TrainingMethod.REWARD,
+}
+_KNOWN = {
+    TrainingMethod.SFT: known_settings.TRL,
+    TrainingMethod.DPO: known_settings.TRL_DPO,
+    TrainingMethod.REWARD: known_settings.TRL_REWARD,
+}
+_MODULES = {f"trl.scripts.{name}": name for name in _COMMANDS}
+_SCRIPTS = {f"trl/scripts/{name}.py": name for name in _COMMANDS}
 _ACCELERATE = fields.maybe_text("accelerate_config")
 #: Flags that TRL passes on to `accelerate launch`; they may be in its config as well.
 _HANDED_ON = (
@@ -63,7 +77,6 @@ _NESTED, _KIND = flag("use_bnb_nested_quant"), fields.text("bnb_4bit_quant_type"
 _PEFT = flag("use_peft")
 _ACTIVATIONS = flag("activation_offloading")
 _LENGTH: Key[int | None] = Key(name="max_length", decode=values.whole, default=1024)
-_LOSS = fields.text("loss_type", "nll")
 _PACKING, _STRATEGY = flag("packing"), fields.text("packing_strategy", "bfd")
 #: Ways of packing that keep what is longer than a sequence.
 _KEEP_ALL = ("bfd_split", "bfd-requeue", "wrapped")
@@ -130,8 +143,8 @@ def _overlong_edits(settings: Settings, value: object) -> Edits | None:
 
 
 def _loss_kernel(settings: Settings) -> LossKernel:
-    # From 1.16 on the plain loss is computed without the full logits.
-    return LossKernel.EAGER if _LOSS.of(settings) == "dft" else LossKernel.FUSED
+    # From 1.16 on the plain loss and DPO's are computed without the full logits.
+    return LossKernel.EAGER if settings.get("loss_type") == "dft" else LossKernel.FUSED
 
 
 BINDINGS = Bindings(
@@ -155,7 +168,15 @@ BINDINGS = Bindings(
 
 
 def _is_cli(argv: tuple[str, ...]) -> bool:
-    return len(argv) > 1 and posixpath.basename(argv[0]) == "trl" and argv[1] == "sft"
+    return len(argv) > 1 and posixpath.basename(argv[0]) == "trl" and argv[1] in _COMMANDS
+
+
+def _command(launch: LauncherCommand) -> str | None:
+    """Return which of TRL's commands a launched program is."""
+    program = launch.program
+    if launch.is_module:
+        return _MODULES.get(program)
+    return next((name for path, name in _SCRIPTS.items() if program.endswith(path)), None)
 
 
 def _launch(argv: tuple[str, ...]) -> LauncherCommand | None:
@@ -163,16 +184,19 @@ def _launch(argv: tuple[str, ...]) -> LauncherCommand | None:
         return LauncherCommand(
             launcher=Launcher.ACCELERATE,
             options={},
-            program="sft",
+            program=f"trl/scripts/{argv[1]}.py",
             is_module=False,
             head=argv[:2],
             args=argv[2:],
         )
     launch = launchers.parse(argv)
-    found = launch is not None and (
-        launch.program in _MODULES if launch.is_module else launch.program.endswith(_SCRIPT)
-    )
-    return launch if found else None
+    return launch if launch is not None and _command(launch) else None
+
+
+def _method(invocation: Invocation) -> TrainingMethod:
+    """Return the method of a command; a script of another name is taken for supervised."""
+    command = _command(invocation.launch) if invocation.launch else None
+    return _COMMANDS[command or "sft"]
 
 
 def _handed_on(settings: Settings) -> Mapping[str, str]:
@@ -214,23 +238,37 @@ def _without_activations(plan: Plan) -> Plan:
     return replace(plan, offload=plan.offload and plan.offload - {Offload.ACTIVATIONS})
 
 
-#: Settings of other methods' commands that SFT's has not (trl 1.16, trainer/*_config.py).
+#: Settings that only one of the commands that are read has (trl 1.16, trainer/*_config.py).
+_SETTINGS_OF_ONE = {
+    "dpo": (
+        *("discopop_tau", "f_alpha_divergence_coef", "f_divergence_type", "ld_alpha"),
+        *("loss_weights", "use_weighting"),
+    ),
+    "reward": ("center_rewards_coefficient",),
+}
+#: Settings of other methods' commands that SFT's has not. Those of DPO's are KTO's as well.
 _OTHERS = {
     method: (*METHOD_SETTINGS.get(method, ()), *more)
     for method, more in (
         (TrainingMethod.GRPO, ("max_completion_length", "vllm_mode")),
         (TrainingMethod.KTO, ("undesirable_weight",)),
-        (TrainingMethod.REWARD, ("center_rewards_coefficient",)),
         (TrainingMethod.DPO, ("beta", "max_prompt_length", "ref_model_init_kwargs")),
     )
 }
+_SYNCED_ADAPTER = Refusal(
+    message="You passed `sync_ref_model=True` while using a PEFT model, which is currently not "
+    "supported.",
+    when=lambda settings, _, plan: bool(
+        settings.get("sync_ref_model") and plan.tuning is Tuning.LORA
+    ),
+)
 
 
 class Trl(TrainerAdapter):
     """TRL."""
 
     name = "trl"
-    title = "TRL (trl sft)"
+    title = "TRL (trl sft, dpo, reward)"
     marks = Marks(
         own=frozenset({"dataset_name", "datasets", "dataset_text_field", "use_peft"})
         | {"load_in_4bit", "load_in_8bit", "use_bnb_nested_quant"}
@@ -244,28 +282,44 @@ class Trl(TrainerAdapter):
     bindings = BINDINGS
     # A quantized base under ZeRO-3 is none of them: from 1.16 on TRL passes no device_map under
     # DeepSpeed, and transformers refuses that alone. The ladder does not stack the two.
-    refusals = (QUANTIZED_ALONE, NO_ROWS, ZERO3_WITH_BATCH_SEARCH, hf.NO_METRIC)
+    refusals = (QUANTIZED_ALONE, NO_ROWS, ZERO3_WITH_BATCH_SEARCH, hf.NO_METRIC, _SYNCED_ADAPTER)
     rank = TRL_RANK
-    known = known_settings.TRL | {*_HANDED_ON, _ACCELERATE.name, accelerate.FILE}
     effects = (*effects.TRAINER, effects.prequantized("model_name_or_path"))
 
     def command_for(
         self, source: Source, document: Mapping[str, object], command: tuple[str, ...]
     ) -> tuple[str, ...]:
-        """Return `trl sft --config FILE`.
+        """Return `trl COMMAND --config FILE`: the file's own command, else what its keys show.
 
         Raises:
             ConfigError: for a config of another method, which `trl sft` would misread or refuse.
         """
+        if command:
+            return super().command_for(source, document, command)
         others = ((kind.value, key) for kind, keys in _OTHERS.items() for key in keys)
+        found = ((name, key) for name, keys in _SETTINGS_OF_ONE.items() for key in keys)
+        only = next((name for name, key in found if key in document), None)
         method, key = next(((kind, key) for kind, key in others if key in document), ("", ""))
-        if method and not command:
+        if method and not (only == method == "dpo"):
             raise ConfigError(
                 f"{key} is a setting of trl {method}, not of trl sft",
                 where=Where(file=source.path, key=key),
-                next_step=f"oomguard cannot run trl {method} yet; it launches trl sft.",
+                next_step=f"Pass the command: oomguard launch -- trl dpo --config {source.path}"
+                if method == "dpo"
+                else f"oomguard cannot run trl {method} yet; it launches trl sft, dpo and reward.",
             )
+        if only:
+            return with_config(("trl", only), *self.option, source.path)
         return super().command_for(source, document, command)
+
+    def training_method(self, job: Job) -> TrainingMethod:
+        """Return the method of the command."""
+        return _method(self.of_job(job))
+
+    def known_to(self, job: Job) -> frozenset[str]:
+        """Return the settings of the command."""
+        launcher = {*_HANDED_ON, _ACCELERATE.name, accelerate.FILE}
+        return _KNOWN[self.training_method(job)] | launcher
 
     def referenced_files(self, request: JobRequest) -> tuple[str, ...]:
         """Return the DeepSpeed file, and accelerate's."""
@@ -294,7 +348,10 @@ class Trl(TrainerAdapter):
     def read(self, request: JobRequest) -> Job:
         """Read the job."""
         job = super().read(request)
-        settings = self.of_job(job).settings
+        invocation = self.of_job(job)
+        settings = invocation.settings
+        if _method(invocation) is TrainingMethod.REWARD:  # a score for a sample, no logits
+            job = replace(job, asked=replace(job.asked, loss_kernel=None))
         if job.asked.offload is None or not _ACTIVATIONS.of(settings):
             return job
         offload = job.asked.offload | {Offload.ACTIVATIONS}
