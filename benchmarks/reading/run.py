@@ -111,10 +111,11 @@ def commands(path: Path, text: str) -> Iterator[Found]:
     """Yield the training commands of a shell text, with the script's own variables filled in."""
     variables: dict[str, str] = {}
     for line in shell_lines(text):
-        parts = [part for part in shlex.split(line, comments=True) if part not in IGNORED]
+        words = shlex.split(computed(line, variables), comments=True)
+        parts = [part for part in words if part not in IGNORED]
         filled = [word for part in parts for word in filled_in(part, variables)]
         start = next((n for n, part in enumerate(filled) if not ASSIGNMENT.match(part)), None)
-        env = dict(part.split("=", 1) for part in filled[:start] if "$" not in part)
+        env = dict(part.split("=", 1) for part in filled[:start] if not re.search(r"\$[\d(]", part))
         if start is None:
             variables |= env
         elif STARTS.match(filled[start]) and not NO_TRAINING.search(" ".join(filled[start:][:3])):
@@ -134,6 +135,17 @@ def shell_lines(text: str) -> Iterator[str]:
         else:
             yield pending
         pending = ""
+
+
+def computed(text: str, variables: dict[str, str]) -> str:
+    """Return a line of shell with its plain divisions computed: `$(expr 16 / $ranks)`."""
+
+    def divided(found: re.Match[str]) -> str:
+        numbers = [variables.get(word.lstrip("$"), word) for word in found.groups()]
+        known = all(word.isdigit() for word in numbers)
+        return str(int(numbers[0]) // int(numbers[1])) if known else found[0]
+
+    return re.sub(r"\$\((?:expr|\() *(\$?\w+) / (\$?\w+) *\)+", divided, text)
 
 
 def filled_in(part: str, variables: dict[str, str]) -> list[str]:
@@ -198,8 +210,10 @@ def gpus(job: Found) -> int:
     if stated or job.env.get("NPROC_PER_NODE", "").isdigit():
         return int(stated[1] if stated else job.env["NPROC_PER_NODE"])
     if not job.command:
-        devices = yaml.safe_load(job.file.read_text()).get("devices")
-        return devices if isinstance(devices, int) else 1
+        text = job.file.read_text()
+        devices = yaml.safe_load(text).get("devices")
+        noted = re.search(r"^#.*--nproc_per_node[= ](\d+)", text, re.MULTILINE)
+        return devices if isinstance(devices, int) else int(noted[1]) if noted else 1
     return len(visible.split(",")) if visible else 1
 
 

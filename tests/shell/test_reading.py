@@ -441,3 +441,42 @@ def test_the_verdict_on_a_rejected_config_names_the_ways_around_it(capsys, tmp_p
     assert "without quantization it fits" in shown
     assert "without resize_vocab it fits" in shown
     assert "The requested config" not in shown
+
+
+@pytest.mark.parametrize(
+    "key",
+    ["fsdp_cpu_offload: false", "# tune run --nproc_per_node 2 full_finetune_distributed --config"],
+)
+def test_a_torchtune_file_for_several_gpus_is_the_job_that_tune_run_starts(plan, tmp_path, key):
+    # torchtune 0.6.1: only recipes/*_distributed.py read fsdp_cpu_offload.
+    text = TORCHTUNE.replace("lora_llama3_2_1b", "llama3_2_1b").replace(
+        "  lora_attn_modules: [q_proj, v_proj]\n  lora_rank: 8\n", ""
+    ) + ADAMW + key + "\n"  # fmt: skip
+    (tmp_path / "own.yaml").write_text(text)
+    command = "tune run --nproc_per_node 2 full_finetune_distributed --config own.yaml"
+    asked = plan(text, "--gpus", "2")["asked"]
+    assert asked["plan"]["sharding"] == "fsdp"
+    assert asked == plan(command, "--gpus", "2")["asked"]
+
+
+@pytest.mark.parametrize(
+    ("model", "tuning"), [("lora_llama3_2_1b", "lora"), ("llama3_2_1b", "full")]
+)
+def test_fake_quantization_in_torchtune_is_named(plan, model, tuning):
+    text = TORCHTUNE.replace("lora_llama3_2_1b", model) + ADAMW
+    document = plan(text + "quantizer: {_component_: torchtune.training.quantization.Q}\n")
+    assert [one["key"] for one in document["unmodelled"]] == ["quantizer"]
+    assert (document["method"], document["asked"]["plan"]["tuning"]) == ("sft", tuning)
+
+
+def test_lora_of_ms_swift_goes_to_all_linear_layers(plan):
+    # ms-swift 4.6.0, arguments/tuner_args.py: target_modules defaults to ['all-linear'].
+    trained = plan(SWIFT)["trained"]
+    assert trained == plan(SWIFT + " --target_modules all-linear")["trained"]
+    assert "all linear layers" in trained["what"]
+    assert "on q_proj" in plan(SWIFT + " --target_modules q_proj")["trained"]["what"]
+
+
+def test_unsloth_in_a_script_is_named(plan):
+    document = plan(SCRIPT.format("train.py") + " --use_unsloth True")
+    assert [one["key"] for one in document["unmodelled"]] == ["use_unsloth"]

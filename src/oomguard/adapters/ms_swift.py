@@ -29,7 +29,7 @@ from oomguard.configfile.document import Source
 from oomguard.configfile.layered import Settings
 from oomguard.job.checkpoint import Continuation, Layout, Mode
 from oomguard.job.command import File
-from oomguard.job.memory_settings import TrainingCode
+from oomguard.job.memory_settings import ALL_LINEAR, MemorySettings, TrainingCode
 from oomguard.job.plan import (
     ZERO,
     DeviceMap,
@@ -287,6 +287,15 @@ class MsSwift(TrainerAdapter):
             return TrainingMethod.PRETRAIN
         task = str(self.of_job(job).settings.get("task_type") or "causal_lm")
         return _TASKS.get(task)
+
+    def memory_settings(self, job: Job) -> MemorySettings:
+        """Read what decides the memory; LoRA goes to all linear layers unless a setting says."""
+        found, settings = super().memory_settings(job), self.of_job(job).settings
+        if found.lora is None:
+            return found
+        dropout = fields.fraction("lora_dropout", 0.05).of(settings)
+        targets = found.lora.targets or (ALL_LINEAR,)
+        return replace(found, lora=replace(found.lora, targets=targets, dropout=dropout))
 
     def split(self, argv: tuple[str, ...], source: Source | None) -> Invocation | None:
         """Parse a command line."""

@@ -6,10 +6,11 @@ Source: torchtune 0.6.1, _cli/run.py, recipes/.
 from __future__ import annotations
 
 import posixpath
+import re
 from collections.abc import Mapping
 from dataclasses import replace
 
-from oomguard.adapters import fields, launchers, trial
+from oomguard.adapters import effects, fields, launchers, trial
 from oomguard.adapters.config_adapter import ConfigAdapter, Refusal
 from oomguard.adapters.contract import JobRequest, Marks
 from oomguard.adapters.fields import (
@@ -40,7 +41,7 @@ from oomguard.job.plan import (
     Tuning,
 )
 from oomguard.job.training_job import Device, Job, World
-from oomguard.job.unmodelled import TrainingMethod
+from oomguard.job.unmodelled import Direction, TrainingMethod
 
 _COMPONENT = fields.text("model._component_", "")
 _QUANTIZE_BASE = flag("model.quantize_base")
@@ -155,15 +156,40 @@ _REFUSALS = (
 
 def _tuning(recipe: str, settings: Settings) -> Tuning:
     """Return what a recipe trains; distillation and QAT have one recipe for several."""
-    if recipe.startswith(("lora_", "knowledge_distillation")):
-        adapted = recipe.startswith("lora_") or "lora_" in str(settings.get("model._component_"))
+    if recipe.startswith(("lora_", "qat_lora_", "knowledge_distillation")):
+        adapted = "lora_" in recipe or "lora_" in str(settings.get("model._component_"))
         return Tuning.LORA if adapted else Tuning.FULL
-    return Tuning.FULL if "full" in recipe else Tuning.OTHER
+    trains_all = "full" in recipe or recipe == "qat_distributed"
+    return Tuning.FULL if trains_all else Tuning.OTHER
 
 
 def _component(document: Mapping[str, object], key: str) -> str:
     block = document.get(key)
     return str(block.get("_component_", "")) if isinstance(block, dict) else ""
+
+
+#: Settings that only distributed recipes read (torchtune 0.6.1, recipes/*_distributed.py).
+_DISTRIBUTED_KEYS = frozenset(
+    {
+        "fsdp_cpu_offload",
+        "fsdp_reshard_after_forward",
+        "custom_sharded_layers",
+        "fsdp_sharding_strategy",
+    }
+    | {"tensor_parallel_dim", "tensor_parallel_plan", "data_parallel_shard_dim"}
+    | {"data_parallel_replicate_dim", "context_parallel_dim"}
+)
+#: The command that torchtune's own configs state in a comment.
+_STATED_RECIPE = re.compile(
+    r"^#.*\btune run\b.*?\b(\w+_(?:distributed|single_device))\b", re.MULTILINE
+)
+
+
+def _is_distributed(source: Source, document: Mapping[str, object]) -> bool:
+    """Return whether a config is for several GPUs: by its settings, else by its own comment."""
+    stated = _STATED_RECIPE.search(source.text)
+    by_comment = stated is not None and stated[1].endswith("_distributed")
+    return by_comment or not _DISTRIBUTED_KEYS.isdisjoint(document)
 
 
 def _recipe_for(source: Source, document: Mapping[str, object]) -> str:
@@ -180,12 +206,15 @@ def _recipe_for(source: Source, document: Mapping[str, object]) -> str:
             next_step="Pass a training config. Evaluation and generation need no oomguard.",
         )
     kind = "lora" if "lora_" in _component(document, "model").rsplit(".", 1)[-1] else "full"
+    where = "distributed" if _is_distributed(source, document) else "single_device"
+    if "quantizer" in document:  # fake quantization; only distributed recipes have it
+        return "qat_lora_finetune_distributed" if kind == "lora" else "qat_distributed"
     if "teacher_model" in document:
-        return "knowledge_distillation_single_device"
+        return f"knowledge_distillation_{where}"
     loss = _component(document, "loss").lower()
     if "dpo" in loss:
-        return f"{kind}_dpo_" + ("single_device" if kind == "lora" else "distributed")
-    return "ppo_full_finetune_single_device" if "ppo" in loss else f"{kind}_finetune_single_device"
+        return f"{kind}_dpo_" + (where if kind == "lora" else "distributed")
+    return "ppo_full_finetune_single_device" if "ppo" in loss else f"{kind}_finetune_{where}"
 
 
 def _recipe(invocation: Invocation) -> str:
@@ -200,6 +229,7 @@ _METHODS = {
     "grpo": TrainingMethod.GRPO,
     "knowledge_distillation": TrainingMethod.DISTILLATION,
     "finetune": TrainingMethod.SFT,
+    "qat": TrainingMethod.SFT,
 }
 #: Where torchtune writes; most configs write the others as `${output_dir}/...`.
 _FOLDERS = ("output_dir", "checkpointer.output_dir", "metric_logger.log_dir")
@@ -215,6 +245,13 @@ class Torchtune(ConfigAdapter):
     python_packages = ("torchtune",)
     bindings = BINDINGS
     refusals = _REFUSALS
+    effects = (
+        effects.Effect(
+            key="quantizer",
+            effect="the fake quantization of weights and activations is not included",
+            direction=Direction.MORE,
+        ),
+    )
     environment = _ENVIRONMENT
     usage = "Copy the config with tune cp NAME x.yaml, then tune run RECIPE --config x.yaml."
 
@@ -230,16 +267,16 @@ class Torchtune(ConfigAdapter):
     def command_for(
         self, source: Source, document: Mapping[str, object], command: tuple[str, ...]
     ) -> tuple[str, ...]:
-        """Return `tune run RECIPE --config FILE`; on one device unless the file has a command.
+        """Return `tune run RECIPE --config FILE`; a distributed recipe takes all GPUs.
 
         Raises:
             ConfigError: for the config of an evaluation.
         """
-        return (
-            *(command or ("tune", "run", _recipe_for(source, document))),
-            "--config",
-            source.path,
-        )
+        if command:
+            return (*command, "--config", source.path)
+        recipe = _recipe_for(source, document)
+        ranks = ("--nproc_per_node", "gpu") if recipe.endswith("_distributed") else ()
+        return ("tune", "run", *ranks, recipe, "--config", source.path)
 
     def config_path(self, argv: tuple[str, ...]) -> str | None:
         """Return the file after `--config`; None for the name of a config that torchtune ships."""

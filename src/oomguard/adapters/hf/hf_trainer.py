@@ -8,7 +8,7 @@ from __future__ import annotations
 import posixpath
 from collections.abc import Mapping
 
-from oomguard.adapters import fields, launchers
+from oomguard.adapters import effects, fields, launchers
 from oomguard.adapters.config_adapter import Refusal
 from oomguard.adapters.contract import Claim, Marks
 from oomguard.adapters.fields import Binding, Bindings, Edits, Key, flag
@@ -28,7 +28,7 @@ from oomguard.configfile.layered import Settings
 from oomguard.errors import ConfigError, Where
 from oomguard.job.plan import DeviceMap, Overlong, Quantization, Sharding, Tuning
 from oomguard.job.training_job import Job
-from oomguard.job.unmodelled import TrainingMethod
+from oomguard.job.unmodelled import Direction, TrainingMethod
 
 _LENGTHS = (
     *("max_length", "max_seq_length", "block_size", "model_max_length", "cutoff_len"),
@@ -189,6 +189,11 @@ class HFTrainer(TrainerAdapter):
     marks = Marks(own=frozenset({"dataset_mixture"}), shared=hf.ARGUMENTS)
     bindings = BINDINGS
     refusals: tuple[Refusal, ...] = REFUSALS
+    effects = (
+        *effects.TRAINER,
+        effects.prequantized("model_name_or_path"),
+        effects.switch("use_unsloth", "Unsloth's kernels are not modelled", Direction.EITHER),
+    )
 
     def training_method(self, job: Job) -> TrainingMethod | None:
         """Return the method that the script's name or its own flags show; supervised otherwise."""
