@@ -181,7 +181,8 @@ def row(root: Path, job: Found) -> dict[str, Any]:
         "model": answer.get("model"),
         "fits": asked.get("fits"),
         "expected_bytes": (asked.get("estimate") or {}).get("expected_bytes"),
-        "refusal": refusal and f"{refusal['what']}. {refusal['next'] or ''}".strip(),
+        "refusal": refusal
+        and f"{refusal['what']}. {refusal['next'] or ''}".replace(str(root), "DIR").strip(),
         "unmodelled": [one["key"] for one in answer.get("unmodelled", [])],
         "notes": answer.get("notes", []),
         "seconds": round(time.monotonic() - start, 2),

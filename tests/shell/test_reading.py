@@ -144,6 +144,8 @@ def test_the_method_is_named_and_only_a_modelled_one_is_said_to_fit(plan, job, m
         (TRL + "use_peft: true\nuse_dora: true\n", "use_dora", "more"),
         (SWIFT + " --sequence_parallel_size 8", "sequence_parallel_size", "less"),
         (SWIFT + " --device_map auto", "device_map", "less"),
+        (TORCHTUNE + ADAMW + "ac_mode: selective\nac_option: 2\n", "ac_mode", "less"),
+        (SWIFT + " --init_weights lora-ga", "init_weights", "more"),
         (SCRIPT.format("train.py") + " --optim apollo_adamw", "optim", "either"),
     ],
 )  # fmt: skip

@@ -254,6 +254,11 @@ _EFFECTS = (
         effect="all layers count as trained",
         direction=Direction.LESS,
     ),
+    effects.Effect(
+        key="init_weights",
+        effect="LoRA-GA starts from a gradient of the whole model, which is not included",
+        when=lambda value: str(value) == "lora-ga",
+    ),
     effects.prequantized("model"),
 )
 

@@ -251,6 +251,11 @@ class Torchtune(ConfigAdapter):
             effect="the fake quantization of weights and activations is not included",
             direction=Direction.MORE,
         ),
+        effects.Effect(
+            key="ac_mode",
+            effect="only some of the layers are checkpointed; none is counted so",
+            direction=Direction.LESS,
+        ),
     )
     environment = _ENVIRONMENT
     usage = "Copy the config with tune cp NAME x.yaml, then tune run RECIPE --config x.yaml."
