@@ -1,4 +1,4 @@
-"""Draw the 60 rows that are checked by hand: `python benchmarks/reading/sample.py`.
+"""Draw the 60 rows that are checked manually: `python benchmarks/reading/sample.py`.
 
 Prints each drawn row of `tables/` beside its verdict in `checked.json`. A verdict is `right`,
 `refused` (for the true reason), `wrong`, or `open`: nobody has checked the row yet.
