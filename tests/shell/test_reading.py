@@ -482,3 +482,10 @@ def test_lora_of_ms_swift_goes_to_all_linear_layers(plan):
 def test_unsloth_in_a_script_is_named(plan):
     document = plan(SCRIPT.format("train.py") + " --use_unsloth True")
     assert [one["key"] for one in document["unmodelled"]] == ["use_unsloth"]
+
+
+def test_nothing_is_claimed_of_a_script_without_flags(capsys):
+    assert main(["plan", "--gpu", "a100-80", "--", "python", "train.py"]) == 2
+    said = capsys.readouterr()
+    assert "the job names no model" in said.err
+    assert said.out == ""

@@ -57,8 +57,9 @@ def find_model(
     """
     if not name:
         raise ConfigError(
-            "the config names no model, so its size is unknown",
-            next_step="Set model_name_or_path in the config, or checkpoint_dir for LitGPT.",
+            "the job names no model, so its size is unknown",
+            next_step="Set model_name_or_path in the config, or pass it as a flag: the default of "
+            "a script is not visible.",
         )
     places: tuple[Callable[[], tuple[Family, Mapping[str, object], str] | None], ...] = (
         lambda: _folder(cwd / Path(name).expanduser()),
