@@ -19,7 +19,7 @@ from oomguard.job.plan import Allocator, EmbeddingRows, Plan, Quantization, Shar
 from oomguard.job.training_job import Lengths, World
 from oomguard.predict import trace_request
 from oomguard.predict.prediction_request import PredictionRequest
-from oomguard.predict.predictor import Predictor
+from oomguard.predict.predictor import Predictor, by_arithmetic
 from oomguard.predict.trace_client import TraceClient, tracer_of
 from oomguard.units import GIB, MIB
 from shapes import FACTORY, LITGPT, LORA, replace
@@ -189,6 +189,20 @@ def test_trace_and_arithmetic_that_disagree_are_reported(stand):
     near, far = (Predictor(tracer=stand.tracer())(ask(plan)) for plan in (LORA, long))
     assert not any("differ by a factor" in line for line in near.notes)
     assert any("differ by a factor" in line for line in far.notes)
+    (note,) = [line for line in far.notes if "differ by a factor" in line]
+    assert "most in logits_and_loss: 256.00 GiB traced" in note
+
+
+def test_an_interval_covers_trace_and_arithmetic_that_disagree(stand):
+    long = replace(LORA, sequence_length=65536, micro_batch=4)
+    question = ask(long, capacity_bytes=4000 * GIB)
+    both = Predictor(tracer=stand.tracer())(question).estimates[0]
+    arithmetic = by_arithmetic(question, long)
+    assert both.method == "trace"
+    assert both.expected_bytes < 0.8 * arithmetic.expected_bytes
+    assert both.high_bytes == arithmetic.high_bytes
+    between = (both.expected_bytes + arithmetic.high_bytes) // 2
+    assert replace(both, terms={}).fits(between) is Fits.UNSURE
 
 
 def test_a_sharded_plan_takes_activations_from_the_trace_and_weights_from_arithmetic(stand):

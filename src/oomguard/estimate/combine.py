@@ -16,7 +16,7 @@ from oomguard.estimate.analytic import (
     static,
 )
 from oomguard.estimate.formats import FOUR_BIT, PACKED_BYTES
-from oomguard.estimate.memory import MemoryEstimate, Spread, Term, allocated
+from oomguard.estimate.memory import NOT_ALLOCATED, MemoryEstimate, Spread, Term, allocated
 from oomguard.job.plan import Allocator, Plan, Sharding
 
 #: Between trace and arithmetic more than this factor apart, one of them misses something.
@@ -131,11 +131,42 @@ def scaled(
     return terms
 
 
-def disagreement(traced: Mapping[Term, int], problem: EstimateInput) -> float | None:
-    """Return traced over computed where they are further apart than they should be."""
-    ratio = allocated(traced) / allocated(analytic(problem))
-    apart = ratio > DISAGREEMENT or ratio < 1 / DISAGREEMENT
-    return ratio if apart else None
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Disagreement:
+    """A trace and the arithmetic that are too far apart: traced over computed, and the worst term.
+
+    `traced_bytes` and `computed_bytes` are those of `term`.
+    """
+
+    ratio: float
+    term: Term
+    traced_bytes: int
+    computed_bytes: int
+
+
+def disagreement(traced: Mapping[Term, int], problem: EstimateInput) -> Disagreement | None:
+    """Compare a trace with the arithmetic; None where they are as close as they should be."""
+    computed = analytic(problem)
+    ratio = allocated(traced) / allocated(computed)
+    if 1 / DISAGREEMENT <= ratio <= DISAGREEMENT:
+        return None
+    terms = [term for term in Term if term not in NOT_ALLOCATED]
+    worst = max(terms, key=lambda term: abs(traced.get(term, 0) - computed.get(term, 0)))
+    return Disagreement(
+        ratio=ratio,
+        term=worst,
+        traced_bytes=traced.get(worst, 0),
+        computed_bytes=computed.get(worst, 0),
+    )
+
+
+def covering(found: MemoryEstimate, other: MemoryEstimate) -> MemoryEstimate:
+    """Return an estimate whose interval also covers another's."""
+    return replace(
+        found,
+        low_bytes=min(found.low_bytes, other.low_bytes),
+        high_bytes=max(found.high_bytes, other.high_bytes),
+    )
 
 
 def _named(traced: Traced) -> dict[Term, int]:

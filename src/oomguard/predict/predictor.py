@@ -15,6 +15,7 @@ from oomguard.job.plan import Plan
 from oomguard.predict import trace_request
 from oomguard.predict.prediction_request import Prediction, PredictionRequest
 from oomguard.predict.trace_client import NoTrace, TraceClient
+from oomguard.units import show_bytes
 
 #: Seconds for all the traces of a question; what is not traced by then is scaled.
 BUDGET_S = 90.0
@@ -130,16 +131,25 @@ def _estimated(
         found = _make_estimate(
             question, plan, corrected(terms, ratios), traced.method, combine.SPREAD
         )
+        if combine.disagreement(terms, problem) is not None:
+            return combine.covering(found, _computed(question, plan, ratios))
         does = traced.fits_replay is True and not combine.is_sharded(plan)
         return combine.clip_to_capacity(found, question.capacity_bytes) if does else found
     if not traces:
-        terms = corrected(analytic.analytic(problem), ratios)
-        return _make_estimate(question, plan, terms, Method.ANALYTIC.value, analytic.SPREAD)
+        return _computed(question, plan, ratios)
     nearest = min(traces, key=lambda other: _distance(plan, other))
     reference = question.problem(nearest)
     known = combine.traced_terms(traces[nearest], reference)
     terms = corrected(combine.scaled(problem, reference, known), ratios)
-    return _make_estimate(question, plan, terms, Method.SCALED.value, combine.SCALED_SPREAD)
+    found = _make_estimate(question, plan, terms, Method.SCALED.value, combine.SCALED_SPREAD)
+    if combine.disagreement(known, reference) is not None:
+        return combine.covering(found, _computed(question, plan, ratios))
+    return found
+
+
+def _computed(question: PredictionRequest, plan: Plan, ratios: Ratios) -> MemoryEstimate:
+    terms = corrected(analytic.analytic(question.problem(plan)), ratios)
+    return _make_estimate(question, plan, terms, Method.ANALYTIC.value, analytic.SPREAD)
 
 
 def _distance(plan: Plan, other: Plan) -> int:
@@ -178,11 +188,13 @@ def _cross_check(question: PredictionRequest, traces: Traces) -> list[str]:
     notes = []
     for plan, traced in traces.items():
         problem = question.problem(plan)
-        ratio = combine.disagreement(combine.traced_terms(traced, problem), problem)
-        if ratio is not None:
+        found = combine.disagreement(combine.traced_terms(traced, problem), problem)
+        if found is not None:
             notes.append(
-                f"trace and analytic estimate differ by a factor of {ratio:.2f} at micro batch "
-                f"{plan.micro_batch}, {plan.sequence_length} tokens "
-                f"(expected within {combine.DISAGREEMENT}); the trace is shown"
+                f"trace and analytic estimate differ by a factor of {found.ratio:.2f} at micro "
+                f"batch {plan.micro_batch}, {plan.sequence_length} tokens (expected within "
+                f"{combine.DISAGREEMENT}), most in {found.term.value}: "
+                f"{show_bytes(found.traced_bytes)} traced, {show_bytes(found.computed_bytes)} "
+                "computed; the trace is shown, and the interval covers both"
             )
     return notes
