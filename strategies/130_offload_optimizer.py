@@ -39,7 +39,7 @@ STRATEGY = Strategy(
     fidelity=SAME_MATH,
     remedies=frozenset({Remedy(kind=Kind.DEVICE_OOM, phases=TRAINING)}),
     change=change,
-    otherwise="there is no GPU, an adapter is all that is trained, the optimizer is no plain AdamW,"
+    otherwise="there is no GPU, only an adapter is trained, the optimizer is not plain AdamW,"
     " or it is offloaded already",
     needs=("deepspeed",),
 )

@@ -13,7 +13,7 @@ OUT = Path(sys.argv[sys.argv.index("--output_dir") + 1])
 
 
 def newest() -> list[str]:
-    """Give the flag that goes on from the newest checkpoint whose last file is whole."""
+    """Return the flag that resumes from the latest complete checkpoint."""
     found = sorted(OUT.glob("checkpoint-*"), key=lambda path: -int(path.name.split("-")[1]))
     for folder in found:
         try:

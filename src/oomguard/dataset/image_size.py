@@ -18,7 +18,7 @@ _MARKER = 0xFF
 
 
 def size_of(path: Path) -> Size | None:
-    """Return height and width of an image; None where the file cannot be read or is no image."""
+    """Return height and width of an image; None if the file cannot be read or is not an image."""
     try:
         with path.open("rb") as file:
             head = file.read(_HEAD_BYTES)

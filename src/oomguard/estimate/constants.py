@@ -15,11 +15,11 @@ CUBLAS_WORKSPACE_BYTES = 8 * MIB + 128 * 1024
 #: Buffers of one NCCL communicator over NVLink or PCIe: channels x NCCL_BUFFSIZE (4 MiB) for
 #: each of the protocols (NCCL user guide, environment variables).
 NCCL_BYTES = 256 * MIB
-#: ZeRO-3 gathers parameters ahead while fewer numbers than these are there, and keeps what comes
+#: ZeRO-3 prefetches while fewer parameters than this are gathered, and keeps those that are used
 #: again within as many (stage3_max_live_parameters, stage3_max_reuse_distance;
 #: deepspeed/runtime/zero/config.py, partitioned_param_coordinator.py).
 MAX_LIVE_PARAMETERS = 1_000_000_000
-#: ZeRO-3 updates so many of a rank's numbers at once (sub_group_size).
+#: ZeRO-3 updates this many of a rank's parameters at once (sub_group_size).
 SUB_GROUP = 1_000_000_000
 #: PyTorch's DDP copies gradients into buckets of their full size
 #: (torch/nn/parallel/distributed.py, gradient_as_bucket_view=False).

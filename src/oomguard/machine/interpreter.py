@@ -49,7 +49,7 @@ def find(argv: tuple[str, ...], *, cwd: Path, python: str | None) -> Interpreter
 
 
 def find_or_guess(argv: tuple[str, ...], *, cwd: Path, python: str | None) -> Interpreter:
-    """Find what would run a command, for a plan: a program that is not here is no error.
+    """Find what would run a command, for a plan: a program may be missing on this machine.
 
     The packages that strategies may need are assumed to exist where the job will run.
 
