@@ -13,7 +13,7 @@ from types import MappingProxyType
 import psutil
 import pynvml  # type: ignore[import-untyped]  # nvidia-ml-py carries no types
 
-from oomguard.machine.cgroup_paths import PROC, own_groups
+from oomguard.machine.cgroups import PROC, own_groups
 from oomguard.units import MIB, show_bytes
 
 _TOLERANCE_BYTES = 256 * MIB  # other programs' contexts and the driver's own wobble
