@@ -11,8 +11,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from oomguard.evidence.explain_log import explain
-from oomguard.evidence.judge import EVIDENCE_AT_MOST, TEXT_CHARS, StoppedBy, is_shortage, judge
+from oomguard.evidence.judge import (
+    EVIDENCE_AT_MOST,
+    TEXT_CHARS,
+    StoppedBy,
+    is_shortage,
+    judge,
+    judge_log,
+)
 from oomguard.evidence.log import LogScanner
 from oomguard.evidence.verdict import (
     Cause,
@@ -132,7 +138,7 @@ def test_a_symptom_from_inside_does_not_hide_the_text_of_the_root() -> None:
 
 
 def test_the_earliest_shortage_is_the_root() -> None:
-    verdict = explain([b"std::bad_alloc\n", OOM.encode()], 1)
+    verdict = judge_log([b"std::bad_alloc\n", OOM.encode()], 1)
     assert (verdict.kind, verdict.evidence[0].line) == (Kind.HOST_OOM, 1)
 
 
@@ -142,7 +148,7 @@ def test_an_absurd_size_after_a_timeout_is_a_symptom() -> None:
         " operation timeout: WorkNCCL(SeqNum=3)\n"
         "RuntimeError: CUDA out of memory. Tried to allocate more than 1EB memory.\n"
     )
-    verdict = explain([text.encode()], 1)
+    verdict = judge_log([text.encode()], 1)
     assert verdict.kind is Kind.NOT_OOM
     assert verdict.requested_bytes is None
 
@@ -157,7 +163,7 @@ class TestSigkill:
 
     def test_while_loading_text_alone_suspects_the_host(self) -> None:
         text = "Loading checkpoint shards:  50% 1/2 [00:49<00:49, 49.97s/it]" + TORCHRUN_KILL
-        verdict = explain([text.encode()], 1)
+        verdict = judge_log([text.encode()], 1)
         assert (verdict.kind, verdict.phase) == (Kind.HOST_OOM, Phase.LOAD)
         assert verdict.confidence is Confidence.LOW
 
@@ -173,14 +179,14 @@ class TestSigkill:
         assert (verdict.kind, verdict.confidence) == (Kind.HOST_OOM, Confidence.HIGH)
 
     def test_in_the_middle_of_training_text_suspects_nobody(self) -> None:
-        assert explain([STEPS.encode(), TORCHRUN_KILL.encode()], 1).kind is Kind.NOT_OOM
+        assert judge_log([STEPS.encode(), TORCHRUN_KILL.encode()], 1).kind is Kind.NOT_OOM
 
     def test_a_launcher_that_hides_it_behind_zero_is_not_believed(self) -> None:
         text = "process 811 exits with return code = -9\n"
-        assert explain([STEPS.encode(), text.encode()], 0).kind is Kind.NOT_OOM
+        assert judge_log([STEPS.encode(), text.encode()], 0).kind is Kind.NOT_OOM
 
     def test_another_rank_with_an_error_of_its_own_explains_it(self) -> None:
-        verdict = explain([b"[rank1]: ValueError: bad rows\n", TORCHRUN_KILL.encode()], 1)
+        verdict = judge_log([b"[rank1]: ValueError: bad rows\n", TORCHRUN_KILL.encode()], 1)
         assert (verdict.kind, verdict.root) == (Kind.NOT_OOM, "ValueError: bad rows")
 
     def test_the_launcher_of_deepspeed_quotes_the_whole_command(self) -> None:
@@ -189,28 +195,28 @@ class TestSigkill:
             "[2023-04-07 13:09:33,220] [ERROR] [launch.py:324:sigkill_handler] ['/usr/bin/python3', '-u',"
             " 'run_clm.py', '--local_rank=0', '--deepspeed', 'ds.json'] exits with return code = -9\n"
         )
-        assert explain([text.encode()]).kind is Kind.HOST_OOM
+        assert judge_log([text.encode()]).kind is Kind.HOST_OOM
         assert judge(read(text), 247, kernel_watched=True).kind is Kind.NOT_OOM
 
 
 class TestCaught:
     def test_training_that_goes_on_shows_that_it_was_caught(self) -> None:
-        verdict = explain([(OOM + STEPS).encode()], 0)
+        verdict = judge_log([(OOM + STEPS).encode()], 0)
         assert (verdict.kind, verdict.requested_bytes) == (Kind.OK, 2 * GIB)
 
     def test_one_more_step_shows_nothing(self) -> None:
-        assert explain([(OOM + "step 9 loss 2.5\n").encode()], 1).kind is Kind.DEVICE_OOM
+        assert judge_log([(OOM + "step 9 loss 2.5\n").encode()], 1).kind is Kind.DEVICE_OOM
 
     def test_other_ranks_that_go_on_show_nothing(self) -> None:
         steps = "".join("[rank0]: " + line + "\n" for line in STEPS.splitlines())
-        assert explain([("[rank1]: " + OOM + steps).encode()], 1).kind is Kind.DEVICE_OOM
+        assert judge_log([("[rank1]: " + OOM + steps).encode()], 1).kind is Kind.DEVICE_OOM
 
     def test_a_second_one_that_is_not_caught_is_the_root(self) -> None:
-        verdict = explain([(OOM + STEPS + OOM.replace("2.00", "4.00")).encode()], 1)
+        verdict = judge_log([(OOM + STEPS + OOM.replace("2.00", "4.00")).encode()], 1)
         assert (verdict.kind, verdict.requested_bytes) == (Kind.DEVICE_OOM, 4 * GIB)
 
     def test_another_failure_after_it_is_the_root(self) -> None:
-        verdict = explain([(OOM + STEPS + "ValueError: bad rows\n").encode()], 1)
+        verdict = judge_log([(OOM + STEPS + "ValueError: bad rows\n").encode()], 1)
         assert (verdict.kind, verdict.root) == (Kind.NOT_OOM, "ValueError: bad rows")
 
     def test_the_process_says_so(self) -> None:
@@ -230,11 +236,11 @@ class TestCaught:
 
     def test_the_end_of_another_rank_shows_nothing(self) -> None:
         text = "[rank1]: " + OOM + "{'train_runtime': 12.5}\n"
-        assert explain([text.encode()], 1).kind is Kind.DEVICE_OOM
+        assert judge_log([text.encode()], 1).kind is Kind.DEVICE_OOM
 
     def test_running_out_of_batch_sizes_is_a_shortage(self) -> None:
         text = "Decreasing batch size to: 1.\nRuntimeError: No executable batch size found, reached zero.\n"
-        assert explain([text.encode()], 1).kind is Kind.DEVICE_OOM
+        assert judge_log([text.encode()], 1).kind is Kind.DEVICE_OOM
 
 
 class TestEnds:
@@ -242,17 +248,17 @@ class TestEnds:
         assert judge([], 0).kind is Kind.OK
 
     def test_zero_with_an_uncaught_shortage_is_none(self) -> None:
-        assert explain([OOM.encode()], 0).kind is Kind.DEVICE_OOM
+        assert judge_log([OOM.encode()], 0).kind is Kind.DEVICE_OOM
         assert judge([KERNEL_KILL], 0).kind is Kind.HOST_OOM
 
     def test_a_shortage_after_the_end_of_training_counts(self) -> None:
         text = "{'train_runtime': 12.5}\n" + OOM
-        assert explain([text.encode()], 1).kind is Kind.DEVICE_OOM
+        assert judge_log([text.encode()], 1).kind is Kind.DEVICE_OOM
 
     def test_noise_after_the_end_of_training_does_not(self) -> None:
         text = "{'train_runtime': 12.5}\nRuntimeError: DataLoader worker (pid 3) is killed by signal: Killed.\n"
-        assert explain([text.encode()], 0).kind is Kind.OK
-        assert explain([text.encode()]).kind is Kind.OK
+        assert judge_log([text.encode()], 0).kind is Kind.OK
+        assert judge_log([text.encode()]).kind is Kind.OK
 
     def test_the_jobs_own_last_error_stands_below_the_launchers(self) -> None:
         text = (
@@ -263,7 +269,7 @@ class TestEnds:
             "torch.distributed.elastic.multiprocessing.errors.ChildFailedError:\n"
             "subprocess.CalledProcessError: Command '['torchrun']' returned non-zero exit status 1.\n"
         )
-        assert explain([text.encode()], 1).root == "KeyError: 'labels'"
+        assert judge_log([text.encode()], 1).root == "KeyError: 'labels'"
 
     @pytest.mark.parametrize(
         "text",
@@ -274,15 +280,15 @@ class TestEnds:
         ],
     )
     def test_an_error_of_usage_is_shown_as_the_job_put_it(self, text: str) -> None:
-        assert explain([f"usage: train.py [-h]\n{text}\n".encode()], 2).root == text
+        assert judge_log([f"usage: train.py [-h]\n{text}\n".encode()], 2).root == text
 
     def test_a_failure_after_the_end_of_training_is_one(self) -> None:
         text = "{'train_runtime': 12.5}\nPermissionError: [Errno 13] Permission denied: 'out'\n"
-        assert explain([text.encode()]).kind is Kind.NOT_OOM
+        assert judge_log([text.encode()]).kind is Kind.NOT_OOM
 
     def test_ctrl_c_in_the_terminal(self) -> None:
-        assert explain([b"KeyboardInterrupt\n"], 130).kind is Kind.INTERRUPTED
-        assert explain([b"KeyboardInterrupt\n"]).kind is Kind.NOT_OOM
+        assert judge_log([b"KeyboardInterrupt\n"], 130).kind is Kind.INTERRUPTED
+        assert judge_log([b"KeyboardInterrupt\n"]).kind is Kind.NOT_OOM
 
     def test_the_user_interrupts(self) -> None:
         verdict = judge(read(OOM), -2, stopped_by=StoppedBy.USER)
@@ -294,13 +300,13 @@ class TestEnds:
         assert (verdict.kind, verdict.root) == (Kind.NOT_OOM, "stopped by oomguard")
 
     def test_an_empty_log_shows_nothing(self) -> None:
-        verdict = explain([], None)
+        verdict = judge_log([], None)
         assert (verdict.kind, verdict.confidence) == (Kind.NOT_OOM, Confidence.LOW)
 
     def test_a_masked_message_alone_proves_nothing(self) -> None:
         text = b"RuntimeError: CUDA error: CUBLAS_STATUS_NOT_INITIALIZED when calling `cublasCreate(handle)`\n"
-        assert explain([text], 1).kind is Kind.NOT_OOM
-        assert explain([text, OOM.encode()], 1).kind is Kind.DEVICE_OOM
+        assert judge_log([text], 1).kind is Kind.NOT_OOM
+        assert judge_log([text, OOM.encode()], 1).kind is Kind.DEVICE_OOM
 
 
 @pytest.mark.parametrize(
@@ -319,15 +325,15 @@ def test_the_root_quotes_what_a_job_printed_last(argv: list[str], message: str) 
     done = subprocess.run(
         argv, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, check=False, timeout=60
     )
-    verdict = explain([done.stdout], done.returncode)
+    verdict = judge_log([done.stdout], done.returncode)
     assert verdict.kind is Kind.NOT_OOM
     assert message in (verdict.root or "")
     assert message in verdict.evidence[0].text
 
 
 def test_only_an_empty_log_names_no_error() -> None:
-    assert explain([], 7).root == "exited with code 7; no error recognised in log.txt"
-    assert explain([b"all is well\n"], 7).root == "exited with code 7; last output: all is well"
+    assert judge_log([], 7).root == "exited with code 7; no error recognised in log.txt"
+    assert judge_log([b"all is well\n"], 7).root == "exited with code 7; last output: all is well"
 
 
 @pytest.mark.parametrize(
@@ -346,15 +352,15 @@ def test_only_an_empty_log_names_no_error() -> None:
 )
 def test_the_last_output_offered_is_never_a_routine_line(log: str, offered: str | None) -> None:
     reason = f"last output: {offered}" if offered else "no error recognised in log.txt"
-    assert explain([log.encode()], 7).root == f"exited with code 7; {reason}"
+    assert judge_log([log.encode()], 7).root == f"exited with code 7; {reason}"
 
 
 PINNED = 'File "torch/utils/data/_utils/pin_memory.py", line 50, in pin_memory\nRuntimeError: CUDA error: out of memory\n'
 
 
 def test_pinning_host_memory_prints_the_words_of_the_device() -> None:
-    assert explain([PINNED.encode()], 1).kind is Kind.PINNED_OOM
-    assert explain([PINNED.replace("pin_memory", "forward").encode()], 1).kind is Kind.DEVICE_OOM
+    assert judge_log([PINNED.encode()], 1).kind is Kind.PINNED_OOM
+    assert judge_log([PINNED.replace("pin_memory", "forward").encode()], 1).kind is Kind.DEVICE_OOM
 
 
 def test_a_progress_bar_may_stand_before_the_traceback_and_the_message() -> None:
@@ -365,12 +371,12 @@ def test_a_progress_bar_may_stand_before_the_traceback_and_the_message() -> None
         "[rank1]:     return Variable._execution_engine.run_backward(  # Calls into the C++ engine\n"
         "[rank1]: " + OOM
     )
-    verdict = explain([text.encode()], 1)
+    verdict = judge_log([text.encode()], 1)
     assert (verdict.phase, verdict.rank, verdict.step) == (Phase.BACKWARD, 1, 9)
     glued = (
         "Steps:  50%|##| 1/2 [01:17<01:17, 77.90s/it, loss=0.0858] Exception while training: " + OOM
     )
-    assert explain([glued.encode()], 1).kind is Kind.DEVICE_OOM
+    assert judge_log([glued.encode()], 1).kind is Kind.DEVICE_OOM
 
 
 def test_a_driver_that_cannot_see_the_own_process_does_not_blame_another() -> None:
@@ -380,7 +386,7 @@ def test_a_driver_that_cannot_see_the_own_process_does_not_blame_another() -> No
         " use. Of the allocated memory 22.87 GiB is allocated by PyTorch, and 6.23 MiB is reserved by"
         " PyTorch but unallocated.\n"
     )
-    assert explain([text.encode()], 1).cause is Cause.CAPACITY
+    assert judge_log([text.encode()], 1).cause is Cause.CAPACITY
 
 
 def traceback(*frames: str) -> str:
@@ -406,7 +412,7 @@ def traceback(*frames: str) -> str:
     ],
 )  # fmt: skip
 def test_the_innermost_telling_frame_names_the_phase(frames: tuple[str, ...], phase: Phase) -> None:
-    assert explain([traceback(*frames).encode()], 1).phase is phase
+    assert judge_log([traceback(*frames).encode()], 1).phase is phase
 
 
 LOGGED = {

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from oomguard.evidence.explain_log import explain
+from oomguard.evidence.judge import judge_log
 from oomguard.evidence.verdict import Confidence, Kind, Verdict
 
 FOLDER = Path(__file__).parents[1] / "data" / "failures"
@@ -35,7 +35,7 @@ PHASES_TOLD = 16  # of 29; the other texts hold no frame and no line that tells
 
 
 def verdict_of(log: dict[str, Any]) -> Verdict:
-    return explain([log["text"].encode()], log["exit_code"])
+    return judge_log([log["text"].encode()], log["exit_code"])
 
 
 def test_all_logs_are_here() -> None:

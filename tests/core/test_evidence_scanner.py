@@ -14,7 +14,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from oomguard.evidence.context import strip_ansi
-from oomguard.evidence.explain_log import explain
+from oomguard.evidence.judge import judge_log
 from oomguard.evidence.log import LogScanner
 from oomguard.evidence.verdict import Finding, Kind, Phase
 
@@ -71,7 +71,7 @@ def test_findings_do_not_depend_on_the_chunks(data: bytes, sizes: list[int]) -> 
 @given(st.lists(st.binary(max_size=3000), max_size=20), st.sampled_from([None, 0, 1, -9]))
 @example([b"\x00", b"\xff\xfe", b"\x1b]"], 1)
 def test_garbage_is_read_and_shows_no_shortage(chunks: list[bytes], code: int | None) -> None:
-    assert not explain(chunks, code).kind.is_memory
+    assert not judge_log(chunks, code).kind.is_memory
 
 
 def test_one_byte_at_a_time() -> None:
@@ -99,9 +99,9 @@ def test_colours_carriage_returns_and_wide_characters_are_read_through() -> None
         bar * 3
         + b"\r\n\x1b[31mRuntimeError: \x1b[1mCUDA out of\x1b[0m memory. Tried to allocate 1.00 GiB\x1b[0m"
     )
-    found = explain([noisy], 1)
+    found = judge_log([noisy], 1)
     assert (found.kind, found.requested_bytes, found.step) == (Kind.DEVICE_OOM, GIB, 10)
-    assert explain([OOM.decode().encode("utf-16-le")], 1).requested_bytes == 2 * GIB
+    assert judge_log([OOM.decode().encode("utf-16-le")], 1).requested_bytes == 2 * GIB
 
 
 def test_line_numbers_count_line_feeds_in_quiet_and_in_busy_parts() -> None:
@@ -141,7 +141,7 @@ def test_a_rendezvous_that_fails_is_named_and_not_the_frame_it_failed_in(error: 
         "Traceback (most recent call last):\n"
         '  File "torch/rendezvous.py", line 67, in next_rendezvous\n    self._store = TCPStore(\n'
     )
-    verdict = explain([f"{log}{error}\n".encode()], 1)
+    verdict = judge_log([f"{log}{error}\n".encode()], 1)
     assert (verdict.kind, verdict.root) == (Kind.NOT_OOM, error)
 
 
@@ -155,14 +155,14 @@ def test_a_hundred_thousand_shortages_leave_few_findings_and_the_last() -> None:
 def test_a_job_that_catches_each_of_hundreds_is_known_to_go_on() -> None:
     steps = b"step 1 loss 2\nstep 2 loss 2\nstep 3 loss 2\n"
     log = (OOM + b"other\n" * 60 + steps) * 200
-    assert explain([log], 0).kind is Kind.OK
+    assert judge_log([log], 0).kind is Kind.OK
     assert len(scan(log)) < 200
-    assert explain([log, OOM], 0).kind is Kind.DEVICE_OOM
+    assert judge_log([log, OOM], 0).kind is Kind.DEVICE_OOM
 
 
 def test_steps_much_later_are_those_of_another_run() -> None:
     log = OOM + b"waiting\n" * 11_000 + b"step 1 loss 2\nstep 2 loss 2\nstep 3 loss 2\n"
-    assert explain([log], 1).kind is Kind.DEVICE_OOM
+    assert judge_log([log], 1).kind is Kind.DEVICE_OOM
 
 
 lines_of_logs = st.lists(

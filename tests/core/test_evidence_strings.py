@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import pytest
 
-from oomguard.evidence.explain_log import explain
+from oomguard.evidence.judge import judge_log
 from oomguard.evidence.log import classify
 from oomguard.evidence.match import match_line
 from oomguard.evidence.signatures import BY_ID, ROOTS, SIGNATURES, Signature
@@ -156,7 +156,7 @@ CAUGHT = [
 def test_a_shortage_is_named_with_its_sizes(
     text: str, kind: Kind, requested: int | None, capacity: int | None
 ) -> None:
-    verdict = explain([text.encode() + b"\n"], 1)
+    verdict = judge_log([text.encode() + b"\n"], 1)
     assert (verdict.kind, verdict.requested_bytes, verdict.capacity_bytes) == (
         kind,
         requested,
@@ -167,12 +167,12 @@ def test_a_shortage_is_named_with_its_sizes(
 @pytest.mark.parametrize("text", NOT_SHORTAGES)
 @pytest.mark.parametrize("code", [1, None])
 def test_what_only_looks_like_a_shortage_is_none(text: str, code: int | None) -> None:
-    assert explain([text.encode() + b"\n"], code).kind is Kind.NOT_OOM
+    assert judge_log([text.encode() + b"\n"], code).kind is Kind.NOT_OOM
 
 
 @pytest.mark.parametrize("text", CAUGHT)
 def test_a_caught_shortage_is_no_failure(text: str) -> None:
-    verdict = explain(
+    verdict = judge_log(
         [b"RuntimeError: CUDA out of memory. Tried to allocate 2.00 GiB\n", text.encode()], 0
     )
     assert verdict.kind is Kind.OK
@@ -208,7 +208,7 @@ CAUSES = [
 
 @pytest.mark.parametrize(("text", "cause"), CAUSES)
 def test_the_sizes_tell_the_cause(text: str, cause: Cause) -> None:
-    assert explain([text.encode()], 1).cause is cause
+    assert judge_log([text.encode()], 1).cause is cause
 
 
 def test_one_message_can_be_classified_alone() -> None:

@@ -10,7 +10,7 @@ import pytest
 
 from core.test_evidence_strings import NOT_SHORTAGES, SHORTAGES
 from oomguard import monitor
-from oomguard.evidence.explain_log import explain
+from oomguard.evidence.judge import judge_log
 from oomguard.evidence.verdict import Kind
 
 sys.path.append(str(monitor.PATH))
@@ -50,7 +50,7 @@ def exception(text: str) -> Exception | None:
 def test_every_text_of_the_monitor_is_an_oom_in_a_log(text: str, device: str | None) -> None:
     message = WHOLE.get(text, f"RuntimeError: {text}")
     assert text in message
-    assert explain([message.encode() + b"\n"], 1).kind in KINDS[device]
+    assert judge_log([message.encode() + b"\n"], 1).kind in KINDS[device]
 
 
 @pytest.mark.parametrize("text", [text for text, *_ in SHORTAGES if exception(text)])

@@ -12,7 +12,7 @@ import click
 
 from oomguard.cli.output import print_json
 from oomguard.errors import LogError, Where
-from oomguard.evidence.explain_log import explain
+from oomguard.evidence.judge import judge_log
 from oomguard.evidence.verdict import Finding, Verdict
 from oomguard.units import show_bytes
 
@@ -27,7 +27,7 @@ def command(log: Path, exit_code: int | None, as_json: bool) -> None:
     """Diagnose why a job failed from its LOG (- for stdin)."""
     try:
         with _open(log) as stream:
-            verdict = explain(_chunks(stream), exit_code)
+            verdict = judge_log(_chunks(stream), exit_code)
     except OSError as error:
         raise LogError(
             f"the log cannot be read: {error.strerror or error}", where=Where(file=str(log))

@@ -6,7 +6,15 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from enum import Enum
 
-from oomguard.evidence.log import ABSURD, FRAMES, LAST_OUTPUT, PROGRESS, PROGRESS_AFTER, classify
+from oomguard.evidence.log import (
+    ABSURD,
+    FRAMES,
+    LAST_OUTPUT,
+    PROGRESS,
+    PROGRESS_AFTER,
+    LogScanner,
+    classify,
+)
 from oomguard.evidence.signatures import BY_ID, NOTICES, Reading
 from oomguard.evidence.verdict import Confidence, Finding, Kind, Phase, Verdict, Witness
 
@@ -71,6 +79,15 @@ def judge(
         or _success(case, returncode)
         or _unexplained(case, returncode, stopped_by)
     )
+
+
+def judge_log(stream: Iterable[bytes], exit_code: int | None = None) -> Verdict:
+    """Return what ended a job by its log alone; `stream` yields chunks of any size."""
+    scanner = LogScanner()
+    findings: list[Finding] = []
+    for chunk in stream:
+        findings += scanner.feed(chunk)
+    return judge([*findings, *scanner.close()], exit_code)
 
 
 def is_shortage(finding: Finding) -> bool:
