@@ -1,4 +1,4 @@
-"""What a strategy file imports. A strategy states what it changes, and at which cost."""
+"""A strategy: what it changes and at which cost; and what it did when it was taken or skipped."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from enum import Enum
 
 from oomguard.evidence.verdict import Kind, Phase, Verdict
 from oomguard.job.plan import (
+    Change,
     Overlong,
     Plan,
     Precision,
@@ -18,7 +19,7 @@ from oomguard.job.training_job import Device, Job
 
 
 class Fidelity(str, Enum):
-    """What a change costs, the cheapest first."""
+    """What a change costs in training results, the lowest cost first."""
 
     SAME_MATH = "same_math"  # the same loss up to rounding
     SAME_RECIPE = "same_recipe"  # the same objective, other numerics
@@ -26,7 +27,7 @@ class Fidelity(str, Enum):
 
     @property
     def cost(self) -> int:
-        """Its place in the order of cost."""
+        """The place in the order of cost."""
         return list(Fidelity).index(self)
 
 
@@ -37,7 +38,7 @@ NEW_RECIPE = Fidelity.NEW_RECIPE
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Remedy:
-    """A kind of failure that a strategy can cure, in any phase or only in some."""
+    """A kind of failure that a strategy applies to, in any phase or only in some."""
 
     kind: Kind
     phases: frozenset[Phase] | None = None
@@ -48,24 +49,24 @@ class Remedy:
         return self.kind.value + "@" + "+".join(p.value for p in Phase if p in self.phases)
 
     def cures(self, kind: Kind, phase: Phase) -> bool:
-        """Return whether a failure of this kind in this phase is one that it cures."""
+        """Return whether it covers a failure of this kind in this phase."""
         return kind is self.kind and (self.phases is None or phase in self.phases)
 
 
-#: Phases in which the batch and its activations stand in memory. An unknown phase counts.
+#: Phases in which the batch and its activations are in memory. An unknown phase counts.
 TRAINING = frozenset({Phase.FORWARD, Phase.BACKWARD, Phase.OPTIMIZER, Phase.UNKNOWN})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Strategy:
-    """One step of the ladder.
+    """One change on the ladder.
 
-    `change` gives the plan with this rung's change, or None where there is nothing left to
-    give; `otherwise` says what that means. `repeat` rungs are climbed again while they give
-    something. `needs` names the packages that the job's Python must have. A `preflight`
-    strategy is no answer to a failure: it is applied before the first attempt. A `fresh` one
-    would throw away what was trained, so it is taken only while nothing was. `tell` says what
-    the changed plan means for this job, beyond the summary; empty where there is nothing to say.
+    `change` returns the changed plan, or None if there is nothing left to change; `otherwise` is
+    the reason that is then shown. A `repeat` strategy is taken again while it changes something.
+    `needs` names the packages that the job's Python must have. A `preflight` strategy is applied
+    before the first attempt, whether or not it fails. A `fresh` one would discard what was trained,
+    so it is taken only if nothing was. `tell` returns what the changed plan means for this job
+    beyond the summary, or an empty string.
     """
 
     summary: str
@@ -88,8 +89,26 @@ class Strategy:
         return any(r.cures(kind, verdict.phase) for r in self.remedies for kind in kinds)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Step:
+    """A strategy that was applied: what it changed, and at which cost."""
+
+    strategy: str
+    summary: str
+    fidelity: Fidelity
+    changes: tuple[Change, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Skip:
+    """A strategy that was skipped, and why."""
+
+    strategy: str
+    reason: str
+
+
 def trains_much(job: Job, plan: Plan) -> bool:
-    """Return whether optimizer state and gradients weigh: not those of a plain adapter."""
+    """Return whether optimizer state and gradients are large: not those of a plain adapter."""
     return plan.tuning is not Tuning.LORA or bool(job.trained_embeddings)
 
 
@@ -97,7 +116,7 @@ def ready_for_zero3(job: Job, plan: Plan) -> Plan | None:
     """Revert what does not stack with ZeRO-3; None if the user requested it.
 
     With a quantized base both can need more memory than either (transformers#24395, peft#2016);
-    weights in bf16 alone leave it no fp32 copy to share out.
+    with weights in bf16 alone there is no fp32 copy to shard.
     """
     if job.asked.quantization not in (None, Quantization.NONE):
         return None
@@ -110,9 +129,9 @@ def ready_for_zero3(job: Job, plan: Plan) -> Plan | None:
 def quantized_base(
     job: Job, plan: Plan, wanted: Quantization, *, instead_of: frozenset[Quantization]
 ) -> Plan | None:
-    """Quantize the base under a LoRA adapter; the sharding goes back to what was asked.
+    """Quantize the base under a LoRA adapter, with the sharding that was requested.
 
-    ZeRO-3 and a quantized base branch, see `ready_for_zero3`.
+    ZeRO-3 and a quantized base exclude each other, see `ready_for_zero3`.
     """
     if plan.tuning is not Tuning.LORA or plan.quantization not in instead_of:
         return None
@@ -128,7 +147,7 @@ def shorter_sequence(job: Job, plan: Plan) -> int | None:
     """Return half the sequence length, at least 256 tokens; less at once while no sample is cut.
 
     A multimodal sample must keep its own media tokens (`Image features and image tokens do not
-    match` otherwise), so without knowing them such a job is not cut.
+    match` otherwise), so such a job is not cut if their number is unknown.
     """
     media = job.lengths.least if job.lengths else 0
     unknown = job.multimodal and media == 0
@@ -142,13 +161,13 @@ def shorter_sequence(job: Job, plan: Plan) -> int | None:
 
 
 def _cuts(job: Job, limit: int) -> bool:
-    """Return whether memory follows the limit: not where every sample is shorter than it."""
+    """Return whether the limit changes memory: not if every sample is shorter than it."""
     known = job.lengths
     return known is None or known.filled or (known.at_most or known.longest) > limit
 
 
 def tokens_lost(job: Job, plan: Plan) -> str:
-    """Return what a cut of the sequence loses, as far as that is known; else nothing."""
+    """Return what cutting the sequence loses, as far as that is known; else an empty string."""
     if plan.overlong is Overlong.CHUNKED:
         return "loses no token: what is cut off is trained on as further samples"
     lost = "longer samples are left out" if plan.overlong is Overlong.DROPPED else ""

@@ -12,7 +12,7 @@ from oomguard.job.training_job import Job
 from oomguard.job.unmodelled import Direction, Unmodelled
 from oomguard.ladder.climb import Ladder
 from oomguard.ladder.enumerate import DEVICE, HOST, walk
-from oomguard.ladder.steps import Step
+from oomguard.ladder.strategy import Step
 from oomguard.predict.prediction_request import Prediction, PredictionRequest
 from oomguard.predict.predictor import by_arithmetic
 

@@ -12,8 +12,7 @@ from oomguard.evidence.verdict import Finding, Phase, Verdict
 from oomguard.job.checkpoint import Checkpoint
 from oomguard.job.plan import Plan
 from oomguard.job.training_job import Job
-from oomguard.ladder.steps import Skip
-from oomguard.ladder.strategy import Fidelity
+from oomguard.ladder.strategy import Fidelity, Skip
 from oomguard.run.attempt import AttemptSpec, StopReason, flat, nested
 from oomguard.run.leak import Growth
 
