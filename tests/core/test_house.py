@@ -60,10 +60,11 @@ ALSO_OTHERWISE = {"qwen", "loftq", "peft_loftq"}
 
 
 def names_of_frameworks() -> set[str]:
-    """Return the names and titles of all adapters, as one word each."""
-    words = {word for adapter in ADAPTERS for word in (adapter.name, *adapter.title.split())}
+    """Return the names and titles of all adapters, as one word each; no commands in brackets."""
+    titles = {adapter.name: adapter.title.partition(" (")[0] for adapter in ADAPTERS}
+    words = {word for name, title in titles.items() for word in (name, *title.split())}
     words |= {re.sub(r"\W", "", word) for word in words}
-    common = {"Hugging", "Face", "Trainer", "script", "PEFT", "with", "sft", "HuggingFace"}
+    common = {"Hugging", "Face", "Trainer", "script", "PEFT", "with", "HuggingFace"}
     kept = {word.lower() for word in words if word not in common and word.isidentifier()}
     return kept - ALSO_OTHERWISE
 
