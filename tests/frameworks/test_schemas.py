@@ -21,6 +21,8 @@ from known_settings import module
 
 from oomguard.adapters import axolotl, known_settings, ms_swift, torchtune, trl
 from oomguard.adapters.fields import Bindings
+from oomguard.adapters.hf import liger
+from oomguard.adapters.llamafactory_keys import LIGER_MODELS
 from oomguard.configfile.document import Document, Source
 from oomguard.configfile.layered import Settings
 from oomguard.job.plan import (
@@ -143,6 +145,40 @@ def test_ms_swift_has_the_deepspeed_configs_that_are_named() -> None:
     folder = site_packages("schemas") / "swift" / "config"
     there = {path.stem for path in folder.glob("zero*.json")}
     assert there == set(ms_swift._ZERO_NAMES)
+
+
+def _fuses(function: ast.FunctionDef) -> bool:
+    """Return whether a function's fused_linear_cross_entropy is on by default."""
+    names = [argument.arg for argument in function.args.args]
+    defaults = dict(zip(reversed(names), reversed(function.args.defaults), strict=False))
+    found = defaults.get("fused_linear_cross_entropy")
+    return isinstance(found, ast.Constant) and found.value is True
+
+
+def test_the_models_with_a_fused_loss_are_those_that_liger_patches() -> None:
+    source = site_packages("schemas") / "liger_kernel" / "transformers" / "monkey_patch.py"
+    body = ast.parse(source.read_text()).body
+    functions = {node.name: node for node in body if isinstance(node, ast.FunctionDef)}
+    (table,) = [
+        node.value for node in body
+        if isinstance(node, ast.Assign) and isinstance(node.value, ast.Dict)
+        and ast.unparse(node.targets[0]) == "MODEL_TYPE_TO_APPLY_LIGER_FN"
+    ]  # fmt: skip
+    named = zip(table.keys, table.values, strict=True)
+    fused = {ast.literal_eval(k) for k, v in named if k and _fuses(functions[ast.unparse(v)])}
+    assert fused == liger.FUSED
+
+
+def test_llamafactorys_own_list_of_models_for_liger_is_the_one_that_is_read() -> None:
+    package = site_packages("llamafactory") / "llamafactory"
+    source = (package / "model" / "model_utils" / "liger_kernel.py").read_text()
+    compared = [n.comparators[0] for n in ast.walk(ast.parse(source)) if isinstance(n, ast.Compare)]
+    values = [
+        ast.literal_eval(node) for node in compared if isinstance(node, ast.Constant | ast.List)
+    ]
+    types = {one for value in values for one in ([value] if isinstance(value, str) else value)}
+    # Its function for glm4 patches the classes of glm4, which a model of type glm has not.
+    assert (types - {"glm"}) & liger.FUSED == LIGER_MODELS
 
 
 @pytest.mark.parametrize("name", ["lora_single_device", "qlora_single_device", "full"])

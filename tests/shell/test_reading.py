@@ -331,6 +331,37 @@ def test_a_litgpt_config_for_pretraining_is_refused_as_that(refused):
     assert "finetune_lora]" not in said
 
 
+AUDIO = """
+model_name_or_path: Qwen/Qwen2-Audio-7B-Instruct
+do_train: true
+finetuning_type: lora
+dataset: mine
+template: qwen2_audio
+cutoff_len: 2048
+bf16: true
+per_device_train_batch_size: 4
+output_dir: out
+"""
+
+
+def test_a_fused_loss_is_no_strategy_for_a_model_that_liger_does_not_patch(plan):
+    # llamafactory 0.9.5, liger_kernel.py: it warns and changes nothing for qwen2_audio
+    document = plan(AUDIO)
+    (rung,) = [one for one in document["rungs"] if one["strategy"] == "fused_loss"]
+    assert "Current model does not support liger kernel." in rung["skipped"]
+    (rung,) = [one for one in plan(LF)["rungs"] if one["strategy"] == "fused_loss"]
+    assert rung["skipped"] is None
+
+
+def test_a_fused_loss_that_a_model_does_not_get_is_counted_as_a_plain_one(plan):
+    plain, switched = plan(AUDIO), plan(AUDIO + "enable_liger_kernel: true\n")
+    assert switched["asked"]["plan"]["loss_kernel"] == "eager"
+    assert switched["asked"]["estimate"] == plain["asked"]["estimate"]
+    reward = plan(LF + "stage: rm\nenable_liger_kernel: true\n")
+    assert reward["asked"]["plan"]["loss_kernel"] == "eager"
+    assert plan(LF + "enable_liger_kernel: true\n")["asked"]["plan"]["loss_kernel"] == "fused"
+
+
 CHAT = """
 model_name_or_path: Qwen/Qwen2.5-1.5B
 max_length: 512

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import IntEnum
 
 from oomguard.configfile.document import Files, Source
@@ -178,6 +178,10 @@ class Adapter(ABC):
         It saves no checkpoint, evaluates nothing, reports to no tracker and pushes to no hub; what
         decides the memory of a training step stays as it was.
         """
+
+    def of_model(self, job: Job, model_type: str) -> Job:
+        """Return the job of a model of this type, without settings that have no effect on it."""
+        return replace(job, model_type=model_type)
 
     def memory_settings(self, job: Job) -> MemorySettings:
         """Return what decides the job's memory besides its plan; the default leaves it unknown."""

@@ -20,6 +20,7 @@ from oomguard.adapters.launchers import Launcher, LauncherCommand
 from oomguard.adapters.llamafactory_keys import (
     BINDINGS,
     EFFECTS,
+    LIGER_MODELS,
     METHODS,
     REFUSALS,
     is_multimodal,
@@ -144,6 +145,7 @@ class LlamaFactory(TrainerAdapter):
     known = known_settings.LLAMAFACTORY
     environment = _ENVIRONMENT
     rank = LORA_RANK
+    fuses = LIGER_MODELS
     starts = ("llamafactory-cli", "train")
     usage = "Write llamafactory-cli train x.yaml."
 

@@ -7,22 +7,26 @@ model/model_utils/quantization.py.
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 
 from oomguard.adapters import effects, fields
 from oomguard.adapters.config_adapter import Refusal
 from oomguard.adapters.fields import Binding, Bindings, Edits, choice, direct, flag
 from oomguard.adapters.hf import training_arguments as hf
+from oomguard.adapters.hf.liger import FUSED, not_fused
 from oomguard.adapters.llamafactory_memory import (
     LORA_ALPHA,
     LORA_RANK,
     MODEL,
     PACKING,
+    STAGE,
     packs,
 )
 from oomguard.configfile.layered import Settings
 from oomguard.job.plan import (
     ZERO,
     EmbeddingRows,
+    LossKernel,
     Overlong,
     Part,
     Plan,
@@ -75,6 +79,13 @@ _TUNINGS = {
     "oft": Tuning.OTHER,
 }
 _EIGHT, _FOUR = 8, 4
+_LIGER = flag("enable_liger_kernel")
+#: The models that model_utils/liger_kernel.py hands to Liger, and whose loss Liger fuses.
+LIGER_MODELS = FUSED & {
+    *("gemma", "gemma2", "gemma3", "gemma3_text", "glm4", "glm4v", "granite", "llama", "llava"),
+    *("mistral", "mixtral", "mllama", "olmo2", "paligemma", "phi3", "qwen2", "qwen2_vl"),
+    *("qwen2_5_vl", "qwen3", "qwen3_moe", "qwen3_next", "qwen3_5", "gpt_oss"),
+}
 
 
 def is_multimodal(settings: Settings) -> bool:
@@ -180,6 +191,12 @@ def _rank_edits(settings: Settings, value: object) -> Edits | None:
     return {LORA_ALPHA: alpha, LORA_RANK: value}
 
 
+def _loss_kernel(settings: Settings) -> LossKernel:
+    # Other stages need the logits: model/loader.py, require_logits.
+    fused = _LIGER.of(settings) and STAGE.of(settings) in ("pt", "sft")
+    return LossKernel.FUSED if fused else LossKernel.EAGER
+
+
 BINDINGS = Bindings(
     bindings=(
         *hf.SHARED,
@@ -207,7 +224,7 @@ BINDINGS = Bindings(
         choice("tuning", _TYPE, _TUNINGS),
         Binding(field="lora_rank", read=_rank, edits=_rank_edits),
         Binding(field="frozen", read=_frozen, edits=_frozen_edits),
-        hf.loss_kernel("enable_liger_kernel"),
+        replace(hf.loss_kernel("enable_liger_kernel"), read=_loss_kernel),
         direct("low_cpu_mem_usage", flag("low_cpu_mem_usage", default=True)),
     )
 )
@@ -349,6 +366,14 @@ REFUSALS = (
         ),
     ),
     hf.NO_METRIC,
+    not_fused(LIGER_MODELS, "Current model does not support liger kernel."),
+    Refusal(
+        message="Current training stage does not support chunked cross entropy.",
+        when=lambda s, job, plan: (
+            plan.loss_kernel is LossKernel.FUSED is not job.asked.loss_kernel
+            and STAGE.of(s) not in ("pt", "sft")
+        ),
+    ),
     Refusal(
         message="low_cpu_mem_usage is switched off by LLaMA-Factory itself under ZeRO-3.",
         when=lambda _, job, plan: (

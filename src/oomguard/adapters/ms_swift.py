@@ -14,6 +14,7 @@ from oomguard.adapters.config_adapter import Refusal
 from oomguard.adapters.contract import JobRequest, Marks
 from oomguard.adapters.fields import Binding, Bindings, Edits, Key, choice, flag, number
 from oomguard.adapters.hf import training_arguments as hf
+from oomguard.adapters.hf.liger import NOT_FUSED
 from oomguard.adapters.hf.trainer_adapter import (
     ENVIRONMENT,
     NO_ROWS,
@@ -279,7 +280,7 @@ class MsSwift(TrainerAdapter):
     python_packages = ("swift",)
     starts = ("swift", "sft")
     bindings = BINDINGS
-    refusals = (QUANTIZED_ALONE, _SPLIT, NO_ROWS, ZERO3_WITH_BATCH_SEARCH, hf.NO_METRIC)
+    refusals = (QUANTIZED_ALONE, _SPLIT, NO_ROWS, ZERO3_WITH_BATCH_SEARCH, hf.NO_METRIC, NOT_FUSED)
     environment = (*ENVIRONMENT, *_LAUNCHED_BY)
     output = _OUTPUT
     rank = _RANK

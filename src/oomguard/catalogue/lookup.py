@@ -33,6 +33,12 @@ class Model:
     source: str
 
     @property
+    def type(self) -> str | None:
+        """Return the `model_type` of transformers' config, None in other formats."""
+        stated = self.config.get("model_type")
+        return stated if isinstance(stated, str) else None
+
+    @property
     def architecture(self) -> Architecture:
         """Read its shape."""
         read = from_gpt_config if self.family is Family.LITGPT else from_config

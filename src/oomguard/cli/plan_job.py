@@ -120,6 +120,9 @@ def plan_job(
     model = find_model(
         settings.model, settings.family, cwd=Path(job.cwd), ask_framework=named(job.python)
     )
+    if model.type and job.model_type is None:  # known to the hub alone
+        job = prepared.adapter.of_model(job, model.type)
+        prepared = replace(prepared, job=job)
     tracer = tracer_of((job.python, sys.executable), traced_family(settings, model.family))
     key = (
         HistoryKey(

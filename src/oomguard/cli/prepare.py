@@ -10,10 +10,12 @@ from pathlib import Path
 
 from oomguard.adapters.contract import Adapter, JobRequest
 from oomguard.adapters.registry import adapter_named, detect, detect_command
+from oomguard.catalogue.lookup import find_model
 from oomguard.cli.options import BLOCK, Options, Stated, limits_of, options_of, read_block
 from oomguard.configfile.document import Source
 from oomguard.dataset.lengths import with_lengths
 from oomguard.errors import ConfigError, UsageError, Where, did_you_mean
+from oomguard.job.memory_settings import MemorySettings
 from oomguard.job.training_job import Job
 from oomguard.ladder.climb import Framework, Ladder
 from oomguard.ladder.load import load_strategies, select
@@ -179,7 +181,20 @@ def _job(
     job = _read(adapter, argv, loaded, interpreter, cards)
     bfloat16 = all(gpu.bfloat16 for gpu in here)
     job = replace(job, checkpoint_every=options.checkpoint_every, bfloat16=bfloat16)
-    return with_lengths(job, adapter.memory_settings(job))
+    settings = adapter.memory_settings(job)
+    model_type = _model_type(settings, cwd)
+    job = adapter.of_model(job, model_type) if model_type else job
+    return with_lengths(job, settings)
+
+
+def _model_type(settings: MemorySettings, cwd: Path) -> str | None:
+    """Return the type in the model's config.json; None if that is not on this machine."""
+    offline = {**os.environ, "HF_HUB_OFFLINE": "1"}
+    try:
+        model = find_model(settings.model, settings.family, cwd=cwd, environment=offline)
+    except ConfigError:
+        return None
+    return model.type
 
 
 def ladder_of(adapter: Adapter, strategies: tuple[Strategy, ...], allow: Fidelity) -> Ladder:

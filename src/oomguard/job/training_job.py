@@ -82,6 +82,7 @@ class Job:
     rungs may need which that interpreter can import. `asked` is the plan in the user's own
     settings, with the framework's defaults filled in. `output_dir` is where checkpoints go. `files`
     holds the texts of further files of the user's that an adapter edits, by absolute path.
+    `model_type` is that of the model's config.json, None while the config is not known.
     `trained_embeddings` names the matrices over the vocabulary that are trained in full beside an
     adapter, as for new tokens; `lengths` is known where the data could be read, `bfloat16` says
     whether the device computes in it, `inside` whether the monitor will be in its processes.
@@ -98,6 +99,7 @@ class Job:
     python: str = "python"
     packages: frozenset[str] = frozenset()
     multimodal: bool = False
+    model_type: str | None = None
     output_dir: str | None = None
     checkpoint_every: int | None = None
     trained_embeddings: tuple[str, ...] = ()

@@ -13,6 +13,7 @@ from oomguard.adapters.config_adapter import Refusal
 from oomguard.adapters.contract import Claim, Marks
 from oomguard.adapters.fields import Binding, Bindings, Edits, Key, flag
 from oomguard.adapters.hf import training_arguments as hf
+from oomguard.adapters.hf.liger import NOT_FUSED
 from oomguard.adapters.hf.trainer_adapter import (
     METHOD_SETTINGS,
     NO_ROWS,
@@ -144,6 +145,7 @@ REFUSALS = (
     _ZERO3_WITH_LOW_CPU_MEM,
     NO_ROWS,
     ZERO3_WITH_BATCH_SEARCH,
+    NOT_FUSED,
 )
 
 

@@ -15,7 +15,7 @@ from oomguard.adapters.config_adapter import ConfigAdapter, Refusal
 from oomguard.adapters.contract import JobRequest
 from oomguard.adapters.effects import Effect
 from oomguard.adapters.fields import Key
-from oomguard.adapters.hf import accelerate, deepspeed, resuming
+from oomguard.adapters.hf import accelerate, deepspeed, liger, resuming
 from oomguard.adapters.hf import training_arguments as hf
 from oomguard.adapters.hf.hf_memory import TRAINER_CODE, memory_settings_of
 from oomguard.adapters.invocation import Invocation, script
@@ -27,7 +27,16 @@ from oomguard.configfile.layered import Settings
 from oomguard.job.checkpoint import Continuation, Layout, Mode
 from oomguard.job.command import File
 from oomguard.job.memory_settings import MemorySettings
-from oomguard.job.plan import ZERO, DeviceMap, EmbeddingRows, Offload, Plan, Sharding, Tuning
+from oomguard.job.plan import (
+    ZERO,
+    DeviceMap,
+    EmbeddingRows,
+    LossKernel,
+    Offload,
+    Plan,
+    Sharding,
+    Tuning,
+)
 from oomguard.job.training_job import Device, Job, World
 from oomguard.job.unmodelled import TrainingMethod
 
@@ -59,7 +68,11 @@ METHOD_SETTINGS = {
 
 
 class TrainerAdapter(ConfigAdapter):
-    """A framework on the Trainer; `rank` is the key of the LoRA rank if it can switch to LoRA."""
+    """A framework on the Trainer.
+
+    `rank` is the key of the LoRA rank if it can switch to LoRA. `fuses` are the types of models
+    whose loss its fused kernels replace.
+    """
 
     environment: tuple[str, ...] = ENVIRONMENT
     elsewhere: tuple[str, ...] = hf.ELSEWHERE
@@ -67,6 +80,7 @@ class TrainerAdapter(ConfigAdapter):
     training_code = TRAINER_CODE
     effects: tuple[Effect, ...] = effects.TRAINER
     rank: Key[int] | None = None
+    fuses: frozenset[str] = liger.FUSED
     usage = "Write python, torchrun, accelerate launch or deepspeed, then the script."
 
     def invocation(self, argv: tuple[str, ...], source: Source | None) -> Invocation:
@@ -112,6 +126,13 @@ class TrainerAdapter(ConfigAdapter):
         sharding, offload = self.sharding(invocation, request)
         own = hf.zero_optimizer(invocation.settings, zero) or fields["optimizer"]
         return {**fields, "optimizer": own, "sharding": sharding, "offload": offload}
+
+    def of_model(self, job: Job, model_type: str) -> Job:
+        """Return the job of a model of this type; a fused loss that it does not get is plain."""
+        job = super().of_model(job, model_type)
+        if job.asked.loss_kernel is not LossKernel.FUSED or model_type in self.fuses:
+            return job
+        return replace(job, asked=replace(job.asked, loss_kernel=LossKernel.EAGER))
 
     def _with_embeddings(self, job: Job) -> Job:
         """Add the matrices over the vocabulary that are trained in full besides an adapter."""
