@@ -9,9 +9,10 @@ import pytest
 
 from generators import make_job, make_ladder
 from oomguard.errors import RunFolderError
+from oomguard.machine.atomic_write import write_text
 from oomguard.run.event_log import parse_history
 from oomguard.run.events import Limits, RunStarted, Signalled
-from oomguard.run.folder import RunFolder, write_json, write_text
+from oomguard.run.folder import RunFolder, write_json
 from oomguard.run.state import replay
 
 LIMITS = Limits(ladder=("halve_micro_batch",), allow=make_ladder().allow, max_attempts=20)
@@ -103,6 +104,6 @@ def test_a_file_is_replaced_whole_or_not_at_all(tmp_path):
     path = tmp_path / "report.json"
     write_json(path, {"a": 1})
     with pytest.raises(UnicodeEncodeError):
-        write_text(path, "\udc80")
+        write_text(path, "\ud800")
     assert path.read_text() == '{\n  "a": 1\n}\n'
     assert [p.name for p in Path(tmp_path).iterdir()] == ["report.json"]

@@ -6,12 +6,13 @@ import errno
 import os
 import shutil
 from collections.abc import Iterable, Mapping
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from pathlib import Path
 
 from oomguard import monitor
 from oomguard.errors import FrameworkError, OomguardError, RunFolderError, UsageError, Where
 from oomguard.job.command import Command, File
+from oomguard.machine.atomic_write import write_text
 from oomguard.machine.cgroups import Cgroup, name_for, own_cgroup
 from oomguard.machine.gpus import FreeReport, gpus, wait_until_free
 from oomguard.process.child import Child, LaunchRefusal, Spec
@@ -51,7 +52,7 @@ def start(
     """Write the command's files and start it; `emit` is called from several threads.
 
     The job runs in its own session with no input. `mark` is unique to the attempt. With `monitored`
-    its Python processes load the monitor, and `buffer` beside the log holds what they cannot send.
+    its Python processes load the monitor.
 
     Raises:
         UsageError: if a cap cannot be applied here, or the working directory does not exist.
@@ -65,26 +66,18 @@ def start(
         )
     become_subreaper()
     write_files(command.files)
+    env = environment(command.env, mark=mark, capped=caps.host_memory_bytes is not None)
     with ExitStack() as undo, ExitStack() as unless_started:
-        own = own_cgroup()
-        group = _attempt_cgroup(own, caps, mark)
-        if group:
-            undo.callback(group.remove)
-        kernel = KernelWatch(group or own, emit)
-        undo.callback(kernel.close)
-        env = environment(command.env, mark=mark, capped=caps.host_memory_bytes is not None)
+        group, kernel = _watch_kernel(caps, mark, emit, undo)
         reports = None
         if monitored:
             reports, env = _add_monitor(env, log, caps, emit)
             undo.callback(reports.close)
         log_fd = _open_log(log)
         unless_started.callback(os.close, log_fd)
+        cgroup, exit_file = os.fspath(group.folder) if group else None, log.with_name(EXIT_FILE)
         running = Running(
-            emit=emit,
-            kernel=kernel,
-            reports=reports,
-            cgroup=os.fspath(group.folder) if group else None,
-            exit_file=log.with_name(EXIT_FILE),
+            emit=emit, kernel=kernel, reports=reports, cgroup=cgroup, exit_file=exit_file
         )
         child = _spawn(command, env, running, data_bytes=caps.data_bytes)
         unless_started.callback(child.abandon)
@@ -103,22 +96,10 @@ def write_files(files: Iterable[File]) -> None:
     """
     for file in files:
         target = Path(file.path)
-        temporary = target.with_name(f".oomguard-{os.getpid()}.tmp")
         try:
             target.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-            private = os.open(
-                temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600
-            )
-            with os.fdopen(
-                private, "w", encoding="utf-8", errors="surrogateescape", newline=""
-            ) as out:
-                out.write(file.text)
-                out.flush()
-                os.fsync(out.fileno())
-            temporary.replace(target)
+            write_text(target, file.text)
         except OSError as error:
-            with suppress(OSError):
-                temporary.unlink()
             raise _cannot_write(target, error) from error
 
 
@@ -130,10 +111,26 @@ def environment(requested: Mapping[str, str], *, mark: str, capped: bool) -> dic
     return {"PYTHONUNBUFFERED": "1"} | env | dict(requested) | {MARK: mark}
 
 
+def _watch_kernel(
+    caps: Caps, mark: str, emit: Emit, undo: ExitStack
+) -> tuple[Cgroup | None, KernelWatch]:
+    """Create the attempt's cgroup, if possible, and the watch on its OOM kills."""
+    own = own_cgroup()
+    group = _attempt_cgroup(own, caps, mark)
+    if group:
+        undo.callback(group.remove)
+    kernel = KernelWatch(group or own, emit)
+    undo.callback(kernel.close)
+    return group, kernel
+
+
 def _add_monitor(
     env: dict[str, str], log: Path, caps: Caps, emit: Emit
 ) -> tuple[ReportServer, dict[str, str]]:
-    """Return the server for reports, and the environment in which the job sends them."""
+    """Return the server for reports, and the environment in which the job sends them.
+
+    `buffer` beside the log holds the reports that cannot be sent.
+    """
     buffer = log.parent / "buffer"
     _make_folder(buffer)
     reports = ReportServer(emit, buffer=buffer)

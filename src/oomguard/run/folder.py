@@ -23,6 +23,7 @@ from filelock import FileLock, Timeout
 
 from oomguard.errors import RunFolderError, Where
 from oomguard.job.training_job import Job
+from oomguard.machine.atomic_write import write_text
 from oomguard.run.event_log import History, parse_history
 from oomguard.run.events import Event, Progress, RunStarted, event_to_json
 from oomguard.run.redaction import mask_event, mask_values
@@ -210,19 +211,6 @@ def _with_secrets(history: History, path: Path) -> History:
 def _private(path: Path, flags: int = 0) -> int:
     """Open a file that only its owner can read and return the descriptor."""
     return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | flags, 0o600)
-
-
-def write_text(path: Path, text: str) -> None:
-    """Replace a file atomically: a reader sees the old text or the new one."""
-    beside = path.with_name(f".{path.name}.{os.getpid()}.new")
-    try:
-        with open(_private(beside, os.O_TRUNC), "w", encoding="utf-8") as file:
-            file.write(text)
-        beside.replace(path)
-    except BaseException:
-        with suppress(OSError):
-            beside.unlink()
-        raise
 
 
 def write_json(path: Path, document: object) -> None:

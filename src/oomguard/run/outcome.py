@@ -8,9 +8,10 @@ import msgspec
 
 from oomguard.adapters.contract import Adapter
 from oomguard.job.command import Command
+from oomguard.machine.atomic_write import write_text
 from oomguard.process.limits import CapBy
 from oomguard.run.events import Limits, Status
-from oomguard.run.folder import RunFolder, write_json, write_text
+from oomguard.run.folder import RunFolder, write_json
 from oomguard.run.report import FitReport, build, from_json, to_json
 from oomguard.run.state import RunRecord
 
