@@ -248,7 +248,7 @@ class Axolotl(TrainerAdapter):
     marks = Marks(own=frozenset({"base_model"}), without=frozenset({"model_name_or_path"}))
     programs = ("axolotl",)
     python_packages = ("axolotl",)
-    starts = ("axolotl", "train")
+    starts = (*programs, "train")
     bindings = BINDINGS
     refusals = _REFUSALS
     effects = _EFFECTS

@@ -44,6 +44,15 @@ class Refusal:
     key: str | None = None
 
 
+def not_training(lacks: str, where: Where) -> ConfigError:
+    """Return the error for a config that does not train; `lacks` is what training would need."""
+    return ConfigError(
+        f"this config does not train: it has {lacks}",
+        where=where,
+        next_step="Pass a training config. Merging, inference and evaluation do not need oomguard.",
+    )
+
+
 class ConfigAdapter(Adapter):
     """One such framework.
 

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from oomguard.configfile.layered import Settings
+from oomguard.configfile.values import is_true
 from oomguard.job.unmodelled import Direction, Unmodelled
 
 
@@ -35,13 +36,9 @@ class Effect:
         return Unmodelled(key=self.key, effect=self.effect, direction=self.direction, line=line)
 
 
-def _true(value: object) -> bool:
-    return str(value).lower() in ("true", "1", "yes")
-
-
 def switch(key: str, effect: str, direction: Direction = Direction.MORE) -> Effect:
     """Return the effect of a boolean setting that is on."""
-    return Effect(key=key, effect=effect, direction=direction, when=_true)
+    return Effect(key=key, effect=effect, direction=direction, when=is_true)
 
 
 #: Names of checkpoints that are stored in fewer than 16 bits.

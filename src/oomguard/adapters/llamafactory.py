@@ -10,7 +10,12 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from oomguard.adapters import fields, known_settings, launchers
-from oomguard.adapters.config_adapter import ConfigAdapter, allocator_of, with_allocator
+from oomguard.adapters.config_adapter import (
+    ConfigAdapter,
+    allocator_of,
+    not_training,
+    with_allocator,
+)
 from oomguard.adapters.contract import Claim, JobRequest, Marks
 from oomguard.adapters.hf import resuming
 from oomguard.adapters.hf import training_arguments as hf
@@ -116,11 +121,7 @@ def _check_trains(settings: Settings) -> None:
     use = next((key for key in _OTHER_USES if settings.get(key)), None)
     if use is None:
         return
-    raise ConfigError(
-        "this config does not train: it has no do_train and no dataset",
-        where=settings.origin(use),
-        next_step="Pass a training config. Merging, inference and evaluation need no oomguard.",
-    )
+    raise not_training("no do_train and no dataset", settings.origin(use))
 
 
 #: Keys of the configs of LLaMA-Factory's next major version.
@@ -146,7 +147,7 @@ class LlamaFactory(TrainerAdapter):
     environment = _ENVIRONMENT
     rank = LORA_RANK
     fuses = LIGER_MODELS
-    starts = ("llamafactory-cli", "train")
+    starts = (*programs, "train")
     usage = "Write llamafactory-cli train x.yaml."
 
     def recognizes(self, document: Mapping[str, object]) -> Claim:

@@ -278,7 +278,7 @@ class MsSwift(TrainerAdapter):
     )
     programs = ("swift",)
     python_packages = ("swift",)
-    starts = ("swift", "sft")
+    starts = (*programs, "sft")
     bindings = BINDINGS
     refusals = (QUANTIZED_ALONE, _SPLIT, NO_ROWS, ZERO3_WITH_BATCH_SEARCH, hf.NO_METRIC, NOT_FUSED)
     environment = (*ENVIRONMENT, *_LAUNCHED_BY)

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from oomguard.adapters import effects, fields, launchers, trial
-from oomguard.adapters.config_adapter import ConfigAdapter, Refusal
+from oomguard.adapters.config_adapter import ConfigAdapter, Refusal, not_training
 from oomguard.adapters.contract import JobRequest, Marks
 from oomguard.adapters.fields import (
     Binding,
@@ -200,11 +200,7 @@ def _recipe_for(source: Source, document: Mapping[str, object]) -> str:
     """
     use = next((key for key in ("tasks", "prompt", "quantizer") if key in document), None)
     if use is not None and "optimizer" not in document:
-        raise ConfigError(
-            "this config does not train: it has no optimizer",
-            where=Where(file=source.path, key=use),
-            next_step="Pass a training config. Evaluation and generation need no oomguard.",
-        )
+        raise not_training("no optimizer", Where(file=source.path, key=use))
     kind = "lora" if "lora_" in _component(document, "model").rsplit(".", 1)[-1] else "full"
     where = "distributed" if _is_distributed(source, document) else "single_device"
     if "quantizer" in document:  # fake quantization; only distributed recipes have it

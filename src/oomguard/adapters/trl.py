@@ -277,7 +277,7 @@ class Trl(TrainerAdapter):
     )
     programs = ("trl",)
     python_packages = ("trl",)
-    starts = ("trl", "sft")
+    starts = (*programs, "sft")
     option = ("--config",)
     bindings = BINDINGS
     # A quantized base under ZeRO-3 is none of them: from 1.16 on TRL passes no device_map under

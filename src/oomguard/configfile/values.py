@@ -33,10 +33,14 @@ def real(value: object) -> float:
 
 def truth(value: object) -> bool:
     """Read true or false."""
-    text = str(value).lower()
-    if not isinstance(value, bool | str) or text not in _TRUE | _FALSE:
+    if not isinstance(value, bool | str) or str(value).lower() not in _TRUE | _FALSE:
         raise ValueError(f"must be true or false, not {shown(value)}")
-    return text in _TRUE
+    return is_true(value)
+
+
+def is_true(value: object) -> bool:
+    """Return whether a value is one of those that mean true; 1 counts too."""
+    return str(value).lower() in _TRUE
 
 
 def word(value: object) -> str:
