@@ -66,7 +66,6 @@ def write_torchtune(folder: Path, *, hidden: int, layers: int, vocabulary: int, 
     """Write a Llama by torchtune's builder as its checkpointer reads it, and its tokenizer."""
     import torch  # noqa: PLC0415
     from safetensors.torch import save_file  # noqa: PLC0415
-    from sentencepiece import SentencePieceTrainer  # noqa: PLC0415
     from torchtune.models.convert_weights import tune_to_hf  # noqa: PLC0415
     from torchtune.models.llama2 import llama2  # noqa: PLC0415
 
@@ -97,6 +96,13 @@ def write_torchtune(folder: Path, *, hidden: int, layers: int, vocabulary: int, 
     contiguous = {name: weight.contiguous() for name, weight in weights.items()}
     save_file(contiguous, folder / "model.safetensors")
     (folder / "config.json").write_text(json.dumps(config, indent=1))
+    write_sentencepiece(folder)
+
+
+def write_sentencepiece(folder: Path) -> None:
+    """Write a tokenizer of at most 1024 pieces."""
+    from sentencepiece import SentencePieceTrainer  # noqa: PLC0415
+
     with (folder / "tokenizer.model").open("wb") as file:
         SentencePieceTrainer.train(
             sentence_iterator=iter(8 * WORDS),

@@ -89,11 +89,8 @@ def _others(row: Row) -> dict[str, int | None]:
     }
 
 
-def _arithmetic(row: Row, model: Architecture) -> int | None:
-    item = row.request["variants"][0]
-    plan, recipe = item["plan"], item["recipe"]
-    lora = recipe.get("lora")
-    known = Plan(
+def _plan(plan: dict[str, Any]) -> Plan:
+    return Plan(
         micro_batch=plan["micro_batch"],
         accumulation=plan["accumulation"],
         sequence_length=plan["sequence_length"],
@@ -105,6 +102,12 @@ def _arithmetic(row: Row, model: Architecture) -> int | None:
         loss_kernel=LossKernel(plan.get("loss_kernel", "eager")),
         offload=frozenset(map(Offload, plan.get("offload", ()))),
     )
+
+
+def _arithmetic(row: Row, model: Architecture) -> int | None:
+    item = row.request["variants"][0]
+    recipe = item["recipe"]
+    lora = recipe.get("lora")
     targets = lora["targets"] if lora else ()
     code = CODES.get(row.environment, TRAINER_CODE)
     factory = code is llamafactory_memory.CODE
@@ -127,7 +130,7 @@ def _arithmetic(row: Row, model: Architecture) -> int | None:
         attention=Attention(recipe.get("attention", "sdpa")),
         loss_chunk=128 if code is litgpt_memory.CODE else None,
     )
-    terms = analytic(EstimateInput(model=model, plan=known, recipe=own))
+    terms = analytic(EstimateInput(model=model, plan=_plan(item["plan"]), recipe=own))
     found = estimate(terms, method="analytic", spread=SPREAD)
     return found.allocated_bytes if row.compared == "allocated" else found.expected_bytes
 

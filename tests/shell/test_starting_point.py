@@ -8,7 +8,7 @@ import pytest
 
 from generators import make_job, make_ladder
 from oomguard.catalogue.lookup import find_model
-from oomguard.cli.plan_job import plan_job
+from oomguard.cli.plan_job import PlannedJob, plan_job
 from oomguard.cli.prepare import prepare
 from oomguard.cli.starting_point import StartingPoint, choose_start, start_of
 from oomguard.estimate.memory import Fits, Term
@@ -62,12 +62,10 @@ def look(tmp_path):
     def at(device_bytes: int, host_bytes: int | None = None) -> tuple[Forecast, Capacity]:
         room = Capacity(device_bytes=device_bytes, host_bytes=host_bytes)
 
-        def question(plans):
-            return PredictionRequest(
-                job=JOB, recipe=FACTORY, model=model, plans=plans, capacity_bytes=device_bytes
-            )
-
-        return forecast(JOB, LADDER, room, question, Predictor()), room
+        request = PredictionRequest(
+            job=JOB, recipe=FACTORY, model=model, plans=(), capacity_bytes=device_bytes
+        )
+        return forecast(request, LADDER, room, Predictor()), room
 
     return at
 
@@ -171,6 +169,16 @@ def test_a_run_that_does_not_fit_teaches_no_rungs(prepared, index):
     assert again.start == first.start
 
 
+def history_of(planned: PlannedJob, index: FitIndex) -> HistoryRef:
+    """Return where the job's measurements are recorded."""
+    known = planned.history_key
+    assert known is not None
+    return HistoryRef(
+        index=str(index.path), key="the job", device="RTX 3090",
+        versions=known.versions, model=known.model,
+    )  # fmt: skip
+
+
 def test_what_was_measured_corrects_the_next_prediction(prepared, index):
     room = Capacity(device_bytes=24 * GIB)
     planned = plan_job(prepared, room, device="RTX 3090", index=index)
@@ -187,13 +195,7 @@ def test_what_was_measured_corrects_the_next_prediction(prepared, index):
     run = RunRecord(
         job=prepared.job,
         predicted=StartingPoint(planned=planned).predicted,
-        lessons=HistoryRef(
-            index=str(index.path),
-            key="the job",
-            device="RTX 3090",
-            versions=planned.history_key.versions,
-            model=planned.history_key.model,
-        ),
+        lessons=history_of(planned, index),
     )
     interrupted = Status.INTERRUPTED  # it teaches once it has been resumed
     for attempt, status, runs in (
@@ -207,20 +209,16 @@ def test_what_was_measured_corrects_the_next_prediction(prepared, index):
     corrected = better.forecast.asked.estimate
     assert corrected.allocated_bytes == pytest.approx(measured.device_peak_bytes, rel=0.01)
     assert corrected.terms["weights"] == pytest.approx(asked.estimate.terms["weights"], rel=0.01)
-    assert any(
-        note.startswith("corrected by measurements of 1 earlier run on this")
-        for note in better.notes
-    )
+    said = "corrected by measurements of 1 earlier run on this"
+    assert any(note.startswith(said) for note in better.notes)
 
-    # The next run is predicted with the correction, and teaches the same all the same.
-    before = index.ratios(planned.history_key)
+    # The next run is predicted with the correction, and yields the same correction.
+    before = index.ratios(planned.history_key).factors[Term.ACTIVATIONS]
     again = replace(run, predicted=StartingPoint(planned=better).predicted, attempts=(measured,))
     record_run(replace(again, status=Status.FIT))
     after = index.ratios(planned.history_key)
     assert after.runs == 2
-    assert after.factors[Term.ACTIVATIONS] == pytest.approx(
-        before.factors[Term.ACTIVATIONS], rel=0.02
-    )
+    assert after.factors[Term.ACTIVATIONS] == pytest.approx(before, rel=0.02)
 
 
 def card(allocated: float, peak: float, reserved: float) -> dict[str, int]:
@@ -241,11 +239,7 @@ def test_a_probe_on_a_card_teaches_how_far_each_term_is_off(prepared, index):
     loaded = (terms["weights"] + terms["adapter"]) / GIB * 1.02
     peak = planned.forecast.asked.estimate.allocated_bytes / GIB * 1.1
     told = Told(ladder=prepared.ladder)
-    known = planned.history_key
-    lessons = HistoryRef(
-        index=str(index.path), key="k", device="RTX 3090",
-        versions=known.versions, model=known.model,
-    )  # fmt: skip
+    lessons = history_of(planned, index)
     launch = told.happen(
         RunStarted(
             t=0.0, run="r", version="1", at="now", job=prepared.job, lessons=lessons,

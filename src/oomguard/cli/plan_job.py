@@ -15,20 +15,21 @@ from oomguard.estimate.correct import UNCORRECTED, Ratios
 from oomguard.estimate.memory import Fits, MemoryEstimate
 from oomguard.estimate.term_descriptions import TrainedPart, explain_terms, trained_part
 from oomguard.job.plan import Plan
+from oomguard.job.training_job import Job
 from oomguard.job.unmodelled import TrainingMethod, Unmodelled
 from oomguard.predict.forecast import (
     Capacity,
     Forecast,
     PlannedPeak,
-    RungOutlook,
+    StrategyForecast,
     forecast,
-    widened,
+    planned_peak,
 )
 from oomguard.predict.history import FitIndex, HistoryKey
 from oomguard.predict.left_out import left_out
 from oomguard.predict.prediction_request import PredictionRequest
 from oomguard.predict.predictor import BUDGET_S, Predictor
-from oomguard.predict.trace_client import tracer_of
+from oomguard.predict.trace_client import TraceClient, tracer_of
 from oomguard.predict.trace_request import traced_family
 
 
@@ -95,7 +96,7 @@ class PlannedJob:
         """Return what a plan trains."""
         return trained_part(self.request.problem(plan))
 
-    def explain(self, peak: PlannedPeak | RungOutlook) -> dict[str, str]:
+    def explain(self, peak: PlannedPeak | StrategyForecast) -> dict[str, str]:
         """Return the product behind each term of a plan's estimate."""
         if peak.plan is None or peak.estimate is None:
             return {}
@@ -115,40 +116,16 @@ def plan_job(
     Raises:
         ConfigError: if the job's model is not known.
     """
-    start, job = time.monotonic(), prepared.job
-    settings = prepared.adapter.memory_settings(job)
-    model = find_model(
-        settings.model, settings.family, cwd=Path(job.cwd), ask_framework=named(job.python)
-    )
-    if model.type and job.model_type is None:  # known to the hub alone
-        job = prepared.adapter.of_model(job, model.type)
-        prepared = replace(prepared, job=job)
-    tracer = tracer_of((job.python, sys.executable), traced_family(settings, model.family))
-    key = (
-        HistoryKey(
-            device=device,
-            versions=tracer.versions if tracer is not None else {},
-            framework=job.framework,
-            model=model.name,
-        )
-        if device
-        else None
-    )
+    start, request = time.monotonic(), _request(prepared, capacity)
+    job, model = request.job, request.model
+    prepared = replace(prepared, job=job)
+    tracer = tracer_of((job.python, sys.executable), traced_family(request.recipe, model.family))
+    key = _history_key(job, model, device, tracer)
+    ratios = index.ratios(key) if index and key else UNCORRECTED
+    predictor = Predictor(tracer=tracer, budget_s=budget_s, ratios=ratios)
     method = prepared.adapter.training_method(job)
     unmodelled = (*prepared.adapter.unmodelled(job), *left_out(job, method, model))
-    ratios = index.ratios(key) if index and key else UNCORRECTED
-    request = PredictionRequest(
-        job=job, recipe=settings, model=model, plans=(), capacity_bytes=capacity.device_bytes
-    )
-    predictor = Predictor(tracer=tracer, budget_s=budget_s, ratios=ratios)
-    found = forecast(
-        job,
-        prepared.ladder,
-        capacity,
-        lambda plans: replace(request, plans=plans),
-        predictor,
-        unmodelled=unmodelled,
-    )
+    found = forecast(request, prepared.ladder, capacity, predictor, unmodelled=unmodelled)
     rejected = _rejection(prepared, capacity, request, predictor, unmodelled)
     if rejected and found.asked.fits is Fits.YES:
         found = replace(found, asked=replace(found.asked, fits=Fits.UNSURE))
@@ -163,6 +140,31 @@ def plan_job(
         history_key=key,
         ratios=ratios,
         seconds=round(time.monotonic() - start, 3),
+    )
+
+
+def _request(prepared: Prepared, capacity: Capacity) -> PredictionRequest:
+    job, settings = prepared.job, prepared.adapter.memory_settings(prepared.job)
+    model = find_model(
+        settings.model, settings.family, cwd=Path(job.cwd), ask_framework=named(job.python)
+    )
+    if model.type and job.model_type is None:  # known to the hub alone
+        job = prepared.adapter.of_model(job, model.type)
+    return PredictionRequest(
+        job=job, recipe=settings, model=model, plans=(), capacity_bytes=capacity.device_bytes
+    )
+
+
+def _history_key(
+    job: Job, model: Model, device: str | None, tracer: TraceClient | None
+) -> HistoryKey | None:
+    if device is None:
+        return None
+    return HistoryKey(
+        device=device,
+        versions=tracer.versions if tracer is not None else {},
+        framework=job.framework,
+        model=model.name,
     )
 
 
@@ -183,8 +185,7 @@ def _rejection(
         changed = replace(
             request, job=one.job, recipe=adapter.memory_settings(one.job), plans=(one.job.asked,)
         )
-        estimate = widened(predictor(changed).estimates[0], unmodelled)
-        found = capacity.fits(estimate)
-        fits = Fits.UNSURE if unmodelled and found is Fits.YES else found
-        peaks.append(AlternativePeak(change=one.change, estimate=estimate, fits=fits))
+        predicted = predictor(changed).estimates[0]
+        peak = planned_peak(one.job.asked, predicted, capacity, unmodelled)
+        peaks.append(AlternativePeak(change=one.change, estimate=peak.estimate, fits=peak.fits))
     return Rejection(message=message, alternatives=tuple(peaks))

@@ -2,27 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from oomguard.estimate.memory import Fits, MemoryEstimate
 from oomguard.evidence.verdict import Verdict
 from oomguard.job.plan import Plan
-from oomguard.job.training_job import Job
 from oomguard.job.unmodelled import Direction, Unmodelled
 from oomguard.ladder.climb import Ladder
-from oomguard.ladder.enumerate import DEVICE, HOST, walk
+from oomguard.ladder.enumerate import DEVICE, HOST, WalkedRung, walk
 from oomguard.ladder.strategy import Step
 from oomguard.predict.prediction_request import Prediction, PredictionRequest
 from oomguard.predict.predictor import by_arithmetic
 
-#: The host's peak is arithmetic alone: between this share of what there is and all of it, unsure.
+#: The host's peak is arithmetic alone: between this share of the capacity and all of it, unsure.
 HOST_SURE = 0.85
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Capacity:
-    """What one GPU has, and one node's host (None: not asked about)."""
+    """The memory of one GPU, and of one node's host (None: not compared)."""
 
     device_bytes: int
     host_bytes: int | None = None
@@ -49,7 +48,7 @@ class PlannedPeak:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class RungOutlook:
+class StrategyForecast:
     """One strategy: where it leads, or why it is not taken."""
 
     strategy: str
@@ -69,7 +68,7 @@ class Forecast:
 
     asked: PlannedPeak
     prepared: tuple[Step, ...] = ()
-    rungs: tuple[RungOutlook, ...] = ()
+    rungs: tuple[StrategyForecast, ...] = ()
     notes: tuple[str, ...] = ()
 
     @property
@@ -96,47 +95,54 @@ def widened(estimate: MemoryEstimate, unmodelled: Sequence[Unmodelled]) -> Memor
     )
 
 
+def planned_peak(
+    plan: Plan, estimate: MemoryEstimate, capacity: Capacity, unmodelled: Sequence[Unmodelled]
+) -> PlannedPeak:
+    """Return a plan's peak; with effects that are not modelled, it is never said to fit."""
+    estimate = widened(estimate, unmodelled)
+    fits = capacity.fits(estimate)
+    if unmodelled and fits is Fits.YES:
+        fits = Fits.UNSURE
+    return PlannedPeak(plan=plan, estimate=estimate, fits=fits)
+
+
 def forecast(
-    job: Job,
+    request: PredictionRequest,
     ladder: Ladder,
-    room: Capacity,
-    question: Callable[[Sequence[Plan]], PredictionRequest],
+    capacity: Capacity,
     predict: Callable[[PredictionRequest], Prediction],
     *,
     unmodelled: Sequence[Unmodelled] = (),
 ) -> Forecast:
-    """Walk the whole ladder and predict every plan on it.
-
-    With effects that are not modelled, no plan is said to fit.
-    """
-
-    def fits(estimate: MemoryEstimate) -> Fits:
-        found = room.fits(estimate)
-        return Fits.UNSURE if unmodelled and found is Fits.YES else found
-
-    arithmetic = question(())
+    """Walk the whole ladder and predict every plan on it; the request's own plans do not count."""
 
     def why(plan: Plan) -> Verdict:
-        tight = room.host_fits(by_arithmetic(arithmetic, plan)) is Fits.NO
+        tight = capacity.host_fits(by_arithmetic(request, plan)) is Fits.NO
         return HOST if tight else DEVICE
 
-    path = walk(job, ladder, why)
+    path = walk(request.job, ladder, why)
     plans = [path.first, *(rung.plan for rung in path.rungs if rung.plan is not None)]
-    prediction = predict(question(plans))
-    estimates = [widened(one, unmodelled) for one in prediction.estimates]
-    peaks = dict(zip(plans, estimates, strict=True))
-    rungs = tuple(
-        RungOutlook(strategy=rung.strategy, skipped=rung.skipped)
-        if rung.plan is None
-        else RungOutlook(
-            strategy=rung.strategy,
-            plan=rung.plan,
-            step=rung.step,
-            estimate=peaks[rung.plan],
-            fits=fits(peaks[rung.plan]),
-        )
-        for rung in path.rungs
+    prediction = predict(replace(request, plans=plans))
+    peaks = {
+        plan: planned_peak(plan, estimate, capacity, unmodelled)
+        for plan, estimate in zip(plans, prediction.estimates, strict=True)
+    }
+    return Forecast(
+        asked=replace(peaks[path.first], plan=request.job.asked),
+        prepared=path.prepared,
+        rungs=tuple(_strategy_forecast(rung, peaks) for rung in path.rungs),
+        notes=prediction.notes,
     )
-    first_peak = peaks[path.first]
-    asked = PlannedPeak(plan=job.asked, estimate=first_peak, fits=fits(first_peak))
-    return Forecast(asked=asked, prepared=path.prepared, rungs=rungs, notes=prediction.notes)
+
+
+def _strategy_forecast(rung: WalkedRung, peaks: Mapping[Plan, PlannedPeak]) -> StrategyForecast:
+    if rung.plan is None:
+        return StrategyForecast(strategy=rung.strategy, skipped=rung.skipped)
+    peak = peaks[rung.plan]
+    return StrategyForecast(
+        strategy=rung.strategy,
+        plan=peak.plan,
+        step=rung.step,
+        estimate=peak.estimate,
+        fits=peak.fits,
+    )

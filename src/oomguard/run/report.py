@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 import msgspec
@@ -83,15 +82,11 @@ class FitReport:
     config_diff: str | None
     command: str | None
     seconds: float | None
-    surroundings: Mapping[str, str]
+    surroundings: dict[str, str]
 
 
 def build(
-    record: RunRecord,
-    *,
-    final_text: str | None,
-    command: str | None,
-    surroundings: Mapping[str, str],
+    record: RunRecord, *, final_text: str | None, command: str | None, surroundings: dict[str, str]
 ) -> FitReport:
     """Return the report of a run that has ended.
 
@@ -146,7 +141,7 @@ def to_json(report: FitReport) -> dict[str, object]:
 
 
 def from_json(data: bytes) -> FitReport:
-    """Read back what `to_json` gave.
+    """Read what `to_json` returned.
 
     Raises:
         msgspec.DecodeError: if it is not a report.
