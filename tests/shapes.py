@@ -15,7 +15,7 @@ from oomguard.job.plan import Plan, Precision, Quantization, Tuning
 def model(name: str) -> Architecture:
     found = transformers_config(name)
     assert found is not None, name
-    return from_config(found[0])
+    return from_config(found.config)
 
 
 LLAMA3 = model("meta-llama/Meta-Llama-3-8B")

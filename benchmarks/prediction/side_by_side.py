@@ -144,7 +144,7 @@ def _model(row: Row) -> Architecture:
     if row.request["model"]["family"] == "torchtune":
         found = transformers_config(row.name.split()[0])
         assert found is not None, row.name
-        return from_config(found[0])
+        return from_config(found.config)
     return from_config(config)
 
 

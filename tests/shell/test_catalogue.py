@@ -9,7 +9,7 @@ from threading import Thread
 import pytest
 
 from oomguard.catalogue.lookup import find_model
-from oomguard.catalogue.shipped import families, known, litgpt_config, transformers_config
+from oomguard.catalogue.shipped import carried, families, litgpt_config, transformers_config
 from oomguard.errors import ConfigError
 from oomguard.estimate.architecture import from_config, from_gpt_config
 from oomguard.job.memory_settings import Family
@@ -64,7 +64,7 @@ PUBLISHED = {
 def test_shapes_add_up_to_the_published_parameters(name, billions):
     found = transformers_config(name)
     assert found is not None
-    assert from_config(found[0]).parameters / 1e9 == pytest.approx(billions, rel=0.005)
+    assert from_config(found.config).parameters / 1e9 == pytest.approx(billions, rel=0.005)
 
 
 def test_litgpts_shapes_agree_with_transformers_where_both_are_carried():
@@ -77,23 +77,49 @@ def test_litgpts_shapes_agree_with_transformers_where_both_are_carried():
         ours, theirs = litgpt_config(checkpoint), transformers_config(hub)
         assert ours is not None
         assert theirs is not None
-        count = from_config(theirs[0]).parameters
+        count = from_config(theirs.config).parameters
         assert from_gpt_config(ours[0]).parameters == pytest.approx(count, rel=0.01)
 
 
 def test_every_carried_model_has_a_shape_and_its_family_a_source():
     assert all(facts["source"] for facts in families().values())
-    assert len(known()) > 90
-    for name in known():
-        found = transformers_config(name)
-        assert found is not None
-        assert from_config(found[0]).parameters > 10**7
+    assert len(carried()) > 90
+    for one in carried():
+        assert transformers_config(one.name) == one
+        assert from_config(one.config).parameters > 10**7
 
 
 def test_other_makers_copies_and_local_folders_are_found_by_name(tmp_path):
     for name in ("unsloth/llama-3-8b-bnb-4bit", "/data/models/Meta-Llama-3-8B", "./llama-3-8b"):
         found = find_model(name, Family.HF, cwd=tmp_path, environment=OFFLINE)
         assert found.architecture.parameters == 8_030_261_248
+
+
+@pytest.mark.parametrize(
+    ("name", "taken_for"),
+    [
+        ("Qwen/Qwen2.5-7B-Instruct", None),  # its maker's variants have one shape
+        ("/data/models/Meta-Llama-3-8B", None),
+        ("unsloth/llama-3-8b-bnb-4bit", "meta-llama/Meta-Llama-3-8B"),
+        ("Qwen/Qwen2.5-Coder-7B", "Qwen/Qwen2.5-7B"),
+        ("me/Mistral-7B-v0.3-sft", "mistralai/Mistral-7B-v0.3"),
+    ],
+)
+def test_a_loose_match_says_what_the_name_was_taken_for(tmp_path, name, taken_for):
+    assert find_model(name, Family.HF, cwd=tmp_path, environment=OFFLINE).taken_for == taken_for
+
+
+@pytest.mark.parametrize("name", ["mistralai/Mistral-7B-v0.9", "microsoft/Phi-3-mini-64k-instruct"])
+def test_another_version_or_context_length_is_another_model(tmp_path, name):
+    with pytest.raises(ConfigError):
+        find_model(name, Family.HF, cwd=tmp_path, environment=OFFLINE)
+
+
+@pytest.mark.parametrize("name", ["me/unheard-of-7b", "me/chatglm-7b", "me/quen-7b"])
+def test_no_model_of_another_family_is_suggested(tmp_path, name):
+    with pytest.raises(ConfigError) as caught:
+        find_model(name, Family.HF, cwd=tmp_path, environment=OFFLINE)
+    assert "Did you mean" not in caught.value.next_step
 
 
 def test_the_models_own_folder_comes_first(tmp_path):

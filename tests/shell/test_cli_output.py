@@ -230,7 +230,7 @@ def test_the_classic_ladder_is_the_six_in_their_order(capsys):
     ]
 
 
-@pytest.mark.parametrize("words", [(), ("launch",), ("explain",), ("ladder",)])
+@pytest.mark.parametrize("words", [(), ("launch",), ("explain",), ("ladder",), ("models",)])
 def test_help_is_there(words, capsys):
     assert main((*words, "--help")) == 0
     assert capsys.readouterr().out.startswith("Usage: oomguard")

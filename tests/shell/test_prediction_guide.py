@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from oomguard.catalogue.shipped import families, known
+from oomguard.catalogue.shipped import carried, families
 from oomguard.cli.plan_command import command
 from oomguard.estimate import analytic, combine, constants
 from oomguard.estimate.cards import card_named
@@ -45,7 +45,7 @@ def test_the_options_and_counts_are_there():
     usage = GUIDE[GUIDE.index("```") : GUIDE.index("## How")]
     options = {option for one in command.params for option in one.opts if option.startswith("--")}
     assert set(re.findall(r"--[a-z-]+", usage.split("oomguard plan --gpu a10")[0])) == options
-    assert abs(len(known()) - 120) < 10
+    assert abs(len(carried()) - 120) < 10
     models = families()["litgpt"]["models"]
     assert isinstance(models, dict)
     assert abs(len(models) - 190) < 10

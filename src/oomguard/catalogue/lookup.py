@@ -25,12 +25,16 @@ _OFFLINE = ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Model:
-    """A model's config in the format of `family`, and where it was found."""
+    """A model's config in the format of `family`, and where it was found.
+
+    `taken_for` is the model of the catalogue that a name of another spelling was taken for.
+    """
 
     name: str
     family: Family
     config: Mapping[str, object]
     source: str
+    taken_for: str | None = None
 
     @property
     def type(self) -> str | None:
@@ -67,8 +71,8 @@ def find_model(
             next_step="Set model_name_or_path in the config, or pass it as a flag: the default of "
             "a script is not visible.",
         )
-    places: tuple[Callable[[], tuple[Family, Mapping[str, object], str] | None], ...] = (
-        lambda: _folder(cwd / Path(name).expanduser()),
+    places: tuple[Callable[[], Model | None], ...] = (
+        lambda: _folder(name, cwd),
         lambda: _cache(name, environment),
         lambda: _shipped(name, family),
         lambda: _asked(name, family, ask_framework),
@@ -77,48 +81,54 @@ def find_model(
     found = next((answer for answer in (place() for place in places) if answer), None)
     if found is None:
         raise _unknown(name, cwd)
-    kind, config, source = found
-    return Model(name=name, family=kind, config=config, source=source)
+    return found
 
 
-def _folder(path: Path) -> tuple[Family, Mapping[str, object], str] | None:
+def _folder(name: str, cwd: Path) -> Model | None:
+    path = cwd / Path(name).expanduser()
     for file, family in (("model_config.yaml", Family.LITGPT), ("config.json", Family.HF)):
         text = _read(path / file)
         if text is not None:
-            return family, _parse(text, path / file), str(path / file)
+            config = _parse(text, path / file)
+            return Model(name=name, family=family, config=config, source=str(path / file))
     return None
 
 
-def _cache(
-    name: str, environment: Mapping[str, str]
-) -> tuple[Family, Mapping[str, object], str] | None:
+def _cache(name: str, environment: Mapping[str, str]) -> Model | None:
     home = Path(environment.get("HF_HOME") or Path.home() / ".cache" / "huggingface")
     hub = Path(environment.get("HF_HUB_CACHE") or home / "hub")
     folder = hub / f"models--{name.replace('/', '--')}" / "snapshots"
     files = sorted(folder.glob("*/config.json")) if folder.is_dir() else []
     text = _read(files[-1]) if files else None
-    return None if text is None else (Family.HF, _parse(text, files[-1]), str(files[-1]))
+    if text is None:
+        return None
+    config = _parse(text, files[-1])
+    return Model(name=name, family=Family.HF, config=config, source=str(files[-1]))
 
 
 def _asked(
     name: str, family: Family, ask: Callable[[str], Mapping[str, object] | None]
-) -> tuple[Family, Mapping[str, object], str] | None:
+) -> Model | None:
     config = ask(name) if family is Family.LITGPT else None
-    return (family, config, "litgpt's own list of configs") if config else None
+    if not config:
+        return None
+    return Model(name=name, family=family, config=config, source="litgpt's own list of configs")
 
 
-def _shipped(name: str, family: Family) -> tuple[Family, Mapping[str, object], str] | None:
-    if family is Family.LITGPT:
-        own = shipped.litgpt_config(name)
-        if own is not None:
-            return Family.LITGPT, *own
+def _shipped(name: str, family: Family) -> Model | None:
+    own = shipped.litgpt_config(name) if family is Family.LITGPT else None
+    if own is not None:
+        return Model(name=name, family=family, config=own[0], source=own[1])
     found = shipped.transformers_config(name)
-    return None if found is None else (Family.HF, *found)
+    if found is None:
+        return None
+    taken_for = found.name if shipped.is_loose(name, found) else None
+    return Model(
+        name=name, family=Family.HF, config=found.config, source=found.source, taken_for=taken_for
+    )
 
 
-def _hub(
-    name: str, environment: Mapping[str, str]
-) -> tuple[Family, Mapping[str, object], str] | None:
+def _hub(name: str, environment: Mapping[str, str]) -> Model | None:
     """Return the hub's config.json; None if the hub is offline, unreachable or lacks the model."""
     off = any(environment.get(key, "").lower() in ("1", "true", "yes", "on") for key in _OFFLINE)
     if off or name.count("/") != 1 or name.startswith((".", "/")):
@@ -137,7 +147,9 @@ def _hub(
             document = json.loads(answer.read(_MOST_BYTES))
     except (OSError, ValueError, urllib.error.URLError):
         return None
-    return (Family.HF, document, url) if isinstance(document, dict) else None
+    if not isinstance(document, dict):
+        return None
+    return Model(name=name, family=Family.HF, config=document, source=url)
 
 
 def _read(path: Path) -> str | None:
@@ -160,11 +172,12 @@ def _parse(text: str, path: Path) -> Mapping[str, object]:
 
 
 def _unknown(name: str, cwd: Path) -> ConfigError:
-    by_name = {one.rsplit("/", 1)[-1]: one for one in shipped.known()}
-    guess = did_you_mean(name.rsplit("/", 1)[-1], by_name)
+    family = shipped.family(name)
+    relatives = [one.name for one in shipped.carried() if shipped.family(one.name) == family]
+    guess = did_you_mean(name.rsplit("/", 1)[-1], [one.rsplit("/", 1)[-1] for one in relatives])
     return ConfigError(
         f"unknown model {name!r}: no config.json is in a folder of that name under {cwd}, "
-        "and it is not in oomguard's catalogue",
+        "and it is not in oomguard's catalogue (`oomguard models` lists it)",
         next_step=(
             f"{guess} Or put the model's config.json (no weights) into a folder and give that "
             "folder as the model."

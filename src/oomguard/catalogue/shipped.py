@@ -4,17 +4,31 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
+from dataclasses import dataclass
 from functools import cache
 from importlib import resources
 
-#: Endings of a name that say how a model was tuned, not how large it is.
+#: What a maker appends to a name without another shape.
+_VARIANT = re.compile(r"[-_](hf|chat|instruct|it|base|pt)(?=[-_]|$)")
+#: Endings of a name that say how somebody tuned or stored a model, not how large it is.
 _TUNED = re.compile(
-    r"[-_](hf|chat|instruct|it|base|pt|coder|math|tele|bnb|4bit|8bit|int4|int8|fp16|gptq|awq|unsloth"
-    r"|intermediate|step|\d+k|1431k|3t|v\d+(\.\d+)*|2[45]\d\d|preview|thinking)(?=[-_]|$)"
+    r"[-_](coder|math|tele|preview|thinking|reasoning|reward|rm|sft|dpo|kto|grpo|merged|unsloth"
+    r"|bnb|gptq|awq|hqq|gguf|4bit|8bit|int4|int8|nf4|fp8|fp16|bf16|nvfp4|mxfp4|prequantized"
+    r"|intermediate|step|1431k|3t)(?=[-_]|$)"
 )
-_KEPT = re.compile(r"mistral|mixtral|phi-3")  # there the version or the context is another shape
+#: Versions and context lengths: another one may be another shape.
+_VERSION = re.compile(r"[-_](\d+k|v\d+(?:\.\d+)*|2[4-6]\d\d)(?=[-_]|$)")
 _SKIPPED = ("litgpt",)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Shipped:
+    """A model of the catalogue: its config in transformers' format, and where that is from."""
+
+    name: str
+    config: Mapping[str, object]
+    source: str
 
 
 @cache
@@ -28,57 +42,68 @@ def families() -> Mapping[str, Mapping[str, object]]:
     }
 
 
-def transformers_config(model: str) -> tuple[Mapping[str, object], str] | None:
-    """Find a model in transformers' words, by hub id or by the name of its folder, with a source.
+@cache
+def carried() -> tuple[Shipped, ...]:
+    """Return the models that are carried in transformers' format, by family and size."""
+    return tuple(
+        Shipped(name=name, config=config, source=str(facts["source"]))
+        for family, facts in sorted(families().items())
+        if family not in _SKIPPED and isinstance(facts["models"], dict)
+        for name, config in facts["models"].items()
+    )
 
-    An exact name comes first, then the same name without what only says how it was tuned.
+
+def transformers_config(model: str) -> Shipped | None:
+    """Find a model by hub id or by the name of its folder.
+
+    An exact name comes first, then the same name without what only says how it was tuned. A
+    version in the catalogue's name has to be in the given one: v0.2 is not taken for v0.3.
     """
-    rows = list(_rows())
-    for key in (_exact, _bare):
-        wanted = key(model)
-        found = next(
-            ((config, source) for name, config, source in rows if key(name) == wanted), None
-        )
-        if found is not None:
-            return found
-    return None
+    exact = next((one for one in carried() if _name(one.name) == _name(model)), None)
+    if exact is not None:
+        return exact
+    given = _versions(model)
+    alike = [
+        one for one in carried() if _bare(one.name) == _bare(model) and _versions(one.name) <= given
+    ]
+    return max(alike, key=lambda one: len(_versions(one.name)), default=None)
+
+
+def is_loose(model: str, found: Shipped) -> bool:
+    """Return whether more than a maker's own ending tells a name from the one it was taken for."""
+    return _VARIANT.sub("", _name(model)) != _VARIANT.sub("", _name(found.name))
+
+
+def family(model: str) -> str:
+    """Return the letters that a model's name begins with: `qwen` for Qwen2.5-7B-Instruct."""
+    begins = re.match(r"[a-z]+", _bare(model))
+    return begins.group() if begins else ""
 
 
 def litgpt_config(checkpoint: str) -> tuple[Mapping[str, object], str] | None:
-    """Find a model in LitGPT's words, by the folder that `litgpt download` makes."""
-    family = families()["litgpt"]
-    models = family["models"]
-    wanted = _exact(checkpoint)
+    """Find a model in LitGPT's format, by the folder that `litgpt download` makes."""
+    facts = families()["litgpt"]
+    models = facts["models"]
+    wanted = _name(checkpoint)
     if not isinstance(models, dict):
         return None
     for name, config in models.items():
-        if wanted in (_exact(name), _exact(str(config.get("hub", "")))):
-            return {"name": name, **config}, str(family["source"])
+        if wanted in (_name(name), _name(str(config.get("hub", "")))):
+            return {"name": name, **config}, str(facts["source"])
     return None
 
 
-def known() -> list[str]:
-    """List the models that are carried, by hub id."""
-    return [name for name, _, _ in _rows()]
+def _name(model: str) -> str:
+    return model.rstrip("/").rsplit("/", 1)[-1].lower()
 
 
-def _rows() -> Iterator[tuple[str, Mapping[str, object], str]]:
-    for family, facts in sorted(families().items()):
-        models = facts["models"]
-        if family not in _SKIPPED and isinstance(models, dict):
-            for name, config in models.items():
-                yield name, config, str(facts["source"])
+def _versions(model: str) -> set[str]:
+    return set(_VERSION.findall(_name(model)))
 
 
-def _exact(name: str) -> str:
-    return name.rstrip("/").rsplit("/", 1)[-1].lower()
-
-
-def _bare(name: str) -> str:
-    """Return a name without its tuning and without differences in spelling."""
-    text = _exact(name).replace("meta-llama", "llama").replace("codellama", "code_llama")
-    if _KEPT.search(text):
-        stripped = re.sub(r"[-_](instruct|chat|hf|it)(?=[-_]|$)", "", text)
-    else:
-        stripped = _TUNED.sub("", text)
-    return stripped.replace("_", "").replace("-", "")
+def _bare(model: str) -> str:
+    """Return a name without its tuning, its version and differences in spelling."""
+    text = _name(model).replace("meta-llama", "llama").replace("codellama", "code_llama")
+    for ending in (_VARIANT, _TUNED, _VERSION):
+        text = ending.sub("", text)
+    return text.replace("_", "").replace("-", "")

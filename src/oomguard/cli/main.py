@@ -21,6 +21,7 @@ COMMANDS = {
     "plan": "Estimate memory before launching, and find the first change that fits.",
     "explain": "Diagnose why a job failed from its log.",
     "ladder": "List the strategies in the order they are tried.",
+    "models": "List the models whose size is known without a network.",
 }
 
 

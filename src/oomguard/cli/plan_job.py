@@ -90,7 +90,9 @@ class PlannedJob:
         shown = ", ".join(f"{name} x {text}" for name, text in factors.items() if text != "1.00")
         runs = f"{ratios.runs} earlier run{'s' if ratios.runs > 1 else ''} on this GPU"
         corrected = (f"corrected by measurements of {runs}: {shown}",) if shown else ()
-        return (*refused, *ignored, *self.forecast.notes, *corrected)
+        taken = self.model.taken_for
+        alike = (f"{self.model.name} is not in the catalogue: taken for {taken}",) if taken else ()
+        return (*refused, *alike, *ignored, *self.forecast.notes, *corrected)
 
     def trained(self, plan: Plan) -> TrainedPart:
         """Return what a plan trains."""
