@@ -43,6 +43,26 @@ LITGPT = MemorySettings(
     loss_chunk=128,
     max_grad_norm=None,
 )
+#: config.json files of a 1B and a 7B model.
+LLAMA_1B: dict[str, object] = {
+    "model_type": "llama",
+    "architectures": ["LlamaForCausalLM"],
+    "vocab_size": 32000,
+    "hidden_size": 2048,
+    "intermediate_size": 5632,
+    "num_hidden_layers": 22,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 4,
+    "max_position_embeddings": 4096,
+    "tie_word_embeddings": False,
+    "dtype": "bfloat16",
+}
+LLAMA_7B = LLAMA_1B | {
+    "hidden_size": 4096,
+    "intermediate_size": 11008,
+    "num_hidden_layers": 32,
+    "num_key_value_heads": 32,
+}
 #: A config of LLaMA-Factory with a model of the catalogue.
 LLAMA_YAML = """
 model_name_or_path: meta-llama/Meta-Llama-3-8B

@@ -12,18 +12,20 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from oomguard.machine.gpus import gpus
 from oomguard.units import GIB, MIB
+from shapes import LLAMA_1B, LLAMA_7B
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
 sys.path.append(str(ROOT / "tests" / "frameworks"))
 from environments import environment  # noqa: E402  lies beside the frameworks' tests
 
-JOB, LLAMA = HERE / "card_job.py", HERE / "llama_job.py"
+JOB, TRAINER = HERE / "card_job.py", HERE / "trainer_job.py"
 SAMPLE_BYTES = 64 * MIB
 #: 16 and 8 samples are too many for 384 MiB above what the process holds by itself, 4 fit.
 CAP_BYTES = 384 * MIB
@@ -48,23 +50,32 @@ def card() -> dict[str, object]:
     return found
 
 
-def launch(folder: Path, *job: str, cap: tuple[str, ...]) -> dict[str, object]:
-    """Launch a job with 16 samples at once; give the fit-report."""
-    options = ["--framework", "hf_trainer", "--no-predict", "--ladder", "halve_micro_batch"]
-    words = ["launch", "--name", "run", *options, *cap, "--", *job]
-    subprocess.run(
-        [sys.executable, "-m", "oomguard", *words, "--per_device_train_batch_size", "16"],
+def launch(folder: Path, *job: str, options: tuple[str, ...]) -> dict[str, Any]:
+    """Launch a job under `oomguard launch` and return its fit-report."""
+    words = ["launch", "--name", "run", "--framework", "hf_trainer", *options, "--", *job]
+    done = subprocess.run(
+        [sys.executable, "-m", "oomguard", *words],
         cwd=folder,
+        capture_output=True,
+        text=True,
         check=False,
     )
-    report: dict[str, object] = json.loads(
-        (folder / "oomguard-runs" / "run" / "fit-report.json").read_text()
-    )
+    path = folder / "oomguard-runs" / "run" / "fit-report.json"
+    assert path.exists(), done.stderr[-4000:]
+    report: dict[str, Any] = json.loads(path.read_text())
+    report["output"] = done.stdout[-6000:] + done.stderr[-6000:]
     return report
 
 
-def outlived(report, oom_at: str) -> None:
-    """The failure is known to the byte and the phase, and a smaller micro batch got past it."""
+def launch_hungry(folder: Path, python: str, oom_at: str, *cap: str) -> dict[str, Any]:
+    """Launch the job that needs 64 MiB a sample in one phase, with 16 samples at once."""
+    flags = ("--oom_at", oom_at, "--per_device_train_batch_size", "16")
+    options = ("--no-predict", "--ladder", "halve_micro_batch", *cap)
+    return launch(folder, python, str(JOB), *flags, options=options)
+
+
+def check_survived(report: dict[str, Any], oom_at: str) -> None:
+    """Assert that the OOM's phase and size were read, and that a smaller micro batch trained."""
     first = report["attempts"][0]["verdict"]
     assert (first["phase"], first["requested_bytes"]) == (oom_at, 16 * SAMPLE_BYTES)
     assert report["status"] == "fit"
@@ -74,9 +85,9 @@ def outlived(report, oom_at: str) -> None:
 @pytest.mark.frameworks
 def test_the_job_of_these_tests_runs_out_on_a_cpu_too(tmp_path):
     cap = ("--host-memory", "1200MiB")  # torch itself holds about 300
-    report = launch(tmp_path, str(environment("hf")), str(JOB), "--oom_at", "backward", cap=cap)
+    report = launch_hungry(tmp_path, str(environment("hf")), "backward", *cap)
     assert report["attempts"][0]["verdict"]["kind"] == "host_oom"
-    outlived(report, "backward")
+    check_survived(report, "backward")
 
 
 @pytest.mark.gpu
@@ -89,24 +100,140 @@ def test_nvml_and_cuda_speak_of_the_same_card(card):
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("oom_at", PHASES)
-def test_a_real_cuda_failure_in_each_phase_is_named_and_outlived(card, tmp_path, oom_at):
-    cap = ("--gpu-memory", str(CAP_BYTES))
-    report = launch(tmp_path, card_python(), str(JOB), "--oom_at", oom_at, cap=cap)
+def test_a_real_cuda_oom_is_placed_in_its_phase_and_survived(card, tmp_path, oom_at):
+    report = launch_hungry(tmp_path, card_python(), oom_at, "--gpu-memory", str(CAP_BYTES))
     assert report["attempts"][0]["verdict"]["kind"] == "device_oom"
     if oom_at == "load":
         assert report["status"] == "exhausted", "a smaller micro batch is no remedy there"
         return
-    outlived(report, oom_at)
+    check_survived(report, oom_at)
+
+
+TRAINING = (
+    *("--output_dir", "out", "--report_to", "none", "--save_strategy", "no", "--bf16", "True"),
+    *("--logging_steps", "1", "--learning_rate", "1e-5", "--torch_dtype", "bfloat16"),
+)
+LORA = ("--use_peft", "True", "--lora_target_modules", "all-linear")
+LENGTH = ("--max_length", "2048")
+
+
+def batch(micro: int, accumulation: int = 1, steps: int = 2) -> tuple[str, ...]:
+    return (
+        *("--per_device_train_batch_size", str(micro), "--max_steps", str(steps)),
+        *("--gradient_accumulation_steps", str(accumulation)),
+    )
+
+
+def model(folder: Path, shape: dict[str, object], *, weights: bool = False) -> tuple[str, ...]:
+    """Write a model of a shape under a folder, its weights too if asked, and return its flag."""
+    target = folder / "model"
+    target.mkdir()
+    (target / "config.json").write_text(json.dumps(shape))
+    if weights:
+        code = (
+            "import sys, torch, transformers as t; torch.set_default_device('cuda');"
+            "config = t.AutoConfig.from_pretrained(sys.argv[1]);"
+            "t.AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)"
+            ".save_pretrained(sys.argv[1])"
+        )
+        subprocess.run([card_python(), "-c", code, str(target)], check=True)
+    return ("--model_name_or_path", str(target))
+
+
+def check_trained(report: dict[str, Any], cap_bytes: int, *, samples: int) -> dict[str, Any]:
+    """Return the last attempt of a run that trained below the cap with its global batch kept."""
+    assert report["status"] == "fit", report["output"]
+    last: dict[str, Any] = report["attempts"][-1]
+    assert last["device_peak_bytes"] < cap_bytes
+    assert last["plan"]["micro_batch"] * last["plan"]["accumulation"] == samples
+    return last
+
+
+def check_predicted(attempt: dict[str, Any], within: float) -> None:
+    """Assert that what was predicted before the launch is what the card showed."""
+    predicted, measured = attempt["predicted"]["expected_bytes"], attempt["device_peak_bytes"]
+    print(f"predicted {predicted / GIB:.2f} GiB, measured {measured / GIB:.2f} GiB")
+    assert predicted == pytest.approx(measured, rel=within)
 
 
 @pytest.mark.gpu
-def test_a_llama_of_7b_shape_goes_from_out_of_memory_to_trained(card, tmp_path):
+def test_a_7b_model_goes_from_oom_to_trained(card, tmp_path):
     if card["total_bytes"] < 26 * GIB:
         pytest.skip(f"{card['name']} is too small to stand for a card of 24 GiB")
-    report = launch(tmp_path, card_python(), str(LLAMA), cap=("--gpu-memory", "22GiB"))
+    flags = (*model(tmp_path, LLAMA_7B), *LORA, *TRAINING, *LENGTH, *batch(4))
+    options = ("--gpu-memory", "24GiB", "--no-predict")
+    report = launch(tmp_path, card_python(), str(TRAINER), *flags, options=options)
     assert report["attempts"][0]["verdict"]["kind"] == "device_oom"
-    assert report["status"] == "fit"
-    assert report["attempts"][-1]["device_peak_bytes"] < 22 * GIB
+    check_trained(report, 24 * GIB, samples=4)
+
+
+@pytest.mark.gpu
+def test_a_7b_model_starts_at_the_predicted_config(card, tmp_path):
+    if card["total_bytes"] < 26 * GIB:
+        pytest.skip(f"{card['name']} is too small to stand for a card of 24 GiB")
+    flags = (*model(tmp_path, LLAMA_7B), *LORA, *TRAINING, *LENGTH, *batch(4))
+    report = launch(
+        tmp_path, card_python(), str(TRAINER), *flags, options=("--gpu-memory", "24GiB")
+    )
+    last = check_trained(report, 24 * GIB, samples=4)
+    assert len(report["attempts"]) == 1, "the prediction skipped what would have run out"
+    check_predicted(last, 0.05)
+
+
+@pytest.mark.gpu
+def test_a_4_bit_base_is_predicted_and_trained(card, tmp_path):
+    pytest.importorskip("bitsandbytes")
+    quantized = ("--load_in_4bit", "True")
+    flags = (
+        *model(tmp_path, LLAMA_1B, weights=True),
+        *quantized,
+        *LORA,
+        *TRAINING,
+        *LENGTH,
+        *batch(16),
+    )
+    report = launch(
+        tmp_path, card_python(), str(TRAINER), *flags, options=("--gpu-memory", "16GiB")
+    )
+    check_predicted(check_trained(report, 16 * GIB, samples=16), 0.05)
+
+
+@pytest.mark.gpu
+def test_zero_3_with_one_rank_is_predicted_and_trained(card, tmp_path):
+    pytest.importorskip("deepspeed")
+    settings = {
+        "zero_optimization": {"stage": 3},
+        "bf16": {"enabled": True},
+        "zero_allow_untested_optimizer": True,
+        "train_micro_batch_size_per_gpu": "auto",
+        "gradient_accumulation_steps": "auto",
+        "train_batch_size": "auto",
+    }
+    (tmp_path / "ds_zero3.json").write_text(json.dumps(settings))
+    flags = (
+        *model(tmp_path, LLAMA_1B),
+        *TRAINING,
+        *LENGTH,
+        *batch(8),
+        *("--deepspeed", "ds_zero3.json", "--gradient_checkpointing", "True"),
+    )
+    one_rank = ("-m", "torch.distributed.run", "--nproc_per_node", "1", "--master_addr")
+    command = (card_python(), *one_rank, "127.0.0.1", str(TRAINER), *flags)
+    report = launch(tmp_path, *command, options=("--gpu-memory", "40GiB"))
+    check_predicted(check_trained(report, 40 * GIB, samples=8), 0.1)
+
+
+@pytest.mark.gpu
+def test_an_oom_in_the_evaluation_halves_the_evaluation_batch(card, tmp_path):
+    evaluation = ("--eval_strategy", "steps", "--eval_steps", "1")
+    flags = (*model(tmp_path, LLAMA_1B), *LORA, *TRAINING, *batch(1), *evaluation)
+    held_out = ("--per_device_eval_batch_size", "64", "--max_length", "512")
+    options = ("--gpu-memory", "8GiB", "--no-predict")
+    report = launch(tmp_path, card_python(), str(TRAINER), *flags, *held_out, options=options)
+    first = report["attempts"][0]["verdict"]
+    assert (first["kind"], first["phase"]) == ("device_oom", "eval")
+    last = check_trained(report, 8 * GIB, samples=1)
+    assert last["plan"]["eval_batch"] < 64
 
 
 @pytest.mark.gpu

@@ -36,13 +36,39 @@ ADAPTER = {"rank": 8, "alpha": 16, "targets": "all-linear"}
 
 
 def cases() -> list[dict[str, Any]]:
-    """Give every configuration: name, shape, plan, recipe and allocator."""
+    """Return every configuration: name, shape, plan, recipe and allocator."""
     found = [*_small(), *_adapters(), *_packed(), *_full(), *_images()]
     return [{"expandable": False, **case} for case in found] + [
         {**case, "name": f"{case['name']} expandable", "expandable": True}
         for case in found
         if case["name"] in EXPANDABLE
     ]
+
+
+#: Run again under caps between what is allocated and what is reserved.
+CAPPED = (
+    "160m bf16-mixed x8 eager", "1b full 4096 checkpointing", "1b lora 8192 checkpointing",
+    "7b nf4-double 4096 checkpointing", "7b nf4-double 16384 checkpointing",
+    "8b lora 2048", "8b lora 8192 checkpointing", "vl-3b lora images 3",
+)  # fmt: skip
+
+
+def at_its_limit(results: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return cases of `CAPPED` again: 2% below the allocated peak, midway, 1% above reserved."""
+    found = []
+    for result in results:
+        estimate = result["predicted"].get("estimate")
+        if result["name"] not in CAPPED or estimate is None:
+            continue
+        allocated, reserved = estimate["allocated_bytes"], estimate["reserved_bytes"]
+        caps = {"below": 0.98 * allocated, "midway": (allocated + reserved) / 2,
+                "above": 1.01 * reserved}  # fmt: skip
+        case = {k: v for k, v in result.items() if k not in {"predicted", "measured"}}
+        found += [
+            {**case, "name": f"{case['name']}, cap {where}", "cap_bytes": int(cap)}
+            for where, cap in caps.items()
+        ]
+    return found
 
 
 EXPANDABLE = (

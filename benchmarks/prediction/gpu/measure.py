@@ -1,4 +1,8 @@
-"""Measure every configuration on the card at hand and write it beside its prediction."""
+"""Measure every configuration on the card at hand and write it beside its prediction.
+
+Predictions run on the CPU, several at a time. Each configuration is trained in a process of its
+own, which starts early and waits until the card has the memory that it is expected to take.
+"""
 
 from __future__ import annotations
 
@@ -8,138 +12,148 @@ import os
 import re
 import subprocess
 import sys
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from cases import SHAPES, cases
+from cases import SHAPES, at_its_limit, cases
 from table import report, summary
 
 HERE = Path(__file__).parent
 SOURCE = HERE.parents[2] / "src" / "oomguard"
 PATH = f"{SOURCE / 'tracer' / 'path'}{os.pathsep}{SOURCE / 'adapters' / 'traced'}"
-STEPS = 3
+GIB = 2**30
 #: Left to the CUDA context when the dry run is asked whether a configuration fits.
-CONTEXT_BYTES = 500 << 20
-PACKAGES = ("torch", "transformers", "peft", "bitsandbytes")
+CONTEXT_BYTES = GIB // 2
+#: Processes that have imported torch and wait for the card, and traces at a time.
+WAITING = max(1, min(8, (os.cpu_count() or 1) // 2))
+PACKAGES = ("torch", "transformers", "peft", "bitsandbytes", "accelerate", "deepspeed")
 
 
 def main() -> None:
+    """Predict, train and compare what the flags choose."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--list", action="store_true", help="print the configurations and stop")
-    parser.add_argument("--only", default="", help="measure those whose name contains this")
+    parser.add_argument("--only", default="", help="measure those whose name matches this regex")
     parser.add_argument("--device", default="cuda", help="cpu tries the command, and measures less")
     parser.add_argument("--results", type=Path, default=HERE / "results", help="where to write")
-    parser.add_argument("--child", help=argparse.SUPPRESS)
     asked = parser.parse_args()
-    if asked.child:
-        return print(json.dumps(train(json.loads(asked.child), asked.device)))
-    chosen = [case for case in cases() if asked.only in case["name"]]
+    chosen = [case for case in cases() if re.search(asked.only, case["name"])]
     if asked.list:
-        return print("\n".join(f"{n:3} {case['name']}" for n, case in enumerate(chosen, 1)))
-    card = json.loads(_python(["-c", CARD, asked.device], os.environ.copy(), ""))
-    return write(card, [measured(case, asked.device, card) for case in chosen], asked.results)
+        print("\n".join(f"{n:3} {case['name']}" for n, case in enumerate(chosen, 1)))
+        return
+    card = _asked_of_the_card(asked.device)
+    results = measure_all(chosen, asked.device, card)
+    write(card, results, asked.results)
+    if asked.device != "cpu":
+        # Some again at caps just above and below what they need.
+        write(card, results + measure_all(at_its_limit(results), "cuda", card), asked.results)
 
 
-CARD = """
-import json, sys, torch
-if sys.argv[1] == "cpu":
-    print(json.dumps({"card": "cpu", "total_bytes": None}))
-else:
-    card = torch.cuda.get_device_properties(0)
-    print(json.dumps({"card": card.name, "total_bytes": card.total_memory}))
-"""
+def measure_all(
+    chosen: list[dict[str, Any]], device: str, card: dict[str, Any]
+) -> list[dict[str, Any]]:
+    """Predict and train each case, several at a time as far as they fit on the card together."""
+    memory = CardMemory(card["total_bytes"])
+    with ThreadPoolExecutor(WAITING) as pool:
+        return list(pool.map(lambda case: measured(case, device, card, memory), chosen))
 
 
-def measured(case: dict[str, Any], device: str, card: dict[str, Any]) -> dict[str, Any]:
+class CardMemory:
+    """Lets processes onto the card as long as what they are expected to take fits beside others."""
+
+    def __init__(self, total_bytes: int | None) -> None:
+        self._total_bytes = self._free_bytes = total_bytes or 0
+        self._changed = threading.Condition()
+
+    def take(self, size_bytes: int) -> int:
+        """Wait for `size_bytes`, at most the whole card, and return what was taken."""
+        size_bytes = min(size_bytes, self._total_bytes)
+        with self._changed:
+            self._changed.wait_for(lambda: self._free_bytes >= size_bytes)
+            self._free_bytes -= size_bytes
+        return size_bytes
+
+    def give(self, size_bytes: int) -> None:
+        """Return what `take` took."""
+        with self._changed:
+            self._free_bytes += size_bytes
+            self._changed.notify_all()
+
+
+def measured(
+    case: dict[str, Any], device: str, card: dict[str, Any], memory: CardMemory
+) -> dict[str, Any]:
     """Predict and train one configuration, each in a process of its own."""
-    environment = os.environ | {"PYTHONPATH": PATH}
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join((PATH, *_inherited_path()))}
     if case["expandable"]:
         environment["PYTORCH_CUDA_ALLOC_CONF"] = "expandable_segments:True"
-    total = card["total_bytes"]
+    cap_bytes = case.get("cap_bytes")
+    total_bytes = card["total_bytes"] and card["total_bytes"] - CONTEXT_BYTES
     asked = {"v": 1, "model": {"family": "hf", "config": SHAPES[case["shape"]]},
              "variants": [{"id": "x", "plan": case["plan"], "recipe": case["recipe"]}],
-             "capacity_bytes": None if total is None else total - CONTEXT_BYTES}  # fmt: skip
-    predicted = json.loads(_python(["-m", "oomguard_tracer"], environment, json.dumps(asked)))
-    child = [str(HERE / "measure.py"), "--device", device, "--child", json.dumps(case)]
-    real = json.loads(_python(child, environment, ""))
-    print(case["name"], real, file=sys.stderr)
-    return {**case, "predicted": predicted["results"][0], "measured": real}
+             "capacity_bytes": cap_bytes or total_bytes}  # fmt: skip
+    child = subprocess.Popen(
+        [sys.executable, str(HERE / "real.py"), device, json.dumps(case)],
+        env=environment, text=True,
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    )  # fmt: skip
+    try:
+        answer = _last_line(["-m", "oomguard_tracer"], environment, json.dumps(asked))
+        predicted = answer["results"][0]
+    except RuntimeError as error:
+        predicted = {"failed": str(error)}
+    estimate = predicted.get("estimate", {})
+    expected = int(estimate.get("reserved_bytes", 20 * GIB) * 1.1) + 2 * GIB
+    taken = memory.take(max(expected, _loading_bytes(case)))
+    began = time.monotonic()
+    out, err = child.communicate("go\n")
+    memory.give(taken)
+    if child.returncode != 0:
+        real: dict[str, Any] = {"oom": None, "failed": err.splitlines()[-1] if err else "no output"}
+    else:
+        real = json.loads(out.splitlines()[-1])
+    print(f"{case['name']}: {time.monotonic() - began:.1f} s", file=sys.stderr)
+    return {**case, "predicted": predicted, "measured": real}
 
 
-def _python(arguments: list[str], environment: dict[str, str], stdin: str) -> str:
-    """Run this Python and give the last line that it prints."""
+def _loading_bytes(case: dict[str, Any]) -> int:
+    """Bound what the process takes while it quantizes a model that was built in 16 bits."""
+    return 34 * GIB if case["plan"]["quantization"] != "none" else 0
+
+
+def _inherited_path() -> list[str]:
+    inherited = os.environ.get("PYTHONPATH")
+    return [inherited] if inherited else []
+
+
+def _last_line(arguments: list[str], environment: dict[str, str], stdin: str) -> dict[str, Any]:
+    """Run this Python and return the JSON that it prints last."""
     done = subprocess.run(
         [sys.executable, *arguments], input=stdin, text=True, capture_output=True, check=False,
         env=environment,
     )  # fmt: skip
     if done.returncode != 0:
-        raise SystemExit(done.stderr[-4000:])
-    return done.stdout.splitlines()[-1]
+        raise RuntimeError(done.stderr[-4000:])
+    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return found
 
 
-def train(case: dict[str, Any], device: str) -> dict[str, Any]:
-    """Train with random weights and give what the allocator and NVML saw."""
-    import torch  # noqa: PLC0415  not needed for --list
-    from real import model_and_batch, optimizer_of  # noqa: PLC0415
-
-    try:
-        model, batch = model_and_batch(SHAPES[case["shape"]], case, device)
-        optimizer = optimizer_of(model, case)
-        _reset(torch, device)
-        trained = [p for p in model.parameters() if p.requires_grad]
-        mixed = case["plan"]["precision"].endswith("-mixed")
-        began = time.perf_counter()
-        for _ in range(STEPS):
-            with torch.autocast(device, torch.bfloat16, enabled=mixed):
-                outputs = model(**batch)
-            loss = outputs.loss
-            loss.backward()
-            torch.nn.utils.clip_grad_norm_(trained, 1.0)
-            optimizer.step()
-            optimizer.zero_grad()
-        last = float(loss)  # waits for the device
-    except torch.cuda.OutOfMemoryError as error:
-        return {"oom": True, "message": str(error).splitlines()[0]}
-    return {
-        "oom": False,
-        "loss": last,
-        "seconds": time.perf_counter() - began,
-        **_peaks(torch, device),
-    }
-
-
-def _reset(torch: Any, device: str) -> None:
-    if device == "cuda":
-        torch.cuda.reset_peak_memory_stats()
-
-
-def _peaks(torch: Any, device: str) -> dict[str, int | None]:
-    if device != "cuda":
-        return {"allocated_bytes": None, "reserved_bytes": None, "device_bytes": None}
-    return {"allocated_bytes": torch.cuda.max_memory_allocated(),
-            "reserved_bytes": torch.cuda.max_memory_reserved(),
-            "device_bytes": _nvml()}  # fmt: skip
-
-
-def _nvml() -> int | None:
-    """Ask NVML what this process holds, its context included."""
-    import pynvml  # noqa: PLC0415
-
-    pynvml.nvmlInit()
-    for index in range(pynvml.nvmlDeviceGetCount()):
-        handle = pynvml.nvmlDeviceGetHandleByIndex(index)
-        for process in pynvml.nvmlDeviceGetComputeRunningProcesses(handle):
-            if process.pid == os.getpid():
-                return int(process.usedGpuMemory)
-    return None
+def _asked_of_the_card(device: str) -> dict[str, Any]:
+    """Return the card's name, size and driver, and what is on it before the first tensor."""
+    arguments = [str(HERE / "constants.py"), device]
+    return _last_line(arguments, os.environ.copy(), "")
 
 
 def write(card: dict[str, Any], results: list[dict[str, Any]], folder: Path) -> None:
+    """Write one JSON file for the card and print the table."""
     versions = {d.name: d.version for d in metadata.distributions() if d.name in PACKAGES}
     document = {**card, "versions": versions, "summary": summary(results), "results": results}
     name = re.sub(r"\W+", "-", card["card"]).strip("-").lower()
+    folder.mkdir(parents=True, exist_ok=True)
     target = folder / f"{name}.json"
     target.write_text(json.dumps(document, indent=1) + "\n")
     print(report(results))

@@ -1,4 +1,4 @@
-"""What the measured configurations say about the predicted ones, in a few lines."""
+"""Compare measured configurations with their predictions in a few lines."""
 
 from __future__ import annotations
 
@@ -16,16 +16,22 @@ def summary(results: list[dict[str, Any]]) -> dict[str, Any]:
     for figure, _ in PAIRS:
         errors = sorted(abs(e) for r in results if (e := error(r, figure)) is not None)
         found[figure] = _spread(errors) if errors else None
-    judged = [r for r in results if r["predicted"].get("fits_replay") is not None]
+    ran = [r for r in results if r["measured"]["oom"] is not None]
+    judged = [r for r in ran if r["predicted"].get("fits_replay") is not None]
+    found["failed"] = len(results) - len(ran)
     right = sum(r["predicted"]["fits_replay"] != r["measured"]["oom"] for r in judged)
     found["fit_or_not_right"], found["fit_or_not_judged"] = right, len(judged)
-    contexts = [context for r in results if (context := _context(r)) is not None]
-    found["context_bytes"] = int(statistics.median(contexts)) if contexts else None
+    contexts = sorted(c for r in results if (c := r["measured"].get("context_bytes")) is not None)
+    found["context_bytes"] = (
+        {"least": contexts[0], "median": int(statistics.median(contexts)), "most": contexts[-1]}
+        if contexts
+        else None
+    )
     return found
 
 
 def error(result: dict[str, Any], figure: str) -> float | None:
-    """Give predicted over measured less one; None where one of them is missing."""
+    """Return predicted over measured less one; None where one of them is missing."""
     measured = result["measured"].get(figure)
     predicted = _predicted(result, figure)
     return None if not measured or predicted is None else predicted / measured - 1
@@ -44,13 +50,14 @@ def report(results: list[dict[str, Any]]) -> str:
             lines.append(f"{figure.removesuffix('_bytes')}: {shown}")
     lines.append(f"fit or not: {total['fit_or_not_right']} of {total['fit_or_not_judged']} right")
     if total["context_bytes"] is not None:
-        lines.append(f"beside the allocator: {total['context_bytes'] / MIB:.0f} MiB (median)")
+        shown = ", ".join(f"{k} {v / MIB:.0f} MiB" for k, v in total["context_bytes"].items())
+        lines.append(f"beside the allocator: {shown}")
     return "\n".join(lines)
 
 
 def _line(result: dict[str, Any]) -> str:
     real = result["measured"]
-    known = "OOM" if real["oom"] else _gib(real["allocated_bytes"])
+    known = {True: "OOM", None: "failed"}.get(real["oom"]) or _gib(real["allocated_bytes"])
     return (
         f"{result['name']:42} {known:>10} {_gib(_predicted(result, 'allocated_bytes')):>10} "
         f"{_share(error(result, 'allocated_bytes')):>8} "
@@ -66,12 +73,6 @@ def _predicted(result: dict[str, Any], figure: str) -> int | None:
         figure = "reserved_expandable_bytes"
     value: int = estimate[figure]
     return value
-
-
-def _context(result: dict[str, Any]) -> int | None:
-    """Give what the process held on the device beside the most that the allocator reserved."""
-    device, reserved = (result["measured"].get(k) for k in ("device_bytes", "reserved_bytes"))
-    return None if device is None or reserved is None else device - reserved
 
 
 def _spread(errors: list[float]) -> dict[str, float]:
