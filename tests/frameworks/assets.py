@@ -8,6 +8,7 @@ The folder gets `model/` and `data/train.json`; the same seed gives the same wei
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 from pathlib import Path
 
@@ -28,6 +29,7 @@ def main() -> None:
         parser.add_argument(f"--{name}", type=int, default=default)
     for name, default in (("samples", 64), ("words", 400)):
         parser.add_argument(f"--{name}", type=int, default=default)
+    parser.add_argument("--pairs", action="store_true", help="preferences in data/pairs as well")
     asked = parser.parse_args()
     make_assets.write_samples(
         asked.folder / "data" / "train.json",
@@ -35,6 +37,8 @@ def main() -> None:
         words=asked.words,
         seed=asked.seed,
     )
+    if asked.pairs:
+        _write_pairs(asked.folder / "data", words=asked.words)
     model = asked.folder / "model"
     make_assets.write_tokenizer(model)
     write_model = make_assets.write_llama if asked.kind == "llama" else make_tiny.write_litgpt
@@ -45,6 +49,20 @@ def main() -> None:
         vocabulary=asked.vocabulary,
         seed=asked.seed,
     )
+
+
+def _write_pairs(data: Path, *, words: int) -> None:
+    """Write pairs of a preferred answer and another as JSON lines; of `words` words, as all are."""
+    rows = json.loads((data / "train.json").read_text())
+    lines = [
+        json.dumps(
+            {"prompt": row["instruction"], "chosen": f" {row['output']}", "rejected": f" {worse}"}
+        )
+        for row in rows
+        for worse in [" ".join(reversed(row["output"].split()))]
+    ]
+    (data / "pairs").mkdir(exist_ok=True)
+    (data / "pairs" / "train.jsonl").write_text("\n".join(lines))
 
 
 if __name__ == "__main__":

@@ -85,6 +85,26 @@ report_to: none
 use_cpu: true
 """
 
+_TRL = """\
+# What is trained, and on what.
+model_name_or_path: model  # random weights
+dataset_name: data/pairs
+max_length: 256
+gradient_checkpointing: false
+bf16: false
+
+# what one optimizer step is made of
+per_device_train_batch_size: 16  # all at once
+gradient_accumulation_steps: 1
+max_steps: 3
+
+output_dir: out
+logging_steps: 1
+save_strategy: "no"
+report_to: none
+use_cpu: true
+"""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TinyJob:
@@ -164,6 +184,29 @@ def hf_job(folder: Path) -> TinyJob:
     )
 
 
+def trl_job(command: str, folder: Path) -> TinyJob:
+    """Write a job for `trl COMMAND` on pairs, no answer of which is cut at 256 tokens.
+
+    TRL computes the loss without the full logits: activations are what follows the micro batch.
+    """
+    python = environment("trl")
+    shape = ("--hidden", "256", "--layers", "4", "--vocabulary", "1024", "--words", "236")
+    _make_assets(python, "llama", folder, *shape, "--pairs")
+    trl = str(python.with_name("trl"))
+    return TinyJob(
+        name=f"trl-{command}",
+        folder=folder,
+        python=python,
+        config=_written(folder / "train.yaml", _TRL),
+        argv=(trl, command, "--config", "train.yaml"),
+        env=_environ(folder, python),
+        smaller=lambda micro: (
+            *("--per_device_train_batch_size", str(micro)),
+            *("--gradient_accumulation_steps", str(GLOBAL_BATCH // micro)),
+        ),
+    )
+
+
 def cap_bytes(job: TinyJob) -> int:
     """Give the limit on data memory under which the job fits at 4 and not at 8.
 
@@ -185,10 +228,10 @@ def _peak(job: TinyJob, micro_batch: int) -> int:
     return peak_data_bytes(job.by_hand(micro_batch), cwd=job.folder, env=job.env)
 
 
-def _make_assets(python: Path, kind: str, folder: Path) -> None:
+def _make_assets(python: Path, kind: str, folder: Path, *words: str) -> None:
     script = Path(__file__).with_name("assets.py")
     subprocess.run(
-        [python, script, kind, folder],
+        [python, script, kind, folder, *words],
         env=_environ(folder, python),
         check=True,
         capture_output=True,
