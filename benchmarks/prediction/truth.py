@@ -3,7 +3,7 @@
     python benchmarks/prediction/truth.py
 
 The cases and how they are measured stand in tests/frameworks/dryrun_truth.py, those of torchtune
-in torchtune_truth.py beside it.
+and TRL in torchtune_truth.py and trl_truth.py beside it.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ SCRIPTS = {
     "hf": "dryrun_truth.py",
     "llamafactory": "dryrun_truth.py",
     "torchtune": "torchtune_truth.py",
+    "trl": "trl_truth.py",
 }
 
 

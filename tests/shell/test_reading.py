@@ -119,7 +119,8 @@ def refused(capsys, tmp_path):
 def test_the_method_is_named_and_only_a_modelled_one_is_said_to_fit(plan, job, method):
     document = plan(job)
     assert document["method"] == method
-    modelled = method in ("sft", "pretrain")
+    stated = document["framework"] == "trl" and method in ("dpo", "reward")
+    modelled = method in ("sft", "pretrain") or stated
     assert document["asked"]["fits"] == ("yes" if modelled else "unsure")
     assert [one["key"] for one in document["unmodelled"]] == ([] if modelled else ["method"])
 

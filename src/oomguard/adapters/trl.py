@@ -13,7 +13,7 @@ from functools import cache
 
 import yaml
 
-from oomguard.adapters import effects, fields, known_settings, launchers
+from oomguard.adapters import effects, fields, known_settings, launchers, trl_methods
 from oomguard.adapters.config_adapter import Refusal
 from oomguard.adapters.contract import JobRequest, Marks
 from oomguard.adapters.fields import Binding, Bindings, Edits, Key, flag
@@ -163,6 +163,7 @@ BINDINGS = Bindings(
         fields.switch("tuning", _PEFT, on=Tuning.LORA, off=Tuning.FULL),
         hf.rank_under(_PEFT, TRL_RANK),
         Binding(field="loss_kernel", read=_loss_kernel, edits=lambda _, __: None),
+        fields.direct("precompute_reference", trl_methods.PRECOMPUTE),
     )
 )
 
@@ -282,7 +283,10 @@ class Trl(TrainerAdapter):
     bindings = BINDINGS
     # A quantized base under ZeRO-3 is none of them: from 1.16 on TRL passes no device_map under
     # DeepSpeed, and transformers refuses that alone. The ladder does not stack the two.
-    refusals = (QUANTIZED_ALONE, NO_ROWS, ZERO3_WITH_BATCH_SEARCH, hf.NO_METRIC, _SYNCED_ADAPTER)
+    refusals = (
+        *(QUANTIZED_ALONE, NO_ROWS, ZERO3_WITH_BATCH_SEARCH, hf.NO_METRIC, _SYNCED_ADAPTER),
+        trl_methods.SYNCED_AND_PRECOMPUTED,
+    )
     rank = TRL_RANK
     effects = (*effects.TRAINER, effects.prequantized("model_name_or_path"))
 
@@ -350,8 +354,7 @@ class Trl(TrainerAdapter):
         job = super().read(request)
         invocation = self.of_job(job)
         settings = invocation.settings
-        if _method(invocation) is TrainingMethod.REWARD:  # a score for a sample, no logits
-            job = replace(job, asked=replace(job.asked, loss_kernel=None))
+        job = replace(job, asked=trl_methods.requested(job.asked, _method(invocation)))
         if job.asked.offload is None or not _ACTIVATIONS.of(settings):
             return job
         offload = job.asked.offload | {Offload.ACTIVATIONS}
@@ -402,7 +405,9 @@ class Trl(TrainerAdapter):
 
     def memory_settings(self, job: Job) -> MemorySettings:
         """Return what decides the memory besides the plan."""
-        return trl_memory_settings(self.of_job(job).settings, job)
+        invocation = self.of_job(job)
+        found = trl_memory_settings(invocation.settings, job)
+        return trl_methods.memory_settings(found, _method(invocation), invocation.settings)
 
     def refusal(self, job: Job, plan: Plan) -> str | None:
         """Return TRL's own message for a plan that it refuses."""

@@ -121,12 +121,20 @@ def plan_job(
     start, request = time.monotonic(), _request(prepared, capacity)
     job, model = request.job, request.model
     prepared = replace(prepared, job=job)
-    tracer = tracer_of((job.python, sys.executable), traced_family(request.recipe, model.family))
+    recipe = request.recipe
+    since = recipe.objective.since if recipe.objective else None
+    tracer = tracer_of(
+        (job.python, sys.executable),
+        traced_family(recipe, model.family),
+        also=since[0] if since else None,
+    )
     key = _history_key(job, model, device, tracer)
     ratios = index.ratios(key) if index and key else UNCORRECTED
     predictor = Predictor(tracer=tracer, budget_s=budget_s, ratios=ratios)
     method = prepared.adapter.training_method(job)
-    unmodelled = (*prepared.adapter.unmodelled(job), *left_out(job, method, model))
+    versions = tracer.versions if tracer else {}
+    missing = left_out(job, method, model, recipe, versions)
+    unmodelled = (*prepared.adapter.unmodelled(job), *missing)
     found = forecast(request, prepared.ladder, capacity, predictor, unmodelled=unmodelled)
     rejected = _rejection(prepared, capacity, request, predictor, unmodelled)
     if rejected and found.asked.fits is Fits.YES:

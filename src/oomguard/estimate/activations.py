@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from oomguard.estimate.architecture import Architecture, Linear
 from oomguard.estimate.counts import targeted
 from oomguard.estimate.formats import Formats
-from oomguard.job.memory_settings import Attention, MemorySettings
+from oomguard.estimate.objective_loss import ObjectiveLoss
+from oomguard.job.memory_settings import Attention, Head, MemorySettings
 from oomguard.job.plan import LossKernel, Part, Plan, Quantization, Tuning
 
 _FP32 = 4
@@ -45,7 +46,7 @@ class TrainingStep:
     @property
     def tokens(self) -> int:
         """Tokens that go through the decoder at once."""
-        return self.length * self.plan.micro_batch
+        return self.length * self.plan.micro_batch * self.recipe.rows
 
     @property
     def checkpoints(self) -> int:
@@ -76,8 +77,28 @@ class TrainingStep:
         return self.tokens * (_FP32 * model.query + expanded * size + _FP32 * model.heads)
 
     @property
+    def objective_loss(self) -> ObjectiveLoss | None:
+        """The loss of a method that states its own; None in supervised training."""
+        objective, plan = self.recipe.objective, self.plan
+        if objective is None:
+            return None
+        whole = plan.tuning is Tuning.FULL and Part.LANGUAGE_MODEL not in (plan.frozen or ())
+        saved = self.recipe.lora is not None and "lm_head" in self.recipe.lora.saved
+        return ObjectiveLoss(
+            objective=objective,
+            tokens=self.tokens,
+            hidden=self.model.hidden,
+            vocabulary=self.model.vocab + self.recipe.new_tokens,
+            formats=self.formats,
+            trains_head=whole or saved,
+        )
+
+    @property
     def loss_forward(self) -> int:
         """Logits, their fp32 copy and log-probabilities."""
+        own = self.objective_loss.forward if self.objective_loss else None
+        if own is not None:
+            return own
         if self._in_chunks:
             return self._logits * self.formats.computed_bytes + self._kept_of_chunks
         if self.plan.loss_kernel is LossKernel.FUSED:
@@ -90,6 +111,9 @@ class TrainingStep:
     @property
     def loss_backward(self) -> int:
         """Log-probabilities and the gradients of log-probabilities and logits, all in fp32."""
+        own = self.objective_loss.backward if self.objective_loss else None
+        if own is not None:
+            return own
         if self._in_chunks:
             size = self.formats.computed_bytes
             gradients = size if self.recipe.compiled else 2 * _FP32 + size
@@ -112,7 +136,10 @@ class TrainingStep:
     @property
     def largest_logits(self) -> int:
         """The logits of a micro batch in fp32, where they exist at once."""
+        objective = self.recipe.objective
+        whole = objective is None or (objective.tiles is None and objective.head is Head.VOCABULARY)
         at_once = self.plan.loss_kernel is not LossKernel.FUSED and not self.recipe.loss_chunk
+        at_once = at_once and whole
         return self._logits * _FP32 if at_once else 0
 
     @property
@@ -145,11 +172,15 @@ class TrainingStep:
         if tower is None:
             return 0
         if tower.kind == "audio":
-            return 1500 * self.plan.micro_batch  # 30 s of sound
+            return 1500 * self._rows  # 30 s of sound
         pixels = self.plan.image_pixels or 768 * 768
         per_image = pixels // tower.patch**2
         most = self.length * tower.merge**2  # a sample holds no more image tokens than tokens
-        return min(per_image * max(1, self.recipe.images), most) * self.plan.micro_batch
+        return min(per_image * max(1, self.recipe.images), most) * self._rows
+
+    @property
+    def _rows(self) -> int:
+        return self.plan.micro_batch * self.recipe.rows
 
     @property
     def _norms(self) -> int:

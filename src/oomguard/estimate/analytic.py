@@ -104,7 +104,7 @@ def static(problem: EstimateInput) -> dict[Term, int]:
     gradients = stored.trained_bytes * numbers.trained
     each = stored.trained_bytes * kept + state * share.optimizer
     return {
-        Term.WEIGHTS: int(base_weights(problem) * kept),
+        Term.WEIGHTS: int((base_weights(problem) + reference_weights(problem)) * kept),
         Term.ADAPTER: int(adapter_bytes(problem) * numbers.adapter * kept),
         Term.TRAINED_EMBEDDINGS: int(each * numbers.embeddings),
         Term.MEDIA_TOWERS: int(_tower_weights(problem) * kept),
@@ -136,6 +136,16 @@ def base_weights(problem: EstimateInput) -> int:
     trained = min(numbers.base_trained, numbers.linear + rest)
     frozen = numbers.linear + rest - trained
     return trained * stored.trained_bytes + frozen * stored.base_bytes
+
+
+def reference_weights(problem: EstimateInput) -> int:
+    """Return the bytes of the frozen copy of the model that a loss compares with."""
+    objective = problem.recipe.objective
+    if objective is None or not objective.holds_copy(problem.plan):
+        return 0
+    numbers = problem.counts
+    whole = numbers.linear + numbers.rest + numbers.embeddings_base + numbers.tower
+    return whole * problem.formats.base_bytes
 
 
 def packed_head(problem: EstimateInput) -> int:
@@ -197,10 +207,25 @@ def _moments(problem: EstimateInput) -> Iterator[dict[Term, int]]:
     }
     first = gradients(problem, max(share.before, share.gradients / model.layers))
     yield added(working, first, one)
+    if step.objective_loss is not None:
+        yield added(working, before, _reference(problem, saved + casts))
     for moment in end_of_step_terms(problem):
         yield added(held, moment)
     if model.tower is not None:
         yield added(working, before, {Term.MEDIA_TOWERS: step.tower})
+
+
+def _reference(problem: EstimateInput, kept: int) -> dict[Term, int]:
+    """Return what stands at the reference's loss, beside the trained policy's activations."""
+    step, objective = problem.step, problem.recipe.objective
+    if objective is None or step.objective_loss is None or not objective.compares(problem.plan):
+        return {}
+    moment = {
+        Term.ACTIVATIONS: kept + step.working,
+        Term.LOGITS_AND_LOSS: step.objective_loss.reference,
+        Term.QUANTIZATION_TEMPORARIES: dequantized(problem),
+    }
+    return added(moment, gathered(problem) if objective.holds_copy(problem.plan) else {})
 
 
 def end_of_step_terms(problem: EstimateInput) -> Iterator[dict[Term, int]]:

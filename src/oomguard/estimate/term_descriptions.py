@@ -13,6 +13,7 @@ from oomguard.estimate.analytic import (
     merged_embeddings,
     moments,
     packed_head,
+    reference_weights,
     state_bytes,
     step_temporaries,
 )
@@ -145,17 +146,19 @@ def _weights(problem: EstimateInput) -> tuple[Product, ...]:
     numbers, stored = problem.counts, problem.formats
     share = rank_fractions(problem.plan, problem.ranks).weights
     base = numbers.linear + numbers.rest + numbers.embeddings_base
+    copy = _plain(int(reference_weights(problem) * share), "the reference model")
     packed = PACKED_BYTES.get(problem.plan.quantization or Quantization.NONE)
     if packed is not None:
         small = numbers.linear + packed_head(problem)
-        return _sum(
-            (small, _bytes(packed), share), (base - small, _bytes(stored.base_bytes), share)
-        )
+        rest = base - small
+        packed_sum = _sum((small, _bytes(packed), share), (rest, _bytes(stored.base_bytes), share))
+        return (*packed_sum, *copy)
     trained = min(numbers.base_trained, base)
-    return _sum(
+    whole = _sum(
         (trained, _bytes(stored.trained_bytes), share),
         (base - trained, _bytes(stored.base_bytes), share),
     )
+    return (*whole, *copy)
 
 
 def _tower(problem: EstimateInput) -> tuple[Product, ...]:

@@ -6,6 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import Enum
 
+from oomguard.job.plan import Plan, Tuning
+from oomguard.job.unmodelled import TrainingMethod
+
 
 class Family(str, Enum):
     """The library whose model code runs and which names its layers."""
@@ -128,11 +131,78 @@ class TrainingCode:
     since: Mapping[str, tuple[str, tuple[int, ...]]] = field(default_factory=dict)
 
 
+class Head(str, Enum):
+    """The layer after the decoder's last hidden states."""
+
+    VOCABULARY = "vocabulary"  # logits over all words
+    SCORE = "score"  # one number for each token
+
+
+class Reference(str, Enum):
+    """The frozen policy that a loss compares the trained one with."""
+
+    NONE = "none"
+    START = "start"  # the model without its adapter; a second copy where it has none
+    MODEL = "model"  # a second copy, whatever is trained
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tiles:
+    """The tiles in which logits are computed, tokens by words: they never exist whole."""
+
+    tokens: int
+    words: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Objective:
+    """What a method's training step computes, where it is not the cross entropy of each sample.
+
+    An adapter that states one says that the whole step is described: the prediction of its method
+    is complete.
+
+    Attributes:
+        method: the method.
+        rows: rows of the forward pass for each sample of the micro batch; 2 for pairs.
+        head: the layer after the last hidden states.
+        reference: the frozen policy; its forward pass comes after the trained one's, without
+            gradients. A plan that computes it before training needs none in a step.
+        tiles: the tiles that log-probabilities are computed in, None where the logits exist whole.
+        logit_bytes: where they do, the bytes for each logit of the trained policy at the end of its
+            forward pass, and at the most in its backward pass.
+        reference_logit_bytes: bytes for each logit of the reference while it is computed.
+        traced: the function of `oomguard_traced_models` that computes the framework's own loss, as
+            `module:name`.
+        since: the package and the version from which on all of this holds.
+    """
+
+    method: TrainingMethod
+    rows: int = 1
+    head: Head = Head.VOCABULARY
+    reference: Reference = Reference.NONE
+    tiles: Tiles | None = None
+    logit_bytes: tuple[float, float] | None = None
+    reference_logit_bytes: float = 0.0
+    traced: str | None = None
+    since: tuple[str, tuple[int, ...]] | None = None
+
+    def compares(self, plan: Plan) -> bool:
+        """Return whether a step of a plan has a forward pass of the reference."""
+        return self.reference is not Reference.NONE and not plan.precompute_reference
+
+    def holds_copy(self, plan: Plan) -> bool:
+        """Return whether the reference is a second copy of the model."""
+        adapter = self.reference is Reference.START and plan.tuning is Tuning.LORA
+        return self.compares(plan) and not adapter
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MemorySettings:
     """What the prediction needs to know about a job.
 
-    `code` has the facts of its framework, all else comes from the job's own settings.
+    `code` has the facts of its framework, all else comes from the job's own settings. `objective`
+    is what the step of another method than supervised training computes, None while that is not
+    stated.
 
     `model` is the hub id or the folder as the user wrote it. `base` is the format that the
     framework loads weights in, None where it follows `Plan.precision`; `trained_fp32` says that
@@ -149,6 +219,7 @@ class MemorySettings:
     """
 
     code: TrainingCode = TrainingCode()
+    objective: Objective | None = None
     model: str | None = None
     family: Family = Family.HF
     base: Format | None = None
@@ -173,3 +244,8 @@ class MemorySettings:
     data: tuple[str, ...] = ()
     reduce_bucket: int | None = None
     overlap_comm: bool = False
+
+    @property
+    def rows(self) -> int:
+        """Rows of the forward pass for each sample of the micro batch."""
+        return self.objective.rows if self.objective else 1

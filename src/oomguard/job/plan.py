@@ -122,7 +122,9 @@ class Plan:
     `micro_batch` samples go through the model at once on each data-parallel rank;
     `accumulation` of them make one optimizer step. `sequence_length` is in tokens,
     `image_pixels` the most pixels of one image, `video_pixels` of one frame of a video.
-    `eval_accumulation` evaluation steps pass before predictions leave the device; 0: all of them.
+    `precompute_reference` says that the log-probabilities of the frozen reference policy are all
+    computed before training. `eval_accumulation` evaluation steps pass before predictions leave
+    the device; 0: all of them.
     """
 
     micro_batch: int
@@ -143,6 +145,7 @@ class Plan:
     offload: frozenset[Offload] | None = None
     optimizer: str | None = None
     loss_kernel: LossKernel | None = None
+    precompute_reference: bool | None = None
     low_cpu_mem_usage: bool | None = None
     device_map: DeviceMap | None = None
     loader_workers: int | None = None

@@ -25,8 +25,8 @@ class TrainingMethod(str, Enum):
     EMBEDDING = "embedding"
 
     @property
-    def is_modelled(self) -> bool:
-        """Return whether the estimate includes all models, rows and logits of this method."""
+    def is_supervised(self) -> bool:
+        """Return whether the loss is the cross entropy of each sample, which needs nothing else."""
         return self in (TrainingMethod.SFT, TrainingMethod.PRETRAIN)
 
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 from oomguard.catalogue.lookup import Model
+from oomguard.job.memory_settings import MemorySettings
 from oomguard.job.plan import Tuning
 from oomguard.job.training_job import Job
 from oomguard.job.unmodelled import Direction, TrainingMethod, Unmodelled
+from oomguard.predict.trace_request import is_before
 
 #: Keys of model configs whose layers are of several kinds.
 _MIXED_LAYERS = (
@@ -16,9 +18,28 @@ _MIXED_LAYERS = (
 )
 
 
-def left_out(job: Job, method: TrainingMethod | None, model: Model) -> Iterator[Unmodelled]:
-    """Yield what the estimate does not include; an adapter adds the settings of its framework."""
-    if method is None or not method.is_modelled:
+def left_out(
+    job: Job,
+    method: TrainingMethod | None,
+    model: Model,
+    settings: MemorySettings,
+    versions: Mapping[str, str],
+) -> Iterator[Unmodelled]:
+    """Yield what the estimate does not include; an adapter adds the settings of its framework.
+
+    `versions` are those of packages that the job will run with, as far as they are known.
+    """
+    objective = settings.objective
+    stated = objective is not None and objective.method is method
+    if objective is not None and objective.since is not None:
+        package, since = objective.since
+        if is_before(versions.get(package), since):
+            effect = (
+                f"{package} {versions[package]} computes this loss in another way than "
+                f"{'.'.join(map(str, since))}, which the prediction follows"
+            )
+            yield Unmodelled(key="method", effect=effect, direction=Direction.MORE)
+    if method is None or not (method.is_supervised or stated):
         name = "an unknown method" if method is None else method.value
         effect = f"{name} is planned as sft: its further rows, models and logits are not included"
         yield Unmodelled(key="method", effect=effect, direction=Direction.MORE)

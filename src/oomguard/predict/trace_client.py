@@ -104,11 +104,14 @@ class TraceClient:
 
 
 def tracer_of(
-    pythons: Sequence[str], family: Family, *, cache: Path | None = None
+    pythons: Sequence[str], family: Family, *, also: str | None = None, cache: Path | None = None
 ) -> TraceClient | None:
-    """Return the first Python that has what a trace of this family needs; None if none has."""
+    """Return the first Python that has what a trace of this family needs; None if none has.
+
+    `also` names a package whose version decides the result too, where it is installed.
+    """
     for python in dict.fromkeys(pythons):
-        versions = _versions(python)
+        versions = _versions(python, (*_PACKAGES, also) if also else _PACKAGES)
         if all(name in versions for name in family.packages):
             return TraceClient(python=python, versions=versions, cache=cache or cache_folder())
     return None
@@ -119,10 +122,10 @@ def cache_folder() -> Path:
     return Path(platformdirs.user_cache_dir("oomguard")) / "predictions"
 
 
-def _versions(python: str) -> Mapping[str, str]:
+def _versions(python: str, packages: Sequence[str]) -> Mapping[str, str]:
     try:
         answer = subprocess.run(
-            [python, "-c", _VERSIONS, *_PACKAGES],
+            [python, "-c", _VERSIONS, *packages],
             capture_output=True,
             check=True,
             timeout=_VERSIONS_TIMEOUT_S,

@@ -27,6 +27,7 @@ _ELSEWHERE = (
     *("low_cpu_mem_usage", "loader_workers", "pin_memory", "preprocess_workers", "allocator"),
     *("eval_batch", "eval_accumulation", "prediction_loss_only", "auto_find_batch_size"),
     *("sharding", "embedding_rows", "loftq", "overlong", "video_pixels", "device_map"),
+    "precompute_reference",  # sent as a part of the objective
     "lora_rank",  # sent as the adapter's own
 )
 
@@ -39,9 +40,10 @@ def variant(
     Of a sharded plan only the temporaries of a step are needed: it is traced on one GPU, in the
     formats that sharding brings, with an optimizer that adds nothing.
     """
-    if plan.embedding_rows is EmbeddingRows.NEW:
-        return None
     recipe = question.recipe
+    untraced = recipe.objective is not None and recipe.objective.traced is None
+    if plan.embedding_rows is EmbeddingRows.NEW or untraced:
+        return None
     stored = formats(plan, recipe)
     offload = (plan.offload or frozenset()) & {Offload.ACTIVATIONS}
     step = replace(question.batched(plan), offload=offload)
@@ -94,11 +96,28 @@ def _recipe(recipe: MemorySettings, plan: Plan) -> dict[str, object]:
         "step_in_backward": recipe.step_in_backward,
         "compiled": recipe.compiled,
         "lora": _lora(recipe.lora, plan) if recipe.lora is not None else None,
+        **_objective(recipe, plan),
         "new_tokens": recipe.new_tokens,
         "train_embeddings": recipe.train_embeddings,
         "foreach": recipe.foreach,
         "max_grad_norm": recipe.max_grad_norm,
         "attention": attention.value,
+    }
+
+
+def _objective(recipe: MemorySettings, plan: Plan) -> dict[str, object]:
+    """Return what the method computes; nothing where that is the cross entropy of each sample."""
+    objective = recipe.objective
+    if objective is None:
+        return {}
+    reference = "model" if objective.holds_copy(plan) else "adapter-off"
+    return {
+        "objective": {
+            "rows": objective.rows,
+            "head": objective.head.value,
+            "reference": reference if objective.compares(plan) else "none",
+            "loss": objective.traced,
+        }
     }
 
 
@@ -131,14 +150,15 @@ def _of_versions(recipe: MemorySettings, versions: Mapping[str, str]) -> dict[st
     found: dict[str, object] = {
         field: True
         for field, (package, version) in recipe.code.since.items()
-        if _before(versions.get(package), version) is False
+        if is_before(versions.get(package), version) is False
     }
-    if _before(versions.get("bitsandbytes"), (0, 43, 2)):
+    if is_before(versions.get("bitsandbytes"), (0, 43, 2)):
         found["bitsandbytes_keeps_input"] = True
     return found
 
 
-def _before(version: str | None, limit: tuple[int, ...]) -> bool | None:
+def is_before(version: str | None, limit: tuple[int, ...]) -> bool | None:
+    """Return whether a version is older than another; None if it is not known."""
     if version is None:
         return None
     parts = [int(part) for part in re.findall(r"\d+", version)[: len(limit)]]

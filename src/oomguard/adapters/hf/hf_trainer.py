@@ -151,7 +151,7 @@ REFUSALS = (
 
 #: Words in the names of scripts that train by another method than supervised fine-tuning.
 _METHODS = {
-    **{kind.value: kind for kind in TrainingMethod if not kind.is_modelled},
+    **{kind.value: kind for kind in TrainingMethod if not kind.is_supervised},
     "gkd": TrainingMethod.DISTILLATION,
     "gold": TrainingMethod.DISTILLATION,
     "gspo": TrainingMethod.GRPO,

@@ -78,7 +78,8 @@ def _run(request: TraceRequest, variant: Variant) -> tuple[Built, Trace]:
             materialize(built.model)
             built.model.train()
             tracer = Recorder()
-            tracer.sequence_length, tracer.rows = variant.sequence_length, variant.micro_batch
+            tracer.sequence_length = variant.sequence_length
+            tracer.rows = variant.micro_batch * variant.rows
             for module in built.model.modules():
                 if isinstance(module, QuantizedLinear):
                     module.tracer = tracer

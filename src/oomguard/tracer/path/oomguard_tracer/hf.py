@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 from itertools import islice
 from typing import Any
@@ -12,7 +13,7 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from . import lora, media, towers
+from . import lora, media, objectives, towers
 from .batches import causal
 from .built import DTYPES, Built, Depth, Unsupported, half, mixed, reduced
 from .losses import fuse
@@ -20,6 +21,8 @@ from .quantized import quantize
 from .request import TraceRequest, Variant
 
 DEPTHS = ("num_hidden_layers", "n_layer", "num_layers", "n_layers")
+#: The token that a scored sample ends before; none of the traced batches holds it.
+PADDING = 0
 PROJECTORS = ("visual.merger", "multi_modal_projector", "aligner", "connector")
 
 
@@ -42,16 +45,44 @@ def build(request: TraceRequest, variant: Variant) -> Built:
         tower.stack = towers.stack(model, tower.built, tower=True)
     depths = (depth,) if tower is None else (depth, tower)
     media_terms = {name: term for name, term in towers.TERMS.items() if _has(model, name)}
-    head = model.get_output_embeddings()
+    head = model.get_output_embeddings() or getattr(model, "score", None)
     _quantize(model, variant)
     _checkpoint(model, variant)
     called = _train(model, variant, head, media_terms)
+    if variant.objective is not None:
+        reference = _reference(request, variant)
+        step = objectives.step(called, model, reference, variant.objective, cuda=variant.cuda)
+        alike = _depth_of_reference(depth) if reference is not None else ()
+        return Built(
+            model=step, depths=(*alike, *depths), forward=step, batch=causal(config),
+            towers=media_terms, head=step.head,
+        )  # fmt: skip
     if variant.loss_kernel == "fused":
         fuse(model)
     return Built(
         model=called, depths=depths, forward=_forward(called, variant), batch=causal(config),
         towers=media_terms, head=model.get_output_embeddings(),  # PEFT may have wrapped it
     )  # fmt: skip
+
+
+def _reference(request: TraceRequest, variant: Variant) -> Any:
+    """Build the frozen copy that a loss compares with; None if there is none."""
+    if variant.objective is None or variant.objective.reference != "model":
+        return None
+    config, _ = _config(request, variant)
+    if not variant.full_depth:
+        towers.shorten(config)
+    with torch.device("meta"):
+        model = _model(request, variant, config)
+    _resize(model, variant)
+    model.to(_weights_dtype(variant))
+    _quantize(model, variant)
+    return model.requires_grad_(False)
+
+
+def _depth_of_reference(depth: Depth) -> tuple[Depth]:
+    """Return the layers of the copy, whose names begin with the part that it is."""
+    return (replace(depth, stack=f"{objectives.REFERENCE}.{depth.stack}"),)
 
 
 def _config(request: TraceRequest, variant: Variant) -> tuple[Any, Depth]:
@@ -90,6 +121,8 @@ def _model(request: TraceRequest, variant: Variant, config: Any) -> Any:
     import transformers  # noqa: PLC0415  not in every Python
 
     config._attn_implementation = "eager" if variant.attention == "eager" else "sdpa"
+    if variant.objective is not None and variant.objective.head == "score":
+        return _scoring(config)
     names = list(request.config.get("architectures") or [])
     for name in names:
         found = getattr(transformers, name, None) if name else None
@@ -100,6 +133,18 @@ def _model(request: TraceRequest, variant: Variant, config: Any) -> Any:
         if type(config) in mapping._model_mapping:
             return mapping.from_config(config)
     raise Unsupported(f"this transformers cannot build {names or config.model_type!r}")
+
+
+def _scoring(config: Any) -> Any:
+    """Return the model with one output for each token in place of the words."""
+    import transformers  # noqa: PLC0415
+
+    config.num_labels = 1
+    config.pad_token_id = config.get_text_config().pad_token_id = PADDING
+    auto = transformers.AutoModelForSequenceClassification
+    if type(config) not in auto._model_mapping:
+        raise Unsupported(f"this transformers has no {config.model_type!r} with a score")
+    return auto.from_config(config)
 
 
 def _resize(model: Any, variant: Variant) -> None:

@@ -103,6 +103,7 @@ class LoraLinear(nn.Module):
 
     def __init__(self, base: nn.Module, lora: LoraRequest) -> None:
         super().__init__()
+        self.off = False
         self.base_layer = base
         self.scaling = lora.alpha / lora.rank
         self.dropout = nn.Dropout(lora.dropout) if lora.dropout else nn.Identity()
@@ -114,6 +115,8 @@ class LoraLinear(nn.Module):
     def forward(self, value: torch.Tensor) -> torch.Tensor:
         """Add the adapter's result to the frozen layer's."""
         result = self.base_layer(value)
+        if self.off:
+            return result
         narrow: Any = value.to(self.lora_A.weight.dtype)
         if isinstance(self.base_layer, QuantizedLinear):
             result = result.clone()

@@ -18,6 +18,16 @@ class LoraRequest:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ObjectiveRequest:
+    """A loss that is not the cross entropy of each sample: rows a sample, models, its function."""
+
+    loss: str
+    rows: int = 1
+    head: str = "vocabulary"
+    reference: str = "none"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Variant:
     """One plan to trace: the fields of `plan` and `recipe` in one place."""
 
@@ -37,6 +47,7 @@ class Variant:
     optimizer: str = "adamw_torch"
     loss_kernel: str = "eager"
     lora: LoraRequest | None = None
+    objective: ObjectiveRequest | None = None
     new_tokens: int = 0
     train_embeddings: bool = False
     foreach: bool = True
@@ -59,6 +70,11 @@ class Variant:
     steps: int = 2
     cuda: bool = True
     full_depth: bool = False
+
+    @property
+    def rows(self) -> int:
+        """Rows of the forward pass for each sample."""
+        return self.objective.rows if self.objective else 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -97,6 +113,10 @@ def _variant(item: dict[str, Any]) -> Variant:
     values = {k: v for k, v in chosen.items() if v is not None}
     if isinstance(values.get("lora"), dict):
         values["lora"] = _lora(values["lora"])
+    if isinstance(values.get("objective"), dict):
+        known = set(ObjectiveRequest.__dataclass_fields__)
+        _refuse_unknown("objective", values["objective"], known)
+        values["objective"] = ObjectiveRequest(**values["objective"])
     for name in ("frozen", "offload"):
         values[name] = frozenset(values.get(name, ()))
     if "lengths" in values:

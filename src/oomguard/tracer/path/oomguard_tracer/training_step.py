@@ -172,7 +172,7 @@ def _evaluate(built: Built, variant: Variant) -> None:
 
 def _batches(variant: Variant) -> Iterator[tuple[int, ...]]:
     full = ((variant.sequence_length,) * variant.micro_batch,)
-    return cycle(variant.lengths or full)
+    return cycle([batch * variant.rows for batch in variant.lengths or full])
 
 
 def _step_in_backward(

@@ -1,0 +1,91 @@
+# mypy: disable-error-code="import-not-found,misc,no-any-return,unused-ignore"
+# Checked without torch: what comes from it, and what derives from it, is Any.
+"""TRL's losses, by its own fused output head where it is installed.
+
+Source: trl 1.16.0, trainer/{dpo,reward}_trainer.py, trainer/utils.py (add_fused_lm_head),
+kernels/chunked_logprob.py.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from oomguard_tracer.built import Unsupported
+from oomguard_tracer.objectives import Models
+from torch.nn import functional
+
+Loss = Callable[[dict[str, Any]], torch.Tensor]
+#: Outputs of the head beside the log-probabilities, which the metrics are made of.
+DPO_OUTPUTS = ("log_probs", "entropy", "mean_logits", "is_top1")
+BETA = 0.1
+
+
+def preference(models: Models) -> Loss:
+    """Return DPO's loss: of each pair, how much likelier the better answer is than before."""
+    _fused_head(models, models.base, DPO_OUTPUTS)
+    if models.reference is not None:
+        _fused_head(models, models.reference, ("log_probs",))
+
+    def loss(batch: dict[str, Any]) -> torch.Tensor:
+        outputs = models.policy(**batch, fused_lm_head=True)
+        ratios = outputs.log_probs.sum(dim=1)
+        if models.compare is not None:
+            frozen = models.compare(**batch, fused_lm_head=True)
+            ratios = ratios - frozen.log_probs.sum(dim=1)
+        chosen, rejected = ratios.chunk(2)
+        return -functional.logsigmoid(BETA * (chosen - rejected)).mean()
+
+    return loss
+
+
+def reward(models: Models) -> Loss:
+    """Return the loss of a reward model: of each pair, how much higher the better answer scores."""
+
+    def loss(batch: dict[str, Any]) -> torch.Tensor:
+        inputs = {name: value for name, value in batch.items() if name != "labels"}
+        outputs = models.policy(**inputs, use_cache=False)
+        models.at_loss()
+        chosen, rejected = outputs.logits.squeeze(-1).chunk(2)
+        return -functional.logsigmoid(chosen - rejected).mean()
+
+    return loss
+
+
+def _fused_head(models: Models, model: Any, outputs: tuple[str, ...]) -> None:
+    """Replace the output head by TRL's own.
+
+    Raises:
+        Unsupported: if there is no TRL, or one that computes the whole logits.
+    """
+    try:
+        utils: Any = importlib.import_module("trl.trainer.utils")
+        kernel: Any = importlib.import_module("trl.kernels.chunked_logprob")
+        add = utils.add_fused_lm_head
+    except (ImportError, AttributeError) as error:
+        raise Unsupported("the loss is TRL's own, from 1.16 on, which is not installed") from error
+    utils._ChunkedLogProbFunction = _Marked(models, kernel.ChunkedLogProbFunction)
+    if models.cuda:
+        _as_on_cuda(utils, kernel)
+    add(model, outputs=outputs)
+
+
+class _Marked:
+    """TRL's function over tiles of the logits, which says where it begins."""
+
+    def __init__(self, models: Models, function: Any) -> None:
+        self._models, self._function = models, function
+
+    def apply(self, *arguments: Any) -> Any:
+        """Apply it."""
+        self._models.at_loss()
+        return self._function.apply(*arguments)
+
+
+def _as_on_cuda(utils: Any, kernel: Any) -> None:
+    """Set the path of a GPU: valid positions alone, tiles folded in place, products in fp32."""
+    utils._use_triton = lambda _: True
+    kernel._forward_tile = kernel._backward_tile = lambda *_, **__: None
+    kernel._addmm_fp32 = lambda *_: None

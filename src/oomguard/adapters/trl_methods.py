@@ -1,0 +1,67 @@
+"""What TRL's preference methods compute in a training step, and what they refuse.
+
+Source: trl 1.16.0, trainer/{dpo,reward}_{config,trainer}.py, trainer/utils.py (add_fused_lm_head),
+kernels/chunked_logprob.py; peft 0.21 (disable_adapter).
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from oomguard.adapters.config_adapter import Refusal
+from oomguard.adapters.fields import flag
+from oomguard.configfile.layered import Settings
+from oomguard.job.memory_settings import Head, MemorySettings, Objective, Reference, Tiles
+from oomguard.job.plan import Overlong, Plan
+from oomguard.job.unmodelled import TrainingMethod
+
+PRECOMPUTE = flag("precompute_ref_log_probs")
+_SYNC = flag("sync_ref_model")
+_DISABLE_DROPOUT = flag("disable_dropout", default=True)
+
+#: Log-probabilities come from tiles of the logits (TOKEN_CHUNK_SIZE, _CHUNKED_LOGPROB_CHUNK_SIZE).
+_TILES = Tiles(tokens=4096, words=32768)
+#: The first version whose trainers have that head.
+_SINCE = ("trl", (1, 16))
+#: The trained policy's forward pass, then the reference's: without gradients or checkpoints.
+_DPO = Objective(
+    method=TrainingMethod.DPO,
+    rows=2,
+    reference=Reference.START,
+    tiles=_TILES,
+    traced="trl_losses:preference",
+    since=_SINCE,
+)
+_REWARD = Objective(
+    method=TrainingMethod.REWARD, rows=2, head=Head.SCORE, traced="trl_losses:reward"
+)
+_OBJECTIVES = {one.method: one for one in (_DPO, _REWARD)}
+#: The methods whose configs have `precompute_ref_log_probs`.
+_PRECOMPUTING = frozenset({TrainingMethod.DPO})
+
+SYNCED_AND_PRECOMPUTED = Refusal(
+    message="You cannot use `sync_ref_model=True` together with `precompute_ref_log_probs=True`.",
+    when=lambda settings, _, plan: bool(_SYNC.of(settings) and plan.precompute_reference),
+)
+
+
+def requested(plan: Plan, method: TrainingMethod) -> Plan:
+    """Return a plan that was read as trl sft's as one of the command's own method."""
+    if method not in _PRECOMPUTING:
+        plan = replace(plan, precompute_reference=None)
+    if method is TrainingMethod.REWARD:  # a score for each token, and no sample is ever cut
+        plan = replace(plan, loss_kernel=None, overlong=Overlong.DROPPED)
+    return plan
+
+
+def memory_settings(
+    found: MemorySettings, method: TrainingMethod, settings: Settings
+) -> MemorySettings:
+    """Return the memory settings of a TRL job with what its method computes."""
+    objective = _OBJECTIVES.get(method)
+    if objective is None:
+        return found
+    lora = found.lora
+    if lora is not None and _DISABLE_DROPOUT.of(settings):
+        lora = replace(lora, dropout=0.0)
+    return replace(found, objective=objective, lora=lora)
