@@ -235,6 +235,9 @@ _EFFECTS = (
         key="unfrozen_parameters", effect="all weights count as trained", direction=Direction.LESS
     ),
     effects.switch("relora", "ReLoRA is not modelled"),
+    effects.Effect(
+        key="qat", effect="the fake quantization of weights and activations is not included"
+    ),
     effects.prequantized("base_model"),
 )
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from oomguard.configfile.layered import Settings
 from oomguard.configfile.values import is_true
+from oomguard.job.optimizer import states_of
 from oomguard.job.unmodelled import Direction, Unmodelled
 
 
@@ -45,11 +46,6 @@ def switch(key: str, effect: str, direction: Direction = Direction.MORE) -> Effe
 _QUANTIZED_NAME = re.compile(
     r"(?i)[-_](awq|gptq|hqq|aqlm|fp8|mxfp4|nvfp4|int[48]|bnb[-_]4bit|[48]bit)(?=[-_/]|$)"
 )
-#: Optimizers whose states are neither AdamW's nor among those that the estimate knows.
-_UNKNOWN_OPTIMIZERS = (
-    *("galore", "apollo", "badam", "muon", "adam_mini", "adam-mini", "lomo", "grokadamw"),
-    *("schedule_free", "ademamix", "stable_adamw", "torchao", "adamw_4bit", "came", "optimi", "q_"),
-)
 
 
 def optimizer(key: str = "optim") -> Effect:
@@ -58,8 +54,12 @@ def optimizer(key: str = "optim") -> Effect:
         key=key,
         effect=OTHER_STATES,
         direction=Direction.EITHER,
-        when=lambda value: any(word in str(value).lower() for word in _UNKNOWN_OPTIMIZERS),
+        when=lambda value: bool(value) and states_of(_class_path(value)) is None,
     )
+
+
+def _class_path(value: object) -> str:
+    return str(value.get("class_path") if isinstance(value, dict) else value)
 
 
 def prequantized(key: str) -> Effect:
@@ -78,6 +78,11 @@ DORA = switch("use_dora", "DoRA keeps the norm and a second product of every ada
 TRAINER = (
     DORA,
     optimizer(),
+    Effect(
+        key="optim_args",
+        effect="the momentum of this optimizer is not included",
+        when=lambda value: "momentum" in str(value),
+    ),
     Effect(
         key="tp_size",
         effect="tensor parallelism is not modelled: the model counts as whole on every GPU",

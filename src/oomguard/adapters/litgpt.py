@@ -9,7 +9,7 @@ import posixpath
 from collections.abc import Mapping
 from dataclasses import replace
 
-from oomguard.adapters import fields, launchers, trial
+from oomguard.adapters import effects, fields, launchers, trial
 from oomguard.adapters.config_adapter import ConfigAdapter, Refusal
 from oomguard.adapters.contract import JobRequest, Marks
 from oomguard.adapters.fields import Binding, Bindings, Edits, Key, choice
@@ -231,6 +231,7 @@ class LitGPT(ConfigAdapter):
     programs = ("litgpt",)
     python_packages = ("litgpt",)
     refusals = _REFUSALS
+    effects = (effects.optimizer("optimizer"),)
     environment = _ENVIRONMENT
     elsewhere = ("accumulation", "allocator")  # two keys and the world hold the first
     output = _OUT

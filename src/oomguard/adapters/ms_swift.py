@@ -241,6 +241,12 @@ _EFFECTS = (
     *effects.TRAINER,
     effects.switch("use_galore", effects.OTHER_STATES, Direction.LESS),
     effects.Effect(
+        key="optimizer",  # of these, only the learning rates differ
+        effect=effects.OTHER_STATES,
+        direction=Direction.EITHER,
+        when=lambda value: value not in (None, "default", "lorap", "multimodal"),
+    ),
+    effects.Effect(
         key="sequence_parallel_size",
         effect="sequence parallelism is not modelled: every GPU counts the whole sequence",
         direction=Direction.LESS,

@@ -242,6 +242,10 @@ class Torchtune(ConfigAdapter):
     bindings = BINDINGS
     refusals = _REFUSALS
     effects = (
+        effects.optimizer("optimizer._component_"),
+        effects.Effect(
+            key="optimizer.momentum", effect="the momentum of this optimizer is not included"
+        ),
         effects.Effect(
             key="quantizer",
             effect="the fake quantization of weights and activations is not included",

@@ -12,6 +12,7 @@ from oomguard.estimate.counts import Counts, adapter, counts
 from oomguard.estimate.formats import FOUR_BIT, PACKED_BYTES, Formats, formats, stored
 from oomguard.estimate.memory import Spread, Term
 from oomguard.job.memory_settings import MemorySettings
+from oomguard.job.optimizer import States, states_of
 from oomguard.job.plan import (
     ZERO,
     Allocator,
@@ -27,15 +28,13 @@ from oomguard.job.plan import (
 SPREAD = Spread(low=0.75, high=1.4, context_bytes=constants.CUDA_CONTEXT_SPREAD_BYTES)
 #: Sequence length where neither the settings nor the data say one.
 LONGEST = 2048
-#: State bytes per number of a bitsandbytes 8-bit Adam: two moments, one fp32 per 256 numbers each.
-_EIGHT_BIT = 2 * (1 + 4 / 256)
 _FP32 = 4
 #: Layers whose activations are on the GPU while the others wait on the host.
 _LAYERS_ON_THEIR_WAY = 2
 #: Gradients of the output head alive at once where it is used chunk by chunk: autograd's sum
 #: makes a new one of two.
 _HEAD_COPIES = 3
-_STATES = {"sgd": 0, "lion": 1, "adafactor": 0.01, "rmsprop": 1, "adagrad": 1}
+_ADAMW = States(count=2, together=True)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -156,21 +155,25 @@ def packed_head(problem: EstimateInput) -> int:
 
 def state_bytes(problem: EstimateInput) -> float:
     """Return the optimizer's bytes per trained number on the GPU."""
-    name = (problem.plan.optimizer or problem.recipe.optimizer).lower()
-    paged = problem.recipe.code.quantized_pages_optimizer and problem.plan.quantization in FOUR_BIT
-    if "paged" in name or paged:
-        return 0.0  # in managed memory: the driver moves it to the host when the GPU is full
-    if "8bit" in name or "8-bit" in name:
-        return _EIGHT_BIT
-    count, size = moments(problem)
-    return count * float(size)
+    return _states(problem).bytes_each(_updated_bytes(problem))
 
 
-def moments(problem: EstimateInput) -> tuple[float, int]:
-    """Return how many values an unquantized optimizer keeps per trained number, and their size."""
-    name = (problem.plan.optimizer or problem.recipe.optimizer).lower()
-    size = _FP32 if problem.plan.sharding in ZERO else problem.formats.trained_bytes
-    return next((n for word, n in _STATES.items() if word in name), 2), size
+def moments(problem: EstimateInput) -> tuple[float, float]:
+    """Return how many values the optimizer keeps per trained number, and their size."""
+    states = _states(problem)
+    return states.count, _updated_bytes(problem) if states.size is None else states.size
+
+
+def _states(problem: EstimateInput) -> States:
+    """Return what the optimizer keeps; one that is not known counts as AdamW, and is reported."""
+    if problem.recipe.code.quantized_pages_optimizer and problem.plan.quantization in FOUR_BIT:
+        return States(count=0)  # in managed memory: the driver moves it when the GPU is full
+    return states_of(problem.plan.optimizer or problem.recipe.optimizer) or _ADAMW
+
+
+def _updated_bytes(problem: EstimateInput) -> int:
+    """Return the size of the numbers that the optimizer updates."""
+    return _FP32 if problem.plan.sharding in ZERO else problem.formats.trained_bytes
 
 
 def _tower_weights(problem: EstimateInput) -> int:
@@ -342,9 +345,7 @@ def step_temporaries(problem: EstimateInput) -> int:
     """
     recipe, numbers, plan = problem.recipe, problem.counts, problem.plan
     share = sharding.rank_fractions(plan, problem.ranks)
-    name = (plan.optimizer or recipe.optimizer).lower()
-    plain = not any(word in name for word in ("8bit", "paged", "sgd", "fused", "bnb"))
-    foreach = plain and recipe.foreach and not recipe.fused
+    foreach = _states(problem).together and recipe.foreach and not recipe.fused
     size = problem.formats.trained_bytes
     if plan.sharding in ZERO:
         flat = sharding.updated(plan, numbers.trained, problem.ranks) if share.optimizer else 0

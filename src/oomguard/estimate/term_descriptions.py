@@ -177,7 +177,7 @@ def _state(problem: EstimateInput, master_bytes: int) -> tuple[float, str]:
     """Return the optimizer's bytes per trained number, as `2 x 4 B`."""
     each = state_bytes(problem)
     count, size = moments(problem)
-    text = f"{count:g} x {size} B" if each == count * size else f"{each:.6g} B"
+    text = f"{count:g} x {size:g} B" if each == count * size else f"{each:.6g} B"
     if master_bytes:
         return each + master_bytes, f"{each + master_bytes:.6g} B ({text} and the fp32 weight)"
     return each, text

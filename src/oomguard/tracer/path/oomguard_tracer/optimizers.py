@@ -19,6 +19,10 @@ LEAST_PAGED = 100_000
 STATE_BLOCK = 256
 
 
+#: Words in the names of optimizers that keep other states than the one that the name begins with.
+_NOT_THEIRS = ("4bit", "fp8", "anyprecision", "mini", "adamax")
+
+
 class Optimizer:
     """What the loop needs of an optimizer, and its states for the tracer to name."""
 
@@ -89,7 +93,7 @@ def make(variant: Variant, parameters: list[nn.Parameter]) -> Optimizer:
     """
     name = (variant.optimizer or "adamw_torch").lower().replace("-", "_").rsplit(".", 1)[-1]
     kind = next((known for known in _MAKERS if name.startswith(known)), None)
-    if kind is None:
+    if kind is None or any(word in name for word in _NOT_THEIRS):
         raise Unsupported(f"the states of optimizer {variant.optimizer!r} are not known")
     return _MAKERS[kind](name, variant, parameters)
 

@@ -1,0 +1,104 @@
+"""What an optimizer keeps for each number that it trains, by the names that frameworks give it.
+
+Source: the states of the real optimizers, counted on one matrix of 512 x 1024 in fp32 and in bf16:
+torch 2.13, transformers 5.23, bitsandbytes 0.50.2, torchao 0.15, schedulefree 1.4.1, torch-optimi
+0.3.3, came-pytorch 0.1.3.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+_FP32 = 4
+#: bitsandbytes and torchao: one fp32 constant per 256 numbers in 8 bits.
+_EIGHT_BITS = 1 + 4 / 256
+_FOUR_BITS = 0.5 + 4 / 128
+#: Means of rows and columns in place of a number for each: next to nothing.
+_FACTORED = 0.01
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class States:
+    """`count` values for each trained number, of `size` bytes; None: as the number itself.
+
+    `in_half` more are kept where numbers are trained in 16 bits. `paged` states are in managed
+    memory. `together` says that the update works on all parameters at once where it may.
+    """
+
+    count: float
+    size: float | None = None
+    in_half: int = 0
+    paged: bool = False
+    together: bool = False
+
+    def bytes_each(self, number_bytes: int) -> float:
+        """Return the bytes on the GPU for a trained number of `number_bytes`."""
+        if self.paged:
+            return 0.0
+        size = number_bytes if self.size is None else self.size
+        extra = self.in_half * number_bytes if number_bytes < _FP32 else 0
+        return self.count * size + extra
+
+
+_ADAMW = States(count=2, together=True)
+#: PyTorch's own classes, by their names; LitGPT writes them without a path.
+_TORCH = {
+    **dict.fromkeys(("Adam", "AdamW", "NAdam", "RAdam", "Adamax"), _ADAMW),
+    **dict.fromkeys(("Adagrad", "RMSprop"), States(count=1, together=True)),
+    "Adafactor": States(count=_FACTORED, together=True),
+    "SGD": States(count=0),
+}
+_STABLE = States(count=2, in_half=1)  # and Kahan's compensation
+#: Names of transformers' `optim` (training_args.py, OptimizerNames) and of axolotl's `optimizer`.
+_NAMED = {
+    **dict.fromkeys(("adam", "adamw", "adamw_hf", "adamw_torch", "adamw_torch_xla"), _ADAMW),
+    **dict.fromkeys(
+        ("adamw_torch_fused", "adamw_apex_fused", "adamw_torch_npu_fused"), States(count=2)
+    ),
+    "sgd": States(count=0),
+    **dict.fromkeys(("adagrad", "rmsprop"), States(count=1, together=True)),
+    "adafactor": States(count=_FACTORED, size=_FP32),
+    "came_pytorch": States(count=1 + _FACTORED, size=_FP32),
+    **dict.fromkeys(("adamw_torch_8bit", "ao_adamw_8bit"), States(count=2, size=_EIGHT_BITS)),
+    **dict.fromkeys(("adamw_torch_4bit", "ao_adamw_4bit"), States(count=2, size=_FOUR_BITS)),
+    "ao_adamw_fp8": States(count=2, size=_EIGHT_BITS),
+    **dict.fromkeys(("stable_adamw", "optimi_adamw"), _STABLE),
+    **dict.fromkeys(("schedule_free_adamw", "schedule_free_radam"), _ADAMW),
+    "schedule_free_sgd": States(count=1),
+}
+#: torchao's classes, as torchtune's configs name them.
+_TORCHAO = {
+    "AdamW8bit": States(count=2, size=_EIGHT_BITS),
+    "AdamW4bit": States(count=2, size=_FOUR_BITS),
+    "AdamWFp8": States(count=2, size=_EIGHT_BITS),
+}
+#: What bitsandbytes keeps for a number, in fp32 or in 8 bits, whatever is trained.
+_BITSANDBYTES = {"adam": 2, "adamw": 2, "lion": 1, "rmsprop": 1, "ademamix": 3}
+
+
+def states_of(name: str) -> States | None:
+    """Return what an optimizer keeps; None for one that is not known, which is nobody's AdamW."""
+    path, _, bare = name.rpartition(".")
+    if "torchao" in path:
+        return _TORCHAO.get(bare)
+    if "bitsandbytes" not in path and bare in _TORCH:
+        return _TORCH[bare]
+    word = bare.lower().replace("-", "_")
+    if "bitsandbytes" not in path and word in _NAMED:
+        return _NAMED[word]
+    return _bitsandbytes(word, stated="bitsandbytes" in path)
+
+
+def _bitsandbytes(word: str, *, stated: bool) -> States | None:
+    """Read `paged_adamw_8bit`, `PagedAdamW8bit` and the like."""
+    paged, rest = word.startswith("paged"), word.removeprefix("paged").removeprefix("_")
+    narrow, wide = rest.endswith("8bit"), rest.endswith("32bit")
+    base = rest.removesuffix("_8bit").removesuffix("8bit")
+    base = base.removesuffix("_32bit").removesuffix("32bit")
+    is_theirs = stated or paged or narrow or wide or base != base.removesuffix("_bnb")
+    base = base.removesuffix("_bnb")
+    # transformers takes lion and ademamix from bitsandbytes; the others have twins of PyTorch's.
+    if base not in _BITSANDBYTES or not (is_theirs or base in ("lion", "ademamix")):
+        return None
+    size = _EIGHT_BITS if narrow else _FP32
+    return States(count=_BITSANDBYTES[base], size=size, paged=paged)
