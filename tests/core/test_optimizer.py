@@ -49,8 +49,10 @@ def test_states_are_those_of_the_real_optimizer(name: str, wide: float, half: fl
 
 @pytest.mark.parametrize(
     "name",
-    ["paged_adamw_32bit", "paged_adamw_8bit", "paged_lion_8bit", "paged_ademamix_8bit"]
-    + ["bitsandbytes.optim.PagedAdamW8bit", "bitsandbytes.optim.PagedAdamW"],
+    [
+        *("paged_adamw_32bit", "paged_adamw_8bit", "paged_lion_8bit", "paged_ademamix_8bit"),
+        *("bitsandbytes.optim.PagedAdamW8bit", "bitsandbytes.optim.PagedAdamW"),
+    ],
 )
 def test_paged_states_are_in_managed_memory(name: str) -> None:
     states = states_of(name)
@@ -60,10 +62,12 @@ def test_paged_states_are_in_managed_memory(name: str) -> None:
 
 @pytest.mark.parametrize(
     "name",
-    ["galore_adamw", "galore_adamw_8bit", "apollo_adamw", "lomo", "adalomo", "grokadamw"]
-    + ["muon", "dion", "adopt_adamw", "sophia", "prodigy", "adam_mini", "adamw_anyprecision"]
-    + ["torch.optim.Muon", "torchao.optim.CPUOffloadOptimizer", "my.own.Optimizer", "q_apollo"]
-    + ["bitsandbytes.optim.LAMB", "flash_adamw", ""],
+    [
+        *("galore_adamw", "galore_adamw_8bit", "apollo_adamw", "lomo", "adalomo", "grokadamw"),
+        *("muon", "dion", "adopt_adamw", "sophia", "prodigy", "adam_mini", "adamw_anyprecision"),
+        *("torch.optim.Muon", "torchao.optim.CPUOffloadOptimizer", "my.own.Optimizer", "q_apollo"),
+        *("bitsandbytes.optim.LAMB", "flash_adamw", ""),
+    ],
 )
 def test_an_optimizer_that_is_not_known_is_nobodys_adamw(name: str) -> None:
     assert states_of(name) is None

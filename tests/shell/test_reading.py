@@ -323,6 +323,12 @@ def test_a_litgpt_config_that_can_resume_is_full_fine_tuning(plan):
     assert document["trained"]["what"] == "full fine-tuning"
 
 
+def test_a_litgpt_optimizer_without_known_states_is_named(plan):
+    document = plan(LITGPT + "resume: false\noptimizer: {class_path: torch.optim.Muon}\n")
+    assert [one["key"] for one in document["unmodelled"]] == ["optimizer"]
+    assert plan(LITGPT + "resume: false\noptimizer: SGD\n")["unmodelled"] == []
+
+
 def test_a_litgpt_config_that_several_commands_take_is_pointed_to_full_fine_tuning(refused):
     said = refused(LITGPT)
     assert "does not say which LitGPT command" in said
