@@ -135,7 +135,10 @@ def test_the_method_is_named_and_only_a_modelled_one_is_said_to_fit(plan, job, m
         (LF + "use_asft_loss: true\n", "use_asft_loss", "more"),
         (LF.replace("type: lora", "type: oft"), "tuning", "more"),
         (LF + "optim: galore_adamw\n", "optim", "either"),
-        (LF.replace("Qwen2.5-0.5B", "Qwen2.5-0.5B-Instruct-AWQ"), "model_name_or_path", "less"),
+        (LF.replace("Qwen2.5-0.5B", "Qwen2.5-0.5B-Instruct-GPTQ-Int8"), "model_name_or_path",
+         "either"),
+        (SWIFT.replace("Qwen2.5-0.5B", "Qwen2.5-0.5B-bnb-4bit"), "model", "either"),
+        (AXOLOTL.replace("Qwen2.5-0.5B", "Qwen2.5-0.5B-FP8"), "base_model", "either"),
         (AXOLOTL + "peft_use_dora: true\n", "peft_use_dora", "more"),
         (AXOLOTL + "fsdp_config: {offload_params: false}\n", "fsdp_config", "less"),
         (AXOLOTL + "context_parallel_size: 2\n", "context_parallel_size", "less"),
@@ -169,6 +172,18 @@ def test_a_setting_that_is_not_modelled_is_named_and_widens_the_interval(plan, j
     ratio = estimate["high_bytes"] / estimate["expected_bytes"]
     assert ratio > 1.9 if wide == "high" else ratio < 1.9
     assert (estimate["low_bytes"] < 0.6 * estimate["expected_bytes"]) == (direction != "more")
+
+
+@pytest.mark.parametrize("suffix", ["-AWQ", "-GPTQ", "-GPTQ-Int4"])
+@pytest.mark.parametrize("job", [LF, AXOLOTL, TRL + "use_peft: true\n", SWIFT])
+def test_a_checkpoint_in_four_bits_is_counted_as_stored(plan, job, suffix):
+    plain = plan(job)["asked"]["estimate"]["terms"]
+    document = plan(job.replace("Qwen2.5-0.5B", "Qwen2.5-0.5B-Instruct" + suffix))
+    terms = document["asked"]["estimate"]["terms"]
+    assert document["unmodelled"] == []
+    assert document["asked"]["plan"]["quantization"] == "prequantized"
+    # 358 million of 494 million numbers stand in matrices of the layers; the rest keeps 16 bits.
+    assert plain["weights"] - terms["weights"] >= 0.99 * 357_826_560 * (2 - 0.5195)
 
 
 def test_what_is_left_out_is_said_beside_the_verdict(capsys, tmp_path):

@@ -17,6 +17,7 @@ from oomguard.adapters.hf import training_arguments as hf
 from oomguard.adapters.hf.trainer_adapter import NO_ROWS, ZERO3_WITH_BATCH_SEARCH, TrainerAdapter
 from oomguard.adapters.invocation import Invocation, file_first
 from oomguard.adapters.launchers import Launcher, LauncherCommand
+from oomguard.adapters.prequantized import is_four_bit
 from oomguard.configfile import values
 from oomguard.configfile.document import Source
 from oomguard.configfile.flags import Flags
@@ -69,6 +70,8 @@ def _precision_edits(settings: Settings, value: object) -> Edits | None:
 
 
 def _quantization(settings: Settings) -> Quantization | None:
+    if is_four_bit(settings.get("base_model")):
+        return Quantization.PREQUANTIZED
     if settings.get("bnb_config_kwargs") or settings.get("gptq"):
         return None
     if _LOAD_4BIT.of(settings):
@@ -239,6 +242,12 @@ _EFFECTS = (
         key="qat", effect="the fake quantization of weights and activations is not included"
     ),
     effects.prequantized("base_model"),
+    effects.Effect(
+        key="gptq",
+        effect="the checkpoint is quantized; its weights are counted at 16 bits unless its name "
+        "ends on GPTQ",
+        direction=Direction.LESS,
+    ),
 )
 
 

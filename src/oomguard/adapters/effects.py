@@ -6,10 +6,10 @@ framework's adapter; what several frameworks share is here.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from oomguard.adapters.prequantized import is_of_unknown_width
 from oomguard.configfile.layered import Settings
 from oomguard.configfile.values import is_true
 from oomguard.job.optimizer import states_of
@@ -42,12 +42,6 @@ def switch(key: str, effect: str, direction: Direction = Direction.MORE) -> Effe
     return Effect(key=key, effect=effect, direction=direction, when=is_true)
 
 
-#: Names of checkpoints that are stored in fewer than 16 bits.
-_QUANTIZED_NAME = re.compile(
-    r"(?i)[-_](awq|gptq|hqq|aqlm|fp8|mxfp4|nvfp4|int[48]|bnb[-_]4bit|[48]bit)(?=[-_/]|$)"
-)
-
-
 def optimizer(key: str = "optim") -> Effect:
     """Return the effect of an optimizer whose states are unknown."""
     return Effect(
@@ -63,12 +57,12 @@ def _class_path(value: object) -> str:
 
 
 def prequantized(key: str) -> Effect:
-    """Return the effect of a checkpoint that is quantized already, by its name."""
+    """Return the effect of a checkpoint that is quantized already, to a width that is unknown."""
     return Effect(
         key=key,
-        effect="by its name the checkpoint is quantized; its weights are counted at 16 bits",
-        direction=Direction.LESS,
-        when=lambda value: _QUANTIZED_NAME.search(str(value)) is not None,
+        effect="by its name the checkpoint is quantized; to how many bits is not modelled",
+        direction=Direction.EITHER,
+        when=is_of_unknown_width,
     )
 
 

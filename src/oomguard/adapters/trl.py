@@ -29,6 +29,7 @@ from oomguard.adapters.hf.trainer_adapter import (
 )
 from oomguard.adapters.invocation import Invocation, file_option, with_config
 from oomguard.adapters.launchers import Launcher, LauncherCommand
+from oomguard.adapters.prequantized import is_four_bit
 from oomguard.configfile import values
 from oomguard.configfile.document import Document, Files, Source
 from oomguard.configfile.layered import Settings
@@ -109,6 +110,8 @@ def _precision_edits(settings: Settings, value: object) -> Edits | None:
 def _quantization(settings: Settings) -> Quantization | None:
     if _LOAD_8BIT.of(settings):
         return Quantization.INT8
+    if is_four_bit(settings.get("model_name_or_path")):
+        return Quantization.PREQUANTIZED
     four = hf.four_bit(_KIND.of(settings), _NESTED.of(settings))
     return four if _LOAD_4BIT.of(settings) else Quantization.NONE
 

@@ -22,6 +22,7 @@ from oomguard.adapters.hf.trainer_adapter import (
     TrainerAdapter,
 )
 from oomguard.adapters.invocation import CONFIG, CONFIG_SUFFIXES, Invocation, file_option, script
+from oomguard.adapters.prequantized import is_four_bit
 from oomguard.configfile import values
 from oomguard.configfile.document import Source
 from oomguard.configfile.flags import Flags
@@ -53,9 +54,9 @@ def _tuning(settings: Settings) -> Tuning | None:
         return Tuning.LORA if any(flag(key).of(settings) for key in stated) else Tuning.FULL
     if any(settings.has(key) for key in _RANKS):
         return Tuning.LORA
-    # The Trainer refuses to train a model quantized on the fly without an adapter: the script has
-    # one that no flag shows.
-    return None if _quantization(settings) in hf.ON_THE_FLY else Tuning.FULL
+    # The Trainer refuses to train a quantized model without an adapter: the script has one that no
+    # flag shows.
+    return Tuning.FULL if _quantization(settings) in (None, Quantization.NONE) else None
 
 
 def _quantization_keys(settings: Settings) -> tuple[Key[bool], Key[bool], Key[bool]]:
@@ -66,6 +67,8 @@ def _quantization_keys(settings: Settings) -> tuple[Key[bool], Key[bool], Key[bo
 
 
 def _quantization(settings: Settings) -> Quantization | None:
+    if is_four_bit(settings.get("model_name_or_path")):
+        return Quantization.PREQUANTIZED
     load_4bit, load_8bit, nested = _quantization_keys(settings)
     # Only a script that states --load_in_4bit is known to have it.
     if not settings.has(load_4bit.name):

@@ -175,8 +175,10 @@ def _has(model: nn.Module, name: str) -> bool:
 
 
 def _quantize(model: Any, variant: Variant) -> None:
-    if variant.quantization in ("none", "prequantized"):
+    if variant.quantization == "none":
         return
+    if variant.quantization == "prequantized":
+        raise Unsupported("the kernels of a checkpoint that is quantized already are not traced")
     compute = half(variant.precision) or torch.float32
     head = next((p for p, m in model.named_modules() if m is model.get_output_embeddings()), "")
     quantize(model, variant.quantization, compute, skip=(head,) if head else ())
