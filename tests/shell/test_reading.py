@@ -140,10 +140,12 @@ def test_the_method_is_named_and_only_a_modelled_one_is_said_to_fit(plan, job, m
         (SWIFT.replace("Qwen2.5-0.5B", "Qwen2.5-0.5B-bnb-4bit"), "model", "either"),
         (AXOLOTL.replace("Qwen2.5-0.5B", "Qwen2.5-0.5B-FP8"), "base_model", "either"),
         (AXOLOTL + "peft_use_dora: true\n", "peft_use_dora", "more"),
-        (AXOLOTL + "fsdp_config: {offload_params: false}\n", "fsdp_config", "less"),
+        (AXOLOTL + "fsdp_config: {offload_params: true}\n", "fsdp_config.offload_params", "less"),
+        (AXOLOTL + "fsdp_config: {reshard_after_forward: false}\n",
+         "fsdp_config.reshard_after_forward", "more"),
+        (AXOLOTL + "fsdp: [shard_grad_op, auto_wrap]\n", "fsdp", "more"),
         (AXOLOTL + "context_parallel_size: 2\n", "context_parallel_size", "less"),
         (AXOLOTL + "cut_cross_entropy: true\n", "cut_cross_entropy", "less"),
-        (AXOLOTL + "lora_target_linear: true\n", "lora_target_linear", "more"),
         (AXOLOTL + "optimizer: muon\n", "optimizer", "either"),
         (AXOLOTL + "optimizer: adopt_adamw\n", "optimizer", "either"),
         (AXOLOTL + "qat:\n  weight_dtype: int4\n", "qat", "more"),
@@ -172,6 +174,34 @@ def test_a_setting_that_is_not_modelled_is_named_and_widens_the_interval(plan, j
     ratio = estimate["high_bytes"] / estimate["expected_bytes"]
     assert ratio > 1.9 if wide == "high" else ratio < 1.9
     assert (estimate["low_bytes"] < 0.6 * estimate["expected_bytes"]) == (direction != "more")
+
+
+def test_axolotl_adapts_every_linear_layer_where_lora_target_linear_says_so(plan):
+    document = plan(AXOLOTL + "lora_target_linear: true\n")
+    assert document["unmodelled"] == []
+    # Of Qwen2.5-0.5B: rank 8 on the seven matrices of 24 layers.
+    shapes = [(896, 896), (896, 128), (896, 128), (896, 896)]
+    shapes += [(896, 4864), (896, 4864), (4864, 896)]
+    expected = 24 * 8 * sum(inputs + outputs for inputs, outputs in shapes)
+    assert document["trained"]["parameters"] == expected
+
+
+def test_axolotl_shards_where_there_is_only_an_fsdp_config(plan):
+    job = "base_model: Qwen/Qwen2.5-7B\nsequence_len: 4096\nmicro_batch_size: 1\n"
+    job += "datasets: [{path: mine, type: alpaca}]\noutput_dir: o\ngradient_checkpointing: true\n"
+    named = "fsdp: [full_shard, auto_wrap]\nfsdp_config: {fsdp_offload_params: false}\n"
+    alone, both = (
+        plan(job + text, "--gpus", "8")
+        for text in ("fsdp_config: {offload_params: false, reshard_after_forward: true}\n", named)
+    )
+    for document in (alone, both):
+        (found,) = document["unmodelled"]
+        assert "fp32" in found["effect"]
+        assert (found["key"], found["direction"]) == ("fsdp_config", "more")
+    assert alone["asked"]["plan"]["sharding"] == "fsdp"
+    terms = alone["asked"]["estimate"]["terms"]
+    assert terms["weights"] == pytest.approx(2 * 7.616e9 / 8, rel=0.01)
+    assert alone["asked"]["estimate"] == both["asked"]["estimate"]
 
 
 @pytest.mark.parametrize("suffix", ["-AWQ", "-GPTQ", "-GPTQ-Int4"])

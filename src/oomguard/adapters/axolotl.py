@@ -23,10 +23,19 @@ from oomguard.configfile.document import Source
 from oomguard.configfile.flags import Flags
 from oomguard.configfile.layered import Settings
 from oomguard.errors import ConfigError, Where
-from oomguard.job.memory_settings import TrainingCode
-from oomguard.job.plan import ZERO, Overlong, Plan, Precision, Quantization, Tuning
+from oomguard.job.memory_settings import ALL_LINEAR, MemorySettings, TrainingCode
+from oomguard.job.plan import (
+    ZERO,
+    Offload,
+    Overlong,
+    Plan,
+    Precision,
+    Quantization,
+    Sharding,
+    Tuning,
+)
 from oomguard.job.training_job import Job
-from oomguard.job.unmodelled import Direction, TrainingMethod
+from oomguard.job.unmodelled import Direction, TrainingMethod, Unmodelled
 
 _MODULE = "axolotl.cli.train"
 _MICRO, _STEPS = number("micro_batch_size", 1), number("gradient_accumulation_steps", 1)
@@ -39,6 +48,7 @@ _FULL_HALF = ("bfloat16", "float16")
 _ADAPTER = fields.maybe_text("adapter")
 _LOAD_4BIT, _LOAD_8BIT = flag("load_in_4bit"), flag("load_in_8bit")
 _OUTPUT = fields.text("output_dir", "./model-out")
+_TARGET_LINEAR = flag("lora_target_linear")
 _LORAS = ("lora", "qlora")
 _EXCESS = {"drop": Overlong.DROPPED, "truncate": Overlong.CUT}
 _FOUR_BIT = Quantization.NF4_DOUBLE  # what axolotl asks of bitsandbytes
@@ -214,12 +224,27 @@ _EFFECTS = (
     *effects.TRAINER,
     effects.optimizer("optimizer"),
     effects.switch("peft_use_dora", effects.DORA.effect),
-    effects.switch("lora_target_linear", "LoRA on every linear layer is not read"),
+    effects.Effect(
+        key="fsdp",
+        effect="this kind of FSDP is planned as full sharding",
+        when=lambda value: "shard_grad_op" in str(value) or "no_shard" in str(value),
+    ),
     *(
         effects.Effect(
-            key=key, effect="FSDP is planned as plain data parallelism", direction=Direction.LESS
+            key=f"fsdp_config.{key}",
+            effect="this kind of FSDP is planned as full sharding",
+            when=lambda value: str(value).lower() not in ("true", "full_shard"),
         )
-        for key in ("fsdp", "fsdp_config")
+        for key in (
+            *("reshard_after_forward", "fsdp_reshard_after_forward"),
+            *("sharding_strategy", "fsdp_sharding_strategy"),
+        )
+    ),
+    *(
+        effects.switch(
+            f"fsdp_config.{key}", "what FSDP offloads is counted on the GPU", Direction.LESS
+        )
+        for key in ("offload_params", "fsdp_offload_params", "cpu_offload")
     ),
     *(
         effects.Effect(
@@ -274,6 +299,37 @@ class Axolotl(TrainerAdapter):
             return TrainingMethod.REWARD
         rl = settings.get("rl")
         return TrainingMethod.SFT if not rl else _METHODS.get(str(rl))
+
+    def unmodelled(self, job: Job) -> tuple[Unmodelled, ...]:
+        """Return what the settings say; accelerate raises the shards that are trained to fp32."""
+        found = super().unmodelled(job)
+        if job.asked.sharding is not Sharding.FSDP or job.asked.tuning is not Tuning.FULL:
+            return found
+        settings = self.of_job(job).settings
+        key = "fsdp_config" if settings.get("fsdp_config") else "fsdp"
+        raised = Unmodelled(
+            key=key,
+            effect="accelerate keeps trained shards in fp32 where bf16 computes: not included",
+            direction=Direction.MORE,
+            line=settings.origin(key).line,
+        )
+        return (*found, raised)
+
+    def memory_settings(self, job: Job) -> MemorySettings:
+        """Read what decides the memory; `lora_target_linear` adapts every linear layer."""
+        found = super().memory_settings(job)
+        if found.lora is None or not _TARGET_LINEAR.of(self.of_job(job).settings):
+            return found
+        return replace(found, lora=replace(found.lora, targets=(ALL_LINEAR,)))
+
+    def sharding(
+        self, invocation: Invocation, request: JobRequest
+    ) -> tuple[Sharding | None, frozenset[Offload] | None]:
+        """Read sharding and offload; `fsdp_config` alone switches FSDP on as well."""
+        settings = invocation.settings
+        if settings.get("fsdp_config") and not hf.DEEPSPEED.of(settings):
+            return Sharding.FSDP, frozenset()
+        return super().sharding(invocation, request)
 
     def split(self, argv: tuple[str, ...], source: Source | None) -> Invocation | None:
         """Parse a command line; what follows `--` goes to the launcher."""
