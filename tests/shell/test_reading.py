@@ -145,7 +145,6 @@ def test_the_method_is_named_and_only_a_modelled_one_is_said_to_fit(plan, job, m
          "fsdp_config.reshard_after_forward", "more"),
         (AXOLOTL + "fsdp: [shard_grad_op, auto_wrap]\n", "fsdp", "more"),
         (AXOLOTL + "context_parallel_size: 2\n", "context_parallel_size", "less"),
-        (AXOLOTL + "cut_cross_entropy: true\n", "cut_cross_entropy", "less"),
         (AXOLOTL + "optimizer: muon\n", "optimizer", "either"),
         (AXOLOTL + "optimizer: adopt_adamw\n", "optimizer", "either"),
         (AXOLOTL + "qat:\n  weight_dtype: int4\n", "qat", "more"),
@@ -184,6 +183,21 @@ def test_axolotl_adapts_every_linear_layer_where_lora_target_linear_says_so(plan
     shapes += [(896, 4864), (896, 4864), (4864, 896)]
     expected = 24 * 8 * sum(inputs + outputs for inputs, outputs in shapes)
     assert document["trained"]["parameters"] == expected
+
+
+@pytest.mark.parametrize(
+    ("key", "plugin"),
+    [
+        ("liger_fused_linear_cross_entropy", "axolotl.integrations.liger.LigerPlugin"),
+        ("cut_cross_entropy", "axolotl.integrations.cut_cross_entropy.CutCrossEntropyPlugin"),
+    ],
+)
+def test_axolotl_fuses_the_loss_with_the_plugin_that_does(plan, key, plugin):
+    whole = plan(AXOLOTL + f"{key}: true\n")["asked"]["estimate"]["terms"]["logits_and_loss"]
+    document = plan(AXOLOTL + f"plugins: [{plugin}]\n{key}: true\n")
+    assert document["unmodelled"] == []
+    assert document["asked"]["plan"]["loss_kernel"] == "fused"
+    assert document["asked"]["estimate"]["terms"].get("logits_and_loss", 0) < 0.5 * whole
 
 
 def test_axolotl_shards_where_there_is_only_an_fsdp_config(plan):

@@ -26,6 +26,7 @@ from oomguard.errors import ConfigError, Where
 from oomguard.job.memory_settings import ALL_LINEAR, MemorySettings, TrainingCode
 from oomguard.job.plan import (
     ZERO,
+    LossKernel,
     Offload,
     Overlong,
     Plan,
@@ -49,6 +50,10 @@ _ADAPTER = fields.maybe_text("adapter")
 _LOAD_4BIT, _LOAD_8BIT = flag("load_in_4bit"), flag("load_in_8bit")
 _OUTPUT = fields.text("output_dir", "./model-out")
 _TARGET_LINEAR = flag("lora_target_linear")
+_FUSED_LOSSES = {
+    "liger_fused_linear_cross_entropy": "liger",
+    "cut_cross_entropy": "cut_cross_entropy",
+}
 _LORAS = ("lora", "qlora")
 _EXCESS = {"drop": Overlong.DROPPED, "truncate": Overlong.CUT}
 _FOUR_BIT = Quantization.NF4_DOUBLE  # what axolotl asks of bitsandbytes
@@ -108,6 +113,13 @@ def _tuning(settings: Settings) -> Tuning:
     return Tuning.LORA if adapter in _LORAS else Tuning.OTHER
 
 
+def _loss_kernel(settings: Settings) -> LossKernel | None:
+    """Return the fused loss, which the plugin of its name brings; other losses need the logits."""
+    plugins = str(settings.get("plugins") or "").lower()
+    fused = any(flag(key).of(settings) and name in plugins for key, name in _FUSED_LOSSES.items())
+    return LossKernel.FUSED if fused and not settings.get("rl") else None
+
+
 BINDINGS = Bindings(
     bindings=(
         fields.direct("micro_batch", _MICRO),
@@ -124,6 +136,7 @@ BINDINGS = Bindings(
         Binding(field="precision", read=_precision, edits=_precision_edits),
         Binding(field="quantization", read=_quantization, edits=_quantization_edits),
         Binding(field="tuning", read=_tuning, edits=lambda _, __: None),
+        Binding(field="loss_kernel", read=_loss_kernel, edits=lambda _, __: None),
         fields.stated("lora_rank", fields.maybe_number("lora_r")),
         fields.direct("optimizer", fields.text("optimizer", "adamw_torch_fused")),
         fields.stated(
@@ -254,10 +267,6 @@ _EFFECTS = (
             *("tensor_parallel_size", "context_parallel_size", "sequence_parallel_degree"),
             *("dp_shard_size", "dp_replicate_size", "expert_parallel_size"),
         )
-    ),
-    *(
-        effects.switch(key, "a fused loss is counted as a plain one", Direction.LESS)
-        for key in ("liger_fused_linear_cross_entropy", "cut_cross_entropy")
     ),
     effects.Effect(
         key="unfrozen_parameters", effect="all weights count as trained", direction=Direction.LESS
