@@ -71,7 +71,8 @@ def plan(capsys, tmp_path):
         if "\n" in job:
             (tmp_path / "train.yaml").write_text(job)
             words = ["train.yaml"]
-        assert main(["plan", "--gpu", "a100-80", "--json", *options, *words]) == 0
+        card = () if "--gpu-memory" in options else ("--gpu", "a100-80")
+        assert main(["plan", *card, "--json", *options, *words]) == 0
         return json.loads(capsys.readouterr().out)
 
     return run
@@ -228,6 +229,15 @@ def test_a_checkpoint_in_four_bits_is_counted_as_stored(plan, job, suffix):
     assert document["asked"]["plan"]["quantization"] == "prequantized"
     # 358 million of 494 million numbers stand in matrices of the layers; the rest keeps 16 bits.
     assert plain["weights"] - terms["weights"] >= 0.99 * 357_826_560 * (2 - 0.5195)
+
+
+@pytest.mark.parametrize("key", ["use_galore", "use_apollo", "use_badam"])
+def test_a_7b_that_llamafactory_trains_in_16_gb_is_not_said_not_to_fit_24(plan, key):
+    # Its README's table has 16 GB for a 7B model with these optimizers.
+    job = LF.replace("Qwen2.5-0.5B", "Qwen2.5-7B").replace("type: lora", "type: full")
+    document = plan(job + f"pure_bf16: true\n{key}: true\n", "--gpu-memory", "24GiB")
+    assert document["asked"]["fits"] == "unsure"
+    assert document["asked"]["estimate"]["low_bytes"] < 16 * 10**9
 
 
 def test_what_is_left_out_is_said_beside_the_verdict(capsys, tmp_path):

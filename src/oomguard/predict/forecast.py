@@ -79,8 +79,9 @@ class Forecast:
         return next((i for i, rung in enumerate(self.rungs) if rung.fits is Fits.YES), None)
 
 
-#: By how much an effect that is not modelled widens an estimate's interval.
-_WIDER = 2
+#: By how much an effect that is not modelled widens an estimate's interval, upwards and downwards.
+#: States of low rank and models split over 8 GPUs leave far less than half.
+_MORE, _LESS = 2, 8
 
 
 def widened(estimate: MemoryEstimate, unmodelled: Sequence[Unmodelled]) -> MemoryEstimate:
@@ -90,8 +91,8 @@ def widened(estimate: MemoryEstimate, unmodelled: Sequence[Unmodelled]) -> Memor
     less = bool(directions & {Direction.LESS, Direction.EITHER})
     return replace(
         estimate,
-        high_bytes=estimate.high_bytes * (_WIDER if more else 1),
-        low_bytes=estimate.low_bytes // (_WIDER if less else 1),
+        high_bytes=estimate.high_bytes * (_MORE if more else 1),
+        low_bytes=estimate.low_bytes // (_LESS if less else 1),
     )
 
 
