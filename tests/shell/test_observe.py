@@ -8,6 +8,7 @@ from oomguard.evidence.verdict import Kind, Phase, Witness
 from oomguard.process.messages import Kernel, Output
 from oomguard.run.events import Noticed, Progress
 from oomguard.run.observer import MOST_FINDINGS, Observer
+from oomguard.units import GIB
 from reported import on_card, reported
 
 TEXT = b"torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2.00 GiB.\n"
@@ -71,6 +72,12 @@ def test_what_stands_on_the_card_before_the_first_pass_is_told_apart_from_peaks(
     silent = on_card(**{**card, "free_bytes": None})
     (unknown,) = observer.take(reported("step", step=2, memory=silent), 1.3)
     assert (unknown.context_bytes, unknown.device_bytes) == (None, 6)
+
+
+def test_memory_of_another_process_is_no_context(observer):
+    card = {"reserved_bytes": 8 * GIB, "free_bytes": 50 * GIB, "total_bytes": 80 * GIB}
+    (seen,) = observer.take(reported("step", step=1, memory=on_card(**card)), 1.0)
+    assert seen.context_bytes is None
 
 
 def test_a_message_cut_off_by_silence_is_seen(observer):

@@ -23,7 +23,7 @@ from oomguard.process.messages import (
     StepReport,
 )
 from oomguard.run.events import Event, Growing, Noticed, Probed, Progress
-from oomguard.run.leak import LeakDetector
+from oomguard.run.leak import CONTEXT_BYTES, LeakDetector
 
 #: Most findings recorded from a log: a job that prints errors forever must not fill the disk.
 MOST_FINDINGS = 60
@@ -192,10 +192,14 @@ def _largest(sizes: Iterable[int | None]) -> int | None:
 
 
 def _beyond_reserved(card: DeviceMemory) -> int | None:
-    """Return bytes in use on a GPU beyond what this process reserved; its own if it is alone."""
+    """Return the bytes of a CUDA context: in use on a GPU beyond what this process reserved.
+
+    None where that is too much for a context: another process is on the GPU.
+    """
     if card.free_bytes is None or card.total_bytes is None:
         return None
-    return card.total_bytes - card.free_bytes - (card.reserved_bytes or 0)
+    beyond = card.total_bytes - card.free_bytes - (card.reserved_bytes or 0)
+    return beyond if beyond <= CONTEXT_BYTES else None
 
 
 def _from_kernel(seen: Kernel, phase: Phase) -> Finding:
