@@ -94,6 +94,7 @@ jobs = st.builds(
     device=st.sampled_from(Device),
     multimodal=st.booleans(),
     bfloat16=st.booleans(),
+    hopper=st.booleans(),
     trained_embeddings=st.sampled_from([(), ("embed_tokens", "lm_head")]),
     lengths=st.none()
     | st.builds(

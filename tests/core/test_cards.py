@@ -1,10 +1,19 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
+from generators import make_job
 from oomguard.errors import UsageError
+from oomguard.estimate.analytic import analytic
 from oomguard.estimate.cards import CARDS, card_named
-from oomguard.units import GIB
+from oomguard.estimate.combine import Traced, traced_terms
+from oomguard.estimate.constants import CUDA, CUDA_ON_HOPPER
+from oomguard.estimate.memory import Term
+from oomguard.predict.prediction_request import cuda_overhead
+from oomguard.units import GIB, MIB
+from shapes import problem
 
 
 @pytest.mark.parametrize(
@@ -66,3 +75,34 @@ def test_the_cards_that_people_fine_tune_on_are_there():
         "V100 16GB;V100 32GB;MI210;MI250X;MI300X"
     )
     assert all(card_named(name) for name in wanted.split(";"))
+
+
+def test_cards_of_the_hopper_generation_are_known_as_such():
+    hopper = {card.name for card in CARDS if card.hopper}
+    assert hopper == {"H100", "H100 NVL", "H20", "GH200", "H200"}
+
+
+@pytest.mark.parametrize("traced", [False, True])
+def test_what_cuda_takes_on_a_hopper_card_is_counted(traced):
+    """The difference between the figures measured on an H100 and those of other cards."""
+    answer = Traced(
+        allocated_bytes=GIB,
+        reserved_bytes=GIB,
+        reserved_expandable_bytes=GIB,
+        terms={"weights": GIB},
+        method="trace",
+    )
+    asked = problem()
+    terms = [
+        traced_terms(answer, one) if traced else analytic(one)
+        for one in (asked, replace(asked, cuda=CUDA_ON_HOPPER))
+    ]
+    before, on_hopper = terms
+    assert on_hopper[Term.CUDA_CONTEXT] - before[Term.CUDA_CONTEXT] == 308 * MIB
+    if not traced:  # in a trace the tracer counts the workspaces
+        assert on_hopper[Term.WORKSPACES] == 64 * MIB
+
+
+def test_a_job_on_a_hopper_card_is_planned_with_its_overhead():
+    assert cuda_overhead(make_job(hopper=True)) is CUDA_ON_HOPPER
+    assert cuda_overhead(make_job()) is CUDA

@@ -136,7 +136,7 @@ def predicted(case: Case, trace: Traced) -> dict[str, int]:
         terms = dict(traced_terms(trace, problem))
     terms.pop(Term.WORKSPACES, None)
     if case.ranks > 1:
-        terms[Term.COMMUNICATION_BUFFERS] -= constants.NCCL_BYTES
+        terms[Term.COMMUNICATION_BUFFERS] -= constants.CUDA.nccl_bytes
     after = gradients(problem, rank_fractions(problem.plan, case.ranks).after)
     held = static(problem)
     standing = {

@@ -73,7 +73,11 @@ def command(
             "this job runs on the CPU, so there is no GPU memory to plan",
             next_step="Remove use_cpu from its settings to plan it for a GPU.",
         )
-    job = replace(prepared.job, bfloat16=card is None or card.bfloat16)
+    job = replace(
+        prepared.job,
+        bfloat16=card is None or card.bfloat16,
+        hopper=card is not None and card.hopper,
+    )
     index = FitIndex(Path(prepared.options.fits) if prepared.options.fits else None)
     planned = plan_job(
         replace(prepared, job=job),

@@ -179,8 +179,12 @@ def _job(
     else:
         interpreter, cards = find_or_guess(argv, cwd=cwd, python=options.python), planned_gpus
     job = _read(adapter, argv, loaded, interpreter, cards)
-    bfloat16 = all(gpu.bfloat16 for gpu in here)
-    job = replace(job, checkpoint_every=options.checkpoint_every, bfloat16=bfloat16)
+    job = replace(
+        job,
+        checkpoint_every=options.checkpoint_every,
+        bfloat16=all(gpu.bfloat16 for gpu in here),
+        hopper=any(gpu.hopper for gpu in here),
+    )
     settings = adapter.memory_settings(job)
     model_type = _model_type(settings, cwd)
     job = adapter.of_model(job, model_type) if model_type else job

@@ -12,12 +12,12 @@ from oomguard.cli.plan_job import PlannedJob, plan_job
 from oomguard.cli.prepare import Prepared
 from oomguard.errors import OomguardError, UsageError
 from oomguard.estimate.cards import card_named
-from oomguard.estimate.constants import CUDA_CONTEXT_BYTES
 from oomguard.estimate.memory import Fits, MemoryEstimate
 from oomguard.job.training_job import Device
 from oomguard.machine.gpus import Gpu, gpus
 from oomguard.predict.forecast import Capacity, Forecast
 from oomguard.predict.history import FitIndex
+from oomguard.predict.prediction_request import cuda_overhead
 from oomguard.run.attempt import AttemptSpec
 from oomguard.run.events import HistoryRef, Predicted, Start
 from oomguard.units import show_bytes
@@ -147,7 +147,7 @@ def _capacity(prepared: Prepared, cards: tuple[Gpu, ...]) -> Capacity | None:
     if prepared.job.device is not Device.CUDA or not (cards or limit):
         return None
     sizes = [card.total_bytes for card in cards]
-    limited = [limit + CUDA_CONTEXT_BYTES] if limit else []
+    limited = [limit + cuda_overhead(prepared.job).context_bytes] if limit else []
     return Capacity(
         device_bytes=min((*sizes, *limited)), host_bytes=prepared.limits.host_memory_bytes
     )

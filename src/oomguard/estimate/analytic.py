@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from oomguard.estimate import constants, sharding
 from oomguard.estimate.activations import TrainingStep
 from oomguard.estimate.architecture import Architecture
+from oomguard.estimate.constants import CUDA, CudaOverhead
 from oomguard.estimate.counts import Counts, adapter, counts
 from oomguard.estimate.formats import FOUR_BIT, PACKED_BYTES, Formats, formats, stored
 from oomguard.estimate.memory import Spread, Term
@@ -39,13 +40,14 @@ _ADAMW = States(count=2, together=True)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EstimateInput:
-    """A plan of a job on a model, on `ranks` GPUs."""
+    """A plan of a job on a model, on `ranks` GPUs; `cuda` is what CUDA takes on each."""
 
     model: Architecture
     plan: Plan
     recipe: MemorySettings
     ranks: int = 1
     ranks_of_node: int = 1
+    cuda: CudaOverhead = CUDA
 
     @property
     def formats(self) -> Formats:
@@ -83,7 +85,7 @@ def analytic(problem: EstimateInput) -> dict[Term, int]:
     return {
         **terms,
         Term.ALLOCATOR_SLACK: _slack(problem, sum(terms.values())),
-        Term.CUDA_CONTEXT: constants.CUDA_CONTEXT_BYTES,
+        Term.CUDA_CONTEXT: problem.cuda.context_bytes,
     }
 
 
@@ -111,8 +113,10 @@ def static(problem: EstimateInput) -> dict[Term, int]:
         Term.ZERO_BUCKETS: sharding.buckets(
             problem.model, problem.plan, problem.recipe, stored.trained_bytes
         ),
-        Term.COMMUNICATION_BUFFERS: sharding.communication(problem.plan, problem.ranks, gradients),
-        Term.WORKSPACES: constants.CUBLAS_WORKSPACE_BYTES,
+        Term.COMMUNICATION_BUFFERS: sharding.communication(
+            problem.plan, problem.ranks, gradients, problem.cuda.nccl_bytes
+        ),
+        Term.WORKSPACES: 2 * problem.cuda.workspace_bytes,
     }
 
 

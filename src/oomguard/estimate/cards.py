@@ -18,15 +18,26 @@ NOMINAL = "the vendor's data sheet, less 1.7%: what other cards of the generatio
 NO_ECC = "the vendor's data sheet; cards of this memory report it nearly whole"
 
 
+_HOPPER = frozenset({"H100", "H20", "H200", "GH200"})
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Card:
-    """A GPU; `names` are other spellings of it, `bfloat16` says whether it computes in bf16."""
+    """A GPU; `names` are other spellings of it.
+
+    `bfloat16` says whether it computes in bf16, `hopper` whether it is of that generation.
+    """
 
     name: str
     usable_bytes: int
     source: str
     names: tuple[str, ...] = ()
     bfloat16: bool = True
+
+    @property
+    def hopper(self) -> bool:
+        """Return whether it is a Hopper card: an H100, H20, H200 or GH200."""
+        return self.name.split()[0] in _HOPPER
 
 
 def _card(name: str, usable_gib: float, source: str, *names: str, bfloat16: bool = True) -> Card:

@@ -87,14 +87,14 @@ def traced_terms(traced: Traced, problem: EstimateInput) -> dict[Term, int]:
         Term.ADAPTER: adapter,
         Term.QUANTIZATION_TEMPORARIES: terms.get(Term.QUANTIZATION_TEMPORARIES, 0) - quantized,
         Term.COMMUNICATION_BUFFERS: fixed[Term.COMMUNICATION_BUFFERS],
-        Term.CUDA_CONTEXT: constants.CUDA_CONTEXT_BYTES,
+        Term.CUDA_CONTEXT: problem.cuda.context_bytes,
     }
     return {**terms, **moved}
 
 
-def replay_capacity(capacity_bytes: int) -> int:
+def replay_capacity(capacity_bytes: int, context_bytes: int) -> int:
     """Return the bytes a replay must stay within for its plan to be certain to fit."""
-    outside = constants.CUDA_CONTEXT_BYTES + constants.CUDA_CONTEXT_SPREAD_BYTES
+    outside = context_bytes + constants.CUDA_CONTEXT_SPREAD_BYTES
     return max(1, int((capacity_bytes - outside) / REPLAY_MARGIN))
 
 
@@ -209,7 +209,7 @@ def _shared_out(terms: dict[Term, int], problem: EstimateInput) -> dict[Term, in
     slack = {Term.ALLOCATOR_SLACK: dynamic[Term.ALLOCATOR_SLACK]}
     moments = [at_work, *(added(moment, slack) for moment in end_of_step_terms(problem))]
     most = max(moments, key=lambda moment: sum(moment.values()))
-    return {**added(static(problem), most), Term.CUDA_CONTEXT: constants.CUDA_CONTEXT_BYTES}
+    return {**added(static(problem), most), Term.CUDA_CONTEXT: problem.cuda.context_bytes}
 
 
 def _alone(problem: EstimateInput) -> EstimateInput:

@@ -2,19 +2,40 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from oomguard.units import GIB, MIB
 
-#: What a CUDA context and the loaded kernels of PyTorch, cuBLAS and cuDNN take outside PyTorch's
-#: allocator. Out-of-memory messages of single processes ("Including non-PyTorch memory, this
-#: process has ...") put it between about 0.25 GiB (Ampere, lazy loading) and 0.6 GiB (Hopper).
-CUDA_CONTEXT_BYTES = 450 * MIB
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CudaOverhead:
+    """What CUDA's libraries take on a GPU beside a job's own tensors.
+
+    `context_bytes` is the CUDA context with the loaded kernels of PyTorch, cuBLAS and cuDNN,
+    outside PyTorch's allocator. `workspace_bytes` is one cuBLAS workspace, inside it: the forward
+    and the backward have one each. `nccl_bytes` is one NCCL communicator.
+    """
+
+    context_bytes: int
+    workspace_bytes: int
+    nccl_bytes: int
+
+
+#: Context: out-of-memory messages of single processes ("Including non-PyTorch memory, this process
+#: has ..."), from 0.25 GiB (Ampere, lazy loading) up. Workspace: `:4096:2:16:8` is 8.125 MiB
+#: (torch docs, notes/cuda.rst, CUBLAS_WORKSPACE_CONFIG). NCCL: channels x NCCL_BUFFSIZE (4 MiB)
+#: for each of the protocols (NCCL user guide, environment variables).
+CUDA = CudaOverhead(
+    context_bytes=450 * MIB, workspace_bytes=8 * MIB + 128 * 1024, nccl_bytes=256 * MIB
+)
+#: On Hopper PyTorch's cuBLAS workspace is 32 MiB. All three measured on an H100, driver 580, CUDA
+#: 13.0, torch 2.11 (benchmarks/prediction/gpu/results): 742 to 762 MiB of context over 46 jobs,
+#: one communicator of one rank.
+CUDA_ON_HOPPER = CudaOverhead(
+    context_bytes=758 * MIB, workspace_bytes=32 * MIB, nccl_bytes=564 * MIB
+)
+#: By how much a context differs between drivers and versions, both ways.
 CUDA_CONTEXT_SPREAD_BYTES = 200 * MIB
-#: PyTorch's cuBLAS workspaces: `:4096:2:16:8` is 8.125 MiB, per handle and stream
-#: (torch docs, notes/cuda.rst, CUBLAS_WORKSPACE_CONFIG).
-CUBLAS_WORKSPACE_BYTES = 8 * MIB + 128 * 1024
-#: Buffers of one NCCL communicator over NVLink or PCIe: channels x NCCL_BUFFSIZE (4 MiB) for
-#: each of the protocols (NCCL user guide, environment variables).
-NCCL_BYTES = 256 * MIB
 #: ZeRO-3 prefetches while fewer parameters than this are gathered, and keeps those that are used
 #: again within as many (stage3_max_live_parameters, stage3_max_reuse_distance;
 #: deepspeed/runtime/zero/config.py, partitioned_param_coordinator.py).

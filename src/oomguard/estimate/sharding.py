@@ -114,12 +114,12 @@ def updated(plan: Plan, trained: int, ranks: int) -> int:
     return min(part, constants.SUB_GROUP) if plan.sharding is Sharding.ZERO3 else part
 
 
-def communication(plan: Plan, ranks: int, gradient_bytes: int) -> int:
+def communication(plan: Plan, ranks: int, gradient_bytes: int, nccl_bytes: int) -> int:
     """Return the bytes of NCCL's buffers and of DDP's copy of the gradients."""
     if ranks == 1:
         return 0
     plain = (plan.sharding or Sharding.NONE) is Sharding.NONE
-    return constants.NCCL_BYTES + (constants.DDP_GRADIENT_COPIES * gradient_bytes if plain else 0)
+    return nccl_bytes + (constants.DDP_GRADIENT_COPIES * gradient_bytes if plain else 0)
 
 
 def offloaded(plan: Plan, ranks_of_node: int, ranks: int, *, weights: int, trained: int) -> int:

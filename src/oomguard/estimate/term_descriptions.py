@@ -32,7 +32,7 @@ _NOTES = {
     Term.QUANTIZATION_TEMPORARIES: "the largest matrix, dequantized",
     Term.ZERO_BUCKETS: "DeepSpeed or FSDP: flat buffers, gathered parameters, unreduced gradients",
     Term.COMMUNICATION_BUFFERS: "NCCL, and DDP's copy of the gradients",
-    Term.WORKSPACES: "cuBLAS :4096:2:16:8",
+    Term.WORKSPACES: "cuBLAS, forward and backward",
     Term.OTHER: "traced, of no other kind",
     Term.CUDA_CONTEXT: "CUDA context and loaded kernels, a constant",
 }

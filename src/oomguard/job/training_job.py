@@ -85,7 +85,8 @@ class Job:
     `model_type` is that of the model's config.json, None while the config is not known.
     `trained_embeddings` names the matrices over the vocabulary that are trained in full beside an
     adapter, as for new tokens; `lengths` is known where the data could be read, `bfloat16` says
-    whether the device computes in it, `inside` whether the monitor will be in its processes.
+    whether the device computes in it, `hopper` whether it is a Hopper card, `inside` whether the
+    monitor will be in its processes.
     """
 
     framework: str
@@ -105,6 +106,7 @@ class Job:
     trained_embeddings: tuple[str, ...] = ()
     lengths: Lengths | None = None
     bfloat16: bool = True
+    hopper: bool = False
     files: Mapping[str, str] = field(default_factory=dict)
     inside: bool = True
 

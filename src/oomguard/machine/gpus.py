@@ -17,7 +17,8 @@ from oomguard.machine.cgroups import PROC, own_groups
 from oomguard.units import MIB, show_bytes
 
 _TOLERANCE_BYTES = 256 * MIB  # other programs' contexts and the driver's own wobble
-_AMPERE = 8  # the compute capability from which on bf16 is native
+# Major compute capabilities. From Ampere on bf16 is native.
+_AMPERE, _HOPPER = 8, 9
 # Files of limit, usage and reclaimable page cache (a line of memory.stat) by cgroup version.
 _CGROUP_FILES = {
     1: ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
@@ -29,7 +30,8 @@ _CGROUP_FILES = {
 class Gpu:
     """One GPU that the job may use; `index` counts as nvidia-smi does.
 
-    `bfloat16` says whether it computes in bf16 (Ampere and later).
+    `bfloat16` says whether it computes in bf16 (Ampere and later), `hopper` whether it is of that
+    generation.
     """
 
     index: int
@@ -38,6 +40,7 @@ class Gpu:
     total_bytes: int
     used_bytes: int
     bfloat16: bool = True
+    hopper: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -153,13 +156,15 @@ def _gpu(index: int) -> Gpu | None:
     try:
         handle = pynvml.nvmlDeviceGetHandleByIndex(index)
         memory = pynvml.nvmlDeviceGetMemoryInfo(handle)
+        generation = pynvml.nvmlDeviceGetCudaComputeCapability(handle)[0]
         return Gpu(
             index=index,
             uuid=str(pynvml.nvmlDeviceGetUUID(handle)),
             name=str(pynvml.nvmlDeviceGetName(handle)),
             total_bytes=int(memory.total),
             used_bytes=int(memory.used),
-            bfloat16=pynvml.nvmlDeviceGetCudaComputeCapability(handle)[0] >= _AMPERE,
+            bfloat16=generation >= _AMPERE,
+            hopper=generation == _HOPPER,
         )
     except pynvml.NVMLError:
         return None

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 
 from oomguard.catalogue.lookup import Model
 from oomguard.estimate.analytic import EstimateInput
+from oomguard.estimate.constants import CUDA, CUDA_ON_HOPPER, CudaOverhead
 from oomguard.estimate.memory import MemoryEstimate
 from oomguard.job.memory_settings import MemorySettings
 from oomguard.job.plan import Plan
@@ -55,7 +56,13 @@ class PredictionRequest:
             recipe=replace(self.recipe, images=len(self.images) or self.recipe.images),
             ranks=self.job.world.size,
             ranks_of_node=self.job.world.per_node,
+            cuda=cuda_overhead(self.job),
         )
+
+
+def cuda_overhead(job: Job) -> CudaOverhead:
+    """Return what CUDA's libraries take on each GPU of a job."""
+    return CUDA_ON_HOPPER if job.hopper else CUDA
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -13,7 +13,7 @@ from oomguard.estimate.host import host_peak
 from oomguard.estimate.memory import Fits, MemoryEstimate, Method, Spread, Term, estimate
 from oomguard.job.plan import Plan
 from oomguard.predict import trace_request
-from oomguard.predict.prediction_request import Prediction, PredictionRequest
+from oomguard.predict.prediction_request import Prediction, PredictionRequest, cuda_overhead
 from oomguard.predict.trace_client import NoTrace, TraceClient
 from oomguard.units import show_bytes
 
@@ -81,7 +81,9 @@ class Predictor:
                 lambda step: tracer.trace(
                     trace_request.model(question),
                     step,
-                    capacity_bytes=combine.replay_capacity(question.capacity_bytes),
+                    capacity_bytes=combine.replay_capacity(
+                        question.capacity_bytes, cuda_overhead(question.job).context_bytes
+                    ),
                     timeout_s=timeout_s,
                 ),
                 steps,
@@ -188,11 +190,12 @@ def _cross_check(question: PredictionRequest, traces: Traces) -> list[str]:
     notes = []
     for plan, traced in traces.items():
         problem = question.problem(plan)
+        tokens = problem.step.length
         found = combine.disagreement(combine.traced_terms(traced, problem), problem)
         if found is not None:
             notes.append(
                 f"trace and analytic estimate differ by a factor of {found.ratio:.2f} at micro "
-                f"batch {plan.micro_batch}, {plan.sequence_length} tokens (expected within "
+                f"batch {plan.micro_batch}, {tokens} tokens (expected within "
                 f"{combine.DISAGREEMENT}), most in {found.term.value}: "
                 f"{show_bytes(found.traced_bytes)} traced, {show_bytes(found.computed_bytes)} "
                 "computed; the trace is shown, and the interval covers both"

@@ -15,7 +15,7 @@ from oomguard.estimate.combine import is_sharded
 from oomguard.estimate.formats import formats
 from oomguard.job.memory_settings import ALL_LINEAR, Attention, Family, Format, Lora, MemorySettings
 from oomguard.job.plan import EmbeddingRows, Offload, Plan, Precision, Quantization
-from oomguard.predict.prediction_request import PredictionRequest
+from oomguard.predict.prediction_request import PredictionRequest, cuda_overhead
 
 #: Whisper's encoder takes 30 s at a time.
 AUDIO_SECONDS = 30
@@ -66,6 +66,7 @@ def variant(
             **_media(question, step),
             **_lengths(question, step),
             **_of_versions(recipe, versions),
+            "workspace_bytes": cuda_overhead(question.job).workspace_bytes,
             "weights_dtype": half if stored.base_bytes == Format.BF16.size_bytes else "fp32",
             "trainable_dtype": half if stored.trained_bytes == Format.BF16.size_bytes else "fp32",
         },

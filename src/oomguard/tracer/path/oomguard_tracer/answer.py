@@ -18,7 +18,7 @@ from . import hf, training_step
 from .allocator import fits, replay
 from .built import Built, Unsupported
 from .control import RealControl
-from .cuda import CUBLAS_WORKSPACE_BYTES, cuda_operators
+from .cuda import cuda_operators
 from .expand import Irregular, expand
 from .experts import grouped_products
 from .fakes import materialize
@@ -91,7 +91,7 @@ def _run(request: TraceRequest, variant: Variant) -> tuple[Built, Trace]:
     finally:
         gc.enable()
     if variant.cuda:
-        _workspaces(tracer.trace)
+        _workspaces(tracer.trace, variant.workspace_bytes)
     return built, tracer.trace
 
 
@@ -104,11 +104,11 @@ def _builder(family: str) -> Callable[[TraceRequest, Variant], Built]:
     return build
 
 
-def _workspaces(trace: Trace) -> None:
-    """Add what cuBLAS keeps for itself."""
+def _workspaces(trace: Trace, size_bytes: int) -> None:
+    """Add cuBLAS's workspaces: one for the forward's thread, one for the backward's."""
     numbers = [max(trace.terms, default=0) + len(trace.events) + extra for extra in (1, 2)]
     for number in numbers:
-        trace.events.insert(0, MemoryEvent(number, CUBLAS_WORKSPACE_BYTES, None))
+        trace.events.insert(0, MemoryEvent(number, size_bytes, None))
         trace.terms[number] = "workspace"
 
 

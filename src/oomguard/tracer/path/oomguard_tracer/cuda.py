@@ -24,9 +24,6 @@ FLOAT32 = (
                     "reciprocal")),
 )  # fmt: skip
 FLASH_HEAD_LIMIT = 256
-#: cuBLAS's default workspace, one for the forward's thread and one for the backward's:
-#: ":4096:2:16:8" KiB (CUBLAS_WORKSPACE_CONFIG, PyTorch's "CUDA semantics" notes).
-CUBLAS_WORKSPACE_BYTES = (2 * 4096 + 8 * 16) << 10
 
 
 @contextmanager

@@ -5,6 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+#: cuBLAS's default workspace before Hopper: ":4096:2:16:8" KiB (CUBLAS_WORKSPACE_CONFIG, PyTorch's
+#: "CUDA semantics" notes).
+CUBLAS_WORKSPACE_BYTES = (2 * 4096 + 8 * 16) << 10
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LoraRequest:
@@ -69,6 +73,7 @@ class Variant:
     eval_only: bool = False
     steps: int = 2
     cuda: bool = True
+    workspace_bytes: int = CUBLAS_WORKSPACE_BYTES
     full_depth: bool = False
 
     @property
