@@ -9,6 +9,7 @@ import yaml
 
 from oomguard.adapters.trl import Trl
 from oomguard.configfile.document import Source
+from oomguard.estimate.formats import stored
 from oomguard.job.plan import (
     Allocator,
     LossKernel,
@@ -249,3 +250,13 @@ def test_a_setting_of_one_command_is_unknown_to_the_others(read: Callable[..., J
     text = TEXT + "sync_ref_model: true\npacking: true\n"
     assert Trl().unknown(read("trl dpo --config train.yaml", text)) == ("packing",)
     assert Trl().unknown(read(CLI, text)) == ("sync_ref_model",)
+
+
+@pytest.mark.parametrize(("line", "trained_bytes"), [("", 4), ("load_in_4bit: true\n", 2)])
+def test_an_adapter_over_a_quantized_base_is_cast_to_bf16(
+    read: Callable[..., Job], line: str, trained_bytes: int
+) -> None:
+    job = read(text=f"{TEXT}use_peft: true\n{line}")
+    found = Trl().memory_settings(job)
+    assert stored(job.asked, found).trained_bytes == trained_bytes
+    assert not found.code.kbit_float32

@@ -101,6 +101,7 @@ class TrainingCode:
         reentrant_checkpointing: gradient checkpointing runs torch's reentrant variant.
         checkpoints_trained_layers: only layers with a trained parameter are checkpointed.
         kbit_float32: PEFT's prepare_model_for_kbit_training raises what is not quantized to fp32.
+        quantized_adapter_bf16: the adapter of a quantized base is kept in bf16.
         fsdp_casts_parameters: FSDP's mixed precision casts parameters, instead of autocast.
         dropout_per_matrix: LoRA keeps a dropout mask and output for every adapted matrix, instead
             of one for all that share an input.
@@ -119,6 +120,7 @@ class TrainingCode:
     reentrant_checkpointing: bool = False
     checkpoints_trained_layers: bool = False
     kbit_float32: bool = False
+    quantized_adapter_bf16: bool = False
     fsdp_casts_parameters: bool = True
     dropout_per_matrix: bool = True
     keeps_qkv: bool = False

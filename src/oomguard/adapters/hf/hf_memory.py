@@ -46,8 +46,11 @@ _EVERY = {(ALL_LINEAR,), ("all",)}
 _ATTENTIONS = {"eager": Attention.EAGER, "flash_attention_2": Attention.FLASH}
 
 
-#: TRL and other scripts on the Trainer: peft 0.21, prepare_model_for_kbit_training.
+#: Scripts on the Trainer: peft 0.21, prepare_model_for_kbit_training.
 TRAINER_CODE = TrainingCode(kbit_float32=True)
+#: trl 1.16, trainer/sft_trainer.py (dpo_trainer.py and reward_trainer.py alike): over a quantized
+#: base the adapter is cast to bf16, and nothing is raised to fp32.
+TRL_CODE = TrainingCode(quantized_adapter_bf16=True)
 #: Qwen/finetune.py: transformers' former checkpointing; it prepares no model for k-bit training.
 QWEN_CODE = TrainingCode(reentrant_checkpointing=True)
 
@@ -79,7 +82,7 @@ def memory_settings_of(
 
 def trl_memory_settings(settings: Settings, job: Job) -> MemorySettings:
     """Read TRL's own flags, with its defaults: weights in fp32, rank 16, dropout 0.05."""
-    found = memory_settings_of(settings, job)
+    found = memory_settings_of(settings, job, TRL_CODE)
     lora = found.lora
     if lora is not None:
         lora = replace(
