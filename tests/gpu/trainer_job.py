@@ -80,6 +80,8 @@ def main() -> None:
     model = base_model(script)
     if script.use_peft:
         model.enable_input_require_grads()
+        if script.load_in_4bit:
+            peft.prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
         lora = peft.LoraConfig(
             r=script.lora_r, target_modules=script.lora_target_modules, task_type="CAUSAL_LM"
         )

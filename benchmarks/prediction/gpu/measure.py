@@ -30,6 +30,7 @@ GIB = 2**30
 CONTEXT_BYTES = GIB // 2
 #: Processes that have imported torch and wait for the card, and traces at a time.
 WAITING = max(1, min(8, (os.cpu_count() or 1) // 2))
+_OF_A_RUN = frozenset({"versions", "summary", "results"})
 PACKAGES = ("torch", "transformers", "peft", "bitsandbytes", "accelerate", "deepspeed")
 
 
@@ -40,17 +41,24 @@ def main() -> None:
     parser.add_argument("--only", default="", help="measure those whose name matches this regex")
     parser.add_argument("--device", default="cuda", help="cpu tries the command, and measures less")
     parser.add_argument("--results", type=Path, default=HERE / "results", help="where to write")
+    parser.add_argument(
+        "--again", type=Path, help="predict what is in this file again; measure nothing"
+    )
     asked = parser.parse_args()
+    if asked.again:
+        predict_again(asked.again)
+        return
     chosen = [case for case in cases() if re.search(asked.only, case["name"])]
     if asked.list:
         print("\n".join(f"{n:3} {case['name']}" for n, case in enumerate(chosen, 1)))
         return
     card = _asked_of_the_card(asked.device)
     results = measure_all(chosen, asked.device, card)
-    write(card, results, asked.results)
+    target = asked.results / f"{_file_name(card)}.json"
+    write(card, results, target)
     if asked.device != "cpu":
         # Some again at caps just above and below what they need.
-        write(card, results + measure_all(at_its_limit(results), "cuda", card), asked.results)
+        write(card, results + measure_all(at_its_limit(results), "cuda", card), target)
 
 
 def measure_all(
@@ -60,6 +68,18 @@ def measure_all(
     memory = CardMemory(card["total_bytes"])
     with ThreadPoolExecutor(WAITING) as pool:
         return list(pool.map(lambda case: measured(case, device, card, memory), chosen))
+
+
+def predict_again(path: Path) -> None:
+    """Predict what was measured once more, with this code and these packages, beside the file."""
+    document = json.loads(path.read_text())
+    card = {name: value for name, value in document.items() if name not in _OF_A_RUN}
+    with ThreadPoolExecutor(WAITING) as pool:
+        predictions = list(pool.map(lambda case: predict(case, card), document["results"]))
+    pairs = zip(document["results"], predictions, strict=True)
+    results = [{**case, "predicted": predicted} for case, predicted in pairs]
+    again = path.with_name(f"{path.stem}-again.json")
+    write({**card, "measured_with": document["versions"]}, results, again)
 
 
 class CardMemory:
@@ -88,24 +108,15 @@ def measured(
     case: dict[str, Any], device: str, card: dict[str, Any], memory: CardMemory
 ) -> dict[str, Any]:
     """Predict and train one configuration, each in a process of its own."""
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join((PATH, *_inherited_path()))}
+    environment = _environment()
     if case["expandable"]:
         environment["PYTORCH_CUDA_ALLOC_CONF"] = "expandable_segments:True"
-    cap_bytes = case.get("cap_bytes")
-    total_bytes = card["total_bytes"] and card["total_bytes"] - CONTEXT_BYTES
-    asked = {"v": 1, "model": {"family": "hf", "config": SHAPES[case["shape"]]},
-             "variants": [{"id": "x", "plan": case["plan"], "recipe": case["recipe"]}],
-             "capacity_bytes": cap_bytes or total_bytes}  # fmt: skip
     child = subprocess.Popen(
         [sys.executable, str(HERE / "real.py"), device, json.dumps(case)],
         env=environment, text=True,
         stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
     )  # fmt: skip
-    try:
-        answer = _last_line(["-m", "oomguard_tracer"], environment, json.dumps(asked))
-        predicted = answer["results"][0]
-    except RuntimeError as error:
-        predicted = {"failed": str(error)}
+    predicted = predict(case, card)
     estimate = predicted.get("estimate", {})
     expected = int(estimate.get("reserved_bytes", 20 * GIB) * 1.1) + 2 * GIB
     taken = memory.take(max(expected, _loading_bytes(case)))
@@ -118,6 +129,30 @@ def measured(
         real = json.loads(out.splitlines()[-1])
     print(f"{case['name']}: {time.monotonic() - began:.1f} s", file=sys.stderr)
     return {**case, "predicted": predicted, "measured": real}
+
+
+def predict(case: dict[str, Any], card: dict[str, Any]) -> dict[str, Any]:
+    """Trace one configuration for a card; `failed` says why there is no answer."""
+    total_bytes = card["total_bytes"] and card["total_bytes"] - CONTEXT_BYTES
+    asked = {"v": 1, "model": {"family": "hf", "config": SHAPES[case["shape"]]},
+             "variants": [{"id": "x", "plan": case["plan"],
+                           "recipe": case["recipe"] | _workspace(card)}],
+             "capacity_bytes": case.get("cap_bytes") or total_bytes}  # fmt: skip
+    try:
+        answer = _last_line(["-m", "oomguard_tracer"], _environment(), json.dumps(asked))
+    except RuntimeError as error:
+        return {"failed": str(error)}
+    result: dict[str, Any] = answer["results"][0]
+    return result
+
+
+def _environment() -> dict[str, str]:
+    return os.environ | {"PYTHONPATH": os.pathsep.join((PATH, *_inherited_path()))}
+
+
+def _workspace(card: dict[str, Any]) -> dict[str, int]:
+    size_bytes = card.get("workspace_forward_bytes")
+    return {"workspace_bytes": size_bytes} if size_bytes else {}
 
 
 def _loading_bytes(case: dict[str, Any]) -> int:
@@ -148,13 +183,15 @@ def _asked_of_the_card(device: str) -> dict[str, Any]:
     return _last_line(arguments, os.environ.copy(), "")
 
 
-def write(card: dict[str, Any], results: list[dict[str, Any]], folder: Path) -> None:
+def _file_name(card: dict[str, Any]) -> str:
+    return re.sub(r"\W+", "-", card["card"]).strip("-").lower()
+
+
+def write(card: dict[str, Any], results: list[dict[str, Any]], target: Path) -> None:
     """Write one JSON file for the card and print the table."""
     versions = {d.name: d.version for d in metadata.distributions() if d.name in PACKAGES}
     document = {**card, "versions": versions, "summary": summary(results), "results": results}
-    name = re.sub(r"\W+", "-", card["card"]).strip("-").lower()
-    folder.mkdir(parents=True, exist_ok=True)
-    target = folder / f"{name}.json"
+    target.parent.mkdir(parents=True, exist_ok=True)
     target.write_text(json.dumps(document, indent=1) + "\n")
     print(report(results))
     print(f"{len(results)} configurations, written to {target}")
