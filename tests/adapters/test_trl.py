@@ -260,3 +260,18 @@ def test_an_adapter_over_a_quantized_base_is_cast_to_bf16(
     found = Trl().memory_settings(job)
     assert stored(job.asked, found).trained_bytes == trained_bytes
     assert not found.code.kbit_float32
+
+
+@pytest.mark.parametrize(
+    ("line", "tiled"),
+    [("", True), ("loss_type: dft\n", False), ("label_smoothing_factor: 0.1\n", False)],
+)
+def test_the_loss_of_trl_sft_comes_from_tiles_of_the_logits(
+    read: Callable[..., Job], line: str, tiled: bool
+) -> None:
+    job = read(text=f"{TEXT}use_peft: true\nlora_dropout: 0.1\n{line}")
+    found = Trl().memory_settings(job)
+    assert (found.objective is not None) is tiled
+    assert job.asked.loss_kernel is (LossKernel.FUSED if tiled else LossKernel.EAGER)
+    assert found.lora is not None
+    assert found.lora.dropout == 0.1

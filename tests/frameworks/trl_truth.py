@@ -38,10 +38,15 @@ PREFERENCE = {"loss": "trl_losses:preference", "rows": 2}
 COPY, OFF, NONE = ({"reference": kind} for kind in ("model", "adapter-off", "none"))
 LORA = ({"tuning": "lora"}, {"lora": ALL})
 CHECKPOINTED = {"checkpointing": True}
+SUPERVISED = {"loss": "trl_losses:supervised"}
 REWARD = {"loss": "trl_losses:reward", "rows": 2, "head": "score"}
 
 #: name, trainer, plan, recipe, objective, the trainer's own settings
 CASES: list[tuple[str, str, dict[str, Any], dict[str, Any], dict[str, Any], dict[str, Any]]] = [
+    ("trl sft full", "SFT", {}, {}, SUPERVISED, {}),
+    ("trl sft full checkpointing", "SFT", CHECKPOINTED, {}, SUPERVISED, {}),
+    ("trl sft full accumulation", "SFT", {"accumulation": 2, "micro_batch": 1}, {}, SUPERVISED, {}),
+    ("trl sft lora", "SFT", *LORA, SUPERVISED, {}),
     ("trl dpo full", "DPO", {}, {}, PREFERENCE | COPY, {}),
     ("trl dpo full checkpointing", "DPO", CHECKPOINTED, {}, PREFERENCE | COPY, {}),
     ("trl dpo full accumulation", "DPO", {"accumulation": 2, "micro_batch": 1}, {},
@@ -68,7 +73,7 @@ def real(kind: str, asked: request.Variant, own: dict[str, Any], folder: Path) -
     _write(folder / "model")
     trainer = getattr(trl, f"{kind}Trainer")(
         model=str(folder / "model"), args=_settings(kind, asked, own, folder),
-        peft_config=_adapter(asked), train_dataset=_pairs(asked, whole=kind == "Reward"),
+        peft_config=_adapter(asked), train_dataset=_samples(asked, kind),
     )  # fmt: skip
     models = [trainer.model, getattr(trainer, "ref_model", None)]
     held = {
@@ -108,10 +113,12 @@ def _settings(kind: str, asked: request.Variant, own: dict[str, Any], folder: Pa
     )  # fmt: skip
 
 
-def _pairs(asked: request.Variant, *, whole: bool) -> datasets.Dataset:
-    """Give pairs of which each answer fills the sequence: when it is cut, or as it is (`whole`)."""
-    words = asked.sequence_length - 2 if whole else 2 * asked.sequence_length
+def _samples(asked: request.Variant, kind: str) -> datasets.Dataset:
+    """Give texts or pairs that fill the sequence; a reward model's are not cut to it."""
+    words = asked.sequence_length - 2 if kind == "Reward" else 2 * asked.sequence_length
     row = {"prompt": " cat", "chosen": " mat" * words, "rejected": " red" * words}
+    if kind == "SFT":
+        row = {"text": " mat" * words}
     return datasets.Dataset.from_list([row] * (4 * asked.micro_batch * asked.accumulation))
 
 

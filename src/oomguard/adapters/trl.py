@@ -147,7 +147,7 @@ def _overlong_edits(settings: Settings, value: object) -> Edits | None:
 
 def _loss_kernel(settings: Settings) -> LossKernel:
     # From 1.16 on the plain loss and DPO's are computed without the full logits.
-    return LossKernel.EAGER if settings.get("loss_type") == "dft" else LossKernel.FUSED
+    return LossKernel.FUSED if trl_methods.is_tiled(settings) else LossKernel.EAGER
 
 
 BINDINGS = Bindings(

@@ -1,7 +1,7 @@
-"""What TRL's preference methods compute in a training step, and what they refuse.
+"""What TRL's methods compute in a training step, and what they refuse.
 
-Source: trl 1.16.0, trainer/{dpo,reward}_{config,trainer}.py, trainer/utils.py (add_fused_lm_head),
-kernels/chunked_logprob.py; peft 0.21 (disable_adapter).
+Source: trl 1.16.0, trainer/{sft,dpo,reward}_{config,trainer}.py, trainer/utils.py
+(add_fused_lm_head), kernels/chunked_logprob.py; peft 0.21 (disable_adapter).
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from oomguard.adapters.config_adapter import Refusal
-from oomguard.adapters.fields import flag
+from oomguard.adapters.fields import flag, fraction
 from oomguard.configfile.layered import Settings
 from oomguard.job.memory_settings import Head, MemorySettings, Objective, Reference, Tiles
 from oomguard.job.plan import Overlong, Plan
@@ -17,6 +17,7 @@ from oomguard.job.unmodelled import TrainingMethod
 
 PRECOMPUTE = flag("precompute_ref_log_probs")
 _SYNC = flag("sync_ref_model")
+_SMOOTHING = fraction("label_smoothing_factor", 0.0)
 _DISABLE_DROPOUT = flag("disable_dropout", default=True)
 
 #: Log-probabilities come from tiles of the logits (TOKEN_CHUNK_SIZE, _CHUNKED_LOGPROB_CHUNK_SIZE).
@@ -35,7 +36,11 @@ _DPO = Objective(
 _REWARD = Objective(
     method=TrainingMethod.REWARD, rows=2, head=Head.SCORE, traced="trl_losses:reward"
 )
-_OBJECTIVES = {one.method: one for one in (_DPO, _REWARD)}
+#: The cross entropy of each token, by the same head; not `loss_type: dft`.
+_SFT = Objective(
+    method=TrainingMethod.SFT, tiles=_TILES, traced="trl_losses:supervised", since=_SINCE
+)
+_OBJECTIVES = {one.method: one for one in (_SFT, _DPO, _REWARD)}
 #: The methods whose configs have `precompute_ref_log_probs`.
 _PRECOMPUTING = frozenset({TrainingMethod.DPO})
 
@@ -54,14 +59,19 @@ def requested(plan: Plan, method: TrainingMethod) -> Plan:
     return plan
 
 
+def is_tiled(settings: Settings) -> bool:
+    """Return whether trl sft's loss comes from tiles of the logits, never from all of them."""
+    return settings.get("loss_type") != "dft" and not _SMOOTHING.of(settings)
+
+
 def memory_settings(
     found: MemorySettings, method: TrainingMethod, settings: Settings
 ) -> MemorySettings:
     """Return the memory settings of a TRL job with what its method computes."""
     objective = _OBJECTIVES.get(method)
-    if objective is None:
+    if objective is None or (objective is _SFT and not is_tiled(settings)):
         return found
     lora = found.lora
-    if lora is not None and _DISABLE_DROPOUT.of(settings):
+    if lora is not None and objective is not _SFT and _DISABLE_DROPOUT.of(settings):
         lora = replace(lora, dropout=0.0)
     return replace(found, objective=objective, lora=lora)

@@ -2,7 +2,7 @@
 # Checked without torch: what comes from it, and what derives from it, is Any.
 """TRL's losses, by its own fused output head where it is installed.
 
-Source: trl 1.16.0, trainer/{dpo,reward}_trainer.py, trainer/utils.py (add_fused_lm_head),
+Source: trl 1.16.0, trainer/{sft,dpo,reward}_trainer.py, trainer/utils.py (add_fused_lm_head),
 kernels/chunked_logprob.py.
 """
 
@@ -18,9 +18,21 @@ from oomguard_tracer.objectives import Models
 from torch.nn import functional
 
 Loss = Callable[[dict[str, Any]], torch.Tensor]
-#: Outputs of the head beside the log-probabilities, which the metrics are made of.
+#: Outputs of the head: the log-probabilities, and what the metrics are made of.
 DPO_OUTPUTS = ("log_probs", "entropy", "mean_logits", "is_top1")
+SFT_OUTPUTS = ("log_probs", "entropy", "is_top1")
 BETA = 0.1
+
+
+def supervised(models: Models) -> Loss:
+    """Return the cross entropy of each sample's tokens."""
+    _fused_head(models, models.base, SFT_OUTPUTS)
+
+    def loss(batch: dict[str, Any]) -> torch.Tensor:
+        outputs = models.policy(**batch, fused_lm_head=True)
+        return -outputs.log_probs.sum() / outputs.label_mask.sum().clamp(min=1)
+
+    return loss
 
 
 def preference(models: Models) -> Loss:
