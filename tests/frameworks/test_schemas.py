@@ -50,8 +50,8 @@ TRAINERS = {
 }
 DUMP = """
 import dataclasses, json
-from trl import ModelConfig, SFTConfig
-fields = [f for c in (SFTConfig, ModelConfig) for f in dataclasses.fields(c)]
+from trl import DPOConfig, ModelConfig, SFTConfig
+fields = [f for c in (DPOConfig, SFTConfig, ModelConfig) for f in dataclasses.fields(c)]
 plain = lambda v: v if isinstance(v, (bool, int, float, str, type(None))) else str(v)
 print(json.dumps({f.name: plain(getattr(f.default, "value", f.default)) for f in fields}))
 """
