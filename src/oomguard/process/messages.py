@@ -35,6 +35,13 @@ class DeviceMemory(Struct, frozen=True, kw_only=True):
     free_bytes: Count | None
     total_bytes: Count | None
 
+    @property
+    def beyond_reserved_bytes(self) -> int | None:
+        """Return the bytes in use on the GPU beyond what this process reserved; None if not known."""
+        if self.free_bytes is None or self.total_bytes is None:
+            return None
+        return self.total_bytes - self.free_bytes - (self.reserved_bytes or 0)
+
 
 class ProcessMemory(Struct, frozen=True, kw_only=True):
     """Memory of one process. `data_bytes` is private data, as RLIMIT_DATA counts it."""

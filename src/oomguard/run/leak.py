@@ -167,10 +167,10 @@ def _elements(shapes: Shapes | None) -> int:
 
 def _cause_on(cards: Iterable[DeviceMemory], requested_bytes: int | None) -> Cause:
     for card in cards:
-        if card.total_bytes is None or card.free_bytes is None:
+        others = card.beyond_reserved_bytes
+        if others is None or card.free_bytes is None:
             continue
         reserved, allocated = card.reserved_bytes or 0, card.allocated_bytes or 0
-        others = card.total_bytes - card.free_bytes - reserved
         if others > CONTEXT_BYTES and others > reserved:
             return Cause.OTHER_PROCESS
         unused = reserved - allocated + card.free_bytes

@@ -174,7 +174,7 @@ class Observer:
             device_bytes=_largest(card.peak_allocated_bytes for card in cuda),
             reserved_bytes=_largest(card.peak_reserved_bytes for card in cuda),
             loaded_bytes=_largest(loaded),
-            context_bytes=_largest(filter(None, map(_beyond_reserved, cuda))),
+            context_bytes=_largest(filter(None, map(_context, cuda))),
             caught=isinstance(report, OomReport) and not report.uncaught,
             said_t=round(min(t, report.t - self._begin), 4),
         )
@@ -191,15 +191,10 @@ def _largest(sizes: Iterable[int | None]) -> int | None:
     return max((size for size in sizes if size is not None), default=None)
 
 
-def _beyond_reserved(card: DeviceMemory) -> int | None:
-    """Return the bytes of a CUDA context: in use on a GPU beyond what this process reserved.
-
-    None where that is too much for a context: another process is on the GPU.
-    """
-    if card.free_bytes is None or card.total_bytes is None:
-        return None
-    beyond = card.total_bytes - card.free_bytes - (card.reserved_bytes or 0)
-    return beyond if beyond <= CONTEXT_BYTES else None
+def _context(card: DeviceMemory) -> int | None:
+    """Return the bytes of the CUDA context; None if another process is on the GPU as well."""
+    beyond = card.beyond_reserved_bytes
+    return None if beyond is None or beyond > CONTEXT_BYTES else beyond
 
 
 def _from_kernel(seen: Kernel, phase: Phase) -> Finding:
