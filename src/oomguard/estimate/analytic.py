@@ -13,7 +13,7 @@ from oomguard.estimate.counts import Counts, adapter, counts
 from oomguard.estimate.formats import FOUR_BIT, PACKED_BYTES, Formats, formats, stored
 from oomguard.estimate.memory import Spread, Term
 from oomguard.job.memory_settings import MemorySettings
-from oomguard.job.optimizer import States, states_of
+from oomguard.job.optimizer import ADAMW, States, states_of
 from oomguard.job.plan import (
     ZERO,
     Allocator,
@@ -35,7 +35,6 @@ _LAYERS_ON_THEIR_WAY = 2
 #: Gradients of the output head alive at once where it is used chunk by chunk: autograd's sum
 #: makes a new one of two.
 _HEAD_COPIES = 3
-_ADAMW = States(count=2, together=True)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -153,7 +152,7 @@ def reference_weights(problem: EstimateInput) -> int:
 
 def packed_head(problem: EstimateInput) -> int:
     """Count the numbers of an output head that is quantized too."""
-    quantized = problem.plan.quantization not in (None, Quantization.NONE)
+    quantized = problem.plan.is_quantized
     return problem.model.head if quantized and problem.recipe.code.quantizes_head else 0
 
 
@@ -172,7 +171,7 @@ def _states(problem: EstimateInput) -> States:
     """Return what the optimizer keeps; one that is not known counts as AdamW, and is reported."""
     if problem.recipe.code.quantized_pages_optimizer and problem.plan.quantization in FOUR_BIT:
         return States(count=0)  # in managed memory: the driver moves it when the GPU is full
-    return states_of(problem.plan.optimizer or problem.recipe.optimizer) or _ADAMW
+    return states_of(problem.plan.optimizer or problem.recipe.optimizer) or ADAMW
 
 
 def _updated_bytes(problem: EstimateInput) -> int:
@@ -298,7 +297,7 @@ def merged_embeddings(problem: EstimateInput) -> int:
 def dequantized(problem: EstimateInput) -> int:
     """Return the bytes of the largest matrix while it is unpacked."""
     plan = problem.plan
-    if plan.quantization in (None, Quantization.NONE):
+    if not plan.is_quantized:
         return 0
     largest = max(linear.inputs * linear.outputs for linear in problem.model.linears)
     if problem.recipe.code.torchao_nf4:

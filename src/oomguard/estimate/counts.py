@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from oomguard.estimate.architecture import Architecture, Linear
 from oomguard.job.memory_settings import ALL_LINEAR, Lora, MemorySettings
-from oomguard.job.plan import EmbeddingRows, Part, Plan, Quantization, Tuning
+from oomguard.job.plan import EmbeddingRows, Part, Plan, Tuning
 
 _EMBEDDINGS = {"embed_tokens", "wte", "lm_head", "embed_in", "embed_out", "word_embeddings"}
 _PEFT_CHOICE = {"query", "value", "qkv"}
@@ -93,7 +93,7 @@ def adapter(model: Architecture, plan: Plan, recipe: MemorySettings) -> int:
 
 
 def _trained_embeddings(model: Architecture, plan: Plan, recipe: MemorySettings, grown: int) -> int:
-    quantized = plan.quantization not in (None, Quantization.NONE)
+    quantized = plan.is_quantized
     if quantized and recipe.code.quantized_trains_embedding:
         return model.embedding
     if plan.embedding_rows is EmbeddingRows.NEW:

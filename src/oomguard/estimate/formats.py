@@ -62,7 +62,7 @@ def stored(plan: Plan, recipe: MemorySettings) -> Formats:
         return _IN_HALF
     raised = recipe.trained_fp32 and precision not in _PURE
     trained = Format.FP32 if raised else base
-    quantized = plan.quantization not in (None, Quantization.NONE)
+    quantized = plan.is_quantized
     if quantized and recipe.code.quantized_adapter_bf16 and plan.tuning is Tuning.LORA:
         trained = Format.BF16
     if plan.tuning is not Tuning.LORA and plan.sharding is Sharding.FSDP:

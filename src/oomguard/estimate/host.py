@@ -64,7 +64,7 @@ def _is_single(plan: Plan) -> bool:
 
 def _goes_to_gpu(plan: Plan) -> bool:
     """Return whether the framework places weights on the GPU as they are read (a device_map)."""
-    quantized = plan.quantization not in (None, Quantization.NONE)
+    quantized = plan.is_quantized
     return quantized or (plan.low_cpu_mem_usage is True and plan.sharding is not Sharding.ZERO3)
 
 

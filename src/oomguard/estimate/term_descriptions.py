@@ -275,7 +275,7 @@ def _method(problem: EstimateInput) -> str:
         return f"freeze (the last {recipe.trained_layers} layers are trained)"
     if plan.tuning is not Tuning.LORA or recipe.lora is None:
         return f"full fine-tuning{f', {frozen} frozen' if frozen else ''}"
-    quantized = plan.quantization not in (None, Quantization.NONE)
+    quantized = plan.is_quantized
     bits = f" {plan.quantization.value}" if quantized and plan.quantization else ""
     method = f"{'QLoRA' if quantized else 'LoRA'}{bits} r={plan.lora_rank or recipe.lora.rank}"
     embeddings = ", and embedding matrices in full" if problem.counts.embeddings else ""

@@ -40,10 +40,10 @@ class States:
         return self.count * size + extra
 
 
-_ADAMW = States(count=2, together=True)
+ADAMW = States(count=2, together=True)
 #: PyTorch's own classes, by their names; LitGPT writes them without a path.
 _TORCH = {
-    **dict.fromkeys(("Adam", "AdamW", "NAdam", "RAdam", "Adamax"), _ADAMW),
+    **dict.fromkeys(("Adam", "AdamW", "NAdam", "RAdam", "Adamax"), ADAMW),
     **dict.fromkeys(("Adagrad", "RMSprop"), States(count=1, together=True)),
     "Adafactor": States(count=_FACTORED, together=True),
     "SGD": States(count=0),
@@ -51,7 +51,7 @@ _TORCH = {
 _STABLE = States(count=2, in_half=1)  # and Kahan's compensation
 #: Names of transformers' `optim` (training_args.py, OptimizerNames) and of axolotl's `optimizer`.
 _NAMED = {
-    **dict.fromkeys(("adam", "adamw", "adamw_hf", "adamw_torch", "adamw_torch_xla"), _ADAMW),
+    **dict.fromkeys(("adam", "adamw", "adamw_hf", "adamw_torch", "adamw_torch_xla"), ADAMW),
     **dict.fromkeys(
         ("adamw_torch_fused", "adamw_apex_fused", "adamw_torch_npu_fused"), States(count=2)
     ),
@@ -63,7 +63,7 @@ _NAMED = {
     **dict.fromkeys(("adamw_torch_4bit", "ao_adamw_4bit"), States(count=2, size=_FOUR_BITS)),
     "ao_adamw_fp8": States(count=2, size=_EIGHT_BITS),
     **dict.fromkeys(("stable_adamw", "optimi_adamw"), _STABLE),
-    **dict.fromkeys(("schedule_free_adamw", "schedule_free_radam"), _ADAMW),
+    **dict.fromkeys(("schedule_free_adamw", "schedule_free_radam"), ADAMW),
     "schedule_free_sgd": States(count=1),
 }
 #: torchao's classes, as torchtune's configs name them.

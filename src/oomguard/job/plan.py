@@ -162,6 +162,11 @@ class Plan:
         """Samples of one optimizer step on one rank: what the ladder never changes."""
         return self.micro_batch * self.accumulation
 
+    @property
+    def is_quantized(self) -> bool:
+        """Return whether the base is in fewer than 16 bits; False while that is not known."""
+        return self.quantization not in (None, Quantization.NONE)
+
 
 #: A field of a plan as it stands in JSON; sets are sorted lists.
 Value = bool | int | str | list[str] | None

@@ -118,7 +118,7 @@ def ready_for_zero3(job: Job, plan: Plan) -> Plan | None:
     With a quantized base both can need more memory than either (transformers#24395, peft#2016);
     with weights in bf16 alone there is no fp32 copy to shard.
     """
-    if job.asked.quantization not in (None, Quantization.NONE):
+    if job.asked.is_quantized:
         return None
     brought_in = plan.precision is not job.asked.precision
     if plan.precision is Precision.BF16_TRUE and brought_in:

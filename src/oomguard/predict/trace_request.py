@@ -14,7 +14,7 @@ from oomguard.estimate.analytic import untruncated
 from oomguard.estimate.combine import is_sharded
 from oomguard.estimate.formats import formats
 from oomguard.job.memory_settings import ALL_LINEAR, Attention, Family, Format, Lora, MemorySettings
-from oomguard.job.plan import EmbeddingRows, Offload, Plan, Precision, Quantization
+from oomguard.job.plan import EmbeddingRows, Offload, Plan, Precision
 from oomguard.predict.prediction_request import PredictionRequest, cuda_overhead
 
 #: Whisper's encoder takes 30 s at a time.
@@ -52,7 +52,7 @@ def variant(
         step = replace(
             step, optimizer="sgd", precision=precision, accumulation=max(2, plan.accumulation)
         )
-    quantized = plan.quantization not in (None, Quantization.NONE)
+    quantized = plan.is_quantized
     if quantized and recipe.code.quantized_pages_optimizer:
         step = replace(step, optimizer="paged_adamw")
     if step.sequence_length is None:
