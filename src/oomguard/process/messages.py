@@ -37,7 +37,7 @@ class DeviceMemory(Struct, frozen=True, kw_only=True):
 
     @property
     def beyond_reserved_bytes(self) -> int | None:
-        """Return the bytes in use on the GPU beyond what this process reserved; None if not known."""
+        """Return the bytes in use on the GPU beyond what this process reserved."""
         if self.free_bytes is None or self.total_bytes is None:
             return None
         return self.total_bytes - self.free_bytes - (self.reserved_bytes or 0)
