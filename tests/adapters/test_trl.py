@@ -252,11 +252,18 @@ def test_a_setting_of_one_command_is_unknown_to_the_others(read: Callable[..., J
     assert Trl().unknown(read(CLI, text)) == ("sync_ref_model",)
 
 
-@pytest.mark.parametrize(("line", "trained_bytes"), [("", 4), ("load_in_4bit: true\n", 2)])
-def test_an_adapter_over_a_quantized_base_is_cast_to_bf16(
-    read: Callable[..., Job], line: str, trained_bytes: int
+@pytest.mark.parametrize(
+    ("model", "line", "trained_bytes"),
+    [
+        ("Qwen2.5-0.5B", "", 4),
+        ("Qwen2.5-0.5B", "load_in_4bit: true\n", 2),
+        ("Qwen2.5-0.5B-Instruct-AWQ", "", 4),  # TRL looks at is_loaded_in_4bit and _8bit alone
+    ],
+)
+def test_an_adapter_over_a_base_that_bitsandbytes_quantizes_is_cast_to_bf16(
+    read: Callable[..., Job], model: str, line: str, trained_bytes: int
 ) -> None:
-    job = read(text=f"{TEXT}use_peft: true\n{line}")
+    job = read(text=f"{TEXT.replace('Qwen2.5-0.5B', model)}use_peft: true\n{line}")
     found = Trl().memory_settings(job)
     assert stored(job.asked, found).trained_bytes == trained_bytes
     assert not found.code.kbit_float32

@@ -62,8 +62,8 @@ def stored(plan: Plan, recipe: MemorySettings) -> Formats:
         return _IN_HALF
     raised = recipe.trained_fp32 and precision not in _PURE
     trained = Format.FP32 if raised else base
-    quantized = plan.is_quantized
-    if quantized and recipe.code.quantized_adapter_bf16 and plan.tuning is Tuning.LORA:
+    on_the_fly = plan.is_quantized and plan.quantization is not Quantization.PREQUANTIZED
+    if on_the_fly and recipe.code.quantized_adapter_bf16 and plan.tuning is Tuning.LORA:
         trained = Format.BF16
     if plan.tuning is not Tuning.LORA and plan.sharding is Sharding.FSDP:
         # accelerate raises what FSDP shards to fp32 where precision is mixed.

@@ -48,8 +48,8 @@ _ATTENTIONS = {"eager": Attention.EAGER, "flash_attention_2": Attention.FLASH}
 
 #: Scripts on the Trainer: peft 0.21, prepare_model_for_kbit_training.
 TRAINER_CODE = TrainingCode(kbit_float32=True)
-#: trl 1.16, trainer/sft_trainer.py (dpo_trainer.py and reward_trainer.py alike): over a quantized
-#: base the adapter is cast to bf16, and nothing is raised to fp32.
+#: trl 1.16, trainer/sft_trainer.py (dpo_trainer.py and reward_trainer.py alike): over a base
+#: that bitsandbytes quantizes the adapter is cast to bf16, and nothing is raised to fp32.
 TRL_CODE = TrainingCode(quantized_adapter_bf16=True)
 #: Qwen/finetune.py: transformers' former checkpointing; it prepares no model for k-bit training.
 QWEN_CODE = TrainingCode(reentrant_checkpointing=True)
