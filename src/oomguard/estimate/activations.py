@@ -78,7 +78,7 @@ class TrainingStep:
 
     @property
     def objective_loss(self) -> ObjectiveLoss | None:
-        """The loss of a method that states its own; None in supervised training."""
+        """The loss of a framework that has its own; None where it is the model's cross entropy."""
         objective, plan = self.recipe.objective, self.plan
         if objective is None:
             return None

@@ -1,4 +1,4 @@
-"""What the loss of a preference or RL method takes: tiles, copies of logits, the reference's pass.
+"""What a loss of the framework's own takes: tiles, copies of logits, the reference's pass.
 
 All figures are bytes.
 """
@@ -29,7 +29,7 @@ class ObjectiveLoss:
 
     @property
     def forward(self) -> int | None:
-        """What stands when the loss is there; None if it is as in supervised training."""
+        """What stands when the loss is there; None if it is as in the model's own."""
         if self.objective.head is Head.SCORE:
             return self.tokens * (self.formats.computed_bytes + _FP32)
         tiles = self.objective.tiles
@@ -40,7 +40,7 @@ class ObjectiveLoss:
 
     @property
     def backward(self) -> int | None:
-        """The most that stands while it goes backward; None if it is as in supervised training."""
+        """The most that stands while it goes backward; None if it is as in the model's own."""
         if self.objective.head is Head.SCORE:
             return self.forward
         tiles = self.objective.tiles

@@ -101,7 +101,7 @@ class TrainingCode:
         reentrant_checkpointing: gradient checkpointing runs torch's reentrant variant.
         checkpoints_trained_layers: only layers with a trained parameter are checkpointed.
         kbit_float32: PEFT's prepare_model_for_kbit_training raises what is not quantized to fp32.
-        quantized_adapter_bf16: the adapter of a quantized base is kept in bf16.
+        quantized_adapter_bf16: the adapter over a base that bitsandbytes quantizes is in bf16.
         fsdp_casts_parameters: FSDP's mixed precision casts parameters, instead of autocast.
         dropout_per_matrix: LoRA keeps a dropout mask and output for every adapted matrix, instead
             of one for all that share an input.
@@ -158,7 +158,7 @@ class Tiles:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Objective:
-    """What a method's training step computes, where it is not the cross entropy of each sample.
+    """What a method's training step computes, where the framework has a loss of its own.
 
     An adapter that states one says that the whole step is described: the prediction of its method
     is complete.
@@ -203,8 +203,8 @@ class MemorySettings:
     """What the prediction needs to know about a job.
 
     `code` has the facts of its framework, all else comes from the job's own settings. `objective`
-    is what the step of another method than supervised training computes, None while that is not
-    stated.
+    is what a step computes where the framework has a loss of its own, None where it is the model's
+    cross entropy or is not stated.
 
     `model` is the hub id or the folder as the user wrote it. `base` is the format that the
     framework loads weights in, None where it follows `Plan.precision`; `trained_fp32` says that

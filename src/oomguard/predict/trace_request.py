@@ -107,7 +107,7 @@ def _recipe(recipe: MemorySettings, plan: Plan) -> dict[str, object]:
 
 
 def _objective(recipe: MemorySettings, plan: Plan) -> dict[str, object]:
-    """Return what the method computes; nothing where that is the cross entropy of each sample."""
+    """Return what the method computes; nothing where that is the model's cross entropy."""
     objective = recipe.objective
     if objective is None:
         return {}

@@ -23,7 +23,7 @@ class LoraRequest:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ObjectiveRequest:
-    """A loss that is not the cross entropy of each sample: rows a sample, models, its function."""
+    """A loss of a framework's own: rows of each sample, models, its function."""
 
     loss: str
     rows: int = 1
