@@ -132,7 +132,7 @@ def measured(
 
 
 def predict(case: dict[str, Any], card: dict[str, Any]) -> dict[str, Any]:
-    """Trace one configuration for a card; `failed` says why there is no answer."""
+    """Trace one configuration for a card; `failed` holds the error of a trace that failed."""
     total_bytes = card["total_bytes"] and card["total_bytes"] - CONTEXT_BYTES
     asked = {"v": 1, "model": {"family": "hf", "config": SHAPES[case["shape"]]},
              "variants": [{"id": "x", "plan": case["plan"],
