@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -66,6 +67,14 @@ def half(precision: str) -> torch.dtype | None:
 def mixed(precision: str) -> bool:
     """Return whether the weights are wider than what is computed with."""
     return precision.endswith("-mixed")
+
+
+def autocast(variant: Variant) -> Any:
+    """Return the context that a mixed precision computes in; it keeps its casts until it ends."""
+    dtype = half(variant.precision)
+    if dtype is None or not mixed(variant.precision):
+        return nullcontext()
+    return torch.autocast("cpu", dtype=dtype)
 
 
 def reduced(full: int, period: int) -> int:

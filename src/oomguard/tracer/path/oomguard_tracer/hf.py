@@ -51,7 +51,7 @@ def build(request: TraceRequest, variant: Variant) -> Built:
     called = _train(model, variant, head, media_terms)
     if variant.objective is not None:
         reference = _reference(request, variant)
-        step = objectives.step(called, model, reference, variant.objective, cuda=variant.cuda)
+        step = objectives.step(called, model, reference, variant, variant.objective)
         alike = _depth_of_reference(depth) if reference is not None else ()
         return Built(
             model=step, depths=(*alike, *depths), forward=step, batch=causal(config),

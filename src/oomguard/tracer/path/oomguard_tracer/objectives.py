@@ -16,8 +16,9 @@ from typing import Any
 import torch
 from torch import nn
 
+from .built import autocast
 from .lora import LoraLinear
-from .request import ObjectiveRequest
+from .request import ObjectiveRequest, Variant
 
 #: The names of the two models in a step.
 POLICY, REFERENCE = "policy", "reference"
@@ -34,11 +35,11 @@ class LossMark(nn.Module):
 class Models:
     """What a loss is computed from.
 
-    `policy` is called, `base` is the model in it without PEFT. `compare` calls the frozen
-    reference, without gradients; None where the loss has none.
+    `policy` calls the trained model, `base` is that model without PEFT. `compare` calls the frozen
+    reference, without gradients; None where the loss has none. Each call is autocast by itself.
     """
 
-    policy: nn.Module
+    policy: Callable[..., Any]
     base: nn.Module
     reference: nn.Module | None
     compare: Callable[..., Any] | None
@@ -74,24 +75,34 @@ def step(
     policy: nn.Module,
     base: nn.Module,
     reference: nn.Module | None,
+    variant: Variant,
     objective: ObjectiveRequest,
-    *,
-    cuda: bool,
 ) -> MethodStep:
     """Return the step of an objective; `base` is the model in `policy`."""
     made = MethodStep(policy, reference)
+    compare = _compare(policy, reference, objective.reference)
     models = Models(
-        policy=policy,
+        policy=_autocast(policy, variant),
         base=base,
         reference=reference,
-        compare=_compare(policy, reference, objective.reference),
+        compare=_autocast(compare, variant) if compare else None,
         at_loss=made.head,
-        cuda=cuda,
+        cuda=variant.cuda,
     )
     module, _, name = objective.loss.partition(":")
     make = getattr(importlib.import_module(f"oomguard_traced_models.{module}"), name)
     made.loss = make(models)
     return made
+
+
+def _autocast(call: Callable[..., Any], variant: Variant) -> Callable[..., Any]:
+    """Return a call as accelerate prepares a model's: its casts end with it."""
+
+    def cast(**inputs: Any) -> Any:
+        with autocast(variant):
+            return call(**inputs)
+
+    return cast
 
 
 def _compare(

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from . import optimizers
-from .built import Built, half, mixed
+from .built import Built, autocast
 from .places import trained_terms
 from .recorder import Recorder
 from .request import Variant
@@ -83,7 +83,7 @@ def _trainer(
 
 def _training_step(built: Built, variant: Variant, lengths: tuple[int, ...]) -> None:
     inputs = built.batch(variant, lengths)
-    with _autocast(variant):
+    with nullcontext() if variant.objective else autocast(variant):  # which casts its models' calls
         loss = _compute_loss(built, inputs)
     del inputs
     if variant.accumulation > 1:
@@ -103,7 +103,7 @@ def _plain(built: Built, variant: Variant, optimizer: optimizers.Optimizer, nami
     for step in range(variant.steps):
         for _ in range(_micro_batches(variant, step)):
             inputs = built.batch(variant, next(batches))
-            with _autocast(variant):
+            with autocast(variant):
                 outputs = built.forward(inputs)
             loss = outputs["loss"]
             loss.backward()
@@ -123,7 +123,7 @@ def _keeping_logits(
     for step in range(variant.steps):
         for _ in range(_micro_batches(variant, step)):
             batch = built.batch(variant, next(batches))
-            with _autocast(variant):
+            with autocast(variant):
                 logits = built.forward(batch)
                 loss = batch["criterion"](logits, batch)
             (loss / variant.accumulation).backward()
@@ -165,7 +165,7 @@ def _evaluate(built: Built, variant: Variant) -> None:
     with torch.no_grad():
         for _ in range(variant.steps):
             inputs = built.batch(variant, next(batches))
-            with _autocast(variant):
+            with autocast(variant):
                 outputs = built.forward(inputs)
     del outputs
 
@@ -203,13 +203,6 @@ def _micro_batches(variant: Variant, step: int) -> int:
 def _clip(parameters: list[nn.Parameter], variant: Variant) -> None:
     if variant.max_grad_norm and not variant.step_in_backward:
         nn.utils.clip_grad_norm_(parameters, variant.max_grad_norm, foreach=variant.foreach)
-
-
-def _autocast(variant: Variant) -> Any:
-    dtype = half(variant.precision)
-    if dtype is None or not mixed(variant.precision):
-        return nullcontext()
-    return torch.autocast("cpu", dtype=dtype)
 
 
 LOOPS = {
