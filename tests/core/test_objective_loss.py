@@ -49,3 +49,8 @@ def test_whole_logits_cost_what_the_framework_copies(sizes, forward, backward):
     logits = 8192 * 100_000
     assert loss.forward == (forward and forward * logits)
     assert loss.backward == (backward and backward * logits)
+
+
+def test_a_reference_comes_while_the_policys_logits_stand():
+    whole = Objective(method=TrainingMethod.DPO, logit_bytes=(8, 12), reference_logit_bytes=12)
+    assert replace(LOSS, objective=whole).reference == (8 + 12) * 8192 * 100_000

@@ -13,7 +13,7 @@ import os
 import platform
 import subprocess
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import platformdirs
@@ -127,10 +127,10 @@ class TinyJob:
         return (*self.argv, *self.smaller(micro_batch))
 
 
-def llamafactory_job(folder: Path) -> TinyJob:
+def llamafactory_job(folder: Path, *assets: str) -> TinyJob:
     """Write a LLaMA-Factory LoRA job: `train.yaml` for `llamafactory-cli train`."""
     python = environment("llamafactory")
-    _make_assets(python, "llama", folder)
+    _make_assets(python, "llama", folder, *assets)
     (folder / "data" / "dataset_info.json").write_text('{"tiny": {"file_name": "train.json"}}')
     return TinyJob(
         name="llamafactory",
@@ -144,6 +144,16 @@ def llamafactory_job(folder: Path) -> TinyJob:
             f"gradient_accumulation_steps={GLOBAL_BATCH // micro}",
         ),
     )
+
+
+def llamafactory_pairs_job(stage: str, folder: Path) -> TinyJob:
+    """Write a LLaMA-Factory LoRA job of a preference stage, on pairs of 256 tokens and more."""
+    job = llamafactory_job(folder, "--pairs")
+    columns = {"prompt": "prompt", "chosen": "chosen", "rejected": "rejected"}
+    pairs = {"file_name": "pairs/train.jsonl", "ranking": True, "columns": columns}
+    (folder / "data" / "dataset_info.json").write_text(json.dumps({"tiny": pairs}))
+    text = job.config.read_text().replace("stage: sft", f"stage: {stage}")
+    return replace(job, name=f"llamafactory-{stage}", config=_written(job.config, text))
 
 
 def litgpt_job(folder: Path) -> TinyJob:

@@ -56,6 +56,10 @@ TRL_COMMAND = "{} --model_name_or_path Qwen/Qwen2.5-0.5B --dataset_name d --outp
 SCRIPT = "python {} --model_name_or_path Qwen/Qwen2.5-0.5B --bf16 --max_length 512 --output_dir o"
 
 
+#: The methods whose step an adapter describes.
+DESCRIBED = {"trl": ("dpo", "reward"), "llamafactory": ("dpo", "orpo", "simpo")}
+
+
 @pytest.fixture(autouse=True)
 def _offline(monkeypatch, tmp_path):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
@@ -120,8 +124,7 @@ def refused(capsys, tmp_path):
 def test_the_method_is_named_and_only_a_modelled_one_is_said_to_fit(plan, job, method):
     document = plan(job)
     assert document["method"] == method
-    stated = document["framework"] == "trl" and method in ("dpo", "reward")
-    modelled = method in ("sft", "pretrain") or stated
+    modelled = method in ("sft", "pretrain") or method in DESCRIBED.get(document["framework"], ())
     assert document["asked"]["fits"] == ("yes" if modelled else "unsure")
     assert [one["key"] for one in document["unmodelled"]] == ([] if modelled else ["method"])
 
@@ -241,12 +244,12 @@ def test_a_7b_that_llamafactory_trains_in_16_gb_is_not_said_not_to_fit_24(plan, 
 
 
 def test_what_is_left_out_is_said_beside_the_verdict(capsys, tmp_path):
-    (tmp_path / "train.yaml").write_text(LF + "stage: dpo\nuse_dora: true\n")
+    (tmp_path / "train.yaml").write_text(LF + "stage: ppo\nuse_dora: true\n")
     assert main(["plan", "--gpu", "a100-80", "train.yaml"]) == 0
     shown = capsys.readouterr().out
     assert "The requested config may fit" in shown
     assert "leaves out use_dora (line 13)" in shown
-    assert "leaves out method: dpo is planned as sft" in shown
+    assert "leaves out method: ppo is planned as sft" in shown
 
 
 @pytest.mark.parametrize("off", ["use_dora: false", "optim: adamw_torch", "use_galore: false"])

@@ -9,7 +9,7 @@ import posixpath
 from collections.abc import Mapping
 from dataclasses import replace
 
-from oomguard.adapters import fields, known_settings, launchers
+from oomguard.adapters import fields, known_settings, launchers, llamafactory_methods
 from oomguard.adapters.config_adapter import (
     ConfigAdapter,
     allocator_of,
@@ -26,11 +26,10 @@ from oomguard.adapters.llamafactory_keys import (
     BINDINGS,
     EFFECTS,
     LIGER_MODELS,
-    METHODS,
     REFUSALS,
     is_multimodal,
 )
-from oomguard.adapters.llamafactory_memory import LORA_RANK, STAGE, memory_settings_of
+from oomguard.adapters.llamafactory_memory import LORA_RANK, memory_settings_of
 from oomguard.configfile.document import Source
 from oomguard.configfile.flags import Style
 from oomguard.configfile.layered import Settings
@@ -40,7 +39,7 @@ from oomguard.job.command import File
 from oomguard.job.memory_settings import MemorySettings
 from oomguard.job.plan import ZERO, Allocator, Plan, Sharding
 from oomguard.job.training_job import Device, Job, World
-from oomguard.job.unmodelled import TrainingMethod
+from oomguard.job.unmodelled import TrainingMethod, Unmodelled
 
 _PROGRAMS = {"llamafactory-cli", "lmf"}
 _ENVIRONMENT = (
@@ -200,10 +199,13 @@ class LlamaFactory(TrainerAdapter):
 
     def training_method(self, job: Job) -> TrainingMethod:
         """Return the method of the stage; preference training has several losses."""
+        return llamafactory_methods.method_of(self.of_job(job).settings)
+
+    def unmodelled(self, job: Job) -> tuple[Unmodelled, ...]:
+        """Return what the settings say, and a reference model of another size."""
         settings = self.of_job(job).settings
-        stage = STAGE.of(settings)
-        loss = METHODS.get(str(settings.get("pref_loss")))
-        return loss if stage == "dpo" and loss else METHODS.get(stage, TrainingMethod.SFT)
+        other = llamafactory_methods.other_reference(settings, self.memory_settings(job))
+        return (*super().unmodelled(job), *other)
 
     def read(self, request: JobRequest) -> Job:
         """Read the job.
@@ -291,4 +293,5 @@ class LlamaFactory(TrainerAdapter):
 
     def memory_settings(self, job: Job) -> MemorySettings:
         """Return what decides the memory besides the plan."""
-        return memory_settings_of(self.of_job(job).settings, job)
+        settings = self.of_job(job).settings
+        return llamafactory_methods.memory_settings(memory_settings_of(settings, job), settings)

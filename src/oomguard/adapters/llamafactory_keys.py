@@ -15,12 +15,17 @@ from oomguard.adapters.fields import Binding, Bindings, Edits, choice, direct, f
 from oomguard.adapters.hf import training_arguments as hf
 from oomguard.adapters.hf.liger import FUSED, not_fused
 from oomguard.adapters.llamafactory_memory import (
+    DOUBLE,
+    EIGHT,
+    FOUR,
+    KIND,
     LORA_ALPHA,
     LORA_RANK,
     MODEL,
     PACKING,
     STAGE,
     packs,
+    quantized_to,
 )
 from oomguard.configfile.layered import Settings
 from oomguard.job.plan import (
@@ -36,7 +41,7 @@ from oomguard.job.plan import (
     Tuning,
 )
 from oomguard.job.training_job import Device
-from oomguard.job.unmodelled import Direction, TrainingMethod
+from oomguard.job.unmodelled import Direction
 
 #: Templates whose plugin takes images, sound or video (data/template.py).
 _MULTIMODAL_TEMPLATE = re.compile(
@@ -57,7 +62,6 @@ _TYPE = fields.text("finetuning_type", "lora")
 _PURE_BF16 = flag("pure_bf16")
 _BITS = fields.maybe_number("quantization_bit")
 _METHOD = fields.text("quantization_method", "bnb")
-_KIND, _DOUBLE = fields.text("quantization_type", "nf4"), flag("double_quantization", default=True)
 _PIXELS, _LEAST_PIXELS = (
     fields.number("image_max_pixels", 768 * 768),
     fields.number("image_min_pixels", 32 * 32),
@@ -78,7 +82,6 @@ _TUNINGS = {
     "freeze": Tuning.PARTIAL,
     "oft": Tuning.OTHER,
 }
-_EIGHT, _FOUR = 8, 4
 _LIGER = flag("enable_liger_kernel")
 #: The models that model_utils/liger_kernel.py hands to Liger, and whose loss Liger fuses.
 LIGER_MODELS = FUSED & {
@@ -156,28 +159,25 @@ def _quantization(settings: Settings) -> Quantization | None:
     bits = _BITS.of(settings)
     if _QUANTIZED_MODEL.search(MODEL.of(settings) or ""):
         return Quantization.PREQUANTIZED
-    if bits is None:
-        return Quantization.NONE
-    if _METHOD.of(settings) != "bnb":
+    if bits is not None and _METHOD.of(settings) != "bnb":
         return None
-    four = hf.four_bit(_KIND.of(settings), _DOUBLE.of(settings))
-    return {_EIGHT: Quantization.INT8, _FOUR: four}.get(bits)
+    return quantized_to(settings, bits)
 
 
 def _quantization_edits(_: Settings, value: object) -> Edits | None:
     if value is Quantization.NONE:
         return {_BITS: None}
     if value is Quantization.INT8:
-        return {_BITS: _EIGHT, _METHOD: "bnb"}
+        return {_BITS: EIGHT, _METHOD: "bnb"}
     four = hf.spell_four_bit(value)
     if four is None:
         return None
     kind, double = four
     return {
-        _BITS: _FOUR,
+        _BITS: FOUR,
         _METHOD: "bnb",
-        _KIND: kind,
-        _DOUBLE: double,
+        KIND: kind,
+        DOUBLE: double,
     }
 
 
@@ -383,16 +383,6 @@ REFUSALS = (
     ),
 )
 
-METHODS = {
-    "pt": TrainingMethod.PRETRAIN,
-    "sft": TrainingMethod.SFT,
-    "rm": TrainingMethod.REWARD,
-    "ppo": TrainingMethod.PPO,
-    "dpo": TrainingMethod.DPO,
-    "kto": TrainingMethod.KTO,
-    "orpo": TrainingMethod.ORPO,
-    "simpo": TrainingMethod.SIMPO,
-}
 #: Source: llamafactory 0.9.5, hparams/finetuning_args.py and model_args.py.
 EFFECTS = (
     *effects.TRAINER,

@@ -19,7 +19,7 @@ from oomguard.job.memory_settings import (
     MemorySettings,
     TrainingCode,
 )
-from oomguard.job.plan import Sharding, Tuning
+from oomguard.job.plan import Quantization, Sharding, Tuning
 from oomguard.job.training_job import Job
 
 MODEL = fields.maybe_text("model_name_or_path")
@@ -28,6 +28,11 @@ LORA_RANK = fields.number("lora_rank", 8)
 _LAYERS = fields.number("freeze_trainable_layers", 2)
 PACKING = fields.flag("packing")
 STAGE = fields.text("stage", "sft")
+KIND, DOUBLE = (
+    fields.text("quantization_type", "nf4"),
+    fields.flag("double_quantization", default=True),
+)
+EIGHT, FOUR = 8, 4
 _ATTENTIONS = {"disabled": Attention.EAGER, "fa2": Attention.FLASH, "fa3": Attention.FLASH}
 _RESIZED = ("embed_tokens", "lm_head")
 
@@ -57,6 +62,12 @@ def memory_settings_of(settings: Settings, job: Job) -> MemorySettings:
         reduce_bucket=hf.reduce_bucket(settings, job),
         overlap_comm=hf.overlap_comm(settings, job),
     )
+
+
+def quantized_to(settings: Settings, bits: int | None) -> Quantization | None:
+    """Return the format that bitsandbytes quantizes to; None if the bits are unknown."""
+    four = hf.four_bit(KIND.of(settings), DOUBLE.of(settings))
+    return Quantization.NONE if bits is None else {EIGHT: Quantization.INT8, FOUR: four}.get(bits)
 
 
 def new_tokens(settings: Settings) -> int:

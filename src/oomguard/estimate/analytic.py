@@ -145,9 +145,10 @@ def reference_weights(problem: EstimateInput) -> int:
     objective = problem.recipe.objective
     if objective is None or not objective.holds_copy(problem.plan):
         return 0
-    numbers = problem.counts
-    whole = numbers.linear + numbers.rest + numbers.embeddings_base + numbers.tower
-    return whole * problem.formats.base_bytes
+    numbers, size = problem.counts, problem.formats.base_bytes
+    stored = objective.reference_quantization or problem.plan.quantization or Quantization.NONE
+    rest = numbers.rest + numbers.embeddings_base
+    return int((numbers.linear + numbers.tower) * PACKED_BYTES.get(stored, size) + rest * size)
 
 
 def packed_head(problem: EstimateInput) -> int:

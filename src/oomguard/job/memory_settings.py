@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import Enum
 
-from oomguard.job.plan import Plan, Tuning
+from oomguard.job.plan import Plan, Quantization, Tuning
 from oomguard.job.unmodelled import TrainingMethod
 
 
@@ -169,6 +169,7 @@ class Objective:
         head: the layer after the last hidden states.
         reference: the frozen policy; its forward pass comes after the trained one's, without
             gradients. A plan that computes it before training needs none in a step.
+        reference_quantization: how a second copy is stored, None for as the trained policy.
         tiles: the tiles that log-probabilities are computed in, None where the logits exist whole.
         logit_bytes: where they do, the bytes for each logit of the trained policy at the end of its
             forward pass, and at the most in its backward pass.
@@ -182,6 +183,7 @@ class Objective:
     rows: int = 1
     head: Head = Head.VOCABULARY
     reference: Reference = Reference.NONE
+    reference_quantization: Quantization | None = None
     tiles: Tiles | None = None
     logit_bytes: tuple[float, float] | None = None
     reference_logit_bytes: float = 0.0

@@ -112,11 +112,13 @@ def _objective(recipe: MemorySettings, plan: Plan) -> dict[str, object]:
     if objective is None:
         return {}
     reference = "model" if objective.holds_copy(plan) else "adapter-off"
+    stored = objective.reference_quantization
     return {
         "objective": {
             "rows": objective.rows,
             "head": objective.head.value,
             "reference": reference if objective.compares(plan) else "none",
+            "reference_quantization": stored.value if stored else None,
             "loss": objective.traced,
         }
     }

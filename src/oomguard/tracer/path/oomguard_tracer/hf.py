@@ -76,7 +76,8 @@ def _reference(request: TraceRequest, variant: Variant) -> Any:
         model = _model(request, variant, config)
     _resize(model, variant)
     model.to(_weights_dtype(variant))
-    _quantize(model, variant)
+    stored = variant.objective.reference_quantization or variant.quantization
+    _quantize(model, replace(variant, quantization=stored))
     return model.requires_grad_(False)
 
 

@@ -29,6 +29,7 @@ class ObjectiveRequest:
     rows: int = 1
     head: str = "vocabulary"
     reference: str = "none"
+    reference_quantization: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,0 +1,59 @@
+# mypy: disable-error-code="import-not-found,misc,no-any-return,unused-ignore"
+# Checked without torch: what comes from it, and what derives from it, is Any.
+"""LLaMA-Factory's losses: of whole logits in fp32, which stay until the loss is there.
+
+Source: llamafactory 0.9.5, train/dpo/trainer.py, train/trainer_utils.py (get_batch_logps).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from oomguard_tracer.objectives import Models
+from torch.nn import functional
+
+Loss = Callable[[dict[str, Any]], torch.Tensor]
+BETA = 0.1
+
+
+def preference(models: Models) -> Loss:
+    """Return the loss of pairs; the policy's logits outlive the reference's, for the metrics.
+
+    All of `pref_loss` follow from one log-probability for each row.
+    """
+    _mark_heads(models)
+
+    def loss(batch: dict[str, Any]) -> torch.Tensor:
+        logits, ratios = _rows(models.policy, batch)
+        if models.compare is not None:
+            ratios = ratios - _rows(models.compare, batch)[1]
+        chosen, rejected = ratios.chunk(2)
+        del logits
+        return -functional.logsigmoid(BETA * (chosen - rejected)).mean()
+
+    return loss
+
+
+def _mark_heads(models: Models) -> None:
+    """Mark the output heads, whose logits the loss is made of, as its beginning."""
+    for model in (models.base, models.reference):
+        if model is not None:
+            head: Any = model.get_output_embeddings()
+            head.register_forward_pre_hook(lambda _, __: models.at_loss())
+
+
+def _rows(call: Callable[..., Any], batch: dict[str, Any]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the logits, and of each row the sum of its tokens' log-probabilities."""
+    inputs = {name: value.clone() for name, value in batch.items()}
+    labels = inputs.pop("labels")
+    logits = call(**inputs, use_cache=False).logits.to(torch.float32)
+    return logits, _log_probs(logits, labels)
+
+
+def _log_probs(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    targets = labels[:, 1:].clone().unsqueeze(2)
+    # The kernel of log_softmax copies what is not contiguous, which fake tensors do not show.
+    tokens = logits[:, :-1].contiguous().log_softmax(-1).gather(2, targets).squeeze(2)
+    return (tokens * torch.ones_like(labels[:, 1:], dtype=torch.bool)).sum(-1)

@@ -1,0 +1,120 @@
+"""What LLaMA-Factory's stages compute in a step."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from oomguard.adapters.llamafactory import LlamaFactory
+from oomguard.job.memory_settings import MemorySettings, Objective
+from oomguard.job.plan import Quantization
+from oomguard.job.training_job import Job
+from oomguard.job.unmodelled import TrainingMethod
+
+TEXT = """\
+model_name_or_path: Qwen/Qwen2.5-0.5B
+do_train: true
+dataset: mine
+template: qwen
+output_dir: out
+"""
+LORA, FULL = "finetuning_type: lora\n", "finetuning_type: full\n"
+
+
+@pytest.fixture
+def read(bench: Callable[..., Any]) -> Callable[..., tuple[Job, MemorySettings]]:
+    def reader(stage: str, lines: str = LORA) -> tuple[Job, MemorySettings]:
+        table = bench(LlamaFactory())
+        text = f"{TEXT}stage: {stage}\n{lines}"
+        job = table.job("llamafactory-cli train train.yaml", text)
+        return job, table.adapter.memory_settings(job)
+
+    return reader
+
+
+def objective(settings: MemorySettings) -> Objective:
+    assert settings.objective is not None
+    return settings.objective
+
+
+@pytest.mark.parametrize(
+    ("lines", "compares", "copy"),
+    [
+        (LORA, True, False),
+        (FULL, True, True),
+        ("finetuning_type: freeze\n", True, True),
+        (f"{LORA}ref_model: Qwen/Qwen2.5-0.5B\n", True, True),
+        (f"{LORA}pref_loss: ipo\n", True, False),
+        (f"{FULL}pref_loss: orpo\n", False, False),
+        (f"{FULL}pref_loss: simpo\nref_model: Qwen/Qwen2.5-0.5B\n", False, False),
+        (f"{LORA}adapter_name_or_path: sft\ncreate_new_adapter: true\n", True, False),
+    ],
+)
+def test_dpo_has_two_rows_a_pair_and_its_loss_decides_over_the_reference(
+    read: Callable[..., tuple[Job, MemorySettings]], lines: str, compares: bool, copy: bool
+) -> None:
+    job, settings = read("dpo", lines)
+    found = objective(settings)
+    assert (settings.rows, found.logit_bytes) == (2, (8, 12))
+    assert found.reference_logit_bytes == (12 if compares else 0)
+    assert (found.compares(job.asked), found.holds_copy(job.asked)) == (compares, copy)
+
+
+@pytest.mark.parametrize(
+    ("loss", "method"),
+    [
+        ("sigmoid", TrainingMethod.DPO),
+        ("hinge", TrainingMethod.DPO),
+        ("orpo", TrainingMethod.ORPO),
+        ("simpo", TrainingMethod.SIMPO),
+    ],
+)
+def test_the_loss_names_the_method(
+    read: Callable[..., tuple[Job, MemorySettings]], loss: str, method: TrainingMethod
+) -> None:
+    job, settings = read("dpo", f"{LORA}pref_loss: {loss}\n")
+    assert objective(settings).method is LlamaFactory().training_method(job) is method
+
+
+@pytest.mark.parametrize(
+    ("bits", "stored"),
+    [
+        ("", Quantization.NONE),
+        ("ref_model_quantization_bit: 4\n", Quantization.NF4_DOUBLE),
+        ("ref_model_quantization_bit: 8\n", Quantization.INT8),
+    ],
+)
+def test_the_reference_is_stored_by_its_own_bits_not_by_the_policys(
+    read: Callable[..., tuple[Job, MemorySettings]], bits: str, stored: Quantization
+) -> None:
+    own = f"{LORA}quantization_bit: 4\nref_model: Qwen/Qwen2.5-0.5B\n{bits}"
+    _, settings = read("dpo", own)
+    assert objective(settings).reference_quantization is stored
+
+
+def test_a_reference_of_another_name_is_counted_and_named(
+    read: Callable[..., tuple[Job, MemorySettings]],
+) -> None:
+    job, _ = read("dpo", f"{LORA}ref_model: Qwen/Qwen2.5-7B\n")
+    (one,) = LlamaFactory().unmodelled(job)
+    assert one.key == "ref_model"
+    assert "Qwen/Qwen2.5-7B is counted as large as the trained model" in one.effect
+
+
+@pytest.mark.parametrize("stage", ["sft", "pt"])
+def test_supervised_stages_have_the_models_own_loss(
+    read: Callable[..., tuple[Job, MemorySettings]], stage: str
+) -> None:
+    assert read(stage)[1].objective is None
+
+
+def test_preference_training_has_neither_dropout_nor_packing(
+    read: Callable[..., tuple[Job, MemorySettings]],
+) -> None:
+    lines = f"{LORA}lora_dropout: 0.1\npacking: true\n"
+    for stage, dropout, packing in (("sft", 0.1, True), ("dpo", 0.0, False)):
+        settings = read(stage, lines)[1]
+        assert settings.lora is not None
+        assert (settings.lora.dropout, settings.packing) == (dropout, packing)
