@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from oomguard.adapters.llamafactory import LlamaFactory
-from oomguard.job.memory_settings import MemorySettings, Objective
+from oomguard.job.checkpoint import Mode
+from oomguard.job.memory_settings import Head, MemorySettings, Objective
 from oomguard.job.plan import Quantization
 from oomguard.job.training_job import Job
 from oomguard.job.unmodelled import TrainingMethod
@@ -101,6 +102,31 @@ def test_a_reference_of_another_name_is_counted_and_named(
     (one,) = LlamaFactory().unmodelled(job)
     assert one.key == "ref_model"
     assert "Qwen/Qwen2.5-7B is counted as large as the trained model" in one.effect
+
+
+def test_a_reward_model_has_a_head_for_values_beside_logits_that_are_not_trained_on(
+    read: Callable[..., tuple[Job, MemorySettings]],
+) -> None:
+    job, settings = read("rm", f"{LORA}lora_dropout: 0.1\n")
+    found = objective(settings)
+    assert (found.method, found.head, settings.rows) == (TrainingMethod.REWARD, Head.VALUE, 2)
+    assert found.logit_bytes == (10, 0)
+    assert not found.compares(job.asked)
+    assert settings.lora is not None
+    assert settings.lora.dropout == 0.1  # the pairwise trainer leaves it on
+
+
+@pytest.mark.parametrize("lines", [LORA, FULL])
+@pytest.mark.parametrize(
+    ("stage", "mode"), [("dpo", Mode.FULL), ("rm", Mode.RESTART), ("ppo", Mode.RESTART)]
+)
+def test_a_stage_with_a_value_head_cannot_resume(
+    read: Callable[..., tuple[Job, MemorySettings]], lines: str, stage: str, mode: Mode
+) -> None:
+    job, _ = read(stage, lines)
+    found, reason = LlamaFactory().resume_mode(job, job.asked, job.asked)
+    assert found is mode
+    assert reason == ("" if mode is Mode.FULL else f"LLaMA-Factory cannot resume stage {stage}")
 
 
 @pytest.mark.parametrize("stage", ["sft", "pt"])

@@ -40,6 +40,7 @@ CODE = {"use_reentrant": True, "checkpoints_trained_layers": True}
 CODE |= {"weights_dtype": "fp32", "trainable_dtype": "fp32"}
 HALF = CODE | {"weights_dtype": "bf16"}
 PREFERENCE = {"loss": "llamafactory_losses:preference", "rows": 2}
+REWARD = {"loss": "llamafactory_losses:reward", "rows": 2, "head": "value"}
 COPY, OFF, NONE = ({"reference": kind} for kind in ("model", "adapter-off", "none"))
 CHECKPOINTED, MIXED = {"checkpointing": True}, {"precision": "bf16-mixed"}
 LORA, ADAPTER = {"tuning": "lora"}, {"lora": ALL}
@@ -61,6 +62,12 @@ CASES: list[tuple[str, str, dict[str, Any], dict[str, Any], dict[str, Any], dict
     ("llamafactory orpo lora", "dpo", LORA | CHECKPOINTED, CODE | ADAPTER, PREFERENCE | NONE,
      {"pref_loss": "orpo"}),
     ("llamafactory simpo full", "dpo", {}, CODE, PREFERENCE | NONE, {"pref_loss": "simpo"}),
+    ("llamafactory rm full", "rm", {}, CODE, REWARD, {}),
+    ("llamafactory rm full bf16", "rm", MIXED | CHECKPOINTED, HALF, REWARD, {}),
+    ("llamafactory rm lora", "rm", LORA, CODE | ADAPTER, REWARD, {}),
+    ("llamafactory rm lora bf16", "rm", LORA | MIXED | CHECKPOINTED, HALF | ADAPTER, REWARD, {}),
+    ("llamafactory rm lora accumulation", "rm", LORA | {"accumulation": 2, "micro_batch": 1},
+     CODE | ADAPTER, REWARD, {}),
 ]  # fmt: skip
 
 

@@ -57,7 +57,7 @@ SCRIPT = "python {} --model_name_or_path Qwen/Qwen2.5-0.5B --bf16 --max_length 5
 
 
 #: The methods whose step an adapter describes.
-DESCRIBED = {"trl": ("dpo", "reward"), "llamafactory": ("dpo", "orpo", "simpo")}
+DESCRIBED = {"trl": ("dpo", "reward"), "llamafactory": ("dpo", "orpo", "simpo", "reward")}
 
 
 @pytest.fixture(autouse=True)

@@ -34,7 +34,7 @@ from oomguard.configfile.document import Source
 from oomguard.configfile.flags import Style
 from oomguard.configfile.layered import Settings
 from oomguard.errors import ConfigError, Where
-from oomguard.job.checkpoint import Continuation
+from oomguard.job.checkpoint import Continuation, Mode
 from oomguard.job.command import File
 from oomguard.job.memory_settings import MemorySettings
 from oomguard.job.plan import ZERO, Allocator, Plan, Sharding
@@ -243,6 +243,11 @@ class LlamaFactory(TrainerAdapter):
     def packs(self, settings: Settings) -> bool:
         """Return whether samples are packed."""
         return super().packs(settings) or settings.get("stage") == "pt"
+
+    def resume_mode(self, job: Job, before: Plan, after: Plan) -> tuple[Mode, str]:
+        """Return what of a checkpoint written under `before` survives under `after`."""
+        reason = llamafactory_methods.cannot_resume(self.of_job(job).settings)
+        return (Mode.RESTART, reason) if reason else super().resume_mode(job, before, after)
 
     def resumed(self, settings: Settings, job: Job, begins: Continuation | None) -> Settings:
         """Return the settings with the checkpoint to resume from."""

@@ -1,7 +1,8 @@
 """What LLaMA-Factory's stages compute in a training step.
 
-Source: llamafactory 0.9.5, train/dpo/trainer.py, train/trainer_utils.py (create_ref_model,
-get_batch_logps), hparams/finetuning_args.py (use_ref_model).
+Source: llamafactory 0.9.5, train/{dpo,rm}/trainer.py, train/trainer_utils.py (create_ref_model,
+get_batch_logps), hparams/finetuning_args.py (use_ref_model); trl 0.24,
+models/modeling_value_head.py.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from dataclasses import replace
 from oomguard.adapters import fields
 from oomguard.adapters.llamafactory_memory import STAGE, quantized_to
 from oomguard.configfile.layered import Settings
-from oomguard.job.memory_settings import MemorySettings, Objective, Reference
+from oomguard.job.memory_settings import Head, MemorySettings, Objective, Reference
 from oomguard.job.unmodelled import Direction, TrainingMethod, Unmodelled
 
 _LOSS = fields.text("pref_loss", "sigmoid")
@@ -28,8 +29,19 @@ _PREFERENCE = Objective(
     reference_logit_bytes=12,
     traced="llamafactory_losses:preference",
 )
+#: Logits in 16 bits, log-probabilities for a cross entropy that is dropped, and a copy in fp32
+#: that is returned; none of it goes backward.
+_REWARD = Objective(
+    method=TrainingMethod.REWARD,
+    rows=2,
+    head=Head.VALUE,
+    logit_bytes=(10, 0),
+    traced="llamafactory_losses:reward",
+)
 #: The losses that compare with no frozen policy.
 _WITHOUT_REFERENCE = {"orpo": TrainingMethod.ORPO, "simpo": TrainingMethod.SIMPO}
+#: The stages that train a value head.
+_VALUE_HEADS = ("rm", "ppo")
 _METHODS = {
     "pt": TrainingMethod.PRETRAIN,
     "sft": TrainingMethod.SFT,
@@ -47,21 +59,28 @@ def method_of(settings: Settings) -> TrainingMethod:
     return _WITHOUT_REFERENCE.get(_LOSS.of(settings), method) if stage == "dpo" else method
 
 
-def memory_settings(found: MemorySettings, settings: Settings) -> MemorySettings:
-    """Return the memory settings with what the stage computes.
+def cannot_resume(settings: Settings) -> str:
+    """Return why the stage cannot resume from its checkpoints; empty if it can.
 
-    Both models lose their dropout, and no pairs are packed.
+    With an adapter the Trainer does not find one in what LLaMA-Factory makes of a checkpoint with a
+    value head; without one LLaMA-Factory drops the setting.
     """
-    objective = _objective(settings)
-    if objective is None:
+    stage = STAGE.of(settings)
+    return f"LLaMA-Factory cannot resume stage {stage}" if stage in _VALUE_HEADS else ""
+
+
+def memory_settings(found: MemorySettings, settings: Settings) -> MemorySettings:
+    """Return the memory settings with what the stage computes; no pairs are packed."""
+    stage = STAGE.of(settings)
+    if stage == "rm":
+        return replace(found, objective=_REWARD, packing=False)
+    if stage != "dpo":
         return found
-    lora = found.lora and replace(found.lora, dropout=0.0)
-    return replace(found, objective=objective, lora=lora, packing=False)
+    lora = found.lora and replace(found.lora, dropout=0.0)  # which the trainer switches off
+    return replace(found, objective=_preference(settings), lora=lora, packing=False)
 
 
-def _objective(settings: Settings) -> Objective | None:
-    if STAGE.of(settings) != "dpo":
-        return None
+def _preference(settings: Settings) -> Objective:
     objective = replace(_PREFERENCE, method=method_of(settings))
     if _LOSS.of(settings) in _WITHOUT_REFERENCE:
         return replace(objective, reference=Reference.NONE, reference_logit_bytes=0.0)

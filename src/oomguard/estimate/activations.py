@@ -137,7 +137,7 @@ class TrainingStep:
     def largest_logits(self) -> int:
         """The logits of a micro batch in fp32, where they exist at once."""
         objective = self.recipe.objective
-        whole = objective is None or (objective.tiles is None and objective.head is Head.VOCABULARY)
+        whole = objective is None or (objective.tiles is None and objective.head is not Head.SCORE)
         at_once = self.plan.loss_kernel is not LossKernel.FUSED and not self.recipe.loss_chunk
         at_once = at_once and whole
         return self._logits * _FP32 if at_once else 0

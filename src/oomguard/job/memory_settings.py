@@ -138,6 +138,7 @@ class Head(str, Enum):
 
     VOCABULARY = "vocabulary"  # logits over all words
     SCORE = "score"  # one number for each token
+    VALUE = "value"  # one number for each token, beside logits that its loss does not use
 
 
 class Reference(str, Enum):

@@ -2,7 +2,8 @@
 # Checked without torch: what comes from it, and what derives from it, is Any.
 """LLaMA-Factory's losses: of whole logits in fp32, which stay until the loss is there.
 
-Source: llamafactory 0.9.5, train/dpo/trainer.py, train/trainer_utils.py (get_batch_logps).
+Source: llamafactory 0.9.5, train/{dpo,rm}/trainer.py, train/trainer_utils.py (get_batch_logps);
+trl 0.24, models/modeling_value_head.py.
 """
 
 from __future__ import annotations
@@ -12,10 +13,12 @@ from typing import Any
 
 import torch
 from oomguard_tracer.objectives import Models
+from torch import nn
 from torch.nn import functional
 
 Loss = Callable[[dict[str, Any]], torch.Tensor]
 BETA = 0.1
+VALUE_DROPOUT = 0.1  # ValueHead's own, whatever the model's
 
 
 def preference(models: Models) -> Loss:
@@ -32,6 +35,34 @@ def preference(models: Models) -> Loss:
         chosen, rejected = ratios.chunk(2)
         del logits
         return -functional.logsigmoid(BETA * (chosen - rejected)).mean()
+
+    return loss
+
+
+def reward(models: Models) -> Loss:
+    """Return the loss of a reward model: of each pair, how much higher the better answer scores.
+
+    The head for values is in fp32 beside that for words, whose cross entropy is computed too.
+    """
+    _mark_heads(models)
+    width = models.base.config.get_text_config().hidden_size
+    models.own.dropout = nn.Dropout(VALUE_DROPOUT)
+    models.own.summary = nn.Linear(width, 1, device="meta", dtype=torch.float32)
+
+    def forward(**inputs: Any) -> tuple[torch.Tensor, ...]:
+        outputs = models.policy(**inputs, output_hidden_states=True, use_cache=False)
+        last = models.own.dropout(outputs.hidden_states[-1])
+        values = models.own.summary(last.to(torch.float32)).squeeze(-1)
+        return outputs.logits.float(), outputs.loss, values
+
+    call = models.autocast(forward)
+
+    def loss(batch: dict[str, Any]) -> torch.Tensor:
+        # The second of these, with its graph, is there until the function returns.
+        _, _, values = call(**batch)
+        ends = batch["attention_mask"].sum(-1, keepdim=True) - 1
+        chosen, rejected = values.gather(-1, ends).squeeze(-1).chunk(2)
+        return -functional.logsigmoid(chosen - rejected).mean()
 
     return loss
 

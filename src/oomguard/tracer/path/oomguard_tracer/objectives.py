@@ -11,6 +11,7 @@ import importlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -36,13 +37,16 @@ class Models:
     """What a loss is computed from.
 
     `policy` calls the trained model, `base` is that model without PEFT. `compare` calls the frozen
-    reference, without gradients; None where the loss has none. Each call is autocast by itself.
+    reference, without gradients; None where the loss has none. Each call is autocast by itself, as
+    what `autocast` returns is. Modules that the loss adds to the model go into `own`.
     """
 
     policy: Callable[..., Any]
     base: nn.Module
     reference: nn.Module | None
     compare: Callable[..., Any] | None
+    own: nn.Module
+    autocast: Callable[[Callable[..., Any]], Callable[..., Any]]
     at_loss: Callable[[], None]
     cuda: bool
 
@@ -54,6 +58,7 @@ class MethodStep(nn.Module):
         super().__init__()
         self.add_module(POLICY, policy)
         self.add_module(REFERENCE, reference)
+        self.own = nn.Module()
         self.head = LossMark()
         self.loss: Callable[[dict[str, Any]], torch.Tensor] | None = None
 
@@ -81,11 +86,14 @@ def step(
     """Return the step of an objective; `base` is the model in `policy`."""
     made = MethodStep(policy, reference)
     compare = _compare(policy, reference, objective.reference)
+    cast = partial(_autocast, variant=variant)
     models = Models(
-        policy=_autocast(policy, variant),
+        policy=cast(policy),
         base=base,
         reference=reference,
-        compare=_autocast(compare, variant) if compare else None,
+        compare=cast(compare) if compare else None,
+        own=made.own,
+        autocast=cast,
         at_loss=made.head,
         cuda=variant.cuda,
     )

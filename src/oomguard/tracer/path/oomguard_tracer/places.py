@@ -98,13 +98,13 @@ def _term(path: str, parameter: torch.Tensor, built: Built, trained: set[int]) -
 
 
 def _trained_embeddings(model: nn.Module) -> list[int]:
-    """List the embeddings and heads that are trained in full beside an adapter."""
+    """List the matrices over the vocabulary that are trained in full beside an adapter."""
     if not any("lora_" in name for name, _ in model.named_parameters()):
         return []
     return [
         id(parameter)
         for name, parameter in model.named_parameters()
-        if parameter.requires_grad and "lora_" not in name and parameter.dim() > 1
+        if parameter.requires_grad and "lora_" not in name and parameter.squeeze().dim() > 1
     ]
 
 
