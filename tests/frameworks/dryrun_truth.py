@@ -8,10 +8,9 @@ from __future__ import annotations
 
 import gc
 import importlib.util
-import json
 import sys
 import tempfile
-import traceback
+from functools import partial
 from typing import Any
 
 import torch
@@ -19,7 +18,7 @@ import transformers
 from oomguard_tracer import answer, request
 from oomguard_tracer.batches import causal
 from oomguard_tracer.trace import peak
-from profiled import most
+from profiled import most, print_rows
 from tiny_models import (
     GPT2,
     LLAMA,
@@ -229,18 +228,14 @@ def main() -> None:
     torch.manual_seed(0)
     torch.set_num_threads(1)
     cases = QUANTIZED if importlib.util.find_spec("bitsandbytes") else CASES + LOOPED
-    found = []
-    for name, config, plan, recipe in [case for case in cases if set(sys.argv[1:]) <= {case[0]}]:
-        asked = variant(plan, recipe)
-        measure = looped if asked.loop == "script" else real
-        try:
-            sizes = {"traced_bytes": traced(config, asked), "real_bytes": measure(config, asked)}
-        except Exception:  # noqa: BLE001  reported with the case it belongs to
-            sizes = {"error": traceback.format_exc()}
-        found.append({"name": name, **sizes})
-        print(found[-1], file=sys.stderr)
-        gc.collect()
-    print(f"\n{json.dumps(found)}")  # a line of its own: the Trainer prints to stdout too
+    wanted = [case for case in cases if set(sys.argv[1:]) <= {case[0]}]
+    print_rows((name, partial(_sizes, *case)) for name, *case in wanted)
+
+
+def _sizes(config: dict[str, Any], plan: dict[str, Any], recipe: dict[str, Any]) -> dict[str, int]:
+    asked = variant(plan, recipe)
+    measure = looped if asked.loop == "script" else real
+    return {"traced_bytes": traced(config, asked), "real_bytes": measure(config, asked)}
 
 
 if __name__ == "__main__":

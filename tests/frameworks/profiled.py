@@ -1,7 +1,12 @@
-"""What torch's profiler saw allocated and released."""
+"""What torch's profiler saw allocated and released, and the cases that are measured with it."""
 
 from __future__ import annotations
 
+import gc
+import json
+import sys
+import traceback
+from collections.abc import Callable, Iterable
 from typing import Any
 
 
@@ -17,3 +22,20 @@ def most(measured: Any) -> int:
         current += size_bytes
         most = max(most, current)
     return most
+
+
+def print_rows(cases: Iterable[tuple[str, Callable[[], dict[str, int]]]]) -> None:
+    """Measure each case and print one JSON list of {"name", "traced_bytes", "real_bytes"}.
+
+    A case that fails has an "error" in their place.
+    """
+    found = []
+    for name, measure in cases:
+        try:
+            row: dict[str, object] = {"name": name, **measure()}
+        except Exception:  # noqa: BLE001  reported with the case it belongs to
+            row = {"name": name, "error": traceback.format_exc()}
+        found.append(row)
+        print(row, file=sys.stderr)
+        gc.collect()
+    print(f"\n{json.dumps(found)}")  # a line of its own: the Trainer prints to stdout too

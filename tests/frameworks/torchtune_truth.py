@@ -7,12 +7,11 @@ runs are the recipe classes that `tune run` starts, over the twin in recipes/tor
 from __future__ import annotations
 
 import gc
-import json
 import os
 import runpy
 import sys
 import tempfile
-import traceback
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +26,7 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT / "recipes"), str(ROOT / "recipes" / "quickstart")]
 
 import make_tiny  # noqa: E402  found on the path set above
-from profiled import most  # noqa: E402  beside this file
+from profiled import most, print_rows  # noqa: E402  beside this file
 
 FULL = {"model": "torchtune.models.llama2.llama2"}
 CHUNKED = {"loss": "torchtune.modules.loss.CEWithChunkedOutputLoss"}
@@ -129,22 +128,21 @@ def _parts(tensor: torch.Tensor) -> list[torch.Tensor]:
 
 def main() -> None:
     torch.set_num_threads(1)
-    found, wanted = [], sys.argv[1:]
+    wanted = sys.argv[1:]
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         os.environ["HF_HOME"] = name
         make_tiny.write_samples(folder / "data" / "train.json", samples=16, words=400, seed=0)
         make_tiny.write_torchtune(folder / "model", seed=0, **SHAPE)
-        for case, changes in [case for case in CASES if not wanted or case[0] in wanted]:
-            config = config_of(changes, folder)
-            try:
-                sizes = {"traced_bytes": traced(config), "real_bytes": real(config)}
-            except Exception:  # noqa: BLE001  reported with the case it belongs to
-                sizes = {"error": traceback.format_exc()}
-            found.append({"name": case, **sizes})
-            print(found[-1], file=sys.stderr)
-            gc.collect()
-    print(f"\n{json.dumps(found)}")
+        print_rows(
+            (case, partial(_sizes, config_of(changes, folder)))
+            for case, changes in CASES
+            if not wanted or case in wanted
+        )
+
+
+def _sizes(config: DictConfig) -> dict[str, int]:
+    return {"traced_bytes": traced(config), "real_bytes": real(config)}
 
 
 if __name__ == "__main__":

@@ -6,10 +6,9 @@ Prints one JSON list of {"name", "traced_bytes", "real_bytes"}, as dryrun_truth.
 from __future__ import annotations
 
 import gc
-import json
 import sys
 import tempfile
-import traceback
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,7 @@ import torch
 import trl
 from dryrun_truth import ALL, PLAN, RECIPE, traced
 from oomguard_tracer import request
-from profiled import most
+from profiled import most, print_rows
 from torch.profiler import ProfilerActivity, profile
 from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -126,20 +125,21 @@ def main() -> None:
     """Measure and trace each case."""
     torch.manual_seed(0)
     torch.set_num_threads(1)
-    found = []
     wanted = [case for case in CASES if not sys.argv[1:] or case[0] in sys.argv[1:]]
-    for name, kind, plan, recipe, objective, own in wanted:
-        asked = variant(plan, recipe | {"objective": objective})
-        try:
-            sizes = {"traced_bytes": traced(MODEL, asked)}
-            with tempfile.TemporaryDirectory() as folder:
-                sizes["real_bytes"] = real(kind, asked, own, Path(folder))
-        except Exception:  # noqa: BLE001  reported with the case it belongs to
-            sizes = {"error": traceback.format_exc()}
-        found.append({"name": name, **sizes})
-        print(found[-1], file=sys.stderr)
-        gc.collect()
-    print(f"\n{json.dumps(found)}")  # a line of its own: the Trainer prints to stdout too
+    print_rows((name, partial(_sizes, *case)) for name, *case in wanted)
+
+
+def _sizes(
+    kind: str,
+    plan: dict[str, Any],
+    recipe: dict[str, Any],
+    objective: dict[str, Any],
+    own: dict[str, Any],
+) -> dict[str, int]:
+    asked = variant(plan, recipe | {"objective": objective})
+    with tempfile.TemporaryDirectory() as folder:
+        measured = real(kind, asked, own, Path(folder))
+    return {"traced_bytes": traced(MODEL, asked), "real_bytes": measured}
 
 
 if __name__ == "__main__":
