@@ -20,7 +20,8 @@ import pytest
 import faults.training_job as job
 from oomguard.process.members import mark_of
 from oomguard.run.event_log import parse_history
-from oomguard.run.state import RunRecord
+from oomguard.run.events import Event
+from oomguard.run.state import RunRecord, replay
 from shell.launches import is_gone, wait_until
 
 HERE = Path(__file__).parent
@@ -137,8 +138,12 @@ class Cell:
         return [pid for pid in pids if (mark_of(pid) or "").startswith(f"{self.name}-")]
 
     @property
+    def events(self) -> tuple[Event, ...]:
+        return parse_history((self.run / "events.jsonl").read_bytes(), "events.jsonl").events
+
+    @property
     def record(self) -> RunRecord:
-        return parse_history((self.run / "events.jsonl").read_bytes(), "events.jsonl").record
+        return replay(self.events)
 
     @property
     def report(self) -> dict:

@@ -16,9 +16,9 @@ import pytest
 
 from faults.cells import Cell, scenarios
 from oomguard.machine.cgroups import Cgroup
-from oomguard.run.event_log import parse_history
 from oomguard.run.events import Started
 from oomguard.run.folder import ROOM_BYTES
+from shell.launches import wait_until
 from shell.process_attempts import cgroup_can_be_made
 
 FLAGS = ("--per_device_train_batch_size", "8")
@@ -187,10 +187,7 @@ def fill_up(ballast: Path) -> None:
 def the_clock_is_set_back(cell):
     cell.env = {"CLOCK_BACK": "1", **OOM_AT_5}
     assert cell.launch() == 0, cell.said
-    times = [
-        event.t
-        for event in parse_history((cell.run / "events.jsonl").read_bytes(), "events.jsonl").events
-    ]
+    times = [event.t for event in cell.events]
     assert times == sorted(times)
     assert all(0 <= attempt.seconds < 60 for attempt in cell.record.attempts)
 
@@ -214,9 +211,9 @@ def the_limit_is_lowered_under_the_job(cell):
     )
     caps = ("--host-memory", "512MiB", "--host-memory-by", "cgroup")
     with cell.launched(*caps, job=script(cell, code)):
-        cell.wait_held()
-        events = parse_history((cell.run / "events.jsonl").read_bytes(), "events.jsonl").events
-        folder = next(Path(e.cgroup) for e in events if isinstance(e, Started))
+        cell.wait_held()  # the job may get here before oomguard has recorded its start
+        wait_until(lambda: any(isinstance(event, Started) for event in cell.events))
+        folder = next(Path(event.cgroup) for event in cell.events if isinstance(event, Started))
         version = 1 if (folder / "memory.oom_control").exists() else 2
         lower(Cgroup(folder=folder, version=version), 48 << 20)
         (cell.folder / "go").touch()
