@@ -93,3 +93,14 @@ def test_the_session_in_the_readme_is_what_is_printed(quickstart):
     command = "$ oomguard " + typed.split(" -m oomguard ", 1)[1]
     said = [line for line in done.stderr.splitlines() if line.startswith("oomguard ")]
     assert [_stable(line) for line in shown] == [_stable(line) for line in [command, *said]]
+
+
+def test_its_environment_traces_a_training_step(quickstart):
+    root, _ = quickstart
+    python = root / "venv" / "bin" / "python"
+    words = ["plan", QUICKSTART / "train.yaml", "--gpu-memory", "24GiB", "--json"]
+    done = subprocess.run(
+        [python, "-m", "oomguard", *words], cwd=root, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["asked"]["estimate"]["method"].startswith("trace")

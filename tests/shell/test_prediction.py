@@ -14,16 +14,25 @@ import pytest
 from generators import make_job
 from oomguard.catalogue.lookup import find_model
 from oomguard.estimate.memory import Fits
-from oomguard.job.memory_settings import Family
+from oomguard.job.memory_settings import Family, Objective
 from oomguard.job.plan import Allocator, EmbeddingRows, Plan, Quantization, Sharding, Tuning
 from oomguard.job.training_job import Lengths, World
+from oomguard.job.unmodelled import TrainingMethod
 from oomguard.predict import trace_request
 from oomguard.predict.prediction_request import PredictionRequest
 from oomguard.predict.predictor import Predictor, by_arithmetic
 from oomguard.predict.trace_client import TraceClient, tracer_of
+from oomguard.predict.trace_request import traced_with
 from oomguard.units import GIB, MIB
 from shapes import FACTORY, LITGPT, LORA, replace
 
+try:
+    import tomllib
+except ImportError:  # Python 3.10
+    from pip._vendor import tomli as tomllib  # type: ignore[no-redef]
+
+PYPROJECT = Path(__file__).parents[2] / "pyproject.toml"
+TORCHTUNE = replace(FACTORY, family=Family.TORCHTUNE, component={})
 CHILD = """#!{python}
 import json, sys, time
 from pathlib import Path
@@ -79,7 +88,7 @@ class Stand:
         (self.folder / "versions.json").write_text(json.dumps(found))
 
     def tracer(self) -> TraceClient:
-        found = tracer_of([str(self.python)], Family.HF, cache=self.folder / "cache")
+        found = tracer_of([str(self.python)], Family.HF.packages, cache=self.folder / "cache")
         assert found is not None
         return found
 
@@ -263,7 +272,40 @@ def test_only_a_quantized_run_takes_the_paged_optimizer(quantization):
 
 def test_a_python_without_torch_traces_nothing(stand):
     stand.versions(transformers="5.23")
-    assert tracer_of([str(stand.python), "/nonexistent/python"], Family.HF) is None
+    assert tracer_of([str(stand.python), "/nonexistent/python"], Family.HF.packages) is None
+
+
+@pytest.mark.parametrize(
+    ("settings", "family", "line"),
+    [
+        (FACTORY, Family.HF, "pip install 'oomguard[trace]'"),
+        (LITGPT, Family.LITGPT, "pip install 'oomguard[trace-litgpt]'"),
+        (TORCHTUNE, Family.HF, "pip install 'oomguard[trace-torchtune]'"),
+    ],
+)
+def test_without_a_tracer_one_note_says_what_to_install(settings, family, line):
+    name = "meta-llama/Meta-Llama-3-8B"
+    model = find_model(name, family, cwd=Path("/"), environment={"HF_HUB_OFFLINE": "1"})
+    question = replace(ask(LORA), recipe=settings, model=model)
+    (note,) = [note for note in Predictor()(question).notes if "analytic" in note]
+    assert note.endswith(line)
+
+
+@pytest.mark.parametrize("family", Family)
+def test_an_extra_brings_the_packages_that_build_a_familys_models(family):
+    extras = tomllib.loads(PYPROJECT.read_text())["project"]["optional-dependencies"]
+    names = {name.partition(">")[0] for name in extras[family.extra]}
+    assert {*family.packages} - {"torch"} <= names
+
+
+def test_a_python_without_the_package_of_the_methods_loss_traces_nothing(stand):
+    objective = Objective(method=TrainingMethod.DPO, since=("trl", (1, 16)))
+    needed = traced_with(replace(FACTORY, objective=objective), Family.HF)
+    assert tracer_of([str(stand.python)], needed) is None
+    stand.versions(torch="2.13", transformers="5.23", trl="1.16.0")
+    found = tracer_of([str(stand.python)], needed)
+    assert found is not None
+    assert found.versions["trl"] == "1.16.0"
 
 
 VL = Plan(micro_batch=2, accumulation=1, sequence_length=2048, image_pixels=448 * 448)

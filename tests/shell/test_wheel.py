@@ -57,6 +57,34 @@ def installed(wheel, tmp_path_factory):
     return home / "bin"
 
 
+#: An extra, the pins of versions known to work together, and a recipe that it traces.
+TRACED = {
+    "trace": ("trl", "hf_trainer/trl.yaml"),
+    "trace-litgpt": ("litgpt", "litgpt/train.yaml"),
+    "trace-torchtune": ("torchtune", "torchtune/train.yaml"),
+}
+
+
+@pytest.mark.extended
+@pytest.mark.frameworks
+@pytest.mark.parametrize("extra", TRACED)
+def test_a_fresh_install_with_its_extra_traces(wheel, tmp_path, extra):
+    pins, recipe = TRACED[extra]
+    home = tmp_path / "venv"
+    venv.create(home, with_pip=True, symlinks=True)
+    call(
+        *(home / "bin" / "python", "-m", "pip", "install", "--quiet", f"{wheel}[{extra}]"),
+        *("--constraint", ROOT / "tests" / "frameworks" / "pins" / f"{pins}.txt"),
+        cwd=tmp_path,
+    )
+    (tmp_path / "job.yaml").write_text((ROOT / "recipes" / recipe).read_text())
+    said = call(home / "bin" / "oomguard", "plan", "job.yaml", "--gpu", "3090", "--json",
+        "--python", home / "bin" / "python", cwd=tmp_path)  # fmt: skip
+    document = json.loads(said)
+    assert document["asked"]["estimate"]["method"].startswith("trace")
+    assert not [note for note in document["notes"] if "not traced" in note or "[trace" in note]
+
+
 def test_the_wheel_carries_what_is_no_module(wheel):
     names = set(zipfile.ZipFile(wheel).namelist())
     strategies = {f"oomguard/_strategies/{path.name}" for path in ROOT.glob("strategies/*.py")}

@@ -30,7 +30,7 @@ from oomguard.predict.left_out import left_out
 from oomguard.predict.prediction_request import PredictionRequest
 from oomguard.predict.predictor import BUDGET_S, Predictor
 from oomguard.predict.trace_client import TraceClient, tracer_of
-from oomguard.predict.trace_request import traced_family
+from oomguard.predict.trace_request import traced_with
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -122,12 +122,7 @@ def plan_job(
     job, model = request.job, request.model
     prepared = replace(prepared, job=job)
     recipe = request.recipe
-    since = recipe.objective.since if recipe.objective else None
-    tracer = tracer_of(
-        (job.python, sys.executable),
-        traced_family(recipe, model.family),
-        also=since[0] if since else None,
-    )
+    tracer = tracer_of((job.python, sys.executable), traced_with(recipe, model.family))
     key = _history_key(job, model, device, tracer)
     ratios = index.ratios(key) if index and key else UNCORRECTED
     predictor = Predictor(tracer=tracer, budget_s=budget_s, ratios=ratios)

@@ -22,6 +22,11 @@ class Family(str, Enum):
         """The packages that build such a model."""
         return ("torch", "transformers" if self is Family.HF else self.value)
 
+    @property
+    def extra(self) -> str:
+        """The extra of oomguard that installs them, with what else decides a trace."""
+        return "trace" if self is Family.HF else f"trace-{self.value}"
+
 
 class Loop(str, Enum):
     """A training loop, as far as it decides what is alive when."""

@@ -23,11 +23,6 @@ BUDGET_S = 90.0
 ROUNDS = 4
 _CHILDREN = 2
 
-NO_TRACER = (
-    "estimates are analytic, computed from the model's shape: a trace needs torch and the "
-    "framework's model library in the job's Python"
-)
-
 Traces = Mapping[Plan, combine.Traced]
 
 
@@ -47,7 +42,9 @@ class Predictor:
         """
         if self.tracer is None:
             estimates = tuple(_estimated(question, p, {}, self.ratios) for p in question.plans)
-            return Prediction(estimates=estimates, notes=(NO_TRACER, *_assumed(question)))
+            return Prediction(
+                estimates=estimates, notes=(_no_tracer(question), *_assumed(question))
+            )
         versions = self.tracer.versions
         steps = {plan: trace_request.variant(question, plan, versions) for plan in question.plans}
         traces: dict[Plan, combine.Traced] = {}
@@ -160,6 +157,14 @@ def _distance(plan: Plan, other: Plan) -> int:
     apart = sum(int(getattr(plan, field) != getattr(other, field)) for field in fields)
     tokens = (plan.micro_batch, plan.sequence_length), (other.micro_batch, other.sequence_length)
     return 2 * apart + (tokens[0] != tokens[1])
+
+
+def _no_tracer(question: PredictionRequest) -> str:
+    extra = trace_request.traced_family(question.recipe, question.model.family).extra
+    return (
+        "estimates are analytic, computed from the model's shape; to trace a training step "
+        f"instead: pip install 'oomguard[{extra}]'"
+    )
 
 
 def _make_estimate(

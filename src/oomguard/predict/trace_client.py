@@ -7,7 +7,7 @@ import json
 import os
 import subprocess
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -104,15 +104,12 @@ class TraceClient:
 
 
 def tracer_of(
-    pythons: Sequence[str], family: Family, *, also: str | None = None, cache: Path | None = None
+    pythons: Sequence[str], packages: Collection[str], *, cache: Path | None = None
 ) -> TraceClient | None:
-    """Return the first Python that has what a trace of this family needs; None if none has.
-
-    `also` names a package whose version decides the result too, where it is installed.
-    """
+    """Return the first Python that has the packages that a trace needs; None if none has them."""
     for python in dict.fromkeys(pythons):
-        versions = _versions(python, (*_PACKAGES, also) if also else _PACKAGES)
-        if all(name in versions for name in family.packages):
+        versions = _versions(python, dict.fromkeys([*_PACKAGES, *packages]))
+        if all(name in versions for name in packages):
             return TraceClient(python=python, versions=versions, cache=cache or cache_folder())
     return None
 
@@ -122,7 +119,7 @@ def cache_folder() -> Path:
     return Path(platformdirs.user_cache_dir("oomguard")) / "predictions"
 
 
-def _versions(python: str, packages: Sequence[str]) -> Mapping[str, str]:
+def _versions(python: str, packages: Iterable[str]) -> Mapping[str, str]:
     try:
         answer = subprocess.run(
             [python, "-c", _VERSIONS, *packages],

@@ -86,6 +86,12 @@ def traced_family(recipe: MemorySettings, own: Family) -> Family:
     return recipe.family if recipe.component is not None else own
 
 
+def traced_with(recipe: MemorySettings, own: Family) -> tuple[str, ...]:
+    """Return the packages that a trace needs: the model's, and that of the method's own loss."""
+    since = recipe.objective.since if recipe.objective else None
+    return (*traced_family(recipe, own).packages, *(since[:1] if since else ()))
+
+
 def _recipe(recipe: MemorySettings, plan: Plan) -> dict[str, object]:
     attention = Attention.SDPA if recipe.attention is Attention.FLASH else recipe.attention
     return {
