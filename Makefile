@@ -7,7 +7,7 @@ export HF_HUB_OFFLINE = 1
 export TRANSFORMERS_OFFLINE = 1
 export HF_DATASETS_OFFLINE = 1
 
-.PHONY: gpu extended soak fuzz quickstart test gates unit coverage frameworks environments overhead schema known-settings strategies-table options-table journeys clean
+.PHONY: gpu extended soak fuzz quickstart test gates unit coverage frameworks environments overhead schema known-settings strategies-table options-table settings-table journeys clean
 
 $(VENV)/.dev: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -110,6 +110,12 @@ options-table: $(VENV)/.dev
 	sed -i '/^<!-- made by/q' docs/options.md
 	$(BIN)/python -c "from oomguard.cli.options import options_table; print(options_table())" \
 	  >> docs/options.md
+
+# Regenerate the tables in docs/settings.md.
+settings-table: $(VENV)/.dev
+	sed -i '/^<!-- made by/q' docs/settings.md
+	$(BIN)/python -c "from oomguard.adapters.settings.page import settings_tables; print(settings_tables())" \
+	  >> docs/settings.md
 
 clean:
 	rm -rf $(VENV) dist build .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

@@ -41,7 +41,7 @@ classes = (Seq2SeqTrainingArguments,)
 }
 NAMES = (
     "import dataclasses, json\n"
-    "print(json.dumps([f.name for c in classes for f in dataclasses.fields(c)]))"
+    "print(json.dumps([f.name for c in classes for f in dataclasses.fields(c) if f.init]))"
 )
 #: Packages that are read as source: what they depend on needs a GPU or a compiler.
 READ = {
@@ -80,7 +80,6 @@ def read(package: str) -> set[str]:
 def known() -> dict[str, set[str]]:
     trainer = imported("hf")
     return {
-        "LLAMAFACTORY": imported("llamafactory"),
         "TRL": imported("trl"),
         "TRL_DPO": imported("trl dpo"),
         "TRL_REWARD": imported("trl reward"),

@@ -10,19 +10,22 @@ import ast
 import inspect
 import json
 import subprocess
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from enum import Enum
 from pathlib import Path
 
 import pytest
 import yaml
 from environments import environment
-from known_settings import module
+from known_settings import imported, module
 
+from decided import twice
 from oomguard.adapters import axolotl, known_settings, ms_swift, torchtune, trl
 from oomguard.adapters.fields import Bindings
 from oomguard.adapters.hf import liger
 from oomguard.adapters.llamafactory_keys import LIGER_MODELS
+from oomguard.adapters.settings.groups import SettingGroups
+from oomguard.adapters.settings.llamafactory_settings import LLAMAFACTORY
 from oomguard.configfile.document import Document, Source
 from oomguard.configfile.layered import Settings
 from oomguard.job.plan import (
@@ -120,6 +123,20 @@ def test_trls_keys_and_defaults() -> None:
 def test_the_known_settings_are_those_of_the_packages() -> None:
     shipped = Path(inspect.getfile(known_settings)).read_text()
     assert shipped == module(), "run: make known-settings"
+
+
+@pytest.mark.parametrize(
+    ("groups", "package"),
+    [pytest.param(LLAMAFACTORY, lambda: imported("llamafactory"), id="LLaMA-Factory")],
+)
+def test_every_setting_of_a_package_is_in_one_group(
+    groups: SettingGroups, package: Callable[[], set[str]]
+) -> None:
+    real = package()
+    assert len(real) > 100
+    assert sorted(real - groups.names) == [], "a setting that is in no group"
+    assert sorted(groups.names - real) == [], "a setting that the package does not have"
+    assert twice(groups) == []
 
 
 def test_axolotls_keys_and_defaults() -> None:

@@ -179,6 +179,20 @@ def test_a_setting_that_is_not_modelled_is_named_and_widens_the_interval(plan, j
     assert (estimate["low_bytes"] < 0.6 * estimate["expected_bytes"]) == (direction != "more")
 
 
+def test_a_setting_that_takes_host_memory_alone_leaves_the_verdict_on_the_gpu(plan):
+    job = LF + "dataloader_num_workers: 4\ndataloader_prefetch_factor: 4\n"
+    document, plain = plan(job), plan(LF)
+    found = [(one["key"], one["memory"], one["direction"]) for one in document["unmodelled"]]
+    assert found == [
+        ("dataloader_prefetch_factor", "host", "more"),
+        ("dataloader_num_workers", "host", "more"),
+    ]
+    assert document["asked"]["estimate"] == plain["asked"]["estimate"]
+    assert (document["asked"]["fits"], plain["asked"]["fits"]) == ("yes", "yes")
+    tight = plan(job, "--host-memory", f"{plain['asked']['estimate']['host_bytes'] * 3 // 2}")
+    assert tight["asked"]["fits"] == "unsure"
+
+
 def test_axolotl_adapts_every_linear_layer_where_lora_target_linear_says_so(plan):
     document = plan(AXOLOTL + "lora_target_linear: true\n")
     assert document["unmodelled"] == []

@@ -18,6 +18,7 @@ from oomguard.adapters.hf.trainer_adapter import NO_ROWS, ZERO3_WITH_BATCH_SEARC
 from oomguard.adapters.invocation import Invocation, file_first
 from oomguard.adapters.launchers import Launcher, LauncherCommand
 from oomguard.adapters.prequantized import is_four_bit
+from oomguard.adapters.settings.trainer_settings import EFFECTS
 from oomguard.configfile import values
 from oomguard.configfile.document import Source
 from oomguard.configfile.flags import Flags
@@ -234,7 +235,7 @@ _METHODS = {
 }
 #: Source: axolotl, utils/schemas/{config,peft,integrations}.py.
 _EFFECTS = (
-    *effects.TRAINER,
+    *(one for one in EFFECTS if one.key != "fsdp_config"),
     effects.optimizer("optimizer"),
     effects.switch("peft_use_dora", effects.DORA.effect),
     effects.Effect(

@@ -16,6 +16,7 @@ from oomguard.adapters.contract import Adapter, Alternative, Claim, JobRequest
 from oomguard.adapters.effects import Effect
 from oomguard.adapters.fields import Bindings, Key, maybe_text
 from oomguard.adapters.invocation import Invocation, with_config
+from oomguard.adapters.settings.groups import SettingGroups
 from oomguard.adapters.trial import with_settings
 from oomguard.configfile.document import Source
 from oomguard.configfile.layered import Settings
@@ -57,16 +58,17 @@ class ConfigAdapter(Adapter):
     """One such framework.
 
     `environment` names the variables that decide how its jobs start; `elsewhere` the fields of a
-    plan that no key holds; `effects` the settings whose effect on memory is not modelled; `known`
-    all of the framework's settings, if they are listed; `output` the key of the folder it writes
-    to. `starts` is the command that a config file is appended to, after the args in `option`;
-    `usage` what to type instead of a command that is not understood.
+    plan that no key holds; `groups` all of its settings, where they are listed, else `effects`
+    those whose effect on memory is not modelled; `output` the key of the folder it writes to.
+    `starts` is the command that a config file is appended to, after the args in `option`; `usage`
+    what to type instead of a command that is not understood.
     """
 
     bindings: Bindings
     refusals: tuple[Refusal, ...] = ()
     effects: tuple[Effect, ...] = ()
     known: frozenset[str] = frozenset()
+    groups: SettingGroups | None = None
     environment: tuple[str, ...] = ()
     elsewhere: tuple[str, ...] = ("allocator",)
     output: ClassVar[Key[str] | Key[str | None]] = maybe_text("output_dir")
@@ -207,9 +209,9 @@ class ConfigAdapter(Adapter):
         return settings.set(self.output.name, folder)
 
     def unmodelled(self, job: Job) -> tuple[Unmodelled, ...]:
-        """Return the settings in `effects` that the job states, and those it seems to misspell."""
-        settings = self.of_job(job).settings
-        found = (effect.of(settings) for effect in self.effects)
+        """Return the effects of settings that the job states, and those it seems to misspell."""
+        settings, groups = self.of_job(job).settings, self.groups_of(job)
+        found = (effect.of(settings) for effect in (groups.effects if groups else self.effects))
         known = self.known_to(job)
         guesses = {key: did_you_mean(key, known) for key in self.unknown(job)}
         misspelled = (
@@ -231,9 +233,18 @@ class ConfigAdapter(Adapter):
             return ()
         return tuple(str(key) for key in file.values if str(key) not in known)
 
-    def known_to(self, job: Job) -> frozenset[str]:
+    def groups_of(self, job: Job) -> SettingGroups | None:
         """Return all settings of the job's command, if they are listed."""
-        return self.known
+        return self.groups
+
+    def tables(self) -> Mapping[str, SettingGroups]:
+        """Return all settings of each of its commands, as far as they are listed."""
+        return {self.title: self.groups} if self.groups else {}
+
+    def known_to(self, job: Job) -> frozenset[str]:
+        """Return the names of these settings; none if they are not listed."""
+        groups = self.groups_of(job)
+        return groups.names if groups else self.known
 
     def refusal(self, job: Job, plan: Plan) -> str | None:
         """Return the framework's own message for a plan that it refuses."""

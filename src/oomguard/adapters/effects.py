@@ -13,7 +13,7 @@ from oomguard.adapters.prequantized import is_of_unknown_width
 from oomguard.configfile.layered import Settings
 from oomguard.configfile.values import is_true
 from oomguard.job.optimizer import states_of
-from oomguard.job.unmodelled import Direction, Unmodelled
+from oomguard.job.unmodelled import Direction, Memory, Unmodelled
 
 
 def _is_set(value: object) -> bool:
@@ -22,24 +22,52 @@ def _is_set(value: object) -> bool:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Effect:
-    """One such setting: its key, what it does, and for which values (by default any but off)."""
+    """One such setting: its key, what it does, and for which values (by default any but off).
+
+    `given` says under which other settings it does so.
+    """
 
     key: str
     effect: str
     direction: Direction = Direction.MORE
+    memory: Memory = Memory.GPU
     when: Callable[[object], bool] = _is_set
+    given: Callable[[Settings], bool] = lambda _: True
 
     def of(self, settings: Settings) -> Unmodelled | None:
         """Return the setting as the job states it; None if it does not."""
         if not settings.has(self.key) or not self.when(settings.get(self.key)):
             return None
-        line = settings.origin(self.key).line
-        return Unmodelled(key=self.key, effect=self.effect, direction=self.direction, line=line)
+        if not self.given(settings):
+            return None
+        return Unmodelled(
+            key=self.key,
+            effect=self.effect,
+            direction=self.direction,
+            memory=self.memory,
+            line=settings.origin(self.key).line,
+        )
 
 
 def switch(key: str, effect: str, direction: Direction = Direction.MORE) -> Effect:
     """Return the effect of a boolean setting that is on."""
     return Effect(key=key, effect=effect, direction=direction, when=is_true)
+
+
+def differs(key: str, default: object, effect: str, direction: Direction) -> Effect:
+    """Return the effect of a setting whose value is not the framework's default."""
+    usual = str(default).lower()
+    return Effect(
+        key=key,
+        effect=effect,
+        direction=direction,
+        when=lambda value: value is not None and str(value).lower() != usual,
+    )
+
+
+def on_host(key: str, effect: str) -> Effect:
+    """Return the effect of a setting that takes host memory."""
+    return Effect(key=key, effect=effect, memory=Memory.HOST)
 
 
 def optimizer(key: str = "optim") -> Effect:
@@ -68,23 +96,3 @@ def prequantized(key: str) -> Effect:
 
 OTHER_STATES = "the states of this optimizer are counted as AdamW's"
 DORA = switch("use_dora", "DoRA keeps the norm and a second product of every adapted matrix")
-#: Settings of scripts on transformers' Trainer.
-TRAINER = (
-    DORA,
-    optimizer(),
-    Effect(
-        key="optim_args",
-        effect="the momentum of this optimizer is not included",
-        when=lambda value: "momentum" in str(value),
-    ),
-    Effect(
-        key="tp_size",
-        effect="tensor parallelism is not modelled: the model counts as whole on every GPU",
-        direction=Direction.LESS,
-    ),
-    Effect(
-        key="optim_target_modules",
-        effect="low-rank optimizer states are not modelled",
-        direction=Direction.LESS,
-    ),
-)

@@ -9,7 +9,7 @@ import posixpath
 from collections.abc import Mapping
 from dataclasses import replace
 
-from oomguard.adapters import fields, known_settings, launchers, llamafactory_methods
+from oomguard.adapters import fields, launchers, llamafactory_methods
 from oomguard.adapters.config_adapter import (
     ConfigAdapter,
     allocator_of,
@@ -24,12 +24,12 @@ from oomguard.adapters.invocation import CONFIG_SUFFIXES, Invocation, file_first
 from oomguard.adapters.launchers import Launcher, LauncherCommand
 from oomguard.adapters.llamafactory_keys import (
     BINDINGS,
-    EFFECTS,
     LIGER_MODELS,
     REFUSALS,
     is_multimodal,
 )
 from oomguard.adapters.llamafactory_memory import LORA_RANK, memory_settings_of
+from oomguard.adapters.settings.llamafactory_settings import LLAMAFACTORY
 from oomguard.configfile.document import Source
 from oomguard.configfile.flags import Style
 from oomguard.configfile.layered import Settings
@@ -141,8 +141,7 @@ class LlamaFactory(TrainerAdapter):
     python_packages = ("llamafactory",)
     bindings = BINDINGS
     refusals = REFUSALS
-    effects = EFFECTS
-    known = known_settings.LLAMAFACTORY
+    groups = LLAMAFACTORY
     environment = _ENVIRONMENT
     rank = LORA_RANK
     fuses = LIGER_MODELS

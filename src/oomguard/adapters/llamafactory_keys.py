@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from dataclasses import replace
 
-from oomguard.adapters import effects, fields
+from oomguard.adapters import fields
 from oomguard.adapters.config_adapter import Refusal
 from oomguard.adapters.fields import Binding, Bindings, Edits, choice, direct, flag
 from oomguard.adapters.hf import training_arguments as hf
@@ -41,7 +41,6 @@ from oomguard.job.plan import (
     Tuning,
 )
 from oomguard.job.training_job import Device
-from oomguard.job.unmodelled import Direction
 
 #: Templates whose plugin takes images, sound or video (data/template.py).
 _MULTIMODAL_TEMPLATE = re.compile(
@@ -381,23 +380,4 @@ REFUSALS = (
             and plan.low_cpu_mem_usage != job.asked.low_cpu_mem_usage
         ),
     ),
-)
-
-#: Source: llamafactory 0.9.5, hparams/finetuning_args.py and model_args.py.
-EFFECTS = (
-    *effects.TRAINER,
-    *(
-        effects.switch(key, effects.OTHER_STATES, Direction.LESS)
-        for key in ("use_galore", "use_apollo", "use_badam", "use_adam_mini", "use_muon")
-    ),
-    effects.switch("use_kt", "experts computed on the CPU are counted on the GPU", Direction.LESS),
-    effects.switch("use_unsloth", "Unsloth's kernels are not modelled", Direction.EITHER),
-    effects.switch("use_unsloth_gc", "activations offloaded by Unsloth count", Direction.LESS),
-    effects.switch("use_asft_loss", "the reference model of ASFT is not counted"),
-    effects.switch("use_llama_pro", "the added blocks are not counted"),
-    effects.Effect(key="mixture_of_depths", effect="mixture of depths is not modelled"),
-    effects.Effect(
-        key="cp_size", effect="context parallelism is not modelled", direction=Direction.LESS
-    ),
-    effects.prequantized("model_name_or_path"),
 )

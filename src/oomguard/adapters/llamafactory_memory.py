@@ -7,6 +7,7 @@ Source: llamafactory 0.9.5, hparams/{model_args,finetuning_args,data_args}.py, m
 from __future__ import annotations
 
 import posixpath
+from dataclasses import replace
 
 from oomguard.adapters import fields
 from oomguard.adapters.hf import training_arguments as hf
@@ -27,6 +28,7 @@ LORA_ALPHA = fields.maybe_number("lora_alpha")
 LORA_RANK = fields.number("lora_rank", 8)
 _LAYERS = fields.number("freeze_trainable_layers", 2)
 PACKING = fields.flag("packing")
+_REENTRANT = fields.flag("use_reentrant_gc", default=True)
 STAGE = fields.text("stage", "sft")
 KIND, DOUBLE = (
     fields.text("quantization_type", "nf4"),
@@ -46,7 +48,7 @@ def memory_settings_of(settings: Settings, job: Job) -> MemorySettings:
     """Read it; a base in half precision is what LLaMA-Factory loads for every trained model."""
     resizes = bool(new_tokens(settings)) or fields.flag("resize_vocab").of(settings)
     return MemorySettings(
-        code=CODE,
+        code=replace(CODE, reentrant_checkpointing=_REENTRANT.of(settings)),
         model=MODEL.of(settings),
         base=Format.FP16 if hf.FP16.of(settings) else Format.BF16,
         trained_fp32=job.asked.sharding is not Sharding.ZERO3,

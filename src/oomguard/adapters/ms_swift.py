@@ -26,6 +26,7 @@ from oomguard.adapters.invocation import Invocation, file_first
 from oomguard.adapters.launchers import Launcher, LauncherCommand
 from oomguard.adapters.llamafactory_keys import MULTIMODAL_MODEL
 from oomguard.adapters.prequantized import is_four_bit
+from oomguard.adapters.settings.trainer_settings import EFFECTS
 from oomguard.configfile import values
 from oomguard.configfile.document import Source
 from oomguard.configfile.layered import Settings
@@ -241,7 +242,7 @@ _TASKS = {
     "embedding": TrainingMethod.EMBEDDING,
 }
 _EFFECTS = (
-    *effects.TRAINER,
+    *EFFECTS,
     effects.switch("use_galore", effects.OTHER_STATES, Direction.LESS),
     effects.Effect(
         key="optimizer",  # of these, only the learning rates differ

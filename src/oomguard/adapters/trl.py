@@ -30,6 +30,7 @@ from oomguard.adapters.hf.trainer_adapter import (
 from oomguard.adapters.invocation import Invocation, file_option, with_config
 from oomguard.adapters.launchers import Launcher, LauncherCommand
 from oomguard.adapters.prequantized import is_four_bit
+from oomguard.adapters.settings.trainer_settings import EFFECTS
 from oomguard.configfile import values
 from oomguard.configfile.document import Document, Files, Source
 from oomguard.configfile.layered import Settings
@@ -291,7 +292,10 @@ class Trl(TrainerAdapter):
         trl_methods.SYNCED_AND_PRECOMPUTED,
     )
     rank = TRL_RANK
-    effects = (*effects.TRAINER, effects.prequantized("model_name_or_path"))
+    effects = (
+        *(one for one in EFFECTS if one.key != "label_smoothing_factor"),
+        effects.prequantized("model_name_or_path"),
+    )
 
     def command_for(
         self, source: Source, document: Mapping[str, object], command: tuple[str, ...]

@@ -14,6 +14,7 @@ from oomguard.errors import OomguardError, UsageError
 from oomguard.estimate.cards import card_named
 from oomguard.estimate.memory import Fits, MemoryEstimate
 from oomguard.job.training_job import Device
+from oomguard.job.unmodelled import Memory
 from oomguard.machine.gpus import Gpu, gpus
 from oomguard.predict.forecast import Capacity, Forecast
 from oomguard.predict.history import FitIndex
@@ -102,7 +103,8 @@ def _from_history_or_forecast(
     device = _device_name(cards)
     planned = plan_job(prepared, capacity, device=device, index=index, budget_s=BUDGET_S)
     # A later start costs fidelity: not on a prediction that leaves something out.
-    predicted = None if planned.unmodelled else start_of(planned.forecast, capacity)
+    incomplete = any(one.memory is Memory.GPU for one in planned.unmodelled)
+    predicted = None if incomplete else start_of(planned.forecast, capacity)
     start = before or predicted
     peak = show_bytes(planned.forecast.asked.estimate.expected_bytes)
     starting = f"; starting {start.reason}" if start and not before else ""

@@ -38,6 +38,13 @@ class Direction(str, Enum):
     EITHER = "either"
 
 
+class Memory(str, Enum):
+    """Which memory an effect is on."""
+
+    GPU = "gpu"
+    HOST = "host"
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Unmodelled:
     """A setting whose effect on memory is not part of the prediction.
@@ -48,6 +55,7 @@ class Unmodelled:
     key: str
     effect: str
     direction: Direction
+    memory: Memory = Memory.GPU
     line: int | None = None
 
     @property

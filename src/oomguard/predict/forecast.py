@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from oomguard.estimate.memory import Fits, MemoryEstimate
 from oomguard.evidence.verdict import Verdict
 from oomguard.job.plan import Plan
-from oomguard.job.unmodelled import Direction, Unmodelled
+from oomguard.job.unmodelled import Direction, Memory, Unmodelled
 from oomguard.ladder.climb import Ladder
 from oomguard.ladder.enumerate import DEVICE, HOST, WalkedRung, walk
 from oomguard.ladder.strategy import Step
@@ -99,10 +99,16 @@ def widened(estimate: MemoryEstimate, unmodelled: Sequence[Unmodelled]) -> Memor
 def planned_peak(
     plan: Plan, estimate: MemoryEstimate, capacity: Capacity, unmodelled: Sequence[Unmodelled]
 ) -> PlannedPeak:
-    """Return a plan's peak; with effects that are not modelled, it is never said to fit."""
-    estimate = widened(estimate, unmodelled)
+    """Return a plan's peak; with effects that are not modelled, it is never said to fit.
+
+    One on the host leaves the verdict alone where twice the host's peak would fit.
+    """
+    on_gpu = [one for one in unmodelled if one.memory is Memory.GPU]
+    estimate = widened(estimate, on_gpu)
     fits = capacity.fits(estimate)
-    if unmodelled and fits is Fits.YES:
+    doubled = replace(estimate, host_bytes=estimate.host_bytes * _MORE)
+    on_host = len(on_gpu) < len(unmodelled) and capacity.host_fits(doubled) is not Fits.YES
+    if (on_gpu or on_host) and fits is Fits.YES:
         fits = Fits.UNSURE
     return PlannedPeak(plan=plan, estimate=estimate, fits=fits)
 

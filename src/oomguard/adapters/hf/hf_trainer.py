@@ -23,6 +23,7 @@ from oomguard.adapters.hf.trainer_adapter import (
 )
 from oomguard.adapters.invocation import CONFIG, CONFIG_SUFFIXES, Invocation, file_option, script
 from oomguard.adapters.prequantized import is_four_bit
+from oomguard.adapters.settings.trainer_settings import EFFECTS
 from oomguard.configfile import values
 from oomguard.configfile.document import Source
 from oomguard.configfile.flags import Flags
@@ -195,7 +196,12 @@ class HFTrainer(TrainerAdapter):
     bindings = BINDINGS
     refusals: tuple[Refusal, ...] = REFUSALS
     effects = (
-        *effects.TRAINER,
+        *EFFECTS,
+        effects.Effect(
+            key="tp_size",
+            effect="tensor parallelism is not modelled: the model counts as whole on every GPU",
+            direction=Direction.LESS,
+        ),
         effects.prequantized("model_name_or_path"),
         effects.switch("use_unsloth", "Unsloth's kernels are not modelled", Direction.EITHER),
     )

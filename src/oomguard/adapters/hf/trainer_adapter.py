@@ -10,7 +10,6 @@ import posixpath
 from collections.abc import Mapping
 from dataclasses import replace
 
-from oomguard.adapters import effects
 from oomguard.adapters.config_adapter import ConfigAdapter, Refusal
 from oomguard.adapters.contract import JobRequest
 from oomguard.adapters.effects import Effect
@@ -20,6 +19,7 @@ from oomguard.adapters.hf import training_arguments as hf
 from oomguard.adapters.hf.hf_memory import TRAINER_CODE, memory_settings_of
 from oomguard.adapters.invocation import Invocation, script
 from oomguard.adapters.launchers import Launcher
+from oomguard.adapters.settings.trainer_settings import EFFECTS
 from oomguard.adapters.trial import trainer
 from oomguard.configfile.document import Files, Source
 from oomguard.configfile.flags import Flags
@@ -78,7 +78,7 @@ class TrainerAdapter(ConfigAdapter):
     elsewhere: tuple[str, ...] = hf.ELSEWHERE
     output = hf.OUTPUT_DIR
     training_code = TRAINER_CODE
-    effects: tuple[Effect, ...] = effects.TRAINER
+    effects: tuple[Effect, ...] = EFFECTS
     rank: Key[int] | None = None
     fuses: frozenset[str] = liger.FUSED
     usage = "Write python, torchrun, accelerate launch or deepspeed, then the script."

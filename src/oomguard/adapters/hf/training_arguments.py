@@ -25,6 +25,8 @@ USE_CPU = flag("use_cpu")
 BF16 = flag("bf16")
 FP16 = flag("fp16")
 OPTIMIZER = text("optim", "adamw_torch")  # from torch 2.8 on the fused twin: the same memory
+MICRO_BATCH = number("per_device_train_batch_size", 8)
+EVAL_BATCH = number("per_device_eval_batch_size", 8)
 WORKERS = Key(name="dataloader_num_workers", decode=values.natural, default=0)
 DEEPSPEED: Key[object] = Key(name="deepspeed", decode=values.anything, default=None)
 FSDP: Key[object] = Key(name="fsdp", decode=values.anything, default=None)
@@ -52,9 +54,9 @@ _EVAL_ACCUMULATION = Key(name="eval_accumulation_steps", decode=values.natural, 
 LOSS_ONLY, BEST = flag("prediction_loss_only"), fields.maybe_text("metric_for_best_model")
 
 SHARED = (
-    direct("micro_batch", number("per_device_train_batch_size", 8)),
+    direct("micro_batch", MICRO_BATCH),
     direct("accumulation", number("gradient_accumulation_steps", 1)),
-    direct("eval_batch", number("per_device_eval_batch_size", 8)),
+    direct("eval_batch", EVAL_BATCH),
     direct("optimizer", OPTIMIZER),
     direct("loader_workers", WORKERS),
     direct("pin_memory", flag("dataloader_pin_memory", default=True)),

@@ -1,0 +1,184 @@
+"""Every setting that is read decides the fields that its framework's table states."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from decided import Example, between, of_job, twice
+from oomguard.adapters.config_adapter import ConfigAdapter
+from oomguard.adapters.effects import Effect
+from oomguard.adapters.llamafactory import LlamaFactory
+from oomguard.adapters.registry import ADAPTERS
+from oomguard.adapters.settings import llamafactory_settings
+from oomguard.adapters.settings.groups import SettingGroups
+from oomguard.adapters.settings.page import settings_tables
+from oomguard.job.unmodelled import Direction
+
+PAGE = Path(__file__).parents[2] / "docs" / "settings.md"
+VISION = "model_name_or_path: Qwen/Qwen2.5-VL-7B-Instruct\ntemplate: qwen2_vl\n"
+#: A framework's settings at another value than in the job below; several where one does not show
+#: all that they decide.
+LLAMAFACTORY = {
+    "per_device_train_batch_size": [Example("2")],
+    "gradient_accumulation_steps": [Example("2")],
+    "per_device_eval_batch_size": [Example("2")],
+    "eval_accumulation_steps": [Example("2")],
+    "prediction_loss_only": [Example("true")],
+    "auto_find_batch_size": [Example("true")],
+    "optim": [Example("adafactor")],
+    "dataloader_num_workers": [Example("2")],
+    "dataloader_pin_memory": [Example("false")],
+    "bf16": [Example("true")],
+    "fp16": [Example("true")],
+    "deepspeed": [
+        Example(
+            "{zero_optimization: {stage: 3, overlap_comm: true, reduce_bucket_size: 9, "
+            "offload_optimizer: {device: cpu}}, optimizer: {type: Lion}}"
+        )
+    ],
+    "fsdp": [Example("full_shard")],
+    "use_cpu": [Example("true")],
+    "output_dir": [Example("other")],
+    "finetuning_type": [Example("freeze")],
+    "stage": [Example("rm", "enable_liger_kernel: true\nlora_dropout: 0.1\n"), Example("pt"),
+              Example("dpo", "lora_dropout: 0.1\n")],
+    "pref_loss": [Example("orpo", "stage: dpo\n")],
+    "ref_model": [Example("other", "stage: dpo\n")],
+    "ref_model_quantization_bit": [Example("8", "stage: dpo\nref_model: m\n")],
+    "model_name_or_path": [Example("Qwen/Qwen2.5-VL-7B-Instruct"), Example("m-GPTQ")],
+    "template": [Example("qwen2_vl")],
+    "media_dir": [Example("images")],
+    "image_max_pixels": [Example("99")],
+    "image_min_pixels": [Example("99")],
+    "video_max_pixels": [Example("99")],
+    "video_fps": [Example("1.0")],
+    "freeze_vision_tower": [Example("false", VISION)],
+    "freeze_multi_modal_projector": [Example("false", VISION)],
+    "freeze_language_model": [Example("true", VISION)],
+    "cutoff_len": [Example("99")],
+    "tokenized_path": [Example("saved")],
+    "packing": [Example("true"), Example("false", "stage: pt\n")],
+    "neat_packing": [Example("true")],
+    "pure_bf16": [Example("true")],
+    "quantization_bit": [Example("4")],
+    "quantization_method": [Example("hqq", "quantization_bit: 4\n")],
+    "quantization_type": [Example("fp4", "quantization_bit: 4\n")],
+    "double_quantization": [Example("false", "quantization_bit: 4\n")],
+    "disable_gradient_checkpointing": [Example("true")],
+    "use_reentrant_gc": [Example("false")],
+    "lora_rank": [Example("4")],
+    "lora_alpha": [Example("99")],
+    "lora_target": [Example("q_proj")],
+    "lora_dropout": [Example("0.5")],
+    "additional_target": [Example("embed_tokens")],
+    "resize_vocab": [Example("true")],
+    "add_tokens": [Example("<a>,<b>")],
+    "add_special_tokens": [Example("<a>,<b>")],
+    "freeze_trainable_layers": [Example("3", "finetuning_type: freeze\n")],
+    "flash_attn": [Example("disabled")],
+    "enable_liger_kernel": [Example("true")],
+    "low_cpu_mem_usage": [Example("false")],
+    "preprocessing_num_workers": [Example("2")],
+    "dataset": [Example("other")],
+    "dataset_dir": [Example("folder", "dataset: mine\n")],
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Case:
+    """A framework's settings: a job, and an example of each setting that is read."""
+
+    adapter: Any
+    argv: str
+    base: str
+    examples: Mapping[str, list[Example]]
+    groups: SettingGroups
+
+
+CASES = [
+    Case(
+        LlamaFactory(),
+        "llamafactory-cli train train.yaml",
+        "model_name_or_path: m\ndo_train: true\n",
+        LLAMAFACTORY,
+        llamafactory_settings.LLAMAFACTORY,
+    ),
+]
+
+
+@pytest.mark.parametrize(
+    ("case", "key"),
+    [
+        pytest.param(case, key, id=f"{case.argv.split()[0]}-{key}")
+        for case in CASES
+        for key in sorted(case.groups.read)
+    ],
+)
+def test_a_setting_that_is_read_decides_the_stated_fields(
+    bench: Callable[..., Any], case: Case, key: str
+) -> None:
+    table, decided = bench(case.adapter), set()
+    for example in case.examples[key]:
+        text = without(case.base + example.given, key)
+        jobs = (table.job(case.argv, text + more) for more in ("", f"{key}: {example.value}\n"))
+        decided |= between(*(of_job(case.adapter, job) for job in jobs))
+    assert decided == set(case.groups.read[key].split())
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.argv.split()[0])
+def test_every_example_is_of_a_setting_that_is_read(case: Case) -> None:
+    assert case.examples.keys() == case.groups.read.keys()
+
+
+TABLES = {
+    title: groups
+    for adapter in ADAPTERS
+    if isinstance(adapter, ConfigAdapter)
+    for title, groups in adapter.tables().items()
+}
+
+
+@pytest.mark.parametrize("groups", TABLES.values(), ids=TABLES)
+def test_each_setting_is_in_one_group(groups: SettingGroups) -> None:
+    assert twice(groups) == []
+    unmodelled = {one.key for one in groups.unmodelled}
+    assert {one.key for one in groups.partly} <= groups.read.keys()
+    assert groups.details.keys() <= groups.read.keys() | unmodelled
+
+
+def test_a_setting_in_two_groups_is_found() -> None:
+    one = SettingGroups(read={"a": "micro_batch"}, no_effect={"a reason": "b c"})
+    other = SettingGroups(unmodelled=(Effect(key="c", effect="grows"),), details={"c": "d"})
+    assert (twice(one), twice(one | other)) == ([], ["c"])
+    assert (one | other).without(["c"]).names == {"a", "b", "d"}
+
+
+def test_the_page_is_current() -> None:
+    written = PAGE.read_text().split("do not edit below -->\n")[1]
+    assert written == settings_tables() + "\n", "run: make settings-table"
+
+
+def test_an_effect_holds_under_the_settings_that_it_needs(bench: Callable[..., Any]) -> None:
+    table, argv = bench(LlamaFactory()), "llamafactory-cli train train.yaml"
+    text = "model_name_or_path: m\nper_device_train_batch_size: 8\neval_strategy: steps\n"
+    found = {
+        batch: table.adapter.unmodelled(
+            table.job(argv, f"{text}per_device_eval_batch_size: {batch}\n")
+        )
+        for batch in (8, 16)
+    }
+    assert found[8] == ()
+    assert [(one.key, one.direction, one.line) for one in found[16]] == [
+        ("eval_strategy", Direction.MORE, 3)
+    ]
+
+
+def without(text: str, key: str) -> str:
+    """Return a config with the last line of each key, and none of `key`."""
+    lines = {line.split(":")[0]: line for line in text.splitlines()}
+    return "".join(f"{line}\n" for name, line in lines.items() if name != key)
