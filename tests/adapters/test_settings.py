@@ -14,16 +14,17 @@ from oomguard.adapters.config_adapter import ConfigAdapter
 from oomguard.adapters.effects import Effect
 from oomguard.adapters.llamafactory import LlamaFactory
 from oomguard.adapters.registry import ADAPTERS
-from oomguard.adapters.settings import llamafactory_settings
+from oomguard.adapters.settings import trl_settings
 from oomguard.adapters.settings.groups import SettingGroups
 from oomguard.adapters.settings.page import settings_tables
-from oomguard.job.unmodelled import Direction
+from oomguard.adapters.trl import Trl
+from oomguard.job.unmodelled import Direction, TrainingMethod
 
 PAGE = Path(__file__).parents[2] / "docs" / "settings.md"
 VISION = "model_name_or_path: Qwen/Qwen2.5-VL-7B-Instruct\ntemplate: qwen2_vl\n"
-#: A framework's settings at another value than in the job below; several where one does not show
-#: all that they decide.
-LLAMAFACTORY = {
+#: Settings at another value than in the job of a case; several where one does not show all that
+#: they decide.
+TRAINER = {
     "per_device_train_batch_size": [Example("2")],
     "gradient_accumulation_steps": [Example("2")],
     "per_device_eval_batch_size": [Example("2")],
@@ -44,6 +45,9 @@ LLAMAFACTORY = {
     "fsdp": [Example("full_shard")],
     "use_cpu": [Example("true")],
     "output_dir": [Example("other")],
+}
+LLAMAFACTORY = {
+    **TRAINER,
     "finetuning_type": [Example("freeze")],
     "stage": [Example("rm", "enable_liger_kernel: true\nlora_dropout: 0.1\n"), Example("pt"),
               Example("dpo", "lora_dropout: 0.1\n")],
@@ -88,6 +92,44 @@ LLAMAFACTORY = {
     "dataset_dir": [Example("folder", "dataset: mine\n")],
 }  # fmt: skip
 
+PEFT = "use_peft: true\n"
+TRL = {
+    **TRAINER,
+    "bf16": [Example("false")],
+    "optim": [Example("adamw_torch_fused"), Example("adafactor")],
+    "gradient_checkpointing": [Example("false")],
+    "model_name_or_path": [Example("other"), Example("m-GPTQ")],
+    "load_in_4bit": [Example("true")],
+    "load_in_8bit": [Example("true")],
+    "bnb_4bit_quant_type": [Example("fp4", "load_in_4bit: true\n")],
+    "use_bnb_nested_quant": [Example("true", "load_in_4bit: true\n")],
+    "dtype": [Example("bfloat16")],
+    "attn_implementation": [Example("eager")],
+    "use_peft": [Example("true")],
+    "lora_r": [Example("4", PEFT)],
+    "lora_alpha": [Example("4", PEFT)],
+    "lora_target_modules": [Example("q_proj", PEFT)],
+    "lora_dropout": [Example("0.5", PEFT)],
+    "lora_modules_to_save": [Example("lm_head", PEFT)],
+    "max_length": [Example("99")],
+    "activation_offloading": [Example("true")],
+    "dataset_num_proc": [Example("2")],
+    "dataset_name": [Example("other")],
+}
+SFT = {
+    **TRL,
+    "label_smoothing_factor": [Example("0.1")],
+    "loss_type": [Example("dft")],
+    "packing": [Example("true"), Example("true", "packing_strategy: wrapped\n")],
+    "packing_strategy": [Example("wrapped", "packing: true\n")],
+}
+REWARD = {
+    **TRL,
+    "lora_dropout": [Example("0.5", f"{PEFT}disable_dropout: false\n")],
+    "disable_dropout": [Example("false", PEFT)],
+}
+DPO = {**REWARD, "precompute_ref_log_probs": [Example("true")]}
+
 
 @dataclass(frozen=True)
 class Case:
@@ -106,7 +148,21 @@ CASES = [
         "llamafactory-cli train train.yaml",
         "model_name_or_path: m\ndo_train: true\n",
         LLAMAFACTORY,
-        llamafactory_settings.LLAMAFACTORY,
+        LlamaFactory.groups,
+    ),
+    *(
+        Case(
+            Trl(),
+            f"trl {method.value} --config train.yaml",
+            "model_name_or_path: m\ndataset_name: mine\n",
+            examples,
+            trl_settings.TRL[method],
+        )
+        for method, examples in (
+            (TrainingMethod.SFT, SFT),
+            (TrainingMethod.DPO, DPO),
+            (TrainingMethod.REWARD, REWARD),
+        )
     ),
 ]
 
@@ -114,7 +170,7 @@ CASES = [
 @pytest.mark.parametrize(
     ("case", "key"),
     [
-        pytest.param(case, key, id=f"{case.argv.split()[0]}-{key}")
+        pytest.param(case, key, id=f"{case.argv.partition(' --')[0]}-{key}")
         for case in CASES
         for key in sorted(case.groups.read)
     ],
@@ -130,7 +186,7 @@ def test_a_setting_that_is_read_decides_the_stated_fields(
     assert decided == set(case.groups.read[key].split())
 
 
-@pytest.mark.parametrize("case", CASES, ids=lambda case: case.argv.split()[0])
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.argv.partition(" --")[0])
 def test_every_example_is_of_a_setting_that_is_read(case: Case) -> None:
     assert case.examples.keys() == case.groups.read.keys()
 

@@ -80,9 +80,6 @@ def read(package: str) -> set[str]:
 def known() -> dict[str, set[str]]:
     trainer = imported("hf")
     return {
-        "TRL": imported("trl"),
-        "TRL_DPO": imported("trl dpo"),
-        "TRL_REWARD": imported("trl reward"),
         "AXOLOTL": read("axolotl"),
         "MS_SWIFT": read("swift") | trainer,
     }

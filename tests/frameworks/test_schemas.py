@@ -26,6 +26,7 @@ from oomguard.adapters.hf import liger
 from oomguard.adapters.llamafactory_keys import LIGER_MODELS
 from oomguard.adapters.settings.groups import SettingGroups
 from oomguard.adapters.settings.llamafactory_settings import LLAMAFACTORY
+from oomguard.adapters.settings.trl_settings import TRL
 from oomguard.configfile.document import Document, Source
 from oomguard.configfile.layered import Settings
 from oomguard.job.plan import (
@@ -36,6 +37,7 @@ from oomguard.job.plan import (
     Quantization,
     Tuning,
 )
+from oomguard.job.unmodelled import TrainingMethod
 
 VALUES: dict[str, list[object]] = {
     "checkpointing": [True],
@@ -127,7 +129,12 @@ def test_the_known_settings_are_those_of_the_packages() -> None:
 
 @pytest.mark.parametrize(
     ("groups", "package"),
-    [pytest.param(LLAMAFACTORY, lambda: imported("llamafactory"), id="LLaMA-Factory")],
+    [
+        pytest.param(LLAMAFACTORY, lambda: imported("llamafactory"), id="LLaMA-Factory"),
+        pytest.param(TRL[TrainingMethod.SFT], lambda: imported("trl"), id="trl sft"),
+        pytest.param(TRL[TrainingMethod.DPO], lambda: imported("trl dpo"), id="trl dpo"),
+        pytest.param(TRL[TrainingMethod.REWARD], lambda: imported("trl reward"), id="trl reward"),
+    ],
 )
 def test_every_setting_of_a_package_is_in_one_group(
     groups: SettingGroups, package: Callable[[], set[str]]

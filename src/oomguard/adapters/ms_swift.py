@@ -26,7 +26,7 @@ from oomguard.adapters.invocation import Invocation, file_first
 from oomguard.adapters.launchers import Launcher, LauncherCommand
 from oomguard.adapters.llamafactory_keys import MULTIMODAL_MODEL
 from oomguard.adapters.prequantized import is_four_bit
-from oomguard.adapters.settings.trainer_settings import EFFECTS
+from oomguard.adapters.settings.trainer_settings import EFFECTS, EVALUATING, evaluations
 from oomguard.configfile import values
 from oomguard.configfile.document import Source
 from oomguard.configfile.layered import Settings
@@ -53,6 +53,7 @@ _MODULES = {f"swift.cli.{name}" for name in _COMMANDS}
 _LAUNCHED_BY = ("NPROC_PER_NODE", "NNODES", "NODE_RANK", "MASTER_ADDR", "MASTER_PORT")
 _BATCH = 16  # samples of a step that ms-swift accumulates to where no number is stated
 _MICRO = number("per_device_train_batch_size", 1)
+_EVAL_BATCH = number("per_device_eval_batch_size", 1)
 _STEPS = fields.maybe_number("gradient_accumulation_steps")
 _MODEL = fields.maybe_text("model")
 # Without one, weights keep the checkpoint's dtype, 16 bits in what people fine-tune, or become bf16
@@ -171,7 +172,7 @@ BINDINGS = Bindings(
             read=_STEPS.of,
             edits=lambda _, value: {_STEPS: value},
         ),
-        fields.direct("eval_batch", number("per_device_eval_batch_size", 1)),
+        fields.direct("eval_batch", _EVAL_BATCH),
         *(binding for binding in hf.SHARED if binding.field not in _OWN),
         fields.direct("sequence_length", fields.maybe_number("max_length")),
         Binding(field="overlong", read=_overlong, edits=_overlong_edits),
@@ -242,7 +243,8 @@ _TASKS = {
     "embedding": TrainingMethod.EMBEDDING,
 }
 _EFFECTS = (
-    *EFFECTS,
+    *(one for one in EFFECTS if one.key not in EVALUATING),
+    *evaluations(_EVAL_BATCH, _MICRO),
     effects.switch("use_galore", effects.OTHER_STATES, Direction.LESS),
     effects.Effect(
         key="optimizer",  # of these, only the learning rates differ

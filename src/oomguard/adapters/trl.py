@@ -13,7 +13,7 @@ from functools import cache
 
 import yaml
 
-from oomguard.adapters import effects, fields, known_settings, launchers, trl_methods
+from oomguard.adapters import fields, launchers, trl_methods
 from oomguard.adapters.config_adapter import Refusal
 from oomguard.adapters.contract import JobRequest, Marks
 from oomguard.adapters.fields import Binding, Bindings, Edits, Key, flag
@@ -30,7 +30,8 @@ from oomguard.adapters.hf.trainer_adapter import (
 from oomguard.adapters.invocation import Invocation, file_option, with_config
 from oomguard.adapters.launchers import Launcher, LauncherCommand
 from oomguard.adapters.prequantized import is_four_bit
-from oomguard.adapters.settings.trainer_settings import EFFECTS
+from oomguard.adapters.settings.groups import SettingGroups
+from oomguard.adapters.settings.trl_settings import TRL
 from oomguard.configfile import values
 from oomguard.configfile.document import Document, Files, Source
 from oomguard.configfile.layered import Settings
@@ -56,11 +57,6 @@ _COMMANDS = {
     "sft": TrainingMethod.SFT,
     "dpo": TrainingMethod.DPO,
     "reward": TrainingMethod.REWARD,
-}
-_KNOWN = {
-    TrainingMethod.SFT: known_settings.TRL,
-    TrainingMethod.DPO: known_settings.TRL_DPO,
-    TrainingMethod.REWARD: known_settings.TRL_REWARD,
 }
 _MODULES = {f"trl.scripts.{name}": name for name in _COMMANDS}
 _SCRIPTS = {f"trl/scripts/{name}.py": name for name in _COMMANDS}
@@ -292,10 +288,6 @@ class Trl(TrainerAdapter):
         trl_methods.SYNCED_AND_PRECOMPUTED,
     )
     rank = TRL_RANK
-    effects = (
-        *(one for one in EFFECTS if one.key != "label_smoothing_factor"),
-        effects.prequantized("model_name_or_path"),
-    )
 
     def command_for(
         self, source: Source, document: Mapping[str, object], command: tuple[str, ...]
@@ -328,9 +320,17 @@ class Trl(TrainerAdapter):
         return _method(self.of_job(job))
 
     def known_to(self, job: Job) -> frozenset[str]:
-        """Return the settings of the command."""
+        """Return the settings of the command, and the flags that it passes on."""
         launcher = {*_HANDED_ON, _ACCELERATE.name, accelerate.FILE}
-        return _KNOWN[self.training_method(job)] | launcher
+        return super().known_to(job) | launcher
+
+    def groups_of(self, job: Job) -> SettingGroups:
+        """Return the settings of the command."""
+        return TRL[self.training_method(job)]
+
+    def tables(self) -> Mapping[str, SettingGroups]:
+        """Return the settings of each command."""
+        return {f"trl {name}": TRL[method] for name, method in _COMMANDS.items()}
 
     def referenced_files(self, request: JobRequest) -> tuple[str, ...]:
         """Return the DeepSpeed file, and accelerate's."""

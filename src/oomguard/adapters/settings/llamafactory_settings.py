@@ -245,4 +245,4 @@ _OWN = SettingGroups(
     },
 )
 
-LLAMAFACTORY = trainer.TRAINER.without(_LATER) | _OWN
+LLAMAFACTORY = trainer.TRAINER.without(_LATER) | trainer.SEQ2SEQ | _OWN

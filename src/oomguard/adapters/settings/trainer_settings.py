@@ -7,9 +7,9 @@ from __future__ import annotations
 
 from oomguard.adapters import effects
 from oomguard.adapters.effects import Effect
+from oomguard.adapters.fields import Key
 from oomguard.adapters.hf import training_arguments as hf
 from oomguard.adapters.settings.groups import SettingGroups, fields_of
-from oomguard.configfile.layered import Settings
 from oomguard.configfile.values import real
 from oomguard.job.unmodelled import Direction, Memory
 
@@ -22,11 +22,6 @@ RUNNING = "how the job runs: its length, seeds, errors and processes"
 INFERENCE = "inference and export alone, none of it in training"
 COMMUNICATION = "how gradients are exchanged: as many buckets for other sizes"
 OVERWRITTEN = "overwritten or refused by the framework itself in training"
-
-
-def evaluates_more(settings: Settings) -> bool:
-    """Return whether an evaluation's batch is larger than the one that is planned."""
-    return hf.EVAL_BATCH.of(settings) > hf.MICRO_BATCH.of(settings)
 
 
 def is_evaluating(value: object) -> bool:
@@ -42,7 +37,20 @@ def no_clipping(value: object) -> bool:
         return False
 
 
-EVALUATED = "evaluation is not included, and its batch is larger than the micro batch"
+def evaluations(eval_batch: Key[int], micro_batch: Key[int]) -> tuple[Effect, ...]:
+    """Return the effects of evaluating with a larger batch than the one that is planned."""
+    return tuple(
+        Effect(
+            key=key,
+            effect="evaluation is not included, and its batch is larger than the micro batch",
+            when=is_evaluating,
+            given=lambda settings: eval_batch.of(settings) > micro_batch.of(settings),
+        )
+        for key in EVALUATING
+    )
+
+
+EVALUATING = ("eval_strategy", "eval_on_start", "do_eval")
 COMPILED = "what torch.compile fuses and keeps is not included"
 
 #: Of the first, transformers' own scripts and most frameworks read all.
@@ -95,11 +103,7 @@ TRAINER = SettingGroups(
             Effect(key=key, effect=COMPILED, direction=Direction.EITHER)
             for key in ("torch_compile", "torch_compile_backend", "torch_compile_mode")
         ),
-        *(
-            Effect(key=key, effect=EVALUATED, when=is_evaluating, given=evaluates_more)
-            for key in ("eval_strategy", "eval_on_start", "do_eval")
-        ),
-        effects.switch("predict_with_generate", "evaluation generates with a cache of keys"),
+        *evaluations(hf.EVAL_BATCH, hf.MICRO_BATCH),
         Effect(
             key="include_for_metrics",
             effect="inputs and losses that evaluation collects are not included",
@@ -159,7 +163,6 @@ TRAINER = SettingGroups(
     details={
         "eval_strategy": "eval_steps eval_delay eval_do_concat_batches"
         " eval_use_gather_object batch_eval_metrics bf16_full_eval fp16_full_eval",
-        "predict_with_generate": "generation_config generation_max_length generation_num_beams",
     },
     no_effect={
         SAVED: "disable_tqdm enable_jit_checkpoint greater_is_better hub_always_push hub_model_id"
@@ -172,7 +175,7 @@ TRAINER = SettingGroups(
         RATES: "adam_beta1 adam_beta2 adam_epsilon average_tokens_across_devices learning_rate"
         " lr_scheduler_kwargs lr_scheduler_type tf32 warmup_steps weight_decay",
         SAMPLES: "data_seed dataloader_drop_last dataloader_in_order ignore_data_skip label_names"
-        " length_column_name remove_unused_columns sortish_sampler train_sampling_strategy",
+        " length_column_name remove_unused_columns train_sampling_strategy",
         RUNNING: "ddp_timeout local_rank max_steps num_train_epochs resume_from_checkpoint"
         " restore_callback_states_from_checkpoint seed torch_empty_cache_steps",
         COMMUNICATION: "ddp_backend ddp_broadcast_buffers ddp_bucket_cap_mb"
@@ -180,10 +183,26 @@ TRAINER = SettingGroups(
     },
 )
 
+SEQ2SEQ = SettingGroups(
+    unmodelled=(
+        effects.switch("predict_with_generate", "evaluation generates with a cache of keys"),
+    ),
+    details={
+        "predict_with_generate": "generation_config generation_max_length generation_num_beams",
+    },
+    no_effect={SAMPLES: "sortish_sampler"},
+)
+
 #: Reading by scripts that leave checkpointing and the fused loss to the Trainer.
 CHECKPOINTING = SettingGroups(
     read=fields_of({"checkpointing": "gradient_checkpointing", "loss_kernel": "use_liger_kernel"}),
     unmodelled=(
+        Effect(
+            key="activation_checkpointing",
+            effect="checkpointing under its newer name is not read",
+            direction=Direction.EITHER,
+            when=lambda value: value is not None,
+        ),
         Effect(
             key="gradient_checkpointing_kwargs",
             effect="reentrant checkpointing is counted as if it were not",
@@ -196,7 +215,8 @@ CHECKPOINTING = SettingGroups(
             direction=Direction.EITHER,
         ),
     ),
+    details={"activation_checkpointing": "activation_checkpointing_kwargs"},
 )
 
 #: Effects of a script's flags, whose own settings nobody lists.
-EFFECTS = (*TRAINER.effects, *CHECKPOINTING.effects, effects.DORA)
+EFFECTS = (*TRAINER.effects, *SEQ2SEQ.effects, *CHECKPOINTING.effects, effects.DORA)

@@ -1,0 +1,159 @@
+"""The settings of TRL's commands.
+
+Source: trl 1.16.0, trainer/{base,sft,dpo,reward,model}_config.py and {sft,dpo,reward}_trainer.py,
+scripts/utils.py.
+"""
+
+from __future__ import annotations
+
+from oomguard.adapters import effects
+from oomguard.adapters.effects import Effect
+from oomguard.adapters.settings import trainer_settings as trainer
+from oomguard.adapters.settings.groups import SettingGroups, fields_of
+from oomguard.job.unmodelled import Direction, TrainingMethod
+
+_BUILT = ("eager", "sdpa", "flash_attention_2")
+_LORA = "use_peft lora_r lora_alpha lora_target_modules lora_dropout lora_modules_to_save"
+
+_MODEL = SettingGroups(
+    read=fields_of(
+        {
+            "model": "model_name_or_path",
+            "quantization": "model_name_or_path load_in_4bit load_in_8bit bnb_4bit_quant_type"
+            " use_bnb_nested_quant",
+            "precision": "dtype",
+            "base": "dtype",
+            "attention": "attn_implementation",
+            "tuning": "use_peft",
+            "trained_fp32": "use_peft",
+            "lora": _LORA,
+            "lora_rank": "use_peft lora_r",
+            "embedding_rows": "lora_modules_to_save",
+            "trained_embeddings": "lora_modules_to_save",
+            "sequence_length": "max_length",
+            "offload": "activation_offloading",
+            "preprocess_workers": "dataset_num_proc",
+            "data": "dataset_name",
+            "fused": "optim",
+        }
+    ),
+    partly=(
+        effects.prequantized("model_name_or_path"),
+        effects.on_host("dataset_num_proc", "each process's own host memory is not included"),
+        Effect(
+            key="attn_implementation",
+            effect="this attention is counted as torch's own",
+            direction=Direction.EITHER,
+            when=lambda value: value is not None and value not in _BUILT,
+        ),
+    ),
+    unmodelled=(
+        effects.DORA,
+        Effect(
+            key="model_init_kwargs",
+            effect="what the model is built with besides is not read",
+            direction=Direction.EITHER,
+        ),
+        Effect(
+            key="lora_target_parameters",
+            effect="adapters of single parameters, such as experts, are not counted",
+        ),
+        Effect(key="pad_to_multiple_of", effect="padding beyond the longest sample is not counted"),
+    ),
+    no_effect={
+        trainer.PLACES: "dataset_config dataset_test_split dataset_train_split datasets"
+        " model_revision trust_remote_code",
+        trainer.SAMPLES: "dataset_streaming pad_token streaming test_split_size",
+        trainer.RUNNING: "ignore_bias_buffers",
+        trainer.RATES: "bnb_4bit_quant_storage lora_task_type use_rslora",
+    },
+)
+
+_CAUSAL = SettingGroups(
+    read=fields_of({"loss_kernel": "loss_type"}),
+    unmodelled=(
+        Effect(
+            key="router_aux_loss_coef",
+            effect="the router's logits of every layer are kept for a loss of their own",
+        ),
+    ),
+    no_effect={trainer.SAMPLES: "truncation_mode"},
+)
+
+#: Liger's switch is the Trainer's own; TRL's losses have their own tiles.
+_CHECKPOINTING = trainer.CHECKPOINTING.without(("use_liger_kernel", "liger_kernel_config"))
+_LIGER = SettingGroups(
+    unmodelled=(
+        effects.switch("use_liger_kernel", "Liger's kernels are not modelled", Direction.EITHER),
+    ),
+    details={"use_liger_kernel": "liger_kernel_config"},
+)
+_COMMON = trainer.TRAINER | _CHECKPOINTING | _LIGER | _MODEL
+_OTHERS = SettingGroups(
+    read=fields_of({"lora": "disable_dropout"}),
+    no_effect={trainer.OVERWRITTEN: "label_smoothing_factor"},
+)
+_UNSMOOTHED = _COMMON.without(("label_smoothing_factor",))
+
+_SFT = (
+    _UNSMOOTHED
+    | _CAUSAL
+    | SettingGroups(
+        read=fields_of(
+            {
+                "loss_kernel": "label_smoothing_factor",
+                "objective": "label_smoothing_factor loss_type",
+                "packing": "packing",
+                "overlong": "packing packing_strategy",
+            }
+        ),
+        unmodelled=(
+            effects.switch("padding_free", "a batch is counted with its padding", Direction.EITHER),
+            Effect(
+                key="dataset_kwargs",
+                effect="samples that TRL does not prepare are not cut",
+                when=lambda value: "skip_prepare_dataset" in str(value),
+            ),
+        ),
+        no_effect={
+            trainer.SAMPLES: "assistant_only_loss chat_template_path completion_only_loss"
+            " dataset_text_field eos_token eval_packing shuffle_dataset",
+        },
+    )
+)
+_DPO = (
+    _UNSMOOTHED
+    | _CAUSAL.without(("loss_type",))
+    | _OTHERS
+    | SettingGroups(
+        read=fields_of({"precompute_reference": "precompute_ref_log_probs"}),
+        unmodelled=(
+            Effect(
+                key="precompute_ref_batch_size",
+                effect="the reference's larger batch before training is not included",
+                given=lambda settings: bool(settings.get("precompute_ref_log_probs")),
+            ),
+        ),
+        no_effect={
+            trainer.RATES: "beta discopop_tau f_alpha_divergence_coef f_divergence_type"
+            " label_smoothing ld_alpha loss_type loss_weights ref_model_mixup_alpha"
+            " ref_model_sync_steps sync_ref_model use_weighting",
+            trainer.OVERWRITTEN: "padding_free",
+        },
+    )
+)
+_REWARD = (
+    _UNSMOOTHED
+    | _OTHERS
+    | SettingGroups(
+        no_effect={
+            trainer.RATES: "center_rewards_coefficient",
+            trainer.SAMPLES: "chat_template_path eos_token",
+        },
+    )
+)
+TRL = {
+    TrainingMethod.SFT: _SFT,
+    TrainingMethod.DPO: _DPO,
+    TrainingMethod.REWARD: _REWARD,
+}
