@@ -13,6 +13,7 @@ from decided import Example, between, of_job, twice
 from oomguard.adapters.config_adapter import ConfigAdapter
 from oomguard.adapters.effects import Effect
 from oomguard.adapters.llamafactory import LlamaFactory
+from oomguard.adapters.ms_swift import MsSwift
 from oomguard.adapters.registry import ADAPTERS
 from oomguard.adapters.settings import trl_settings
 from oomguard.adapters.settings.groups import SettingGroups
@@ -129,6 +130,35 @@ REWARD = {
     "disable_dropout": [Example("false", PEFT)],
 }
 DPO = {**REWARD, "precompute_ref_log_probs": [Example("true")]}
+SWIFT = {
+    **{key: examples for key, examples in TRAINER.items() if key not in ("bf16", "fp16")},
+    "optim": [Example("adamw_torch_fused"), Example("adafactor")],
+    "gradient_checkpointing": [Example("false")],
+    "use_liger_kernel": [Example("true")],
+    "model": [Example("Qwen/Qwen2.5-VL-7B-Instruct"), Example("m-GPTQ")],
+    "max_pixels": [Example("99")],
+    "vit_gradient_checkpointing": [Example("true")],
+    "freeze_vit": [Example("false", "model: Qwen/Qwen2.5-VL-7B-Instruct\n")],
+    "freeze_aligner": [Example("false", "model: Qwen/Qwen2.5-VL-7B-Instruct\n")],
+    "freeze_llm": [Example("true", "model: Qwen/Qwen2.5-VL-7B-Instruct\n")],
+    "max_length": [Example("99")],
+    "truncation_strategy": [Example("right")],
+    "packing": [Example("true")],
+    "device_map": [Example("auto")],
+    "dataset_num_proc": [Example("2")],
+    "torch_dtype": [Example("float32"), Example("float16")],
+    "quant_bits": [Example("8", "quant_method: bnb\n")],
+    "quant_method": [Example("bnb", "quant_bits: 4\n")],
+    "bnb_4bit_quant_type": [Example("fp4", "quant_method: bnb\nquant_bits: 4\n")],
+    "bnb_4bit_use_double_quant": [Example("false", "quant_method: bnb\nquant_bits: 4\n")],
+    "tuner_type": [Example("full")],
+    "lora_rank": [Example("4")],
+    "lora_alpha": [Example("4")],
+    "lora_dropout": [Example("0.5")],
+    "target_modules": [Example("q_proj")],
+    "modules_to_save": [Example("lm_head")],
+    "task_type": [Example("embedding")],
+}
 
 
 @dataclass(frozen=True)
@@ -150,6 +180,7 @@ CASES = [
         LLAMAFACTORY,
         LlamaFactory.groups,
     ),
+    Case(MsSwift(), "swift sft train.yaml", "model: m\ndataset: d\n", SWIFT, MsSwift.groups),
     *(
         Case(
             Trl(),

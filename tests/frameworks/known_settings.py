@@ -46,7 +46,6 @@ NAMES = (
 #: Packages that are read as source: what they depend on needs a GPU or a compiler.
 READ = {
     "axolotl": ("utils/schemas/*.py", "integrations/*/args.py"),
-    "swift": ("arguments/**/*.py", "trainers/arguments.py"),
 }
 HEAD = '''"""The settings of each framework, dumped from its package; do not edit.
 
@@ -77,11 +76,30 @@ def read(package: str) -> set[str]:
     }
 
 
+def inherited(package: str, name: str) -> set[str]:
+    """Return the fields of a class of a package, with those that it inherits there."""
+    (site,) = environment("schemas").parents[1].glob("lib/python*/site-packages")
+    trees = [ast.parse(path.read_text()) for path in sorted((site / package).rglob("*.py"))]
+    classes = {
+        node.name: node for tree in trees for node in tree.body if isinstance(node, ast.ClassDef)
+    }
+
+    def of_class(node: ast.ClassDef) -> set[str]:
+        own = {
+            one.target.id
+            for one in node.body
+            if isinstance(one, ast.AnnAssign) and isinstance(one.target, ast.Name)
+        }
+        names = [base.id for base in node.bases if isinstance(base, ast.Name)]
+        bases = [classes[base] for base in names if base in classes]
+        return own.union(*(of_class(base) for base in bases))
+
+    return of_class(classes[name])
+
+
 def known() -> dict[str, set[str]]:
-    trainer = imported("hf")
     return {
         "AXOLOTL": read("axolotl"),
-        "MS_SWIFT": read("swift") | trainer,
     }
 
 

@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 import yaml
 from environments import environment
-from known_settings import imported, module
+from known_settings import imported, inherited, module
 
 from decided import twice
 from oomguard.adapters import axolotl, known_settings, ms_swift, torchtune, trl
@@ -26,6 +26,7 @@ from oomguard.adapters.hf import liger
 from oomguard.adapters.llamafactory_keys import LIGER_MODELS
 from oomguard.adapters.settings.groups import SettingGroups
 from oomguard.adapters.settings.llamafactory_settings import LLAMAFACTORY
+from oomguard.adapters.settings.swift_settings import SWIFT
 from oomguard.adapters.settings.trl_settings import TRL
 from oomguard.configfile.document import Document, Source
 from oomguard.configfile.layered import Settings
@@ -130,6 +131,9 @@ def test_the_known_settings_are_those_of_the_packages() -> None:
 @pytest.mark.parametrize(
     ("groups", "package"),
     [
+        pytest.param(
+            SWIFT, lambda: inherited("swift", "SftArguments") | imported("hf"), id="ms-swift"
+        ),
         pytest.param(LLAMAFACTORY, lambda: imported("llamafactory"), id="LLaMA-Factory"),
         pytest.param(TRL[TrainingMethod.SFT], lambda: imported("trl"), id="trl sft"),
         pytest.param(TRL[TrainingMethod.DPO], lambda: imported("trl dpo"), id="trl dpo"),

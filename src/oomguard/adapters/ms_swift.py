@@ -9,7 +9,7 @@ from __future__ import annotations
 import posixpath
 from dataclasses import replace
 
-from oomguard.adapters import effects, fields, known_settings, launchers
+from oomguard.adapters import fields, launchers
 from oomguard.adapters.config_adapter import Refusal
 from oomguard.adapters.contract import JobRequest, Marks
 from oomguard.adapters.fields import Binding, Bindings, Edits, Key, choice, flag, number
@@ -26,7 +26,7 @@ from oomguard.adapters.invocation import Invocation, file_first
 from oomguard.adapters.launchers import Launcher, LauncherCommand
 from oomguard.adapters.llamafactory_keys import MULTIMODAL_MODEL
 from oomguard.adapters.prequantized import is_four_bit
-from oomguard.adapters.settings.trainer_settings import EFFECTS, EVALUATING, evaluations
+from oomguard.adapters.settings.swift_settings import EVAL_BATCH, MICRO_BATCH, SWIFT
 from oomguard.configfile import values
 from oomguard.configfile.document import Source
 from oomguard.configfile.layered import Settings
@@ -46,14 +46,12 @@ from oomguard.job.plan import (
     Tuning,
 )
 from oomguard.job.training_job import Device, Job, World
-from oomguard.job.unmodelled import Direction, TrainingMethod
+from oomguard.job.unmodelled import TrainingMethod
 
 _COMMANDS = ("sft", "pt")
 _MODULES = {f"swift.cli.{name}" for name in _COMMANDS}
 _LAUNCHED_BY = ("NPROC_PER_NODE", "NNODES", "NODE_RANK", "MASTER_ADDR", "MASTER_PORT")
 _BATCH = 16  # samples of a step that ms-swift accumulates to where no number is stated
-_MICRO = number("per_device_train_batch_size", 1)
-_EVAL_BATCH = number("per_device_eval_batch_size", 1)
 _STEPS = fields.maybe_number("gradient_accumulation_steps")
 _MODEL = fields.maybe_text("model")
 # Without one, weights keep the checkpoint's dtype, 16 bits in what people fine-tune, or become bf16
@@ -166,13 +164,13 @@ def _device_map_edits(_: Settings, value: object) -> Edits | None:
 _OWN = {"micro_batch", "accumulation", "eval_batch"}
 BINDINGS = Bindings(
     bindings=(
-        fields.direct("micro_batch", _MICRO),
+        fields.direct("micro_batch", MICRO_BATCH),
         Binding(
             field="accumulation",
             read=_STEPS.of,
             edits=lambda _, value: {_STEPS: value},
         ),
-        fields.direct("eval_batch", _EVAL_BATCH),
+        fields.direct("eval_batch", EVAL_BATCH),
         *(binding for binding in hf.SHARED if binding.field not in _OWN),
         fields.direct("sequence_length", fields.maybe_number("max_length")),
         Binding(field="overlong", read=_overlong, edits=_overlong_edits),
@@ -242,38 +240,6 @@ _TASKS = {
     "seq_cls": TrainingMethod.CLASSIFICATION,
     "embedding": TrainingMethod.EMBEDDING,
 }
-_EFFECTS = (
-    *(one for one in EFFECTS if one.key not in EVALUATING),
-    *evaluations(_EVAL_BATCH, _MICRO),
-    effects.switch("use_galore", effects.OTHER_STATES, Direction.LESS),
-    effects.Effect(
-        key="optimizer",  # of these, only the learning rates differ
-        effect=effects.OTHER_STATES,
-        direction=Direction.EITHER,
-        when=lambda value: value not in (None, "default", "lorap", "multimodal"),
-    ),
-    effects.Effect(
-        key="sequence_parallel_size",
-        effect="sequence parallelism is not modelled: every GPU counts the whole sequence",
-        direction=Direction.LESS,
-    ),
-    effects.Effect(
-        key="device_map",
-        effect="layers split over several GPUs are counted on one",
-        direction=Direction.LESS,
-    ),
-    effects.Effect(
-        key="lisa_activated_layers",
-        effect="all layers count as trained",
-        direction=Direction.LESS,
-    ),
-    effects.Effect(
-        key="init_weights",
-        effect="LoRA-GA starts from a gradient of the whole model, which is not included",
-        when=lambda value: str(value) == "lora-ga",
-    ),
-    effects.prequantized("model"),
-)
 
 
 class MsSwift(TrainerAdapter):
@@ -296,8 +262,7 @@ class MsSwift(TrainerAdapter):
     environment = (*ENVIRONMENT, *_LAUNCHED_BY)
     output = _OUTPUT
     rank = _RANK
-    effects = _EFFECTS
-    known = known_settings.MS_SWIFT
+    groups = SWIFT
 
     def training_method(self, job: Job) -> TrainingMethod | None:
         """Return the method of the command and of `task_type`."""
@@ -331,7 +296,7 @@ class MsSwift(TrainerAdapter):
         """Read the job; without a number, ms-swift accumulates to 16 samples."""
         settings = self.invocation(request.argv, request.source).settings
         world = self._world(request)
-        micro = _MICRO.of(settings)
+        micro = MICRO_BATCH.of(settings)
         steps = _STEPS.of(settings) or max(1, -(-_BATCH // (micro * world.size)))
         job = super().read(request)
         asked = replace(job.asked, accumulation=steps)

@@ -37,12 +37,15 @@ def no_clipping(value: object) -> bool:
         return False
 
 
+EVALUATED = "evaluation is not included, and its batch is larger than the micro batch"
+
+
 def evaluations(eval_batch: Key[int], micro_batch: Key[int]) -> tuple[Effect, ...]:
     """Return the effects of evaluating with a larger batch than the one that is planned."""
     return tuple(
         Effect(
             key=key,
-            effect="evaluation is not included, and its batch is larger than the micro batch",
+            effect=EVALUATED,
             when=is_evaluating,
             given=lambda settings: eval_batch.of(settings) > micro_batch.of(settings),
         )
