@@ -7,7 +7,7 @@ export HF_HUB_OFFLINE = 1
 export TRANSFORMERS_OFFLINE = 1
 export HF_DATASETS_OFFLINE = 1
 
-.PHONY: gpu extended soak fuzz quickstart test gates unit coverage frameworks environments overhead schema known-settings strategies-table options-table settings-table journeys clean
+.PHONY: gpu extended soak fuzz quickstart test gates unit coverage frameworks environments overhead schema strategies-table options-table settings-table journeys clean
 
 $(VENV)/.dev: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -94,11 +94,6 @@ journeys: $(VENV)/.dev
 schema: $(VENV)/.dev
 	$(BIN)/python -c "import json; from oomguard.run.report import schema; print(json.dumps(schema(), indent=2))" \
 	  > src/oomguard/fit-report.schema.json
-
-# Regenerate the settings that each framework has, from its pinned package.
-known-settings: $(VENV)/.dev
-	$(BIN)/python tests/frameworks/known_settings.py > known_settings.new
-	mv known_settings.new src/oomguard/adapters/known_settings.py
 
 # Regenerate the table in docs/strategies.md.
 strategies-table: $(VENV)/.dev

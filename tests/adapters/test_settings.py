@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from decided import Example, between, of_job, twice
+from oomguard.adapters.axolotl import Axolotl
 from oomguard.adapters.config_adapter import ConfigAdapter
 from oomguard.adapters.effects import Effect
 from oomguard.adapters.llamafactory import LlamaFactory
@@ -159,6 +160,50 @@ SWIFT = {
     "modules_to_save": [Example("lm_head")],
     "task_type": [Example("embedding")],
 }
+PLUGGED = "plugins: [axolotl.integrations.%s.Plugin]\n"
+AXOLOTL = {
+    **{
+        key: TRAINER[key]
+        for key in (
+            *("gradient_accumulation_steps", "auto_find_batch_size", "dataloader_num_workers"),
+            *("dataloader_pin_memory", "deepspeed", "fsdp", "output_dir", "fp16"),
+        )
+    },
+    "micro_batch_size": [Example("2")],
+    "batch_size": [Example("8")],
+    "eval_batch_size": [Example("2")],
+    "sequence_len": [Example("99")],
+    "excess_length_strategy": [Example("truncate")],
+    "gradient_checkpointing": [Example("true")],
+    "bf16": [Example("false")],
+    "bfloat16": [Example("true", "bf16: false\n")],
+    "float16": [Example("true", "bf16: false\n")],
+    "base_model": [Example("other"), Example("m-GPTQ")],
+    "load_in_4bit": [Example("true")],
+    "load_in_8bit": [Example("true")],
+    "bnb_config_kwargs": [Example("{bnb_4bit_quant_type: fp4}")],
+    "gptq": [Example("true")],
+    "adapter": [Example("lora")],
+    "lora_r": [Example("4", "adapter: lora\n")],
+    "lora_alpha": [Example("4", "adapter: lora\n")],
+    "lora_dropout": [Example("0.5", "adapter: lora\n")],
+    "lora_target_modules": [Example("q_proj", "adapter: lora\n")],
+    "lora_modules_to_save": [Example("lm_head", "adapter: lora\n")],
+    "lora_target_linear": [Example("true", "adapter: lora\n")],
+    "optimizer": [Example("adafactor")],
+    "plugins": [
+        Example("[axolotl.integrations.liger.LigerPlugin]",
+                "liger_fused_linear_cross_entropy: true\n")
+    ],
+    "liger_fused_linear_cross_entropy": [Example("true", PLUGGED % "liger")],
+    "cut_cross_entropy": [Example("true", PLUGGED % "cut_cross_entropy")],
+    "low_cpu_mem_usage": [Example("false")],
+    "attn_implementation": [Example("eager")],
+    "fsdp_config": [Example("{offload_params: false}")],
+    "rl": [Example("dpo")],
+    "reward_model": [Example("true")],
+    "process_reward_model": [Example("true")],
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -179,6 +224,13 @@ CASES = [
         "model_name_or_path: m\ndo_train: true\n",
         LLAMAFACTORY,
         LlamaFactory.groups,
+    ),
+    Case(
+        Axolotl(),
+        "axolotl train train.yaml",
+        "base_model: m\noutput_dir: o\n",
+        AXOLOTL,
+        Axolotl.groups,
     ),
     Case(MsSwift(), "swift sft train.yaml", "model: m\ndataset: d\n", SWIFT, MsSwift.groups),
     *(
@@ -234,7 +286,7 @@ TABLES = {
 def test_each_setting_is_in_one_group(groups: SettingGroups) -> None:
     assert twice(groups) == []
     unmodelled = {one.key for one in groups.unmodelled}
-    assert {one.key for one in groups.partly} <= groups.read.keys()
+    assert {one.key.partition(".")[0] for one in groups.partly} <= groups.read.keys()
     assert groups.details.keys() <= groups.read.keys() | unmodelled
 
 

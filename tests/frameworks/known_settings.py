@@ -1,16 +1,10 @@
-"""Dump the settings that each framework has, from its installed package.
-
-python tests/frameworks/known_settings.py > src/oomguard/adapters/known_settings.py
-"""
+"""The settings that each framework has, from its installed package."""
 
 from __future__ import annotations
 
 import ast
 import json
 import subprocess
-import sys
-import textwrap
-from pathlib import Path
 
 from environments import environment
 
@@ -43,17 +37,13 @@ NAMES = (
     "import dataclasses, json\n"
     "print(json.dumps([f.name for c in classes for f in dataclasses.fields(c) if f.init]))"
 )
-#: Packages that are read as source: what they depend on needs a GPU or a compiler.
-READ = {
-    "axolotl": ("utils/schemas/*.py", "integrations/*/args.py"),
-}
-HEAD = '''"""The settings of each framework, dumped from its package; do not edit.
-
-Made by tests/frameworks/known_settings.py, in the pinned environments of the framework tests.
-"""
-
-from __future__ import annotations
-'''
+#: What axolotl parses: its own settings and those of its plugins.
+AXOLOTL = (
+    *("AxolotlInputConfig", "CutCrossEntropyArgs", "DenseMixerArgs", "DiffusionArgs"),
+    *("ExpertParallelArgs", "GrokfastArgs", "HatcheryArgs", "KDArgs", "KernelsArgs", "LigerArgs"),
+    *("LLMCompressorArgs", "LMEvalArgs", "MoraArgs", "NemoGymArgs", "SpectrumArgs"),
+    "SwanLabConfig",
+)
 
 
 def imported(name: str) -> set[str]:
@@ -64,20 +54,21 @@ def imported(name: str) -> set[str]:
     return set(json.loads(done.stdout.splitlines()[-1]))
 
 
-def read(package: str) -> set[str]:
-    (site,) = environment("schemas").parents[1].glob("lib/python*/site-packages")
-    files = [path for pattern in READ[package] for path in sorted((site / package).glob(pattern))]
-    trees = [ast.parse(Path(path).read_text()) for path in files]
-    return {
-        node.target.id
-        for tree in trees
-        for node in ast.walk(tree)
-        if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name)
-    }
+def aliases(field: ast.AnnAssign) -> list[str]:
+    """Return the other names of a pydantic field."""
+    words = field.value.keywords if isinstance(field.value, ast.Call) else []
+    return [
+        word.value.value
+        for word in words
+        if word.arg == "alias" and isinstance(word.value, ast.Constant)
+    ]
 
 
-def inherited(package: str, name: str) -> set[str]:
-    """Return the fields of a class of a package, with those that it inherits there."""
+def inherited(package: str, *names: str) -> set[str]:
+    """Return the fields of classes of a package, with those that they inherit there.
+
+    It is read as source: what the package depends on needs a GPU or a compiler.
+    """
     (site,) = environment("schemas").parents[1].glob("lib/python*/site-packages")
     trees = [ast.parse(path.read_text()) for path in sorted((site / package).rglob("*.py"))]
     classes = {
@@ -85,32 +76,11 @@ def inherited(package: str, name: str) -> set[str]:
     }
 
     def of_class(node: ast.ClassDef) -> set[str]:
-        own = {
-            one.target.id
-            for one in node.body
-            if isinstance(one, ast.AnnAssign) and isinstance(one.target, ast.Name)
-        }
-        names = [base.id for base in node.bases if isinstance(base, ast.Name)]
-        bases = [classes[base] for base in names if base in classes]
+        fields = [one for one in node.body if isinstance(one, ast.AnnAssign)]
+        own = {one.target.id for one in fields if isinstance(one.target, ast.Name)}
+        own |= {alias for one in fields for alias in aliases(one)}
+        parents = [base.id for base in node.bases if isinstance(base, ast.Name)]
+        bases = [classes[base] for base in parents if base in classes]
         return own.union(*(of_class(base) for base in bases))
 
-    return of_class(classes[name])
-
-
-def known() -> dict[str, set[str]]:
-    return {
-        "AXOLOTL": read("axolotl"),
-    }
-
-
-def module() -> str:
-    parts = [HEAD]
-    for name, keys in known().items():
-        lines = textwrap.wrap(" ".join(sorted(keys)), 95)
-        body = "\n".join(f"    {line}" for line in lines)
-        parts.append(f'{name} = frozenset(\n    """\n{body}\n    """.split()\n)\n')
-    return "\n".join(parts)
-
-
-if __name__ == "__main__":
-    sys.stdout.write(module())
+    return set().union(*(of_class(classes[name]) for name in names))

@@ -9,7 +9,7 @@ from __future__ import annotations
 import posixpath
 from dataclasses import replace
 
-from oomguard.adapters import effects, fields, known_settings, launchers, trial
+from oomguard.adapters import fields, launchers, trial
 from oomguard.adapters.config_adapter import Refusal
 from oomguard.adapters.contract import JobRequest, Marks
 from oomguard.adapters.fields import Binding, Bindings, Edits, Key, flag, number
@@ -18,7 +18,7 @@ from oomguard.adapters.hf.trainer_adapter import NO_ROWS, ZERO3_WITH_BATCH_SEARC
 from oomguard.adapters.invocation import Invocation, file_first
 from oomguard.adapters.launchers import Launcher, LauncherCommand
 from oomguard.adapters.prequantized import is_four_bit
-from oomguard.adapters.settings.trainer_settings import EFFECTS
+from oomguard.adapters.settings.axolotl_settings import AXOLOTL
 from oomguard.configfile import values
 from oomguard.configfile.document import Source
 from oomguard.configfile.flags import Flags
@@ -233,57 +233,6 @@ _METHODS = {
     "simpo": TrainingMethod.SIMPO,
     "grpo": TrainingMethod.GRPO,
 }
-#: Source: axolotl, utils/schemas/{config,peft,integrations}.py.
-_EFFECTS = (
-    *(one for one in EFFECTS if one.key != "fsdp_config"),
-    effects.optimizer("optimizer"),
-    effects.switch("peft_use_dora", effects.DORA.effect),
-    effects.Effect(
-        key="fsdp",
-        effect="this kind of FSDP is planned as full sharding",
-        when=lambda value: "shard_grad_op" in str(value) or "no_shard" in str(value),
-    ),
-    *(
-        effects.Effect(
-            key=f"fsdp_config.{key}",
-            effect="this kind of FSDP is planned as full sharding",
-            when=lambda value: str(value).lower() not in ("true", "full_shard"),
-        )
-        for key in (
-            *("reshard_after_forward", "fsdp_reshard_after_forward"),
-            *("sharding_strategy", "fsdp_sharding_strategy"),
-        )
-    ),
-    *(
-        effects.switch(
-            f"fsdp_config.{key}", "what FSDP offloads is counted on the GPU", Direction.LESS
-        )
-        for key in ("offload_params", "fsdp_offload_params", "cpu_offload")
-    ),
-    *(
-        effects.Effect(
-            key=key, effect="this kind of parallelism is not modelled", direction=Direction.LESS
-        )
-        for key in (
-            *("tensor_parallel_size", "context_parallel_size", "sequence_parallel_degree"),
-            *("dp_shard_size", "dp_replicate_size", "expert_parallel_size"),
-        )
-    ),
-    effects.Effect(
-        key="unfrozen_parameters", effect="all weights count as trained", direction=Direction.LESS
-    ),
-    effects.switch("relora", "ReLoRA is not modelled"),
-    effects.Effect(
-        key="qat", effect="the fake quantization of weights and activations is not included"
-    ),
-    effects.prequantized("base_model"),
-    effects.Effect(
-        key="gptq",
-        effect="the checkpoint is quantized; its weights are counted at 16 bits unless its name "
-        "ends on GPTQ",
-        direction=Direction.LESS,
-    ),
-)
 
 
 class Axolotl(TrainerAdapter):
@@ -298,8 +247,7 @@ class Axolotl(TrainerAdapter):
     starts = (*programs, "train")
     bindings = BINDINGS
     refusals = _REFUSALS
-    effects = _EFFECTS
-    known = known_settings.AXOLOTL
+    groups = AXOLOTL
     output = _OUTPUT
 
     def training_method(self, job: Job) -> TrainingMethod | None:

@@ -67,7 +67,6 @@ class ConfigAdapter(Adapter):
     bindings: Bindings
     refusals: tuple[Refusal, ...] = ()
     effects: tuple[Effect, ...] = ()
-    known: frozenset[str] = frozenset()
     groups: SettingGroups | None = None
     environment: tuple[str, ...] = ()
     elsewhere: tuple[str, ...] = ("allocator",)
@@ -244,7 +243,7 @@ class ConfigAdapter(Adapter):
     def known_to(self, job: Job) -> frozenset[str]:
         """Return the names of these settings; none if they are not listed."""
         groups = self.groups_of(job)
-        return groups.names if groups else self.known
+        return groups.names if groups else frozenset()
 
     def refusal(self, job: Job, plan: Plan) -> str | None:
         """Return the framework's own message for a plan that it refuses."""

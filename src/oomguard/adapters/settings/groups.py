@@ -66,6 +66,10 @@ class SettingGroups:
             details=_kept(self.details, gone),
         )
 
+    def only(self, names: Iterable[str]) -> SettingGroups:
+        """Return the settings that are among `names`."""
+        return self.without(self.names - frozenset(names))
+
     def listed(self) -> list[str]:
         """Return the settings of every group; one that is in two groups is there twice."""
         lists = (*self.no_effect.values(), *self.details.values())

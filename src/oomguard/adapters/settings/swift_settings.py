@@ -1,6 +1,6 @@
 """The settings of ms-swift's `swift sft` and `swift pt`.
 
-Source: swift 4, arguments/{sft_args,tuner_args}.py, arguments/base_args/, trainers/arguments.py,
+Source: ms-swift 4.6.0, swift/: arguments/{sft_args,tuner_args}.py, arguments/base_args/, trainers/arguments.py,
 callbacks/mapping.py.
 """
 
