@@ -1,7 +1,7 @@
 """The settings of ms-swift's `swift sft` and `swift pt`.
 
-Source: ms-swift 4.6.0, swift/: arguments/{sft_args,tuner_args}.py, arguments/base_args/, trainers/arguments.py,
-callbacks/mapping.py.
+Source: ms-swift 4.6.0, arguments/{sft_args,tuner_args}.py, arguments/base_args/,
+trainers/arguments.py, callbacks/mapping.py.
 """
 
 from __future__ import annotations
