@@ -13,10 +13,11 @@ from decided import Example, between, of_job, twice
 from oomguard.adapters.axolotl import Axolotl
 from oomguard.adapters.config_adapter import ConfigAdapter
 from oomguard.adapters.effects import Effect
+from oomguard.adapters.litgpt import LitGPT
 from oomguard.adapters.llamafactory import LlamaFactory
 from oomguard.adapters.ms_swift import MsSwift
 from oomguard.adapters.registry import ADAPTERS
-from oomguard.adapters.settings import trl_settings
+from oomguard.adapters.settings import litgpt_settings, trl_settings
 from oomguard.adapters.settings.groups import SettingGroups
 from oomguard.adapters.settings.page import settings_tables
 from oomguard.adapters.trl import Trl
@@ -204,6 +205,32 @@ AXOLOTL = {
     "reward_model": [Example("true")],
     "process_reward_model": [Example("true")],
 }  # fmt: skip
+JSON = "{class_path: JSON, init_args: {json_path: a.json, num_workers: 2}}"
+FULL = {
+    "checkpoint_dir": [Example("other")],
+    "out_dir": [Example("other")],
+    "precision": [Example("32-true")],
+    "devices": [Example("2")],
+    "num_nodes": [Example("2")],
+    "train.global_batch_size": [Example("32")],
+    "train.micro_batch_size": [Example("2")],
+    "train.max_seq_length": [Example("99")],
+    "optimizer": [Example("SGD")],
+    "data": [Example(JSON)],
+}
+ADAPTER = {**FULL, "quantize": [Example("bnb.nf4")]}
+LITGPT_LORA = {
+    **ADAPTER,
+    "lora_r": [Example("4")],
+    "lora_alpha": [Example("4")],
+    "lora_dropout": [Example("0.5")],
+    "lora_query": [Example("false")],
+    "lora_key": [Example("true")],
+    "lora_value": [Example("false")],
+    "lora_projection": [Example("true")],
+    "lora_mlp": [Example("true")],
+    "lora_head": [Example("true")],
+}
 
 
 @dataclass(frozen=True)
@@ -231,6 +258,21 @@ CASES = [
         "base_model: m\noutput_dir: o\n",
         AXOLOTL,
         Axolotl.groups,
+    ),
+    *(
+        Case(
+            LitGPT(),
+            f"litgpt {command} --config train.yaml",
+            "checkpoint_dir: m\nseed: 1\n",
+            examples,
+            litgpt_settings.LITGPT[command],
+        )
+        for command, examples in (
+            ("finetune_full", FULL),
+            ("finetune_lora", LITGPT_LORA),
+            ("finetune_adapter", ADAPTER),
+            ("finetune_adapter_v2", ADAPTER),
+        )
     ),
     Case(MsSwift(), "swift sft train.yaml", "model: m\ndataset: d\n", SWIFT, MsSwift.groups),
     *(
@@ -264,7 +306,7 @@ def test_a_setting_that_is_read_decides_the_stated_fields(
     table, decided = bench(case.adapter), set()
     for example in case.examples[key]:
         text = without(case.base + example.given, key)
-        jobs = (table.job(case.argv, text + more) for more in ("", f"{key}: {example.value}\n"))
+        jobs = (table.job(case.argv, text + more) for more in ("", line(key, example.value)))
         decided |= between(*(of_job(case.adapter, job) for job in jobs))
     assert decided == set(case.groups.read[key].split())
 
@@ -315,6 +357,12 @@ def test_an_effect_holds_under_the_settings_that_it_needs(bench: Callable[..., A
     assert [(one.key, one.direction, one.line) for one in found[16]] == [
         ("eval_strategy", Direction.MORE, 3)
     ]
+
+
+def line(key: str, value: str) -> str:
+    """Return the line of a config that sets a key, which may be in a mapping."""
+    outer, _, inner = key.partition(".")
+    return f"{outer}: {{{inner}: {value}}}\n" if inner else f"{key}: {value}\n"
 
 
 def without(text: str, key: str) -> str:

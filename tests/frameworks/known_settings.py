@@ -84,3 +84,23 @@ def inherited(package: str, *names: str) -> set[str]:
         return own.union(*(of_class(base) for base in bases))
 
     return set().union(*(of_class(classes[name]) for name in names))
+
+
+def litgpt(command: str) -> set[str]:
+    """Return the parameters of a finetuning command, those of a dataclass one by one."""
+    (site,) = environment("litgpt").parents[1].glob("lib/python*/site-packages")
+    package = site / "litgpt"
+    tree = ast.parse((package / "finetune" / f"{command.removeprefix('finetune_')}.py").read_text())
+    (setup,) = (
+        node for node in tree.body if isinstance(node, ast.FunctionDef) and node.name == "setup"
+    )
+    groups = {
+        node.name: [one.target.id for one in node.body if isinstance(one, ast.AnnAssign)]
+        for node in ast.parse((package / "args.py").read_text()).body
+        if isinstance(node, ast.ClassDef)
+    }
+    found = set()
+    for parameter in setup.args.args:
+        nested = groups.get(ast.unparse(parameter.annotation))
+        found |= {f"{parameter.arg}.{name}" for name in nested} if nested else {parameter.arg}
+    return found

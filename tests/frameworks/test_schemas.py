@@ -26,6 +26,7 @@ from oomguard.adapters.hf import liger
 from oomguard.adapters.llamafactory_keys import LIGER_MODELS
 from oomguard.adapters.settings.axolotl_settings import AXOLOTL
 from oomguard.adapters.settings.groups import SettingGroups
+from oomguard.adapters.settings.litgpt_settings import LITGPT
 from oomguard.adapters.settings.llamafactory_settings import LLAMAFACTORY
 from oomguard.adapters.settings.swift_settings import SWIFT
 from oomguard.adapters.settings.trl_settings import TRL
@@ -144,6 +145,14 @@ def test_every_setting_of_a_package_is_in_one_group(
     assert len(real) > 100
     assert sorted(real - groups.names) == [], "a setting that is in no group"
     assert sorted(groups.names - real) == [], "a setting that the package does not have"
+    assert twice(groups) == []
+
+
+@pytest.mark.parametrize("command", LITGPT)
+def test_every_setting_of_a_litgpt_command_is_in_one_group(command: str) -> None:
+    real, groups = known_settings.litgpt(command), LITGPT[command]
+    assert len(real) > 30
+    assert (sorted(real - groups.names), sorted(groups.names - real)) == ([], [])
     assert twice(groups) == []
 
 

@@ -241,9 +241,9 @@ class ConfigAdapter(Adapter):
         return {self.title: self.groups} if self.groups else {}
 
     def known_to(self, job: Job) -> frozenset[str]:
-        """Return the names of these settings; none if they are not listed."""
+        """Return the names of these settings; of nested ones, of the mapping that holds them."""
         groups = self.groups_of(job)
-        return groups.names if groups else frozenset()
+        return frozenset(key.partition(".")[0] for key in groups.names) if groups else frozenset()
 
     def refusal(self, job: Job, plan: Plan) -> str | None:
         """Return the framework's own message for a plan that it refuses."""

@@ -9,13 +9,15 @@ import posixpath
 from collections.abc import Mapping
 from dataclasses import replace
 
-from oomguard.adapters import effects, fields, launchers, trial
+from oomguard.adapters import fields, launchers, trial
 from oomguard.adapters.config_adapter import ConfigAdapter, Refusal
 from oomguard.adapters.contract import JobRequest, Marks
 from oomguard.adapters.fields import Binding, Bindings, Edits, Key, choice
 from oomguard.adapters.hf import training_arguments as hf
 from oomguard.adapters.invocation import Form, Invocation, with_config
 from oomguard.adapters.litgpt_memory import LORA_RANK, memory_settings_of
+from oomguard.adapters.settings.groups import SettingGroups
+from oomguard.adapters.settings.litgpt_settings import LITGPT
 from oomguard.configfile import values
 from oomguard.configfile.document import Files, Source
 from oomguard.configfile.flags import Flags, Style, is_flag
@@ -231,7 +233,6 @@ class LitGPT(ConfigAdapter):
     programs = ("litgpt",)
     python_packages = ("litgpt",)
     refusals = _REFUSALS
-    effects = (effects.optimizer("optimizer"),)
     environment = _ENVIRONMENT
     elsewhere = ("accumulation", "allocator")  # two keys and the world hold the first
     output = _OUT
@@ -263,6 +264,15 @@ class LitGPT(ConfigAdapter):
             form=Form.OPTION,
             config=str(name) if name else None,
         )
+
+    def groups_of(self, job: Job) -> SettingGroups:
+        """Return the settings of the subcommand; `finetune` is the one with LoRA."""
+        command = _command(self.of_job(job))
+        return LITGPT.get(command, LITGPT["finetune_lora"])
+
+    def tables(self) -> Mapping[str, SettingGroups]:
+        """Return the settings of each subcommand."""
+        return {f"litgpt {command}": groups for command, groups in LITGPT.items()}
 
     def command_for(
         self, source: Source, document: Mapping[str, object], command: tuple[str, ...]
