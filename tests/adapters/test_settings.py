@@ -20,6 +20,7 @@ from oomguard.adapters.registry import ADAPTERS
 from oomguard.adapters.settings import litgpt_settings, trl_settings
 from oomguard.adapters.settings.groups import SettingGroups
 from oomguard.adapters.settings.page import settings_tables
+from oomguard.adapters.torchtune import Torchtune
 from oomguard.adapters.trl import Trl
 from oomguard.job.unmodelled import Direction, TrainingMethod
 
@@ -231,6 +232,25 @@ LITGPT_LORA = {
     "lora_mlp": [Example("true")],
     "lora_head": [Example("true")],
 }
+TORCHTUNE = {
+    "batch_size": [Example("4")],
+    "gradient_accumulation_steps": [Example("2")],
+    "tokenizer": [Example("{max_seq_len: 99}")],
+    "enable_activation_checkpointing": [Example("true")],
+    "enable_activation_offloading": [Example("true")],
+    "fsdp_cpu_offload": [Example("true")],
+    "dtype": [Example("fp32")],
+    "model": [Example("{_component_: torchtune.models.llama2.qlora_llama2_7b, lora_rank: 4}")],
+    "checkpointer": [Example("{checkpoint_dir: other}", "model: {_component_: own.builder}\n")],
+    "optimizer": [Example("{_component_: torch.optim.AdamW, fused: true}")],
+    "optimizer_in_bwd": [Example("true")],
+    "loss": [Example("{_component_: torchtune.modules.loss.CEWithChunkedOutputLoss}")],
+    "clip_grad_norm": [Example("1.0")],
+    "compile": [Example("true")],
+    "dataset": [Example("{data_files: a.json, packed: true}")],
+    "output_dir": [Example("other")],
+    "device": [Example("cpu")],
+}
 
 
 @dataclass(frozen=True)
@@ -273,6 +293,14 @@ CASES = [
             ("finetune_adapter", ADAPTER),
             ("finetune_adapter_v2", ADAPTER),
         )
+    ),
+    Case(
+        Torchtune(),
+        "tune run lora_finetune_single_device --config train.yaml",
+        "model: {_component_: torchtune.models.llama3.lora_llama3_8b, lora_rank: 8}\n"
+        "batch_size: 2\nloss: {_component_: torch.nn.CrossEntropyLoss}\n",
+        TORCHTUNE,
+        Torchtune.groups,
     ),
     Case(MsSwift(), "swift sft train.yaml", "model: m\ndataset: d\n", SWIFT, MsSwift.groups),
     *(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import json
+import re
 import subprocess
 
 from environments import environment
@@ -103,4 +104,25 @@ def litgpt(command: str) -> set[str]:
     for parameter in setup.args.args:
         nested = groups.get(ast.unparse(parameter.annotation))
         found |= {f"{parameter.arg}.{name}" for name in nested} if nested else {parameter.arg}
+    return found
+
+
+def torchtune() -> set[str]:
+    """Return what the finetuning recipes read of their config."""
+    (site,) = environment("torchtune").parents[1].glob("lib/python*/site-packages")
+    files = [
+        *(site / "recipes").glob("*_finetune_single_device.py"),
+        *(site / "recipes").glob("*_finetune_distributed.py"),
+        site / "recipes" / "qat_distributed.py",
+    ]
+    found = set()
+    for path in files:
+        if path.name.startswith("ppo"):
+            continue
+        for node in ast.walk(ast.parse(path.read_text())):
+            text = ast.unparse(node) if isinstance(node, ast.Attribute | ast.Call) else ""
+            if match := re.match(r"cfg\.(?!get\b)(\w+)$|cfg\.get\('(\w+)'", text):
+                found.add(match[1] or match[2])
+            elif text.startswith("cfg.get(PROFILER_KEY"):
+                found.add("profiler")
     return found

@@ -29,6 +29,7 @@ from oomguard.adapters.settings.groups import SettingGroups
 from oomguard.adapters.settings.litgpt_settings import LITGPT
 from oomguard.adapters.settings.llamafactory_settings import LLAMAFACTORY
 from oomguard.adapters.settings.swift_settings import SWIFT
+from oomguard.adapters.settings.torchtune_settings import TORCHTUNE
 from oomguard.adapters.settings.trl_settings import TRL
 from oomguard.configfile.document import Document, Source
 from oomguard.configfile.layered import Settings
@@ -146,6 +147,13 @@ def test_every_setting_of_a_package_is_in_one_group(
     assert sorted(real - groups.names) == [], "a setting that is in no group"
     assert sorted(groups.names - real) == [], "a setting that the package does not have"
     assert twice(groups) == []
+
+
+def test_every_setting_that_torchtunes_recipes_read_is_in_one_group() -> None:
+    real = known_settings.torchtune()
+    assert len(real) > 35
+    assert (sorted(real - TORCHTUNE.names), sorted(TORCHTUNE.names - real)) == ([], [])
+    assert twice(TORCHTUNE) == []
 
 
 @pytest.mark.parametrize("command", LITGPT)

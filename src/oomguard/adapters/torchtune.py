@@ -10,7 +10,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import replace
 
-from oomguard.adapters import effects, fields, launchers, trial
+from oomguard.adapters import fields, launchers, trial
 from oomguard.adapters.config_adapter import ConfigAdapter, Refusal, not_training
 from oomguard.adapters.contract import JobRequest, Marks
 from oomguard.adapters.fields import (
@@ -23,6 +23,7 @@ from oomguard.adapters.fields import (
     number,
 )
 from oomguard.adapters.invocation import Invocation, file_option
+from oomguard.adapters.settings.torchtune_settings import TORCHTUNE
 from oomguard.adapters.torchtune_memory import IN_BACKWARD, LORA_RANK, memory_settings_of
 from oomguard.configfile.document import Source
 from oomguard.configfile.flags import Style
@@ -41,7 +42,7 @@ from oomguard.job.plan import (
     Tuning,
 )
 from oomguard.job.training_job import Device, Job, World
-from oomguard.job.unmodelled import Direction, TrainingMethod
+from oomguard.job.unmodelled import TrainingMethod
 
 _COMPONENT = fields.text("model._component_", "")
 _QUANTIZE_BASE = flag("model.quantize_base")
@@ -241,24 +242,13 @@ class Torchtune(ConfigAdapter):
     python_packages = ("torchtune",)
     bindings = BINDINGS
     refusals = _REFUSALS
-    effects = (
-        effects.optimizer("optimizer._component_"),
-        effects.Effect(
-            key="optimizer.momentum", effect="the momentum of this optimizer is not included"
-        ),
-        effects.Effect(
-            key="quantizer",
-            effect="the fake quantization of weights and activations is not included",
-            direction=Direction.MORE,
-        ),
-        effects.Effect(
-            key="ac_mode",
-            effect="only some of the layers are checkpointed; none is counted so",
-            direction=Direction.LESS,
-        ),
-    )
+    groups = TORCHTUNE
     environment = _ENVIRONMENT
     usage = "Copy the config with tune cp NAME x.yaml, then tune run RECIPE --config x.yaml."
+
+    def known_to(self, job: Job) -> frozenset[str]:
+        """Return nothing: a config has variables of its own, which others refer to."""
+        return frozenset()
 
     def split(self, argv: tuple[str, ...], source: Source | None) -> Invocation | None:
         """Parse `tune run`: torchrun's options and the recipe, then the settings."""
