@@ -2,7 +2,9 @@
 
 from oomguard.strategy import (
     SAME_MATH,
+    SAME_RECIPE,
     TRAINING,
+    Fidelity,
     Job,
     Kind,
     Phase,
@@ -22,6 +24,11 @@ def change(_job: Job, plan: Plan) -> Plan | None:
     return replace(plan, micro_batch=micro, accumulation=plan.rank_batch // micro)
 
 
+def _cost(job: Job) -> Fidelity | None:
+    """Return the cost where a sample's loss depends on the others of its micro batch."""
+    return SAME_RECIPE if job.compares_samples else None
+
+
 STRATEGY = Strategy(
     summary="halve the micro batch, double the accumulation",
     fidelity=SAME_MATH,
@@ -36,4 +43,5 @@ STRATEGY = Strategy(
     change=change,
     otherwise="the micro batch is 1",
     repeat=True,
+    cost_for=_cost,
 )

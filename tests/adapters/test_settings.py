@@ -133,6 +133,7 @@ REWARD = {
     "disable_dropout": [Example("false", PEFT)],
 }
 DPO = {**REWARD, "precompute_ref_log_probs": [Example("true")]}
+KTO = {**DPO, "loss_type": [Example("apo_zero_unpaired")]}
 SWIFT = {
     **{key: examples for key, examples in TRAINER.items() if key not in ("bf16", "fp16")},
     "optim": [Example("adamw_torch_fused"), Example("adafactor")],
@@ -315,6 +316,7 @@ CASES = [
             (TrainingMethod.SFT, SFT),
             (TrainingMethod.DPO, DPO),
             (TrainingMethod.REWARD, REWARD),
+            (TrainingMethod.KTO, KTO),
         )
     ),
 ]

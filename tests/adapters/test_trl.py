@@ -9,6 +9,7 @@ import yaml
 
 from oomguard.adapters.trl import Trl
 from oomguard.configfile.document import Source
+from oomguard.errors import ConfigError
 from oomguard.estimate.formats import stored
 from oomguard.job.plan import (
     Allocator,
@@ -238,12 +239,27 @@ def test_a_synced_reference_model_excludes_an_adapter(read: Callable[..., Job]) 
         ("f_divergence_type: reverse_kl\nbeta: 0.1", "dpo"),
         ("center_rewards_coefficient: 0.1", "reward"),
         ("packing: true", "sft"),
+        ("desirable_weight: 1.0\nbeta: 0.1", "kto"),
+        ("precompute_ref_log_probs: true\ntruncation_mode: keep_end", "dpo"),
     ],
 )
 def test_a_config_starts_the_only_command_that_has_its_settings(line: str, command: str) -> None:
     source = Source(path="train.yaml", text=f"{TEXT}{line}\n")
     argv = Trl().command_for(source, source.document.values, ())
     assert argv == ("trl", command, "--config", "train.yaml")
+
+
+@pytest.mark.parametrize(
+    ("lines", "said"),
+    [
+        ("precompute_ref_log_probs: true\n", "a setting of trl dpo and kto, not of trl sft"),
+        ("desirable_weight: 1.0\nlabel_smoothing: 0.1\n", "no command of TRL has all of"),
+    ],
+)
+def test_a_config_that_shows_no_one_command_is_refused(lines: str, said: str) -> None:
+    source = Source(path="train.yaml", text=TEXT + lines)
+    with pytest.raises(ConfigError, match=said):
+        Trl().command_for(source, source.document.values, ())
 
 
 def test_a_setting_of_one_command_is_unknown_to_the_others(read: Callable[..., Job]) -> None:

@@ -29,6 +29,11 @@ from trl import ModelConfig, RewardConfig, ScriptArguments
 from trl.scripts.utils import DatasetMixtureConfig
 classes = (ModelConfig, ScriptArguments, RewardConfig, DatasetMixtureConfig)
 """,
+    "trl kto": """
+from trl import KTOConfig, ModelConfig, ScriptArguments
+from trl.scripts.utils import DatasetMixtureConfig
+classes = (ModelConfig, ScriptArguments, KTOConfig, DatasetMixtureConfig)
+""",
     "hf": """
 from transformers import Seq2SeqTrainingArguments
 classes = (Seq2SeqTrainingArguments,)

@@ -137,6 +137,7 @@ def test_trls_keys_and_defaults() -> None:
         pytest.param(TRL[TrainingMethod.SFT], lambda: imported("trl"), id="trl sft"),
         pytest.param(TRL[TrainingMethod.DPO], lambda: imported("trl dpo"), id="trl dpo"),
         pytest.param(TRL[TrainingMethod.REWARD], lambda: imported("trl reward"), id="trl reward"),
+        pytest.param(TRL[TrainingMethod.KTO], lambda: imported("trl kto"), id="trl kto"),
     ],
 )
 def test_every_setting_of_a_package_is_in_one_group(

@@ -11,11 +11,15 @@ from caps import run_capped
 from jobs import GLOBAL_BATCH, cap_bytes, trl_job
 from launched import Launched, launch
 
-#: Tokens of both rows of a pair: a prompt ("Describe" is eight), an answer and its end.
-PAIR = 2 * (8 + 8 + 236 + 1)
+#: Tokens of a row: a prompt ("Describe" is eight), an answer and its end.
+ROW = 8 + 8 + 236 + 1
+#: Rows of each sample.
+ROWS = {"dpo": 2, "reward": 2, "kto": 1}
 
 
-@pytest.fixture(scope="module", params=["dpo", "reward"])
+@pytest.fixture(
+    scope="module", params=["dpo", "reward", pytest.param("kto", marks=pytest.mark.extended)]
+)
 def walk(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Launched:
     job = trl_job(request.param, tmp_path_factory.mktemp(request.param))
     cap = f"--host-memory={cap_bytes(job)}"
@@ -35,7 +39,8 @@ def test_pairs_stay_together_and_the_global_batch_stays(walk: Launched) -> None:
     sizes = config["per_device_train_batch_size"], config["gradient_accumulation_steps"]
     assert sizes[0] * sizes[1] == GLOBAL_BATCH
     log = (walk.attempt(3) / "log.txt").read_text()
-    assert f"'num_tokens': '{GLOBAL_BATCH * PAIR}'" in log, log[-2000:]
+    tokens = GLOBAL_BATCH * ROWS[walk.job.argv[1]] * ROW
+    assert f"'num_tokens': '{tokens}'" in log, log[-2000:]
 
 
 def test_the_final_command_trains_by_hand_under_the_same_cap(walk: Launched) -> None:

@@ -38,6 +38,7 @@ COPY, OFF, NONE = ({"reference": kind} for kind in ("model", "adapter-off", "non
 LORA = ({"tuning": "lora"}, {"lora": ALL})
 CHECKPOINTED = {"checkpointing": True}
 SUPERVISED = {"loss": "trl_losses:supervised"}
+UNPAIRED = {"loss": "trl_losses:unpaired"}
 REWARD = {"loss": "trl_losses:reward", "rows": 2, "head": "score"}
 
 #: name, trainer, plan, recipe, objective, the trainer's own settings
@@ -54,6 +55,13 @@ CASES: list[tuple[str, str, dict[str, Any], dict[str, Any], dict[str, Any], dict
      {"precompute_ref_log_probs": True}),
     ("trl dpo lora", "DPO", *LORA, PREFERENCE | OFF, {}),
     ("trl dpo lora checkpointing", "DPO", LORA[0] | CHECKPOINTED, LORA[1], PREFERENCE | OFF, {}),
+    ("trl kto full", "KTO", {}, {}, UNPAIRED | COPY, {}),
+    ("trl kto full checkpointing", "KTO", CHECKPOINTED, {}, UNPAIRED | COPY, {}),
+    ("trl kto full accumulation", "KTO", {"accumulation": 2}, {}, UNPAIRED | COPY, {}),
+    ("trl kto full precomputed", "KTO", CHECKPOINTED, {}, UNPAIRED | NONE,
+     {"precompute_ref_log_probs": True}),
+    ("trl kto lora", "KTO", *LORA, UNPAIRED | OFF, {}),
+    ("trl kto lora checkpointing", "KTO", LORA[0] | CHECKPOINTED, LORA[1], UNPAIRED | OFF, {}),
     ("trl reward full", "Reward", {}, {}, REWARD, {}),
     ("trl reward full checkpointing", "Reward", CHECKPOINTED, {}, REWARD, {}),
     ("trl reward lora", "Reward", *LORA, REWARD, {}),
@@ -118,6 +126,8 @@ def _samples(asked: request.Variant, kind: str) -> datasets.Dataset:
     row = {"prompt": " cat", "chosen": " mat" * words, "rejected": " red" * words}
     if kind == "SFT":
         row = {"text": " mat" * words}
+    if kind == "KTO":
+        row = {"prompt": " cat", "completion": " mat" * words, "label": True}
     return datasets.Dataset.from_list([row] * (4 * asked.micro_batch * asked.accumulation))
 
 

@@ -314,8 +314,7 @@ def test_what_does_not_train_is_refused(refused, text, reason):
     [
         ("reward_funcs: [accuracy]\n", "grpo"),
         ("num_generations: 8\n", "grpo"),
-        ("beta: 0.1\n", "dpo"),
-        ("desirable_weight: 1.0\nbeta: 0.1\n", "kto"),
+        ("beta: 0.1\n", "dpo and kto"),
     ],
 )
 @pytest.mark.parametrize("command", ["plan", "launch"])
@@ -352,9 +351,9 @@ def test_a_setting_that_resembles_none_is_only_noted(plan):
 @pytest.mark.parametrize(
     "command",
     [
-        "trl kto --dataset_name d", "trl grpo --config x.yaml", "swift rlhf --rlhf_type dpo",
-        "swift infer --model m", "llamafactory-cli export x.yaml", "axolotl inference x.yaml",
-        "litgpt chat m", "tune ls",
+        "trl distillation --dataset_name d", "trl grpo --config x.yaml",
+        "swift rlhf --rlhf_type dpo", "swift infer --model m", "llamafactory-cli export x.yaml",
+        "axolotl inference x.yaml", "litgpt chat m", "tune ls",
     ],
 )  # fmt: skip
 @pytest.mark.parametrize("verb", ["plan", "launch"])

@@ -1,7 +1,7 @@
 """TRL's commands: `trl sft --config x.yaml`, `torchrun -m trl.scripts.dpo ...`.
 
-Source: trl 1.16.0, cli/, scripts/{sft,dpo,reward}.py, scripts/utils.py (TrlParser),
-trainer/{sft,dpo,reward,base,model}_config.py, trainer/{dpo,reward}_trainer.py.
+Source: trl 1.16.0, cli/, scripts/{sft,dpo,reward,kto}.py, scripts/utils.py (TrlParser),
+trainer/{sft,dpo,reward,kto,base,model}_config.py, trainer/{dpo,reward,kto}_trainer.py.
 """
 
 from __future__ import annotations
@@ -21,7 +21,6 @@ from oomguard.adapters.hf import accelerate
 from oomguard.adapters.hf import training_arguments as hf
 from oomguard.adapters.hf.hf_memory import TRL_RANK, trl_memory_settings
 from oomguard.adapters.hf.trainer_adapter import (
-    METHOD_SETTINGS,
     NO_ROWS,
     QUANTIZED_ALONE,
     ZERO3_WITH_BATCH_SEARCH,
@@ -32,10 +31,10 @@ from oomguard.adapters.launchers import Launcher, LauncherCommand
 from oomguard.adapters.prequantized import is_four_bit
 from oomguard.adapters.settings.groups import SettingGroups
 from oomguard.adapters.settings.trl_settings import TRL
+from oomguard.adapters.trl_commands import COMMANDS, command_of
 from oomguard.configfile import values
 from oomguard.configfile.document import Document, Files, Source
 from oomguard.configfile.layered import Settings
-from oomguard.errors import ConfigError, Where
 from oomguard.job.command import File
 from oomguard.job.memory_settings import MemorySettings
 from oomguard.job.plan import (
@@ -51,15 +50,8 @@ from oomguard.job.plan import (
 from oomguard.job.training_job import Device, Job, World
 from oomguard.job.unmodelled import TrainingMethod
 
-#: The commands that are read. KTO's loss and the generations of GRPO and RLOO depend on the micro
-#: batch, so that the ladder cannot halve it as it does theirs.
-_COMMANDS = {
-    "sft": TrainingMethod.SFT,
-    "dpo": TrainingMethod.DPO,
-    "reward": TrainingMethod.REWARD,
-}
-_MODULES = {f"trl.scripts.{name}": name for name in _COMMANDS}
-_SCRIPTS = {f"trl/scripts/{name}.py": name for name in _COMMANDS}
+_MODULES = {f"trl.scripts.{name}": name for name in COMMANDS}
+_SCRIPTS = {f"trl/scripts/{name}.py": name for name in COMMANDS}
 _ACCELERATE = fields.maybe_text("accelerate_config")
 #: Flags that TRL passes on to `accelerate launch`; they may be in its config as well.
 _HANDED_ON = (
@@ -169,7 +161,7 @@ BINDINGS = Bindings(
 
 
 def _is_cli(argv: tuple[str, ...]) -> bool:
-    return len(argv) > 1 and posixpath.basename(argv[0]) == "trl" and argv[1] in _COMMANDS
+    return len(argv) > 1 and posixpath.basename(argv[0]) == "trl" and argv[1] in COMMANDS
 
 
 def _command(launch: LauncherCommand) -> str | None:
@@ -197,7 +189,7 @@ def _launch(argv: tuple[str, ...]) -> LauncherCommand | None:
 def _method(invocation: Invocation) -> TrainingMethod:
     """Return the method of a command; a script of another name is taken for supervised."""
     command = _command(invocation.launch) if invocation.launch else None
-    return _COMMANDS[command or "sft"]
+    return COMMANDS[command or "sft"]
 
 
 def _handed_on(settings: Settings) -> Mapping[str, str]:
@@ -239,23 +231,6 @@ def _without_activations(plan: Plan) -> Plan:
     return replace(plan, offload=plan.offload and plan.offload - {Offload.ACTIVATIONS})
 
 
-#: Settings that only one of the commands that are read has (trl 1.16, trainer/*_config.py).
-_SETTINGS_OF_ONE = {
-    "dpo": (
-        *("discopop_tau", "f_alpha_divergence_coef", "f_divergence_type", "ld_alpha"),
-        *("loss_weights", "use_weighting"),
-    ),
-    "reward": ("center_rewards_coefficient",),
-}
-#: Settings of other methods' commands that SFT's has not. Those of DPO's are KTO's as well.
-_OTHERS = {
-    method: (*METHOD_SETTINGS.get(method, ()), *more)
-    for method, more in (
-        (TrainingMethod.GRPO, ("max_completion_length", "vllm_mode")),
-        (TrainingMethod.KTO, ("undesirable_weight",)),
-        (TrainingMethod.DPO, ("beta", "max_prompt_length", "ref_model_init_kwargs")),
-    )
-}
 _SYNCED_ADAPTER = Refusal(
     message="You passed `sync_ref_model=True` while using a PEFT model, which is currently not "
     "supported.",
@@ -269,7 +244,7 @@ class Trl(TrainerAdapter):
     """TRL."""
 
     name = "trl"
-    title = "TRL (trl sft, dpo, reward)"
+    title = "TRL (trl sft, dpo, reward, kto)"
     marks = Marks(
         own=frozenset({"dataset_name", "datasets", "dataset_text_field", "use_peft"})
         | {"load_in_4bit", "load_in_8bit", "use_bnb_nested_quant"}
@@ -278,14 +253,13 @@ class Trl(TrainerAdapter):
     )
     programs = ("trl",)
     python_packages = ("trl",)
-    starts = (*programs, "sft")
     option = ("--config",)
     bindings = BINDINGS
     # A quantized base under ZeRO-3 is none of them: from 1.16 on TRL passes no device_map under
     # DeepSpeed, and transformers refuses that alone. The ladder does not stack the two.
     refusals = (
         *(QUANTIZED_ALONE, NO_ROWS, ZERO3_WITH_BATCH_SEARCH, hf.NO_METRIC, _SYNCED_ADAPTER),
-        trl_methods.SYNCED_AND_PRECOMPUTED,
+        *(trl_methods.SYNCED_AND_PRECOMPUTED, trl_methods.ONE_SAMPLE),
     )
     rank = TRL_RANK
 
@@ -295,25 +269,11 @@ class Trl(TrainerAdapter):
         """Return `trl COMMAND --config FILE`: the file's own command, else what its keys show.
 
         Raises:
-            ConfigError: for a config of another method, which `trl sft` would misread or refuse.
+            ConfigError: for a config that `trl sft` would misread, and that shows no one command.
         """
         if command:
             return super().command_for(source, document, command)
-        others = ((kind.value, key) for kind, keys in _OTHERS.items() for key in keys)
-        found = ((name, key) for name, keys in _SETTINGS_OF_ONE.items() for key in keys)
-        only = next((name for name, key in found if key in document), None)
-        method, key = next(((kind, key) for kind, key in others if key in document), ("", ""))
-        if method and not (only == method == "dpo"):
-            raise ConfigError(
-                f"{key} is a setting of trl {method}, not of trl sft",
-                where=Where(file=source.path, key=key),
-                next_step=f"Pass the command: oomguard launch -- trl dpo --config {source.path}"
-                if method == "dpo"
-                else f"oomguard cannot run trl {method} yet; it launches trl sft, dpo and reward.",
-            )
-        if only:
-            return with_config(("trl", only), *self.option, source.path)
-        return super().command_for(source, document, command)
+        return with_config(("trl", command_of(source, document)), *self.option, source.path)
 
     def training_method(self, job: Job) -> TrainingMethod:
         """Return the method of the command."""
@@ -330,7 +290,7 @@ class Trl(TrainerAdapter):
 
     def tables(self) -> Mapping[str, SettingGroups]:
         """Return the settings of each command."""
-        return {f"trl {name}": TRL[method] for name, method in _COMMANDS.items()}
+        return {f"trl {name}": TRL[method] for name, method in COMMANDS.items()}
 
     def referenced_files(self, request: JobRequest) -> tuple[str, ...]:
         """Return the DeepSpeed file, and accelerate's."""
@@ -361,7 +321,12 @@ class Trl(TrainerAdapter):
         job = super().read(request)
         invocation = self.of_job(job)
         settings = invocation.settings
-        job = replace(job, asked=trl_methods.requested(job.asked, _method(invocation)))
+        method = _method(invocation)
+        job = replace(
+            job,
+            asked=trl_methods.requested(job.asked, method),
+            compares_samples=trl_methods.compares_samples(method, settings),
+        )
         if job.asked.offload is None or not _ACTIVATIONS.of(settings):
             return job
         offload = job.asked.offload | {Offload.ACTIVATIONS}

@@ -1,6 +1,6 @@
 """What TRL's methods compute in a training step, and what they refuse.
 
-Source: trl 1.16.0, trainer/{sft,dpo,reward}_{config,trainer}.py, trainer/utils.py
+Source: trl 1.16.0, trainer/{sft,dpo,reward,kto}_{config,trainer}.py, trainer/utils.py
 (add_fused_lm_head), kernels/chunked_logprob.py; peft 0.21 (disable_adapter).
 """
 
@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from oomguard.adapters.config_adapter import Refusal
-from oomguard.adapters.fields import flag, fraction
+from oomguard.adapters.fields import flag, fraction, text
 from oomguard.configfile.layered import Settings
 from oomguard.job.memory_settings import Head, MemorySettings, Objective, Reference, Tiles
 from oomguard.job.plan import Overlong, Plan
@@ -40,13 +40,23 @@ _REWARD = Objective(
 _SFT = Objective(
     method=TrainingMethod.SFT, tiles=_TILES, traced="trl_losses:supervised", since=_SINCE
 )
-_OBJECTIVES = {one.method: one for one in (_SFT, _DPO, _REWARD)}
+#: A row for each sample. The samples with each other's answers, by which the divergence is
+#: estimated, go through both models as well: without gradients, and before the sample's own pass.
+_KTO = replace(_DPO, method=TrainingMethod.KTO, rows=1, traced="trl_losses:unpaired")
+_OBJECTIVES = {one.method: one for one in (_SFT, _DPO, _REWARD, _KTO)}
 #: The methods whose configs have `precompute_ref_log_probs`.
-_PRECOMPUTING = frozenset({TrainingMethod.DPO})
+_PRECOMPUTING = frozenset({TrainingMethod.DPO, TrainingMethod.KTO})
+_KTO_LOSS = text("loss_type", "kto")
 
 SYNCED_AND_PRECOMPUTED = Refusal(
     message="You cannot use `sync_ref_model=True` together with `precompute_ref_log_probs=True`.",
     when=lambda settings, _, plan: bool(_SYNC.of(settings) and plan.precompute_reference),
+)
+
+ONE_SAMPLE = Refusal(
+    message="Actual (not effective) batch size must be > 1. KTO will not work properly because "
+    "the KL term will be equivalent to the implied reward.",
+    when=lambda _, job, plan: job.compares_samples and plan.micro_batch <= 1,
 )
 
 
@@ -57,6 +67,11 @@ def requested(plan: Plan, method: TrainingMethod) -> Plan:
     if method is TrainingMethod.REWARD:  # a score for each token, and no sample is ever cut
         plan = replace(plan, loss_kernel=None, overlong=Overlong.DROPPED)
     return plan
+
+
+def compares_samples(method: TrainingMethod, settings: Settings) -> bool:
+    """Return whether the loss of a sample depends on the others in its micro batch."""
+    return method is TrainingMethod.KTO and _KTO_LOSS.of(settings) == "kto"
 
 
 def is_tiled(settings: Settings) -> bool:

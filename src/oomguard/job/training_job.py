@@ -86,7 +86,8 @@ class Job:
     `trained_embeddings` names the matrices over the vocabulary that are trained in full beside an
     adapter, as for new tokens; `lengths` is known where the data could be read, `bfloat16` says
     whether the device computes in it, `hopper` whether it is a Hopper card, `inside` whether the
-    monitor will be in its processes.
+    monitor will be in its processes. `compares_samples` says that the loss of a sample depends on
+    the others in its micro batch, so that a smaller one is not the same math.
     """
 
     framework: str
@@ -109,6 +110,7 @@ class Job:
     hopper: bool = False
     files: Mapping[str, str] = field(default_factory=dict)
     inside: bool = True
+    compares_samples: bool = False
 
     def __post_init__(self) -> None:
         """Keep what is parsed of the files."""

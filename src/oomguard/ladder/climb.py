@@ -142,8 +142,9 @@ class Ladder:
     ) -> Plan | str:
         if not strategy.cures(job, why):
             return f"does not apply to {why.kind.value} in phase {why.phase.value}"
-        if strategy.fidelity.cost > self.allow.cost:
-            return f"is {strategy.fidelity.value}, but only {self.allow.value} is allowed"
+        fidelity = strategy.fidelity_for(job)
+        if fidelity.cost > self.allow.cost:
+            return f"is {fidelity.value}, but only {self.allow.value} is allowed"
         if strategy.id in taken and not strategy.repeat:
             return "taken already"
         changed = strategy.change(job, tried[-1])
@@ -171,6 +172,6 @@ def _step(strategy: Strategy, job: Job, before: Plan, after: Plan) -> Step:
     return Step(
         strategy=strategy.id,
         summary=f"{strategy.summary}; {told}" if told else strategy.summary,
-        fidelity=strategy.fidelity,
+        fidelity=strategy.fidelity_for(job),
         changes=differences(before, after),
     )

@@ -66,7 +66,8 @@ class Strategy:
     `needs` names the packages that the job's Python must have. A `preflight` strategy is applied
     before the first attempt, whether or not it fails. A `fresh` one would discard what was trained,
     so it is taken only if nothing was. `tell` returns what the changed plan means for this job
-    beyond the summary, or an empty string.
+    beyond the summary, or an empty string. `cost_for` returns the cost for jobs in which it is
+    another than `fidelity`.
     """
 
     summary: str
@@ -79,6 +80,7 @@ class Strategy:
     fresh: bool = False
     needs: tuple[str, ...] = ()
     tell: Callable[[Job, Plan, Plan], str] = lambda _job, _before, _after: ""
+    cost_for: Callable[[Job], Fidelity | None] = lambda _job: None
     id: str = ""  # the file's name without its number; set by the discovery
 
     def cures(self, job: Job, verdict: Verdict) -> bool:
@@ -87,6 +89,10 @@ class Strategy:
         if job.device is Device.CPU and verdict.kind is Kind.HOST_OOM:
             kinds.add(Kind.DEVICE_OOM)  # on a CPU job the host is the device
         return any(r.cures(kind, verdict.phase) for r in self.remedies for kind in kinds)
+
+    def fidelity_for(self, job: Job) -> Fidelity:
+        """Return what it costs in this job."""
+        return self.cost_for(job) or self.fidelity
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -57,7 +57,7 @@ def next_trial(record: RunRecord, ladder: Ladder, base: Attempt) -> AttemptSpec 
         return None
     tried = [attempt.spec.plan for attempt in record.attempts]
     failed = [Counter(attempt.spec.path) for attempt in record.attempts if attempt.ran_out]
-    for left in _shorter(base.spec.path, ladder, relax=limits.relax, grow=limits.grow):
+    for left in _shorter(job, base.spec.path, ladder, relax=limits.relax, grow=limits.grow):
         trial = _trial(job, ladder, base, left)
         if trial is None or trial.plan in tried:
             continue
@@ -73,7 +73,7 @@ def smallest(job: Job, ladder: Ladder) -> AttemptSpec:
     """
     plan, steps = ladder.prepare(job)
     path: tuple[str, ...] = ()
-    costs = {strategy.id: strategy.fidelity for strategy in ladder.strategies}
+    costs = {strategy.id: strategy.fidelity_for(job) for strategy in ladder.strategies}
     for name in GROWN:
         while name in costs and costs[name].cost <= ladder.allow.cost:
             taken = ladder.retake(job, (*path, name))
@@ -99,15 +99,15 @@ def _trial(job: Job, ladder: Ladder, base: Attempt, left: tuple[str, ...]) -> At
 
 
 def _shorter(
-    path: tuple[str, ...], ladder: Ladder, *, relax: bool, grow: bool
+    job: Job, path: tuple[str, ...], ladder: Ladder, *, relax: bool, grow: bool
 ) -> Iterator[tuple[str, ...]]:
     """Yield shorter paths: one level less of each size that grows, then without a strategy."""
     if grow:
         yield from (_without(path, name, 1) for name in GROWN if name in path)
     if not relax:
         return
-    costs = {strategy.id: strategy.fidelity.cost for strategy in ladder.strategies}
-    costly = [s.id for s in reversed(ladder.strategies) if s.id in path and s.fidelity.cost]
+    costs = {strategy.id: strategy.fidelity_for(job).cost for strategy in ladder.strategies}
+    costly = [s.id for s in reversed(ladder.strategies) if s.id in path and costs[s.id]]
     for name in sorted(costly, key=lambda one: -costs[one]):
         yield from (_without(path, name, count) for count in range(path.count(name), 0, -1))
 

@@ -1,7 +1,7 @@
 """The settings of TRL's commands.
 
-Source: trl 1.16.0, trainer/{base,sft,dpo,reward,model}_config.py and {sft,dpo,reward}_trainer.py,
-scripts/utils.py.
+Source: trl 1.16.0, trainer/{base,sft,dpo,reward,kto,model}_config.py and
+{sft,dpo,reward,kto}_trainer.py, scripts/utils.py.
 """
 
 from __future__ import annotations
@@ -121,25 +121,41 @@ _SFT = (
         },
     )
 )
+_REFERENCE = SettingGroups(
+    read=fields_of({"precompute_reference": "precompute_ref_log_probs"}),
+    unmodelled=(
+        Effect(
+            key="precompute_ref_batch_size",
+            effect="the reference's larger batch before training is not included",
+            given=lambda settings: bool(settings.get("precompute_ref_log_probs")),
+        ),
+    ),
+    no_effect={
+        trainer.RATES: "beta ref_model_mixup_alpha ref_model_sync_steps sync_ref_model",
+    },
+)
 _DPO = (
     _UNSMOOTHED
     | _CAUSAL.without(("loss_type",))
     | _OTHERS
+    | _REFERENCE
     | SettingGroups(
-        read=fields_of({"precompute_reference": "precompute_ref_log_probs"}),
-        unmodelled=(
-            Effect(
-                key="precompute_ref_batch_size",
-                effect="the reference's larger batch before training is not included",
-                given=lambda settings: bool(settings.get("precompute_ref_log_probs")),
-            ),
-        ),
         no_effect={
-            trainer.RATES: "beta discopop_tau f_alpha_divergence_coef f_divergence_type"
-            " label_smoothing ld_alpha loss_type loss_weights ref_model_mixup_alpha"
-            " ref_model_sync_steps sync_ref_model use_weighting",
+            trainer.RATES: "discopop_tau f_alpha_divergence_coef f_divergence_type"
+            " label_smoothing ld_alpha loss_type loss_weights use_weighting",
             trainer.OVERWRITTEN: "padding_free",
         },
+    )
+)
+#: The samples with each other's answers take less than the step after them, and go by the order.
+_KTO = (
+    _UNSMOOTHED.without(("pad_token",))
+    | _CAUSAL.without(("loss_type", "truncation_mode"))
+    | _OTHERS
+    | _REFERENCE
+    | SettingGroups(
+        read=fields_of({"compares_samples": "loss_type"}),
+        no_effect={trainer.RATES: "desirable_weight undesirable_weight"},
     )
 )
 _REWARD = (
@@ -156,4 +172,5 @@ TRL = {
     TrainingMethod.SFT: _SFT,
     TrainingMethod.DPO: _DPO,
     TrainingMethod.REWARD: _REWARD,
+    TrainingMethod.KTO: _KTO,
 }

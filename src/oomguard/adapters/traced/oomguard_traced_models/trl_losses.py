@@ -2,7 +2,7 @@
 # Checked without torch: what comes from it, and what derives from it, is Any.
 """TRL's losses, by its own fused output head where it is installed.
 
-Source: trl 1.16.0, trainer/{sft,dpo,reward}_trainer.py, trainer/utils.py (add_fused_lm_head),
+Source: trl 1.16.0, trainer/{sft,dpo,reward,kto}_trainer.py, trainer/utils.py (add_fused_lm_head),
 kernels/chunked_logprob.py.
 """
 
@@ -20,6 +20,7 @@ from torch.nn import functional
 Loss = Callable[[dict[str, Any]], torch.Tensor]
 #: Outputs of the head: the log-probabilities, and what the metrics are made of.
 DPO_OUTPUTS = ("log_probs", "entropy", "mean_logits", "is_top1")
+KTO_OUTPUTS = ("log_probs", "entropy", "mean_logits")
 SFT_OUTPUTS = ("log_probs", "entropy", "is_top1")
 BETA = 0.1
 
@@ -37,9 +38,7 @@ def supervised(models: Models) -> Loss:
 
 def preference(models: Models) -> Loss:
     """Return DPO's loss: of each pair, how much likelier the better answer is than before."""
-    _fused_head(models, models.base, DPO_OUTPUTS)
-    if models.reference is not None:
-        _fused_head(models, models.reference, ("log_probs",))
+    _fused_heads(models, DPO_OUTPUTS)
 
     def loss(batch: dict[str, Any]) -> torch.Tensor:
         outputs = models.policy(**batch, fused_lm_head=True)
@@ -53,6 +52,31 @@ def preference(models: Models) -> Loss:
     return loss
 
 
+def unpaired(models: Models) -> Loss:
+    """Return KTO's loss: how much likelier each answer is than before, beside the divergence.
+
+    That is estimated first, from the samples with each other's answers and without gradients.
+    """
+    _fused_heads(models, KTO_OUTPUTS)
+
+    def loss(batch: dict[str, Any]) -> torch.Tensor:
+        mismatched = _summed(models.policy, batch)
+        outputs = models.policy(**batch, fused_lm_head=True)
+        ratios = outputs.log_probs.sum(dim=1)
+        if models.compare is not None:
+            mismatched = mismatched - _summed(models.compare, batch)
+            ratios = ratios - models.compare(**batch, fused_lm_head=True).log_probs.sum(dim=1)
+        return (1 - torch.sigmoid(BETA * (ratios - mismatched.mean()))).mean()
+
+    return loss
+
+
+def _summed(call: Callable[..., Any], batch: dict[str, Any]) -> torch.Tensor:
+    """Return the log-probability of each row, without gradients."""
+    with torch.no_grad():
+        return call(**batch, fused_lm_head=True).log_probs.sum(dim=1)
+
+
 def reward(models: Models) -> Loss:
     """Return the loss of a reward model: of each pair, how much higher the better answer scores."""
 
@@ -64,6 +88,13 @@ def reward(models: Models) -> Loss:
         return -functional.logsigmoid(chosen - rejected).mean()
 
     return loss
+
+
+def _fused_heads(models: Models, outputs: tuple[str, ...]) -> None:
+    """Replace the output heads of policy and reference as TRL's preference trainers do."""
+    _fused_head(models, models.base, outputs)
+    if models.reference is not None:
+        _fused_head(models, models.reference, ("log_probs",))
 
 
 def _fused_head(models: Models, model: Any, outputs: tuple[str, ...]) -> None:
