@@ -264,12 +264,13 @@ def test_what_a_plan_needs(read: Callable[..., Job]) -> None:
     assert HFTrainer().normalize(job, plan) == plan
 
 
-def test_further_files_are_deepspeeds_and_accelerates(bench: Callable[..., Any]) -> None:
+def test_further_files_are_the_launchers_and_the_script(bench: Callable[..., Any]) -> None:
     table = bench(HFTrainer())
     argv = "accelerate launch --config_file a.yaml train.py --deepspeed z.json"
     assert table.adapter.referenced_files(table.request(argv)) == (
         "/home/me/project/z.json",
         "/home/me/project/a.yaml",
+        "/home/me/project/train.py",
     )
 
 

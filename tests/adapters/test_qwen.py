@@ -112,7 +112,8 @@ def test_a_shell_script_is_followed_as_it_stands(bench: Callable[..., Any]) -> N
     zero = "/home/me/project/mine.json"
     table = bench(Qwen(), gpus=3, env={"NNODES": "2"}, files={path: SCRIPT, zero: ZERO2})
     argv = "bash finetune/finetune_lora_ds.sh -d d.json --deepspeed mine.json"
-    assert table.adapter.referenced_files(table.request(argv)) == (path, zero)
+    script = "/home/me/project/finetune.py"
+    assert table.adapter.referenced_files(table.request(argv)) == (path, zero, script)
     job = table.job(argv)
     expected = (
         "torchrun --nproc_per_node 3 --nnodes 2 finetune.py --model_name_or_path some/base "

@@ -162,6 +162,7 @@ SWIFT = {
     "target_modules": [Example("q_proj")],
     "modules_to_save": [Example("lm_head")],
     "task_type": [Example("embedding")],
+    "num_labels": [Example("3")],
 }
 PLUGGED = "plugins: [axolotl.integrations.%s.Plugin]\n"
 AXOLOTL = {
@@ -206,6 +207,8 @@ AXOLOTL = {
     "rl": [Example("dpo")],
     "reward_model": [Example("true")],
     "process_reward_model": [Example("true")],
+    "model_type": [Example("AutoModelForSequenceClassification")],
+    "num_labels": [Example("3", "process_reward_model: true\n")],
 }  # fmt: skip
 JSON = "{class_path: JSON, init_args: {json_path: a.json, num_workers: 2}}"
 FULL = {

@@ -57,7 +57,13 @@ SCRIPT = "python {} --model_name_or_path Qwen/Qwen2.5-0.5B --bf16 --max_length 5
 
 
 #: The methods whose step an adapter describes.
-DESCRIBED = {"trl": ("dpo", "reward"), "llamafactory": ("dpo", "orpo", "simpo", "reward")}
+DESCRIBED = {
+    "trl": ("dpo", "reward"),
+    "llamafactory": ("dpo", "orpo", "simpo", "reward"),
+    "axolotl": ("reward",),
+    "ms_swift": ("classification",),
+    "hf_trainer": ("classification",),
+}
 
 
 @pytest.fixture(autouse=True)
@@ -103,13 +109,14 @@ def refused(capsys, tmp_path):
         (AXOLOTL, "sft"),
         *((AXOLOTL + f"rl: {rl}\n", rl) for rl in ("dpo", "kto", "orpo", "simpo", "grpo")),
         (AXOLOTL + "reward_model: true\n", "reward"),
+        (AXOLOTL + "process_reward_model: true\n", "reward"),
         (TORCHTUNE + ADAMW, "sft"),
         (TORCHTUNE + ADAMW + "loss: {_component_: torchtune.rlhf.loss.DPOLoss}\n", "dpo"),
         (TORCHTUNE + ADAMW + "teacher_model: {_component_: x}\n", "distillation"),
         (TRL, "sft"),
         (SWIFT, "sft"),
         (SWIFT + " --task_type seq_cls", "classification"),
-        (SWIFT + " --task_type embedding", "embedding"),
+        (SWIFT + " --num_labels 2", "classification"),
         (SCRIPT.format("train.py"), "sft"),
         (SCRIPT.format("trl/scripts/dpo.py"), "dpo"),
         (TRL_COMMAND.format("trl dpo"), "dpo"),
@@ -117,6 +124,7 @@ def refused(capsys, tmp_path):
         (TRL_COMMAND.format("torchrun --nproc-per-node 1 -m trl.scripts.dpo"), "dpo"),
         (TRL + "f_divergence_type: reverse_kl\n", "dpo"),
         (TRL + "center_rewards_coefficient: 0.1\n", "reward"),
+        (SCRIPT.format("run_glue.py"), "classification"),
         (SCRIPT.format("my_grpo.py"), "grpo"),
         (SCRIPT.format("train.py") + " --reward_funcs accuracy", "grpo"),
     ],
@@ -127,6 +135,76 @@ def test_the_method_is_named_and_only_a_modelled_one_is_said_to_fit(plan, job, m
     modelled = method in ("sft", "pretrain") or method in DESCRIBED.get(document["framework"], ())
     assert document["asked"]["fits"] == ("yes" if modelled else "unsure")
     assert [one["key"] for one in document["unmodelled"]] == ([] if modelled else ["method"])
+
+
+@pytest.mark.parametrize(
+    ("task", "method"),
+    [
+        ("embedding", "embedding"),
+        ("reranker", "classification"),
+        ("generative_reranker", "classification"),
+    ],
+)
+def test_texts_that_are_compared_are_rows_of_which_only_two_are_known(plan, task, method):
+    # ms-swift 4.6.0, template/base.py: an anchor, a positive and all negatives of the data.
+    document = plan(f"{SWIFT} --task_type {task}")
+    assert document["method"] == method
+    assert document["asked"]["fits"] == "unsure"
+    (one,) = document["unmodelled"]
+    assert one["key"] == "task_type"
+    assert "each further text to compare with is one more" in one["effect"]
+
+
+@pytest.mark.parametrize(
+    "job",
+    [
+        SWIFT + " --per_device_train_batch_size 8 --task_type seq_cls --num_labels 2",
+        SWIFT + " --per_device_train_batch_size 8 --task_type reranker",
+        AXOLOTL + "process_reward_model: true\n",
+        AXOLOTL + "model_type: AutoModelForSequenceClassification\n",
+        SCRIPT.format("run_classification.py") + " --num_labels 4",
+    ],
+)
+def test_a_classifier_has_scores_in_place_of_logits(plan, job):
+    # A vocabulary of 151,936 words: 2 numbers a token take less than a thousandth of its logits.
+    terms = plan(job)["asked"]["estimate"]["terms"]
+    assert terms.get("logits_and_loss", 0) < 1 << 20
+
+
+def test_a_classifier_of_many_labels_has_a_score_for_each(plan):
+    peaks = [
+        plan(f"{SWIFT} --task_type seq_cls --num_labels {labels} --max_length 2048")["asked"][
+            "estimate"
+        ]["allocated_bytes"]
+        for labels in (2, 100_002)
+    ]
+    assert peaks[1] - peaks[0] >= 100_000 * 2048 * 2
+
+
+def test_a_classifier_trains_no_head_for_words(plan):
+    # Llama-3.1-8B has 128,256 x 4096 numbers in a head of its own.
+    full = "swift sft --model meta-llama/Llama-3.1-8B --tuner_type full --torch_dtype bfloat16"
+    words, labels = (plan(f"{full} --dataset d{more}") for more in ("", " --num_labels 2"))
+    assert words["trained"]["parameters"] - labels["trained"]["parameters"] == 128_256 * 4096
+
+
+@pytest.mark.parametrize(
+    ("code", "method"),
+    [
+        ("model = AutoModelForSequenceClassification.from_pretrained(name)", "classification"),
+        ("model = AutoModelForTokenClassification.from_pretrained(name)", "classification"),
+        ("model = AutoModelForSequenceClassification.from_pretrained(n)\nRewardTrainer(model)",
+         "reward"),
+        ("trainer = DPOTrainer(model, ref_model)", "dpo"),
+        ("trainer = GRPOTrainer(model)", "grpo"),
+        ("trainer = (SFTTrainer if warm else Own)(model)", "sft"),
+        ("SFTTrainer(model).train()\nDPOTrainer(model).train()", "sft"),
+        ("AutoModelForCausalLM if words else AutoModelForSequenceClassification", "sft"),
+    ],
+)  # fmt: skip
+def test_the_code_of_a_script_shows_its_method(plan, tmp_path, code, method):
+    (tmp_path / "train.py").write_text(code)
+    assert plan(SCRIPT.format("train.py"))["method"] == method
 
 
 @pytest.mark.parametrize(

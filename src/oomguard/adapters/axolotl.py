@@ -9,10 +9,11 @@ from __future__ import annotations
 import posixpath
 from dataclasses import replace
 
-from oomguard.adapters import fields, launchers, trial
+from oomguard.adapters import fields, launchers, trial, trl_methods
 from oomguard.adapters.config_adapter import Refusal
 from oomguard.adapters.contract import JobRequest, Marks
 from oomguard.adapters.fields import Binding, Bindings, Edits, Key, flag, number
+from oomguard.adapters.hf import heads
 from oomguard.adapters.hf import training_arguments as hf
 from oomguard.adapters.hf.trainer_adapter import NO_ROWS, ZERO3_WITH_BATCH_SEARCH, TrainerAdapter
 from oomguard.adapters.invocation import Invocation, file_first
@@ -24,7 +25,7 @@ from oomguard.configfile.document import Source
 from oomguard.configfile.flags import Flags
 from oomguard.configfile.layered import Settings
 from oomguard.errors import ConfigError, Where
-from oomguard.job.memory_settings import ALL_LINEAR, MemorySettings, TrainingCode
+from oomguard.job.memory_settings import ALL_LINEAR, MemorySettings, Objective, TrainingCode
 from oomguard.job.plan import (
     ZERO,
     LossKernel,
@@ -56,6 +57,7 @@ _FUSED_LOSSES = {
     "cut_cross_entropy": "cut_cross_entropy",
 }
 _LORAS = ("lora", "qlora")
+_REWARD, _PROCESS_REWARD = flag("reward_model"), flag("process_reward_model")
 _EXCESS = {"drop": Overlong.DROPPED, "truncate": Overlong.CUT}
 _FOUR_BIT = Quantization.NF4_DOUBLE  # what axolotl asks of bitsandbytes
 
@@ -235,6 +237,20 @@ _METHODS = {
 }
 
 
+def _head(settings: Settings) -> Objective | None:
+    """Return what a model with another head than a language model's computes.
+
+    Source: axolotl 0.19.0, utils/schemas/validation.py (set_reward_model_defaults),
+    core/builders/causal.py; trl 1.9.0, trainer/reward_trainer.py, experimental/prm.
+    """
+    if _REWARD.of(settings):
+        return trl_methods.REWARD
+    classifier = replace(heads.CLASSIFICATION, labels=heads.LABELS.of(settings))
+    if _PROCESS_REWARD.of(settings):
+        return replace(classifier, method=TrainingMethod.REWARD)
+    return classifier if str(settings.get("model_type")).endswith("Classification") else None
+
+
 class Axolotl(TrainerAdapter):
     """axolotl."""
 
@@ -253,8 +269,9 @@ class Axolotl(TrainerAdapter):
     def training_method(self, job: Job) -> TrainingMethod | None:
         """Return the method that `rl` or a reward model names."""
         settings = self.of_job(job).settings
-        if settings.get("reward_model") or settings.get("process_reward_model"):
-            return TrainingMethod.REWARD
+        objective = _head(settings)
+        if objective is not None:
+            return objective.method
         rl = settings.get("rl")
         return TrainingMethod.SFT if not rl else _METHODS.get(str(rl))
 
@@ -275,8 +292,9 @@ class Axolotl(TrainerAdapter):
 
     def memory_settings(self, job: Job) -> MemorySettings:
         """Read what decides the memory; `lora_target_linear` adapts every linear layer."""
-        found = super().memory_settings(job)
-        if found.lora is None or not _TARGET_LINEAR.of(self.of_job(job).settings):
+        found, settings = super().memory_settings(job), self.of_job(job).settings
+        found = replace(found, objective=_head(settings))
+        if found.lora is None or not _TARGET_LINEAR.of(settings):
             return found
         return replace(found, lora=replace(found.lora, targets=(ALL_LINEAR,)))
 

@@ -13,6 +13,7 @@ from oomguard.adapters import fields, launchers
 from oomguard.adapters.config_adapter import Refusal
 from oomguard.adapters.contract import JobRequest, Marks
 from oomguard.adapters.fields import Binding, Bindings, Edits, Key, choice, flag, number
+from oomguard.adapters.hf import heads
 from oomguard.adapters.hf import training_arguments as hf
 from oomguard.adapters.hf.liger import NOT_FUSED
 from oomguard.adapters.hf.trainer_adapter import (
@@ -46,7 +47,7 @@ from oomguard.job.plan import (
     Tuning,
 )
 from oomguard.job.training_job import Device, Job, World
-from oomguard.job.unmodelled import TrainingMethod
+from oomguard.job.unmodelled import TrainingMethod, Unmodelled
 
 _COMMANDS = ("sft", "pt")
 _MODULES = {f"swift.cli.{name}" for name in _COMMANDS}
@@ -234,12 +235,19 @@ _SPLIT = Refusal(
 )
 
 
-#: `task_type` (swift, arguments/base_args/model_args.py); None for one that is not known here.
+_TASK: Key[str | None] = fields.maybe_text("task_type")
+#: `task_type` (arguments/base_args/model_args.py): what is computed beside the next words.
 _TASKS = {
-    "causal_lm": TrainingMethod.SFT,
-    "seq_cls": TrainingMethod.CLASSIFICATION,
-    "embedding": TrainingMethod.EMBEDDING,
+    "seq_cls": heads.CLASSIFICATION,
+    "embedding": heads.EMBEDDING,
+    "reranker": heads.RERANKER,
+    "generative_reranker": heads.GENERATIVE_RERANKER,
 }
+
+
+def _task(settings: Settings) -> str:
+    """Return the stated task, else a classifier's where labels are counted (model_meta.py)."""
+    return _TASK.of(settings) or ("seq_cls" if settings.get("num_labels") else "causal_lm")
 
 
 class MsSwift(TrainerAdapter):
@@ -268,12 +276,28 @@ class MsSwift(TrainerAdapter):
         """Return the method of the command and of `task_type`."""
         if _pretrains(job):
             return TrainingMethod.PRETRAIN
-        task = str(self.of_job(job).settings.get("task_type") or "causal_lm")
-        return _TASKS.get(task)
+        task = _task(self.of_job(job).settings)
+        if task == "causal_lm":
+            return TrainingMethod.SFT
+        objective = _TASKS.get(task)
+        return objective.method if objective else None
+
+    def unmodelled(self, job: Job) -> tuple[Unmodelled, ...]:
+        """Return what the settings say; texts that are compared are as many as the data's."""
+        found, settings = super().unmodelled(job), self.of_job(job).settings
+        objective = _TASKS.get(_task(settings))
+        if objective is None or objective.rows == 1:
+            return found
+        return (*found, heads.more_rows(_TASK.name, settings))
 
     def memory_settings(self, job: Job) -> MemorySettings:
         """Read what decides the memory; LoRA goes to all linear layers unless a setting says."""
         found, settings = super().memory_settings(job), self.of_job(job).settings
+        task = _task(settings)
+        if task == "seq_cls":
+            found = heads.classifier(found, settings)
+        elif task in _TASKS:
+            found = replace(found, objective=_TASKS[task])
         if found.lora is None:
             return found
         dropout = fields.fraction("lora_dropout", 0.05).of(settings)

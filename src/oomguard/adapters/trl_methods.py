@@ -33,7 +33,7 @@ _DPO = Objective(
     traced="trl_losses:preference",
     since=_SINCE,
 )
-_REWARD = Objective(
+REWARD = Objective(
     method=TrainingMethod.REWARD, rows=2, head=Head.SCORE, traced="trl_losses:reward"
 )
 #: The cross entropy of each token, by the same head; not `loss_type: dft`.
@@ -43,7 +43,7 @@ _SFT = Objective(
 #: A row for each sample. The samples with each other's answers, by which the divergence is
 #: estimated, go through both models as well: without gradients, and before the sample's own pass.
 _KTO = replace(_DPO, method=TrainingMethod.KTO, rows=1, traced="trl_losses:unpaired")
-_OBJECTIVES = {one.method: one for one in (_SFT, _DPO, _REWARD, _KTO)}
+_OBJECTIVES = {one.method: one for one in (_SFT, _DPO, REWARD, _KTO)}
 #: The methods whose configs have `precompute_ref_log_probs`.
 _PRECOMPUTING = frozenset({TrainingMethod.DPO, TrainingMethod.KTO})
 _KTO_LOSS = text("loss_type", "kto")

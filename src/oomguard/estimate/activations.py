@@ -12,7 +12,7 @@ from oomguard.estimate.architecture import Architecture, Linear
 from oomguard.estimate.counts import targeted
 from oomguard.estimate.formats import Formats
 from oomguard.estimate.objective_loss import ObjectiveLoss
-from oomguard.job.memory_settings import Attention, Head, MemorySettings
+from oomguard.job.memory_settings import Attention, MemorySettings
 from oomguard.job.plan import LossKernel, Part, Plan, Quantization, Tuning
 
 _FP32 = 4
@@ -137,7 +137,7 @@ class TrainingStep:
     def largest_logits(self) -> int:
         """The logits of a micro batch in fp32, where they exist at once."""
         objective = self.recipe.objective
-        whole = objective is None or (objective.tiles is None and objective.head is not Head.SCORE)
+        whole = objective is None or (objective.tiles is None and objective.has_logits)
         at_once = self.plan.loss_kernel is not LossKernel.FUSED and not self.recipe.loss_chunk
         at_once = at_once and whole
         return self._logits * _FP32 if at_once else 0

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from oomguard.errors import ConfigError, Where
 
@@ -132,6 +132,11 @@ class Architecture:
     def head(self) -> int:
         """Numbers in an output head of its own."""
         return 0 if self.tied else self.embedding
+
+    @property
+    def without_head(self) -> Architecture:
+        """The model with one matrix over the vocabulary: a head for labels is next to nothing."""
+        return replace(self, tied=True)
 
     @property
     def decoder(self) -> int:

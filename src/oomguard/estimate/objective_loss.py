@@ -31,7 +31,9 @@ class ObjectiveLoss:
     def forward(self) -> int | None:
         """What stands when the loss is there; None if it is as in the model's own."""
         if self.objective.head is Head.SCORE:
-            return self.tokens * (self.formats.computed_bytes + _FP32)
+            return self.tokens * self.objective.labels * (self.formats.computed_bytes + _FP32)
+        if self.objective.head is Head.NONE:  # a vector of each row
+            return 0
         tiles = self.objective.tiles
         if tiles is not None:
             return self._selected + self._working(tiles)
@@ -43,6 +45,8 @@ class ObjectiveLoss:
         """The most that stands while it goes backward; None if it is as in the model's own."""
         if self.objective.head is Head.SCORE:
             return self.forward
+        if self.objective.head is Head.NONE:
+            return self.tokens * self.hidden * self._hidden_bytes
         tiles = self.objective.tiles
         if tiles is None:
             copies = self.objective.logit_bytes

@@ -142,8 +142,9 @@ class Head(str, Enum):
     """The layer after the decoder's last hidden states."""
 
     VOCABULARY = "vocabulary"  # logits over all words
-    SCORE = "score"  # one number for each token
+    SCORE = "score"  # a number for each label and token, in place of the words
     VALUE = "value"  # one number for each token, beside logits that its loss does not use
+    NONE = "none"  # the hidden states themselves, though the weights of a head are there
 
 
 class Reference(str, Enum):
@@ -173,6 +174,7 @@ class Objective:
         method: the method.
         rows: rows of the forward pass for each sample of the micro batch; 2 for pairs.
         head: the layer after the last hidden states.
+        labels: the numbers that a scoring head has for each token.
         reference: the frozen policy; its forward pass comes after the trained one's, without
             gradients. A plan that computes it before training needs none in a step.
         reference_quantization: how a second copy is stored, None for as the trained policy.
@@ -188,6 +190,7 @@ class Objective:
     method: TrainingMethod
     rows: int = 1
     head: Head = Head.VOCABULARY
+    labels: int = 1
     reference: Reference = Reference.NONE
     reference_quantization: Quantization | None = None
     tiles: Tiles | None = None
@@ -195,6 +198,11 @@ class Objective:
     reference_logit_bytes: float = 0.0
     traced: str | None = None
     since: tuple[str, tuple[int, ...]] | None = None
+
+    @property
+    def has_logits(self) -> bool:
+        """Return whether there are logits over the vocabulary."""
+        return self.head in (Head.VOCABULARY, Head.VALUE)
 
     def compares(self, plan: Plan) -> bool:
         """Return whether a step of a plan has a forward pass of the reference."""
@@ -259,3 +267,8 @@ class MemorySettings:
     def rows(self) -> int:
         """Rows of the forward pass for each sample of the micro batch."""
         return self.objective.rows if self.objective else 1
+
+    @property
+    def scores(self) -> bool:
+        """Return whether a head for labels stands in place of the one for words."""
+        return self.objective is not None and self.objective.head is Head.SCORE

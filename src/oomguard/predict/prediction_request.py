@@ -50,8 +50,9 @@ class PredictionRequest:
 
     def problem(self, plan: Plan) -> EstimateInput:
         """Return one plan as the analytic estimate takes it."""
+        model = self.model.architecture
         return EstimateInput(
-            model=self.model.architecture,
+            model=model.without_head if self.recipe.scores else model,
             plan=self.batched(plan),
             recipe=replace(self.recipe, images=len(self.images) or self.recipe.images),
             ranks=self.job.world.size,

@@ -123,6 +123,7 @@ def _objective(recipe: MemorySettings, plan: Plan) -> dict[str, object]:
         "objective": {
             "rows": objective.rows,
             "head": objective.head.value,
+            "labels": objective.labels,
             "reference": reference if objective.compares(plan) else "none",
             "reference_quantization": stored.value if stored else None,
             "loss": objective.traced,

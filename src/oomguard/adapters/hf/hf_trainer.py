@@ -10,12 +10,13 @@ from collections.abc import Mapping
 
 from oomguard.adapters import effects, fields, launchers
 from oomguard.adapters.config_adapter import Refusal
-from oomguard.adapters.contract import Claim, Marks
+from oomguard.adapters.contract import Claim, JobRequest, Marks
 from oomguard.adapters.fields import Binding, Bindings, Edits, Key, flag
+from oomguard.adapters.hf import heads
 from oomguard.adapters.hf import training_arguments as hf
 from oomguard.adapters.hf.liger import NOT_FUSED
+from oomguard.adapters.hf.script_methods import method_of_script
 from oomguard.adapters.hf.trainer_adapter import (
-    METHOD_SETTINGS,
     NO_ROWS,
     QUANTIZED_ALONE,
     ZERO3_WITH_BATCH_SEARCH,
@@ -29,6 +30,7 @@ from oomguard.configfile.document import Source
 from oomguard.configfile.flags import Flags
 from oomguard.configfile.layered import Settings
 from oomguard.errors import ConfigError, Where
+from oomguard.job.memory_settings import MemorySettings
 from oomguard.job.plan import DeviceMap, Overlong, Quantization, Sharding, Tuning
 from oomguard.job.training_job import Job
 from oomguard.job.unmodelled import Direction, TrainingMethod
@@ -153,37 +155,12 @@ REFUSALS = (
 )
 
 
-#: Words in the names of scripts that train by another method than supervised fine-tuning.
-_METHODS = {
-    **{kind.value: kind for kind in TrainingMethod if not kind.is_supervised},
-    "gkd": TrainingMethod.DISTILLATION,
-    "gold": TrainingMethod.DISTILLATION,
-    "gspo": TrainingMethod.GRPO,
-    "mpo": TrainingMethod.DPO,
-    "prm": TrainingMethod.REWARD,
-    "distill": TrainingMethod.DISTILLATION,
-    "glue": TrainingMethod.CLASSIFICATION,
-    "run_clm": TrainingMethod.PRETRAIN,
-}
-
-
-#: Names of TRL's example scripts whose methods are none that is known here.
-_OTHER_METHODS = ("online_dpo", "nash_md", "xpo", "bco", "sdft", "sdpo", "ssd.py", "tpo")
-
-
-def method_of_script(program: str, settings: Settings) -> TrainingMethod | None:
-    """Return the method that a script's flags or name show, supervised fine-tuning otherwise.
-
-    None if the name shows that it is another one.
-    """
-    if any(word in program.lower() for word in _OTHER_METHODS):
+def _script(invocation: Invocation, cwd: str) -> str | None:
+    """Return the path of the script, absolute; None for a module."""
+    launch = invocation.launch
+    if launch is None or launch.is_module or not launch.program.endswith(".py"):
         return None
-    stated = next(
-        (kind for kind, keys in METHOD_SETTINGS.items() if any(map(settings.has, keys))), None
-    )
-    name = program.lower()
-    named = next((kind for word, kind in _METHODS.items() if word in name), None)
-    return stated or named or TrainingMethod.SFT
+    return posixpath.join(cwd, launch.program)
 
 
 class HFTrainer(TrainerAdapter):
@@ -207,10 +184,24 @@ class HFTrainer(TrainerAdapter):
     )
 
     def training_method(self, job: Job) -> TrainingMethod | None:
-        """Return the method that the script's name or its own flags show; supervised otherwise."""
+        """Return the method that the script's flags, code or name show; supervised otherwise."""
         invocation = self.of_job(job)
         program = posixpath.basename(invocation.launch.program) if invocation.launch else ""
-        return method_of_script(program, invocation.settings)
+        code = job.files.get(_script(invocation, job.cwd) or "", "")
+        return method_of_script(program, invocation.settings, code)
+
+    def memory_settings(self, job: Job) -> MemorySettings:
+        """Read what decides the memory; a classifier has scores in place of logits."""
+        found = super().memory_settings(job)
+        if self.training_method(job) is not TrainingMethod.CLASSIFICATION:
+            return found
+        return heads.classifier(found, self.of_job(job).settings)
+
+    def referenced_files(self, request: JobRequest) -> tuple[str, ...]:
+        """Return the configs, and the script, whose code shows what it trains."""
+        invocation = self.invocation(request.argv, request.source)
+        path = _script(invocation, request.cwd)
+        return (*super().referenced_files(request), *([path] if path else ()))
 
     def split(self, argv: tuple[str, ...], source: Source | None) -> Invocation | None:
         """Parse a command line: flags, a `.json` alone, `--config`, or a file turned into flags.

@@ -59,7 +59,8 @@ _READ = fields_of(
         "low_cpu_mem_usage": "low_cpu_mem_usage",
         "attention": "attn_implementation",
         "sharding": "fsdp_config",
-        "method": "rl reward_model process_reward_model",
+        "method": "rl reward_model process_reward_model model_type",
+        "objective": "reward_model process_reward_model model_type num_labels",
     }
 )
 _SHARDED = (
@@ -327,7 +328,7 @@ _DETAILS = {
     " dpo_loss_weights dpo_norm_loss dpo_padding_free dpo_use_liger_kernel dpo_use_logits_to_keep"
     " dpo_use_weighting kto_desirable_weight kto_undesirable_weight max_prompt_len orpo_alpha"
     " precompute_ref_log_probs rl_beta rpo_alpha simpo_gamma trl vllm",
-    "reward_model": "center_rewards_coefficient num_labels",
+    "reward_model": "center_rewards_coefficient",
     "kd_trainer": "kd_alpha kd_beta kd_ce_alpha kd_normalize_topk kd_online_server"
     " kd_online_server_base_url kd_online_timeout kd_online_topk kd_temperature"
     " kd_temperature_min",
@@ -398,7 +399,7 @@ _NO_EFFECT = {
     " shuffle_merged_datasets train_on_inputs use_pose",
     trainer.PLACES: "axolotl_config_path cls_model_config hf_use_auth_token"
     " is_falcon_derived_model is_llama_derived_model is_mistral_derived_model"
-    " is_qwen_derived_model model_revision model_type processor_type push_dataset_to_hub"
+    " is_qwen_derived_model model_revision processor_type push_dataset_to_hub"
     " revision_of_model tokenizer_config tokenizer_legacy tokenizer_save_jinja_files"
     " tokenizer_type tokenizer_use_fast tokenizer_use_mistral_common trust_remote_code"
     " type_of_model",

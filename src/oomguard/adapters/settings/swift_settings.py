@@ -49,7 +49,8 @@ _READ = fields_of(
         "lora_rank": "tuner_type lora_rank",
         "embedding_rows": "modules_to_save",
         "trained_embeddings": "modules_to_save",
-        "method": "task_type",
+        "method": "task_type num_labels",
+        "objective": "task_type num_labels",
     }
 )
 _TRAINED = (
@@ -215,7 +216,7 @@ _OWN = SettingGroups(
         " fourier_n_frequency fourier_scaling llamapro_num_groups llamapro_num_new_blocks"
         " reft_args reft_intervention_type reft_layer_key reft_layers reft_rank vera_d_initial"
         " vera_dropout vera_projection_prng_key vera_rank",
-        "task_type": "mrl_dims num_labels problem_type",
+        "task_type": "mrl_dims problem_type",
     },
     no_effect={
         trainer.SAVED: "acc_strategy add_version create_checkpoint_symlink early_stop_interval"

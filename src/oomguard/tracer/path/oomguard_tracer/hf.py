@@ -123,7 +123,7 @@ def _model(request: TraceRequest, variant: Variant, config: Any) -> Any:
 
     config._attn_implementation = "eager" if variant.attention == "eager" else "sdpa"
     if variant.objective is not None and variant.objective.head == "score":
-        return _scoring(config)
+        return _scoring(config, variant.objective.labels)
     names = list(request.config.get("architectures") or [])
     for name in names:
         found = getattr(transformers, name, None) if name else None
@@ -136,11 +136,11 @@ def _model(request: TraceRequest, variant: Variant, config: Any) -> Any:
     raise Unsupported(f"this transformers cannot build {names or config.model_type!r}")
 
 
-def _scoring(config: Any) -> Any:
-    """Return the model with one output for each token in place of the words."""
+def _scoring(config: Any, labels: int) -> Any:
+    """Return the model with an output for each label in place of the words."""
     import transformers  # noqa: PLC0415
 
-    config.num_labels = 1
+    config.num_labels = labels
     config.pad_token_id = config.get_text_config().pad_token_id = PADDING
     auto = transformers.AutoModelForSequenceClassification
     if type(config) not in auto._model_mapping:

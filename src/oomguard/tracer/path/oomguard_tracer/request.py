@@ -28,6 +28,7 @@ class ObjectiveRequest:
     loss: str
     rows: int = 1
     head: str = "vocabulary"
+    labels: int = 1
     reference: str = "none"
     reference_quantization: str | None = None
 
