@@ -13,6 +13,8 @@ from oomguard.job.memory_settings import Head, MemorySettings, Objective
 from oomguard.job.plan import Quantization
 from oomguard.job.training_job import Job
 from oomguard.job.unmodelled import TrainingMethod
+from oomguard.ladder.load import load_strategies
+from oomguard.strategy import SAME_MATH, SAME_RECIPE
 
 TEXT = """\
 model_name_or_path: Qwen/Qwen2.5-0.5B
@@ -104,6 +106,28 @@ def test_a_reference_of_another_name_is_counted_and_named(
     assert "Qwen/Qwen2.5-7B is counted as large as the trained model" in one.effect
 
 
+@pytest.mark.parametrize(
+    ("lines", "copy"),
+    [(LORA, False), (FULL, True), (f"{LORA}ref_model: Qwen/Qwen2.5-0.5B\n", True)],
+)
+def test_kto_has_a_row_a_sample_and_two_forward_passes_of_the_reference(
+    read: Callable[..., tuple[Job, MemorySettings]], lines: str, copy: bool
+) -> None:
+    job, settings = read("kto", f"{lines}pref_loss: orpo\n")  # which only stage dpo reads
+    found = objective(settings)
+    assert (found.method, settings.rows) == (TrainingMethod.KTO, 1)
+    assert (found.logit_bytes, found.reference_logit_bytes) == ((8, 12), 16)
+    assert (found.compares(job.asked), found.holds_copy(job.asked)) == (True, copy)
+
+
+def test_halving_ktos_micro_batch_costs_more_than_the_same_math(
+    read: Callable[..., tuple[Job, MemorySettings]],
+) -> None:
+    halve = {strategy.id: strategy for strategy in load_strategies()}["halve_micro_batch"]
+    assert halve.fidelity_for(read("kto")[0]) is SAME_RECIPE
+    assert halve.fidelity_for(read("dpo")[0]) is SAME_MATH
+
+
 def test_a_reward_model_has_a_head_for_values_beside_logits_that_are_not_trained_on(
     read: Callable[..., tuple[Job, MemorySettings]],
 ) -> None:
@@ -140,7 +164,7 @@ def test_preference_training_has_neither_dropout_nor_packing(
     read: Callable[..., tuple[Job, MemorySettings]],
 ) -> None:
     lines = f"{LORA}lora_dropout: 0.1\npacking: true\n"
-    for stage, dropout, packing in (("sft", 0.1, True), ("dpo", 0.0, False)):
+    for stage, dropout, packing in (("sft", 0.1, True), ("dpo", 0.0, False), ("kto", 0.0, False)):
         settings = read(stage, lines)[1]
         assert settings.lora is not None
         assert (settings.lora.dropout, settings.packing) == (dropout, packing)

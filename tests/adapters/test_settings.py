@@ -54,7 +54,7 @@ LLAMAFACTORY = {
     **TRAINER,
     "finetuning_type": [Example("freeze")],
     "stage": [Example("rm", "enable_liger_kernel: true\nlora_dropout: 0.1\n"), Example("pt"),
-              Example("dpo", "lora_dropout: 0.1\n")],
+              Example("dpo", "lora_dropout: 0.1\n"), Example("kto", "lora_dropout: 0.1\n")],
     "pref_loss": [Example("orpo", "stage: dpo\n")],
     "ref_model": [Example("other", "stage: dpo\n")],
     "ref_model_quantization_bit": [Example("8", "stage: dpo\nref_model: m\n")],

@@ -40,6 +40,7 @@ CODE = {"use_reentrant": True, "checkpoints_trained_layers": True}
 CODE |= {"weights_dtype": "fp32", "trainable_dtype": "fp32"}
 HALF = CODE | {"weights_dtype": "bf16"}
 PREFERENCE = {"loss": "llamafactory_losses:preference", "rows": 2}
+UNPAIRED = {"loss": "llamafactory_losses:unpaired"}
 REWARD = {"loss": "llamafactory_losses:reward", "rows": 2, "head": "value"}
 COPY, OFF, NONE = ({"reference": kind} for kind in ("model", "adapter-off", "none"))
 CHECKPOINTED, MIXED = {"checkpointing": True}, {"precision": "bf16-mixed"}
@@ -62,6 +63,12 @@ CASES: list[tuple[str, str, dict[str, Any], dict[str, Any], dict[str, Any], dict
     ("llamafactory orpo lora", "dpo", LORA | CHECKPOINTED, CODE | ADAPTER, PREFERENCE | NONE,
      {"pref_loss": "orpo"}),
     ("llamafactory simpo full", "dpo", {}, CODE, PREFERENCE | NONE, {"pref_loss": "simpo"}),
+    ("llamafactory kto full", "kto", {}, CODE, UNPAIRED | COPY, {}),
+    ("llamafactory kto lora", "kto", LORA, CODE | ADAPTER, UNPAIRED | OFF, {}),
+    ("llamafactory kto lora bf16", "kto", LORA | MIXED | CHECKPOINTED, HALF | ADAPTER,
+     UNPAIRED | OFF, {}),
+    ("llamafactory kto lora ref_model", "kto", LORA | MIXED | {"accumulation": 2}, HALF | ADAPTER,
+     UNPAIRED | COPY, OWN),
     ("llamafactory rm full", "rm", {}, CODE, REWARD, {}),
     ("llamafactory rm full bf16", "rm", MIXED | CHECKPOINTED, HALF, REWARD, {}),
     ("llamafactory rm lora", "rm", LORA, CODE | ADAPTER, REWARD, {}),
@@ -99,14 +106,14 @@ def variant(plan: dict[str, Any], recipe: dict[str, Any]) -> request.Variant:
 
 def real(stage: str, asked: request.Variant, own: dict[str, Any], folder: Path) -> int:
     """Train for real and give the most bytes that were alive."""
-    _write(folder, asked)
+    _write(folder, stage, asked)
     os.chdir(folder)
     measured = Measured()
     run_exp(args=_settings(stage, asked) | own, callbacks=[measured])
     return measured.held + most(measured.profile)
 
 
-def _write(folder: Path, asked: request.Variant) -> None:
+def _write(folder: Path, stage: str, asked: request.Variant) -> None:
     make_assets.write_tokenizer(folder / "model")
     values = dict(MODEL)
     config = AutoConfig.for_model(values.pop("model_type"), **values)
@@ -115,11 +122,14 @@ def _write(folder: Path, asked: request.Variant) -> None:
     words = 2 * asked.sequence_length
     pair = {"instruction": "cat", "chosen": " mat" * words, "rejected": " red" * words}
     columns = {"prompt": "instruction", "chosen": "chosen", "rejected": "rejected"}
-    (folder / "data").mkdir()
+    info: dict[str, Any] = {"file_name": "rows.json", "ranking": True, "columns": columns}
     rows = [pair] * (4 * asked.micro_batch * asked.accumulation)
-    (folder / "data" / "pairs.json").write_text(json.dumps(rows))
-    info = {"mine": {"file_name": "pairs.json", "ranking": True, "columns": columns}}
-    (folder / "data" / "dataset_info.json").write_text(json.dumps(info))
+    if stage == "kto":
+        info = {"file_name": "rows.json", "columns": {"response": "chosen", "kto_tag": "desired"}}
+        rows = [pair | {"desired": number % 2 == 0} for number in range(len(rows))]
+    (folder / "data").mkdir()
+    (folder / "data" / "rows.json").write_text(json.dumps(rows))
+    (folder / "data" / "dataset_info.json").write_text(json.dumps({"mine": info}))
 
 
 def _settings(stage: str, asked: request.Variant) -> dict[str, Any]:

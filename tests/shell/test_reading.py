@@ -59,7 +59,7 @@ SCRIPT = "python {} --model_name_or_path Qwen/Qwen2.5-0.5B --bf16 --max_length 5
 #: The methods whose step an adapter describes.
 DESCRIBED = {
     "trl": ("dpo", "reward"),
-    "llamafactory": ("dpo", "orpo", "simpo", "reward"),
+    "llamafactory": ("dpo", "orpo", "simpo", "kto", "reward"),
     "axolotl": ("reward",),
     "ms_swift": ("classification",),
     "hf_trainer": ("classification",),

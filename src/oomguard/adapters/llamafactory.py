@@ -214,7 +214,12 @@ class LlamaFactory(TrainerAdapter):
         """
         _check_trains(self.invocation(request.argv, request.source).settings)
         job = super().read(request)
-        return replace(job, multimodal=is_multimodal(self.of_job(job).settings))
+        settings = self.of_job(job).settings
+        return replace(
+            job,
+            multimodal=is_multimodal(settings),
+            compares_samples=llamafactory_methods.compares_samples(settings),
+        )
 
     def fields(
         self, invocation: Invocation, request: JobRequest, world: World

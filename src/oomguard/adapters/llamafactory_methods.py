@@ -1,6 +1,6 @@
 """What LLaMA-Factory's stages compute in a training step.
 
-Source: llamafactory 0.9.5, train/{dpo,rm}/trainer.py, train/trainer_utils.py (create_ref_model,
+Source: llamafactory 0.9.5, train/{dpo,kto,rm}/trainer.py, train/trainer_utils.py (create_ref_model,
 get_batch_logps), hparams/finetuning_args.py (use_ref_model); trl 0.24,
 models/modeling_value_head.py.
 """
@@ -28,6 +28,16 @@ _PREFERENCE = Objective(
     logit_bytes=(8, 12),
     reference_logit_bytes=12,
     traced="llamafactory_losses:preference",
+)
+#: A row for each sample. The same prompts with each other's answers go through both models as well,
+#: without gradients: those of the reference while its logits of the samples stand beside copies of
+#: the policy's, which are for the metrics.
+_UNPAIRED = replace(
+    _PREFERENCE,
+    method=TrainingMethod.KTO,
+    rows=1,
+    reference_logit_bytes=16,
+    traced="llamafactory_losses:unpaired",
 )
 #: Logits in 16 bits, log-probabilities for a cross entropy that is dropped, and a copy in fp32
 #: that is returned; none of it goes backward.
@@ -59,6 +69,11 @@ def method_of(settings: Settings) -> TrainingMethod:
     return _WITHOUT_REFERENCE.get(_LOSS.of(settings), method) if stage == "dpo" else method
 
 
+def compares_samples(settings: Settings) -> bool:
+    """Return whether a sample's loss depends on the others in its micro batch, as KTO's does."""
+    return STAGE.of(settings) == "kto"
+
+
 def cannot_resume(settings: Settings) -> str:
     """Return why the stage cannot resume from its checkpoints; empty if it can.
 
@@ -74,10 +89,12 @@ def memory_settings(found: MemorySettings, settings: Settings) -> MemorySettings
     stage = STAGE.of(settings)
     if stage == "rm":
         return replace(found, objective=_REWARD, packing=False)
-    if stage != "dpo":
+    if stage not in ("dpo", "kto"):
         return found
-    lora = found.lora and replace(found.lora, dropout=0.0)  # which the trainer switches off
-    return replace(found, objective=_preference(settings), lora=lora, packing=False)
+    lora = found.lora and replace(found.lora, dropout=0.0)  # which the trainers switch off
+    kto = _with_reference(_UNPAIRED, settings)
+    objective = kto if stage == "kto" else _preference(settings)
+    return replace(found, objective=objective, lora=lora, packing=False)
 
 
 def _preference(settings: Settings) -> Objective:

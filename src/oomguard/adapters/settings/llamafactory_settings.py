@@ -35,6 +35,7 @@ _READ = fields_of(
         "tuning": "finetuning_type",
         "method": "stage pref_loss",
         "objective": "stage pref_loss ref_model ref_model_quantization_bit",
+        "compares_samples": "stage",
         "model": "model_name_or_path",
         "multimodal": "model_name_or_path template media_dir image_max_pixels image_min_pixels"
         " video_max_pixels video_fps",

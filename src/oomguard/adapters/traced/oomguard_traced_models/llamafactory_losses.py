@@ -2,8 +2,8 @@
 # Checked without torch: what comes from it, and what derives from it, is Any.
 """LLaMA-Factory's losses: of whole logits in fp32, which stay until the loss is there.
 
-Source: llamafactory 0.9.5, train/{dpo,rm}/trainer.py, train/trainer_utils.py (get_batch_logps);
-trl 0.24, models/modeling_value_head.py.
+Source: llamafactory 0.9.5, train/{dpo,kto,rm}/trainer.py, train/trainer_utils.py
+(get_batch_logps); trl 0.24, models/modeling_value_head.py.
 """
 
 from __future__ import annotations
@@ -35,6 +35,24 @@ def preference(models: Models) -> Loss:
         chosen, rejected = ratios.chunk(2)
         del logits
         return -functional.logsigmoid(BETA * (chosen - rejected)).mean()
+
+    return loss
+
+
+def unpaired(models: Models) -> Loss:
+    """Return KTO's loss: how much likelier each answer is than before, beside the divergence.
+
+    Copies of the policy's logits outlive the reference's, for the metrics.
+    """
+    _mark_heads(models)
+
+    def loss(batch: dict[str, Any]) -> torch.Tensor:
+        logits, ratios, mismatched = _with_mismatched(models.policy, batch)
+        if models.compare is not None:
+            _, frozen, other = _with_mismatched(models.compare, batch)
+            ratios, mismatched = ratios - frozen, mismatched - other
+        del logits
+        return (1 - torch.sigmoid(BETA * (ratios - mismatched.mean()))).mean()
 
     return loss
 
@@ -81,6 +99,17 @@ def _rows(call: Callable[..., Any], batch: dict[str, Any]) -> tuple[torch.Tensor
     labels = inputs.pop("labels")
     logits = call(**inputs, use_cache=False).logits.to(torch.float32)
     return logits, _log_probs(logits, labels)
+
+
+def _with_mismatched(
+    call: Callable[..., Any], batch: dict[str, Any]
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Return a copy of the logits, and each row's log-probability with its and another's answer."""
+    logits, own = _rows(call, batch)
+    with torch.no_grad():
+        _, other = _rows(call, batch)
+    # Desired and undesired samples are selected by masks; which are which does not matter.
+    return logits[torch.arange(len(own), device=own.device)], own, other
 
 
 def _log_probs(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
