@@ -142,6 +142,17 @@ def test_the_parts_of_a_multimodal_model_can_be_frozen(read: Callable[..., Job])
 
 
 @pytest.mark.parametrize(
+    ("name", "trainer"), [("USE_MCA", "Megatron Core"), ("USE_V1", "LLaMA-Factory's v1 trainer")]
+)
+def test_a_variable_that_starts_another_trainer_is_refused_by_name(
+    read: Callable[..., Job], name: str, trainer: str
+) -> None:
+    with pytest.raises(ConfigError, match=f"{name} starts .*{trainer}"):
+        read(env={name: "1"})
+    assert read(env={name: "0"}).asked == read().asked
+
+
+@pytest.mark.parametrize(
     ("gpus", "env", "world", "device"),
     [
         (0, {}, World(), Device.CPU),

@@ -257,6 +257,21 @@ def test_a_setting_that_is_not_modelled_is_named_and_widens_the_interval(plan, j
     assert (estimate["low_bytes"] < 0.6 * estimate["expected_bytes"]) == (direction != "more")
 
 
+@pytest.mark.parametrize(
+    "job",
+    [
+        LF.replace("type: lora", "type: oft"),
+        SWIFT.replace("tuner_type lora", "tuner_type adalora"),
+        AXOLOTL.replace("adapter: lora", "adapter: llama-adapter"),
+    ],
+)
+def test_what_is_trained_is_unknown_where_it_is_not_modelled(plan, job):
+    trained = plan(job)["trained"]
+    assert trained["what"] == "unknown (neither all weights, some layers nor LoRA)"
+    assert trained["parameters"] is None
+    assert trained["total"] > 0
+
+
 def test_a_setting_that_takes_host_memory_alone_leaves_the_verdict_on_the_gpu(plan):
     job = LF + "dataloader_num_workers: 4\ndataloader_prefetch_factor: 4\n"
     document, plain = plan(job), plan(LF)

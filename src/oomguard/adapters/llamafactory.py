@@ -79,8 +79,9 @@ def _enabled(env: Mapping[str, str], name: str, default: str = "0") -> bool:
 
 
 def _starts_torchrun(env: Mapping[str, str], gpus: int) -> bool:
-    forced = _enabled(env, "FORCE_TORCHRUN") or _enabled(env, "USE_MCA")
-    return forced or (gpus > 1 and not _enabled(env, "USE_RAY") and not _enabled(env, "USE_KT"))
+    if _enabled(env, "FORCE_TORCHRUN"):
+        return True
+    return gpus > 1 and not _enabled(env, "USE_RAY") and not _enabled(env, "USE_KT")
 
 
 def _count(env: Mapping[str, str], name: str, default: int) -> int:
@@ -103,6 +104,29 @@ def _allocator(env: Mapping[str, str], *, torchrun: bool) -> Allocator:
 _ACCELERATES_OWN = (
     "accelerate's config decides over the sharding, and LLaMA-Factory's own would fight it"
 )
+
+
+#: Variables that start another trainer, which reads the same config with settings of its own
+#: (cli.py, hparams/parser.py).
+_OTHER_TRAINERS = {
+    "USE_MCA": "LLaMA-Factory's trainer on Megatron Core (mcore_adapter)",
+    "USE_V1": "LLaMA-Factory's v1 trainer",
+}
+
+
+def _check_trainer(env: Mapping[str, str]) -> None:
+    """Raise for a variable that starts another trainer.
+
+    Raises:
+        ConfigError: with the variable and the trainer.
+    """
+    for name, trainer in _OTHER_TRAINERS.items():
+        if _enabled(env, name):
+            raise ConfigError(
+                f"{name} starts {trainer}, which oomguard cannot read yet",
+                where=Where(key=name),
+                next_step=f"Unset {name} to train with LLaMA-Factory's own trainer.",
+            )
 
 
 #: Keys of configs that merge, chat with or evaluate a model.
@@ -210,8 +234,9 @@ class LlamaFactory(TrainerAdapter):
         """Read the job.
 
         Raises:
-            ConfigError: if the config does not train.
+            ConfigError: if the config does not train, or another trainer reads it.
         """
+        _check_trainer(request.env)
         _check_trains(self.invocation(request.argv, request.source).settings)
         job = super().read(request)
         settings = self.of_job(job).settings

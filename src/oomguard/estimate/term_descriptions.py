@@ -243,15 +243,20 @@ def _each(size: float) -> str:
 # --- What is trained ---
 
 
+_UNKNOWN = "unknown (neither all weights, some layers nor LoRA)"
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainedPart:
-    """What a plan trains: a description, and how many of the parameters."""
+    """What a plan trains: a description, and how many of the parameters; None if not known."""
 
     what: str
-    parameters: int
+    parameters: int | None
     total: int
 
     def __str__(self) -> str:
+        if self.parameters is None:
+            return self.what
         share = self.parameters / max(1, self.total)
         counts = f"{_count(self.parameters)} of {_count(self.total)} parameters"
         return f"{self.what}: {counts} ({share:.2%})"
@@ -261,6 +266,8 @@ def trained_part(problem: EstimateInput) -> TrainedPart:
     """Return what a plan trains: `LoRA r=8 on q_proj, v_proj`, with the counts of the estimate."""
     numbers = problem.counts
     base = numbers.linear + numbers.rest + numbers.embeddings_base + numbers.tower
+    if problem.plan.tuning in (None, Tuning.OTHER):
+        return TrainedPart(what=_UNKNOWN, parameters=None, total=base)
     return TrainedPart(
         what=_method(problem),
         parameters=numbers.trained,
