@@ -539,3 +539,17 @@ def test_a_full_job_that_becomes_lora_is_read_back_with_what_comes_with_lora(
     assert LlamaFactory().refusal(job, plan) is None
     again = table.reread(job, LlamaFactory().write(job, plan, folder))
     assert again.asked == plan
+
+
+@pytest.mark.parametrize("loss", ["use_dft_loss", "use_eaft_loss"])
+def test_a_loss_from_logits_is_not_fused(read: Callable[..., Job], loss: str) -> None:
+    liger = "enable_liger_kernel: true\n"
+    for lines, kernel in (
+        (liger, LossKernel.FUSED),
+        (f"{liger}{loss}: true\n", LossKernel.EAGER),
+        (f"{liger}{loss}: true\nstage: pt\n", LossKernel.FUSED),  # which never reads it
+    ):
+        assert read(f"{EMPTY}{lines}").asked.loss_kernel is kernel
+    job = read(f"{EMPTY}{loss}: true\n")
+    refused = LlamaFactory().refusal(job, replace(job.asked, loss_kernel=LossKernel.FUSED))
+    assert refused is not None

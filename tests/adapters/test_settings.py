@@ -90,6 +90,8 @@ LLAMAFACTORY = {
     "freeze_trainable_layers": [Example("3", "finetuning_type: freeze\n")],
     "flash_attn": [Example("disabled")],
     "enable_liger_kernel": [Example("true")],
+    "use_dft_loss": [Example("true", "enable_liger_kernel: true\n")],
+    "use_eaft_loss": [Example("true", "enable_liger_kernel: true\n")],
     "low_cpu_mem_usage": [Example("false")],
     "preprocessing_num_workers": [Example("2")],
     "dataset": [Example("other")],

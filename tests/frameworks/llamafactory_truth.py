@@ -46,9 +46,12 @@ COPY, OFF, NONE = ({"reference": kind} for kind in ("model", "adapter-off", "non
 CHECKPOINTED, MIXED = {"checkpointing": True}, {"precision": "bf16-mixed"}
 LORA, ADAPTER = {"tuning": "lora"}, {"lora": ALL}
 OWN = {"ref_model": "model"}
+DFT = {"use_dft_loss": True}
 
 #: name, stage, plan, recipe, objective, further settings
-CASES: list[tuple[str, str, dict[str, Any], dict[str, Any], dict[str, Any], dict[str, Any]]] = [
+CASES: list[
+    tuple[str, str, dict[str, Any], dict[str, Any], dict[str, Any] | None, dict[str, Any]]
+] = [
     ("llamafactory dpo full", "dpo", {}, CODE, PREFERENCE | COPY, {}),
     ("llamafactory dpo full bf16", "dpo", MIXED | CHECKPOINTED, HALF, PREFERENCE | COPY, {}),
     ("llamafactory dpo full accumulation", "dpo", {"accumulation": 2, "micro_batch": 1}, CODE,
@@ -69,6 +72,9 @@ CASES: list[tuple[str, str, dict[str, Any], dict[str, Any], dict[str, Any], dict
      UNPAIRED | OFF, {}),
     ("llamafactory kto lora ref_model", "kto", LORA | MIXED | {"accumulation": 2}, HALF | ADAPTER,
      UNPAIRED | COPY, OWN),
+    ("llamafactory sft dft full", "sft", {}, CODE, None, DFT),
+    ("llamafactory sft dft lora bf16", "sft", LORA | MIXED | CHECKPOINTED, HALF | ADAPTER, None,
+     DFT),
     ("llamafactory rm full", "rm", {}, CODE, REWARD, {}),
     ("llamafactory rm full bf16", "rm", MIXED | CHECKPOINTED, HALF, REWARD, {}),
     ("llamafactory rm lora", "rm", LORA, CODE | ADAPTER, REWARD, {}),
@@ -124,8 +130,10 @@ def _write(folder: Path, stage: str, asked: request.Variant) -> None:
     columns = {"prompt": "instruction", "chosen": "chosen", "rejected": "rejected"}
     info: dict[str, Any] = {"file_name": "rows.json", "ranking": True, "columns": columns}
     rows = [pair] * (4 * asked.micro_batch * asked.accumulation)
+    if stage in ("sft", "kto"):
+        info = {"file_name": "rows.json", "columns": {"response": "chosen"}}
     if stage == "kto":
-        info = {"file_name": "rows.json", "columns": {"response": "chosen", "kto_tag": "desired"}}
+        info["columns"]["kto_tag"] = "desired"
         rows = [pair | {"desired": number % 2 == 0} for number in range(len(rows))]
     (folder / "data").mkdir()
     (folder / "data" / "rows.json").write_text(json.dumps(rows))

@@ -82,6 +82,9 @@ _TUNINGS = {
     "oft": Tuning.OTHER,
 }
 _LIGER = flag("enable_liger_kernel")
+#: Losses that stage sft computes from the model's logits: train/sft/trainer.py, where the Trainer
+#: then calls the model without labels, and Liger's kernel computes no loss.
+_FROM_LOGITS = (flag("use_dft_loss"), flag("use_eaft_loss"))
 #: The models that model_utils/liger_kernel.py hands to Liger, and whose loss Liger fuses.
 LIGER_MODELS = FUSED & {
     *("gemma", "gemma2", "gemma3", "gemma3_text", "glm4", "glm4v", "granite", "llama", "llava"),
@@ -191,9 +194,14 @@ def _rank_edits(settings: Settings, value: object) -> Edits | None:
 
 
 def _loss_kernel(settings: Settings) -> LossKernel:
-    # Other stages need the logits: model/loader.py, require_logits.
-    fused = _LIGER.of(settings) and STAGE.of(settings) in ("pt", "sft")
+    fused = _LIGER.of(settings) and _may_fuse(settings)
     return LossKernel.FUSED if fused else LossKernel.EAGER
+
+
+def _may_fuse(settings: Settings) -> bool:
+    """Return whether Liger may compute the loss; other stages need logits (model/loader.py)."""
+    stage = STAGE.of(settings)
+    return stage == "pt" or (stage == "sft" and not any(one.of(settings) for one in _FROM_LOGITS))
 
 
 BINDINGS = Bindings(
@@ -369,8 +377,7 @@ REFUSALS = (
     Refusal(
         message="Current training stage does not support chunked cross entropy.",
         when=lambda s, job, plan: (
-            plan.loss_kernel is LossKernel.FUSED is not job.asked.loss_kernel
-            and STAGE.of(s) not in ("pt", "sft")
+            plan.loss_kernel is LossKernel.FUSED is not job.asked.loss_kernel and not _may_fuse(s)
         ),
     ),
     Refusal(

@@ -66,7 +66,7 @@ _READ = fields_of(
         "new_tokens": "add_tokens add_special_tokens",
         "trained_layers": "freeze_trainable_layers",
         "attention": "flash_attn",
-        "loss_kernel": "enable_liger_kernel stage",
+        "loss_kernel": "enable_liger_kernel stage use_dft_loss use_eaft_loss",
         "low_cpu_mem_usage": "low_cpu_mem_usage",
         "preprocess_workers": "preprocessing_num_workers",
         "data": "dataset dataset_dir",
@@ -142,8 +142,6 @@ _TRAINED = (
 
 _LOSSES = (
     switch("use_asft_loss", "the reference model of ASFT is not counted"),
-    switch("use_dft_loss", "DFT's loss over whole logits in fp32 is not modelled"),
-    switch("use_eaft_loss", "EAFT's loss over whole logits in fp32 is not modelled"),
     switch("compute_accuracy", "logits that evaluation turns into words are not included"),
     Effect(key="ref_model_adapters", effect="the reference model's adapter is not counted"),
 )
@@ -184,6 +182,7 @@ _OWN = SettingGroups(
     read=_READ,
     partly=(
         effects.prequantized("model_name_or_path"),
+        switch("use_eaft_loss", "the copy of the logits for EAFT's entropies is not included"),
         Effect(
             key="video_fps",
             effect="frames of a video are not counted",
@@ -208,7 +207,6 @@ _OWN = SettingGroups(
         "pissa_init": "pissa_convert pissa_iter",
         "adapter_name_or_path": "create_new_adapter",
         "use_asft_loss": "asft_alpha",
-        "use_eaft_loss": "eaft_alpha",
         "streaming": "buffer_size",
         "ray_num_workers": "ray_init_kwargs",
         "enable_torch_profiler": "profiler_active_steps profiler_output_dir profiler_profile_memory"
@@ -227,7 +225,7 @@ _OWN = SettingGroups(
         " overwrite_output_dir plot_loss print_param_status profile_modules swanlab_api_key"
         " swanlab_lark_secret swanlab_lark_webhook_url swanlab_logdir swanlab_mode"
         " swanlab_project swanlab_run_name swanlab_workspace use_swanlab",
-        trainer.RATES: "dpo_label_smoothing init_special_tokens kto_chosen_weight"
+        trainer.RATES: "dpo_label_smoothing eaft_alpha init_special_tokens kto_chosen_weight"
         " kto_rejected_weight ld_alpha loraplus_lr_embedding loraplus_lr_ratio pref_bco_weight"
         " pref_beta pref_ftx rope_scaling simpo_gamma use_rslora warmup_ratio",
         trainer.SAMPLES: "default_system disable_shuffling enable_thinking eval_dataset"
