@@ -12,7 +12,7 @@ from oomguard.job.checkpoint import Mode
 from oomguard.job.memory_settings import Head, MemorySettings, Objective
 from oomguard.job.plan import Quantization
 from oomguard.job.training_job import Job
-from oomguard.job.unmodelled import TrainingMethod
+from oomguard.job.unmodelled import Direction, TrainingMethod
 from oomguard.ladder.load import load_strategies
 from oomguard.strategy import SAME_MATH, SAME_RECIPE
 
@@ -138,6 +138,44 @@ def test_a_reward_model_has_a_head_for_values_beside_logits_that_are_not_trained
     assert not found.compares(job.asked)
     assert settings.lora is not None
     assert settings.lora.dropout == 0.1  # the pairwise trainer leaves it on
+
+
+@pytest.mark.parametrize(
+    ("lines", "keys"),
+    [
+        (f"{LORA}reward_model: rm\n", ["stage", "reward_model"]),
+        (f"{LORA}reward_model: http://rm\nreward_model_type: api\n", ["stage"]),
+        (f"{LORA}reward_model: rm\nreward_model_type: full\nref_model: m\n",
+         ["stage", "reward_model", "ref_model"]),
+        (f"{FULL}reward_model: rm\nreward_model_type: full\n",
+         ["stage", "reward_model", "finetuning_type"]),
+    ],
+)  # fmt: skip
+def test_ppo_names_each_model_that_is_not_counted(
+    read: Callable[..., tuple[Job, MemorySettings]], lines: str, keys: list[str]
+) -> None:
+    job, settings = read("ppo", lines)
+    found = LlamaFactory().unmodelled(job)
+    assert [one.key for one in found] == keys
+    assert all(one.line and one.direction is Direction.MORE for one in found)
+    assert settings.objective is None
+
+
+@pytest.mark.parametrize(
+    ("lines", "message"),
+    [
+        (LORA, "`reward_model` is necessary for PPO training."),
+        (f"{FULL}reward_model: rm\n", "`reward_model_type` cannot be lora for Freeze/Full"),
+        (f"{LORA}reward_model: rm\n", None),
+        (f"{FULL}reward_model: rm\nreward_model_type: full\n", None),
+    ],
+)
+def test_ppo_refuses_what_llamafactory_does(
+    read: Callable[..., tuple[Job, MemorySettings]], lines: str, message: str | None
+) -> None:
+    job, _ = read("ppo", lines)
+    said = LlamaFactory().refusal(job, job.asked)
+    assert said is None if message is None else message in (said or "")
 
 
 @pytest.mark.parametrize("lines", [LORA, FULL])

@@ -104,7 +104,7 @@ def refused(capsys, tmp_path):
     [
         *((LF + f"stage: {stage}\n", name) for stage, name in (
             ("sft", "sft"), ("pt", "pretrain"), ("rm", "reward"), ("dpo", "dpo"), ("kto", "kto"),
-            ("ppo", "ppo"), ("dpo\npref_loss: orpo", "orpo"), ("dpo\npref_loss: simpo", "simpo"),
+            ("dpo\npref_loss: orpo", "orpo"), ("dpo\npref_loss: simpo", "simpo"),
         )),
         (AXOLOTL, "sft"),
         *((AXOLOTL + f"rl: {rl}\n", rl) for rl in ("dpo", "kto", "orpo", "simpo", "grpo")),
@@ -205,6 +205,15 @@ def test_a_classifier_trains_no_head_for_words(plan):
 def test_the_code_of_a_script_shows_its_method(plan, tmp_path, code, method):
     (tmp_path / "train.py").write_text(code)
     assert plan(SCRIPT.format("train.py"))["method"] == method
+
+
+def test_llamafactorys_ppo_is_planned_and_names_what_is_not_counted(plan):
+    document = plan(LF + "stage: ppo\nreward_model: rm\n")
+    assert (document["method"], document["asked"]["fits"]) == ("ppo", "unsure")
+    assert [one["key"] for one in document["unmodelled"]] == ["stage", "reward_model", "method"]
+    assert document["rejected"] is None
+    said = plan(LF + "stage: ppo\n")["rejected"]["message"]
+    assert said == "`reward_model` is necessary for PPO training."
 
 
 @pytest.mark.parametrize(

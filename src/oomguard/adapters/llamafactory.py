@@ -225,9 +225,9 @@ class LlamaFactory(TrainerAdapter):
         return llamafactory_methods.method_of(self.of_job(job).settings)
 
     def unmodelled(self, job: Job) -> tuple[Unmodelled, ...]:
-        """Return what the settings say, and a reference model of another size."""
+        """Return what the settings say, and models beside the trained one."""
         settings = self.of_job(job).settings
-        other = llamafactory_methods.other_reference(settings, self.memory_settings(job))
+        other = llamafactory_methods.other_models(settings, self.memory_settings(job))
         return (*super().unmodelled(job), *other)
 
     def read(self, request: JobRequest) -> Job:

@@ -24,9 +24,11 @@ from oomguard.adapters.llamafactory_memory import (
     MODEL,
     PACKING,
     STAGE,
+    TYPE,
     packs,
     quantized_to,
 )
+from oomguard.adapters.llamafactory_methods import PPO_REFUSALS
 from oomguard.configfile.layered import Settings
 from oomguard.job.plan import (
     ZERO,
@@ -57,7 +59,6 @@ _AUDIO = re.compile(r"\bqwen\d?[-_]audio", re.IGNORECASE)
 _MEDIA_KEYS = ("image_max_pixels", "image_min_pixels", "video_max_pixels", "video_fps", "media_dir")
 _QUANTIZED_MODEL = re.compile(r"(?<![a-z])(gptq|awq|aqlm)(?![a-z])", re.IGNORECASE)
 
-_TYPE = fields.text("finetuning_type", "lora")
 _PURE_BF16 = flag("pure_bf16")
 _BITS = fields.maybe_number("quantization_bit")
 _METHOD = fields.text("quantization_method", "bnb")
@@ -184,7 +185,7 @@ def _quantization_edits(_: Settings, value: object) -> Edits | None:
 
 
 def _rank(settings: Settings) -> int | None:
-    return LORA_RANK.of(settings) if _TYPE.of(settings) == "lora" else None
+    return LORA_RANK.of(settings) if TYPE.of(settings) == "lora" else None
 
 
 def _rank_edits(settings: Settings, value: object) -> Edits | None:
@@ -228,7 +229,7 @@ BINDINGS = Bindings(
         ),
         Binding(field="precision", read=_precision, edits=_precision_edits),
         Binding(field="quantization", read=_quantization, edits=_quantization_edits),
-        choice("tuning", _TYPE, _TUNINGS),
+        choice("tuning", TYPE, _TUNINGS),
         Binding(field="lora_rank", read=_rank, edits=_rank_edits),
         Binding(field="frozen", read=_frozen, edits=_frozen_edits),
         replace(hf.loss_kernel("enable_liger_kernel"), read=_loss_kernel),
@@ -372,6 +373,7 @@ REFUSALS = (
             and bool(s.get("adapter_name_or_path"))
         ),
     ),
+    *PPO_REFUSALS,
     hf.NO_METRIC,
     not_fused(LIGER_MODELS, "Current model does not support liger kernel."),
     Refusal(

@@ -30,6 +30,7 @@ _LAYERS = fields.number("freeze_trainable_layers", 2)
 PACKING = fields.flag("packing")
 _REENTRANT = fields.flag("use_reentrant_gc", default=True)
 STAGE = fields.text("stage", "sft")
+TYPE = fields.text("finetuning_type", "lora")
 KIND, DOUBLE = (
     fields.text("quantization_type", "nf4"),
     fields.flag("double_quantization", default=True),

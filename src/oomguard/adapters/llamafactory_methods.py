@@ -1,23 +1,30 @@
 """What LLaMA-Factory's stages compute in a training step.
 
-Source: llamafactory 0.9.5, train/{dpo,kto,rm}/trainer.py, train/trainer_utils.py (create_ref_model,
-get_batch_logps), hparams/finetuning_args.py (use_ref_model); trl 0.24,
+Source: llamafactory 0.9.5, train/{dpo,kto,ppo,rm}/trainer.py, train/trainer_utils.py
+(create_ref_model, create_reward_model, get_batch_logps), hparams/finetuning_args.py; trl 0.24,
 models/modeling_value_head.py.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
 
 from oomguard.adapters import fields
-from oomguard.adapters.llamafactory_memory import STAGE, quantized_to
+from oomguard.adapters.config_adapter import Refusal
+from oomguard.adapters.llamafactory_memory import STAGE, TYPE, quantized_to
 from oomguard.configfile.layered import Settings
 from oomguard.job.memory_settings import Head, MemorySettings, Objective, Reference
+from oomguard.job.plan import Tuning
 from oomguard.job.unmodelled import Direction, TrainingMethod, Unmodelled
 
 _LOSS = fields.text("pref_loss", "sigmoid")
 _REFERENCE = fields.maybe_text("ref_model")
 _REFERENCE_BITS = fields.maybe_number("ref_model_quantization_bit")
+_REWARD_MODEL = fields.maybe_text("reward_model")
+_REWARD_TYPE = fields.text("reward_model_type", "lora")
+#: The type of a reward model that a server runs.
+_SERVED = "api"
 
 #: Logits in fp32, and their log-probabilities with a copy beside them in the forward pass, with
 #: two gradients in the backward pass.
@@ -60,6 +67,19 @@ _METHODS = {
     "dpo": TrainingMethod.DPO,
     "kto": TrainingMethod.KTO,
 }
+
+PPO_REFUSALS = (
+    Refusal(
+        message="`reward_model` is necessary for PPO training.",
+        when=lambda s, _, __: STAGE.of(s) == "ppo" and not _REWARD_MODEL.of(s),
+    ),
+    Refusal(
+        message="`reward_model_type` cannot be lora for Freeze/Full PPO training.",
+        when=lambda s, _, plan: (
+            STAGE.of(s) == "ppo" and _REWARD_TYPE.of(s) == "lora" and plan.tuning is not Tuning.LORA
+        ),
+    ),
+)
 
 
 def method_of(settings: Settings) -> TrainingMethod:
@@ -112,16 +132,40 @@ def _with_reference(objective: Objective, settings: Settings) -> Objective:
     return replace(objective, reference=Reference.MODEL, reference_quantization=stored)
 
 
-def other_reference(settings: Settings, found: MemorySettings) -> tuple[Unmodelled, ...]:
-    """Return that a reference model of another name is counted as large as the trained one."""
+def other_models(settings: Settings, found: MemorySettings) -> tuple[Unmodelled, ...]:
+    """Return which models beside the trained one are not counted, or not as they are."""
+    if STAGE.of(settings) == "ppo":
+        return tuple(_beside_ppo(settings))
     objective, name = found.objective, _REFERENCE.of(settings)
     if objective is None or objective.reference is not Reference.MODEL or name == found.model:
         return ()
-    return (
-        Unmodelled(
-            key=_REFERENCE.name,
-            effect=f"{name} is counted as large as the trained model",
-            direction=Direction.EITHER,
-            line=settings.origin(_REFERENCE.name).line,
-        ),
+    effect = f"{name} is counted as large as the trained model"
+    return (_missing(settings, _REFERENCE.name, effect, Direction.EITHER),)
+
+
+def _beside_ppo(settings: Settings) -> Iterator[Unmodelled]:
+    """Yield what stage ppo adds; llamafactory 0.9.5 runs it with no TRL, so nothing was measured.
+
+    Its trainer requires trl 0.9.6 at the most, and what it imports came later.
+    """
+    rollout = (
+        "responses of up to max_new_tokens beyond cutoff_len with their key-value cache, the head "
+        "for values, and log-probabilities of policy and reference are not included; LLaMA-Factory "
+        "0.9.5 runs this stage with no version of TRL"
     )
+    yield _missing(settings, STAGE.name, rollout)
+    kind, reward = _REWARD_TYPE.of(settings), _REWARD_MODEL.of(settings)
+    if kind != _SERVED:
+        part = f"the reward model {reward}" if kind == "full" else f"the adapter {reward}"
+        yield _missing(settings, _REWARD_MODEL.name, f"{part}, which scores, is not counted")
+    named = _REFERENCE.of(settings)
+    if named or TYPE.of(settings) != "lora":
+        key = _REFERENCE.name if named else TYPE.name
+        yield _missing(settings, key, "the frozen reference model is not counted")
+
+
+def _missing(
+    settings: Settings, key: str, effect: str, direction: Direction = Direction.MORE
+) -> Unmodelled:
+    line = settings.origin(key).line
+    return Unmodelled(key=key, effect=effect, direction=direction, line=line)
