@@ -22,6 +22,7 @@ from oomguard.job.plan import (
     Sharding,
     Tuning,
 )
+from oomguard.job.stored_format import StoredFormat
 from oomguard.job.training_job import Device, Job, World
 
 CLI = "llamafactory-cli train train.yaml"
@@ -121,11 +122,6 @@ def test_a_key_is_read_into_its_field(
     read: Callable[..., Job], line: str, field: str, value: object
 ) -> None:
     assert getattr(read(EMPTY + line + "\n").asked, field) == value
-
-
-def test_a_quantized_checkpoint_is_known_by_its_name(read: Callable[..., Job]) -> None:
-    job = read("model_name_or_path: TechxGenus/Meta-Llama-3-8B-Instruct-GPTQ\n")
-    assert job.asked.quantization is Quantization.PREQUANTIZED
 
 
 def test_the_parts_of_a_multimodal_model_can_be_frozen(read: Callable[..., Job]) -> None:
@@ -453,7 +449,8 @@ def test_a_refused_plan_is_refused_in_llamafactorys_words(
 
 
 def test_a_quantized_checkpoint_and_zero3_are_refused(read: Callable[..., Job]) -> None:
-    job = read("model_name_or_path: Llama-3-AWQ\n")
+    awq = StoredFormat(method="awq", described="awq", quantization=Quantization.PREQUANTIZED)
+    job = LlamaFactory().of_model(read(), "llama", awq)
     why = LlamaFactory().refusal(job, replace(job.asked, **ZERO3))
     assert why == "DeepSpeed ZeRO-3 or FSDP is incompatible with PTQ-quantized models."
 

@@ -28,6 +28,7 @@ from oomguard.evidence.verdict import Kind, Phase, Verdict
 from oomguard.job.checkpoint import Mode
 from oomguard.job.command import Command
 from oomguard.job.plan import Offload, Quantization, Sharding
+from oomguard.job.stored_format import StoredFormat
 from oomguard.job.training_job import Job
 
 Seen = Mapping[str, object]
@@ -59,15 +60,19 @@ class Sample:
     text: str | None = None
     gpus: tuple[int, ...] = (1, 2)
     files: dict[str, str] = field(default_factory=dict)
+    stored_as: StoredFormat | None = None
 
 
+GPTQ = StoredFormat(method="gptq", described="gptq", quantization=Quantization.PREQUANTIZED)
 SAMPLES = {
     "lf-lora": Sample("llamafactory", LMF, LF),
     "lf-full": Sample("llamafactory", LMF, LF + FULL),
     "lf-freeze": Sample("llamafactory", LMF, LF + "finetuning_type: freeze\n"),
     "lf-new-tokens": Sample("llamafactory", LMF, LF + "add_special_tokens: a,b\n"),
     "lf-8-bit": Sample("llamafactory", LMF, LF + "quantization_bit: 8\n"),
-    "lf-gptq": Sample("llamafactory", LMF, LF.replace("Instruct", "Instruct-GPTQ-Int4")),
+    "lf-gptq": Sample(
+        "llamafactory", LMF, LF.replace("Instruct", "Instruct-GPTQ-Int4"), stored_as=GPTQ
+    ),
     "lf-galore": Sample("llamafactory", LMF, LF + FULL + "use_galore: true\n"),
     "lf-unsloth": Sample("llamafactory", LMF, LF + "use_unsloth: true\n"),
     "lf-pure": Sample("llamafactory", LMF, LF + FULL + "pure_bf16: true\n"),
@@ -111,7 +116,8 @@ SAMPLES = {
 
 def table_of(sample: Sample, gpus: int) -> tuple[Bench, Job]:
     table = Bench(adapter_named(sample.name), gpus=gpus, files=sample.files)
-    return table, table.job(sample.argv, sample.text)
+    job = table.job(sample.argv, sample.text)
+    return table, table.adapter.of_model(job, "qwen2", sample.stored_as)
 
 
 def seen(framework: str, job: Job, command: Command, files: Mapping[str, str]) -> dict[str, Any]:

@@ -226,10 +226,9 @@ def test_llamafactorys_ppo_is_planned_and_names_what_is_not_counted(plan):
         (LF + "use_asft_loss: true\n", "use_asft_loss", "more"),
         (LF.replace("type: lora", "type: oft"), "tuning", "more"),
         (LF + "optim: galore_adamw\n", "optim", "either"),
-        (LF.replace("Qwen2.5-0.5B", "Qwen2.5-0.5B-Instruct-GPTQ-Int8"), "model_name_or_path",
-         "either"),
+        (LF.replace("Qwen2.5-0.5B", "Qwen2.5-0.5B-Instruct-GPTQ-Int8"), "model", "either"),
         (SWIFT.replace("Qwen2.5-0.5B", "Qwen2.5-0.5B-bnb-4bit"), "model", "either"),
-        (AXOLOTL.replace("Qwen2.5-0.5B", "Qwen2.5-0.5B-FP8"), "base_model", "either"),
+        (AXOLOTL.replace("Qwen2.5-0.5B", "Qwen2.5-0.5B-FP8"), "model", "either"),
         (AXOLOTL + "peft_use_dora: true\n", "peft_use_dora", "more"),
         (AXOLOTL + "fsdp_config: {offload_params: true}\n", "fsdp_config.offload_params", "less"),
         (AXOLOTL + "fsdp_config: {reshard_after_forward: false}\n",
@@ -256,7 +255,7 @@ def test_a_setting_that_is_not_modelled_is_named_and_widens_the_interval(plan, j
     document = plan(job)
     (found,) = document["unmodelled"]
     assert (found["key"], found["direction"]) == (key, direction)
-    assert (found["line"] is None) == ("\n" not in job or key == "tuning")
+    assert (found["line"] is None) == ("\n" not in job or key in ("tuning", "model"))
     estimate = document["asked"]["estimate"]
     assert document["asked"]["fits"] == "unsure"
     assert document["chosen"] is None

@@ -18,7 +18,6 @@ from oomguard.adapters.hf import training_arguments as hf
 from oomguard.adapters.hf.trainer_adapter import NO_ROWS, ZERO3_WITH_BATCH_SEARCH, TrainerAdapter
 from oomguard.adapters.invocation import Invocation, file_first
 from oomguard.adapters.launchers import Launcher, LauncherCommand
-from oomguard.adapters.prequantized import is_four_bit
 from oomguard.adapters.settings.axolotl_settings import AXOLOTL
 from oomguard.configfile import values
 from oomguard.configfile.document import Source
@@ -88,8 +87,6 @@ def _precision_edits(settings: Settings, value: object) -> Edits | None:
 
 
 def _quantization(settings: Settings) -> Quantization | None:
-    if is_four_bit(settings.get("base_model")):
-        return Quantization.PREQUANTIZED
     if settings.get("bnb_config_kwargs") or settings.get("gptq"):
         return None
     if _LOAD_4BIT.of(settings):

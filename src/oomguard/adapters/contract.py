@@ -12,6 +12,7 @@ from oomguard.job.checkpoint import Continuation, Layout, Mode
 from oomguard.job.command import Command
 from oomguard.job.memory_settings import MemorySettings
 from oomguard.job.plan import Plan
+from oomguard.job.stored_format import StoredFormat
 from oomguard.job.training_job import Job
 from oomguard.job.unmodelled import TrainingMethod, Unmodelled
 
@@ -179,9 +180,14 @@ class Adapter(ABC):
         decides the memory of a training step stays as it was.
         """
 
-    def of_model(self, job: Job, model_type: str) -> Job:
-        """Return the job of a model of this type, without settings that have no effect on it."""
-        return replace(job, model_type=model_type)
+    def of_model(
+        self, job: Job, model_type: str | None, stored_as: StoredFormat | None = None
+    ) -> Job:
+        """Return the job of a model of this type, without settings that have no effect on it.
+
+        `stored_as` is the format of a checkpoint that is quantized already.
+        """
+        return replace(job, model_type=model_type, stored_as=stored_as)
 
     def memory_settings(self, job: Job) -> MemorySettings:
         """Return what decides the job's memory besides its plan; the default leaves it unknown."""

@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from oomguard.adapters.prequantized import is_of_unknown_width
 from oomguard.configfile.layered import Settings
 from oomguard.configfile.values import is_true
 from oomguard.job.optimizer import states_of
@@ -82,16 +81,6 @@ def optimizer(key: str = "optim") -> Effect:
 
 def _class_path(value: object) -> str:
     return str(value.get("class_path") if isinstance(value, dict) else value)
-
-
-def prequantized(key: str) -> Effect:
-    """Return the effect of a checkpoint that is quantized already, to a width that is unknown."""
-    return Effect(
-        key=key,
-        effect="by its name the checkpoint is quantized; to how many bits is not modelled",
-        direction=Direction.EITHER,
-        when=is_of_unknown_width,
-    )
 
 
 OTHER_STATES = "the states of this optimizer are counted as AdamW's"

@@ -169,6 +169,7 @@ class LlamaFactory(TrainerAdapter):
     environment = _ENVIRONMENT
     rank = LORA_RANK
     fuses = LIGER_MODELS
+    dequantizes = frozenset({"mxfp4", "fp8"})  # model/model_utils/quantization.py
     starts = (*programs, "train")
     usage = "Write llamafactory-cli train x.yaml."
 

@@ -42,7 +42,7 @@ from oomguard.job.plan import (
     Sharding,
     Tuning,
 )
-from oomguard.job.training_job import Device
+from oomguard.job.training_job import Device, Job
 
 #: Templates whose plugin takes images, sound or video (data/template.py).
 _MULTIMODAL_TEMPLATE = re.compile(
@@ -57,7 +57,6 @@ MULTIMODAL_MODEL = re.compile(
 #: Of these, what hears and does not see.
 _AUDIO = re.compile(r"\bqwen\d?[-_]audio", re.IGNORECASE)
 _MEDIA_KEYS = ("image_max_pixels", "image_min_pixels", "video_max_pixels", "video_fps", "media_dir")
-_QUANTIZED_MODEL = re.compile(r"(?<![a-z])(gptq|awq|aqlm)(?![a-z])", re.IGNORECASE)
 
 _PURE_BF16 = flag("pure_bf16")
 _BITS = fields.maybe_number("quantization_bit")
@@ -160,8 +159,6 @@ def _precision_edits(settings: Settings, value: object) -> Edits | None:
 
 def _quantization(settings: Settings) -> Quantization | None:
     bits = _BITS.of(settings)
-    if _QUANTIZED_MODEL.search(MODEL.of(settings) or ""):
-        return Quantization.PREQUANTIZED
     if bits is not None and _METHOD.of(settings) != "bnb":
         return None
     return quantized_to(settings, bits)
@@ -242,8 +239,9 @@ def _sharded(plan: Plan) -> bool:
     return plan.sharding in (Sharding.ZERO3, Sharding.FSDP)
 
 
-def _quantized(plan: Plan) -> bool:
-    return plan.quantization in hf.ON_THE_FLY
+def _quantized(job: Job, plan: Plan) -> bool:
+    """Return whether LLaMA-Factory itself quantizes: `quantization_bit` is set."""
+    return plan.quantization in hf.ON_THE_FLY and job.stored_as is None
 
 
 def _with_zero3(key: str, message: str) -> Refusal:
@@ -254,7 +252,9 @@ def _with_zero3(key: str, message: str) -> Refusal:
 
 def _with_quantization(key: str, message: str) -> Refusal:
     return Refusal(
-        message=message, when=lambda s, _, plan: _quantized(plan) and bool(s.get(key)), key=key
+        message=message,
+        when=lambda s, job, plan: _quantized(job, plan) and bool(s.get(key)),
+        key=key,
     )
 
 
@@ -266,7 +266,9 @@ _NO_RESIZE = "Cannot resize embedding layers of a quantized model."
 REFUSALS = (
     Refusal(
         message="Quantization is only compatible with the LoRA or OFT method.",
-        when=lambda _, __, plan: _quantized(plan) and plan.tuning in (Tuning.FULL, Tuning.PARTIAL),
+        when=lambda _, job, plan: (
+            _quantized(job, plan) and plan.tuning in (Tuning.FULL, Tuning.PARTIAL)
+        ),
     ),
     _with_quantization("resize_vocab", _NO_RESIZE),
     _with_quantization("add_tokens", _NO_RESIZE),
@@ -278,16 +280,16 @@ REFUSALS = (
     _with_quantization("fp8", "FP8 training is not compatible with quantization."),
     Refusal(
         message="Cannot create new adapter upon a quantized model.",
-        when=lambda s, _, plan: (
-            _quantized(plan)
+        when=lambda s, job, plan: (
+            _quantized(job, plan)
             and bool(s.get("adapter_name_or_path"))
             and flag("create_new_adapter").of(s)
         ),
     ),
     Refusal(
         message="Quantized model only accepts a single adapter. Merge them first.",
-        when=lambda s, _, plan: (
-            _quantized(plan) and "," in str(s.get("adapter_name_or_path") or "")
+        when=lambda s, job, plan: (
+            _quantized(job, plan) and "," in str(s.get("adapter_name_or_path") or "")
         ),
     ),
     Refusal(
@@ -296,7 +298,25 @@ REFUSALS = (
     ),
     Refusal(
         message="DeepSpeed ZeRO-3 or FSDP is incompatible with PTQ-quantized models.",
-        when=lambda _, __, plan: _sharded(plan) and plan.quantization is Quantization.PREQUANTIZED,
+        when=lambda _, job, plan: _sharded(plan) and job.stored_as is not None,
+    ),
+    Refusal(
+        message="Quantized models can only be used for the LoRA or OFT tuning.",
+        when=lambda _, job, plan: (
+            job.stored_as is not None and plan.tuning in (Tuning.FULL, Tuning.PARTIAL)
+        ),
+    ),
+    Refusal(
+        message="Cannot initialize PiSSA adapter on quantized models.",
+        when=lambda s, job, _: job.stored_as is not None and flag("pissa_init").of(s),
+    ),
+    Refusal(
+        message="DoRA is not compatible with PTQ-quantized models.",
+        when=lambda s, job, _: (
+            job.stored_as is not None
+            and job.stored_as.method != "bitsandbytes"
+            and flag("use_dora").of(s)
+        ),
     ),
     Refusal(
         message="HQQ and EETQ quantization is incompatible with DeepSpeed ZeRO-3 or FSDP.",

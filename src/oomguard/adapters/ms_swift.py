@@ -26,7 +26,6 @@ from oomguard.adapters.hf.trainer_adapter import (
 from oomguard.adapters.invocation import Invocation, file_first
 from oomguard.adapters.launchers import Launcher, LauncherCommand
 from oomguard.adapters.llamafactory_keys import MULTIMODAL_MODEL
-from oomguard.adapters.prequantized import is_four_bit
 from oomguard.adapters.settings.swift_settings import EVAL_BATCH, MICRO_BATCH, SWIFT
 from oomguard.configfile import values
 from oomguard.configfile.document import Source
@@ -107,8 +106,6 @@ def _frozen_edits(_: Settings, value: object) -> Edits:
 
 
 def _quantization(settings: Settings) -> Quantization | None:
-    if is_four_bit(_MODEL.of(settings)):
-        return Quantization.PREQUANTIZED
     if _METHOD.of(settings) is None:
         return Quantization.NONE
     if _METHOD.of(settings) != "bnb":

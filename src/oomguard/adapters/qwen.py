@@ -29,6 +29,7 @@ from oomguard.job.plan import (
     Sharding,
     Tuning,
 )
+from oomguard.job.stored_format import StoredFormat
 from oomguard.job.training_job import Job
 
 #: Flags that finetune.py has and the Trainer has not; any two identify it.
@@ -58,6 +59,13 @@ BINDINGS = Bindings(
         fields.switch("tuning", _LORA, on=Tuning.LORA, off=Tuning.FULL),
         hf.rank_under(_LORA, QWEN_RANK),
     )
+)
+
+
+_GPTQ = StoredFormat(
+    method="gptq",
+    described="gptq in 4 bits, by --q_lora",
+    quantization=Quantization.PREQUANTIZED,
 )
 
 
@@ -120,6 +128,15 @@ class Qwen(HFTrainer):
     refusals = _REFUSALS
     environment = (*ENVIRONMENT, "NNODES", "CUDA_DEVICE_MAX_CONNECTIONS")
     rank = QWEN_RANK
+
+    def of_model(
+        self, job: Job, model_type: str | None, stored_as: StoredFormat | None = None
+    ) -> Job:
+        """Return the job of a model of this type; --q_lora is for a GPTQ checkpoint of 4 bits."""
+        unsized = stored_as is None or stored_as.quantization is None
+        if unsized and job.asked.quantization is Quantization.PREQUANTIZED:
+            stored_as = _GPTQ
+        return super().of_model(job, model_type, stored_as)
 
     def recognizes_command(self, argv: tuple[str, ...]) -> Claim:
         """Claim finetune.py with two flags that only it has, and its shell scripts."""

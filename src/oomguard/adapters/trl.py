@@ -28,7 +28,6 @@ from oomguard.adapters.hf.trainer_adapter import (
 )
 from oomguard.adapters.invocation import Invocation, file_option, with_config
 from oomguard.adapters.launchers import Launcher, LauncherCommand
-from oomguard.adapters.prequantized import is_four_bit
 from oomguard.adapters.settings.groups import SettingGroups
 from oomguard.adapters.settings.trl_settings import TRL
 from oomguard.adapters.trl_commands import COMMANDS, command_of
@@ -99,15 +98,11 @@ def _precision_edits(settings: Settings, value: object) -> Edits | None:
 def _quantization(settings: Settings) -> Quantization | None:
     if _LOAD_8BIT.of(settings):
         return Quantization.INT8
-    if is_four_bit(settings.get("model_name_or_path")):
-        return Quantization.PREQUANTIZED
     four = hf.four_bit(_KIND.of(settings), _NESTED.of(settings))
     return four if _LOAD_4BIT.of(settings) else Quantization.NONE
 
 
 def _quantization_edits(_: Settings, value: object) -> Edits | None:
-    if value is Quantization.PREQUANTIZED:
-        return None
     four = hf.spell_four_bit(value)
     bits: Edits = {
         _LOAD_4BIT: four is not None,

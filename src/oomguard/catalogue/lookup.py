@@ -27,7 +27,9 @@ _OFFLINE = ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE")
 class Model:
     """A model's config in the format of `family`, and where it was found.
 
-    `taken_for` is the model of the catalogue that a name of another spelling was taken for.
+    `taken_for` is the model of the catalogue that a name of another spelling was taken for;
+    `is_of_the_base` says that the config is not the checkpoint's own but the catalogue's, which
+    says nothing of how somebody stored it.
     """
 
     name: str
@@ -35,6 +37,7 @@ class Model:
     config: Mapping[str, object]
     source: str
     taken_for: str | None = None
+    is_of_the_base: bool = False
 
     @property
     def type(self) -> str | None:
@@ -124,7 +127,12 @@ def _shipped(name: str, family: Family) -> Model | None:
         return None
     taken_for = found.name if shipped.is_loose(name, found) else None
     return Model(
-        name=name, family=Family.HF, config=found.config, source=found.source, taken_for=taken_for
+        name=name,
+        family=Family.HF,
+        config=found.config,
+        source=found.source,
+        taken_for=taken_for,
+        is_of_the_base=True,
     )
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from oomguard.catalogue.litgpt_configs import named
 from oomguard.catalogue.lookup import Model, find_model
+from oomguard.catalogue.quantized import stored_format
 from oomguard.cli.prepare import Prepared
 from oomguard.estimate.correct import UNCORRECTED, Ratios
 from oomguard.estimate.memory import Fits, MemoryEstimate
@@ -154,7 +155,7 @@ def _request(prepared: Prepared, capacity: Capacity) -> PredictionRequest:
         settings.model, settings.family, cwd=Path(job.cwd), ask_framework=named(job.python)
     )
     if model.type and job.model_type is None:  # known to the hub alone
-        job = prepared.adapter.of_model(job, model.type)
+        job = prepared.adapter.of_model(job, model.type, stored_format(model))
     return PredictionRequest(
         job=job, recipe=settings, model=model, plans=(), capacity_bytes=capacity.device_bytes
     )

@@ -11,6 +11,7 @@ from pathlib import Path
 from oomguard.adapters.contract import Adapter, JobRequest
 from oomguard.adapters.registry import adapter_named, detect, detect_command
 from oomguard.catalogue.lookup import find_model
+from oomguard.catalogue.quantized import named_format, stored_format
 from oomguard.cli.options import BLOCK, Options, Stated, limits_of, options_of, read_block
 from oomguard.configfile.document import Source
 from oomguard.dataset.lengths import with_lengths
@@ -186,19 +187,17 @@ def _job(
         hopper=any(gpu.hopper for gpu in here),
     )
     settings = adapter.memory_settings(job)
-    model_type = _model_type(settings, cwd)
-    job = adapter.of_model(job, model_type) if model_type else job
-    return with_lengths(job, settings)
+    return with_lengths(_of_model(adapter, job, settings), settings)
 
 
-def _model_type(settings: MemorySettings, cwd: Path) -> str | None:
-    """Return the type in the model's config.json; None if that is not on this machine."""
+def _of_model(adapter: Adapter, job: Job, settings: MemorySettings) -> Job:
+    """Return the job with what the model's config.json tells; its name where there is none here."""
     offline = {**os.environ, "HF_HUB_OFFLINE": "1"}
     try:
-        model = find_model(settings.model, settings.family, cwd=cwd, environment=offline)
+        model = find_model(settings.model, settings.family, cwd=Path(job.cwd), environment=offline)
     except ConfigError:
-        return None
-    return model.type
+        return adapter.of_model(job, None, named_format(settings.model or ""))
+    return adapter.of_model(job, model.type, stored_format(model))
 
 
 def ladder_of(adapter: Adapter, strategies: tuple[Strategy, ...], allow: Fidelity) -> Ladder:

@@ -8,6 +8,7 @@ from enum import Enum
 
 from oomguard.configfile.document import Files, Source
 from oomguard.job.plan import Plan
+from oomguard.job.stored_format import StoredFormat
 
 #: What `Lengths.counted_by` says of an exact count.
 BY_TOKENIZER = "the tokenizer"
@@ -82,7 +83,8 @@ class Job:
     rungs may need which that interpreter can import. `asked` is the plan in the user's own
     settings, with the framework's defaults filled in. `output_dir` is where checkpoints go. `files`
     holds the texts of further files of the user's that an adapter edits, by absolute path.
-    `model_type` is that of the model's config.json, None while the config is not known.
+    `model_type` is that of the model's config.json, None while the config is not known; `stored_as`
+    is the format of a checkpoint that is quantized already.
     `trained_embeddings` names the matrices over the vocabulary that are trained in full beside an
     adapter, as for new tokens; `lengths` is known where the data could be read, `bfloat16` says
     whether the device computes in it, `hopper` whether it is a Hopper card, `inside` whether the
@@ -102,6 +104,7 @@ class Job:
     packages: frozenset[str] = frozenset()
     multimodal: bool = False
     model_type: str | None = None
+    stored_as: StoredFormat | None = None
     output_dir: str | None = None
     checkpoint_every: int | None = None
     trained_embeddings: tuple[str, ...] = ()

@@ -46,6 +46,11 @@ def left_out(
     if job.asked.tuning in (None, Tuning.OTHER):
         effect = "what it trains is neither all weights, some layers nor LoRA: not modelled"
         yield Unmodelled(key="tuning", effect=effect, direction=Direction.MORE)
+    if job.stored_as is not None and job.asked.quantization is None:
+        effect = (
+            f"the checkpoint is quantized ({job.stored_as.described}): counted as if it were not"
+        )
+        yield Unmodelled(key="model", effect=effect, direction=Direction.EITHER)
     mixed = next((key for key in _MIXED_LAYERS if model.config.get(key)), None)
     if mixed is not None:
         effect = f"its layers are of several kinds ({mixed}), but all are counted alike"

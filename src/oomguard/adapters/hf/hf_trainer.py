@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import posixpath
 from collections.abc import Mapping
+from dataclasses import replace
 
 from oomguard.adapters import effects, fields, launchers
 from oomguard.adapters.config_adapter import Refusal
@@ -23,7 +24,6 @@ from oomguard.adapters.hf.trainer_adapter import (
     TrainerAdapter,
 )
 from oomguard.adapters.invocation import CONFIG, CONFIG_SUFFIXES, Invocation, file_option, script
-from oomguard.adapters.prequantized import is_four_bit
 from oomguard.adapters.settings.trainer_settings import EFFECTS
 from oomguard.configfile import values
 from oomguard.configfile.document import Source
@@ -32,6 +32,7 @@ from oomguard.configfile.layered import Settings
 from oomguard.errors import ConfigError, Where
 from oomguard.job.memory_settings import MemorySettings
 from oomguard.job.plan import DeviceMap, Overlong, Quantization, Sharding, Tuning
+from oomguard.job.stored_format import StoredFormat
 from oomguard.job.training_job import Job
 from oomguard.job.unmodelled import Direction, TrainingMethod
 
@@ -70,8 +71,6 @@ def _quantization_keys(settings: Settings) -> tuple[Key[bool], Key[bool], Key[bo
 
 
 def _quantization(settings: Settings) -> Quantization | None:
-    if is_four_bit(settings.get("model_name_or_path")):
-        return Quantization.PREQUANTIZED
     load_4bit, load_8bit, nested = _quantization_keys(settings)
     # Only a script that states --load_in_4bit is known to have it.
     if not settings.has(load_4bit.name):
@@ -179,9 +178,19 @@ class HFTrainer(TrainerAdapter):
             effect="tensor parallelism is not modelled: the model counts as whole on every GPU",
             direction=Direction.LESS,
         ),
-        effects.prequantized("model_name_or_path"),
         effects.switch("use_unsloth", "Unsloth's kernels are not modelled", Direction.EITHER),
     )
+
+    def of_model(
+        self, job: Job, model_type: str | None, stored_as: StoredFormat | None = None
+    ) -> Job:
+        """Return the job of a model of this type; a quantized one gets an adapter, if not shown."""
+        job = super().of_model(job, model_type, stored_as)
+        settings = self.of_job(job).settings
+        states = any(settings.has(key) for key in _USES_LORA)
+        if job.stored_as is None or states or job.asked.tuning is Tuning.LORA:
+            return job
+        return replace(job, asked=replace(job.asked, tuning=None))
 
     def training_method(self, job: Job) -> TrainingMethod | None:
         """Return the method that the script's flags, code or name show; supervised otherwise."""

@@ -37,6 +37,7 @@ from oomguard.job.plan import (
     Sharding,
     Tuning,
 )
+from oomguard.job.stored_format import StoredFormat
 from oomguard.job.training_job import Device, Job, World
 from oomguard.job.unmodelled import TrainingMethod
 
@@ -46,7 +47,10 @@ ENVIRONMENT = (
 )
 QUANTIZED_ALONE = Refusal(
     message="You cannot perform fine-tuning on purely quantized models.",
-    when=lambda _, __, plan: plan.quantization in hf.ON_THE_FLY and plan.tuning is Tuning.FULL,
+    when=lambda _, job, plan: (
+        plan.tuning is Tuning.FULL
+        and (job.stored_as is not None or plan.quantization in hf.ON_THE_FLY)
+    ),
 )
 ZERO3_WITH_BATCH_SEARCH = Refusal(
     message="`auto_find_batch_size` isn't supported yet with DeepSpeed Zero-3.",
@@ -71,7 +75,8 @@ class TrainerAdapter(ConfigAdapter):
     """A framework on the Trainer.
 
     `rank` is the key of the LoRA rank if it can switch to LoRA. `fuses` are the types of models
-    whose loss its fused kernels replace.
+    whose loss its fused kernels replace; `dequantizes` the formats of checkpoints that it loads in
+    16 bits, by transformers' names.
     """
 
     environment: tuple[str, ...] = ENVIRONMENT
@@ -81,6 +86,7 @@ class TrainerAdapter(ConfigAdapter):
     effects: tuple[Effect, ...] = EFFECTS
     rank: Key[int] | None = None
     fuses: frozenset[str] = liger.FUSED
+    dequantizes: frozenset[str] = frozenset()
     usage = "Write python, torchrun, accelerate launch or deepspeed, then the script."
 
     def invocation(self, argv: tuple[str, ...], source: Source | None) -> Invocation:
@@ -127,12 +133,23 @@ class TrainerAdapter(ConfigAdapter):
         own = hf.zero_optimizer(invocation.settings, zero) or fields["optimizer"]
         return {**fields, "optimizer": own, "sharding": sharding, "offload": offload}
 
-    def of_model(self, job: Job, model_type: str) -> Job:
-        """Return the job of a model of this type; a fused loss that it does not get is plain."""
-        job = super().of_model(job, model_type)
-        if job.asked.loss_kernel is not LossKernel.FUSED or model_type in self.fuses:
-            return job
-        return replace(job, asked=replace(job.asked, loss_kernel=LossKernel.EAGER))
+    def of_model(
+        self, job: Job, model_type: str | None, stored_as: StoredFormat | None = None
+    ) -> Job:
+        """Return the job of a model of this type.
+
+        A fused loss that it does not get is plain. A checkpoint that is quantized already keeps its
+        format, whatever the settings ask for.
+        """
+        if stored_as is not None and stored_as.method in self.dequantizes:
+            stored_as = None
+        job, asked = super().of_model(job, model_type, stored_as), job.asked
+        fused = asked.loss_kernel is LossKernel.FUSED
+        if fused and model_type is not None and model_type not in self.fuses:
+            asked = replace(asked, loss_kernel=LossKernel.EAGER)
+        if stored_as is not None:
+            asked = replace(asked, quantization=stored_as.quantization)
+        return replace(job, asked=asked)
 
     def _with_embeddings(self, job: Job) -> Job:
         """Add the matrices over the vocabulary that are trained in full besides an adapter."""
@@ -238,6 +255,12 @@ class TrainerAdapter(ConfigAdapter):
         """Return the fields that no key has to hold; those of LoRA come with the switch to it."""
         switched = self.rank is not None and plan.tuning is not job.asked.tuning
         return (*self.elsewhere, *(("lora_rank", "embedding_rows") if switched else ()))
+
+    def refusal(self, job: Job, plan: Plan) -> str | None:
+        """Return the framework's own message; no setting changes how a checkpoint is stored."""
+        if job.stored_as is not None and plan.quantization is not job.asked.quantization:
+            return f"the checkpoint is quantized already ({job.stored_as.described})"
+        return super().refusal(job, plan)
 
     def required_packages(self, job: Job, plan: Plan) -> frozenset[str]:
         """Return deepspeed, bitsandbytes and liger_kernel if the plan adds them."""

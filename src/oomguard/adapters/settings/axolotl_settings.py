@@ -46,7 +46,7 @@ _READ = fields_of(
         "checkpointing": "gradient_checkpointing",
         "precision": "bf16 bfloat16 float16",
         "model": "base_model",
-        "quantization": "base_model load_in_4bit load_in_8bit bnb_config_kwargs gptq",
+        "quantization": "load_in_4bit load_in_8bit bnb_config_kwargs gptq",
         "tuning": "adapter",
         "trained_fp32": "adapter",
         "lora": "adapter lora_r lora_alpha lora_dropout lora_target_modules lora_modules_to_save"
@@ -88,7 +88,6 @@ _SHARDED = (
 _PARTLY = (
     *_SHARDED,
     effects.optimizer("optimizer"),
-    effects.prequantized("base_model"),
     Effect(
         key="gptq",
         effect="the checkpoint is quantized; its weights are counted at 16 bits unless its name "

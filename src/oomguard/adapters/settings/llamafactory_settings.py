@@ -54,7 +54,7 @@ _READ = fields_of(
         "precision": "pure_bf16",
         "base": "fp16",
         "trained_fp32": "deepspeed",
-        "quantization": "model_name_or_path quantization_bit quantization_method"
+        "quantization": "quantization_bit quantization_method"
         " quantization_type double_quantization",
         "checkpointing": "disable_gradient_checkpointing",
         "code": "use_reentrant_gc",
@@ -181,7 +181,6 @@ _HOST = (
 _OWN = SettingGroups(
     read=_READ,
     partly=(
-        effects.prequantized("model_name_or_path"),
         switch("use_eaft_loss", "the copy of the logits for EAFT's entropies is not included"),
         Effect(
             key="video_fps",

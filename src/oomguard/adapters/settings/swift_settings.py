@@ -41,8 +41,7 @@ _READ = fields_of(
         "preprocess_workers": "dataset_num_proc",
         "precision": "torch_dtype",
         "base": "torch_dtype",
-        "quantization": "model quant_bits quant_method bnb_4bit_quant_type"
-        " bnb_4bit_use_double_quant",
+        "quantization": "quant_bits quant_method bnb_4bit_quant_type bnb_4bit_use_double_quant",
         "tuning": "tuner_type",
         "trained_fp32": "tuner_type",
         "lora": "tuner_type lora_rank lora_alpha lora_dropout target_modules modules_to_save",
@@ -179,7 +178,6 @@ _RUN = (
 _OWN = SettingGroups(
     read=_READ,
     partly=(
-        effects.prequantized("model"),
         Effect(
             key="device_map",
             effect="layers split over several GPUs are counted on one",

@@ -19,8 +19,7 @@ _MODEL = SettingGroups(
     read=fields_of(
         {
             "model": "model_name_or_path",
-            "quantization": "model_name_or_path load_in_4bit load_in_8bit bnb_4bit_quant_type"
-            " use_bnb_nested_quant",
+            "quantization": "load_in_4bit load_in_8bit bnb_4bit_quant_type use_bnb_nested_quant",
             "precision": "dtype",
             "base": "dtype",
             "attention": "attn_implementation",
@@ -38,7 +37,6 @@ _MODEL = SettingGroups(
         }
     ),
     partly=(
-        effects.prequantized("model_name_or_path"),
         effects.on_host("dataset_num_proc", "each process's own host memory is not included"),
         Effect(
             key="attn_implementation",
