@@ -359,7 +359,7 @@ def test_a_7b_that_llamafactory_trains_in_16_gb_is_not_said_not_to_fit_24(plan, 
 
 
 def test_what_is_left_out_is_said_beside_the_verdict(capsys, tmp_path):
-    (tmp_path / "train.yaml").write_text(LF + "stage: ppo\nuse_dora: true\n")
+    (tmp_path / "train.yaml").write_text(LF + "stage: ppo\nuse_dora: true\nreward_model: rm\n")
     assert main(["plan", "--gpu", "a100-80", "train.yaml"]) == 0
     shown = capsys.readouterr().out
     assert "The requested config may fit" in shown

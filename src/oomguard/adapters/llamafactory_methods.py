@@ -155,7 +155,7 @@ def _beside_ppo(settings: Settings) -> Iterator[Unmodelled]:
     )
     yield _missing(settings, STAGE.name, rollout)
     kind, reward = _REWARD_TYPE.of(settings), _REWARD_MODEL.of(settings)
-    if kind != _SERVED:
+    if reward and kind != _SERVED:
         part = f"the reward model {reward}" if kind == "full" else f"the adapter {reward}"
         yield _missing(settings, _REWARD_MODEL.name, f"{part}, which scores, is not counted")
     named = _REFERENCE.of(settings)
