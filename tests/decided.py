@@ -13,7 +13,10 @@ from oomguard.job.plan import Plan
 from oomguard.job.training_job import Job
 
 #: Fields of a job that are neither in its plan nor in its memory settings.
-_OF_JOB = ("multimodal", "trained_embeddings", "output_dir", "device", "world", "compares_samples")
+_OF_JOB = (
+    *("multimodal", "trained_embeddings", "output_dir", "device", "world", "compares_samples"),
+    "group",
+)
 
 
 @dataclass(frozen=True)

@@ -98,6 +98,8 @@ LLAMAFACTORY = {
     "dataset_dir": [Example("folder", "dataset: mine\n")],
 }  # fmt: skip
 
+#: Keys that the commands without generated rows alone have.
+_UNGENERATED = ("max_length", "activation_offloading", "dataset_num_proc")
 PEFT = "use_peft: true\n"
 TRL = {
     **TRAINER,
@@ -136,6 +138,30 @@ REWARD = {
 }
 DPO = {**REWARD, "precompute_ref_log_probs": [Example("true")]}
 KTO = {**DPO, "loss_type": [Example("apo_zero_unpaired")]}
+ONLINE = {
+    **{key: examples for key, examples in TRL.items() if key not in _UNGENERATED},
+    "lora_dropout": [Example("0.5", PEFT)],
+    "disable_dropout": [Example("true", PEFT)],
+    "max_completion_length": [Example("99")],
+    "generation_batch_size": [Example("32")],
+    "steps_per_generation": [Example("3")],
+    "num_generations": [Example("4")],
+    "beta": [Example("0.5")],
+    "num_iterations": [Example("2")],
+    "ds3_gather_for_generation": [Example("false")],
+    "temperature": [Example("0.7")],
+    "repetition_penalty": [Example("1.1")],
+    "top_p": [Example("0.9")],
+    "top_k": [Example("50")],
+    "min_p": [Example("0.1")],
+}
+GRPO = {
+    **ONLINE,
+    "loss_type": [Example("bnpo")],
+    "top_entropy_quantile": [Example("0.2")],
+    "entropy_coef": [Example("0.1")],
+    "use_adaptive_entropy": [Example("true")],
+}
 SWIFT = {
     **{key: examples for key, examples in TRAINER.items() if key not in ("bf16", "fp16")},
     "optim": [Example("adamw_torch_fused"), Example("adafactor")],
@@ -322,6 +348,8 @@ CASES = [
             (TrainingMethod.DPO, DPO),
             (TrainingMethod.REWARD, REWARD),
             (TrainingMethod.KTO, KTO),
+            (TrainingMethod.GRPO, GRPO),
+            (TrainingMethod.RLOO, {**ONLINE, "beta": [Example("0.0")]}),
         )
     ),
 ]

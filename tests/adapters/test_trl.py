@@ -240,6 +240,8 @@ def test_a_synced_reference_model_excludes_an_adapter(read: Callable[..., Job]) 
         ("center_rewards_coefficient: 0.1", "reward"),
         ("packing: true", "sft"),
         ("desirable_weight: 1.0\nbeta: 0.1", "kto"),
+        ("reward_funcs: [a]\nloss_type: dr_grpo\nscale_rewards: none", "grpo"),
+        ("reward_funcs: [a]\nnormalize_advantages: true", "rloo"),
         ("precompute_ref_log_probs: true\ntruncation_mode: keep_end", "dpo"),
     ],
 )

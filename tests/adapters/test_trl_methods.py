@@ -128,3 +128,130 @@ def test_precomputing_is_written_as_trls_own_key(bench: Callable[..., Any], fold
     command = table.adapter.write(job, plan, folder)
     assert "precompute_ref_log_probs: true\n" in command.files[0].text
     assert table.reread(job, command).asked == plan
+
+
+GENERATED = "reward_funcs: [accuracy_reward]\nper_device_train_batch_size: 4\n"
+
+
+@pytest.mark.parametrize(
+    ("lines", "compares", "copy"),
+    [
+        ("", False, False),
+        ("beta: 0.04\n", True, True),
+        ("beta: 0.04\nuse_peft: true\n", True, False),
+    ],
+)
+def test_grpo_has_a_reference_where_beta_is_not_zero(
+    read: Callable[..., tuple[Job, MemorySettings]], lines: str, compares: bool, copy: bool
+) -> None:
+    job, settings = read("grpo", GENERATED + lines)
+    assert settings.objective is not None
+    assert (settings.objective.method, settings.rows) == (TrainingMethod.GRPO, 1)
+    assert settings.objective.compares(job.asked) is compares
+    assert settings.objective.holds_copy(job.asked) is copy
+
+
+@pytest.mark.parametrize(
+    ("lines", "batch", "amid"),
+    [
+        ("gradient_accumulation_steps: 4\n", 16, False),
+        ("gradient_accumulation_steps: 4\nsteps_per_generation: 2\n", 8, True),
+        ("gradient_accumulation_steps: 2\nsteps_per_generation: 4\n", 16, False),
+        ("gradient_accumulation_steps: 2\ngeneration_batch_size: 16\n", 16, False),
+        ("gradient_accumulation_steps: 4\nsteps_per_generation: 2\nnum_iterations: 2\n", 8, False),
+    ],
+)
+def test_as_many_completions_are_generated_at_once_as_trl_does(
+    read: Callable[..., tuple[Job, MemorySettings]], lines: str, batch: int, amid: bool
+) -> None:
+    job, settings = read("grpo", GENERATED + lines)
+    assert (job.asked.generation_batch, job.asked.completion_length) == (batch, 512)
+    assert job.asked.sequence_length is None
+    assert settings.generation is not None
+    assert settings.generation.is_amid_gradients(job.asked) is amid
+
+
+@pytest.mark.parametrize(
+    ("lines", "written"),
+    [
+        ("", None),
+        ("steps_per_generation: 2\n", "steps_per_generation: 4\n"),
+        ("generation_batch_size: 8\n", "generation_batch_size: 8\n"),
+    ],
+)
+def test_half_the_micro_batch_generates_as_many_at_once(
+    bench: Callable[..., Any], folder: str, lines: str, written: str | None
+) -> None:
+    table = bench(Trl())
+    text = TEXT + GENERATED + "gradient_accumulation_steps: 2\n" + lines
+    job = table.job("trl grpo --config train.yaml", text)
+    plan = replace(job.asked, micro_batch=2, accumulation=4)
+    assert table.adapter.refusal(job, plan) is None
+    command = table.adapter.write(job, plan, folder)
+    assert table.reread(job, command).asked == plan
+    text = command.files[0].text
+    assert written in text if written else "steps_per_generation" not in text
+
+
+def test_rloo_has_defaults_of_its_own(
+    read: Callable[..., tuple[Job, MemorySettings]],
+) -> None:
+    job, settings = read("rloo", GENERATED)
+    assert settings.objective is not None
+    assert (settings.objective.method, job.group) == (TrainingMethod.RLOO, 2)
+    assert settings.objective.holds_copy(job.asked)
+
+
+def test_the_completions_of_a_prompt_stay_together(
+    read: Callable[..., tuple[Job, MemorySettings]],
+) -> None:
+    job, _ = read("grpo", GENERATED + "gradient_accumulation_steps: 2\n")
+    assert job.group == 8
+    assert Trl().refusal(job, job.asked) is None
+    assert "divisible by num_generations" in (
+        Trl().refusal(job, replace(job.asked, generation_batch=12)) or ""
+    )
+    evaluating, _ = read(
+        "grpo", f"{GENERATED}gradient_accumulation_steps: 2\neval_strategy: steps\n"
+    )
+    halved = replace(evaluating.asked, eval_batch=4)
+    assert Trl().refusal(evaluating, evaluating.asked) is None
+    assert "eval batch" in (Trl().refusal(evaluating, halved) or "")
+
+
+@pytest.mark.parametrize(
+    ("lines", "said"),
+    [
+        ("num_generations: 1\n", "at least 2 generations"),
+        ("num_generations: 4\ngeneration_batch_size: 4\nsteps_per_generation: 1\n", "not be both"),
+        ("num_generations: 3\ngeneration_batch_size: 6\n", "the global batch size"),
+        ("num_generations: 4\nauto_find_batch_size: true\n", "auto_find_batch_size"),
+        ("num_generations: 4\nsync_ref_model: true\nbeta: 0.0\n", "sync_ref_model"),
+        ("num_generations: 4\nreward_funcs:\n", "No reward source"),
+    ],
+)
+def test_what_grpo_refuses(
+    read: Callable[..., tuple[Job, MemorySettings]], lines: str, said: str
+) -> None:
+    own = GENERATED.partition("\n")[2] if "reward_funcs" in lines else GENERATED
+    job, _ = read("grpo", own + lines)
+    assert said in (Trl().refusal(job, job.asked) or "")
+
+
+@pytest.mark.parametrize(
+    ("lines", "cost"),
+    [("", SAME_MATH), ("loss_type: bnpo\n", SAME_RECIPE), ("entropy_coef: 0.01\n", SAME_RECIPE)],
+)
+def test_halving_grpos_micro_batch_costs_what_its_loss_averages_over(
+    read: Callable[..., tuple[Job, MemorySettings]], lines: str, cost: object
+) -> None:
+    halve = {strategy.id: strategy for strategy in load_strategies()}["halve_micro_batch"]
+    assert halve.fidelity_for(read("grpo", GENERATED + lines)[0]) is cost
+
+
+def test_prompts_that_cannot_be_read_and_endless_completions_are_named(
+    read: Callable[..., tuple[Job, MemorySettings]],
+) -> None:
+    job, _ = read("grpo", GENERATED + "max_completion_length:\n")
+    assert job.asked.completion_length is None
+    assert {one.key for one in Trl().unmodelled(job)} == {"max_completion_length", "dataset_name"}

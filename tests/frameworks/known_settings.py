@@ -34,6 +34,18 @@ from trl import KTOConfig, ModelConfig, ScriptArguments
 from trl.scripts.utils import DatasetMixtureConfig
 classes = (ModelConfig, ScriptArguments, KTOConfig, DatasetMixtureConfig)
 """,
+    "trl grpo": """
+from trl import GRPOConfig, ModelConfig
+from trl.scripts.grpo import GRPOScriptArguments
+from trl.scripts.utils import DatasetMixtureConfig
+classes = (ModelConfig, GRPOScriptArguments, GRPOConfig, DatasetMixtureConfig)
+""",
+    "trl rloo": """
+from trl import ModelConfig, RLOOConfig
+from trl.scripts.rloo import RLOOScriptArguments
+from trl.scripts.utils import DatasetMixtureConfig
+classes = (ModelConfig, RLOOScriptArguments, RLOOConfig, DatasetMixtureConfig)
+""",
     "hf": """
 from transformers import Seq2SeqTrainingArguments
 classes = (Seq2SeqTrainingArguments,)

@@ -59,8 +59,8 @@ TRAINERS = {
 }
 DUMP = """
 import dataclasses, json
-from trl import DPOConfig, ModelConfig, SFTConfig
-fields = [f for c in (DPOConfig, SFTConfig, ModelConfig) for f in dataclasses.fields(c)]
+from trl import DPOConfig, GRPOConfig, ModelConfig, SFTConfig
+fields = [f for c in (GRPOConfig, DPOConfig, SFTConfig, ModelConfig) for f in dataclasses.fields(c)]
 plain = lambda v: v if isinstance(v, (bool, int, float, str, type(None))) else str(v)
 print(json.dumps({f.name: plain(getattr(f.default, "value", f.default)) for f in fields}))
 """
@@ -138,6 +138,8 @@ def test_trls_keys_and_defaults() -> None:
         pytest.param(TRL[TrainingMethod.DPO], lambda: imported("trl dpo"), id="trl dpo"),
         pytest.param(TRL[TrainingMethod.REWARD], lambda: imported("trl reward"), id="trl reward"),
         pytest.param(TRL[TrainingMethod.KTO], lambda: imported("trl kto"), id="trl kto"),
+        pytest.param(TRL[TrainingMethod.GRPO], lambda: imported("trl grpo"), id="trl grpo"),
+        pytest.param(TRL[TrainingMethod.RLOO], lambda: imported("trl rloo"), id="trl rloo"),
     ],
 )
 def test_every_setting_of_a_package_is_in_one_group(

@@ -38,8 +38,9 @@ def lengths(tmp_path):
         {"messages": [{"role": "user", "content": WORDS}, {"role": "assistant", "content": WORDS}]},
         {"conversations": [{"from": "human", "value": WORDS}, {"from": "gpt", "value": WORDS}]},
         {"instruction": WORDS, "output": "", "history": [[WORDS[:200], WORDS[:200]]]},
+        {"prompt": WORDS, "chosen": WORDS, "rejected": WORDS[:200]},
     ],
-    ids=["alpaca", "text", "messages", "sharegpt", "history"],
+    ids=["alpaca", "text", "messages", "sharegpt", "history", "pair"],
 )
 @pytest.mark.parametrize("name", ["train.json", "train.jsonl"])
 def test_every_layout_is_counted(lengths, record, name):
@@ -98,6 +99,23 @@ def test_the_models_own_files_say_how_an_image_becomes_tokens(tmp_path, lengths)
     newer = '{"image_processor": {"patch_size": 7, "merge_size": 2}}'
     (folder / "processor_config.json").write_text(newer)
     assert lengths([image], model="model").least > lengths([image]).least
+
+
+def test_only_the_columns_that_are_used_count(lengths):
+    found = lengths([{"prompt": WORDS, "solution": WORDS}], columns=("prompt",))
+    assert found.longest == pytest.approx(100, abs=1)
+
+
+def test_the_only_file_of_a_folder_is_read(tmp_path):
+    folder = tmp_path / "mine"
+    folder.mkdir()
+    (folder / "train.jsonl").write_text(json.dumps({"prompt": WORDS}))
+    (folder / "dataset_info.json").write_text("{}")
+    job = replace(make_job(PLAN), cwd=str(tmp_path))
+    asked = MemorySettings(data=(str(folder),))
+    assert with_lengths(job, asked).lengths.longest == 100
+    (folder / "more.json").write_text("[]")
+    assert with_lengths(job, asked).lengths is None
 
 
 def test_a_data_set_is_found_by_its_name(tmp_path):

@@ -413,8 +413,8 @@ def test_what_does_not_train_is_refused(refused, text, reason):
 @pytest.mark.parametrize(
     ("extra", "method"),
     [
-        ("reward_funcs: [accuracy]\n", "grpo"),
-        ("num_generations: 8\n", "grpo"),
+        ("reward_funcs: [accuracy]\n", "grpo and rloo"),
+        ("num_generations: 8\n", "grpo and rloo"),
         ("beta: 0.1\n", "dpo and kto"),
     ],
 )
@@ -452,8 +452,9 @@ def test_a_setting_that_resembles_none_is_only_noted(plan):
 @pytest.mark.parametrize(
     "command",
     [
-        "trl distillation --dataset_name d", "trl grpo --config x.yaml",
-        "swift rlhf --rlhf_type dpo", "swift infer --model m", "llamafactory-cli export x.yaml",
+        "trl distillation --dataset_name d", "swift rlhf --rlhf_type dpo",
+        "swift infer --model m",
+        "llamafactory-cli export x.yaml",
         "axolotl inference x.yaml", "litgpt chat m", "tune ls",
     ],
 )  # fmt: skip

@@ -1,7 +1,7 @@
 """TRL's commands: `trl sft --config x.yaml`, `torchrun -m trl.scripts.dpo ...`.
 
-Source: trl 1.16.0, cli/, scripts/{sft,dpo,reward,kto}.py, scripts/utils.py (TrlParser),
-trainer/{sft,dpo,reward,kto,base,model}_config.py, trainer/{dpo,reward,kto}_trainer.py.
+Source: trl 1.16.0, cli/, scripts/{sft,dpo,reward,kto,grpo,rloo}.py, scripts/utils.py (TrlParser),
+trainer/*_{config,trainer}.py of the same.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from functools import cache
 
 import yaml
 
-from oomguard.adapters import fields, launchers, trl_methods
+from oomguard.adapters import fields, launchers, trl_generation, trl_methods
 from oomguard.adapters.config_adapter import Refusal
 from oomguard.adapters.contract import JobRequest, Marks
 from oomguard.adapters.fields import Binding, Bindings, Edits, Key, flag
@@ -47,7 +47,7 @@ from oomguard.job.plan import (
     Tuning,
 )
 from oomguard.job.training_job import Device, Job, World
-from oomguard.job.unmodelled import TrainingMethod
+from oomguard.job.unmodelled import TrainingMethod, Unmodelled
 
 _MODULES = {f"trl.scripts.{name}": name for name in COMMANDS}
 _SCRIPTS = {f"trl/scripts/{name}.py": name for name in COMMANDS}
@@ -151,6 +151,7 @@ BINDINGS = Bindings(
         hf.rank_under(_PEFT, TRL_RANK),
         Binding(field="loss_kernel", read=_loss_kernel, edits=lambda _, __: None),
         fields.direct("precompute_reference", trl_methods.PRECOMPUTE),
+        trl_generation.COMPLETION_LENGTH,
     )
 )
 
@@ -239,7 +240,7 @@ class Trl(TrainerAdapter):
     """TRL."""
 
     name = "trl"
-    title = "TRL (trl sft, dpo, reward, kto)"
+    title = "TRL (trl sft, dpo, reward, kto, grpo, rloo)"
     marks = Marks(
         own=frozenset({"dataset_name", "datasets", "dataset_text_field", "use_peft"})
         | {"load_in_4bit", "load_in_8bit", "use_bnb_nested_quant"}
@@ -255,6 +256,7 @@ class Trl(TrainerAdapter):
     refusals = (
         *(QUANTIZED_ALONE, NO_ROWS, ZERO3_WITH_BATCH_SEARCH, hf.NO_METRIC, _SYNCED_ADAPTER),
         *(trl_methods.SYNCED_AND_PRECOMPUTED, trl_methods.ONE_SAMPLE),
+        *trl_generation.REFUSALS,
     )
     rank = TRL_RANK
 
@@ -287,6 +289,18 @@ class Trl(TrainerAdapter):
         """Return the settings of each command."""
         return {f"trl {name}": TRL[method] for name, method in COMMANDS.items()}
 
+    def unmodelled(self, job: Job) -> tuple[Unmodelled, ...]:
+        """Return the effects of settings, and what is not known of generated rows."""
+        return (*super().unmodelled(job), *trl_generation.not_known(job))
+
+    def edit(self, invocation: Invocation, job: Job, plan: Plan) -> Settings:
+        """Return the settings with the plan's fields, and as many completions generated at once."""
+        return trl_generation.edited(super().edit(invocation, job, plan), job, plan)
+
+    def unbound(self, job: Job, plan: Plan) -> tuple[str, ...]:
+        """Return the fields that no single key holds."""
+        return (*super().unbound(job, plan), "generation_batch")
+
     def referenced_files(self, request: JobRequest) -> tuple[str, ...]:
         """Return the DeepSpeed file, and accelerate's."""
         settings = self.invocation(request.argv, request.source).settings
@@ -317,10 +331,12 @@ class Trl(TrainerAdapter):
         invocation = self.of_job(job)
         settings = invocation.settings
         method = _method(invocation)
+        batch = trl_generation.batch_of(settings, job.asked, job.world)
         job = replace(
             job,
-            asked=trl_methods.requested(job.asked, method),
+            asked=trl_methods.requested(replace(job.asked, generation_batch=batch), method),
             compares_samples=trl_methods.compares_samples(method, settings),
+            group=trl_generation.group_of(method, settings),
         )
         if job.asked.offload is None or not _ACTIVATIONS.of(settings):
             return job

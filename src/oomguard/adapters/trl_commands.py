@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from oomguard.adapters.hf.trainer_adapter import METHOD_SETTINGS
 from oomguard.adapters.settings.trl_settings import TRL
 from oomguard.configfile.document import Source
 from oomguard.errors import ConfigError, Where
@@ -19,20 +18,17 @@ COMMANDS = {
     "dpo": TrainingMethod.DPO,
     "reward": TrainingMethod.REWARD,
     "kto": TrainingMethod.KTO,
+    "grpo": TrainingMethod.GRPO,
+    "rloo": TrainingMethod.RLOO,
 }
 #: Settings of earlier versions, which still say whose config it is.
 _FORMER = {
     "dpo": ("max_prompt_length", "ref_model_init_kwargs"),
     "kto": ("max_prompt_length", "ref_model_init_kwargs"),
+    "grpo": ("max_prompt_length", "ref_model_init_kwargs"),
+    "rloo": ("max_prompt_length", "ref_model_init_kwargs"),
 }
-#: Settings of commands that are not read.
-_UNREAD = {
-    "grpo": (*METHOD_SETTINGS[TrainingMethod.GRPO], "max_completion_length", "vllm_mode"),
-}
-_NAMES: dict[str, frozenset[str]] = {
-    **{name: TRL[kind].names.union(_FORMER.get(name, ())) for name, kind in COMMANDS.items()},
-    **{name: frozenset(keys) for name, keys in _UNREAD.items()},
-}
+_NAMES = {name: TRL[kind].names.union(_FORMER.get(name, ())) for name, kind in COMMANDS.items()}
 
 
 def command_of(source: Source, document: Mapping[str, object]) -> str:
@@ -48,9 +44,9 @@ def command_of(source: Source, document: Mapping[str, object]) -> str:
     found = _having(foreign)
     whole = _having(known)
     (only, *others) = whole or found or [""]
-    if only in COMMANDS and not others:
+    if only and not others:
         return only
-    raise _unclear(source, foreign, found)
+    raise _unclear(source, foreign, whole or found)
 
 
 def _having(keys: list[str]) -> list[str]:
@@ -67,11 +63,8 @@ def _unclear(source: Source, keys: list[str], commands: list[str]) -> ConfigErro
             next_step="Remove those of other commands, or pass the command: "
             f"oomguard launch -- trl COMMAND --config {source.path}",
         )
-    read = [name for name in commands if name in COMMANDS]
     return ConfigError(
         f"{keys[0]} is a setting of trl {' and '.join(commands)}, not of trl sft",
         where=where,
-        next_step=f"Pass the command: oomguard launch -- trl {read[0]} --config {source.path}"
-        if read
-        else f"oomguard cannot run trl {commands[0]} yet; it runs trl {', '.join(COMMANDS)}.",
+        next_step=f"Pass the command: oomguard launch -- trl {commands[0]} --config {source.path}",
     )

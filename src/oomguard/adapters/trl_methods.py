@@ -1,6 +1,6 @@
 """What TRL's methods compute in a training step, and what they refuse.
 
-Source: trl 1.16.0, trainer/{sft,dpo,reward,kto}_{config,trainer}.py, trainer/utils.py
+Source: trl 1.16.0, trainer/{sft,dpo,reward,kto,grpo,rloo}_{config,trainer}.py, trainer/utils.py
 (add_fused_lm_head), kernels/chunked_logprob.py; peft 0.21 (disable_adapter).
 """
 
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from oomguard.adapters import trl_generation
 from oomguard.adapters.config_adapter import Refusal
 from oomguard.adapters.fields import flag, fraction, text
 from oomguard.configfile.layered import Settings
@@ -19,6 +20,8 @@ PRECOMPUTE = flag("precompute_ref_log_probs")
 _SYNC = flag("sync_ref_model")
 _SMOOTHING = fraction("label_smoothing_factor", 0.0)
 _DISABLE_DROPOUT = flag("disable_dropout", default=True)
+#: Those that set dropout to 0 only where the settings say so.
+_KEEPS_DROPOUT = replace(_DISABLE_DROPOUT, default=False)
 
 #: Log-probabilities come from tiles of the logits (TOKEN_CHUNK_SIZE, _CHUNKED_LOGPROB_CHUNK_SIZE).
 _TILES = Tiles(tokens=4096, words=32768)
@@ -43,7 +46,17 @@ _SFT = Objective(
 #: A row for each sample. The samples with each other's answers, by which the divergence is
 #: estimated, go through both models as well: without gradients, and before the sample's own pass.
 _KTO = replace(_DPO, method=TrainingMethod.KTO, rows=1, traced="trl_losses:unpaired")
-_OBJECTIVES = {one.method: one for one in (_SFT, _DPO, REWARD, _KTO)}
+#: A row for each completion, of which alone there are log-probabilities; the reference's come with
+#: the generation.
+_GRPO = Objective(
+    method=TrainingMethod.GRPO,
+    reference=Reference.START,
+    reference_first=True,
+    tiles=_TILES,
+    since=_SINCE,
+)
+_RLOO = replace(_GRPO, method=TrainingMethod.RLOO)
+_OBJECTIVES = {one.method: one for one in (_SFT, _DPO, REWARD, _KTO, _GRPO, _RLOO)}
 #: The methods whose configs have `precompute_ref_log_probs`.
 _PRECOMPUTING = frozenset({TrainingMethod.DPO, TrainingMethod.KTO})
 _KTO_LOSS = text("loss_type", "kto")
@@ -62,6 +75,10 @@ ONE_SAMPLE = Refusal(
 
 def requested(plan: Plan, method: TrainingMethod) -> Plan:
     """Return a plan that was read as trl sft's as one of the command's own method."""
+    if method in trl_generation.METHODS:  # what comes from the data is never cut
+        plan = replace(plan, sequence_length=None, overlong=None)
+    else:
+        plan = replace(plan, completion_length=None, generation_batch=None)
     if method not in _PRECOMPUTING:
         plan = replace(plan, precompute_reference=None)
     if method is TrainingMethod.REWARD:  # a score for each token, and no sample is ever cut
@@ -71,7 +88,9 @@ def requested(plan: Plan, method: TrainingMethod) -> Plan:
 
 def compares_samples(method: TrainingMethod, settings: Settings) -> bool:
     """Return whether the loss of a sample depends on the others in its micro batch."""
-    return method is TrainingMethod.KTO and _KTO_LOSS.of(settings) == "kto"
+    if method is TrainingMethod.KTO:
+        return _KTO_LOSS.of(settings) == "kto"
+    return method is TrainingMethod.GRPO and trl_generation.averages_locally(settings)
 
 
 def is_tiled(settings: Settings) -> bool:
@@ -87,6 +106,10 @@ def memory_settings(
     if objective is None or (objective is _SFT and not is_tiled(settings)):
         return found
     lora = found.lora
-    if lora is not None and objective is not _SFT and _DISABLE_DROPOUT.of(settings):
+    disabled = _KEEPS_DROPOUT if method in trl_generation.METHODS else _DISABLE_DROPOUT
+    if lora is not None and objective is not _SFT and disabled.of(settings):
         lora = replace(lora, dropout=0.0)
+    if method in trl_generation.METHODS:
+        found = trl_generation.memory_settings(found, settings)
+        objective = trl_generation.compared(objective, method, settings)
     return replace(found, objective=objective, lora=lora)

@@ -215,6 +215,8 @@ def show_plan(plan: Plan) -> str:
     parts = [f"micro batch {plan.micro_batch} x {plan.accumulation}"]
     if plan.sequence_length is not None:
         parts.append(f"{plan.sequence_length} tokens")
+    if plan.completion_length is not None:
+        parts.append(f"{plan.completion_length} generated tokens")
     parts += [
         value.value
         for value in (plan.precision, plan.tuning, plan.quantization, plan.sharding)

@@ -68,7 +68,11 @@ class _Counter:
 
 def with_lengths(job: Job, recipe: MemorySettings) -> Job:
     """Return the job with the lengths of its samples, where its files can be read."""
-    samples = [sample for path in recipe.data for sample in _samples(Path(path), Path(job.cwd))]
+    samples = [
+        sample
+        for path in recipe.data
+        for sample in _samples(Path(path), Path(job.cwd), recipe.columns)
+    ]
     samples = samples[:MOST_SAMPLES]
     if not samples:
         return job
@@ -164,17 +168,21 @@ def _spread(tokens: list[int]) -> tuple[int, ...]:
     return tuple(tokens[round(place * last / max(1, kept - 1))] for place in range(kept))
 
 
-def _samples(path: Path, cwd: Path) -> Iterator[_Sample]:
+def _samples(path: Path, cwd: Path, columns: tuple[str, ...]) -> Iterator[_Sample]:
     file = _file(path)
     for record in _records(file):
         if isinstance(record, dict):
-            yield _sample(record, (file.parent, cwd))
+            used = {key: record[key] for key in columns if key in record} if columns else record
+            yield _sample(used, (file.parent, cwd))
 
 
 def _file(path: Path) -> Path:
-    """Find a data set's file: itself, or what `dataset_info.json` beside it says."""
+    """Find a data set's file: itself, a folder's only one, or what `dataset_info.json` says."""
     if path.is_file():
         return path
+    if path.is_dir():
+        files = [one for one in path.glob("*.json*") if one.name != "dataset_info.json"]
+        return files[0] if len(files) == 1 else path
     try:
         info = json.loads((path.parent / "dataset_info.json").read_text(encoding="utf-8"))
         return path.parent / str(info[path.name]["file_name"])
@@ -205,7 +213,10 @@ def _sample(record: Mapping[str, Any], folders: tuple[Path, ...]) -> _Sample:
     images: list[str] = []
     prompt: list[str] = []
     answer: list[str] = []
+    shorter = _shorter_of_pair(record)
     for key, value in record.items():
+        if key == shorter:
+            continue
         if key in _MEDIA and value:
             files = value if isinstance(value, list) else [value]
             media[_MEDIA[key]] = media.get(_MEDIA[key], 0) + len(files)
@@ -222,6 +233,12 @@ def _sample(record: Mapping[str, Any], folders: tuple[Path, ...]) -> _Sample:
         images=tuple(images),
         folders=folders,
     )
+
+
+def _shorter_of_pair(record: Mapping[str, Any]) -> str | None:
+    """Return the column of a pair's shorter answer: each is in a row of its own."""
+    pair = [key for key in ("chosen", "rejected") if record.get(key)]
+    return min(pair, key=lambda key: len(str(record[key]))) if len(pair) > 1 else None
 
 
 def _found(name: str, folders: tuple[Path, ...]) -> Path:

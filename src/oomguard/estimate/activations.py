@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from oomguard.estimate.architecture import Architecture, Linear
 from oomguard.estimate.counts import targeted
 from oomguard.estimate.formats import Formats
+from oomguard.estimate.generation import GenerationPass
 from oomguard.estimate.objective_loss import ObjectiveLoss
 from oomguard.job.memory_settings import Attention, MemorySettings
 from oomguard.job.plan import LossKernel, Part, Plan, Quantization, Tuning
@@ -86,12 +87,42 @@ class TrainingStep:
         saved = self.recipe.lora is not None and "lm_head" in self.recipe.lora.saved
         return ObjectiveLoss(
             objective=objective,
-            tokens=self.tokens,
+            tokens=self._scored,
             hidden=self.model.hidden,
             vocabulary=self.model.vocab + self.recipe.new_tokens,
             formats=self.formats,
             trains_head=whole or saved,
         )
+
+    @property
+    def _scored(self) -> int:
+        """Tokens that have a loss: of generated rows the completions alone."""
+        completion = self.plan.completion_length
+        return self.tokens if completion is None else self.tokens * completion // self.length
+
+    @property
+    def generation(self) -> GenerationPass | None:
+        """The generation of the rows; None where the model generates none."""
+        plan, generation = self.plan, self.recipe.generation
+        if generation is None or plan.completion_length is None or plan.generation_batch is None:
+            return None
+        return GenerationPass(
+            model=self.model,
+            formats=self.formats,
+            rows=plan.generation_batch,
+            prompt=self.length - plan.completion_length,
+            completion=plan.completion_length,
+            inner=self._inner,
+            autocast=self.generates_in_autocast,
+            sampled_bytes=generation.sampled_bytes,
+        )
+
+    @property
+    def generates_in_autocast(self) -> bool:
+        """Return whether the model is autocast while it generates."""
+        generation = self.recipe.generation
+        bare = self.plan.tuning is not Tuning.LORA
+        return self.formats.autocast and bool(generation and (bare or generation.adapter_autocast))
 
     @property
     def loss_forward(self) -> int:

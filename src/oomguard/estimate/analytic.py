@@ -216,7 +216,7 @@ def _moments(problem: EstimateInput) -> Iterator[dict[Term, int]]:
     yield added(working, first, one)
     if step.objective_loss is not None:
         yield added(working, before, _reference(problem, saved + casts))
-    for moment in end_of_step_terms(problem):
+    for moment in (*end_of_step_terms(problem), *generation_terms(problem)):
         yield added(held, moment)
     if model.tower is not None:
         yield added(working, before, {Term.MEDIA_TOWERS: step.tower})
@@ -227,6 +227,7 @@ def _reference(problem: EstimateInput, kept: int) -> dict[Term, int]:
     step, objective = problem.step, problem.recipe.objective
     if objective is None or step.objective_loss is None or not objective.compares(problem.plan):
         return {}
+    kept = 0 if objective.reference_first else kept
     moment = {
         Term.ACTIVATIONS: kept + step.working,
         Term.LOGITS_AND_LOSS: step.objective_loss.reference,
@@ -254,6 +255,21 @@ def end_of_step_terms(problem: EstimateInput) -> Iterator[dict[Term, int]]:
     yield added(gradients(problem, share.gradients), last, gathered(problem, at_end=True))
     updating = {Term.OPTIMIZER: step_temporaries(problem)}
     yield added(gradients(problem, share.after), updating)
+
+
+def generation_terms(problem: EstimateInput) -> Iterator[dict[Term, int]]:
+    """Yield what stands beside the static terms while completions are generated."""
+    found, settings = problem.step.generation, problem.recipe.generation
+    if found is None or settings is None:
+        return
+    share = sharding.rank_fractions(problem.plan, problem.ranks)
+    whole = base_weights(problem) * (1 - share.weights) if settings.gathers else 0
+    casts = _autocast_copies(problem) if problem.step.generates_in_autocast else 0
+    beside = {Term.ZERO_BUCKETS: int(whole), Term.ACTIVATIONS: casts}
+    if settings.is_amid_gradients(problem.plan):
+        beside = added(beside, gradients(problem, share.gradients))
+    for size in (found.prefill, found.decoding):
+        yield added(beside, {Term.GENERATION: size})
 
 
 def gathered(problem: EstimateInput, *, at_end: bool = False) -> dict[Term, int]:

@@ -12,6 +12,7 @@ from oomguard.estimate.analytic import (
     analytic,
     end_of_step_terms,
     gathered,
+    generation_terms,
     gradients,
     static,
 )
@@ -42,6 +43,7 @@ _NAMES = {
     "activations": Term.ACTIVATIONS,
     "logits_and_loss": Term.LOGITS_AND_LOSS,
     "attention_workspace": Term.ATTENTION_WORKSPACE,
+    "generation": Term.GENERATION,
     "workspace": Term.WORKSPACES,
 }
 #: What arithmetic only guesses, and a trace knows.
@@ -50,6 +52,7 @@ DYNAMIC = frozenset(
         Term.ACTIVATIONS,
         Term.LOGITS_AND_LOSS,
         Term.ATTENTION_WORKSPACE,
+        Term.GENERATION,
         Term.QUANTIZATION_TEMPORARIES,
         Term.ALLOCATOR_SLACK,
     }
@@ -207,7 +210,8 @@ def _shared_out(terms: dict[Term, int], problem: EstimateInput) -> dict[Term, in
     tower = {Term.MEDIA_TOWERS: max(0, terms.get(Term.MEDIA_TOWERS, 0) - alone)}
     at_work = added(dynamic, tower, gathered(problem), gradients(problem, share.before))
     slack = {Term.ALLOCATOR_SLACK: dynamic[Term.ALLOCATOR_SLACK]}
-    moments = [at_work, *(added(moment, slack) for moment in end_of_step_terms(problem))]
+    others = (*end_of_step_terms(problem), *generation_terms(problem))
+    moments = [at_work, *(added(moment, slack) for moment in others)]
     most = max(moments, key=lambda moment: sum(moment.values()))
     return {**added(static(problem), most), Term.CUDA_CONTEXT: problem.cuda.context_bytes}
 

@@ -19,6 +19,7 @@ class Term(str, Enum):
     ACTIVATIONS = "activations"
     LOGITS_AND_LOSS = "logits_and_loss"
     ATTENTION_WORKSPACE = "attention_workspace"
+    GENERATION = "generation"  # the cache of keys and values, the pass over the prompts, sampling
     QUANTIZATION_TEMPORARIES = "quantization_temporaries"
     ZERO_BUCKETS = "zero_buckets"  # also what sharding gathers, and has not shared out yet
     COMMUNICATION_BUFFERS = "communication_buffers"

@@ -229,6 +229,9 @@ def _per_unit(problem: EstimateInput, terms: Mapping[Term, int], term: Term) -> 
             return f"{tokens} tokens x {vocabulary} vocabulary x {each} per logit{how}"
         case Term.ATTENTION_WORKSPACE:
             return f"{tokens} tokens x {_each(size / tokens)} per token"
+        case Term.GENERATION:
+            rows = problem.plan.generation_batch or 1
+            return f"{rows} completions x {_each(size / rows)} each, cache and sampling"
         case Term.ALLOCATOR_SLACK:
             inside = allocated(terms)
             return f"{size / inside:.4g} x {show_bytes(inside)} allocated"

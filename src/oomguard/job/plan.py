@@ -122,6 +122,8 @@ class Plan:
     `micro_batch` samples go through the model at once on each data-parallel rank;
     `accumulation` of them make one optimizer step. `sequence_length` is in tokens,
     `image_pixels` the most pixels of one image, `video_pixels` of one frame of a video.
+    `completion_length` is the most tokens that the policy generates after each prompt, which then
+    nothing cuts; `generation_batch` the completions that each rank generates at once.
     `precompute_reference` says that the log-probabilities of the frozen reference policy are all
     computed before training. `eval_accumulation` evaluation steps pass before predictions leave
     the device; 0: all of them.
@@ -130,6 +132,8 @@ class Plan:
     micro_batch: int
     accumulation: int
     sequence_length: int | None = None
+    completion_length: int | None = None
+    generation_batch: int | None = None
     overlong: Overlong | None = None
     image_pixels: int | None = None
     video_pixels: int | None = None

@@ -89,7 +89,8 @@ class Job:
     adapter, as for new tokens; `lengths` is known where the data could be read, `bfloat16` says
     whether the device computes in it, `hopper` whether it is a Hopper card, `inside` whether the
     monitor will be in its processes. `compares_samples` says that the loss of a sample depends on
-    the others in its micro batch, so that a smaller one is not the same math.
+    the others in its micro batch, so that a smaller one is not the same math; `group` is how many
+    completions of each prompt are generated and compared, None where nothing is generated.
     """
 
     framework: str
@@ -114,6 +115,7 @@ class Job:
     files: Mapping[str, str] = field(default_factory=dict)
     inside: bool = True
     compares_samples: bool = False
+    group: int | None = None
 
     def __post_init__(self) -> None:
         """Keep what is parsed of the files."""

@@ -13,6 +13,9 @@ from oomguard.job.memory_settings import MemorySettings
 from oomguard.job.plan import Plan
 from oomguard.job.training_job import Job
 
+#: Tokens of a prompt where the data cannot be read.
+UNKNOWN_PROMPT = 512
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PredictionRequest:
@@ -40,13 +43,24 @@ class PredictionRequest:
     def _longest(self, plan: Plan) -> int | None:
         """Return the tokens of the longest sample where it is shorter than the limit, else None.
 
-        Only a count by the model's own tokenizer is believed.
+        Only a count by the model's own tokenizer is believed. A generated row is a whole prompt
+        with the longest completion.
         """
+        if plan.completion_length is not None:
+            return self._prompt + plan.completion_length
         lengths, limit = self.job.lengths, plan.sequence_length
         filled = self.recipe.padded or (lengths is not None and lengths.filled)
         if lengths is None or filled or not lengths.is_exact:
             return None
         return lengths.longest if limit is None or lengths.longest < limit else None
+
+    @property
+    def _prompt(self) -> int:
+        """Return the tokens of the longest prompt: at most that many where they are guessed."""
+        lengths = self.job.lengths
+        if lengths is None:
+            return UNKNOWN_PROMPT
+        return lengths.longest if lengths.is_exact else lengths.at_most or lengths.longest
 
     def problem(self, plan: Plan) -> EstimateInput:
         """Return one plan as the analytic estimate takes it."""

@@ -181,6 +181,11 @@ def _assumed(question: PredictionRequest) -> list[str]:
         return []
     limit = asked.sequence_length
     longest = question.batched(asked).sequence_length
+    completion = asked.completion_length
+    if completion is not None and longest is not None:
+        known = "the longest prompt" if question.job.lengths else "an assumed prompt"
+        note = f"every row is assumed to be {known} of {longest - completion} tokens and "
+        return [note + f"a completion of {completion}"]
     if longest != limit:
         return [f"batches are assumed to be as long as the longest sample: {longest} tokens"]
     if question.recipe.packing or question.recipe.padded:

@@ -28,6 +28,7 @@ _ELSEWHERE = (
     *("eval_batch", "eval_accumulation", "prediction_loss_only", "auto_find_batch_size"),
     *("sharding", "embedding_rows", "loftq", "overlong", "video_pixels", "device_map"),
     "precompute_reference",  # sent as a part of the objective
+    *("completion_length", "generation_batch"),  # sent as the generation
     "lora_rank",  # sent as the adapter's own
 )
 
@@ -185,6 +186,8 @@ def _lengths(question: PredictionRequest, step: Plan) -> dict[str, object]:
         return {}
     typical = min(longest, lengths.sorted_tokens[len(lengths.sorted_tokens) // 2])
     if typical == longest or question.recipe.padded or lengths.filled:
+        return {}
+    if step.completion_length is not None:  # all rows are as long: a completion may always be
         return {}
     if question.recipe.images or question.images:  # which a shorter text may have no room for
         return {}

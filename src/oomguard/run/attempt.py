@@ -54,6 +54,8 @@ def probe_of(job: Job, plan: Plan) -> Probe:
     depends on more than the text.
     """
     limit, lengths = plan.sequence_length, job.lengths
+    if plan.completion_length is not None:  # the rows do not come from the data
+        return Probe(steps=PROBE_STEPS)
     if lengths is None or lengths.filled or job.multimodal or not lengths.is_exact:
         return Probe(steps=PROBE_STEPS, tokens=limit)
     if limit is None:  # no template either: it might exceed the model's context

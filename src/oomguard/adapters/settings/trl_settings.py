@@ -1,7 +1,7 @@
 """The settings of TRL's commands.
 
-Source: trl 1.16.0, trainer/{base,sft,dpo,reward,kto,model}_config.py and
-{sft,dpo,reward,kto}_trainer.py, scripts/utils.py.
+Source: trl 1.16.0, trainer/{base,sft,dpo,reward,kto,grpo,rloo,model}_config.py and
+{sft,dpo,reward,kto,grpo,rloo}_trainer.py, scripts/{utils,grpo,rloo}.py.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from oomguard.adapters import effects
 from oomguard.adapters.effects import Effect
 from oomguard.adapters.settings import trainer_settings as trainer
 from oomguard.adapters.settings.groups import SettingGroups, fields_of
-from oomguard.job.unmodelled import Direction, TrainingMethod
+from oomguard.job.unmodelled import Direction, Memory, TrainingMethod
 
 _BUILT = ("eager", "sdpa", "flash_attention_2")
 _LORA = "use_peft lora_r lora_alpha lora_target_modules lora_dropout lora_modules_to_save"
@@ -166,9 +166,101 @@ _REWARD = (
         },
     )
 )
+#: What is generated from prompts, and rewarded.
+_GENERATED = SettingGroups(
+    read=fields_of(
+        {
+            "completion_length": "max_completion_length",
+            "generation_batch": "generation_batch_size steps_per_generation"
+            " per_device_train_batch_size gradient_accumulation_steps",
+            "group": "num_generations",
+            "objective": "beta",
+            "generation": "num_iterations ds3_gather_for_generation temperature top_p top_k min_p"
+            " repetition_penalty",
+        }
+    ),
+    partly=(
+        Effect(
+            key="max_completion_length",
+            effect="completions of any length may be generated",
+            when=lambda value: value is None,
+        ),
+    ),
+    unmodelled=(
+        Effect(
+            key="reward_model_name_or_path",
+            effect="the reward model stands beside the trained one, and is not counted",
+        ),
+        Effect(
+            key="reward_funcs",
+            effect="what reward functions of your own take is not included",
+            memory=Memory.HOST,
+            when=lambda value: "." in str(value),
+        ),
+        effects.switch("use_vllm", "vLLM generates: its memory is not modelled", Direction.EITHER),
+        *(
+            effects.switch(key, "the cache takes half of the memory that is free")
+            for key in ("use_transformers_continuous_batching", "use_transformers_paged")
+        ),
+        Effect(
+            key="cache_implementation",
+            effect="a cache of another kind is counted as one that grows",
+            direction=Direction.EITHER,
+            when=lambda value: value not in (None, "dynamic"),
+        ),
+        Effect(
+            key="generation_kwargs",
+            effect="what generates besides is not read, such as beams",
+            direction=Direction.EITHER,
+        ),
+    ),
+    details={
+        "use_vllm": "vllm_mode vllm_model_impl vllm_enable_sleep_mode"
+        " vllm_structured_outputs_regex vllm_server_base_url vllm_server_host vllm_server_port"
+        " vllm_server_timeout vllm_group_port vllm_gpu_memory_utilization vllm_max_model_length"
+        " vllm_tensor_parallel_size",
+        "use_transformers_continuous_batching": "transformers_continuous_batching_config",
+    },
+    no_effect={
+        trainer.RATES: "epsilon epsilon_high reward_weights mask_truncated_completions"
+        " sync_ref_model ref_model_mixup_alpha ref_model_sync_steps",
+        trainer.SAMPLES: "shuffle_dataset chat_template_kwargs num_generations_eval",
+        trainer.SAVED: "log_completions log_multimodal num_completions_to_print log_unique_prompts"
+        " log_completions_hub_repo",
+    },
+)
+_ONLINE = (
+    _UNSMOOTHED.without(("max_length", "pad_token", "dataset_num_proc", "activation_offloading"))
+    | _CAUSAL.without(("loss_type", "truncation_mode"))
+    | _OTHERS
+    | _GENERATED
+)
+_GRPO = _ONLINE | SettingGroups(
+    read=fields_of(
+        {"compares_samples": "loss_type top_entropy_quantile entropy_coef use_adaptive_entropy"}
+    ),
+    unmodelled=(
+        effects.switch("cast_lm_head_to_fp32", "the output head and its products are in fp32"),
+    ),
+    details={
+        "use_vllm": "vllm_importance_sampling_correction vllm_importance_sampling_mode"
+        " vllm_importance_sampling_clip_max vllm_importance_sampling_clip_min"
+        " vllm_importance_sampling_cap",
+    },
+    no_effect={
+        trainer.RATES: "delta sapo_temperature_neg sapo_temperature_pos vespo_k_pos"
+        " vespo_lambda_pos vespo_k_neg vespo_lambda_neg importance_sampling_level"
+        " multi_objective_aggregation scale_rewards entropy_coef_min entropy_coef_max"
+        " entropy_coef_delta entropy_target off_policy_mask_threshold use_bias_correction_kl",
+        trainer.SAMPLES: "max_tool_calling_iterations",
+    },
+)
+_RLOO = _ONLINE | SettingGroups(no_effect={trainer.RATES: "normalize_advantages reward_clip_range"})
 TRL = {
     TrainingMethod.SFT: _SFT,
     TrainingMethod.DPO: _DPO,
     TrainingMethod.REWARD: _REWARD,
     TrainingMethod.KTO: _KTO,
+    TrainingMethod.GRPO: _GRPO,
+    TrainingMethod.RLOO: _RLOO,
 }
