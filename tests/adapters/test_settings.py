@@ -127,7 +127,7 @@ TRL = {
 SFT = {
     **TRL,
     "label_smoothing_factor": [Example("0.1")],
-    "loss_type": [Example("dft")],
+    "loss_type": [Example("dft", "label_smoothing_factor: 0.1\n")],
     "packing": [Example("true"), Example("true", "packing_strategy: wrapped\n")],
     "packing_strategy": [Example("wrapped", "packing: true\n")],
 }

@@ -90,7 +90,8 @@ def test_the_defaults_are_trls(read: Callable[..., Job]) -> None:
         ("use_peft: true", "lora_rank", 16),
         ("use_peft: true", "tuning", Tuning.LORA),
         ("activation_offloading: true", "offload", frozenset({Offload.ACTIVATIONS})),
-        ("loss_type: dft", "loss_kernel", LossKernel.EAGER),
+        ("loss_type: dft", "loss_kernel", LossKernel.FUSED),
+        ("label_smoothing_factor: 0.1", "loss_kernel", LossKernel.EAGER),
         ("accelerate_config: zero3", "sharding", Sharding.ZERO3),
         ("accelerate_config: fsdp2", "sharding", Sharding.FSDP),
         ("accelerate_config: gone.yaml", "sharding", None),
@@ -287,9 +288,17 @@ def test_an_adapter_over_a_base_that_bitsandbytes_quantizes_is_cast_to_bf16(
     assert not found.code.kbit_float32
 
 
+SMOOTHING = "label_smoothing_factor"
+
+
 @pytest.mark.parametrize(
     ("line", "tiled"),
-    [("", True), ("loss_type: dft\n", False), ("label_smoothing_factor: 0.1\n", False)],
+    [
+        ("", True),
+        ("loss_type: dft\n", True),
+        ("label_smoothing_factor: 0.1\n", False),
+        ("label_smoothing_factor: 0.1\nloss_type: dft\n", True),
+    ],
 )
 def test_the_loss_of_trl_sft_comes_from_tiles_of_the_logits(
     read: Callable[..., Job], line: str, tiled: bool
@@ -300,3 +309,4 @@ def test_the_loss_of_trl_sft_comes_from_tiles_of_the_logits(
     assert job.asked.loss_kernel is (LossKernel.FUSED if tiled else LossKernel.EAGER)
     assert found.lora is not None
     assert found.lora.dropout == 0.1
+    assert [one.key for one in Trl().unmodelled(job)] == ([] if tiled else [SMOOTHING])

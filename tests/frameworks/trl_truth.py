@@ -47,6 +47,7 @@ CASES: list[tuple[str, str, dict[str, Any], dict[str, Any], dict[str, Any], dict
     ("trl sft full checkpointing", "SFT", CHECKPOINTED, {}, SUPERVISED, {}),
     ("trl sft full accumulation", "SFT", {"accumulation": 2, "micro_batch": 1}, {}, SUPERVISED, {}),
     ("trl sft lora", "SFT", *LORA, SUPERVISED, {}),
+    ("trl sft dft", "SFT", {}, {}, SUPERVISED, {"loss_type": "dft"}),
     ("trl dpo full", "DPO", {}, {}, PREFERENCE | COPY, {}),
     ("trl dpo full checkpointing", "DPO", CHECKPOINTED, {}, PREFERENCE | COPY, {}),
     ("trl dpo full accumulation", "DPO", {"accumulation": 2, "micro_batch": 1}, {},

@@ -39,7 +39,7 @@ _DPO = Objective(
 REWARD = Objective(
     method=TrainingMethod.REWARD, rows=2, head=Head.SCORE, traced="trl_losses:reward"
 )
-#: The cross entropy of each token, by the same head; not `loss_type: dft`.
+#: The cross entropy of each token by the same head, weighted by its probability in DFT's loss.
 _SFT = Objective(
     method=TrainingMethod.SFT, tiles=_TILES, traced="trl_losses:supervised", since=_SINCE
 )
@@ -94,8 +94,11 @@ def compares_samples(method: TrainingMethod, settings: Settings) -> bool:
 
 
 def is_tiled(settings: Settings) -> bool:
-    """Return whether trl sft's loss comes from tiles of the logits, never from all of them."""
-    return settings.get("loss_type") != "dft" and not _SMOOTHING.of(settings)
+    """Return whether trl sft's loss comes from tiles of the logits, never from all of them.
+
+    Label smoothing takes them whole, and smooths nothing of DFT's loss.
+    """
+    return settings.get("loss_type") == "dft" or not _SMOOTHING.of(settings)
 
 
 def memory_settings(

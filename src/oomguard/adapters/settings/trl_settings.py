@@ -6,10 +6,13 @@ Source: trl 1.16.0, trainer/{base,sft,dpo,reward,kto,grpo,rloo,model}_config.py 
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from oomguard.adapters import effects
 from oomguard.adapters.effects import Effect
 from oomguard.adapters.settings import trainer_settings as trainer
 from oomguard.adapters.settings.groups import SettingGroups, fields_of
+from oomguard.adapters.trl_methods import is_tiled
 from oomguard.job.unmodelled import Direction, Memory, TrainingMethod
 
 _BUILT = ("eager", "sdpa", "flash_attention_2")
@@ -91,6 +94,11 @@ _OTHERS = SettingGroups(
     read=fields_of({"lora": "disable_dropout"}),
     no_effect={trainer.OVERWRITTEN: "label_smoothing_factor"},
 )
+_SMOOTHED = tuple(
+    replace(one, given=lambda settings: not is_tiled(settings))
+    for one in _COMMON.unmodelled
+    if one.key == "label_smoothing_factor"
+)
 _UNSMOOTHED = _COMMON.without(("label_smoothing_factor",))
 
 _SFT = (
@@ -99,12 +107,13 @@ _SFT = (
     | SettingGroups(
         read=fields_of(
             {
-                "loss_kernel": "label_smoothing_factor",
+                "loss_kernel": "label_smoothing_factor loss_type",
                 "objective": "label_smoothing_factor loss_type",
                 "packing": "packing",
                 "overlong": "packing packing_strategy",
             }
         ),
+        partly=_SMOOTHED,
         unmodelled=(
             effects.switch("padding_free", "a batch is counted with its padding", Direction.EITHER),
             Effect(
