@@ -87,7 +87,7 @@ LLAMAFACTORY = {
     "resize_vocab": [Example("true")],
     "add_tokens": [Example("<a>,<b>")],
     "add_special_tokens": [Example("<a>,<b>")],
-    "freeze_trainable_layers": [Example("3", "finetuning_type: freeze\n")],
+    "freeze_trainable_layers": [Example("-3", "finetuning_type: freeze\n")],
     "flash_attn": [Example("disabled")],
     "enable_liger_kernel": [Example("true")],
     "use_dft_loss": [Example("true", "enable_liger_kernel: true\n")],

@@ -53,6 +53,21 @@ def test_what_one_layer_keeps_without_checkpointing():
     assert kept == pytest.approx(600, rel=0.01)
 
 
+@pytest.mark.parametrize(
+    ("trained", "checkpointed", "whole"), [(2, 2, 0), (-2, 2, 30), (40, 32, 0)]
+)
+def test_what_partial_tuning_keeps_depends_on_which_layers_it_trains(trained, checkpointed, whole):
+    # Gradients go through all layers after the first trained one; LLaMA-Factory checkpoints those
+    # of them that are trained. A frozen one keeps no inputs of its matrices.
+    recipe = replace(FACTORY, trained_layers=trained, lora=None)
+    step = problem(recipe=recipe, **HAND, tuning=Tuning.PARTIAL, lora_rank=None).step
+    inputs = 2 * step.tokens * (2 * 4096 + 14336 + 4096)
+    one = 2 * step.tokens * 4096
+    assert step.kept == checkpointed * one + whole * (step.layer - inputs)
+    kept = replace(step, plan=replace(step.plan, checkpointing=False)).kept
+    assert kept == checkpointed * step.layer + whole * (step.layer - inputs)
+
+
 def test_an_unquantized_llamafactory_adapter_keeps_what_its_frozen_tower_computes():
     given = {"model": model("Qwen/Qwen2.5-VL-7B-Instruct"), "image_pixels": 768 * 768}
     kept = problem(**given).step.tower

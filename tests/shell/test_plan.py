@@ -170,6 +170,10 @@ def test_a_product_that_is_wrong_would_be_seen():
         ("quantization_bit: 4\n", "QLoRA nf4-double r=8 on all linear layers"),
         ("finetuning_type: full\n", "full fine-tuning"),
         ("finetuning_type: freeze\n", "freeze (the last 2 layers are trained)"),
+        (
+            "finetuning_type: freeze\nfreeze_trainable_layers: -3\n",
+            "freeze (the first 3 layers are trained)",
+        ),
     ],
 )
 def test_what_is_trained_is_stated_with_its_parameters(plan, capsys, train, changes, what):

@@ -11,6 +11,7 @@ from dataclasses import replace
 
 from oomguard.adapters import fields
 from oomguard.adapters.hf import training_arguments as hf
+from oomguard.configfile import values
 from oomguard.configfile.layered import Settings
 from oomguard.job.memory_settings import (
     ALL_LINEAR,
@@ -26,7 +27,8 @@ from oomguard.job.training_job import Job
 MODEL = fields.maybe_text("model_name_or_path")
 LORA_ALPHA = fields.maybe_number("lora_alpha")
 LORA_RANK = fields.number("lora_rank", 8)
-_LAYERS = fields.number("freeze_trainable_layers", 2)
+#: Of a negative number the first layers are trained, otherwise the last ones.
+_LAYERS = fields.Key(name="freeze_trainable_layers", decode=values.integer, default=2)
 PACKING = fields.flag("packing")
 _REENTRANT = fields.flag("use_reentrant_gc", default=True)
 STAGE = fields.text("stage", "sft")

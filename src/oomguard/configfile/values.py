@@ -9,17 +9,23 @@ _TRUE = {"yes", "true", "t", "y", "1"}  # as argparse and HfArgumentParser read 
 _FALSE = {"no", "false", "f", "n", "0"}
 
 
-def whole(value: object, *, least: int = 1) -> int:
+def whole(value: object, *, least: int | None = 1) -> int:
     """Read an integer of at least 1, or of at least `least`."""
     text = str(value) if isinstance(value, int | str) and not isinstance(value, bool) else ""
-    if not _WHOLE.fullmatch(text) or int(text) < least:
-        raise ValueError(f"must be an integer of at least {least}, not {shown(value)}")
+    if not _WHOLE.fullmatch(text) or (least is not None and int(text) < least):
+        limit = "" if least is None else f" of at least {least}"
+        raise ValueError(f"must be an integer{limit}, not {shown(value)}")
     return int(text)
 
 
 def natural(value: object) -> int:
     """Read an integer of at least 0."""
     return whole(value, least=0)
+
+
+def integer(value: object) -> int:
+    """Read an integer, which may be negative."""
+    return whole(value, least=None)
 
 
 def real(value: object) -> float:

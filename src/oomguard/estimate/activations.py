@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from oomguard.estimate.architecture import Architecture, Linear
-from oomguard.estimate.counts import targeted
+from oomguard.estimate.counts import targeted, trained_layers
 from oomguard.estimate.formats import Formats
 from oomguard.estimate.generation import GenerationPass
 from oomguard.estimate.objective_loss import ObjectiveLoss
@@ -50,15 +50,33 @@ class TrainingStep:
         return self.length * self.plan.micro_batch * self.recipe.rows
 
     @property
-    def checkpoints(self) -> int:
-        """Inputs of all layers, which checkpointing keeps."""
-        return self.model.layers * self.tokens * self.model.hidden * self.formats.computed_bytes
+    def kept(self) -> int:
+        """What the forward pass of all layers keeps for the backward pass."""
+        each = self._checkpoint if self.plan.checkpointing else self.layer
+        if self.plan.tuning is not Tuning.PARTIAL:
+            return self.model.layers * each
+        trained = trained_layers(self.model, self.recipe)
+        if self.recipe.trained_layers >= 0:
+            return trained * each  # nothing goes backward through the layers before
+        again = self.plan.checkpointing and not self.recipe.code.checkpoints_trained_layers
+        after = each if again else self._frozen_layer
+        return trained * each + (self.model.layers - trained) * after
+
+    @property
+    def _checkpoint(self) -> int:
+        """The input of one layer."""
+        return self.tokens * self.model.hidden * self.formats.computed_bytes
 
     @property
     def layer(self) -> int:
         """What one layer keeps when it is not checkpointed."""
         per_token = self._norms + self._linear_inputs + self._attention + self._mlp
         return self.tokens * per_token
+
+    @property
+    def _frozen_layer(self) -> int:
+        """What one layer keeps that gradients go through and whose matrices have none."""
+        return self.tokens * (self._norms + self._attention + self._mlp)
 
     @property
     def working(self) -> int:

@@ -292,10 +292,9 @@ def gathered(problem: EstimateInput, *, at_end: bool = False) -> dict[Term, int]
 
 def _kept(problem: EstimateInput) -> int:
     """Return the bytes that the forward pass leaves on the GPU for the backward pass."""
-    step, layers = problem.step, problem.model.layers
-    saved = step.checkpoints if problem.plan.checkpointing else layers * step.layer
+    saved = problem.step.kept
     if Offload.ACTIVATIONS in (problem.plan.offload or ()):
-        return _LAYERS_ON_THEIR_WAY * saved // layers
+        return _LAYERS_ON_THEIR_WAY * saved // problem.model.layers
     return saved
 
 

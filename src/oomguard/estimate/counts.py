@@ -55,7 +55,7 @@ def counts(model: Architecture, plan: Plan, recipe: MemorySettings) -> Counts:
             tower_trained=tower - frozen_tower,
         )
     if plan.tuning is Tuning.PARTIAL:
-        part = min(recipe.trained_layers, model.layers) * (model.layer_linear + model.layer_small)
+        part = trained_layers(model, recipe) * (model.layer_linear + model.layer_small)
         return Counts(
             linear=linear, rest=rest, embeddings_base=embeddings, tower=tower, base_trained=part
         )
@@ -67,6 +67,11 @@ def counts(model: Architecture, plan: Plan, recipe: MemorySettings) -> Counts:
         adapter=adapter(model, plan, recipe),
         embeddings=_trained_embeddings(model, plan, recipe, grown),
     )
+
+
+def trained_layers(model: Architecture, recipe: MemorySettings) -> int:
+    """Count the layers that partial tuning trains."""
+    return min(abs(recipe.trained_layers), model.layers)
 
 
 def targeted(model: Architecture, lora: Lora | None) -> tuple[Linear, ...]:

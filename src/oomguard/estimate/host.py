@@ -52,10 +52,7 @@ def _on_load(problem: EstimateInput) -> int:
 
 
 def _activations(problem: EstimateInput) -> int:
-    if Offload.ACTIVATIONS not in (problem.plan.offload or ()):
-        return 0
-    step = problem.step
-    return step.checkpoints if problem.plan.checkpointing else problem.model.layers * step.layer
+    return problem.step.kept if Offload.ACTIVATIONS in (problem.plan.offload or ()) else 0
 
 
 def _is_single(plan: Plan) -> bool:

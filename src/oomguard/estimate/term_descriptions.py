@@ -282,7 +282,8 @@ def _method(problem: EstimateInput) -> str:
     plan, recipe = problem.plan, problem.recipe
     frozen = ", ".join(sorted(part.value.replace("_", " ") for part in plan.frozen or ()))
     if plan.tuning is Tuning.PARTIAL:
-        return f"freeze (the last {recipe.trained_layers} layers are trained)"
+        end = "first" if recipe.trained_layers < 0 else "last"
+        return f"freeze (the {end} {abs(recipe.trained_layers)} layers are trained)"
     if plan.tuning is not Tuning.LORA or recipe.lora is None:
         return f"full fine-tuning{f', {frozen} frozen' if frozen else ''}"
     quantized = plan.is_quantized

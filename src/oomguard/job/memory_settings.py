@@ -250,7 +250,8 @@ class MemorySettings:
     `model` is the hub id or the folder as the user wrote it. `base` is the format that the
     framework loads weights in, None where it follows `Plan.precision`; `trained_fp32` says that
     trained parameters are raised to fp32. `new_tokens` are added to the vocabulary;
-    `trained_layers` counts the layers that partial tuning trains. `loss_chunk` is the number of
+    `trained_layers` counts the last layers, which partial tuning trains; where it is negative, the
+    first ones. `loss_chunk` is the number of
     tokens whose logits are computed at once, None for all. `fused` is the optimizer that updates
     without temporaries, `foreach` the one that makes them for all parameters together. `padded`
     says that every sample is padded to the limit. `component` is the function that
