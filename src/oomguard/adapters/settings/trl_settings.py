@@ -234,8 +234,7 @@ _GENERATED = SettingGroups(
         trainer.RATES: "epsilon epsilon_high reward_weights mask_truncated_completions"
         " sync_ref_model ref_model_mixup_alpha ref_model_sync_steps",
         trainer.SAMPLES: "shuffle_dataset chat_template_kwargs num_generations_eval",
-        trainer.SAVED: "log_completions log_multimodal num_completions_to_print log_unique_prompts"
-        " log_completions_hub_repo",
+        trainer.SAVED: "log_completions log_multimodal num_completions_to_print log_unique_prompts",
     },
 )
 _ONLINE = (
@@ -262,6 +261,7 @@ _GRPO = _ONLINE | SettingGroups(
         " multi_objective_aggregation scale_rewards entropy_coef_min entropy_coef_max"
         " entropy_coef_delta entropy_target off_policy_mask_threshold use_bias_correction_kl",
         trainer.SAMPLES: "max_tool_calling_iterations",
+        trainer.SAVED: "log_completions_hub_repo",
     },
 )
 _RLOO = _ONLINE | SettingGroups(no_effect={trainer.RATES: "normalize_advantages reward_clip_range"})
