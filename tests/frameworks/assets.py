@@ -30,6 +30,9 @@ def main() -> None:
     for name, default in (("samples", 64), ("words", 400)):
         parser.add_argument(f"--{name}", type=int, default=default)
     parser.add_argument("--pairs", action="store_true", help="preferences in data/pairs as well")
+    parser.add_argument(
+        "--prompts", action="store_true", help="texts alone in data/prompts as well"
+    )
     asked = parser.parse_args()
     make_assets.write_samples(
         asked.folder / "data" / "train.json",
@@ -39,6 +42,8 @@ def main() -> None:
     )
     if asked.pairs:
         _write_pairs(asked.folder / "data", words=asked.words)
+    if asked.prompts:
+        _write_prompts(asked.folder / "data")
     model = asked.folder / "model"
     make_assets.write_tokenizer(model)
     write_model = make_assets.write_llama if asked.kind == "llama" else make_tiny.write_litgpt
@@ -63,6 +68,14 @@ def _write_pairs(data: Path, *, words: int) -> None:
     ]
     (data / "pairs").mkdir(exist_ok=True)
     (data / "pairs" / "train.jsonl").write_text("\n".join(lines))
+
+
+def _write_prompts(data: Path) -> None:
+    """Write each answer as a prompt of its own, as JSON lines."""
+    rows = json.loads((data / "train.json").read_text())
+    lines = [json.dumps({"prompt": f" {row['output']}"}) for row in rows]
+    (data / "prompts").mkdir(exist_ok=True)
+    (data / "prompts" / "train.jsonl").write_text("\n".join(lines))
 
 
 if __name__ == "__main__":

@@ -105,6 +105,17 @@ report_to: none
 use_cpu: true
 """
 
+#: What is generated from each prompt, and a reward that differs between the completions of one.
+_GENERATED = """\
+reward_funcs: [rewards.spread]
+num_generations: 4
+max_completion_length: 8
+"""
+_REWARD = """\
+def spread(completion_ids, **_):
+    return [float(sum(ids) % 7) for ids in completion_ids]
+"""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TinyJob:
@@ -194,14 +205,14 @@ def hf_job(folder: Path) -> TinyJob:
     )
 
 
-def trl_job(command: str, folder: Path) -> TinyJob:
+def trl_job(command: str, folder: Path, data: str = "--pairs") -> TinyJob:
     """Write a job for `trl COMMAND` on pairs, no answer of which is cut at 256 tokens.
 
     TRL computes the loss without the full logits: activations are what follows the micro batch.
     """
     python = environment("trl")
     shape = ("--hidden", "256", "--layers", "4", "--vocabulary", "1024", "--words", "236")
-    _make_assets(python, "llama", folder, *shape, "--pairs")
+    _make_assets(python, "llama", folder, *shape, data)
     trl = str(python.with_name("trl"))
     return TinyJob(
         name=f"trl-{command}",
@@ -215,6 +226,14 @@ def trl_job(command: str, folder: Path) -> TinyJob:
             *("--gradient_accumulation_steps", str(GLOBAL_BATCH // micro)),
         ),
     )
+
+
+def trl_generating_job(command: str, folder: Path) -> TinyJob:
+    """Write a job for `trl COMMAND` that generates a few tokens after each prompt of 236 words."""
+    job = trl_job(command, folder, "--prompts")
+    _written(folder / "rewards.py", _REWARD)
+    text = _TRL.replace("data/pairs", "data/prompts").replace("max_length: 256\n", _GENERATED)
+    return replace(job, config=_written(job.config, text))
 
 
 def cap_bytes(job: TinyJob) -> int:

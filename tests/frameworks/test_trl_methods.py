@@ -1,4 +1,4 @@
-"""TRL's preference methods for real: out of memory, down the ladder, trained."""
+"""TRL's other methods for real: out of memory, down the ladder, trained."""
 
 from __future__ import annotations
 
@@ -8,20 +8,20 @@ from pathlib import Path
 import pytest
 import yaml
 from caps import run_capped
-from jobs import GLOBAL_BATCH, cap_bytes, trl_job
+from jobs import GLOBAL_BATCH, cap_bytes, trl_generating_job, trl_job
 from launched import Launched, launch
 
 #: Tokens of a row: a prompt ("Describe" is eight), an answer and its end.
 ROW = 8 + 8 + 236 + 1
-#: Rows of each sample.
-ROWS = {"dpo": 2, "reward": 2, "kto": 1}
+#: Tokens of each sample; where completions are generated, of a prompt and the longest of them.
+TOKENS = {"dpo": 2 * ROW, "reward": 2 * ROW, "kto": ROW, "grpo": 236 + 8}
+SLOW = [pytest.param(command, marks=pytest.mark.extended) for command in ("kto", "grpo")]
 
 
-@pytest.fixture(
-    scope="module", params=["dpo", "reward", pytest.param("kto", marks=pytest.mark.extended)]
-)
+@pytest.fixture(scope="module", params=["dpo", "reward", *SLOW])
 def walk(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Launched:
-    job = trl_job(request.param, tmp_path_factory.mktemp(request.param))
+    make = trl_generating_job if request.param == "grpo" else trl_job
+    job = make(request.param, tmp_path_factory.mktemp(request.param))
     cap = f"--host-memory={cap_bytes(job)}"
     return launch(job, cap, "--ladder", "halve_micro_batch", "--", *job.argv)
 
@@ -34,12 +34,12 @@ def test_it_runs_out_and_is_trained_as_what_it_is(walk: Launched) -> None:
     assert command["argv"][:2] == list(walk.job.argv[:2])
 
 
-def test_pairs_stay_together_and_the_global_batch_stays(walk: Launched) -> None:
+def test_pairs_and_groups_stay_together_and_the_global_batch_stays(walk: Launched) -> None:
     config = yaml.safe_load(walk.final.read_text())
     sizes = config["per_device_train_batch_size"], config["gradient_accumulation_steps"]
     assert sizes[0] * sizes[1] == GLOBAL_BATCH
     log = (walk.attempt(3) / "log.txt").read_text()
-    tokens = GLOBAL_BATCH * ROWS[walk.job.argv[1]] * ROW
+    tokens = GLOBAL_BATCH * TOKENS[walk.job.argv[1]]
     assert f"'num_tokens': '{tokens}'" in log, log[-2000:]
 
 
