@@ -10,6 +10,8 @@ from caps import run_capped
 from jobs import GLOBAL_BATCH, cap_bytes, llamafactory_pairs_job
 from launched import Launched, launch
 
+pytestmark = pytest.mark.extended
+
 
 @pytest.fixture(scope="module", params=["dpo", "rm"])
 def walk(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Launched:
@@ -24,7 +26,7 @@ def test_it_runs_out_and_is_trained_as_what_it_is(walk: Launched) -> None:
     assert {config["stage"] for config in walk.configs()} == {walk.job.name.split("-")[1]}
 
 
-def test_every_step_has_the_pairs_of_the_global_batch(walk: Launched) -> None:
+def test_every_step_has_the_samples_of_the_global_batch(walk: Launched) -> None:
     config = yaml.safe_load(walk.final.read_text())
     sizes = config["per_device_train_batch_size"], config["gradient_accumulation_steps"]
     assert sizes[0] * sizes[1] == GLOBAL_BATCH
