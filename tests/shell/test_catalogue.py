@@ -16,55 +16,32 @@ from oomguard.job.memory_settings import Family
 
 OFFLINE = {"HF_HUB_OFFLINE": "1", "HF_HOME": "/nonexistent"}
 
-#: Parameters in billions, as their makers publish them (model cards, safetensors headers).
-PUBLISHED = {
-    "meta-llama/Llama-2-7b-hf": 6.738,
-    "meta-llama/Llama-2-13b-chat-hf": 13.016,
-    "meta-llama/Llama-2-70b-hf": 68.977,
-    "meta-llama/Meta-Llama-3-8B-Instruct": 8.030,
-    "meta-llama/Llama-3.1-70B-Instruct": 70.554,
-    "meta-llama/Llama-3.2-1B": 1.236,
-    "meta-llama/Llama-3.2-3B-Instruct": 3.213,
-    "TinyLlama/TinyLlama-1.1B-Chat-v1.0": 1.100,
-    "Qwen/Qwen-7B-Chat": 7.721,
-    "Qwen/Qwen1.5-7B-Chat": 7.721,
-    "Qwen/Qwen2-0.5B": 0.494,
-    "Qwen/Qwen2.5-7B-Instruct": 7.616,
-    "Qwen/Qwen2.5-Coder-32B-Instruct": 32.764,
-    "Qwen/Qwen3-8B": 8.191,
-    "Qwen/Qwen3-30B-A3B": 30.532,
-    "Qwen/Qwen2-VL-7B-Instruct": 8.291,
-    "Qwen/Qwen2.5-VL-3B-Instruct": 3.755,
-    "Qwen/Qwen2.5-VL-7B-Instruct": 8.292,
-    "Qwen/Qwen2-Audio-7B-Instruct": 8.397,
-    "mistralai/Mistral-7B-Instruct-v0.3": 7.248,
-    "mistralai/Mistral-Nemo-Instruct-2407": 12.248,
-    "mistralai/Mixtral-8x7B-Instruct-v0.1": 46.703,
-    "google/gemma-2b": 2.506,
-    "google/gemma-7b-it": 8.538,
-    "google/gemma-2-9b-it": 9.242,
-    "google/gemma-3-4b-it": 4.300,
-    "google/gemma-3-27b-it": 27.432,
-    "microsoft/phi-2": 2.780,
-    "microsoft/Phi-3-mini-4k-instruct": 3.821,
-    "microsoft/Phi-3-medium-4k-instruct": 13.960,
-    "microsoft/phi-4": 14.660,
-    "microsoft/Phi-4-mini-instruct": 3.836,
-    "tiiuae/falcon-7b": 7.217,
-    "tiiuae/falcon-40b": 41.84,
-    "stabilityai/stablelm-base-alpha-3b": 3.638,
-    "stabilityai/stablelm-3b-4e1t": 2.795,
-    "stabilityai/stablelm-2-1_6b": 1.644,
-    "openai-community/gpt2-xl": 1.558,
-    "EleutherAI/pythia-6.9b": 6.857,
-}
+PUBLISHED = json.loads(
+    (Path(__file__).parents[1] / "data/published_parameters.json").read_text(encoding="utf-8")
+)["billions"]
 
 
 @pytest.mark.parametrize(("name", "billions"), PUBLISHED.items())
-def test_shapes_add_up_to_the_published_parameters(name, billions):
+def test_parameters_add_up_to_the_published_ones(name, billions):
     found = transformers_config(name)
     assert found is not None
-    assert from_config(found.config).parameters / 1e9 == pytest.approx(billions, rel=0.005)
+    rounded = 0.5 * 10 ** -len(billions.partition(".")[2])
+    published = float(billions)
+    assert found.architecture.parameters / 1e9 == pytest.approx(
+        published, abs=rounded + 0.012 * published
+    )
+
+
+def test_every_carried_model_has_a_published_count():
+    assert {one.name for one in carried()} == {transformers_config(one).name for one in PUBLISHED}
+
+
+def test_a_counted_total_is_what_is_planned_with():
+    falcon = transformers_config("tiiuae/Falcon-H1-7B-Instruct")
+    assert falcon is not None
+    assert falcon.architecture.parameters == falcon.parameters == 7_585_513_568
+    counted = from_config(falcon.config).parameters
+    assert falcon.architecture.uncounted == falcon.parameters - counted
 
 
 def test_litgpts_shapes_agree_with_transformers_where_both_are_carried():
@@ -86,7 +63,8 @@ def test_every_carried_model_has_a_shape_and_its_family_a_source():
     assert len(carried()) > 90
     for one in carried():
         assert transformers_config(one.name) == one
-        assert from_config(one.config).parameters > 10**7
+        assert one.architecture.parameters > 10**7
+        assert one.architecture.decoder > one.architecture.embedding
 
 
 def test_other_makers_copies_and_local_folders_are_found_by_name(tmp_path):
@@ -107,6 +85,30 @@ def test_other_makers_copies_and_local_folders_are_found_by_name(tmp_path):
 )
 def test_a_loose_match_says_what_the_name_was_taken_for(tmp_path, name, taken_for):
     assert find_model(name, Family.HF, cwd=tmp_path, environment=OFFLINE).taken_for == taken_for
+
+
+def test_a_copy_in_another_format_is_not_stored_as_the_original():
+    original, copy = map(transformers_config, ("openai/gpt-oss-20b", "unsloth/gpt-oss-20b-BF16"))
+    assert original is not None
+    assert copy is not None
+    assert original.config["quantization_config"]["quant_method"] == "mxfp4"
+    assert "quantization_config" not in copy.config
+    assert copy.architecture == original.architecture
+
+
+@pytest.mark.parametrize(
+    ("name", "taken_for"),
+    [
+        ("models--meta-llama--Llama-3.1-8B", "meta-llama/Llama-3.1-8B"),
+        ("cleanrl/EleutherAI_pythia-1b-deduped__sft__tldr", "EleutherAI/pythia-1b"),
+        ("Qwen/Qwen3-Reranker-4B", "Qwen/Qwen3-4B"),
+        ("unsloth/Qwen3-VL-8B-Instruct-FP8", "Qwen/Qwen3-VL-8B"),
+    ],
+)
+def test_spellings_of_caches_and_copies_are_known(name, taken_for):
+    found = transformers_config(name)
+    assert found is not None
+    assert found.name == taken_for
 
 
 @pytest.mark.parametrize("name", ["mistralai/Mistral-7B-v0.9", "microsoft/Phi-3-mini-64k-instruct"])

@@ -61,3 +61,16 @@ def test_the_committed_list_of_names_is_that_of_the_catalogue():
     assert {name: found and found.name for name, found in taken.items()} == NAMES["taken_for"], (
         "run: python benchmarks/models/run.py"
     )
+
+
+def test_a_plan_names_the_layers_that_it_does_not_model(tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "none"))
+    config = "model_name_or_path: Qwen/Qwen3.5-0.8B\nstage: sft\ntemplate: qwen3_5\n"
+    (tmp_path / "train.yaml").write_text(config + "finetuning_type: lora\noutput_dir: out\n")
+    assert main(["plan", "--gpu", "h200", "--json", str(tmp_path / "train.yaml")]) == 0
+    plan = json.loads(capsys.readouterr().out)
+    assert plan["asked"]["fits"] == "unsure"
+    assert "linear attention" in next(
+        one["effect"] for one in plan["unmodelled"] if one["key"] == "model"
+    )

@@ -29,7 +29,8 @@ class Model:
 
     `taken_for` is the model of the catalogue that a name of another spelling was taken for;
     `is_of_the_base` says that the config is not the checkpoint's own but the catalogue's, which
-    says nothing of how somebody stored it.
+    says nothing of how somebody stored it; `parameters` is the model's true count, where its config
+    alone does not tell it.
     """
 
     name: str
@@ -38,6 +39,7 @@ class Model:
     source: str
     taken_for: str | None = None
     is_of_the_base: bool = False
+    parameters: int | None = None
 
     @property
     def type(self) -> str | None:
@@ -48,8 +50,9 @@ class Model:
     @property
     def architecture(self) -> Architecture:
         """Read its shape."""
-        read = from_gpt_config if self.family is Family.LITGPT else from_config
-        return read(self.config)
+        if self.family is Family.LITGPT:
+            return from_gpt_config(self.config)
+        return from_config(self.config, self.parameters)
 
 
 def find_model(
@@ -133,6 +136,7 @@ def _shipped(name: str, family: Family) -> Model | None:
         source=found.source,
         taken_for=taken_for,
         is_of_the_base=True,
+        parameters=found.parameters,
     )
 
 

@@ -5,30 +5,47 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from importlib import resources
 
+from oomguard.estimate.architecture import Architecture, from_config
+
 #: What a maker appends to a name without another shape.
-_VARIANT = re.compile(r"[-_](hf|chat|instruct|it|base|pt)(?=[-_]|$)")
-#: Endings of a name that say how somebody tuned or stored a model, not how large it is.
+_VARIANT = re.compile(r"[-_](hf|chat|instruct|it|base|pt|pretrained|deduped)(?=[-_]|$)")
+#: Endings of a name that say how somebody tuned a model, not how large it is.
 _TUNED = re.compile(
-    r"[-_](coder|math|tele|preview|thinking|reasoning|reward|rm|sft|dpo|kto|grpo|merged|unsloth"
-    r"|bnb|gptq|awq|hqq|gguf|4bit|8bit|int4|int8|nf4|fp8|fp16|bf16|nvfp4|mxfp4|prequantized"
-    r"|intermediate|step|1431k|3t)(?=[-_]|$)"
+    r"[-_](coder|math|tele|preview|thinking|reasoning|reward|rm|prm|sft|dpo|kto|grpo|rl|merged"
+    r"|unsloth|embedding|reranker|safeguard|linearized|tldr|intermediate|step|1431k|3t)(?=[-_]|$)"
+)
+#: Endings of a name that say in what format a copy is stored.
+_STORED = re.compile(
+    r"[-_](bnb|gptq|awq|hqq|gguf|4bit|8bit|int4|int8|nf4|fp8|fp16|bf16|nvfp4|mxfp4|prequantized)"
+    r"(?=[-_]|$)"
 )
 #: Versions and context lengths: another one may be another shape.
 _VERSION = re.compile(r"[-_](\d+k|v\d+(?:\.\d+)*|2[4-6]\d\d)(?=[-_]|$)")
+#: Makers in the way that caches and copies write them, where a hub id has a slash.
+_MAKER = re.compile(r"^(?:[\w.-]+?--|(?:eleutherai|meta-llama|mistralai|tiiuae)_)")
 _SKIPPED = ("litgpt",)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Shipped:
-    """A model of the catalogue: its config in transformers' format, and where that is from."""
+    """A model of the catalogue: its config in transformers' format, and where that is from.
+
+    `parameters` were counted in the library's own class, where the config alone does not tell them.
+    """
 
     name: str
     config: Mapping[str, object]
     source: str
+    parameters: int | None = None
+
+    @property
+    def architecture(self) -> Architecture:
+        """Read its shape."""
+        return from_config(self.config, self.parameters)
 
 
 @cache
@@ -46,11 +63,21 @@ def families() -> Mapping[str, Mapping[str, object]]:
 def carried() -> tuple[Shipped, ...]:
     """Return the models that are carried in transformers' format, by family and size."""
     return tuple(
-        Shipped(name=name, config=config, source=str(facts["source"]))
+        Shipped(
+            name=name,
+            config=config,
+            source=str(facts["source"]),
+            parameters=_counts(facts).get(name),
+        )
         for family, facts in sorted(families().items())
         if family not in _SKIPPED and isinstance(facts["models"], dict)
         for name, config in facts["models"].items()
     )
+
+
+def _counts(facts: Mapping[str, object]) -> Mapping[str, int]:
+    counts = facts.get("parameters")
+    return counts if isinstance(counts, dict) else {}
 
 
 def transformers_config(model: str) -> Shipped | None:
@@ -66,7 +93,16 @@ def transformers_config(model: str) -> Shipped | None:
     alike = [
         one for one in carried() if _bare(one.name) == _bare(model) and _versions(one.name) <= given
     ]
-    return max(alike, key=lambda one: len(_versions(one.name)), default=None)
+    found = max(alike, key=lambda one: len(_versions(one.name)), default=None)
+    return _as_stored(found, model) if found is not None else None
+
+
+def _as_stored(found: Shipped, model: str) -> Shipped:
+    """Return a model without the format of its own weights, where a copy's name has another."""
+    if not _STORED.search(_name(model)):
+        return found
+    config = {key: found.config[key] for key in found.config if key != "quantization_config"}
+    return replace(found, config=config)
 
 
 def is_loose(model: str, found: Shipped) -> bool:
@@ -94,7 +130,9 @@ def litgpt_config(checkpoint: str) -> tuple[Mapping[str, object], str] | None:
 
 
 def _name(model: str) -> str:
-    return model.rstrip("/").rsplit("/", 1)[-1].lower()
+    """Return a name without its maker, whom a copy's name may still have: EleutherAI_pythia-1b."""
+    name = model.rstrip("/").rsplit("/", 1)[-1].lower().removeprefix("models--")
+    return _MAKER.sub("", name.replace("__", "_"))
 
 
 def _versions(model: str) -> set[str]:
@@ -104,6 +142,6 @@ def _versions(model: str) -> set[str]:
 def _bare(model: str) -> str:
     """Return a name without its tuning, its version and differences in spelling."""
     text = _name(model).replace("meta-llama", "llama").replace("codellama", "code_llama")
-    for ending in (_VARIANT, _TUNED, _VERSION):
+    for ending in (_VARIANT, _TUNED, _STORED, _VERSION):
         text = ending.sub("", text)
     return text.replace("_", "").replace("-", "")

@@ -9,7 +9,6 @@ import click
 from oomguard.catalogue.shipped import Shipped, carried, is_loose, transformers_config
 from oomguard.cli.output import print_json
 from oomguard.errors import UsageError
-from oomguard.estimate.architecture import from_config
 
 
 @click.command("models")
@@ -49,7 +48,7 @@ def _searched(one: Shipped) -> str:
 
 
 def _row(one: Shipped) -> dict[str, object]:
-    shape = from_config(one.config)
+    shape = one.architecture
     return {
         "name": one.name,
         "model_type": shape.model_type,

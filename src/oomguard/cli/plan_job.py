@@ -24,6 +24,7 @@ from oomguard.predict.forecast import (
     PlannedPeak,
     StrategyForecast,
     forecast,
+    missing_from,
     planned_peak,
 )
 from oomguard.predict.history import FitIndex, HistoryKey
@@ -140,7 +141,7 @@ def plan_job(
         request=request,
         forecast=found,
         method=method,
-        unmodelled=unmodelled,
+        unmodelled=missing_from(found.asked.estimate, unmodelled),
         rejected=rejected,
         capacity=capacity,
         history_key=key,

@@ -9,7 +9,10 @@ from oomguard.errors import ConfigError, Where
 
 #: Model types whose MLP has two matrices instead of three (no gate).
 _UNGATED = frozenset(
-    {"gpt2", "gpt_neo", "gpt_neox", "gptj", "falcon", "phi", "opt", "bloom", "starcoder2"}
+    {
+        *("gpt2", "gpt_neo", "gpt_neox", "gptj", "falcon", "phi", "opt", "bloom", "starcoder2"),
+        *("nemotron", "apertus", "arcee"),
+    }
 )
 #: Model types whose output head is the embedding where their config does not say.
 _TIED = frozenset({"gpt2", "gpt_neo", "gemma", "gemma2", "gemma3", "gemma3_text", "falcon", "opt"})
@@ -28,15 +31,16 @@ _GATE = ("gate_proj", "w2", "mlp")
 _UP = ("up_proj", "fc1", "dense_h_to_4h", "c_fc", "w1", "mlp")
 _GATE_UP = ("gate_up_proj",)
 _DOWN = ("down_proj", "fc2", "dense_4h_to_h", "c_proj", "mlp")
-#: Model types whose attention cannot run without materialised scores (soft capping).
-_SOFTCAPPED = frozenset({"gemma2"})
+#: Model types whose attention cannot run without materialised scores: soft capping, and sinks
+#: (transformers 5.23, `_supports_sdpa = False` in models/*/modeling_*.py).
+_SOFTCAPPED = frozenset({"gemma2", "gemma4", "gpt_oss", "deepseek_v4"})
 #: Model types whose own default is transformers' "gelu_new", made of many small operations.
 _GELU_NEW = frozenset({"gpt2", "gpt_neo", "phi"})
 _POSITIONS = frozenset({"gpt2", "gpt_neo", "opt"})
 _NAMES = {
     "hidden": ("hidden_size", "n_embd", "d_model"),
     "layers": ("num_hidden_layers", "n_layer", "num_layers"),
-    "heads": ("num_attention_heads", "n_head", "num_heads"),
+    "heads": ("num_attention_heads", "n_head", "num_heads", "decoder_attention_heads"),
     "vocab": ("vocab_size",),
 }
 
@@ -79,7 +83,11 @@ class Tower:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Architecture:
-    """A decoder; sizes are counts of numbers. `expert_tokens` experts see each token."""
+    """A decoder; sizes are counts of numbers. `expert_tokens` experts see each token.
+
+    `uncounted` are numbers that the model has beside those of this shape (fewer if negative), where
+    its true count is known.
+    """
 
     model_type: str
     hidden: int
@@ -100,6 +108,7 @@ class Architecture:
     expert_tokens: int = 0
     linears: tuple[Linear, ...] = ()
     tower: Tower | None = None
+    uncounted: int = 0
 
     @property
     def query(self) -> int:
@@ -141,7 +150,7 @@ class Architecture:
     @property
     def decoder(self) -> int:
         """All numbers but the tower's."""
-        layers = self.layers * (self.layer_linear + self.layer_small)
+        layers = self.layers * (self.layer_linear + self.layer_small) + self.uncounted
         return layers + self.embedding + self.head + self.positions * self.hidden + self.hidden
 
     @property
@@ -150,13 +159,20 @@ class Architecture:
         tower = self.tower.parameters + self.tower.projector if self.tower else 0
         return self.decoder + tower
 
+    def of_size(self, parameters: int) -> Architecture:
+        """Return the same shape with as many numbers in all."""
+        return replace(self, uncounted=self.uncounted + parameters - self.parameters)
 
-def from_config(config: Mapping[str, object]) -> Architecture:
-    """Read transformers' config.json.
+
+def from_config(config: Mapping[str, object], parameters: int | None = None) -> Architecture:
+    """Read transformers' config.json; `parameters` is the model's true count, where it is known.
 
     Raises:
         ConfigError: if it does not say how large the model is.
     """
+    thinker = config.get("thinker_config")
+    if isinstance(thinker, dict):  # Qwen's omni models: what understands, and what speaks
+        return from_config({**thinker, "model_type": config.get("model_type")}, parameters)
     inner = config.get("text_config") or config.get("llm_config")
     text = {**config, **inner} if isinstance(inner, dict) else dict(config)
     kind = str(config.get("model_type") or text.get("model_type") or "")
@@ -170,7 +186,7 @@ def from_config(config: Mapping[str, object]) -> Architecture:
     gated = kind not in _UNGATED
     expert_size = _number(text.get("moe_intermediate_size")) if experts else 0
     shape = (hidden, heads * head_size, kv_heads * head_size, expert_size or intermediate)
-    return Architecture(
+    found = Architecture(
         model_type=kind,
         **sizes,
         kv_heads=kv_heads,
@@ -194,6 +210,7 @@ def from_config(config: Mapping[str, object]) -> Architecture:
         ),
         tower=_tower(config, hidden),
     )
+    return found if parameters is None else found.of_size(parameters)
 
 
 def from_gpt_config(config: Mapping[str, object]) -> Architecture:
@@ -384,7 +401,7 @@ def _kv_heads(text: Mapping[str, object], kind: str, heads: int) -> int:
 
 
 def _intermediate(text: Mapping[str, object], kind: str, hidden: int) -> int:
-    names = ("intermediate_size", "ffn_hidden_size", "n_inner", "ffn_dim")
+    names = ("intermediate_size", "ffn_hidden_size", "n_inner", "ffn_dim", "decoder_ffn_dim")
     stated = _first(text, names)
     if kind == "qwen":  # the first Qwen counts both halves of its gated MLP
         return stated // 2

@@ -40,8 +40,8 @@ def counts(model: Architecture, plan: Plan, recipe: MemorySettings) -> Counts:
     """Count; new tokens make the embeddings larger."""
     grown = (model.vocab + recipe.new_tokens) * model.hidden
     embeddings = grown * (1 if model.tied else 2)
-    linear = model.layers * model.layer_linear
-    rest = model.decoder - model.layers * model.layer_linear - model.embedding - model.head
+    linear = model.layers * model.layer_linear + model.uncounted
+    rest = model.decoder - linear - model.embedding - model.head
     tower = model.tower.parameters + model.tower.projector if model.tower else 0
     frozen_tower = _frozen_tower(model, plan)
     if plan.tuning is Tuning.FULL:

@@ -49,7 +49,8 @@ class Memory(str, Enum):
 class Unmodelled:
     """A setting whose effect on memory is not part of the prediction.
 
-    `line` is its line in the config file, None for a flag; `effect` says what is missing.
+    `line` is its line in the config file, None for a flag; `effect` says what is missing; `traced`
+    is set where it is missing from an analytic estimate alone.
     """
 
     key: str
@@ -57,6 +58,7 @@ class Unmodelled:
     direction: Direction
     memory: Memory = Memory.GPU
     line: int | None = None
+    traced: bool = False
 
     @property
     def sentence(self) -> str:

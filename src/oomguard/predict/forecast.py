@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from oomguard.estimate.memory import Fits, MemoryEstimate
+from oomguard.estimate.memory import Fits, MemoryEstimate, Method
 from oomguard.evidence.verdict import Verdict
 from oomguard.job.plan import Plan
 from oomguard.job.unmodelled import Direction, Memory, Unmodelled
@@ -96,6 +96,14 @@ def widened(estimate: MemoryEstimate, unmodelled: Sequence[Unmodelled]) -> Memor
     )
 
 
+def missing_from(
+    estimate: MemoryEstimate, unmodelled: Sequence[Unmodelled]
+) -> tuple[Unmodelled, ...]:
+    """Return the effects that an estimate made in its way does not include."""
+    analytic = estimate.method == Method.ANALYTIC.value
+    return tuple(one for one in unmodelled if analytic or not one.traced)
+
+
 def planned_peak(
     plan: Plan, estimate: MemoryEstimate, capacity: Capacity, unmodelled: Sequence[Unmodelled]
 ) -> PlannedPeak:
@@ -103,6 +111,7 @@ def planned_peak(
 
     One on the host leaves the verdict alone where twice the host's peak would fit.
     """
+    unmodelled = missing_from(estimate, unmodelled)
     on_gpu = [one for one in unmodelled if one.memory is Memory.GPU]
     estimate = widened(estimate, on_gpu)
     fits = capacity.fits(estimate)

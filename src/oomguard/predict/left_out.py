@@ -5,17 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 
 from oomguard.catalogue.lookup import Model
-from oomguard.job.memory_settings import MemorySettings
+from oomguard.estimate.unmodelled_layers import unmodelled_layers
+from oomguard.job.memory_settings import Family, MemorySettings
 from oomguard.job.plan import Tuning
 from oomguard.job.training_job import Job
 from oomguard.job.unmodelled import Direction, TrainingMethod, Unmodelled
 from oomguard.predict.trace_request import is_before
-
-#: Keys of model configs whose layers are of several kinds.
-_MIXED_LAYERS = (
-    *("attn_layer_period", "expert_layer_period", "interleave_moe_layer_step"),
-    *("mamba_d_state", "expert_ffn_hidden_size", "hybrid_override_pattern"),
-)
 
 
 def left_out(
@@ -51,7 +46,6 @@ def left_out(
             f"the checkpoint is quantized ({job.stored_as.described}): counted as if it were not"
         )
         yield Unmodelled(key="model", effect=effect, direction=Direction.EITHER)
-    mixed = next((key for key in _MIXED_LAYERS if model.config.get(key)), None)
-    if mixed is not None:
-        effect = f"its layers are of several kinds ({mixed}), but all are counted alike"
-        yield Unmodelled(key="model", effect=effect, direction=Direction.EITHER)
+    layers = unmodelled_layers(model.config) if model.family is Family.HF else None
+    if layers is not None:
+        yield layers
