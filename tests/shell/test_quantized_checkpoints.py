@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from oomguard.catalogue.checkpoint_formats import named_format, stored_format
 from oomguard.catalogue.lookup import Model, find_model
-from oomguard.catalogue.quantized import named_format, stored_format
 from oomguard.catalogue.shipped import transformers_config
 from oomguard.cli.main import main
 from oomguard.job.memory_settings import Family

@@ -8,9 +8,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from oomguard.catalogue.checkpoint_formats import stored_format
 from oomguard.catalogue.litgpt_configs import named
 from oomguard.catalogue.lookup import Model, find_model
-from oomguard.catalogue.quantized import stored_format
 from oomguard.cli.prepare import Prepared
 from oomguard.estimate.correct import UNCORRECTED, Ratios
 from oomguard.estimate.memory import Fits, MemoryEstimate

@@ -10,8 +10,8 @@ from pathlib import Path
 
 from oomguard.adapters.contract import Adapter, JobRequest
 from oomguard.adapters.registry import adapter_named, detect, detect_command
+from oomguard.catalogue.checkpoint_formats import named_format, stored_format
 from oomguard.catalogue.lookup import find_model
-from oomguard.catalogue.quantized import named_format, stored_format
 from oomguard.cli.options import BLOCK, Options, Stated, limits_of, options_of, read_block
 from oomguard.configfile.document import Source
 from oomguard.dataset.lengths import with_lengths

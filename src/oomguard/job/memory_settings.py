@@ -299,5 +299,5 @@ class MemorySettings:
 
     @property
     def scores(self) -> bool:
-        """Return whether a head for labels stands in place of the one for words."""
+        """Return whether a head for labels replaces the one for words."""
         return self.objective is not None and self.objective.head is Head.SCORE

@@ -1,4 +1,4 @@
-"""Whether a checkpoint is quantized already, and to what: by its config.json, else by its name.
+"""Read how a checkpoint is stored that is quantized already: by its config.json, else its name.
 
 Source: transformers 5.6.0, utils/quantization_config.py (the classes and their defaults).
 """
