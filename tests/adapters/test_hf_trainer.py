@@ -7,9 +7,11 @@ from typing import Any
 
 import pytest
 
+from adapters.conftest import CWD
 from oomguard.adapters.hf.hf_trainer import HFTrainer
 from oomguard.adapters.registry import detect_command
 from oomguard.errors import ConfigError, FrameworkError
+from oomguard.estimate.formats import stored
 from oomguard.job.plan import (
     Allocator,
     LossKernel,
@@ -20,6 +22,7 @@ from oomguard.job.plan import (
     Tuning,
 )
 from oomguard.job.training_job import Device, Job, World
+from oomguard.job.unmodelled import Direction
 
 TEXT = """\
 # what is trained
@@ -340,3 +343,38 @@ def test_loss_alone_is_refused_where_another_metric_picks_the_best_model(
     assert "metric_for_best_model" in refusal
     by_loss = read("python train.py --metric_for_best_model eval_loss")
     assert HFTrainer().refusal(by_loss, replace(job.asked, prediction_loss_only=True)) is None
+
+
+FOUR_BIT = "python train.py --load_in_4bit True --use_peft True --bf16 True"
+
+
+@pytest.mark.parametrize(
+    ("code", "raises", "adapter_bytes"),
+    [
+        ("model = prepare_model_for_kbit_training(model)\nget_peft_model(model, lora)", True, 4),
+        ("model = get_peft_model(model, lora)", False, 4),
+        ("from trl import SFTTrainer\nSFTTrainer(model, peft_config=lora)", False, 2),
+    ],
+)
+def test_a_scripts_code_shows_what_it_raises_to_fp32_over_a_4_bit_base(
+    read: Callable[..., Job], code: str, raises: bool, adapter_bytes: int
+) -> None:
+    job = read(FOUR_BIT, files={f"{CWD}/train.py": code})
+    settings = HFTrainer().memory_settings(job)
+    assert settings.code.kbit_float32 is raises
+    found = stored(job.asked, settings)
+    assert (found.base_bytes, found.trained_bytes) == (4 if raises else 2, adapter_bytes)
+    assert HFTrainer().unmodelled(job) == ()
+
+
+@pytest.mark.parametrize("code", [None, "from helpers import build\nTrainer(build())"])
+def test_what_a_script_does_not_show_is_counted_as_more_and_named(
+    read: Callable[..., Job], code: str | None
+) -> None:
+    files = {f"{CWD}/train.py": code} if code else {}
+    job = read(FOUR_BIT, files=files)
+    assert HFTrainer().memory_settings(job).code.kbit_float32
+    (found,) = HFTrainer().unmodelled(job)
+    assert (found.key, found.direction) == ("script", Direction.LESS)
+    plain = read("python train.py --use_peft True --bf16 True", files=files)
+    assert HFTrainer().unmodelled(plain) == ()

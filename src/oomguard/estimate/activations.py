@@ -64,8 +64,23 @@ class TrainingStep:
 
     @property
     def _checkpoint(self) -> int:
-        """The input of one layer."""
-        return self.tokens * self.model.hidden * self.formats.computed_bytes
+        """The input of one layer; autocast leaves such sums wide."""
+        formats = self.formats
+        size = formats.base_bytes if formats.autocast else formats.computed_bytes
+        return self.tokens * self.model.hidden * size
+
+    @property
+    def cast_head(self) -> int:
+        """The copy of a frozen head in fp32 that autocast keeps from the logits to their gradient.
+
+        Autocast caches the copies of trained weights alone.
+        """
+        formats, plan, lora = self.formats, self.plan, self.recipe.lora
+        frozen = plan.tuning is Tuning.LORA and not (lora and "lm_head" in lora.saved)
+        fused = plan.loss_kernel is LossKernel.FUSED
+        if fused or not (frozen and formats.autocast and formats.base_bytes == _FP32):
+            return 0
+        return self.model.vocab * self.model.hidden * formats.computed_bytes
 
     @property
     def layer(self) -> int:

@@ -201,10 +201,18 @@ def _moments(problem: EstimateInput) -> Iterator[dict[Term, int]]:
     held = added(static(problem), merged)
     working = added(held, gathered(problem))
     head = {Term.QUANTIZATION_TEMPORARIES: packed_head(problem) * problem.formats.computed_bytes}
-    at_loss = {Term.LOGITS_AND_LOSS: step.loss_forward, Term.ACTIVATIONS: saved + casts, **head}
+    at_loss = {
+        Term.LOGITS_AND_LOSS: step.loss_forward + step.cast_head,
+        Term.ACTIVATIONS: saved + casts,
+        **head,
+    }
     yield added(working, before, at_loss)
     kept_casts = 0 if checkpointing else casts
-    turn = {Term.LOGITS_AND_LOSS: step.loss_backward, Term.ACTIVATIONS: saved + kept_casts, **head}
+    turn = {
+        Term.LOGITS_AND_LOSS: step.loss_backward + step.cast_head,
+        Term.ACTIVATIONS: saved + kept_casts,
+        **head,
+    }
     yield added(working, before, turn)
     one = {
         Term.ACTIVATIONS: saved + kept_casts + step.working + (step.layer if checkpointing else 0),

@@ -53,8 +53,12 @@ _IN_HALF = Formats(base_bytes=2, trained_bytes=2, computed_bytes=2, autocast=Fal
 def stored(plan: Plan, recipe: MemorySettings) -> Formats:
     """Return how a rank keeps numbers under a plan; DeepSpeed keeps its own fp32 copy elsewhere."""
     precision = plan.precision or Precision.FP32
-    base = recipe.base or _STORED[precision]
+    on_the_fly = plan.is_quantized and plan.quantization is not Quantization.PREQUANTIZED
     computed = _COMPUTED[precision]
+    # Beside what is quantized: in the format of the computation, or raised.
+    base = recipe.base or (computed if on_the_fly else _STORED[precision])
+    if on_the_fly and recipe.code.kbit_float32:
+        base = Format.FP32
     if computed is Format.FP32 and recipe.base is not None:
         computed = recipe.base  # no autocast: computation follows the weights
     if plan.sharding in ZERO and precision in _MIXED:
@@ -62,7 +66,6 @@ def stored(plan: Plan, recipe: MemorySettings) -> Formats:
         return _IN_HALF
     raised = recipe.trained_fp32 and precision not in _PURE
     trained = Format.FP32 if raised else base
-    on_the_fly = plan.is_quantized and plan.quantization is not Quantization.PREQUANTIZED
     if on_the_fly and recipe.code.quantized_adapter_bf16 and plan.tuning is Tuning.LORA:
         trained = Format.BF16
     if plan.tuning is not Tuning.LORA and plan.sharding is Sharding.FSDP:

@@ -7,6 +7,7 @@ half precision); transformers 5.6.0, training_args.py; QwenLM/Qwen finetune.py.
 from __future__ import annotations
 
 import posixpath
+import re
 from dataclasses import replace
 
 from oomguard.adapters import fields
@@ -46,13 +47,27 @@ _EVERY = {(ALL_LINEAR,), ("all",)}
 _ATTENTIONS = {"eager": Attention.EAGER, "flash_attention_2": Attention.FLASH}
 
 
-#: Scripts on the Trainer: peft 0.21, prepare_model_for_kbit_training.
+#: Scripts on the Trainer; one that is not shown is counted as calling PEFT's
+#: prepare_model_for_kbit_training, which needs more than not to.
 TRAINER_CODE = TrainingCode(kbit_float32=True)
 #: trl 1.16, trainer/sft_trainer.py (dpo_trainer.py and reward_trainer.py alike): over a base
 #: that bitsandbytes quantizes the adapter is cast to bf16, and nothing is raised to fp32.
 TRL_CODE = TrainingCode(quantized_adapter_bf16=True)
+_OF_TRL = re.compile(r"(?m)^\s*(from|import) trl\b")
 #: Qwen/finetune.py: transformers' former checkpointing; it prepares no model for k-bit training.
 QWEN_CODE = TrainingCode(reentrant_checkpointing=True)
+
+
+def code_of_script(text: str) -> TrainingCode | None:
+    """Return how a script treats a base that it quantizes; None if its text does not show it.
+
+    Source: peft 0.21, utils/other.py (prepare_model_for_kbit_training).
+    """
+    if "prepare_model_for_kbit_training" in text:
+        return TrainingCode(kbit_float32=True)
+    if "peft_config" in text and _OF_TRL.search(text):
+        return TRL_CODE
+    return TrainingCode() if "get_peft_model" in text else None
 
 
 def memory_settings_of(

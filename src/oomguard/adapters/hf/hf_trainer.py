@@ -15,6 +15,7 @@ from oomguard.adapters.contract import Claim, JobRequest, Marks
 from oomguard.adapters.fields import Binding, Bindings, Edits, Key, flag
 from oomguard.adapters.hf import heads
 from oomguard.adapters.hf import training_arguments as hf
+from oomguard.adapters.hf.hf_memory import TRAINER_CODE, code_of_script
 from oomguard.adapters.hf.liger import NOT_FUSED
 from oomguard.adapters.hf.script_methods import method_of_script
 from oomguard.adapters.hf.trainer_adapter import (
@@ -34,7 +35,7 @@ from oomguard.job.memory_settings import MemorySettings
 from oomguard.job.plan import DeviceMap, Overlong, Quantization, Sharding, Tuning
 from oomguard.job.stored_format import StoredFormat
 from oomguard.job.training_job import Job
-from oomguard.job.unmodelled import Direction, TrainingMethod
+from oomguard.job.unmodelled import Direction, TrainingMethod, Unmodelled
 
 _LENGTHS = (
     *("max_length", "max_seq_length", "block_size", "model_max_length", "cutoff_len"),
@@ -162,6 +163,11 @@ def _script(invocation: Invocation, cwd: str) -> str | None:
     return posixpath.join(cwd, launch.program)
 
 
+def _code(invocation: Invocation, job: Job) -> str:
+    """Return the text of the script; empty if it cannot be read."""
+    return job.files.get(_script(invocation, job.cwd) or "", "")
+
+
 class HFTrainer(TrainerAdapter):
     """Any script on the Trainer; adapters of one such script state their difference."""
 
@@ -196,15 +202,30 @@ class HFTrainer(TrainerAdapter):
         """Return the method that the script's flags, code or name show; supervised otherwise."""
         invocation = self.of_job(job)
         program = posixpath.basename(invocation.launch.program) if invocation.launch else ""
-        code = job.files.get(_script(invocation, job.cwd) or "", "")
-        return method_of_script(program, invocation.settings, code)
+        return method_of_script(program, invocation.settings, _code(invocation, job))
 
     def memory_settings(self, job: Job) -> MemorySettings:
         """Read what decides the memory; a classifier has scores in place of logits."""
         found = super().memory_settings(job)
+        if self.training_code is TRAINER_CODE:
+            shown = code_of_script(_code(self.of_job(job), job))
+            found = replace(found, code=shown or TRAINER_CODE)
         if self.training_method(job) is not TrainingMethod.CLASSIFICATION:
             return found
         return heads.classifier(found, self.of_job(job).settings)
+
+    def unmodelled(self, job: Job) -> tuple[Unmodelled, ...]:
+        """Add how the script treats a base that it quantizes, if its code does not show it."""
+        found = super().unmodelled(job)
+        if self.training_code is not TRAINER_CODE or job.asked.quantization not in hf.ON_THE_FLY:
+            return found
+        if code_of_script(_code(self.of_job(job), job)) is not None:
+            return found
+        effect = (
+            "its code does not show whether it calls prepare_model_for_kbit_training: counted as "
+            "if it did, with all that is not quantized in fp32"
+        )
+        return (*found, Unmodelled(key="script", effect=effect, direction=Direction.LESS))
 
     def referenced_files(self, request: JobRequest) -> tuple[str, ...]:
         """Return the configs, and the script, whose code shows what it trains."""
