@@ -28,7 +28,7 @@ from oomguard.predict.forecast import (
     planned_peak,
 )
 from oomguard.predict.history import FitIndex, HistoryKey
-from oomguard.predict.left_out import left_out
+from oomguard.predict.left_out import in_version, left_out
 from oomguard.predict.prediction_request import PredictionRequest
 from oomguard.predict.predictor import BUDGET_S, Predictor
 from oomguard.predict.trace_client import TraceClient, tracer_of
@@ -123,13 +123,14 @@ def plan_job(
     start, request = time.monotonic(), _request(prepared, capacity)
     job, model = request.job, request.model
     prepared = replace(prepared, job=job)
-    recipe = request.recipe
-    tracer = tracer_of((job.python, sys.executable), traced_with(recipe, model.family))
+    tracer = tracer_of((job.python, sys.executable), traced_with(request.recipe, model.family))
+    versions = tracer.versions if tracer else {}
+    recipe = in_version(request.recipe, model.family, versions)
+    request = replace(request, recipe=recipe)
     key = _history_key(job, model, device, tracer)
     ratios = index.ratios(key) if index and key else UNCORRECTED
     predictor = Predictor(tracer=tracer, budget_s=budget_s, ratios=ratios)
     method = prepared.adapter.training_method(job)
-    versions = tracer.versions if tracer else {}
     missing = left_out(job, method, model, recipe, versions)
     unmodelled = (*prepared.adapter.unmodelled(job), *missing)
     found = forecast(request, prepared.ladder, capacity, predictor, unmodelled=unmodelled)

@@ -78,12 +78,13 @@ def targeted(model: Architecture, lora: Lora | None) -> tuple[Linear, ...]:
     """List the matrices of one layer that LoRA adapts."""
     if lora is None:
         return ()
+    linears = [one for one in model.linears if lora.reaches_experts or one.count == 1]
     if not lora.targets:  # peft, TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
-        return tuple(linear for linear in model.linears if linear.role in _PEFT_CHOICE)
+        return tuple(linear for linear in linears if linear.role in _PEFT_CHOICE)
     if ALL_LINEAR in lora.targets or "all" in lora.targets:
-        return tuple(linear for linear in model.linears if linear.role != "router")
+        return tuple(linear for linear in linears if linear.role != "router")
     names = {target.rsplit(".", 1)[-1] for target in lora.targets}
-    return tuple(linear for linear in model.linears if names & {*linear.names})
+    return tuple(linear for linear in linears if names & {*linear.names})
 
 
 def adapter(model: Architecture, plan: Plan, recipe: MemorySettings) -> int:

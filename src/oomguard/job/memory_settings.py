@@ -72,7 +72,8 @@ VOCABULARY = frozenset(
 class Lora:
     """A LoRA adapter; `targets` are names in the model's code (none: PEFT's own choice).
 
-    `saved` modules are trained in full beside it.
+    `saved` modules are trained in full beside it. `reaches_experts` says that the
+    experts of a layer are adapted if they are among the targets.
     """
 
     rank: int
@@ -80,6 +81,7 @@ class Lora:
     targets: tuple[str, ...] = ()
     dropout: float = 0.0
     saved: tuple[str, ...] = ()
+    reaches_experts: bool = True
 
     @property
     def trained_embeddings(self) -> tuple[str, ...]:

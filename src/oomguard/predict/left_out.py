@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 
 from oomguard.catalogue.lookup import Model
+from oomguard.estimate.counts import targeted
 from oomguard.estimate.unmodelled_layers import unmodelled_layers
 from oomguard.job.memory_settings import Family, MemorySettings
 from oomguard.job.plan import Tuning
@@ -46,6 +48,31 @@ def left_out(
             f"the checkpoint is quantized ({job.stored_as.described}): counted as if it were not"
         )
         yield Unmodelled(key="model", effect=effect, direction=Direction.EITHER)
+    lora, transformers = settings.lora, versions.get("transformers")
+    is_known = model.family is not Family.HF or transformers is not None
+    if not is_known and any(one.count > 1 for one in targeted(model.architecture, lora)):
+        effect = (
+            "LoRA on every expert is counted; transformers from 5 on holds experts in one "
+            "parameter, which PEFT before 0.19 leaves out"
+        )
+        yield Unmodelled(key="model", effect=effect, direction=Direction.LESS)
     layers = unmodelled_layers(model.config) if model.family is Family.HF else None
     if layers is not None:
         yield layers
+
+
+def in_version(
+    settings: MemorySettings, family: Family, versions: Mapping[str, str]
+) -> MemorySettings:
+    """Return the settings as the versions of packages carry them out.
+
+    From transformers 5 on, experts are one parameter instead of layers. LoRA's names reach it from
+    PEFT 0.19 on (utils/transformers_weight_conversion.py); where nothing is installed, no version
+    is known.
+    """
+    transformers, peft = (versions.get(name) for name in ("transformers", "peft"))
+    fused = family is Family.HF and is_before(transformers, (5,)) is False
+    fused = fused and is_before(peft, (0, 19)) is True
+    if settings.lora is None or not fused:
+        return settings
+    return replace(settings, lora=replace(settings.lora, reaches_experts=False))
