@@ -114,6 +114,11 @@ def lengths(*tokens: int, **more: Any) -> dict[str, Any]:
         ("offload_parameters", PINNED, {},
          {"sharding": Sharding.ZERO3, "offload": frozenset({Offload.PARAMETERS})}),
         ("lora_instead_of_full", FULL, {}, {"tuning": Tuning.LORA}),
+        ("generate_in_halves", {"generation_batch": 16}, {"group": 8}, {"generation_batch": 8}),
+        ("generate_in_halves", {"generation_batch": 8}, {"group": 8, **TWO},
+         {"generation_batch": 4}),
+        ("halve_completions", {"completion_length": 512}, {}, {"completion_length": 256}),
+        ("halve_completions", {"completion_length": 100}, {}, {"completion_length": 64}),
         ("halve_lora_rank", {**LORA, "lora_rank": 24}, {}, {"lora_rank": 12}),
         ("halve_lora_rank", {**LORA, "lora_rank": 10}, {}, {"lora_rank": 8}),
         ("enable_qlora", LORA, {}, {"quantization": Quantization.NF4_DOUBLE}),
@@ -165,6 +170,11 @@ def test_what_a_strategy_changes(name, plan, job, changed):
         ("offload_parameters", {**PINNED, "quantization": Quantization.NF4}, {}),
         ("offload_parameters", PINNED, CPU),
         ("lora_instead_of_full", LORA, {}),
+        ("generate_in_halves", {"generation_batch": 8}, {"group": 8}),  # part of a group
+        ("generate_in_halves", {"generation_batch": 12}, {"group": 3}),  # part of a micro batch
+        ("generate_in_halves", {}, {}),
+        ("halve_completions", {"completion_length": 64}, {}),
+        ("halve_completions", {}, {}),
         ("halve_lora_rank", {**LORA, "lora_rank": 8}, {}),
         ("enable_qlora", {**LORA, "quantization": Quantization.FP4}, {}),
     ],
