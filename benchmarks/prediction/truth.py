@@ -28,6 +28,7 @@ SCRIPTS = {
     "llamafactory": "dryrun_truth.py",
     "torchtune": "torchtune_truth.py",
     "trl": "trl_truth.py",
+    "optimizers": "optimizer_truth.py",
 }
 
 

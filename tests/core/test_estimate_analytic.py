@@ -13,7 +13,15 @@ from oomguard.estimate.analytic import SPREAD, EstimateInput, analytic, static
 from oomguard.estimate.combine import clip_to_capacity
 from oomguard.estimate.host import host_peak
 from oomguard.estimate.memory import Fits, MemoryEstimate, Term, estimate
-from oomguard.job.memory_settings import ALL_LINEAR, Attention, Format, Lora, MemorySettings
+from oomguard.estimate.optimizer_memory import step_temporaries
+from oomguard.job.memory_settings import (
+    ALL_LINEAR,
+    Attention,
+    Format,
+    Loop,
+    Lora,
+    MemorySettings,
+)
 from oomguard.job.plan import (
     Allocator,
     LossKernel,
@@ -186,3 +194,26 @@ def test_a_replay_that_does_within_the_capacity_ends_the_estimate_there():
     assert ended.allocated_bytes == found.allocated_bytes
     assert clip_to_capacity(found, found.high_bytes) == found
     assert clip_to_capacity(found, found.allocated_bytes // 2) == found
+
+
+def test_eight_bit_states_of_an_embedding_are_in_fp32_under_the_trainer_alone():
+    given = {"tuning": Tuning.FULL, "optimizer": "adamw_8bit", "precision": Precision.BF16_TRUE}
+    recipe = replace(FACTORY, lora=None, trained_fp32=False)
+    states = static(problem(**given, recipe=recipe))[Term.OPTIMIZER]
+    numbers, eight, embedding = 8.03e9, 2 * (1 + 4 / 256), 128256 * 4096
+    assert states == pytest.approx(numbers * eight + embedding * (8 - eight), rel=1e-3)
+    loop = replace(recipe.code, loop=Loop.SCRIPT)
+    script = static(problem(**given, recipe=replace(recipe, code=loop)))[Term.OPTIMIZER]
+    assert script == pytest.approx(numbers * eight, rel=1e-3)
+    sharded = problem(**given, recipe=recipe, sharding=Sharding.FSDP, ranks=2)
+    assert static(sharded)[Term.OPTIMIZER] == pytest.approx(numbers * eight / 2, rel=1e-3)
+    paged = problem(**given | {"optimizer": "paged_adamw_8bit"}, recipe=recipe)
+    assert static(paged)[Term.OPTIMIZER] == 0
+
+
+def test_adafactor_updates_through_fp32_copies_of_the_largest_tensor():
+    recipe = replace(FACTORY, lora=None, trained_fp32=False)
+    given = {"tuning": Tuning.FULL, "optimizer": "adafactor", "precision": Precision.BF16_TRUE}
+    update = step_temporaries(problem(**given, recipe=recipe))
+    assert update == 4 * 4 * 128256 * 4096
+    assert step_temporaries(problem(optimizer="adafactor")) == 0  # no matrix of its own is trained

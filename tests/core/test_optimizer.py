@@ -31,6 +31,8 @@ COUNTED = (
     ("stable_adamw", 8.0, 6.0),
     ("optimi_adamw", 8.0, 6.0),
     ("came_pytorch", 4.0234, 4.0234),
+    ("grokadamw", 12.0, 6.0),
+    ("torch.optim.Muon", 4.0, 2.0),
     ("adamw_torch_8bit", 2.0352, 2.0352),
     ("adamw_torch_4bit", 1.0628, 1.0628),
     ("ao_adamw_fp8", 2.0313, 2.0313),
@@ -63,11 +65,32 @@ def test_paged_states_are_in_managed_memory(name: str) -> None:
 @pytest.mark.parametrize(
     "name",
     [
-        *("galore_adamw", "galore_adamw_8bit", "apollo_adamw", "lomo", "adalomo", "grokadamw"),
+        *("galore_adamw", "galore_adamw_8bit", "apollo_adamw", "lomo", "adalomo"),
         *("muon", "dion", "adopt_adamw", "sophia", "prodigy", "adam_mini", "adamw_anyprecision"),
-        *("torch.optim.Muon", "torchao.optim.CPUOffloadOptimizer", "my.own.Optimizer", "q_apollo"),
+        *("torchao.optim.CPUOffloadOptimizer", "my.own.Optimizer", "q_apollo"),
         *("bitsandbytes.optim.LAMB", "flash_adamw", ""),
     ],
 )
 def test_an_optimizer_that_is_not_known_is_nobodys_adamw(name: str) -> None:
     assert states_of(name) is None
+
+
+def test_the_trainer_keeps_eight_bit_states_of_embeddings_in_fp32() -> None:
+    for name, more in (("adamw_8bit", 6), ("lion_8bit", 3), ("adamw_bnb_8bit", 6)):
+        states = states_of(name)
+        assert states is not None
+        assert states.more_for_embeddings() == pytest.approx(more, rel=0.02)
+    for name in ("adamw_torch", "paged_adamw_8bit", "adamw_torch_8bit", "lion_32bit"):
+        states = states_of(name)
+        assert states is not None
+        assert states.more_for_embeddings() == 0
+
+
+def test_adafactor_works_on_copies_of_one_tensor_in_fp32() -> None:
+    states = states_of("adafactor")
+    assert states is not None
+    assert states.working_bytes(4) == 2 * 4
+    assert states.working_bytes(2) == 4 * 4
+    other = states_of("adamw_8bit")
+    assert other is not None
+    assert other.working_bytes(2) == 0

@@ -125,14 +125,17 @@ def traced(config: dict[str, Any], asked: request.Variant) -> int:
     return peak(answer.traced(wanted, asked)[0]).size_bytes
 
 
-def real(config: dict[str, Any], asked: request.Variant) -> int:
-    """Train for real and give the most bytes that were alive, the model's own included."""
+def real(config: dict[str, Any], asked: request.Variant, **own: Any) -> int:
+    """Train for real and give the most bytes that were alive, the model's own included.
+
+    `own` are settings of the Trainer besides those of the plan.
+    """
     model = _model(config, asked)
     held = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes()
             for t in [*model.parameters(), *model.buffers(), *_states(model)]}  # fmt: skip
     samples = Samples(asked.sequence_length, 2 * asked.micro_batch * asked.accumulation)
     with tempfile.TemporaryDirectory() as folder:
-        trainer = transformers.Trainer(model, _arguments(asked, folder), train_dataset=samples)
+        trainer = transformers.Trainer(model, _arguments(asked, folder, own), train_dataset=samples)
         gc.collect()
         with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as measured:
             trainer.train()
@@ -211,16 +214,19 @@ def _quantize(model: torch.nn.Module, quantization: str) -> None:
                 setattr(model.get_submodule(path) if path else model, name, packed.to("cpu"))
 
 
-def _arguments(asked: request.Variant, folder: str) -> transformers.TrainingArguments:
+def _arguments(
+    asked: request.Variant, folder: str, own: dict[str, Any]
+) -> transformers.TrainingArguments:
     reentrant = bool(asked.use_reentrant)
+    settings = {"optim": asked.optimizer, "optim_args": "foreach=True" if asked.foreach else None}
     return transformers.TrainingArguments(
         output_dir=folder, use_cpu=True, per_device_train_batch_size=asked.micro_batch,
         gradient_accumulation_steps=asked.accumulation, max_steps=2, save_strategy="no",
         report_to=[], disable_tqdm=True, logging_steps=100, dataloader_pin_memory=False,
-        gradient_checkpointing=asked.checkpointing, optim=asked.optimizer,
+        gradient_checkpointing=asked.checkpointing,
         gradient_checkpointing_kwargs={"use_reentrant": reentrant} if asked.checkpointing else None,
         max_grad_norm=asked.max_grad_norm or 0.0, remove_unused_columns=False,
-        optim_args="foreach=True" if asked.foreach else None,
+        **(settings | own),
     )  # fmt: skip
 
 

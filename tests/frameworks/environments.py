@@ -21,8 +21,9 @@ from filelock import FileLock
 
 PINS = Path(__file__).with_name("pins")
 NAMES = ("hf", "llamafactory", "litgpt", "torchtune", "trl", "peft", "schemas")
-#: Asked for by a benchmark alone, so not built beforehand: transformers as xMem measured it.
-OTHERS = ("xmem",)
+#: Asked for by a benchmark or an extended test alone, so not built beforehand: transformers as xMem
+#: measured it, and the packages of optimizers.
+OTHERS = ("xmem", "optimizers")
 _DONE = ".complete"
 # DeepSpeed compiles its operators at first use instead of at install.
 _BUILD_ENV = {"DS_BUILD_OPS": "0", "PIP_DISABLE_PIP_VERSION_CHECK": "1"}
@@ -76,6 +77,12 @@ def _digest(name: str) -> str:
     """Hash everything that decides what is installed: 12 hex digits."""
     digest = hashlib.sha256(f"{platform.python_version()} {platform.machine()}".encode())
     files = [*PINS.glob(f"{name}*.txt"), *PINS.glob(f"{name}-stubs/*.py")]
+    files += [
+        PINS / line.split()[1]
+        for file in files
+        for line in file.read_text().splitlines()
+        if line.startswith("--requirement ")
+    ]
     for file in sorted(files):
         digest.update(file.name.encode() + b"\0" + file.read_bytes())
     return digest.hexdigest()[:12]

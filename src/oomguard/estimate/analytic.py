@@ -12,10 +12,9 @@ from oomguard.estimate.constants import CUDA, CudaOverhead
 from oomguard.estimate.counts import Counts, adapter, counts
 from oomguard.estimate.formats import FOUR_BIT, PACKED_BYTES, Formats, formats, stored
 from oomguard.estimate.memory import Spread, Term
+from oomguard.estimate.optimizer_memory import embedding_states, state_bytes, step_temporaries
 from oomguard.job.memory_settings import MemorySettings
-from oomguard.job.optimizer import ADAMW, States, states_of
 from oomguard.job.plan import (
-    ZERO,
     Allocator,
     EmbeddingRows,
     Offload,
@@ -103,12 +102,13 @@ def static(problem: EstimateInput) -> dict[Term, int]:
     trained = numbers.trained - numbers.embeddings
     gradients = stored.trained_bytes * numbers.trained
     each = stored.trained_bytes * kept + state * share.optimizer
+    wide = embedding_states(problem)
     return {
         Term.WEIGHTS: int((base_weights(problem) + reference_weights(problem)) * kept),
         Term.ADAPTER: int(adapter_bytes(problem) * numbers.adapter * kept),
-        Term.TRAINED_EMBEDDINGS: int(each * numbers.embeddings),
+        Term.TRAINED_EMBEDDINGS: int(each * numbers.embeddings) + wide[Term.TRAINED_EMBEDDINGS],
         Term.MEDIA_TOWERS: int(_tower_weights(problem) * kept),
-        Term.OPTIMIZER: int(state * trained * share.optimizer),
+        Term.OPTIMIZER: int(state * trained * share.optimizer) + wide[Term.OPTIMIZER],
         Term.ZERO_BUCKETS: sharding.buckets(
             problem.model, problem.plan, problem.recipe, stored.trained_bytes
         ),
@@ -155,29 +155,6 @@ def packed_head(problem: EstimateInput) -> int:
     """Count the numbers of an output head that is quantized too."""
     quantized = problem.plan.is_quantized
     return problem.model.head if quantized and problem.recipe.code.quantizes_head else 0
-
-
-def state_bytes(problem: EstimateInput) -> float:
-    """Return the optimizer's bytes per trained number on the GPU."""
-    return _states(problem).bytes_each(_updated_bytes(problem))
-
-
-def moments(problem: EstimateInput) -> tuple[float, float]:
-    """Return how many values the optimizer keeps per trained number, and their size."""
-    states = _states(problem)
-    return states.count, _updated_bytes(problem) if states.size is None else states.size
-
-
-def _states(problem: EstimateInput) -> States:
-    """Return what the optimizer keeps; one that is not known counts as AdamW, and is reported."""
-    if problem.recipe.code.quantized_pages_optimizer and problem.plan.quantization in FOUR_BIT:
-        return States(count=0)  # in managed memory: the driver moves it when the GPU is full
-    return states_of(problem.plan.optimizer or problem.recipe.optimizer) or ADAMW
-
-
-def _updated_bytes(problem: EstimateInput) -> int:
-    """Return the size of the numbers that the optimizer updates."""
-    return _FP32 if problem.plan.sharding in ZERO else problem.formats.trained_bytes
 
 
 def _tower_weights(problem: EstimateInput) -> int:
@@ -362,24 +339,6 @@ def _autocast_copies(problem: EstimateInput) -> int:
     # Only leaves that are trained are cached; a frozen matrix is cast for its own use alone.
     cached = min(wide_base or numbers.linear, wide) if wide else 0
     return cached * stored.computed_bytes
-
-
-def step_temporaries(problem: EstimateInput) -> int:
-    """Return what the optimizer's step takes beside its state.
-
-    DeepSpeed flattens the rank's gradients and casts them to fp32; the update uses only the cast
-    ones.
-    """
-    recipe, numbers, plan = problem.recipe, problem.counts, problem.plan
-    share = sharding.rank_fractions(plan, problem.ranks)
-    foreach = _states(problem).together and recipe.foreach and not recipe.fused
-    size = problem.formats.trained_bytes
-    if plan.sharding in ZERO:
-        flat = sharding.updated(plan, numbers.trained, problem.ranks) if share.optimizer else 0
-        cast = _FP32 * flat if size < _FP32 else 0
-        update = (2 if foreach else 1) * _FP32 * flat
-        return max(size * flat + cast, update)
-    return int(size * numbers.trained * share.optimizer) if foreach else 0
 
 
 def added(*parts: dict[Term, int]) -> dict[Term, int]:

@@ -11,16 +11,19 @@ from oomguard.estimate.analytic import (
     adapter_bytes,
     gradients,
     merged_embeddings,
-    moments,
     packed_head,
     reference_weights,
-    state_bytes,
-    step_temporaries,
 )
 from oomguard.estimate.correct import UNCORRECTED, Ratios
 from oomguard.estimate.counts import targeted
 from oomguard.estimate.formats import PACKED_BYTES
 from oomguard.estimate.memory import MemoryEstimate, Term, allocated
+from oomguard.estimate.optimizer_memory import (
+    embedding_states,
+    moments,
+    state_bytes,
+    step_temporaries,
+)
 from oomguard.estimate.sharding import rank_fractions
 from oomguard.job.memory_settings import ALL_LINEAR
 from oomguard.job.plan import LossKernel, Quantization, Tuning
@@ -116,6 +119,7 @@ def _counted(problem: EstimateInput, term: Term) -> list[tuple[Product, ...]]:
             return [tower, (*tower, *_plain(problem.step.tower, "activations"))]
         case Term.OPTIMIZER:
             states = _sum((numbers.trained - numbers.embeddings, state, share.optimizer))
+            states = (*states, *_wide(problem, term))
             update = _plain(step_temporaries(problem), "temporaries of the update")
             return [states, (*states, *update)]
         case Term.GRADIENTS | Term.TRAINED_EMBEDDINGS:
@@ -138,6 +142,7 @@ def _with_gradients(
         return [_sum((count, held, part)) for part in shares if count * part]
     rows = problem.counts.embeddings
     fixed = _sum((rows, held, share.weights), (rows, state, share.optimizer))
+    fixed = (*fixed, *_wide(problem, term))
     merged = _plain(merged_embeddings(problem), "merged matrices and a gradient")
     return [(*fixed, *_sum((rows, held, part)), *merged) for part in shares]
 
@@ -181,6 +186,10 @@ def _state(problem: EstimateInput, master_bytes: int) -> tuple[float, str]:
     if master_bytes:
         return each + master_bytes, f"{each + master_bytes:.6g} B ({text} and the fp32 weight)"
     return each, text
+
+
+def _wide(problem: EstimateInput, term: Term) -> tuple[Product, ...]:
+    return _plain(embedding_states(problem)[term], "states of embeddings, in fp32")
 
 
 def _sum(*addends: tuple[int, tuple[float, str], float]) -> tuple[Product, ...]:

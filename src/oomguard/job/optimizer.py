@@ -2,7 +2,7 @@
 
 Source: the states of the real optimizers, counted on one matrix of 512 x 1024 in fp32 and in bf16:
 torch 2.13, transformers 5.23, bitsandbytes 0.50.2, torchao 0.15, schedulefree 1.4.1, torch-optimi
-0.3.3, came-pytorch 0.1.3.
+0.3.3, came-pytorch 0.1.3, grokadamw 0.1.2.
 """
 
 from __future__ import annotations
@@ -22,7 +22,9 @@ class States:
     """`count` values for each trained number, of `size` bytes; None: as the number itself.
 
     `in_half` more are kept where numbers are trained in 16 bits. `paged` states are in managed
-    memory. `together` says that the update works on all parameters at once where it may.
+    memory. `together` says that the update works on all parameters at once where it may, `copies`
+    are those in fp32 that it makes of the tensor it updates (two more of one in 16 bits).
+    `wide_embeddings` says that transformers' Trainer keeps the states of embeddings in fp32.
     """
 
     count: float
@@ -30,6 +32,8 @@ class States:
     in_half: int = 0
     paged: bool = False
     together: bool = False
+    copies: int = 0
+    wide_embeddings: bool = False
 
     def bytes_each(self, number_bytes: int) -> float:
         """Return the bytes on the GPU for a trained number of `number_bytes`."""
@@ -39,6 +43,20 @@ class States:
         extra = self.in_half * number_bytes if number_bytes < _FP32 else 0
         return self.count * size + extra
 
+    def more_for_embeddings(self) -> float:
+        """Return the bytes on the GPU that the Trainer adds for each number of an embedding.
+
+        Source: transformers 5.23, trainer.py (create_optimizer registers them with bitsandbytes'
+        GlobalOptimManager).
+        """
+        size = _FP32 if self.size is None else self.size
+        return self.count * (_FP32 - size) if self.wide_embeddings and not self.paged else 0.0
+
+    def working_bytes(self, number_bytes: int) -> int:
+        """Return the bytes that an update takes for each number of the tensor it is at."""
+        raised = 2 if self.copies and number_bytes < _FP32 else 0
+        return _FP32 * (self.copies + raised)
+
 
 ADAMW = States(count=2, together=True)
 #: PyTorch's own classes, by their names; LitGPT writes them without a path.
@@ -47,6 +65,7 @@ _TORCH = {
     **dict.fromkeys(("Adagrad", "RMSprop"), States(count=1, together=True)),
     "Adafactor": States(count=_FACTORED, together=True),
     "SGD": States(count=0),
+    "Muon": States(count=1),
 }
 _STABLE = States(count=2, in_half=1)  # and Kahan's compensation
 #: Names of transformers' `optim` (training_args.py, OptimizerNames) and of axolotl's `optimizer`.
@@ -57,7 +76,7 @@ _NAMED = {
     ),
     "sgd": States(count=0),
     **dict.fromkeys(("adagrad", "rmsprop"), States(count=1, together=True)),
-    "adafactor": States(count=_FACTORED, size=_FP32),
+    "adafactor": States(count=_FACTORED, size=_FP32, copies=2),
     "came_pytorch": States(count=1 + _FACTORED, size=_FP32),
     **dict.fromkeys(("adamw_torch_8bit", "ao_adamw_8bit"), States(count=2, size=_EIGHT_BITS)),
     **dict.fromkeys(("adamw_torch_4bit", "ao_adamw_4bit"), States(count=2, size=_FOUR_BITS)),
@@ -65,6 +84,7 @@ _NAMED = {
     **dict.fromkeys(("stable_adamw", "optimi_adamw"), _STABLE),
     **dict.fromkeys(("schedule_free_adamw", "schedule_free_radam"), ADAMW),
     "schedule_free_sgd": States(count=1),
+    "grokadamw": States(count=3),
 }
 #: torchao's classes, as torchtune's configs name them.
 _TORCHAO = {
@@ -101,4 +121,4 @@ def _bitsandbytes(word: str, *, stated: bool) -> States | None:
     if base not in _BITSANDBYTES or not (is_theirs or base in ("lion", "ademamix")):
         return None
     size = _EIGHT_BITS if narrow else _FP32
-    return States(count=_BITSANDBYTES[base], size=size, paged=paged)
+    return States(count=_BITSANDBYTES[base], size=size, paged=paged, wide_embeddings=narrow)

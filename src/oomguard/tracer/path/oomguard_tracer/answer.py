@@ -86,8 +86,9 @@ def _run(request: TraceRequest, variant: Variant) -> tuple[Built, Trace]:
             attach(tracer, built)
             operators = cuda_operators() if variant.cuda else nullcontext()
             with tracer, grouped_products(), operators:
-                training_step.run(built, variant, tracer)
+                optimizer = training_step.run(built, variant, tracer)
             tracer.close()
+            del optimizer  # whose states are there to the end
     finally:
         gc.enable()
     if variant.cuda:

@@ -1,10 +1,13 @@
 # mypy: disable-error-code="import-not-found,misc,no-any-return,unused-ignore"
 # Checked without torch: what comes from it, and what derives from it, is Any.
-"""Optimizers: PyTorch's own where it has them, the states of the others where it has not."""
+"""Optimizers: their own code where it runs here, their states where it is a kernel of CUDA."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+import importlib
+import inspect
+import re
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import torch
@@ -17,10 +20,6 @@ from .request import Variant
 LEAST_QUANTIZED = 4096
 LEAST_PAGED = 100_000
 STATE_BLOCK = 256
-
-
-#: Words in the names of optimizers that keep other states than the one that the name begins with.
-_NOT_THEIRS = ("4bit", "fp8", "anyprecision", "mini", "adamax")
 
 
 class Optimizer:
@@ -43,14 +42,20 @@ class Optimizer:
             parameter.grad = None
 
 
-class Torch(Optimizer):
-    """One of `torch.optim`."""
+class Real(Optimizer):
+    """An optimizer's own code; it is made at its first step, so that what it creates is seen."""
 
-    def __init__(self, parameters: list[nn.Parameter], inner: torch.optim.Optimizer) -> None:
+    def __init__(
+        self, parameters: list[nn.Parameter], made: Callable[[], torch.optim.Optimizer]
+    ) -> None:
         super().__init__(parameters)
-        self._inner = inner
+        self._made = made
+        self._inner: Any = None
 
     def step(self) -> None:  # noqa: D102
+        if self._inner is None:
+            self._inner = self._made()
+            getattr(self._inner, "train", lambda: None)()  # schedulefree asks for it
         self._inner.step()
 
     def states(self) -> Iterable[tuple[nn.Parameter, torch.Tensor]]:  # noqa: D102
@@ -85,39 +90,60 @@ class Stateful(Optimizer):
 NOTHING = Stateful([], lambda _: [])
 
 
-def make(variant: Variant, parameters: list[nn.Parameter]) -> Optimizer:
-    """Make the optimizer that a plan names, by the names of transformers.
+def make(variant: Variant, parameters: list[nn.Parameter], model: nn.Module) -> Optimizer:
+    """Make the optimizer that a plan names, by the names of transformers or of its class.
 
     Raises:
         Unsupported: if its states are not known.
     """
-    name = (variant.optimizer or "adamw_torch").lower().replace("-", "_").rsplit(".", 1)[-1]
-    kind = next((known for known in _MAKERS if name.startswith(known)), None)
-    if kind is None or any(word in name for word in _NOT_THEIRS):
+    path, _, bare = (variant.optimizer or "adamw_torch").rpartition(".")
+    word = bare.lower().replace("-", "_")
+    if "bitsandbytes" not in path and "torchao" not in path:
+        if word in _ADAMW:
+            return _adamw(word, variant, parameters)
+        if bare in _TORCH or word in _TORCHS_OWN:
+            return _of_torch(_TORCHS_OWN.get(word, bare), variant, parameters)
+        if word in _PACKAGES:
+            return _of_package(_PACKAGES[word], variant, parameters)
+    moments = _low_bit_moments(word, path)
+    if moments is None:
         raise Unsupported(f"the states of optimizer {variant.optimizer!r} are not known")
-    return _MAKERS[kind](name, variant, parameters)
+    wide = _embeddings(model) if variant.loop == "trainer" and "torchao" not in path else ()
+    return Stateful(parameters, _low_bit(word, moments, frozenset(wide)))
 
 
-def _adam(name: str, variant: Variant, parameters: list[nn.Parameter]) -> Optimizer:
-    if "8bit" in name or "paged" in name or "bnb" in name or name.startswith("pagedadam"):
-        return Stateful(parameters, _bitsandbytes(name, moments=2))
-    fused = "fused" in name or variant.fused
+def _adamw(word: str, variant: Variant, parameters: list[nn.Parameter]) -> Optimizer:
+    fused = "fused" in word or variant.fused
     arguments: dict[str, Any] = {"fused": True} if fused else {"foreach": variant.foreach}
+    return _real(torch.optim.AdamW, variant, parameters, arguments)
+
+
+def _of_torch(name: str, variant: Variant, parameters: list[nn.Parameter]) -> Optimizer:
+    kind = getattr(torch.optim, name, None)
+    if kind is None:
+        raise Unsupported(f"this torch has no optimizer {name}")
+    takes = "foreach" in inspect.signature(kind).parameters
+    arguments = {"foreach": variant.foreach} if takes else {}
+    return _real(kind, variant, parameters, arguments)
+
+
+def _of_package(
+    source: tuple[str, str, dict[str, Any]], variant: Variant, parameters: list[nn.Parameter]
+) -> Optimizer:
+    package, name, arguments = source
+    try:
+        kind = getattr(importlib.import_module(package), name)
+    except (ImportError, AttributeError) as error:
+        raise Unsupported(f"this Python has no {package}.{name}") from error
+    return _real(kind, variant, parameters, arguments)
+
+
+def _real(
+    kind: Any, variant: Variant, parameters: list[nn.Parameter], arguments: dict[str, Any]
+) -> Optimizer:
     grouped = variant.loop not in ("script", "sums-losses")
     groups = _groups(parameters) if grouped else parameters
-    return Torch(parameters, torch.optim.AdamW(groups, lr=1e-4, **arguments))
-
-
-def _sgd(_: str, variant: Variant, parameters: list[nn.Parameter]) -> Optimizer:
-    return Torch(parameters, torch.optim.SGD(parameters, lr=1e-4, foreach=variant.foreach))
-
-
-def _lion(name: str, _: Variant, parameters: list[nn.Parameter]) -> Optimizer:
-    return Stateful(parameters, _bitsandbytes(name, moments=1))
-
-
-def _adafactor(_: str, __: Variant, parameters: list[nn.Parameter]) -> Optimizer:
-    return Stateful(parameters, _factored)
+    return Real(parameters, lambda: kind(groups, lr=1e-4, **arguments))
 
 
 def _groups(parameters: list[nn.Parameter]) -> list[dict[str, Any]]:
@@ -127,14 +153,35 @@ def _groups(parameters: list[nn.Parameter]) -> list[dict[str, Any]]:
     return [{"params": group} for group in (wide, flat) if group]
 
 
-def _bitsandbytes(name: str, *, moments: int) -> Callable[[nn.Parameter], list[torch.Tensor]]:
-    narrow, paged = "8bit" in name, "paged" in name
+def _embeddings(model: nn.Module) -> Iterator[int]:
+    """Return the embeddings' weights, whose states the Trainer keeps in 32 bits.
+
+    Source: transformers 5.23, trainer.py (create_optimizer, GlobalOptimManager).
+    """
+    for module in model.modules():
+        if isinstance(module, nn.Embedding):
+            yield id(module.weight)
+
+
+def _low_bit_moments(word: str, path: str) -> int | None:
+    """Return the moments of an optimizer whose kernels take no room; None for any other."""
+    if "torchao" in path:
+        return _MOMENTS["adamw"] if word in ("adamw8bit", "adamwfp8") else None
+    base = re.sub(r"^paged_?|_?(8|32)bit$", "", word)
+    base = re.sub(r"_bnb$", "", base)
+    return _MOMENTS.get(base)
+
+
+def _low_bit(
+    word: str, moments: int, wide: frozenset[int]
+) -> Callable[[nn.Parameter], list[torch.Tensor]]:
+    narrow, paged = "8bit" in word or "fp8" in word, "paged" in word
 
     def states(parameter: nn.Parameter) -> list[torch.Tensor]:
         elements = parameter.numel()
         if paged and elements >= LEAST_PAGED:
             return []
-        if not narrow or elements < LEAST_QUANTIZED:
+        if not narrow or elements < LEAST_QUANTIZED or id(parameter) in wide:
             return [torch.zeros_like(parameter, dtype=torch.float32) for _ in range(moments)]
         constants = -(-elements // STATE_BLOCK)
         made = [torch.zeros_like(parameter, dtype=torch.uint8) for _ in range(moments)]
@@ -143,21 +190,28 @@ def _bitsandbytes(name: str, *, moments: int) -> Callable[[nn.Parameter], list[t
     return states
 
 
-def _factored(parameter: nn.Parameter) -> list[torch.Tensor]:
-    """Adafactor keeps the means of rows and columns."""
-    if parameter.dim() <= 1:
-        return [torch.zeros_like(parameter, dtype=torch.float32)]
-    rows, columns = parameter.shape[:-1], (*parameter.shape[:-2], parameter.shape[-1])
-    return [parameter.new_zeros(shape, dtype=torch.float32) for shape in (rows, columns)]
-
-
-_MAKERS = {
-    "adamw": _adam,
-    "adam": _adam,
-    "paged_adamw": _adam,
-    "pagedadamw": _adam,
-    "sgd": _sgd,
-    "lion": _lion,
-    "paged_lion": _lion,
-    "adafactor": _adafactor,
+#: Names of the AdamW that may have one kernel for all.
+_ADAMW = frozenset(
+    (
+        *("adam", "adamw", "adamw_hf", "adamw_torch", "adamw_torch_xla"),
+        *("adamw_torch_fused", "adamw_apex_fused", "adamw_torch_npu_fused"),
+    )
+)
+#: Classes of torch.optim, by their own names, and by those of the Trainer.
+_TORCH = frozenset(("NAdam", "RAdam", "Adamax", "Adagrad", "RMSprop", "SGD", "Adafactor", "Muon"))
+_TORCHS_OWN = {"sgd": "SGD", "adagrad": "Adagrad", "rmsprop": "RMSprop"}
+#: Names of the Trainer -> the package, the class and the arguments that it passes.
+#: Source: transformers 5.23, trainer_optimizer.py.
+_PACKAGES: dict[str, tuple[str, str, dict[str, Any]]] = {
+    "adafactor": (
+        "transformers.optimization",
+        "Adafactor",
+        {"scale_parameter": False, "relative_step": False},
+    ),
+    "grokadamw": ("grokadamw", "GrokAdamW", {}),
+    "schedule_free_adamw": ("schedulefree", "AdamWScheduleFree", {}),
+    "schedule_free_radam": ("schedulefree", "RAdamScheduleFree", {}),
+    "schedule_free_sgd": ("schedulefree", "SGDScheduleFree", {}),
 }
+#: What bitsandbytes keeps for a number.
+_MOMENTS = {"adam": 2, "adamw": 2, "lion": 1, "rmsprop": 1, "ademamix": 3}

@@ -26,6 +26,7 @@ SCALAR_BYTES = 8
 #: Attention scores and masks have rows and heads before their two equal dimensions, in one or two;
 #: what has the rows alone there is a hidden state as wide as the sequence is long.
 MATRICES = 3
+TWO_LAYERS = 2
 
 
 class Recorder(TorchDispatchMode):
@@ -214,11 +215,17 @@ class Recorder(TorchDispatchMode):
             self.trace.events.append(MemoryEvent(number, -known[1], self.here()[0]))
 
     def _flush(self) -> None:
-        """Write what was let go while nobody computed: in any order, so in that of the layers."""
-        if len(self._released) == 1:  # a variable was reassigned: at the layer that is at work
-            last = self.trace.events[-1].layer
-            self.trace.events.append(self._released.pop()._replace(layer=last))
-        elif self._released:
+        """Write what was let go while nobody computed.
+
+        What one or two layers let go belongs to the layer that is at work: a variable was
+        reassigned there. More comes in any order, so in that of the layers.
+        """
+        if not self._released:
+            return
+        last = self.trace.events[-1].layer
+        if len({last, *(event.layer for event in self._released)}) <= TWO_LAYERS:
+            self._released = [event._replace(layer=last) for event in self._released]
+        else:
             self._released.sort(key=lambda event: (event.layer or ("", -1), event.storage))
-            self.trace.events.extend(self._released)
-            self._released.clear()
+        self.trace.events.extend(self._released)
+        self._released = []

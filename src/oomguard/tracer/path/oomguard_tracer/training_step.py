@@ -19,22 +19,25 @@ from .recorder import Recorder
 from .request import Variant
 
 
-def run(built: Built, variant: Variant, tracer: Recorder) -> None:
-    """Run optimizer steps as the job's loop does."""
+def run(built: Built, variant: Variant, tracer: Recorder) -> optimizers.Optimizer:
+    """Run optimizer steps as the job's loop does; give the optimizer, with its states."""
     trained = [
         parameter
         for name, parameter in built.model.named_parameters()
         if parameter.requires_grad and not name.startswith(built.late)
     ]
     in_backward = variant.step_in_backward
-    optimizer = optimizers.NOTHING if in_backward else optimizers.make(variant, trained)
+    optimizer: optimizers.Optimizer = optimizers.NOTHING
+    if not in_backward:
+        optimizer = optimizers.make(variant, trained, built.model)
     naming = Naming(built.model, optimizer, tracer)
     if in_backward:
         _step_in_backward(variant, trained, built.model, tracer)
     if variant.eval_only:
         _evaluate(built, variant)
-        return
-    LOOPS[variant.loop](built, variant, optimizer, naming)
+    else:
+        LOOPS[variant.loop](built, variant, optimizer, naming)
+    return optimizer
 
 
 class Naming:
@@ -191,7 +194,7 @@ def _step_in_backward(
         return step
 
     for parameter in trained:
-        own = optimizers.make(variant, [parameter])
+        own = optimizers.make(variant, [parameter], model)
         parameter.register_post_accumulate_grad_hook(hook(own))
 
 
