@@ -66,6 +66,12 @@ CASES: list[tuple[str, dict[str, Any], dict[str, Any], dict[str, Any]]] = [
     ("lora accumulation", QWEN, {"tuning": "lora", "accumulation": 2}, {"lora": ALL}),
     ("lora with trained embeddings", LLAMA, {"tuning": "lora"},
      {"lora": LORA | {"modules_to_save": ["embed_tokens", "lm_head"]}}),
+    ("dora", LLAMA, {"tuning": "lora"}, {"lora": ALL | {"dora": True}}),
+    ("dora dropout", LLAMA, {"tuning": "lora"}, {"lora": ALL | {"dora": True, "dropout": 0.1}}),
+    ("dora checkpointing", LLAMA, {"tuning": "lora", "checkpointing": True},
+     {"lora": ALL | {"dora": True}}),
+    ("dora short", QWEN, {"tuning": "lora", "micro_batch": 1, "sequence_length": 64},
+     {"lora": LORA | {"dora": True}}),
     ("lora foreach", LLAMA, {"tuning": "lora"}, {"lora": ALL, "foreach": True}),
     ("experts", MIXTRAL, {}, {}),
     ("experts in a loop", MIXTRAL | LOOPED_EXPERTS, {}, {}),
@@ -90,6 +96,11 @@ LOOPED = [
 QUANTIZED = [
     ("qlora nf4", LLAMA, {"tuning": "lora", "quantization": "nf4"}, {"lora": ALL}),
     ("qlora nf4 double", LLAMA, {"tuning": "lora", "quantization": "nf4-double"}, {"lora": ALL}),
+    ("qlora dora", LLAMA, {"tuning": "lora", "quantization": "nf4"},
+     {"lora": ALL | {"dora": True}}),
+    ("qlora dora checkpointing", LLAMA,
+     {"tuning": "lora", "quantization": "nf4", "checkpointing": True},
+     {"lora": ALL | {"dora": True}}),
     ("qlora checkpointing", LLAMA,
      {"tuning": "lora", "quantization": "nf4", "checkpointing": True}, {"lora": ALL}),
 ]  # fmt: skip
@@ -196,7 +207,8 @@ def _model(config: dict[str, Any], asked: request.Variant) -> torch.nn.Module:
     return peft.get_peft_model(model, peft.LoraConfig(
         r=asked.lora.rank, lora_alpha=asked.lora.alpha, lora_dropout=asked.lora.dropout,
         target_modules=targets if isinstance(targets, str) else list(targets),
-        modules_to_save=list(asked.lora.modules_to_save) or None))  # fmt: skip
+        modules_to_save=list(asked.lora.modules_to_save) or None,
+        use_dora=asked.lora.dora))  # fmt: skip
 
 
 def _quantize(model: torch.nn.Module, quantization: str) -> None:

@@ -221,7 +221,6 @@ def test_llamafactorys_ppo_is_planned_and_names_what_is_not_counted(plan):
     [
         *((LF.replace("lora\n", "full\n", 1) + f"{key}: true\n", key, "less")
           for key in ("use_galore", "use_apollo", "use_badam", "use_muon", "use_adam_mini")),
-        (LF + "use_dora: true\n", "use_dora", "more"),
         (LF + "use_kt: true\n", "use_kt", "less"),
         (LF + "use_asft_loss: true\n", "use_asft_loss", "more"),
         (LF.replace("type: lora", "type: oft"), "tuning", "more"),
@@ -229,7 +228,6 @@ def test_llamafactorys_ppo_is_planned_and_names_what_is_not_counted(plan):
         (LF.replace("Qwen2.5-0.5B", "Qwen2.5-0.5B-Instruct-GPTQ-Int8"), "model", "either"),
         (SWIFT.replace("Qwen2.5-0.5B", "Qwen2.5-0.5B-bnb-4bit"), "model", "either"),
         (AXOLOTL.replace("Qwen2.5-0.5B", "Qwen2.5-0.5B-FP8"), "model", "either"),
-        (AXOLOTL + "peft_use_dora: true\n", "peft_use_dora", "more"),
         (AXOLOTL + "fsdp_config: {offload_params: true}\n", "fsdp_config.offload_params", "less"),
         (AXOLOTL + "fsdp_config: {reshard_after_forward: false}\n",
          "fsdp_config.reshard_after_forward", "more"),
@@ -238,11 +236,10 @@ def test_llamafactorys_ppo_is_planned_and_names_what_is_not_counted(plan):
         (AXOLOTL + "optimizer: muon\n", "optimizer", "either"),
         (AXOLOTL + "optimizer: adopt_adamw\n", "optimizer", "either"),
         (AXOLOTL + "qat:\n  weight_dtype: int4\n", "qat", "more"),
-        (TRL + "use_peft: true\nuse_dora: true\n", "use_dora", "more"),
         (TRL + "optim: sgd\noptim_args: momentum=0.9\n", "optim_args", "more"),
         (SWIFT + " --optimizer muon", "optimizer", "either"),
         (SWIFT + " --optim lomo", "optim", "either"),
-        (TORCHTUNE + ADAMW.replace("torch.optim.AdamW", "torch.optim.Muon"),
+        (TORCHTUNE + ADAMW.replace("torch.optim.AdamW", "my.own.Optimizer"),
          "optimizer._component_", "either"),
         (SWIFT + " --sequence_parallel_size 8", "sequence_parallel_size", "less"),
         (SWIFT + " --device_map auto", "device_map", "less"),
@@ -292,6 +289,42 @@ def test_a_setting_that_takes_host_memory_alone_leaves_the_verdict_on_the_gpu(pl
     assert (document["asked"]["fits"], plain["asked"]["fits"]) == ("yes", "yes")
     tight = plan(job, "--host-memory", f"{plain['asked']['estimate']['host_bytes'] * 3 // 2}")
     assert tight["asked"]["fits"] == "unsure"
+
+
+#: Rows of the seven matrices of Qwen2.5-0.5B, and of q and v alone.
+_ROWS, _SOME_ROWS = 896 + 128 + 128 + 896 + 4864 + 4864 + 896, 896 + 128
+
+
+@pytest.mark.parametrize(
+    ("job", "key", "rows"),
+    [
+        (LF, "use_dora: true\n", _ROWS),
+        (AXOLOTL, "peft_use_dora: true\n", _SOME_ROWS),
+        (TRL + "use_peft: true\nlora_target_modules: [q_proj, v_proj]\n", "use_dora: true\n",
+         _SOME_ROWS),
+        (SWIFT, " --use_dora true", _ROWS),
+        (SCRIPT.format("train.py") + " --lora_r 8 --target_modules all-linear", " --use_dora true",
+         _ROWS),
+    ],
+)  # fmt: skip
+def test_dora_trains_a_magnitude_of_every_row_and_keeps_both_products(plan, job, key, rows):
+    plain, document = plan(job), plan(job + key)
+    assert document["unmodelled"] == []
+    assert "with DoRA" in document["trained"]["what"]
+    more = document["trained"]["parameters"] - plain["trained"]["parameters"]
+    assert more == 24 * rows
+    assert (
+        document["asked"]["estimate"]["allocated_bytes"]
+        > (plain["asked"]["estimate"]["allocated_bytes"])
+    )
+
+
+def test_torchtunes_dora_is_read_from_the_model(plan):
+    job = TORCHTUNE + ADAMW
+    plain, document = plan(job), plan(job.replace("lora_rank: 8", "lora_rank: 8\n  use_dora: true"))
+    assert document["unmodelled"] == []
+    more = document["trained"]["parameters"] - plain["trained"]["parameters"]
+    assert more == 16 * (2048 + 512)
 
 
 def test_axolotl_adapts_every_linear_layer_where_lora_target_linear_says_so(plan):
@@ -359,11 +392,11 @@ def test_a_7b_that_llamafactory_trains_in_16_gb_is_not_said_not_to_fit_24(plan, 
 
 
 def test_what_is_left_out_is_said_beside_the_verdict(capsys, tmp_path):
-    (tmp_path / "train.yaml").write_text(LF + "stage: ppo\nuse_dora: true\nreward_model: rm\n")
+    (tmp_path / "train.yaml").write_text(LF + "stage: ppo\nuse_asft_loss: true\nreward_model: rm\n")
     assert main(["plan", "--gpu", "a100-80", "train.yaml"]) == 0
     shown = capsys.readouterr().out
     assert "The requested config may fit" in shown
-    assert "leaves out use_dora (line 13)" in shown
+    assert "leaves out use_asft_loss (line 13)" in shown
     assert "leaves out method: ppo is planned as sft" in shown
 
 
@@ -511,7 +544,7 @@ def test_a_litgpt_config_that_can_resume_is_full_fine_tuning(plan):
 
 
 def test_a_litgpt_optimizer_without_known_states_is_named(plan):
-    document = plan(LITGPT + "resume: false\noptimizer: {class_path: torch.optim.Muon}\n")
+    document = plan(LITGPT + "resume: false\noptimizer: {class_path: my.own.Optimizer}\n")
     assert [one["key"] for one in document["unmodelled"]] == ["optimizer"]
     assert plan(LITGPT + "resume: false\noptimizer: SGD\n")["unmodelled"] == []
 

@@ -50,7 +50,7 @@ _FULL_HALF = ("bfloat16", "float16")
 _ADAPTER = fields.maybe_text("adapter")
 _LOAD_4BIT, _LOAD_8BIT = flag("load_in_4bit"), flag("load_in_8bit")
 _OUTPUT = fields.text("output_dir", "./model-out")
-_TARGET_LINEAR = flag("lora_target_linear")
+_TARGET_LINEAR, _DORA = flag("lora_target_linear"), flag("peft_use_dora")
 _FUSED_LOSSES = {
     "liger_fused_linear_cross_entropy": "liger",
     "cut_cross_entropy": "cut_cross_entropy",
@@ -291,9 +291,12 @@ class Axolotl(TrainerAdapter):
         """Read what decides the memory; `lora_target_linear` adapts every linear layer."""
         found, settings = super().memory_settings(job), self.of_job(job).settings
         found = replace(found, objective=_head(settings))
-        if found.lora is None or not _TARGET_LINEAR.of(settings):
+        if found.lora is None:
             return found
-        return replace(found, lora=replace(found.lora, targets=(ALL_LINEAR,)))
+        lora = replace(found.lora, dora=_DORA.of(settings))
+        if _TARGET_LINEAR.of(settings):
+            lora = replace(lora, targets=(ALL_LINEAR,))
+        return replace(found, lora=lora)
 
     def sharding(
         self, invocation: Invocation, request: JobRequest

@@ -84,4 +84,3 @@ def _class_path(value: object) -> str:
 
 
 OTHER_STATES = "the states of this optimizer are counted as AdamW's"
-DORA = switch("use_dora", "DoRA keeps the norm and a second product of every adapted matrix")

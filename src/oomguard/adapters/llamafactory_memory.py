@@ -92,6 +92,7 @@ def _lora(settings: Settings, *, resizes: bool) -> Lora:
         targets=(ALL_LINEAR,) if targets == ("all",) else targets,
         dropout=fields.fraction("lora_dropout", 0.0).of(settings),
         saved=saved or (_RESIZED if resizes else ()),
+        dora=fields.flag("use_dora").of(settings),
     )
 
 

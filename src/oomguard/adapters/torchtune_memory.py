@@ -118,6 +118,7 @@ def _lora(settings: Settings) -> Lora:
         alpha=int(fields.fraction("model.lora_alpha", 16).of(settings)),
         targets=tuple(targets),
         dropout=fields.fraction("model.lora_dropout", 0.0).of(settings),
+        dora=fields.flag("model.use_dora").of(settings),
     )
 
 

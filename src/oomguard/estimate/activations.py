@@ -85,7 +85,7 @@ class TrainingStep:
     @property
     def layer(self) -> int:
         """What one layer keeps when it is not checkpointed."""
-        per_token = self._norms + self._linear_inputs + self._attention + self._mlp
+        per_token = self._norms + self._linear_inputs + self._attention + self._mlp + self._dora
         return self.tokens * per_token
 
     @property
@@ -101,6 +101,29 @@ class TrainingStep:
         return self.tokens * (
             2 * self._inner * size + model.intermediate * copies + 8 * model.hidden
         )
+
+    @property
+    def dora_working(self) -> int:
+        """What DoRA makes for the norms of one matrix and drops.
+
+        An identity, its product with the adapter, that in the inputs' format, times the scale, and
+        its sum with the weight. Source: peft 0.21, tuners/lora/dora.py.
+        """
+        lora = self.recipe.lora
+        if lora is None or not lora.dora:
+            return 0
+        return max(
+            (self._dora_working(one) for one in targeted(self.model, lora)),
+            default=0,
+        )
+
+    def _dora_working(self, linear: Linear) -> int:
+        held, size = self.formats.trained_bytes, self._adapter_bytes
+        square, product = linear.inputs**2, linear.inputs * linear.outputs
+        unpacked = self.plan.is_quantized or size != self.formats.base_bytes
+        made = held * product
+        made += size * product * ((1 if size != held else 0) + (1 if unpacked else 0))
+        return max(held * square + held * product, made + 2 * size * product)
 
     @property
     def attention_workspace(self) -> int:
@@ -279,6 +302,20 @@ class TrainingStep:
         if self.formats.autocast and self.formats.trained_bytes > size:
             return size * sum(self._input(m) for m in matrices)
         return (size + (1 if dropout else 0)) * self._distinct(matrices)
+
+    @property
+    def _adapter_bytes(self) -> int:
+        """The size of what an adapter computes with."""
+        return self.formats.trained_bytes if self._casts_inputs else self.formats.computed_bytes
+
+    @property
+    def _dora(self) -> int:
+        """The products of weight and adapter, which DoRA scales by what it trains."""
+        lora = self.recipe.lora
+        if self.plan.tuning is not Tuning.LORA or lora is None or not lora.dora:
+            return 0
+        own = self.formats.computed_bytes if not lora.dropout else self._adapter_bytes
+        return (own + self._adapter_bytes) * sum(one.outputs for one in targeted(self.model, lora))
 
     def _input(self, linear: Linear) -> int:
         return linear.inputs * (max(1, self.model.expert_tokens) if linear.count > 1 else 1)

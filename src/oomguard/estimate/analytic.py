@@ -184,6 +184,8 @@ def _moments(problem: EstimateInput) -> Iterator[dict[Term, int]]:
         **head,
     }
     yield added(working, before, at_loss)
+    if step.dora_working:
+        yield added(working, before, {Term.ACTIVATIONS: saved + casts + step.dora_working})
     kept_casts = 0 if checkpointing else casts
     turn = {
         Term.LOGITS_AND_LOSS: step.loss_backward + step.cast_head,
@@ -192,7 +194,10 @@ def _moments(problem: EstimateInput) -> Iterator[dict[Term, int]]:
     }
     yield added(working, before, turn)
     one = {
-        Term.ACTIVATIONS: saved + kept_casts + step.working + (step.layer if checkpointing else 0),
+        Term.ACTIVATIONS: saved
+        + kept_casts
+        + step.working
+        + (step.layer + step.dora_working if checkpointing else 0),
         Term.LOGITS_AND_LOSS: step.loss_kept,
         Term.ATTENTION_WORKSPACE: step.attention_workspace,
         Term.QUANTIZATION_TEMPORARIES: dequantized(problem),

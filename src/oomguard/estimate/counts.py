@@ -93,7 +93,10 @@ def adapter(model: Architecture, plan: Plan, recipe: MemorySettings) -> int:
         return 0
     rank = plan.lora_rank or recipe.lora.rank
     matrices = targeted(model, recipe.lora)
-    per_layer = sum(rank * (m.inputs + m.outputs) * m.count for m in matrices)
+    magnitudes = 1 if recipe.lora.dora else 0
+    per_layer = sum(
+        (rank * (m.inputs + m.outputs) + magnitudes * m.outputs) * m.count for m in matrices
+    )
     head = rank * (model.hidden + model.vocab) if _HEADS & {*recipe.lora.targets} else 0
     return model.layers * per_layer + head
 

@@ -299,7 +299,8 @@ def _method(problem: EstimateInput) -> str:
     bits = f" {plan.quantization.value}" if quantized and plan.quantization else ""
     method = f"{'QLoRA' if quantized else 'LoRA'}{bits} r={plan.lora_rank or recipe.lora.rank}"
     embeddings = ", and embedding matrices in full" if problem.counts.embeddings else ""
-    return f"{method} on {_targets(problem)}{embeddings}"
+    how = " with DoRA" if recipe.lora.dora else ""
+    return f"{method}{how} on {_targets(problem)}{embeddings}"
 
 
 def _targets(problem: EstimateInput) -> str:

@@ -72,8 +72,9 @@ VOCABULARY = frozenset(
 class Lora:
     """A LoRA adapter; `targets` are names in the model's code (none: PEFT's own choice).
 
-    `saved` modules are trained in full beside it. `reaches_experts` says that the
-    experts of a layer are adapted if they are among the targets.
+    `saved` modules are trained in full beside it. `reaches_experts` says that the experts of a
+    layer are adapted if they are among the targets, `dora` that DoRA trains a magnitude of every
+    row as well.
     """
 
     rank: int
@@ -82,6 +83,7 @@ class Lora:
     dropout: float = 0.0
     saved: tuple[str, ...] = ()
     reaches_experts: bool = True
+    dora: bool = False
 
     @property
     def trained_embeddings(self) -> tuple[str, ...]:

@@ -203,4 +203,5 @@ def _lora(lora: Lora, plan: Plan) -> dict[str, object]:
         "targets": ALL_LINEAR if every else list(lora.targets) or None,
         "dropout": lora.dropout,
         "modules_to_save": list(lora.saved),
+        "dora": lora.dora,
     }

@@ -144,6 +144,7 @@ def _lora(settings: Settings) -> Lora:
         targets=(ALL_LINEAR,) if targets in _EVERY or _loftq(settings) else targets,
         dropout=fields.fraction("lora_dropout", 0.0).of(settings),
         saved=_list(settings, _SAVED),
+        dora=fields.flag("use_dora").of(settings),
     )
 
 

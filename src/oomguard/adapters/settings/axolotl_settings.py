@@ -50,7 +50,7 @@ _READ = fields_of(
         "tuning": "adapter",
         "trained_fp32": "adapter",
         "lora": "adapter lora_r lora_alpha lora_dropout lora_target_modules lora_modules_to_save"
-        " lora_target_linear",
+        " lora_target_linear peft_use_dora",
         "lora_rank": "lora_r",
         "embedding_rows": "lora_modules_to_save",
         "trained_embeddings": "lora_modules_to_save",
@@ -123,7 +123,6 @@ _PARALLEL = (
     switch("use_ray", "the ranks that Ray starts are not counted", Direction.EITHER),
 )
 _TRAINED = (
-    switch("peft_use_dora", effects.DORA.effect),
     Effect(
         key="unfrozen_parameters", effect="all weights count as trained", direction=Direction.LESS
     ),

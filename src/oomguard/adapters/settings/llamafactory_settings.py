@@ -59,7 +59,7 @@ _READ = fields_of(
         "checkpointing": "disable_gradient_checkpointing",
         "code": "use_reentrant_gc",
         "lora": "finetuning_type lora_rank lora_alpha lora_target lora_dropout additional_target"
-        " resize_vocab add_tokens add_special_tokens stage",
+        " resize_vocab add_tokens add_special_tokens stage use_dora",
         "lora_rank": "finetuning_type lora_rank",
         "embedding_rows": "additional_target resize_vocab add_tokens add_special_tokens",
         "trained_embeddings": "additional_target resize_vocab add_tokens add_special_tokens",
@@ -124,7 +124,6 @@ _MODEL = (
 )
 
 _TRAINED = (
-    effects.DORA,
     switch("pissa_init", "PiSSA decomposes every adapted matrix while it loads"),
     Effect(
         key="freeze_trainable_modules",

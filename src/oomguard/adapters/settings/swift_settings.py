@@ -44,7 +44,8 @@ _READ = fields_of(
         "quantization": "quant_bits quant_method bnb_4bit_quant_type bnb_4bit_use_double_quant",
         "tuning": "tuner_type",
         "trained_fp32": "tuner_type",
-        "lora": "tuner_type lora_rank lora_alpha lora_dropout target_modules modules_to_save",
+        "lora": "tuner_type lora_rank lora_alpha lora_dropout target_modules modules_to_save"
+        " use_dora",
         "lora_rank": "tuner_type lora_rank",
         "embedding_rows": "modules_to_save",
         "trained_embeddings": "modules_to_save",
@@ -53,7 +54,6 @@ _READ = fields_of(
     }
 )
 _TRAINED = (
-    effects.DORA,
     switch("use_galore", effects.OTHER_STATES, Direction.LESS),
     Effect(
         key="optimizer",  # of these, only the learning rates differ

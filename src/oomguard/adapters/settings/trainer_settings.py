@@ -222,4 +222,4 @@ CHECKPOINTING = SettingGroups(
 )
 
 #: Effects of a script's flags, whose own settings nobody lists.
-EFFECTS = (*TRAINER.effects, *SEQ2SEQ.effects, *CHECKPOINTING.effects, effects.DORA)
+EFFECTS = (*TRAINER.effects, *SEQ2SEQ.effects, *CHECKPOINTING.effects)

@@ -16,7 +16,7 @@ from oomguard.adapters.trl_methods import is_tiled
 from oomguard.job.unmodelled import Direction, Memory, TrainingMethod
 
 _BUILT = ("eager", "sdpa", "flash_attention_2")
-_LORA = "use_peft lora_r lora_alpha lora_target_modules lora_dropout lora_modules_to_save"
+_LORA = "use_peft lora_r lora_alpha lora_target_modules lora_dropout lora_modules_to_save use_dora"
 
 _MODEL = SettingGroups(
     read=fields_of(
@@ -49,7 +49,6 @@ _MODEL = SettingGroups(
         ),
     ),
     unmodelled=(
-        effects.DORA,
         Effect(
             key="model_init_kwargs",
             effect="what the model is built with besides is not read",

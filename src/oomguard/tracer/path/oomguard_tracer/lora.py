@@ -29,6 +29,8 @@ def adapt(model: nn.Module, lora: LoraRequest, targets: tuple[str, ...]) -> nn.M
     if not targets:
         raise Unsupported(f"no linear layer matches the adapter's targets {lora.targets!r}")
     if importlib.util.find_spec("peft") is None:
+        if lora.dora:
+            raise Unsupported("DoRA is PEFT's, which this Python does not have")
         return _own(model, lora, targets)
     for module in model.modules():
         if isinstance(module, QuantizedLinear):
@@ -43,8 +45,29 @@ def adapt(model: nn.Module, lora: LoraRequest, targets: tuple[str, ...]) -> nn.M
             lora_dropout=lora.dropout,
             target_modules=list(targets),
             modules_to_save=list(lora.modules_to_save) or None,
+            **({"use_dora": True} if lora.dora else {}),
         )
+        if lora.dora:
+            _unpack_for_dora()
         return peft.get_peft_model(model, config)
+
+
+def _unpack_for_dora() -> None:
+    """Have DoRA unpack the quantized layers of a trace as it does bitsandbytes'."""
+    from peft.tuners.lora import dora  # noqa: PLC0415  installed in some jobs' Pythons only
+
+    theirs = dora.dequantize_module_weight
+    if getattr(theirs, "is_ours", False):
+        return
+
+    def unpacked(module: Any) -> Any:
+        if not isinstance(module, QuantizedLinear):
+            return theirs(module)
+        stored = module.stored_dtype or module.compute_dtype
+        return module.dequantized(module.weight.new_empty(0, dtype=stored))
+
+    unpacked.is_ours = True  # type: ignore[attr-defined]
+    dora.dequantize_module_weight = unpacked
 
 
 @contextmanager

@@ -19,6 +19,7 @@ class LoraRequest:
     targets: tuple[str, ...] | str | None = None
     dropout: float = 0.0
     modules_to_save: tuple[str, ...] = ()
+    dora: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -148,4 +149,5 @@ def _lora(item: dict[str, Any]) -> LoraRequest:
         targets=targets,
         dropout=float(item.get("dropout") or 0.0),
         modules_to_save=tuple(item.get("modules_to_save") or ()),
+        dora=bool(item.get("dora")),
     )
