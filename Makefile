@@ -7,7 +7,7 @@ export HF_HUB_OFFLINE = 1
 export TRANSFORMERS_OFFLINE = 1
 export HF_DATASETS_OFFLINE = 1
 
-.PHONY: gpu extended soak fuzz quickstart test gates unit coverage frameworks environments overhead schema strategies-table options-table settings-table journeys clean
+.PHONY: gpu slow extended soak fuzz quickstart test gates unit coverage frameworks environments overhead schema strategies-table options-table settings-table journeys clean
 
 $(VENV)/.dev: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -26,14 +26,18 @@ quickstart: $(VENV)/.train
 WORKERS ?= 2
 PYTEST  := $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
 
-# The gates, then all tests except the extended and GPU ones. Framework environments are built once
-# and cached.
+# The gates, then all quick tests, real jobs of two frameworks among them: under 25 minutes on two
+# cores the first time, when the frameworks' environments are built. They are cached.
 test: gates
-	$(PYTEST) -m "not extended and not gpu"
+	$(PYTEST) -m "not slow and not extended and not gpu"
 
-# Traces validated against real runs, and probes of more frameworks: 15 minutes or more.
+# Real jobs of all frameworks: up to an hour.
+slow: $(VENV)/.dev
+	$(PYTEST) -m "slow and not extended" --durations=25
+
+# More of them: traces validated against real runs, probes of further frameworks.
 extended: $(VENV)/.dev
-	$(BIN)/python -m pytest -m extended
+	$(PYTEST) -m extended
 
 gates: $(VENV)/.dev
 	$(BIN)/ruff check .
@@ -57,7 +61,7 @@ coverage: $(VENV)/.dev
 	  printf '%-26s %s %%\n' $$package $$($(COVERAGE) report --include="$$package*" --format=total); \
 	done
 
-# Only the real frameworks: minutes.
+# All that runs a real framework.
 frameworks: $(VENV)/.dev
 	$(PYTEST) -m "frameworks and not extended"
 

@@ -113,7 +113,7 @@ TOWERS = {
 }
 
 
-@pytest.mark.parametrize("name", TOWERS)
+@pytest.mark.parametrize("name", ["windows", pytest.param("all alike", marks=pytest.mark.extended)])
 @pytest.mark.parametrize("frozen", [(), ("vision_tower", "projector")], ids=["trained", "frozen"])
 def test_a_few_layers_of_a_tower_say_the_same_as_all(name, frozen):
     config, media = TOWERS[name]

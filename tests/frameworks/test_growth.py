@@ -85,7 +85,14 @@ def llamafactory(folder: Path) -> Leaking:
     return Leaking(job=job, argv=argv, cap_bytes=cap)
 
 
-@pytest.fixture(scope="module", params=[hf, llamafactory, qwen])
+@pytest.fixture(
+    scope="module",
+    params=[
+        hf,
+        pytest.param(llamafactory, marks=pytest.mark.extended),
+        pytest.param(qwen, marks=pytest.mark.extended),
+    ],
+)
 def leaking(request, tmp_path_factory):
     return request.param(tmp_path_factory.mktemp(request.param.__name__))
 
