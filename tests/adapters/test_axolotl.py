@@ -95,3 +95,9 @@ def test_a_command_without_a_config_is_named(bench: Callable[..., Any]) -> None:
     table = bench(Axolotl())
     with pytest.raises(ConfigError, match="from a config file"):
         table.adapter.referenced_files(table.request("axolotl train"))
+
+
+def test_a_launcher_that_axolotl_does_not_have_is_named(bench: Callable[..., Any]) -> None:
+    with pytest.raises(ConfigError, match="has no launcher") as raised:
+        bench(Axolotl()).job(f"{CLI} --launcher ${{LAUNCHER}}", TEXT)
+    assert "accelerate, torchrun, python" in str(raised.value.next_step)

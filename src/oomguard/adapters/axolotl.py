@@ -196,6 +196,10 @@ _BESIDE: dict[str, object] = {
 }
 
 
+#: cli/main.py, the choices of --launcher.
+_LAUNCHERS = ("accelerate", "torchrun", "python")
+
+
 def _launch(argv: tuple[str, ...]) -> LauncherCommand | None:
     if len(argv) > 1 and posixpath.basename(argv[0]) == "axolotl" and argv[1] == "train":
         return LauncherCommand(
@@ -211,12 +215,22 @@ def _launch(argv: tuple[str, ...]) -> LauncherCommand | None:
 
 
 def _parted(launch: LauncherCommand) -> tuple[LauncherCommand, tuple[str, ...]]:
-    """Separate axolotl's own arguments from those of the launcher that `--launcher` names."""
+    """Separate axolotl's own arguments from those of the launcher that `--launcher` names.
+
+    Raises:
+        ConfigError: for a launcher that axolotl does not have.
+    """
     end = launch.args.index("--") if "--" in launch.args else len(launch.args)
     args, tail = launch.args[:end], launch.args[end:]
     if launch.is_module:
         return replace(launch, args=args), tail
     name = str(Flags(args=args).get("launcher") or Launcher.ACCELERATE.value)
+    if name not in _LAUNCHERS:
+        raise ConfigError(
+            f"axolotl has no launcher {name!r}",
+            where=Where(key="--launcher"),
+            next_step=f"Use one of {', '.join(_LAUNCHERS)}.",
+        )
     start = ("accelerate", "launch") if name == Launcher.ACCELERATE.value else (name,)
     inner = launchers.parse((*start, *tail[1:], "train.py"))
     options = inner.options if inner else {}
