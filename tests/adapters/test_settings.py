@@ -150,6 +150,7 @@ ONLINE = {
     "num_generations": [Example("4")],
     "beta": [Example("0.5")],
     "num_iterations": [Example("2")],
+    "use_vllm": [Example("true")],
     "ds3_gather_for_generation": [Example("false")],
     "temperature": [Example("0.7")],
     "repetition_penalty": [Example("1.1")],

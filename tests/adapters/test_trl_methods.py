@@ -255,3 +255,13 @@ def test_prompts_that_cannot_be_read_and_endless_completions_are_named(
     job, _ = read("grpo", GENERATED + "max_completion_length:\n")
     assert job.asked.completion_length is None
     assert {one.key for one in Trl().unmodelled(job)} == {"max_completion_length", "dataset_name"}
+
+
+@pytest.mark.parametrize(("mode", "named"), [("server", False), ("colocate", True), (None, True)])
+def test_vllm_generates_in_place_of_the_policy_and_takes_a_share_where_it_is_colocated(
+    read: Callable[..., tuple[Job, MemorySettings]], mode: str | None, named: bool
+) -> None:
+    lines = f"vllm_mode: {mode}\n" if mode else ""
+    job, settings = read("grpo", f"{GENERATED}use_vllm: true\n{lines}")
+    assert settings.generation is None
+    assert ("use_vllm" in {one.key for one in Trl().unmodelled(job)}) is named

@@ -45,6 +45,7 @@ _WARPS = (
 )
 #: Scores, their warped copy and probabilities; sorted: with int64 indices and cumulated sums too.
 _WARPED_BYTES, _SORTED_BYTES = 12, 28
+_VLLM = flag("use_vllm")
 _GATHERS = flag("ds3_gather_for_generation", default=True)
 _QUANTILE = fraction("top_entropy_quantile", 1.0)
 _ENTROPY, _ADAPTIVE = fraction("entropy_coef", 0.0), flag("use_adaptive_entropy")
@@ -95,12 +96,15 @@ def compared(objective: Objective, method: TrainingMethod, settings: Settings) -
 
 def memory_settings(found: MemorySettings, settings: Settings) -> MemorySettings:
     """Return memory settings with what generates the rows; only the prompts come from the data."""
+    found = replace(found, columns=("prompt",))
+    if _VLLM.of(settings):
+        return found
     generation = Generation(
         sampled_bytes=_sampled_bytes(settings),
         iterations=_ITERATIONS.of(settings),
         gathers=_GATHERS.of(settings),
     )
-    return replace(found, generation=generation, columns=("prompt",))
+    return replace(found, generation=generation)
 
 
 def _sampled_bytes(settings: Settings) -> int:

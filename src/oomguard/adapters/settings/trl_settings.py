@@ -13,6 +13,7 @@ from oomguard.adapters.effects import Effect
 from oomguard.adapters.settings import trainer_settings as trainer
 from oomguard.adapters.settings.groups import SettingGroups, fields_of
 from oomguard.adapters.trl_methods import is_tiled
+from oomguard.configfile.values import is_true
 from oomguard.job.unmodelled import Direction, Memory, TrainingMethod
 
 _BUILT = ("eager", "sdpa", "flash_attention_2")
@@ -183,11 +184,18 @@ _GENERATED = SettingGroups(
             " per_device_train_batch_size gradient_accumulation_steps",
             "group": "num_generations",
             "objective": "beta",
-            "generation": "num_iterations ds3_gather_for_generation temperature top_p top_k min_p"
-            " repetition_penalty",
+            "generation": "use_vllm num_iterations ds3_gather_for_generation temperature top_p"
+            " top_k min_p repetition_penalty",
         }
     ),
     partly=(
+        Effect(
+            key="use_vllm",
+            effect="vLLM takes its share of each GPU (vllm_gpu_memory_utilization, 0.3 by default) "
+            "beside what is counted",
+            when=is_true,
+            given=lambda settings: settings.get("vllm_mode") != "server",
+        ),
         Effect(
             key="max_completion_length",
             effect="completions of any length may be generated",
@@ -205,7 +213,6 @@ _GENERATED = SettingGroups(
             memory=Memory.HOST,
             when=lambda value: "." in str(value),
         ),
-        effects.switch("use_vllm", "vLLM generates: its memory is not modelled", Direction.EITHER),
         *(
             effects.switch(key, "the cache takes half of the memory that is free")
             for key in ("use_transformers_continuous_batching", "use_transformers_paged")
