@@ -78,6 +78,7 @@ def test_other_makers_copies_and_local_folders_are_found_by_name(tmp_path):
     [
         ("Qwen/Qwen2.5-7B-Instruct", None),  # its maker's variants have one shape
         ("/data/models/Meta-Llama-3-8B", None),
+        ("meta-llama/Meta-Llama-3.1-8B-Instruct", None),
         ("unsloth/llama-3-8b-bnb-4bit", "meta-llama/Meta-Llama-3-8B"),
         ("Qwen/Qwen2.5-Coder-7B", "Qwen/Qwen2.5-7B"),
         ("me/Mistral-7B-v0.3-sft", "mistralai/Mistral-7B-v0.3"),

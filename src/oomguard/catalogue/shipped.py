@@ -107,7 +107,7 @@ def _as_stored(found: Shipped, model: str) -> Shipped:
 
 def is_loose(model: str, found: Shipped) -> bool:
     """Return whether more than a maker's own ending tells a name from the one it was taken for."""
-    return _VARIANT.sub("", _name(model)) != _VARIANT.sub("", _name(found.name))
+    return _as_made(model) != _as_made(found.name)
 
 
 def family(model: str) -> str:
@@ -133,6 +133,11 @@ def _name(model: str) -> str:
     """Return a name without its maker, whom a copy's name may still have: EleutherAI_pythia-1b."""
     name = model.rstrip("/").rsplit("/", 1)[-1].lower().removeprefix("models--")
     return _MAKER.sub("", name.replace("__", "_"))
+
+
+def _as_made(model: str) -> str:
+    """Return a name without its maker's variants of one shape; Llama 3.1 lost its prefix later."""
+    return _VARIANT.sub("", _name(model)).removeprefix("meta-")
 
 
 def _versions(model: str) -> set[str]:

@@ -38,6 +38,7 @@ _PARTS = {
     "afmoe": "experts in some layers and gated attention",
     "gemma3n": "embeddings per layer, several streams of hidden states and an audio encoder",
     "gemma4": "embeddings per layer, shared keys and values, and attention of two head sizes",
+    "gemma4_unified": "attention of two head sizes, and images and sound without an encoder",
     "gpt_oss": "attention sinks, and experts that are parameters of their own instead of Linear",
     "llama4": "experts in some layers, and attention in chunks",
     "mllama": "cross-attention layers",
