@@ -246,6 +246,8 @@ def test_llamafactorys_ppo_is_planned_and_names_what_is_not_counted(plan):
         (TORCHTUNE + ADAMW + "ac_mode: selective\nac_option: 2\n", "ac_mode", "less"),
         (SWIFT + " --init_weights lora-ga", "init_weights", "more"),
         (SCRIPT.format("train.py") + " --optim apollo_adamw", "optim", "either"),
+        (SCRIPT.format("train.py") + " --lora_r 8 --init_lora_weights pissa_niter_4",
+         "init_lora_weights", "more"),
     ],
 )  # fmt: skip
 def test_a_setting_that_is_not_modelled_is_named_and_widens_the_interval(plan, job, key, direction):

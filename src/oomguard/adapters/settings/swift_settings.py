@@ -17,7 +17,7 @@ from oomguard.job.unmodelled import Direction
 
 MICRO_BATCH: Key[int] = number("per_device_train_batch_size", 1)
 EVAL_BATCH: Key[int] = number("per_device_eval_batch_size", 1)
-_DECOMPOSING = ("pissa", "olora", "loftq", "eva", "corda")
+_DECOMPOSING = (*trainer.DECOMPOSING, "loftq")
 
 
 def _evaluates_more(settings: Settings) -> bool:
@@ -73,7 +73,7 @@ _TRAINED = (
     ),
     Effect(
         key="init_weights",
-        effect="every adapted matrix is decomposed while it loads",
+        effect=trainer.DECOMPOSED,
         when=lambda value: str(value).startswith(_DECOMPOSING),
     ),
     Effect(

@@ -221,5 +221,14 @@ CHECKPOINTING = SettingGroups(
     details={"activation_checkpointing": "activation_checkpointing_kwargs"},
 )
 
+#: Ways of PEFT to start an adapter from the weights (peft 0.21, tuners/lora/layer.py).
+DECOMPOSING = ("pissa", "olora", "eva", "corda")
+DECOMPOSED = "every adapted matrix is decomposed while it loads"
+_STARTED = Effect(
+    key="init_lora_weights",
+    effect=DECOMPOSED,
+    when=lambda value: str(value).lower().startswith(DECOMPOSING),
+)
+
 #: Effects of a script's flags, whose own settings nobody lists.
-EFFECTS = (*TRAINER.effects, *SEQ2SEQ.effects, *CHECKPOINTING.effects)
+EFFECTS = (*TRAINER.effects, *SEQ2SEQ.effects, *CHECKPOINTING.effects, _STARTED)
