@@ -8,7 +8,7 @@ import pytest
 
 from oomguard.adapters.ms_swift import MsSwift
 from oomguard.job.checkpoint import Mode
-from oomguard.job.plan import Offload, Part, Quantization, Sharding, Tuning
+from oomguard.job.plan import Offload, Part, Precision, Quantization, Sharding, Tuning
 from oomguard.job.training_job import World
 
 CLI = "swift sft train.yaml"
@@ -71,6 +71,46 @@ def test_what_no_name_says_stands_in_a_file(bench: Callable[..., Any], folder: s
     command = table.adapter.write(job, plan, folder)
     assert command.files[0].path == f"{folder}/deepspeed_zero3.json"
     assert table.reread(job, command).asked == plan
+
+
+@pytest.mark.parametrize(
+    ("lines", "precision"),
+    [
+        ("", Precision.BF16_MIXED),
+        ("torch_dtype: bfloat16", Precision.BF16_MIXED),
+        ("torch_dtype: float32", Precision.FP16_MIXED),
+        ("torch_dtype: float16", Precision.FP16_MIXED),
+        ("torch_dtype: float32\nbf16: true", Precision.BF16_MIXED),
+        ("torch_dtype: float32\nfp16: false", Precision.FP32),
+        ("torch_dtype: bfloat16\nbf16: false", None),
+    ],
+)
+def test_autocast_follows_the_weights_unless_it_is_stated(
+    bench: Callable[..., Any], lines: str, precision: Precision | None
+) -> None:
+    # base_args/model_args.py, _init_mixed_precision
+    assert bench(MsSwift()).job(CLI, f"{TEXT}{lines}\n").asked.precision is precision
+
+
+@pytest.mark.parametrize(
+    ("lines", "accumulation", "compares"),
+    [
+        ("rlhf_type: dpo", 16, False),
+        ("rlhf_type: kto", 16, True),
+        ("rlhf_type: kto\nloss_type: apo_zero_unpaired", 16, False),
+        ("rlhf_type: grpo", 1, False),
+    ],
+)
+def test_swift_rlhf_is_launched_as_itself(
+    bench: Callable[..., Any], folder: str, lines: str, accumulation: int, compares: bool
+) -> None:
+    table = bench(MsSwift())
+    job = table.job("swift rlhf train.yaml", f"{TEXT}{lines}\n")
+    assert (job.asked.accumulation, job.compares_samples) == (accumulation, compares)
+    assert job.asked.loss_kernel is None
+    command = table.adapter.write(job, replace(job.asked, checkpointing=False), folder)
+    assert command.argv[:2] == ("swift", "rlhf")
+    assert table.reread(job, command).asked == replace(job.asked, checkpointing=False)
 
 
 def test_a_vision_model_has_parts(bench: Callable[..., Any]) -> None:

@@ -211,7 +211,7 @@ low_cpu_mem_usage: false
 """
 SWIFT = {
     **without("low_cpu_mem_usage"),
-    "precision": st.just(Precision.BF16_TRUE),
+    "precision": st.sampled_from(MIXED),
     "quantization": st.sampled_from(ON_THE_FLY),
     "frozen": st.frozensets(st.sampled_from(Part)),
     "image_pixels": SMALL,

@@ -20,6 +20,8 @@ from oomguard.adapters.registry import ADAPTERS
 from oomguard.adapters.settings import litgpt_settings, trl_settings
 from oomguard.adapters.settings.groups import SettingGroups
 from oomguard.adapters.settings.page import settings_tables
+from oomguard.adapters.settings.swift_settings import SWIFT as SWIFT_SETTINGS
+from oomguard.adapters.settings.swift_settings import SWIFT_RLHF as SWIFT_RLHF_SETTINGS
 from oomguard.adapters.torchtune import Torchtune
 from oomguard.adapters.trl import Trl
 from oomguard.job.unmodelled import Direction, TrainingMethod
@@ -166,7 +168,8 @@ GRPO = {
     "use_adaptive_entropy": [Example("true")],
 }
 SWIFT = {
-    **{key: examples for key, examples in TRAINER.items() if key not in ("bf16", "fp16")},
+    **TRAINER,
+    "bf16": [Example("false")],
     "optim": [Example("adamw_torch_fused"), Example("adafactor")],
     "gradient_checkpointing": [Example("false")],
     "use_liger_kernel": [Example("true")],
@@ -195,6 +198,20 @@ SWIFT = {
     "modules_to_save": [Example("lm_head")],
     "task_type": [Example("embedding")],
     "num_labels": [Example("3")],
+}
+SWIFT_RLHF = {
+    **{
+        key: examples
+        for key, examples in SWIFT.items()
+        if key not in ("use_liger_kernel", "packing", "lora_dropout", "task_type", "num_labels")
+    },
+    "rlhf_type": [Example("orpo"), Example("grpo"), Example("kto")],
+    "loss_type": [
+        Example("simpo", "rlhf_type: cpo\n"),
+        Example("apo_zero_unpaired", "rlhf_type: kto\n"),
+    ],
+    "cpo_alpha": [Example("0", "rlhf_type: simpo\n")],
+    "ref_model": [Example("other", "tuner_type: full\n")],
 }
 PLUGGED = "plugins: [axolotl.integrations.%s.Plugin]\n"
 AXOLOTL = {
@@ -237,7 +254,8 @@ AXOLOTL = {
     "low_cpu_mem_usage": [Example("false")],
     "attn_implementation": [Example("eager")],
     "fsdp_config": [Example("{offload_params: false}")],
-    "rl": [Example("dpo")],
+    "rl": [Example("dpo", "adapter: lora\nlora_dropout: 0.1\n"), Example("kto")],
+    "cpo_alpha": [Example("0", "rl: simpo\n")],
     "reward_model": [Example("true")],
     "process_reward_model": [Example("true")],
     "model_type": [Example("AutoModelForSequenceClassification")],
@@ -339,7 +357,14 @@ CASES = [
         TORCHTUNE,
         Torchtune.groups,
     ),
-    Case(MsSwift(), "swift sft train.yaml", "model: m\ndataset: d\n", SWIFT, MsSwift.groups),
+    Case(MsSwift(), "swift sft train.yaml", "model: m\ndataset: d\n", SWIFT, SWIFT_SETTINGS),
+    Case(
+        MsSwift(),
+        "swift rlhf train.yaml",
+        "model: m\ndataset: d\n",
+        SWIFT_RLHF,
+        SWIFT_RLHF_SETTINGS,
+    ),
     *(
         Case(
             Trl(),

@@ -28,7 +28,7 @@ from oomguard.adapters.settings.axolotl_settings import AXOLOTL
 from oomguard.adapters.settings.groups import SettingGroups
 from oomguard.adapters.settings.litgpt_settings import LITGPT
 from oomguard.adapters.settings.llamafactory_settings import LLAMAFACTORY
-from oomguard.adapters.settings.swift_settings import SWIFT
+from oomguard.adapters.settings.swift_settings import SWIFT, SWIFT_RLHF
 from oomguard.adapters.settings.torchtune_settings import TORCHTUNE
 from oomguard.adapters.settings.trl_settings import TRL
 from oomguard.configfile.document import Document, Source
@@ -129,8 +129,11 @@ def test_trls_keys_and_defaults() -> None:
 @pytest.mark.parametrize(
     ("groups", "package"),
     [
-        pytest.param(
-            SWIFT, lambda: inherited("swift", "SftArguments") | imported("hf"), id="ms-swift"
+        *(
+            pytest.param(
+                groups, lambda name=name: inherited("swift", name) | imported("hf"), id=name
+            )
+            for name, groups in (("SftArguments", SWIFT), ("RLHFArguments", SWIFT_RLHF))
         ),
         pytest.param(AXOLOTL, lambda: inherited("axolotl", *known_settings.AXOLOTL), id="axolotl"),
         pytest.param(LLAMAFACTORY, lambda: imported("llamafactory"), id="LLaMA-Factory"),

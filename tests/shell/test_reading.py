@@ -52,6 +52,7 @@ bf16: true
 output_dir: out
 """
 SWIFT = "swift sft --model Qwen/Qwen2.5-0.5B --tuner_type lora --torch_dtype bfloat16 --dataset d"
+RLHF = SWIFT.replace("swift sft", "swift rlhf")
 TRL_COMMAND = "{} --model_name_or_path Qwen/Qwen2.5-0.5B --dataset_name d --output_dir o"
 SCRIPT = "python {} --model_name_or_path Qwen/Qwen2.5-0.5B --bf16 --max_length 512 --output_dir o"
 
@@ -60,9 +61,10 @@ SCRIPT = "python {} --model_name_or_path Qwen/Qwen2.5-0.5B --bf16 --max_length 5
 DESCRIBED = {
     "trl": ("dpo", "reward"),
     "llamafactory": ("dpo", "orpo", "simpo", "kto", "reward"),
-    "axolotl": ("reward",),
-    "ms_swift": ("classification",),
+    "axolotl": ("reward", "dpo", "kto", "orpo", "simpo"),
+    "ms_swift": ("classification", "dpo", "kto", "orpo", "simpo", "cpo", "reward"),
     "hf_trainer": ("classification",),
+    "torchtune": ("dpo",),
 }
 
 
@@ -108,15 +110,22 @@ def refused(capsys, tmp_path):
         )),
         (AXOLOTL, "sft"),
         *((AXOLOTL + f"rl: {rl}\n", rl) for rl in ("dpo", "kto", "orpo", "simpo", "grpo")),
+        (AXOLOTL + "rl: ipo\n", "dpo"),
+        (AXOLOTL + "rl: gdpo\n", "grpo"),
         (AXOLOTL + "reward_model: true\n", "reward"),
         (AXOLOTL + "process_reward_model: true\n", "reward"),
         (TORCHTUNE + ADAMW, "sft"),
         (TORCHTUNE + ADAMW + "loss: {_component_: torchtune.rlhf.loss.DPOLoss}\n", "dpo"),
-        (TORCHTUNE + ADAMW + "teacher_model: {_component_: x}\n", "distillation"),
         (TRL, "sft"),
         (SWIFT, "sft"),
         (SWIFT + " --task_type seq_cls", "classification"),
         (SWIFT + " --num_labels 2", "classification"),
+        (RLHF, "dpo"),
+        *((f"{RLHF} --rlhf_type {kind}", name) for kind, name in (
+            ("dpo", "dpo"), ("kto", "kto"), ("orpo", "orpo"), ("simpo", "simpo"), ("cpo", "cpo"),
+            ("rm", "reward"), ("ppo", "ppo"), ("grpo", "grpo"), ("gkd", "distillation"),
+            ("cpo --loss_type simpo", "simpo"),
+        )),
         (SCRIPT.format("train.py"), "sft"),
         (SCRIPT.format("trl/scripts/dpo.py"), "dpo"),
         (TRL_COMMAND.format("trl dpo"), "dpo"),
@@ -135,6 +144,95 @@ def test_the_method_is_named_and_only_a_modelled_one_is_said_to_fit(plan, job, m
     modelled = method in ("sft", "pretrain") or method in DESCRIBED.get(document["framework"], ())
     assert document["asked"]["fits"] == ("yes" if modelled else "unsure")
     assert [one["key"] for one in document["unmodelled"]] == ([] if modelled else ["method"])
+
+
+DPO_LOSS = "loss: {_component_: torchtune.rlhf.loss.DPOLoss}\n"
+KD = ADAMW + "teacher_model: {_component_: %s}\nkd_loss: {_component_: x}\n"
+
+
+def test_the_teacher_of_a_distillation_is_counted(plan):
+    # Llama-3.1-8B in bf16 beside a 1B: torchtune 0.6.1, knowledge_distillation_single_device.py.
+    alone = plan(TORCHTUNE + ADAMW)
+    taught = plan(TORCHTUNE + KD % "torchtune.models.llama3_1.llama3_1_8b")
+    assert (alone["method"], taught["method"]) == ("sft", "distillation")
+    weights = [one["asked"]["estimate"]["terms"]["weights"] for one in (alone, taught)]
+    assert weights[1] - weights[0] == 2 * 8_030_261_248
+    assert taught["asked"]["fits"] == "unsure"
+    (one,) = taught["unmodelled"]
+    assert one["key"] == "kd_loss"
+    assert "the student's and the teacher's logits" in one["effect"]
+
+
+def test_a_teacher_of_unknown_size_is_named(plan):
+    taught = plan(TORCHTUNE + KD % "own.builder")
+    assert {one["key"] for one in taught["unmodelled"]} == {"kd_loss", "teacher_model"}
+    assert taught["asked"]["fits"] == "unsure"
+
+
+def test_the_models_of_ppo_are_counted(plan):
+    # A reference and a reward model as stored, a value model with gradients and AdamW's states.
+    base = TORCHTUNE.replace("llama3_2.lora_llama3_2_1b", "llama2.llama2_7b")
+    base = base.replace("  lora_attn_modules: [q_proj, v_proj]\n  lora_rank: 8\n", "")
+    ppo = (
+        base
+        + ADAMW
+        + """
+loss: {_component_: torchtune.rlhf.loss.PPOLoss}
+reward_and_value_model: {_component_: torchtune.models.llama2.llama2_reward_7b}
+ppo_batch_size: 4
+gradient_accumulation_steps: 2
+"""
+    )
+    alone, found = plan(base + ADAMW), plan(ppo)
+    assert (found["method"], found["asked"]["fits"]) == ("ppo", "no")  # 13.5 GB seven times
+    plain, terms = (one["asked"]["estimate"]["terms"] for one in (alone, found))
+    seven = 2 * 6_738_415_616
+    assert terms["weights"] - plain["weights"] == 3 * seven
+    assert terms["optimizer"] - plain["optimizer"] == 2 * seven
+    assert (found["asked"]["plan"]["micro_batch"], found["asked"]["plan"]["accumulation"]) == (2, 2)
+    assert {one["key"] for one in found["unmodelled"]} == {"forward_batch_size"}
+
+
+@pytest.mark.parametrize(
+    "job",
+    [
+        f"{SWIFT.replace('swift sft', 'swift rlhf')} --rlhf_type %s --tuner_type full",
+        AXOLOTL.replace("adapter: lora\nlora_r: 8\nlora_target_modules: [q_proj, v_proj]\n", "")
+        + "rl: %s\n",
+    ],
+)
+def test_pairs_are_compared_with_a_copy_under_full_tuning(plan, job):
+    # Qwen2.5-0.5B has 494,032,768 numbers; ORPO compares with no reference.
+    weights = [
+        plan(job % kind)["asked"]["estimate"]["terms"]["weights"] for kind in ("orpo", "dpo")
+    ]
+    assert weights[1] - weights[0] == 2 * 494_032_768
+
+
+@pytest.mark.parametrize(
+    ("plain", "pairs"),
+    [
+        (SWIFT, f"{SWIFT.replace('swift sft', 'swift rlhf')} --rlhf_type dpo"),
+        (AXOLOTL, AXOLOTL + "rl: dpo\n"),
+        (TORCHTUNE + ADAMW, TORCHTUNE + ADAMW + DPO_LOSS),
+    ],
+)  # fmt: skip
+def test_pairs_take_twice_the_logits_and_more(plan, plain, pairs):
+    logits = [plan(job)["asked"]["estimate"]["terms"]["logits_and_loss"] for job in (plain, pairs)]
+    assert logits[1] >= 2 * logits[0] * 0.9
+
+
+def test_a_file_that_states_rlhf_type_is_for_swift_rlhf(plan):
+    text = "model: Qwen/Qwen2.5-0.5B\ndataset: d\ntuner_type: lora\nrlhf_type: kto\n"
+    assert (plan(text)["framework"], plan(text)["method"]) == ("ms_swift", "kto")
+
+
+@pytest.mark.parametrize("rl", ["kto", "simpo"])
+def test_axolotl_loads_a_reference_that_nothing_uses(plan, rl):
+    # axolotl 0.19.0, train.py (setup_reference_model); core/builders/rl.py gives it to DPO alone.
+    full = AXOLOTL.replace("adapter: lora\n", "")
+    (one,) = plan(f"{full}rl: {rl}\n")["unmodelled"]
+    assert "a further copy of the model" in one["effect"]
 
 
 @pytest.mark.parametrize(
@@ -487,7 +585,7 @@ def test_a_setting_that_resembles_none_is_only_noted(plan):
 @pytest.mark.parametrize(
     "command",
     [
-        "trl distillation --dataset_name d", "swift rlhf --rlhf_type dpo",
+        "trl distillation --dataset_name d", "swift rollout --model m",
         "swift infer --model m",
         "llamafactory-cli export x.yaml",
         "axolotl inference x.yaml", "litgpt chat m", "tune ls",

@@ -9,11 +9,11 @@ from __future__ import annotations
 import posixpath
 from dataclasses import replace
 
-from oomguard.adapters import fields, launchers, trial, trl_methods
+from oomguard.adapters import axolotl_methods, fields, launchers, trial
+from oomguard.adapters.axolotl_methods import ADAPTER
 from oomguard.adapters.config_adapter import Refusal
 from oomguard.adapters.contract import JobRequest, Marks
 from oomguard.adapters.fields import Binding, Bindings, Edits, Key, flag, number
-from oomguard.adapters.hf import heads
 from oomguard.adapters.hf import training_arguments as hf
 from oomguard.adapters.hf.trainer_adapter import NO_ROWS, ZERO3_WITH_BATCH_SEARCH, TrainerAdapter
 from oomguard.adapters.invocation import Invocation, file_first
@@ -24,7 +24,7 @@ from oomguard.configfile.document import Source
 from oomguard.configfile.flags import Flags
 from oomguard.configfile.layered import Settings
 from oomguard.errors import ConfigError, Where
-from oomguard.job.memory_settings import ALL_LINEAR, MemorySettings, Objective, TrainingCode
+from oomguard.job.memory_settings import ALL_LINEAR, MemorySettings, TrainingCode
 from oomguard.job.plan import (
     ZERO,
     LossKernel,
@@ -47,7 +47,6 @@ _CHECKPOINTING: Key[object] = Key(
 )
 _BF16: Key[object] = Key(name="bf16", decode=values.anything, default="auto")
 _FULL_HALF = ("bfloat16", "float16")
-_ADAPTER = fields.maybe_text("adapter")
 _LOAD_4BIT, _LOAD_8BIT = flag("load_in_4bit"), flag("load_in_8bit")
 _OUTPUT = fields.text("output_dir", "./model-out")
 _TARGET_LINEAR, _DORA = flag("lora_target_linear"), flag("peft_use_dora")
@@ -56,7 +55,6 @@ _FUSED_LOSSES = {
     "cut_cross_entropy": "cut_cross_entropy",
 }
 _LORAS = ("lora", "qlora")
-_REWARD, _PROCESS_REWARD = flag("reward_model"), flag("process_reward_model")
 _EXCESS = {"drop": Overlong.DROPPED, "truncate": Overlong.CUT}
 _FOUR_BIT = Quantization.NF4_DOUBLE  # what axolotl asks of bitsandbytes
 
@@ -101,13 +99,13 @@ def _quantization_edits(settings: Settings, value: object) -> Edits | None:
         _LOAD_4BIT: value is _FOUR_BIT,
         _LOAD_8BIT: value is Quantization.INT8,
     }
-    if _ADAPTER.of(settings) not in _LORAS:
+    if ADAPTER.of(settings) not in _LORAS:
         return bits
-    return {_ADAPTER: "qlora" if value is _FOUR_BIT else "lora", **bits}
+    return {ADAPTER: "qlora" if value is _FOUR_BIT else "lora", **bits}
 
 
 def _tuning(settings: Settings) -> Tuning:
-    adapter = _ADAPTER.of(settings)
+    adapter = ADAPTER.of(settings)
     if adapter is None:
         return Tuning.FULL
     return Tuning.LORA if adapter in _LORAS else Tuning.OTHER
@@ -237,31 +235,6 @@ def _parted(launch: LauncherCommand) -> tuple[LauncherCommand, tuple[str, ...]]:
     return replace(launch, launcher=Launcher(name), options=options, args=args), tail
 
 
-#: `rl` (axolotl, utils/schemas/enums.py RLType); None for one that is not known here.
-_METHODS = {
-    "dpo": TrainingMethod.DPO,
-    "ipo": TrainingMethod.DPO,
-    "kto": TrainingMethod.KTO,
-    "orpo": TrainingMethod.ORPO,
-    "simpo": TrainingMethod.SIMPO,
-    "grpo": TrainingMethod.GRPO,
-}
-
-
-def _head(settings: Settings) -> Objective | None:
-    """Return what a model with another head than a language model's computes.
-
-    Source: axolotl 0.19.0, utils/schemas/validation.py (set_reward_model_defaults),
-    core/builders/causal.py; trl 1.9.0, trainer/reward_trainer.py, experimental/prm.
-    """
-    if _REWARD.of(settings):
-        return trl_methods.REWARD
-    classifier = replace(heads.CLASSIFICATION, labels=heads.LABELS.of(settings))
-    if _PROCESS_REWARD.of(settings):
-        return replace(classifier, method=TrainingMethod.REWARD)
-    return classifier if str(settings.get("model_type")).endswith("Classification") else None
-
-
 class Axolotl(TrainerAdapter):
     """axolotl."""
 
@@ -279,19 +252,20 @@ class Axolotl(TrainerAdapter):
 
     def training_method(self, job: Job) -> TrainingMethod | None:
         """Return the method that `rl` or a reward model names."""
-        settings = self.of_job(job).settings
-        objective = _head(settings)
-        if objective is not None:
-            return objective.method
-        rl = settings.get("rl")
-        return TrainingMethod.SFT if not rl else _METHODS.get(str(rl))
+        return axolotl_methods.method_of(self.of_job(job).settings)
+
+    def read(self, request: JobRequest) -> Job:
+        """Read the job."""
+        job = super().read(request)
+        compares = axolotl_methods.compares_samples(self.of_job(job).settings)
+        return replace(job, compares_samples=compares)
 
     def unmodelled(self, job: Job) -> tuple[Unmodelled, ...]:
         """Return what the settings say; accelerate raises the shards that are trained to fp32."""
-        found = super().unmodelled(job)
+        settings = self.of_job(job).settings
+        found = (*super().unmodelled(job), *axolotl_methods.unmodelled(settings))
         if job.asked.sharding is not Sharding.FSDP or job.asked.tuning is not Tuning.FULL:
             return found
-        settings = self.of_job(job).settings
         key = "fsdp_config" if settings.get("fsdp_config") else "fsdp"
         raised = Unmodelled(
             key=key,
@@ -304,13 +278,11 @@ class Axolotl(TrainerAdapter):
     def memory_settings(self, job: Job) -> MemorySettings:
         """Read what decides the memory; `lora_target_linear` adapts every linear layer."""
         found, settings = super().memory_settings(job), self.of_job(job).settings
-        found = replace(found, objective=_head(settings))
-        if found.lora is None:
-            return found
-        lora = replace(found.lora, dora=_DORA.of(settings))
-        if _TARGET_LINEAR.of(settings):
-            lora = replace(lora, targets=(ALL_LINEAR,))
-        return replace(found, lora=lora)
+        if found.lora is not None:
+            targets = (ALL_LINEAR,) if _TARGET_LINEAR.of(settings) else found.lora.targets
+            lora = replace(found.lora, dora=_DORA.of(settings), targets=targets)
+            found = replace(found, lora=lora)
+        return axolotl_methods.memory_settings(found, settings)
 
     def sharding(
         self, invocation: Invocation, request: JobRequest

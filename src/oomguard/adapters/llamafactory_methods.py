@@ -13,6 +13,7 @@ from dataclasses import replace
 from oomguard.adapters import fields
 from oomguard.adapters.config_adapter import Refusal
 from oomguard.adapters.llamafactory_memory import STAGE, TYPE, quantized_to
+from oomguard.adapters.reference_models import other_reference
 from oomguard.configfile.layered import Settings
 from oomguard.job.memory_settings import Head, MemorySettings, Objective, Reference
 from oomguard.job.plan import Tuning
@@ -136,11 +137,7 @@ def other_models(settings: Settings, found: MemorySettings) -> tuple[Unmodelled,
     """Return which models beside the trained one are not counted, or not as they are."""
     if STAGE.of(settings) == "ppo":
         return tuple(_beside_ppo(settings))
-    objective, name = found.objective, _REFERENCE.of(settings)
-    if objective is None or objective.reference is not Reference.MODEL or name == found.model:
-        return ()
-    effect = f"{name} is counted as large as the trained model"
-    return (_missing(settings, _REFERENCE.name, effect, Direction.EITHER),)
+    return other_reference(settings, _REFERENCE, found)
 
 
 def _beside_ppo(settings: Settings) -> Iterator[Unmodelled]:
@@ -164,8 +161,6 @@ def _beside_ppo(settings: Settings) -> Iterator[Unmodelled]:
         yield _missing(settings, key, "the frozen reference model is not counted")
 
 
-def _missing(
-    settings: Settings, key: str, effect: str, direction: Direction = Direction.MORE
-) -> Unmodelled:
+def _missing(settings: Settings, key: str, effect: str) -> Unmodelled:
     line = settings.origin(key).line
-    return Unmodelled(key=key, effect=effect, direction=direction, line=line)
+    return Unmodelled(key=key, effect=effect, direction=Direction.MORE, line=line)

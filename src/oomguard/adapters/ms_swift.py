@@ -1,4 +1,4 @@
-"""ms-swift: `swift sft x.yaml [--key value ...]`.
+"""ms-swift: `swift sft|pt|rlhf x.yaml [--key value ...]`.
 
 Source: ms-swift 4.6.0, cli/main.py, arguments/ (sft_args, tuner_args, base_args/), trainers/
 arguments.py, config/.
@@ -7,13 +7,13 @@ arguments.py, config/.
 from __future__ import annotations
 
 import posixpath
+from collections.abc import Mapping
 from dataclasses import replace
 
-from oomguard.adapters import fields, launchers
+from oomguard.adapters import fields, launchers, ms_swift_methods
 from oomguard.adapters.config_adapter import Refusal
 from oomguard.adapters.contract import JobRequest, Marks
-from oomguard.adapters.fields import Binding, Bindings, Edits, Key, choice, flag, number
-from oomguard.adapters.hf import heads
+from oomguard.adapters.fields import Binding, Bindings, Edits, Key, flag, number
 from oomguard.adapters.hf import training_arguments as hf
 from oomguard.adapters.hf.liger import NOT_FUSED
 from oomguard.adapters.hf.trainer_adapter import (
@@ -26,13 +26,14 @@ from oomguard.adapters.hf.trainer_adapter import (
 from oomguard.adapters.invocation import Invocation, file_first
 from oomguard.adapters.launchers import Launcher, LauncherCommand
 from oomguard.adapters.llamafactory_keys import MULTIMODAL_MODEL
-from oomguard.adapters.settings.swift_settings import EVAL_BATCH, MICRO_BATCH, SWIFT
+from oomguard.adapters.settings.groups import SettingGroups
+from oomguard.adapters.settings.swift_settings import EVAL_BATCH, MICRO_BATCH, SWIFT, SWIFT_RLHF
 from oomguard.configfile import values
 from oomguard.configfile.document import Source
 from oomguard.configfile.layered import Settings
 from oomguard.job.checkpoint import Continuation, Layout, Mode
 from oomguard.job.command import File
-from oomguard.job.memory_settings import ALL_LINEAR, MemorySettings, TrainingCode
+from oomguard.job.memory_settings import ALL_LINEAR, Format, MemorySettings, TrainingCode
 from oomguard.job.plan import (
     ZERO,
     DeviceMap,
@@ -48,16 +49,16 @@ from oomguard.job.plan import (
 from oomguard.job.training_job import Device, Job, World
 from oomguard.job.unmodelled import TrainingMethod, Unmodelled
 
-_COMMANDS = ("sft", "pt")
+_COMMANDS = (ms_swift_methods.SFT, ms_swift_methods.PT, ms_swift_methods.RLHF)
 _MODULES = {f"swift.cli.{name}" for name in _COMMANDS}
 _LAUNCHED_BY = ("NPROC_PER_NODE", "NNODES", "NODE_RANK", "MASTER_ADDR", "MASTER_PORT")
-_BATCH = 16  # samples of a step that ms-swift accumulates to where no number is stated
 _STEPS = fields.maybe_number("gradient_accumulation_steps")
 _MODEL = fields.maybe_text("model")
 # Without one, weights keep the checkpoint's dtype, 16 bits in what people fine-tune, or become bf16
 # (swift/model/utils.py, get_default_torch_dtype).
 _DTYPE = fields.text("torch_dtype", "bfloat16")
-_PRECISIONS = {"bfloat16": Precision.BF16_TRUE}
+_BF16: Key[bool | None] = Key(name="bf16", decode=values.truth, default=None)
+_FP16: Key[bool | None] = Key(name="fp16", decode=values.truth, default=None)
 _BITS, _METHOD = fields.maybe_number("quant_bits"), fields.maybe_text("quant_method")
 _KIND = fields.text("bnb_4bit_quant_type", "nf4")
 _DOUBLE = flag("bnb_4bit_use_double_quant", default=True)
@@ -126,6 +127,28 @@ def _quantization_edits(_: Settings, value: object) -> Edits | None:
     return {**bits, _KIND: four[0], _DOUBLE: four[1]}
 
 
+def _precision(settings: Settings) -> Precision | None:
+    """Return what autocast computes in, which follows the weights (base_args/model_args.py).
+
+    Weights in fp32 are computed with in fp16; what is stated goes before either.
+    """
+    dtype = _DTYPE.of(settings).removeprefix("torch.")
+    fp16, bf16 = _FP16.of(settings), _BF16.of(settings)
+    if bf16 or (bf16 is None and dtype == "bfloat16" and not fp16):
+        return Precision.BF16_MIXED
+    if fp16 or (fp16 is None and dtype != "bfloat16"):
+        return Precision.FP16_MIXED
+    return Precision.FP32 if dtype == "float32" else None
+
+
+def _precision_edits(_: Settings, value: object) -> Edits | None:
+    if value is Precision.FP32:
+        return {_DTYPE: "float32", _FP16: False, _BF16: False}
+    if value not in (Precision.BF16_MIXED, Precision.FP16_MIXED):
+        return None
+    return {_FP16: value is Precision.FP16_MIXED, _BF16: value is Precision.BF16_MIXED}
+
+
 def _tuning(settings: Settings) -> Tuning:
     return {"lora": Tuning.LORA, "full": Tuning.FULL}.get(_TYPE.of(settings), Tuning.OTHER)
 
@@ -176,7 +199,7 @@ BINDINGS = Bindings(
         fields.stated("image_pixels", fields.maybe_number("max_pixels")),
         fields.direct("checkpointing", flag("gradient_checkpointing", default=True)),
         fields.stated("preprocess_workers", fields.maybe_number("dataset_num_proc")),
-        choice("precision", _DTYPE, _PRECISIONS),
+        Binding(field="precision", read=_precision, edits=_precision_edits),
         Binding(field="quantization", read=_quantization, edits=_quantization_edits),
         Binding(field="tuning", read=_tuning, edits=_tuning_edits),
         Binding(
@@ -213,9 +236,12 @@ def _is_cli(launch: LauncherCommand) -> bool:
     return launch.program in _COMMANDS
 
 
-def _pretrains(job: Job) -> bool:
-    launch = _launch(job.argv)
-    return launch is not None and launch.program in ("pt", "swift.cli.pt")
+def _command(argv: tuple[str, ...]) -> str:
+    """Return which of its commands an argv starts: sft for a script of another name."""
+    launch = _launch(argv)
+    if launch is None:
+        return ms_swift_methods.SFT
+    return posixpath.basename(launch.program).removesuffix(".py").rpartition(".")[2]
 
 
 def _zero_name(plan: Plan) -> str | None:
@@ -227,24 +253,13 @@ _SPLIT = Refusal(
     message="`--truncation_strategy split` is currently only supported for pre-training.",
     when=lambda s, job, plan: (
         plan.overlong is Overlong.CHUNKED
-        and (not _pretrains(job) or flag("use_chat_template").of(s) or job.multimodal)
+        and (
+            _command(job.argv) != ms_swift_methods.PT
+            or flag("use_chat_template").of(s)
+            or job.multimodal
+        )
     ),
 )
-
-
-_TASK: Key[str | None] = fields.maybe_text("task_type")
-#: `task_type` (arguments/base_args/model_args.py): what is computed beside the next words.
-_TASKS = {
-    "seq_cls": heads.CLASSIFICATION,
-    "embedding": heads.EMBEDDING,
-    "reranker": heads.RERANKER,
-    "generative_reranker": heads.GENERATIVE_RERANKER,
-}
-
-
-def _task(settings: Settings) -> str:
-    """Return the stated task, else a classifier's where labels are counted (model_meta.py)."""
-    return _TASK.of(settings) or ("seq_cls" if settings.get("num_labels") else "causal_lm")
 
 
 class MsSwift(TrainerAdapter):
@@ -267,39 +282,43 @@ class MsSwift(TrainerAdapter):
     environment = (*ENVIRONMENT, *_LAUNCHED_BY)
     output = _OUTPUT
     rank = _RANK
-    groups = SWIFT
+
+    def command_for(
+        self, source: Source, document: Mapping[str, object], command: tuple[str, ...]
+    ) -> tuple[str, ...]:
+        """Return the file's own command; a file that states `rlhf_type` is for `swift rlhf`."""
+        if command or ms_swift_methods.TYPE.name not in document:
+            return super().command_for(source, document, command)
+        return (*self.programs, ms_swift_methods.RLHF, source.path)
 
     def training_method(self, job: Job) -> TrainingMethod | None:
-        """Return the method of the command and of `task_type`."""
-        if _pretrains(job):
-            return TrainingMethod.PRETRAIN
-        task = _task(self.of_job(job).settings)
-        if task == "causal_lm":
-            return TrainingMethod.SFT
-        objective = _TASKS.get(task)
-        return objective.method if objective else None
+        """Return the method of the command, of `rlhf_type` and of `task_type`."""
+        return ms_swift_methods.method_of(_command(job.argv), self.of_job(job).settings)
+
+    def groups_of(self, job: Job) -> SettingGroups:
+        """Return the settings of the command."""
+        return SWIFT_RLHF if _command(job.argv) == ms_swift_methods.RLHF else SWIFT
+
+    def tables(self) -> Mapping[str, SettingGroups]:
+        """Return the settings of each command."""
+        return {"ms-swift: swift sft, swift pt": SWIFT, "ms-swift: swift rlhf": SWIFT_RLHF}
 
     def unmodelled(self, job: Job) -> tuple[Unmodelled, ...]:
-        """Return what the settings say; texts that are compared are as many as the data's."""
-        found, settings = super().unmodelled(job), self.of_job(job).settings
-        objective = _TASKS.get(_task(settings))
-        if objective is None or objective.rows == 1:
-            return found
-        return (*found, heads.more_rows(_TASK.name, settings))
+        """Return what the settings say, and what the command does besides."""
+        more = ms_swift_methods.unmodelled(
+            _command(job.argv), self.of_job(job).settings, self.memory_settings(job)
+        )
+        return (*super().unmodelled(job), *more)
 
     def memory_settings(self, job: Job) -> MemorySettings:
         """Read what decides the memory; LoRA goes to all linear layers unless a setting says."""
         found, settings = super().memory_settings(job), self.of_job(job).settings
-        task = _task(settings)
-        if task == "seq_cls":
-            found = heads.classifier(found, settings)
-        elif task in _TASKS:
-            found = replace(found, objective=_TASKS[task])
-        if found.lora is None:
-            return found
-        dropout = fields.fraction("lora_dropout", 0.05).of(settings)
-        targets = found.lora.targets or (ALL_LINEAR,)
-        return replace(found, lora=replace(found.lora, targets=targets, dropout=dropout))
+        if found.lora is not None:
+            dropout = fields.fraction("lora_dropout", 0.05).of(settings)
+            targets = found.lora.targets or (ALL_LINEAR,)
+            found = replace(found, lora=replace(found.lora, targets=targets, dropout=dropout))
+        found = replace(found, base=found.base or Format.BF16)
+        return ms_swift_methods.memory_settings(found, _command(job.argv), settings)
 
     def split(self, argv: tuple[str, ...], source: Source | None) -> Invocation | None:
         """Parse a command line."""
@@ -318,10 +337,19 @@ class MsSwift(TrainerAdapter):
         settings = self.invocation(request.argv, request.source).settings
         world = self._world(request)
         micro = MICRO_BATCH.of(settings)
-        steps = _STEPS.of(settings) or max(1, -(-_BATCH // (micro * world.size)))
+        command = _command(request.argv)
+        default = ms_swift_methods.default_accumulation(command, settings, micro * world.size)
+        steps = _STEPS.of(settings) or default
         job = super().read(request)
         asked = replace(job.asked, accumulation=steps)
-        return replace(job, asked=asked, multimodal=_is_multimodal(settings))
+        if command == ms_swift_methods.RLHF:  # whose losses Liger does not fuse
+            asked = replace(asked, loss_kernel=None)
+        return replace(
+            job,
+            asked=asked,
+            multimodal=_is_multimodal(settings),
+            compares_samples=ms_swift_methods.compares_samples(command, settings),
+        )
 
     def world(self, invocation: Invocation, request: JobRequest, device: Device) -> World:
         """Return how many ranks torchrun starts; without its variables there is one."""

@@ -10,7 +10,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import replace
 
-from oomguard.adapters import fields, launchers, trial
+from oomguard.adapters import fields, launchers, torchtune_methods, trial
 from oomguard.adapters.config_adapter import ConfigAdapter, Refusal, not_training
 from oomguard.adapters.contract import JobRequest, Marks
 from oomguard.adapters.fields import (
@@ -42,7 +42,7 @@ from oomguard.job.plan import (
     Tuning,
 )
 from oomguard.job.training_job import Device, Job, World
-from oomguard.job.unmodelled import TrainingMethod
+from oomguard.job.unmodelled import TrainingMethod, Unmodelled
 
 _COMPONENT = fields.text("model._component_", "")
 _QUANTIZE_BASE = flag("model.quantize_base")
@@ -93,10 +93,11 @@ def _offload_edits(_: Settings, value: object) -> Edits | None:
     return {_CPU: bool(host), _ACTIVATIONS: Offload.ACTIVATIONS in wanted}
 
 
+_ACCUMULATION = number("gradient_accumulation_steps", 1)
 BINDINGS = Bindings(
     bindings=(
         direct("micro_batch", number("batch_size", 2)),
-        direct("accumulation", number("gradient_accumulation_steps", 1)),
+        direct("accumulation", _ACCUMULATION),
         direct("sequence_length", fields.maybe_number("tokenizer.max_seq_len")),
         fields.always("overlong", Overlong.CUT),
         direct("checkpointing", flag("enable_activation_checkpointing")),
@@ -114,6 +115,18 @@ BINDINGS = Bindings(
             read=_loss,
             edits=lambda _, value: {_LOSS: _CHUNKED if value is LossKernel.FUSED else _PLAIN},
         ),
+    )
+)
+_PPO_BATCH = number("ppo_batch_size", 1)
+#: PPO's recipe divides `ppo_batch_size` by the accumulation; `batch_size` are its trajectories.
+_PPO_BINDINGS = Bindings(
+    bindings=(
+        Binding(
+            field="micro_batch",
+            read=lambda s: max(1, _PPO_BATCH.of(s) // _ACCUMULATION.of(s)),
+            edits=lambda _, __: {},
+        ),
+        *(one for one in BINDINGS.bindings if one.field != "micro_batch"),
     )
 )
 _REFUSALS = (
@@ -219,15 +232,6 @@ def _recipe(invocation: Invocation) -> str:
     return posixpath.basename(program).removesuffix(".py")
 
 
-#: Words in the names of recipes (torchtune 0.6.1, _recipe_registry.py).
-_METHODS = {
-    "dpo": TrainingMethod.DPO,
-    "ppo": TrainingMethod.PPO,
-    "grpo": TrainingMethod.GRPO,
-    "knowledge_distillation": TrainingMethod.DISTILLATION,
-    "finetune": TrainingMethod.SFT,
-    "qat": TrainingMethod.SFT,
-}
 #: Where torchtune writes; most configs write the others as `${output_dir}/...`.
 _FOLDERS = ("output_dir", "checkpointer.output_dir", "metric_logger.log_dir")
 
@@ -305,8 +309,18 @@ class Torchtune(ConfigAdapter):
 
     def training_method(self, job: Job) -> TrainingMethod | None:
         """Return the method that the recipe's name states."""
-        recipe = _recipe(self.of_job(job))
-        return next((kind for word, kind in _METHODS.items() if word in recipe), None)
+        return torchtune_methods.method_of(_recipe(self.of_job(job)))
+
+    def unmodelled(self, job: Job) -> tuple[Unmodelled, ...]:
+        """Return what the settings say, and what the recipe does besides."""
+        invocation = self.of_job(job)
+        more = torchtune_methods.unmodelled(_recipe(invocation), invocation.settings)
+        return (*super().unmodelled(job), *more)
+
+    def bindings_of(self, invocation: Invocation) -> Bindings:
+        """Return the bindings of the recipe."""
+        is_ppo = torchtune_methods.method_of(_recipe(invocation)) is TrainingMethod.PPO
+        return _PPO_BINDINGS if is_ppo else BINDINGS
 
     def device(self, settings: Settings, gpus: int) -> Device:
         """Return where the job computes."""
@@ -329,7 +343,9 @@ class Torchtune(ConfigAdapter):
 
     def memory_settings(self, job: Job) -> MemorySettings:
         """Return what decides the memory besides the plan."""
-        return memory_settings_of(self.of_job(job).settings, job)
+        invocation = self.of_job(job)
+        found = memory_settings_of(invocation.settings, job)
+        return torchtune_methods.memory_settings(found, _recipe(invocation), invocation.settings)
 
     def required_packages(self, job: Job, plan: Plan) -> frozenset[str]:
         """Return bitsandbytes if the plan adds one of its optimizers."""

@@ -71,7 +71,7 @@ def memory_settings_of(settings: Settings, job: Job) -> MemorySettings:
     packed = fields.flag("dataset.packed").of(settings)
     return MemorySettings(
         code=CODE,
-        model=_model(str(component.get(_COMPONENT, "")), settings),
+        model=model_of(settings, "model", "checkpointer"),
         family=Family.TORCHTUNE,
         component=component,
         trained_fp32=False,
@@ -94,11 +94,12 @@ def _component(settings: Settings) -> Mapping[str, object]:
     return MappingProxyType({name: settings.get(f"model.{name}") for name in names})
 
 
-def _model(builder: str, settings: Settings) -> str | None:
-    """Return the model: by its builder, else by the folder that its weights lie in."""
+def model_of(settings: Settings, key: str, checkpointer: str) -> str | None:
+    """Return the model of a builder: by its name, else by the folder that its weights lie in."""
+    builder = str(settings.get(f"{key}.{_COMPONENT}") or "").replace("_reward_", "_")
     bare = builder.rsplit(".", 1)[-1].removesuffix("_base").removesuffix("_instruct")
     bare = bare.removeprefix("qlora_").removeprefix("lora_")
-    folder = settings.get("checkpointer.checkpoint_dir")
+    folder = settings.get(f"{checkpointer}.checkpoint_dir")
     if bare in _MODELS or not isinstance(folder, str):
         return _MODELS.get(bare)
     return posixpath.normpath(folder)

@@ -46,6 +46,36 @@ _SFT = Objective(
 #: A row for each sample. The samples with each other's answers, by which the divergence is
 #: estimated, go through both models as well: without gradients, and before the sample's own pass.
 _KTO = replace(_DPO, method=TrainingMethod.KTO, rows=1, traced="trl_losses:unpaired")
+#: As TRL computed it before 1.16, and its experimental trainers do: from whole logits in fp32
+#: (trl 0.29.1 and 1.9.0, trainer/dpo_trainer.py, trainer/utils.py selective_log_softmax,
+#: experimental/{kto,cpo,orpo}). Beside them stand half of the 16-bit ones that they were cast from,
+#: and in the backward pass their rows' gradients and one of all. Not traced: arithmetic alone.
+_WHOLE_DPO = Objective(
+    method=TrainingMethod.DPO,
+    rows=2,
+    reference=Reference.START,
+    logit_bytes=(6, 12),
+    reference_logit_bytes=4,
+)
+#: Without a reference; the better answer is also trained on word by word.
+_WHOLE_ORPO = replace(
+    _WHOLE_DPO,
+    method=TrainingMethod.ORPO,
+    reference=Reference.NONE,
+    logit_bytes=(10, 16),
+    reference_logit_bytes=0.0,
+)
+WHOLE = {
+    TrainingMethod.DPO: _WHOLE_DPO,
+    TrainingMethod.KTO: replace(
+        _WHOLE_DPO,
+        method=TrainingMethod.KTO,
+        rows=1,
+    ),
+    TrainingMethod.ORPO: _WHOLE_ORPO,
+    TrainingMethod.CPO: replace(_WHOLE_ORPO, method=TrainingMethod.CPO),
+    TrainingMethod.SIMPO: replace(_WHOLE_ORPO, method=TrainingMethod.SIMPO),
+}
 #: A row for each completion, of which alone there are log-probabilities; the reference's come with
 #: the generation.
 _GRPO = Objective(
@@ -71,6 +101,11 @@ ONE_SAMPLE = Refusal(
     "the KL term will be equivalent to the implied reward.",
     when=lambda _, job, plan: job.compares_samples and plan.micro_batch <= 1,
 )
+
+
+def without_words(objective: Objective) -> Objective:
+    """Return an objective of whole logits that trains on no answer word by word."""
+    return replace(objective, logit_bytes=_WHOLE_DPO.logit_bytes)
 
 
 def requested(plan: Plan, method: TrainingMethod) -> Plan:

@@ -12,12 +12,14 @@ from oomguard.catalogue.checkpoint_formats import stored_format
 from oomguard.catalogue.litgpt_configs import named
 from oomguard.catalogue.lookup import Model, find_model
 from oomguard.cli.prepare import Prepared
+from oomguard.errors import ConfigError
 from oomguard.estimate.correct import UNCORRECTED, Ratios
 from oomguard.estimate.memory import Fits, MemoryEstimate
 from oomguard.estimate.term_descriptions import TrainedPart, explain_terms, trained_part
+from oomguard.job.memory_settings import FurtherModel, MemorySettings
 from oomguard.job.plan import Plan
 from oomguard.job.training_job import Job
-from oomguard.job.unmodelled import TrainingMethod, Unmodelled
+from oomguard.job.unmodelled import Direction, TrainingMethod, Unmodelled
 from oomguard.predict.forecast import (
     Capacity,
     Forecast,
@@ -120,7 +122,8 @@ def plan_job(
     Raises:
         ConfigError: if the job's model is not known.
     """
-    start, request = time.monotonic(), _request(prepared, capacity)
+    start = time.monotonic()
+    request, uncounted = _request(prepared, capacity)
     job, model = request.job, request.model
     prepared = replace(prepared, job=job)
     tracer = tracer_of((job.python, sys.executable), traced_with(request.recipe, model.family))
@@ -132,7 +135,7 @@ def plan_job(
     predictor = Predictor(tracer=tracer, budget_s=budget_s, ratios=ratios)
     method = prepared.adapter.training_method(job)
     missing = left_out(job, method, model, recipe, versions)
-    unmodelled = (*prepared.adapter.unmodelled(job), *missing)
+    unmodelled = (*prepared.adapter.unmodelled(job), *missing, *uncounted)
     found = forecast(request, prepared.ladder, capacity, predictor, unmodelled=unmodelled)
     rejected = _rejection(prepared, capacity, request, predictor, unmodelled)
     if rejected and found.asked.fits is Fits.YES:
@@ -151,16 +154,51 @@ def plan_job(
     )
 
 
-def _request(prepared: Prepared, capacity: Capacity) -> PredictionRequest:
+def _request(
+    prepared: Prepared, capacity: Capacity
+) -> tuple[PredictionRequest, tuple[Unmodelled, ...]]:
+    """Return what is asked, and the models of the job whose size is not known."""
     job, settings = prepared.job, prepared.adapter.memory_settings(prepared.job)
-    model = find_model(
-        settings.model, settings.family, cwd=Path(job.cwd), ask_framework=named(job.python)
+    model = _find(settings.model, settings, job)
+    further = settings.objective.further if settings.objective else ()
+    sizes = {one: _size(one, settings, job) for one in further}
+    numbers = [
+        sum(size or 0 for one, size in sizes.items() if one.is_trained is trained)
+        for trained in (False, True)
+    ]
+    uncounted = (
+        Unmodelled(
+            key=one.key,
+            effect="the size of this further model is not known: it is not counted",
+            direction=Direction.MORE,
+        )
+        for one, size in sizes.items()
+        if size is None
     )
     if model.type and job.model_type is None:  # known to the hub alone
         job = prepared.adapter.of_model(job, model.type, stored_format(model))
-    return PredictionRequest(
-        job=job, recipe=settings, model=model, plans=(), capacity_bytes=capacity.device_bytes
+    request = PredictionRequest(
+        job=job,
+        recipe=settings,
+        model=model,
+        plans=(),
+        capacity_bytes=capacity.device_bytes,
+        further=numbers[0],
+        further_trained=numbers[1],
     )
+    return request, tuple(dict.fromkeys(uncounted))
+
+
+def _find(name: str | None, settings: MemorySettings, job: Job) -> Model:
+    return find_model(name, settings.family, cwd=Path(job.cwd), ask_framework=named(job.python))
+
+
+def _size(one: FurtherModel, settings: MemorySettings, job: Job) -> int | None:
+    """Return how many numbers a further model has, None if that is not known."""
+    try:
+        return _find(one.model, settings, job).architecture.parameters
+    except ConfigError:
+        return None
 
 
 def _history_key(

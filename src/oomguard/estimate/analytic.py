@@ -38,13 +38,19 @@ _HEAD_COPIES = 3
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EstimateInput:
-    """A plan of a job on a model, on `ranks` GPUs; `cuda` is what CUDA takes on each."""
+    """A plan of a job on a model, on `ranks` GPUs; `cuda` is what CUDA takes on each.
+
+    `further` counts the numbers of other models that the job holds, `further_trained` those of
+    models that it trains as well.
+    """
 
     model: Architecture
     plan: Plan
     recipe: MemorySettings
     ranks: int = 1
     ranks_of_node: int = 1
+    further: int = 0
+    further_trained: int = 0
     cuda: CudaOverhead = CUDA
 
     @property
@@ -99,12 +105,12 @@ def static(problem: EstimateInput) -> dict[Term, int]:
     share = sharding.rank_fractions(problem.plan, problem.ranks)
     kept = share.weights
     state = state_bytes(problem) + share.master_bytes
-    trained = numbers.trained - numbers.embeddings
+    trained = numbers.trained - numbers.embeddings + problem.further_trained
     gradients = stored.trained_bytes * numbers.trained
     each = stored.trained_bytes * kept + state * share.optimizer
     wide = embedding_states(problem)
     return {
-        Term.WEIGHTS: int((base_weights(problem) + reference_weights(problem)) * kept),
+        Term.WEIGHTS: int(_all_weights(problem) * kept),
         Term.ADAPTER: int(adapter_bytes(problem) * numbers.adapter * kept),
         Term.TRAINED_EMBEDDINGS: int(each * numbers.embeddings) + wide[Term.TRAINED_EMBEDDINGS],
         Term.MEDIA_TOWERS: int(_tower_weights(problem) * kept),
@@ -117,6 +123,13 @@ def static(problem: EstimateInput) -> dict[Term, int]:
         ),
         Term.WORKSPACES: 2 * problem.cuda.workspace_bytes,
     }
+
+
+def _all_weights(problem: EstimateInput) -> int:
+    """Return the bytes of all models: the trained one, its reference and those beside them."""
+    stored = problem.formats
+    others = problem.further * stored.base_bytes + problem.further_trained * stored.trained_bytes
+    return base_weights(problem) + reference_weights(problem) + others
 
 
 def adapter_bytes(problem: EstimateInput) -> int:
@@ -329,7 +342,9 @@ def gradients(problem: EstimateInput, share: float) -> dict[Term, int]:
         most = _HEAD_COPIES * problem.model.embedding  # the largest matrix of any model
         return {Term.GRADIENTS: int(each * min(most, numbers.trained))}
     return {
-        Term.GRADIENTS: int(each * (numbers.trained - numbers.embeddings)),
+        Term.GRADIENTS: int(
+            each * (numbers.trained - numbers.embeddings + problem.further_trained)
+        ),
         Term.TRAINED_EMBEDDINGS: int(each * numbers.embeddings),
     }
 

@@ -168,6 +168,18 @@ class Tiles:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class FurtherModel:
+    """Another model that a job holds, in the format of its own; `key` is the setting that says so.
+
+    `model` is its hub id or folder, None where the settings do not say.
+    """
+
+    key: str
+    model: str | None
+    is_trained: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Objective:
     """What a method's training step computes, where the framework has a loss of its own.
 
@@ -187,6 +199,7 @@ class Objective:
         logit_bytes: where they do, the bytes for each logit of the trained policy at the end of its
             forward pass, and at the most in its backward pass.
         reference_logit_bytes: bytes for each logit of the reference while it is computed.
+        further: the models that are neither the trained one nor its reference.
         traced: the function of `oomguard_traced_models` that computes the framework's own loss, as
             `module:name`.
         since: the package and the version from which on all of this holds.
@@ -202,6 +215,7 @@ class Objective:
     tiles: Tiles | None = None
     logit_bytes: tuple[float, float] | None = None
     reference_logit_bytes: float = 0.0
+    further: tuple[FurtherModel, ...] = ()
     traced: str | None = None
     since: tuple[str, tuple[int, ...]] | None = None
 

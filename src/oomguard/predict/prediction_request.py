@@ -19,13 +19,18 @@ UNKNOWN_PROMPT = 512
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PredictionRequest:
-    """The plans of one job whose peaks are wanted, the asked one first."""
+    """The plans of one job whose peaks are wanted, the asked one first.
+
+    `further` and `further_trained` count the numbers of other models, as in `EstimateInput`.
+    """
 
     job: Job
     recipe: MemorySettings
     model: Model
     plans: Sequence[Plan]
     capacity_bytes: int
+    further: int = 0
+    further_trained: int = 0
 
     def batched(self, plan: Plan) -> Plan:
         """Return the plan with the real length of its longest batch and its images' size."""
@@ -71,6 +76,8 @@ class PredictionRequest:
             recipe=replace(self.recipe, images=len(self.images) or self.recipe.images),
             ranks=self.job.world.size,
             ranks_of_node=self.job.world.per_node,
+            further=self.further,
+            further_trained=self.further_trained,
             cuda=cuda_overhead(self.job),
         )
 

@@ -50,7 +50,7 @@ _READ = fields_of(
         "tuning": "adapter",
         "trained_fp32": "adapter",
         "lora": "adapter lora_r lora_alpha lora_dropout lora_target_modules lora_modules_to_save"
-        " lora_target_linear peft_use_dora",
+        " lora_target_linear peft_use_dora rl",
         "lora_rank": "lora_r",
         "embedding_rows": "lora_modules_to_save",
         "trained_embeddings": "lora_modules_to_save",
@@ -60,7 +60,8 @@ _READ = fields_of(
         "attention": "attn_implementation",
         "sharding": "fsdp_config",
         "method": "rl reward_model process_reward_model model_type",
-        "objective": "reward_model process_reward_model model_type num_labels",
+        "objective": "rl reward_model process_reward_model model_type num_labels cpo_alpha",
+        "compares_samples": "rl",
     }
 )
 _SHARDED = (
@@ -248,6 +249,20 @@ _LOSSES = (
         Effect(key=key, effect="this method is planned as sft")
         for key in ("diffusion", "ebft", "kd_trainer", "llmcompressor", "nemo_gym_enabled")
     ),
+    Effect(
+        key="precompute_ref_log_probs",
+        effect="the reference is counted in every step",
+        direction=Direction.LESS,
+    ),
+    switch("dpo_use_liger_kernel", "Liger's kernels are not modelled", Direction.EITHER),
+    switch("dpo_padding_free", "a batch is counted with its padding", Direction.EITHER),
+    Effect(
+        key="dpo_loss_type",
+        effect="the loss of the better answers' words is not included",
+        when=lambda value: "sft" in str(value),
+    ),
+    switch("dpo_use_weighting", "the weights of pairs are not included"),
+    Effect(key="rpo_alpha", effect="the loss of the better answers' words is not included"),
     switch("use_eaft", "EAFT's loss over whole logits is not modelled"),
     Effect(
         key="trainer_cls",
@@ -322,10 +337,7 @@ _DETAILS = {
     " dion_rank_multiple_of qgalore_cos_threshold qgalore_gamma_proj qgalore_proj_bits"
     " qgalore_proj_group_size qgalore_proj_quant qgalore_proj_type qgalore_queue_size qgalore_rank"
     " qgalore_scale qgalore_update_proj_gap",
-    "rl": "cpo_alpha dpo_beta dpo_generate_during_eval dpo_label_smoothing dpo_loss_type"
-    " dpo_loss_weights dpo_norm_loss dpo_padding_free dpo_use_liger_kernel dpo_use_logits_to_keep"
-    " dpo_use_weighting kto_desirable_weight kto_undesirable_weight max_prompt_len orpo_alpha"
-    " precompute_ref_log_probs rl_beta rpo_alpha simpo_gamma trl vllm",
+    "rl": "trl vllm",
     "reward_model": "center_rewards_coefficient",
     "kd_trainer": "kd_alpha kd_beta kd_ce_alpha kd_normalize_topk kd_online_server"
     " kd_online_server_base_url kd_online_timeout kd_online_topk kd_temperature"
@@ -371,7 +383,8 @@ _DETAILS = {
     "profiler_steps": "profiler_steps_start",
 }
 _NO_EFFECT = {
-    trainer.SAVED: "comet_api_key comet_experiment_config comet_experiment_key comet_mode"
+    trainer.SAVED: "dpo_generate_during_eval"
+    " comet_api_key comet_experiment_config comet_experiment_key comet_mode"
     " comet_online comet_project_name comet_workspace dynamic_checkpoint early_stopping_patience"
     " hf_mlflow_log_artifacts include_tkps include_tokens_per_second loss_watchdog_patience"
     " loss_watchdog_threshold mlflow_experiment_name mlflow_run_name mlflow_tracking_uri"
@@ -383,11 +396,14 @@ _NO_EFFECT = {
     " total_supervised_tokens trackio_project_name trackio_run_name use_comet use_mlflow"
     " use_otel_metrics use_swanlab use_tensorboard use_trackio use_wandb wandb_entity"
     " wandb_log_model wandb_mode wandb_name wandb_project wandb_run_id wandb_watch",
-    trainer.RATES: "cosine_constant_lr_ratio cosine_min_lr_ratio embedding_lr embedding_lr_scale"
+    trainer.RATES: "dpo_beta dpo_label_smoothing dpo_loss_weights dpo_norm_loss"
+    " kto_desirable_weight kto_undesirable_weight orpo_alpha rl_beta simpo_gamma"
+    " cosine_constant_lr_ratio cosine_min_lr_ratio embedding_lr embedding_lr_scale"
     " lora_alpha_pattern lora_fan_in_fan_out loraplus_lr_embedding loraplus_lr_ratio lr_div_factor"
     " lr_groups lr_quadratic_warmup lr_scheduler mean_resizing_embeddings peft_use_rslora"
     " rope_scaling warmup_ratio",
-    trainer.SAMPLES: "chat_template chat_template_jinja chat_template_kwargs curriculum_sampling"
+    trainer.SAMPLES: "dpo_use_logits_to_keep max_prompt_len"
+    " chat_template chat_template_jinja chat_template_kwargs curriculum_sampling"
     " dataset_exact_deduplication dataset_prepared_path dataset_shard_idx dataset_shard_num"
     " datasets default_system_message eot_tokens group_by_length is_preprocess min_sample_len"
     " multipack_real_batches num_dataset_shards_to_save pad_to_sequence_len pose_max_context_len"

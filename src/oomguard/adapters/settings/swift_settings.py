@@ -1,7 +1,7 @@
-"""The settings of ms-swift's `swift sft` and `swift pt`.
+"""The settings of ms-swift's `swift sft`, `swift pt` and `swift rlhf`.
 
-Source: ms-swift 4.6.0, arguments/{sft_args,tuner_args}.py, arguments/base_args/,
-trainers/arguments.py, callbacks/mapping.py.
+Source: ms-swift 4.6.0, arguments/{sft_args,rlhf_args,tuner_args}.py, arguments/base_args/,
+rlhf_trainers/args_mixin.py, trainers/arguments.py, callbacks/mapping.py.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ from oomguard.adapters.fields import Key, number
 from oomguard.adapters.settings import trainer_settings as trainer
 from oomguard.adapters.settings.groups import SettingGroups, fields_of
 from oomguard.configfile.layered import Settings
-from oomguard.configfile.values import is_true
 from oomguard.job.unmodelled import Direction
 
 MICRO_BATCH: Key[int] = number("per_device_train_batch_size", 1)
@@ -106,13 +105,6 @@ _TRAINED = (
 )
 _MODEL = (
     differs("attn_impl", "sdpa", "attention is counted as torch's own", Direction.EITHER),
-    Effect(
-        key="bf16",
-        effect="autocast is counted as `torch_dtype` has it",
-        direction=Direction.EITHER,
-        when=lambda value: value is not None and not is_true(value),
-    ),
-    switch("fp16", "autocast is counted as `torch_dtype` has it", Direction.EITHER),
     Effect(
         key="bnb_4bit_compute_dtype",
         effect="matrices are counted as unpacked to 16 bits",
@@ -238,9 +230,81 @@ _OWN = SettingGroups(
     },
 )
 
-SWIFT = (
-    trainer.TRAINER.without(("bf16", "fp16", *trainer.EVALUATING))
-    | trainer.SEQ2SEQ
-    | trainer.CHECKPOINTING
-    | _OWN
+SWIFT = trainer.TRAINER.without(trainer.EVALUATING) | trainer.SEQ2SEQ | trainer.CHECKPOINTING | _OWN
+
+_GENERATED = (
+    "advantage_estimator advantage_reweight async_generate completion_length_limit_scope"
+    " cosine_max_len cosine_max_len_value_correct cosine_max_len_value_wrong"
+    " cosine_min_len_value_correct cosine_min_len_value_wrong chord_enable_phi_function"
+    " chord_mu_decay_steps chord_mu_peak chord_mu_valley chord_mu_warmup_steps chord_sft_dataset"
+    " chord_sft_per_device_train_batch_size cliprange cliprange_value delta dynamic_sample"
+    " enable_flattened_weight_sync epsilon epsilon_high fipo_clip_high_only fipo_clip_range"
+    " fipo_decay_rate fipo_safety_threshold gamma generation_batch_size gkd_logits_topk gym_env"
+    " importance_sampling_level kl_coef kl_in_reward lam lmbda local_rollout_forward_batch_size"
+    " log_completions log_entropy log_rollout_offpolicy_metrics max_completion_length"
+    " max_resample_times max_turns min_p missing_eos_penalty move_model_batches"
+    " multi_turn_scheduler num_generations num_generations_eval num_iterations num_mini_batches"
+    " num_ppo_epochs num_sample_generations off_policy_sequence_mask_delta offload_model"
+    " offload_optimizer offload_teacher_model overlong_filter real_tau ref_model_mixup_alpha"
+    " ref_model_sync_steps repetition_max_penalty repetition_n_grams response_length"
+    " reward_adapters reward_funcs reward_model reward_model_plugin reward_model_revision"
+    " reward_model_type reward_template reward_weights rlsd_lambda rlsd_lambda_decay_steps"
+    " rlsd_lambda_warmup_steps rlsd_negative_only rlsd_reweight_clip_range"
+    " rollout_importance_sampling_mode rollout_importance_sampling_threshold scale_rewards"
+    " sdar_gate_beta sdar_loss_coef seq_kd sft_alpha sleep_level soft_cache_length"
+    " soft_max_length steps_per_generation sync_ref_model tau_neg tau_pos teacher_adapters"
+    " teacher_deepspeed teacher_kl_coef teacher_model teacher_model_revision teacher_model_server"
+    " teacher_model_type teacher_tag_key top_entropy_quantile use_gym_env use_vllm vf_coef"
+    " vllm_data_parallel_size vllm_disable_cascade_attn vllm_disable_custom_all_reduce"
+    " vllm_enable_expert_parallel vllm_enable_lora vllm_enable_prefix_caching"
+    " vllm_enforce_eager vllm_engine_kwargs vllm_gpu_memory_utilization"
+    " vllm_limit_mm_per_prompt vllm_max_lora_rank vllm_max_model_len vllm_max_num_seqs"
+    " vllm_mm_processor_cache_gb vllm_mode vllm_pipeline_parallel_size vllm_quantization"
+    " vllm_reasoning_parser vllm_server_base_url vllm_server_group_port vllm_server_host"
+    " vllm_server_pass_dataset vllm_server_port vllm_server_timeout vllm_speculative_config"
+    " vllm_tensor_parallel_size vllm_use_async_engine wandb_log_unique_prompts whiten_rewards"
+)
+#: Settings of `swift sft` that mean something else in `swift rlhf`, or nothing.
+_OTHERWISE = (
+    *("packing", "packing_length", "packing_num_proc", "task_type", "num_labels"),
+    *("use_liger_kernel", "liger_kernel_config", "loss_type", "loss_scale", "lora_dropout"),
+    *("use_logits_to_keep", "padding_free", "label_smoothing_factor", "enable_dft_loss"),
+    "enable_channel_loss",
+)
+SWIFT_RLHF = SWIFT.without(_OTHERWISE) | SettingGroups(
+    read=fields_of(
+        {
+            "method": "rlhf_type loss_type",
+            "objective": "rlhf_type loss_type ref_model cpo_alpha",
+            "compares_samples": "rlhf_type loss_type",
+            "accumulation": "rlhf_type",
+            "lora": "rlhf_type",
+        }
+    ),
+    unmodelled=(
+        Effect(
+            key="task_type",
+            effect="another head than the method's own is not modelled",
+            direction=Direction.EITHER,
+            when=lambda value: value not in (None, "causal_lm"),
+        ),
+        switch("use_liger_kernel", "Liger's kernels are not modelled", Direction.EITHER),
+        switch("packing", "packed pairs are not modelled", Direction.EITHER),
+        Effect(key="ref_adapters", effect="the reference's own adapter is not counted"),
+    ),
+    details={
+        "task_type": "num_labels",
+        "use_liger_kernel": "liger_kernel_config",
+        "packing": "packing_length packing_num_proc",
+        "rlhf_type": _GENERATED,
+    },
+    no_effect={
+        trainer.RATES: "beta center_rewards_coefficient desirable_weight discopop_tau"
+        " label_smoothing ld_alpha loss_scale loss_weights rpo_alpha simpo_gamma"
+        " undesirable_weight",
+        trainer.OVERWRITTEN: "enable_channel_loss enable_dft_loss label_smoothing_factor"
+        " lora_dropout padding_free",
+        trainer.SAMPLES: "use_logits_to_keep",
+        trainer.PLACES: "ref_model_revision ref_model_type",
+    },
 )
