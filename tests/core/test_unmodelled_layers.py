@@ -6,7 +6,9 @@ import pytest
 
 from oomguard.catalogue.shipped import carried
 from oomguard.estimate.architecture import from_config
+from oomguard.estimate.memory import MemoryEstimate
 from oomguard.estimate.unmodelled_layers import KNOWN, unmodelled_layers
+from oomguard.predict.forecast import missing_from
 
 WHOLE = [one for one in carried() if unmodelled_layers(one.config) is None]
 
@@ -55,3 +57,21 @@ def test_layers_of_several_kinds_are_named_whatever_the_type():
 
 def test_no_type_is_both_known_and_named():
     assert all(unmodelled_layers({"model_type": kind}) is None for kind in KNOWN)
+
+
+@pytest.mark.parametrize(
+    ("method", "named"), [("analytic", 1), ("trace", 0), ("analytic-scaled", 0)]
+)
+def test_a_type_that_is_not_known_is_missing_from_an_analytic_estimate_alone(method, named):
+    unknown = unmodelled_layers({"model_type": "brand_new"})
+    assert unknown is not None
+    estimate = MemoryEstimate(
+        allocated_bytes=1,
+        reserved_bytes=1,
+        low_bytes=1,
+        expected_bytes=1,
+        high_bytes=1,
+        terms={},
+        method=method,
+    )
+    assert len(missing_from(estimate, [unknown])) == named
