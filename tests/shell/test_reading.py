@@ -222,6 +222,14 @@ def test_pairs_take_twice_the_logits_and_more(plan, plain, pairs):
     assert logits[1] >= 2 * logits[0] * 0.9
 
 
+@pytest.mark.parametrize(
+    ("job", "is_run"), [(SWIFT, False), (AXOLOTL, False), (LF, True), (TORCHTUNE + ADAMW, True)]
+)
+def test_a_plan_says_where_its_framework_was_read_and_not_run(plan, job, is_run):
+    said = [note for note in plan(job)["notes"] if "no job of it was run" in note]
+    assert len(said) == (0 if is_run else 1)
+
+
 def test_a_file_that_states_rlhf_type_is_for_swift_rlhf(plan):
     text = "model: Qwen/Qwen2.5-0.5B\ndataset: d\ntuner_type: lora\nrlhf_type: kto\n"
     assert (plan(text)["framework"], plan(text)["method"]) == ("ms_swift", "kto")

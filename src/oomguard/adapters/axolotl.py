@@ -240,6 +240,7 @@ class Axolotl(TrainerAdapter):
 
     name = "axolotl"
     title = "axolotl"
+    is_run = False
     training_code = TrainingCode()
     marks = Marks(own=frozenset({"base_model"}), without=frozenset({"model_name_or_path"}))
     programs = ("axolotl",)

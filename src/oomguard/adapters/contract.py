@@ -98,7 +98,8 @@ class Adapter(ABC):
 
     `name` is what `--framework` takes; `title` how its users write it. `marks` recognizes its
     configs. `python_packages` are the packages whose modules only this framework starts
-    (`python -m litgpt ...`), `programs` its own commands (`litgpt`).
+    (`python -m litgpt ...`), `programs` its own commands (`litgpt`). `is_run` says that the tests
+    run its jobs; else it is read from its source alone.
     """
 
     name: str
@@ -106,6 +107,7 @@ class Adapter(ABC):
     marks: Marks = Marks()
     python_packages: tuple[str, ...] = ()
     programs: tuple[str, ...] = ()
+    is_run: bool = True
 
     def recognizes(self, document: Mapping[str, object]) -> Claim:
         """Return the claim on a config document (parsed YAML or JSON, top level)."""

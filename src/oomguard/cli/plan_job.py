@@ -89,6 +89,8 @@ class PlannedJob:
         )
         unknown = self.prepared.adapter.unknown(job)
         title = self.prepared.adapter.title
+        source = f"{title}'s settings and losses were read from its source: no job of it was run"
+        unrun = () if self.prepared.adapter.is_run else (source,)
         ignored = (f"{title} has no setting {', '.join(unknown)}",) if unknown else ()
         factors = {term.value: f"{factor:.2f}" for term, factor in ratios.factors.items()}
         shown = ", ".join(f"{name} x {text}" for name, text in factors.items() if text != "1.00")
@@ -96,7 +98,7 @@ class PlannedJob:
         corrected = (f"corrected by measurements of {runs}: {shown}",) if shown else ()
         taken = self.model.taken_for
         alike = (f"{self.model.name} is not in the catalogue: taken for {taken}",) if taken else ()
-        return (*refused, *alike, *ignored, *self.forecast.notes, *corrected)
+        return (*refused, *alike, *ignored, *self.forecast.notes, *corrected, *unrun)
 
     def trained(self, plan: Plan) -> TrainedPart:
         """Return what a plan trains."""
