@@ -328,6 +328,10 @@ def test_llamafactorys_ppo_is_planned_and_names_what_is_not_counted(plan):
         *((LF.replace("lora\n", "full\n", 1) + f"{key}: true\n", key, "less")
           for key in ("use_galore", "use_apollo", "use_badam", "use_muon", "use_adam_mini")),
         (LF + "use_kt: true\n", "use_kt", "less"),
+        (LF + "quantization_bit: 4\nquantization_method: hqq\n", "quantization_method", "less"),
+        (SWIFT + " --quant_method eetq", "quant_method", "less"),
+        (AXOLOTL + "load_in_4bit: true\nbnb_config_kwargs: {bnb_4bit_quant_type: fp4}\n",
+         "bnb_config_kwargs", "less"),
         (LF + "use_asft_loss: true\n", "use_asft_loss", "more"),
         (LF.replace("type: lora", "type: oft"), "tuning", "more"),
         (LF + "optim: galore_adamw\n", "optim", "either"),

@@ -83,4 +83,14 @@ def _class_path(value: object) -> str:
     return str(value.get("class_path") if isinstance(value, dict) else value)
 
 
+def quantizer(key: str) -> Effect:
+    """Return the effect of quantizing on the fly with another package than bitsandbytes."""
+    return Effect(
+        key=key,
+        effect="its format is not modelled: the weights are counted in 16 bits",
+        direction=Direction.LESS,
+        when=lambda value: bool(value) and value not in ("bnb", "bitsandbytes"),
+    )
+
+
 OTHER_STATES = "the states of this optimizer are counted as AdamW's"

@@ -15,6 +15,7 @@ from oomguard.adapters.fields import Binding, Bindings, Edits, choice, direct, f
 from oomguard.adapters.hf import training_arguments as hf
 from oomguard.adapters.hf.liger import FUSED, not_fused
 from oomguard.adapters.llamafactory_memory import (
+    DORA,
     DOUBLE,
     EIGHT,
     FOUR,
@@ -313,9 +314,7 @@ REFUSALS = (
     Refusal(
         message="DoRA is not compatible with PTQ-quantized models.",
         when=lambda s, job, _: (
-            job.stored_as is not None
-            and job.stored_as.method != "bitsandbytes"
-            and flag("use_dora").of(s)
+            job.stored_as is not None and job.stored_as.method != "bitsandbytes" and DORA.of(s)
         ),
     ),
     Refusal(

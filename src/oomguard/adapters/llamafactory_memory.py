@@ -30,6 +30,7 @@ LORA_RANK = fields.number("lora_rank", 8)
 #: Of a negative number the first layers are trained, otherwise the last ones.
 _LAYERS = fields.Key(name="freeze_trainable_layers", decode=values.integer, default=2)
 PACKING = fields.flag("packing")
+DORA = fields.flag("use_dora")
 _REENTRANT = fields.flag("use_reentrant_gc", default=True)
 STAGE = fields.text("stage", "sft")
 TYPE = fields.text("finetuning_type", "lora")
@@ -92,7 +93,7 @@ def _lora(settings: Settings, *, resizes: bool) -> Lora:
         targets=(ALL_LINEAR,) if targets == ("all",) else targets,
         dropout=fields.fraction("lora_dropout", 0.0).of(settings),
         saved=saved or (_RESIZED if resizes else ()),
-        dora=fields.flag("use_dora").of(settings),
+        dora=DORA.of(settings),
     )
 
 

@@ -91,8 +91,12 @@ _PARTLY = (
     effects.optimizer("optimizer"),
     Effect(
         key="gptq",
-        effect="the checkpoint is quantized; its weights are counted at 16 bits unless its name "
-        "ends on GPTQ",
+        effect="unless the checkpoint's config or name states its format, it is counted in 16 bits",
+        direction=Direction.LESS,
+    ),
+    Effect(
+        key="bnb_config_kwargs",
+        effect="the format that it asks for is not modelled: counted in 16 bits",
         direction=Direction.LESS,
     ),
     Effect(

@@ -180,6 +180,7 @@ _HOST = (
 _OWN = SettingGroups(
     read=_READ,
     partly=(
+        effects.quantizer("quantization_method"),
         switch("use_eaft_loss", "the copy of the logits for EAFT's entropies is not included"),
         Effect(
             key="video_fps",

@@ -170,6 +170,7 @@ _RUN = (
 _OWN = SettingGroups(
     read=_READ,
     partly=(
+        effects.quantizer("quant_method"),
         Effect(
             key="device_map",
             effect="layers split over several GPUs are counted on one",
