@@ -34,6 +34,33 @@ def test_argparse_words_are_text(text: str, key: str, value: object) -> None:
 
 
 @pytest.mark.parametrize(
+    ("text", "style", "words"),
+    [
+        ("--a x y --b z", Style.ARGPARSE, ("x", "y")),
+        ("--b z --a x -1 y", Style.ARGPARSE, ("x", "-1", "y")),
+        ("--a x --a y z", Style.ARGPARSE, ("y", "z")),
+        ("--a=x --b", Style.ARGPARSE, ("x",)),
+        ("--a --b z", Style.ARGPARSE, ()),
+        ("--b z", Style.ARGPARSE, ()),
+        ("a=[x,y]", Style.OMEGACONF, ("x", "y")),
+        ("a=x b=[y]", Style.OMEGACONF, ("x",)),
+        ("a=null", Style.OMEGACONF, ()),
+    ],
+)
+def test_a_list_has_every_word_up_to_the_next_flag(
+    text: str, style: Style, words: tuple[str, ...]
+) -> None:
+    assert args(text, style).words("a") == words
+
+
+@pytest.mark.parametrize("spelled", ["[x, y]", "x,y", "x, y", "\n- x\n- y"])
+def test_the_items_of_a_list_in_a_file(spelled: str) -> None:
+    file = Document.parse(Source(path="train.yaml", text=f"a: {spelled}\n"))
+    assert Settings(file=file).words("a") == ("x", "y")
+    assert Settings(file=file).words("b") == ()
+
+
+@pytest.mark.parametrize(
     ("text", "key", "value"),
     [
         ("cutoff_len=512 cutoff_len=256", "cutoff_len", 256),

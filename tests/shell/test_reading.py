@@ -866,3 +866,22 @@ def test_nothing_is_claimed_of_a_script_without_flags(capsys):
     said = capsys.readouterr()
     assert "the job names no model" in said.err
     assert said.out == ""
+
+
+@pytest.mark.parametrize(
+    "job",
+    [
+        SCRIPT.format("train.py") + " --lora_r 8 --lora_target_modules {}",
+        TRL_COMMAND.format("trl sft") + " --use_peft --lora_target_modules {}",
+        SWIFT + " --target_modules {}",
+        TRL + "use_peft: true\nlora_target_modules: [{}]\n",
+        LF.replace("lora_target: all", "lora_target: {}"),
+        AXOLOTL.replace("[q_proj, v_proj]", "[{}]"),
+    ],
+)
+def test_every_module_in_a_list_is_adapted(plan, job):
+    separator = ", " if "\n" in job else " "
+    both = plan(job.replace("{}", separator.join(["q_proj", "v_proj"])))["trained"]
+    one = plan(job.replace("{}", "q_proj"))["trained"]
+    assert "q_proj, v_proj" in both["what"]
+    assert both["parameters"] > one["parameters"]

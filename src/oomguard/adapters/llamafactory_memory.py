@@ -85,8 +85,8 @@ def new_tokens(settings: Settings) -> int:
 
 def _lora(settings: Settings, *, resizes: bool) -> Lora:
     rank = LORA_RANK.of(settings)
-    targets = _names(settings, "lora_target") or ("all",)
-    saved = _names(settings, "additional_target")
+    targets = settings.words("lora_target") or ("all",)
+    saved = settings.words("additional_target")
     return Lora(
         rank=rank,
         alpha=LORA_ALPHA.of(settings) or 2 * rank,
@@ -107,10 +107,4 @@ def packs(settings: Settings) -> bool:
 
 def _data(settings: Settings, cwd: str) -> tuple[str, ...]:
     folder = posixpath.join(cwd, fields.text("dataset_dir", "data").of(settings))
-    return tuple(posixpath.join(folder, name) for name in _names(settings, "dataset"))
-
-
-def _names(settings: Settings, key: str) -> tuple[str, ...]:
-    value = settings.get(key)
-    words = value if isinstance(value, list) else str(value).split(",") if value else []
-    return tuple(str(word).strip() for word in words if str(word).strip())
+    return tuple(posixpath.join(folder, name) for name in settings.words("dataset"))

@@ -53,6 +53,21 @@ class Flags:
             return not use.negated
         return use.value if self.style is Style.ARGPARSE else _from_yaml(use.value)
 
+    def words(self, key: str) -> tuple[str, ...]:
+        """Return all words of a key's value: argparse lists take every one up to the next flag."""
+        use = self._last(key)
+        if use is None or use.value is None:
+            return ()
+        if self.style is not Style.ARGPARSE:
+            value = self.get(key)
+            items = value if isinstance(value, list) else [] if value is None else [value]
+            return tuple(str(item) for item in items)
+        if use.joined:
+            return (use.value,)
+        after = range(use.stop, len(self.args))
+        stop = next((index for index in after if is_flag(self.args[index])), len(self.args))
+        return self.args[use.start + 1 : stop]
+
     def where(self, key: str) -> Where:
         """Return where a key is set: on the command line."""
         return Where(key=key if self.style is Style.OMEGACONF else f"--{key}")

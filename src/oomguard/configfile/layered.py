@@ -30,6 +30,16 @@ class Settings:
         layer = self._winner(key)
         return None if layer is None else layer.get(key)
 
+    def words(self, key: str) -> tuple[str, ...]:
+        """Return the items of a list, whose words commas may separate too; () if not stated."""
+        layer = self._winner(key)
+        if layer is None:
+            return ()
+        value: object = layer.words(key) if isinstance(layer, Flags) else layer.get(key)
+        items = value if isinstance(value, list | tuple) else (value,) if value else ()
+        words = (word.strip() for item in items for word in str(item).split(","))
+        return tuple(word for word in words if word)
+
     def origin(self, key: str) -> Where:
         """Return where the winning value is set."""
         layer = self._winner(key) or self.file or self.late

@@ -164,6 +164,4 @@ def _first(settings: Settings, keys: tuple[str, ...]) -> str | None:
 
 
 def _list(settings: Settings, keys: tuple[str, ...]) -> tuple[str, ...]:
-    value = next((settings.get(key) for key in keys if settings.get(key)), None)
-    words = value if isinstance(value, list) else str(value).split(",") if value else []
-    return tuple(str(word).strip() for word in words if str(word).strip())
+    return next((words for words in map(settings.words, keys) if words), ())
