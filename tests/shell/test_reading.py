@@ -109,6 +109,7 @@ def refused(capsys, tmp_path):
             ("dpo\npref_loss: orpo", "orpo"), ("dpo\npref_loss: simpo", "simpo"),
         )),
         (AXOLOTL, "sft"),
+        (AXOLOTL.replace("datasets:", "pretraining_dataset:"), "pretrain"),
         *((AXOLOTL + f"rl: {rl}\n", rl) for rl in ("dpo", "kto", "orpo", "simpo", "grpo")),
         (AXOLOTL + "rl: ipo\n", "dpo"),
         (AXOLOTL + "rl: gdpo\n", "grpo"),

@@ -39,7 +39,9 @@ def method_of(settings: Settings) -> TrainingMethod | None:
     if head is not None:
         return head.method
     kind = _RL.of(settings)
-    return _KINDS.get(kind) if kind else TrainingMethod.SFT
+    if kind:
+        return _KINDS.get(kind)
+    return TrainingMethod.PRETRAIN if settings.get("pretraining_dataset") else TrainingMethod.SFT
 
 
 def compares_samples(settings: Settings) -> bool:
