@@ -109,7 +109,6 @@ def refused(capsys, tmp_path):
             ("dpo\npref_loss: orpo", "orpo"), ("dpo\npref_loss: simpo", "simpo"),
         )),
         (AXOLOTL, "sft"),
-        (AXOLOTL.replace("datasets:", "pretraining_dataset:"), "pretrain"),
         *((AXOLOTL + f"rl: {rl}\n", rl) for rl in ("dpo", "kto", "orpo", "simpo", "grpo")),
         (AXOLOTL + "rl: ipo\n", "dpo"),
         (AXOLOTL + "rl: gdpo\n", "grpo"),
@@ -145,6 +144,14 @@ def test_the_method_is_named_and_only_a_modelled_one_is_said_to_fit(plan, job, m
     modelled = method in ("sft", "pretrain") or method in DESCRIBED.get(document["framework"], ())
     assert document["asked"]["fits"] == ("yes" if modelled else "unsure")
     assert [one["key"] for one in document["unmodelled"]] == ([] if modelled else ["method"])
+
+
+def test_axolotls_pretraining_is_named_as_that(plan):
+    document = plan(AXOLOTL.replace("datasets:", "pretraining_dataset:"))
+    assert document["method"] == "pretrain"
+    (found,) = document["unmodelled"]  # a buffer on the host, beside the verdict on the GPU
+    assert (found["key"], found["memory"]) == ("pretraining_dataset", "host")
+    assert document["asked"]["fits"] == "yes"
 
 
 DPO_LOSS = "loss: {_component_: torchtune.rlhf.loss.DPOLoss}\n"
