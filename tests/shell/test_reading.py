@@ -146,6 +146,16 @@ def test_the_method_is_named_and_only_a_modelled_one_is_said_to_fit(plan, job, m
     assert [one["key"] for one in document["unmodelled"]] == ([] if modelled else ["method"])
 
 
+@pytest.mark.parametrize(
+    ("flags", "key"), [("--rpo_alpha 0.1", "rpo_alpha"), ("--loss_type sigmoid sft", "loss_type")]
+)
+def test_a_loss_of_words_beside_that_of_pairs_is_named(plan, flags, key):
+    document = plan(f"{RLHF} --rlhf_type dpo {flags}")
+    assert [one["key"] for one in document["unmodelled"]] == [key]
+    assert document["asked"]["fits"] == "unsure"
+    assert plan(f"{RLHF} --rlhf_type dpo --loss_type sigmoid")["unmodelled"] == []
+
+
 def test_axolotls_pretraining_is_named_as_that(plan):
     document = plan(AXOLOTL.replace("datasets:", "pretraining_dataset:"))
     assert document["method"] == "pretrain"

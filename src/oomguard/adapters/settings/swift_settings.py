@@ -291,7 +291,20 @@ SWIFT_RLHF = SWIFT.without(_OTHERWISE) | SettingGroups(
         ),
         switch("use_liger_kernel", "Liger's kernels are not modelled", Direction.EITHER),
         switch("packing", "packed pairs are not modelled", Direction.EITHER),
+        Effect(
+            key="rpo_alpha",
+            effect="the loss of the better answers' words is not included",
+            when=lambda value: value is not None,
+        ),
         Effect(key="ref_adapters", effect="the reference's own adapter is not counted"),
+    ),
+    partly=(
+        Effect(
+            key="loss_type",
+            effect="the loss of the better answers' words is not included",
+            when=bool,
+            given=lambda settings: "sft" in settings.words("loss_type"),
+        ),
     ),
     details={
         "task_type": "num_labels",
@@ -301,8 +314,7 @@ SWIFT_RLHF = SWIFT.without(_OTHERWISE) | SettingGroups(
     },
     no_effect={
         trainer.RATES: "beta center_rewards_coefficient desirable_weight discopop_tau"
-        " label_smoothing ld_alpha loss_scale loss_weights rpo_alpha simpo_gamma"
-        " undesirable_weight",
+        " label_smoothing ld_alpha loss_scale loss_weights simpo_gamma undesirable_weight",
         trainer.OVERWRITTEN: "enable_channel_loss enable_dft_loss label_smoothing_factor"
         " lora_dropout padding_free",
         trainer.SAMPLES: "use_logits_to_keep",
