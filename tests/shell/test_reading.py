@@ -135,6 +135,7 @@ def refused(capsys, tmp_path):
         (TRL + "center_rewards_coefficient: 0.1\n", "reward"),
         (SCRIPT.format("run_glue.py"), "classification"),
         (SCRIPT.format("my_grpo.py"), "grpo"),
+        (SCRIPT.format("rloo_vlm.py") + " --num_generations 2", "rloo"),
         (SCRIPT.format("train.py") + " --reward_funcs accuracy", "grpo"),
     ],
 )  # fmt: skip

@@ -57,7 +57,10 @@ def method_of_script(program: str, settings: Settings, code: str) -> TrainingMet
         (kind for kind, keys in METHOD_SETTINGS.items() if any(map(settings.has, keys))), None
     )
     named = next((kind for word, kind in _METHODS.items() if word in name), None)
-    return stated or _of_code(code) or named or TrainingMethod.SFT
+    shown = _of_code(code) or named
+    if (stated, shown) == (TrainingMethod.GRPO, TrainingMethod.RLOO):
+        return shown  # the same flags are RLOO's
+    return stated or shown or TrainingMethod.SFT
 
 
 def _of_code(code: str) -> TrainingMethod | None:
