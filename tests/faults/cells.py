@@ -24,6 +24,9 @@ from oomguard.run.events import Event
 from oomguard.run.state import RunRecord, replay
 from shell.launches import is_gone, wait_until
 
+#: Cells run in threads, and msgspec crashes where two of them read a class for the first time.
+_READS = threading.Lock()
+
 HERE = Path(__file__).parent
 JOB = (sys.executable, str(HERE / "training_job.py"), "--output_dir", "out")
 
@@ -139,7 +142,8 @@ class Cell:
 
     @property
     def events(self) -> tuple[Event, ...]:
-        return parse_history((self.run / "events.jsonl").read_bytes(), "events.jsonl").events
+        with _READS:
+            return parse_history((self.run / "events.jsonl").read_bytes(), "events.jsonl").events
 
     @property
     def record(self) -> RunRecord:
