@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from oomguard.adapters.hf import heads
 from oomguard.adapters.hf.hf_memory import TRAINER_CODE
 from oomguard.estimate.analytic import SPREAD, EstimateInput, analytic, static
 from oomguard.estimate.combine import clip_to_capacity
@@ -21,6 +22,8 @@ from oomguard.job.memory_settings import (
     Loop,
     Lora,
     MemorySettings,
+    Objective,
+    Tiles,
 )
 from oomguard.job.plan import (
     Allocator,
@@ -32,6 +35,7 @@ from oomguard.job.plan import (
     Sharding,
     Tuning,
 )
+from oomguard.job.unmodelled import TrainingMethod
 from oomguard.units import GIB, MIB
 from shapes import FACTORY, LITGPT, LLAMA3, LORA, model, problem
 
@@ -53,6 +57,32 @@ def test_the_hand_calculation_term_by_term():
     assert shown[Term.LOGITS_AND_LOSS] == pytest.approx(2.936, abs=0.001)
     allocated = peak(problem(**HAND)).allocated_bytes / GIB
     assert allocated == pytest.approx(18.66, rel=0.01)
+
+
+def test_autocast_keeps_a_copy_of_a_frozen_head_where_logits_are_whole():
+    def copied(**changes) -> int:
+        given = problem(precision=Precision.BF16_MIXED)
+        recipe = replace(given.recipe, **{"base": Format.FP32, **changes.pop("recipe", {})})
+        return replace(given, recipe=recipe, plan=replace(given.plan, **changes)).step.cast_head
+
+    assert copied() == 2 * LLAMA3.vocab * LLAMA3.hidden
+    saved = Lora(rank=8, alpha=16, saved=("lm_head",))
+    for changes in (
+        {"recipe": {"lora": saved}},
+        {"recipe": {"base": Format.BF16}},
+        {
+            "recipe": {
+                "objective": Objective(method=TrainingMethod.DPO, tiles=Tiles(tokens=9, words=9))
+            }
+        },
+        {"recipe": {"objective": heads.CLASSIFICATION}},
+        {"recipe": {"objective": heads.EMBEDDING}},
+        {"recipe": {"loss_chunk": 128}},
+        {"loss_kernel": LossKernel.FUSED},
+        {"precision": Precision.FP32},
+        {"tuning": Tuning.FULL},
+    ):
+        assert copied(**changes) == 0, changes
 
 
 def test_what_one_layer_keeps_without_checkpointing():

@@ -64,23 +64,27 @@ class TrainingStep:
 
     @property
     def _checkpoint(self) -> int:
-        """The input of one layer; autocast leaves such sums wide."""
-        formats = self.formats
-        size = formats.base_bytes if formats.autocast else formats.computed_bytes
-        return self.tokens * self.model.hidden * size
+        """The input of one layer."""
+        return self.tokens * self.model.hidden * self.formats.hidden_bytes
 
     @property
     def cast_head(self) -> int:
         """The copy of a frozen head in fp32 that autocast keeps from the logits to their gradient.
 
-        Autocast caches the copies of trained weights alone.
+        Autocast caches the copies of trained weights alone. A loss in tiles or chunks casts those
+        rows of the head that it is at, and counts them itself.
         """
-        formats, plan, lora = self.formats, self.plan, self.recipe.lora
-        frozen = plan.tuning is Tuning.LORA and not (lora and "lm_head" in lora.saved)
-        fused = plan.loss_kernel is LossKernel.FUSED
-        if fused or not (frozen and formats.autocast and formats.base_bytes == _FP32):
+        formats = self.formats
+        frozen = self.plan.tuning is Tuning.LORA and not self._saves_head
+        wide = formats.autocast and formats.base_bytes == _FP32
+        if not (frozen and wide and self.largest_logits):
             return 0
         return self.model.vocab * self.model.hidden * formats.computed_bytes
+
+    @property
+    def _saves_head(self) -> bool:
+        """Return whether the output head is trained beside an adapter."""
+        return self.recipe.lora is not None and "lm_head" in self.recipe.lora.saved
 
     @property
     def layer(self) -> int:
@@ -140,14 +144,13 @@ class TrainingStep:
         if objective is None:
             return None
         whole = plan.tuning is Tuning.FULL and Part.LANGUAGE_MODEL not in (plan.frozen or ())
-        saved = self.recipe.lora is not None and "lm_head" in self.recipe.lora.saved
         return ObjectiveLoss(
             objective=objective,
             tokens=self._scored,
             hidden=self.model.hidden,
             vocabulary=self.model.vocab + self.recipe.new_tokens,
             formats=self.formats,
-            trains_head=whole or saved,
+            trains_head=whole or self._saves_head,
         )
 
     @property

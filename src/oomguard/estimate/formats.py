@@ -46,6 +46,11 @@ class Formats:
     computed_bytes: int
     autocast: bool
 
+    @property
+    def hidden_bytes(self) -> int:
+        """Bytes per number of hidden states: autocast leaves their sums as wide as the weights."""
+        return self.base_bytes if self.autocast else self.computed_bytes
+
 
 _IN_HALF = Formats(base_bytes=2, trained_bytes=2, computed_bytes=2, autocast=False)
 

@@ -46,12 +46,12 @@ class ObjectiveLoss:
         if self.objective.head is Head.SCORE:
             return self.forward
         if self.objective.head is Head.NONE:
-            return self.tokens * self.hidden * self._hidden_bytes
+            return self.tokens * self.hidden * self.formats.hidden_bytes
         tiles = self.objective.tiles
         if tiles is None:
             copies = self.objective.logit_bytes
             return None if copies is None else int(self._logits * copies[1])
-        gradient = self.tokens * self.hidden * (_FP32 + self._hidden_bytes % _FP32)
+        gradient = self.tokens * self.hidden * (_FP32 + self.formats.hidden_bytes % _FP32)
         head = self.vocabulary * self.hidden * self._head_bytes if self.trains_head else 0
         return self._selected + self._working(tiles) + gradient + head
 
@@ -70,11 +70,6 @@ class ObjectiveLoss:
         return self.tokens * self.vocabulary
 
     @property
-    def _hidden_bytes(self) -> int:
-        """Autocast keeps the residual stream as wide as the weights."""
-        return self.formats.base_bytes if self.formats.autocast else self.formats.computed_bytes
-
-    @property
     def _head_bytes(self) -> int:
         """The gradient is summed in fp32, and cast where the weight is narrower."""
         trained = self.formats.trained_bytes
@@ -83,11 +78,11 @@ class ObjectiveLoss:
     @property
     def _selected(self) -> int:
         """The hidden states of the positions that count."""
-        return self.tokens * self.hidden * self._hidden_bytes
+        return self.tokens * self.hidden * self.formats.hidden_bytes
 
     def _working(self, tiles: Tiles) -> int:
         """One tile, with the hidden states and rows of the head that it is the product of."""
         size = self.formats.computed_bytes
         tokens, words = min(tiles.tokens, self.tokens), min(tiles.words, self.vocabulary)
-        cast = (tokens + words) * self.hidden * size if self._hidden_bytes > size else 0
+        cast = (tokens + words) * self.hidden * size if self.formats.hidden_bytes > size else 0
         return tokens * words * size + cast
