@@ -10,19 +10,13 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from oomguard.catalogue.lookup import Model
-from oomguard.job.plan import Quantization
+from oomguard.job.plan import FOUR_BIT_KINDS, Quantization
 from oomguard.job.stored_format import StoredFormat
 
 #: Where configs hold it: transformers', and compressed-tensors' of before.
 _KEYS = ("quantization_config", "compression_config")
 _GROUPED = ("awq", "gptq")
 _GROUP = 128
-_FOUR_BIT = {
-    ("nf4", False): Quantization.NF4,
-    ("nf4", True): Quantization.NF4_DOUBLE,
-    ("fp4", False): Quantization.FP4,
-    ("fp4", True): Quantization.FP4_DOUBLE,
-}
 #: Modules that keep 16 bits in any case; a config may also name those of models of other kinds.
 _KEPT_ANYWAY = frozenset({"lm_head", "score", "embed_tokens", "gate", "router"})
 _OF_MULTIMODAL = frozenset(
@@ -102,7 +96,7 @@ def _bitsandbytes(config: Mapping[str, object]) -> Quantization | None:
     if not config.get("load_in_4bit"):
         return Quantization.INT8 if config.get("load_in_8bit") else None
     kind = str(config.get("bnb_4bit_quant_type") or "fp4").lower()  # BitsAndBytesConfig's default
-    return _FOUR_BIT.get((kind, bool(config.get("bnb_4bit_use_double_quant"))))
+    return FOUR_BIT_KINDS.get((kind, bool(config.get("bnb_4bit_use_double_quant"))))
 
 
 def _is_multimodal(config: Mapping[str, object]) -> bool:

@@ -10,11 +10,12 @@ from oomguard.estimate.activations import TrainingStep
 from oomguard.estimate.architecture import Architecture
 from oomguard.estimate.constants import CUDA, CudaOverhead
 from oomguard.estimate.counts import Counts, adapter, counts
-from oomguard.estimate.formats import FOUR_BIT, PACKED_BYTES, Formats, formats, stored
+from oomguard.estimate.formats import PACKED_BYTES, Formats, formats, stored
 from oomguard.estimate.memory import Spread, Term
 from oomguard.estimate.optimizer_memory import embedding_states, state_bytes, step_temporaries
 from oomguard.job.memory_settings import MemorySettings
 from oomguard.job.plan import (
+    FOUR_BIT,
     Allocator,
     EmbeddingRows,
     Offload,

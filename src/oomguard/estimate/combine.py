@@ -16,9 +16,9 @@ from oomguard.estimate.analytic import (
     gradients,
     static,
 )
-from oomguard.estimate.formats import FOUR_BIT, PACKED_BYTES
+from oomguard.estimate.formats import PACKED_BYTES
 from oomguard.estimate.memory import NOT_ALLOCATED, MemoryEstimate, Spread, Term, allocated
-from oomguard.job.plan import Allocator, Plan, Sharding
+from oomguard.job.plan import FOUR_BIT, Allocator, Plan, Sharding
 
 #: Between trace and arithmetic more than this factor apart, one of them misses something.
 DISAGREEMENT = 1.35

@@ -17,9 +17,6 @@ _STORED = {
 _COMPUTED = {**_STORED, Precision.BF16_MIXED: Format.BF16, Precision.FP16_MIXED: Format.FP16}
 _MIXED = frozenset({Precision.BF16_MIXED, Precision.FP16_MIXED})
 _PURE = frozenset({Precision.BF16_TRUE, Precision.FP16_TRUE})
-FOUR_BIT = frozenset(
-    {Quantization.NF4, Quantization.NF4_DOUBLE, Quantization.FP4, Quantization.FP4_DOUBLE}
-)
 
 #: Bytes per number of a quantized matrix. bitsandbytes: blocks of 64 with one fp32 constant each;
 #: with double quantization one byte each, and an fp32 per 256 of them. int8: one fp32 per row.

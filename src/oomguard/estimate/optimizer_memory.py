@@ -5,11 +5,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from oomguard.estimate import sharding
-from oomguard.estimate.formats import FOUR_BIT
 from oomguard.estimate.memory import Term
 from oomguard.job.memory_settings import Loop
 from oomguard.job.optimizer import ADAMW, States, states_of
-from oomguard.job.plan import ZERO, Sharding, Tuning
+from oomguard.job.plan import FOUR_BIT, ZERO, Sharding, Tuning
 
 if TYPE_CHECKING:
     from oomguard.estimate.analytic import EstimateInput

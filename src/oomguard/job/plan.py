@@ -31,6 +31,16 @@ class Quantization(str, Enum):
     PREQUANTIZED = "prequantized"  # the checkpoint itself is quantized: GPTQ, AWQ
 
 
+#: bitsandbytes' 4-bit formats: by `bnb_4bit_quant_type`, and whether the constants are quantized.
+FOUR_BIT_KINDS = {
+    ("nf4", False): Quantization.NF4,
+    ("nf4", True): Quantization.NF4_DOUBLE,
+    ("fp4", False): Quantization.FP4,
+    ("fp4", True): Quantization.FP4_DOUBLE,
+}
+FOUR_BIT = frozenset(FOUR_BIT_KINDS.values())
+
+
 class Tuning(str, Enum):
     """What is trained."""
 

@@ -64,7 +64,7 @@ def code_of_script(text: str) -> TrainingCode | None:
     Source: peft 0.21, utils/other.py (prepare_model_for_kbit_training).
     """
     if "prepare_model_for_kbit_training" in text:
-        return TrainingCode(kbit_float32=True)
+        return TRAINER_CODE
     if "peft_config" in text and _OF_TRL.search(text):
         return TRL_CODE
     return TrainingCode() if "get_peft_model" in text else None

@@ -17,7 +17,17 @@ from oomguard.configfile import values
 from oomguard.configfile.document import Document, Files, Source
 from oomguard.configfile.layered import Settings
 from oomguard.job.command import File
-from oomguard.job.plan import ZERO, LossKernel, Offload, Plan, Precision, Quantization, Sharding
+from oomguard.job.plan import (
+    FOUR_BIT,
+    FOUR_BIT_KINDS,
+    ZERO,
+    LossKernel,
+    Offload,
+    Plan,
+    Precision,
+    Quantization,
+    Sharding,
+)
 from oomguard.job.training_job import Device, Job
 
 OUTPUT_DIR = text("output_dir", "trainer_output")
@@ -31,14 +41,7 @@ WORKERS = Key(name="dataloader_num_workers", decode=values.natural, default=0)
 DEEPSPEED: Key[object] = Key(name="deepspeed", decode=values.anything, default=None)
 FSDP: Key[object] = Key(name="fsdp", decode=values.anything, default=None)
 
-# Bitsandbytes' kind of 4-bit, and whether the constants are quantized too.
-_FOUR_BIT = {
-    ("nf4", False): Quantization.NF4,
-    ("nf4", True): Quantization.NF4_DOUBLE,
-    ("fp4", False): Quantization.FP4,
-    ("fp4", True): Quantization.FP4_DOUBLE,
-}
-ON_THE_FLY = frozenset(_FOUR_BIT.values()) | {Quantization.INT8}
+ON_THE_FLY = FOUR_BIT | {Quantization.INT8}
 #: Keys by which a flat config of TrainingArguments is recognized.
 ARGUMENTS = frozenset(
     {"per_device_train_batch_size", "gradient_accumulation_steps", "num_train_epochs", "output_dir"}
@@ -130,12 +133,12 @@ def precision_edits(_: Settings, value: object) -> dict[Key[object], object] | N
 
 def four_bit(kind: str, double: bool) -> Quantization | None:
     """Return one of bitsandbytes' 4-bit formats."""
-    return _FOUR_BIT.get((kind, double))
+    return FOUR_BIT_KINDS.get((kind, double))
 
 
 def spell_four_bit(value: object) -> tuple[str, bool] | None:
     """Return the kind of a 4-bit format, and whether its constants are quantized too."""
-    return next((pair for pair, noun in _FOUR_BIT.items() if noun is value), None)
+    return next((pair for pair, noun in FOUR_BIT_KINDS.items() if noun is value), None)
 
 
 def device(settings: Settings, gpus: int) -> Device:
