@@ -130,13 +130,12 @@ def plan_job(
     prepared = replace(prepared, job=job)
     tracer = tracer_of((job.python, sys.executable), traced_with(request.recipe, model.family))
     versions = tracer.versions if tracer else {}
-    recipe = in_version(request.recipe, model.family, versions)
-    request = replace(request, recipe=recipe)
+    request = replace(request, recipe=in_version(request.recipe, model.family, versions))
     key = _history_key(job, model, device, tracer)
     ratios = index.ratios(key) if index and key else UNCORRECTED
     predictor = Predictor(tracer=tracer, budget_s=budget_s, ratios=ratios)
     method = prepared.adapter.training_method(job)
-    missing = left_out(job, method, model, recipe, versions)
+    missing = left_out(job, method, model, request.recipe, versions)
     unmodelled = (*prepared.adapter.unmodelled(job), *missing, *uncounted)
     found = forecast(request, prepared.ladder, capacity, predictor, unmodelled=unmodelled)
     rejected = _rejection(prepared, capacity, request, predictor, unmodelled)

@@ -192,26 +192,17 @@ def _moments(problem: EstimateInput) -> Iterator[dict[Term, int]]:
     held = added(static(problem), merged)
     working = added(held, gathered(problem))
     head = {Term.QUANTIZATION_TEMPORARIES: packed_head(problem) * problem.formats.computed_bytes}
-    at_loss = {
-        Term.LOGITS_AND_LOSS: step.loss_forward + step.cast_head,
-        Term.ACTIVATIONS: saved + casts,
-        **head,
-    }
-    yield added(working, before, at_loss)
+    copy = step.cast_head
+    at_loss = {Term.LOGITS_AND_LOSS: step.loss_forward + copy, Term.ACTIVATIONS: saved + casts}
+    yield added(working, before, at_loss, head)
     if step.dora_working:
         yield added(working, before, {Term.ACTIVATIONS: saved + casts + step.dora_working})
-    kept_casts = 0 if checkpointing else casts
-    turn = {
-        Term.LOGITS_AND_LOSS: step.loss_backward + step.cast_head,
-        Term.ACTIVATIONS: saved + kept_casts,
-        **head,
-    }
-    yield added(working, before, turn)
+    kept = saved + (0 if checkpointing else casts)
+    turn = {Term.LOGITS_AND_LOSS: step.loss_backward + copy, Term.ACTIVATIONS: kept}
+    yield added(working, before, turn, head)
+    again = step.layer + step.dora_working if checkpointing else 0
     one = {
-        Term.ACTIVATIONS: saved
-        + kept_casts
-        + step.working
-        + (step.layer + step.dora_working if checkpointing else 0),
+        Term.ACTIVATIONS: kept + step.working + again,
         Term.LOGITS_AND_LOSS: step.loss_kept,
         Term.ATTENTION_WORKSPACE: step.attention_workspace,
         Term.QUANTIZATION_TEMPORARIES: dequantized(problem),

@@ -8,7 +8,7 @@ from dataclasses import replace
 from oomguard.catalogue.lookup import Model
 from oomguard.estimate.counts import targeted
 from oomguard.estimate.unmodelled_layers import unmodelled_layers
-from oomguard.job.memory_settings import Family, MemorySettings
+from oomguard.job.memory_settings import Family, MemorySettings, Objective
 from oomguard.job.plan import Tuning
 from oomguard.job.training_job import Job
 from oomguard.job.unmodelled import Direction, TrainingMethod, Unmodelled
@@ -26,20 +26,7 @@ def left_out(
 
     `versions` are those of packages that the job will run with, as far as they are known.
     """
-    objective = settings.objective
-    stated = objective is not None and objective.method is method
-    if objective is not None and objective.since is not None:
-        package, since = objective.since
-        if is_before(versions.get(package), since):
-            effect = (
-                f"{package} {versions[package]} computes this loss in another way than "
-                f"{'.'.join(map(str, since))}, which the prediction follows"
-            )
-            yield Unmodelled(key="method", effect=effect, direction=Direction.MORE)
-    if method is None or not (method.is_supervised or stated):
-        name = "an unknown method" if method is None else method.value
-        effect = f"{name} is planned as sft: its further rows, models and logits are not included"
-        yield Unmodelled(key="method", effect=effect, direction=Direction.MORE)
+    yield from _of_the_method(method, settings.objective, versions)
     if job.asked.tuning in (None, Tuning.OTHER):
         effect = "what it trains is neither all weights, some layers nor LoRA: not modelled"
         yield Unmodelled(key="tuning", effect=effect, direction=Direction.MORE)
@@ -59,6 +46,25 @@ def left_out(
     layers = unmodelled_layers(model.config) if model.family is Family.HF else None
     if layers is not None:
         yield layers
+
+
+def _of_the_method(
+    method: TrainingMethod | None, objective: Objective | None, versions: Mapping[str, str]
+) -> Iterator[Unmodelled]:
+    """Yield that a method's loss is not included, or is that of another version."""
+    if objective is not None and objective.since is not None:
+        package, since = objective.since
+        if is_before(versions.get(package), since):
+            effect = (
+                f"{package} {versions[package]} computes this loss in another way than "
+                f"{'.'.join(map(str, since))}, which the prediction follows"
+            )
+            yield Unmodelled(key="method", effect=effect, direction=Direction.MORE)
+    stated = objective is not None and objective.method is method
+    if method is None or not (method.is_supervised or stated):
+        name = "an unknown method" if method is None else method.value
+        effect = f"{name} is planned as sft: its further rows, models and logits are not included"
+        yield Unmodelled(key="method", effect=effect, direction=Direction.MORE)
 
 
 def in_version(

@@ -163,11 +163,6 @@ def _script(invocation: Invocation, cwd: str) -> str | None:
     return posixpath.join(cwd, launch.program)
 
 
-def _code(invocation: Invocation, job: Job) -> str:
-    """Return the text of the script; empty if it cannot be read."""
-    return job.files.get(_script(invocation, job.cwd) or "", "")
-
-
 class HFTrainer(TrainerAdapter):
     """Any script on the Trainer; adapters of one such script state their difference."""
 
@@ -202,14 +197,13 @@ class HFTrainer(TrainerAdapter):
         """Return the method that the script's flags, code or name show; supervised otherwise."""
         invocation = self.of_job(job)
         program = posixpath.basename(invocation.launch.program) if invocation.launch else ""
-        return method_of_script(program, invocation.settings, _code(invocation, job))
+        return method_of_script(program, invocation.settings, self._code(job))
 
     def memory_settings(self, job: Job) -> MemorySettings:
         """Read what decides the memory; a classifier has scores in place of logits."""
         found = super().memory_settings(job)
         if self.training_code is TRAINER_CODE:
-            shown = code_of_script(_code(self.of_job(job), job))
-            found = replace(found, code=shown or TRAINER_CODE)
+            found = replace(found, code=code_of_script(self._code(job)) or TRAINER_CODE)
         if self.training_method(job) is not TrainingMethod.CLASSIFICATION:
             return found
         return heads.classifier(found, self.of_job(job).settings)
@@ -217,15 +211,19 @@ class HFTrainer(TrainerAdapter):
     def unmodelled(self, job: Job) -> tuple[Unmodelled, ...]:
         """Add how the script treats a base that it quantizes, if its code does not show it."""
         found = super().unmodelled(job)
-        if self.training_code is not TRAINER_CODE or job.asked.quantization not in hf.ON_THE_FLY:
-            return found
-        if code_of_script(_code(self.of_job(job), job)) is not None:
+        quantizes = job.asked.quantization in hf.ON_THE_FLY
+        is_known = self.training_code is not TRAINER_CODE or code_of_script(self._code(job))
+        if is_known or not quantizes:
             return found
         effect = (
             "its code does not show whether it calls prepare_model_for_kbit_training: counted as "
             "if it did, with all that is not quantized in fp32"
         )
         return (*found, Unmodelled(key="script", effect=effect, direction=Direction.LESS))
+
+    def _code(self, job: Job) -> str:
+        """Return the text of the script; empty if it cannot be read."""
+        return job.files.get(_script(self.of_job(job), job.cwd) or "", "")
 
     def referenced_files(self, request: JobRequest) -> tuple[str, ...]:
         """Return the configs, and the script, whose code shows what it trains."""
