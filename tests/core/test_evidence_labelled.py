@@ -16,6 +16,7 @@ FOLDER = Path(__file__).parents[1] / "data" / "failures"
 LOGS = {
     log["id"]: log
     for log in (json.loads(path.read_text("utf-8")) for path in sorted(FOLDER.glob("*.json")))
+    if log["id"] < "200"  # the later ones are measured by benchmarks/explain alone, so far
 }
 CLEAR = {name: log for name, log in LOGS.items() if not log["ambiguous"]}
 #: The line that names the failure was cut from these two; what is left shows no memory at all.
@@ -30,8 +31,7 @@ AMBIGUOUS = {
     "094": Kind.NOT_OOM,
     "131": Kind.NOT_OOM,  # labelled device_oom; wants a larger share, the opposite of a retry
 }
-PHASES = {"checkpoint_save": "save"}
-PHASES_TOLD = 16  # of 29; the other texts hold no frame and no line that tells
+PHASES_TOLD = 14  # of 23
 
 
 def verdict_of(log: dict[str, Any]) -> Verdict:
@@ -95,8 +95,8 @@ def test_the_phase_is_told_or_left_open() -> None:
         expected = log["expected"]["phase"]
         found = verdict_of(log).phase.value
         if expected is not None:
-            told += found == PHASES.get(expected, expected)
-            wrong += found not in (PHASES.get(expected, expected), "unknown")
+            told += found == expected
+            wrong += found not in (expected, "unknown")
     assert told >= PHASES_TOLD
     assert wrong == 0
 
