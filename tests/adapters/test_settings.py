@@ -175,6 +175,7 @@ SWIFT = {
     "use_liger_kernel": [Example("true")],
     "model": [Example("Qwen/Qwen2.5-VL-7B-Instruct")],
     "max_pixels": [Example("99")],
+    "attn_impl": [Example("eager")],
     "vit_gradient_checkpointing": [Example("true")],
     "freeze_vit": [Example("false", "model: Qwen/Qwen2.5-VL-7B-Instruct\n")],
     "freeze_aligner": [Example("false", "model: Qwen/Qwen2.5-VL-7B-Instruct\n")],

@@ -147,14 +147,44 @@ def test_the_method_is_named_and_only_a_modelled_one_is_said_to_fit(plan, job, m
     assert [one["key"] for one in document["unmodelled"]] == ([] if modelled else ["method"])
 
 
+@pytest.mark.parametrize("flags", ["--rpo_alpha 0.1", "--loss_type sigmoid sft", "--packing true"])
+def test_a_loss_of_words_and_packs_take_no_more_than_whole_pairs(plan, flags):
+    # ms-swift 4.6.0, rlhf_trainers/dpo_trainer.py: the mean of log-probabilities that are there.
+    plain, found = (plan(f"{RLHF} --rlhf_type dpo {more}") for more in ("", flags))
+    assert found["unmodelled"] == []
+    assert found["asked"]["estimate"] == plain["asked"]["estimate"]
+
+
+def test_packs_of_other_methods_are_named(plan):
+    (found,) = plan(f"{RLHF} --rlhf_type kto --packing true")["unmodelled"]
+    assert found["key"] == "packing"
+
+
 @pytest.mark.parametrize(
-    ("flags", "key"), [("--rpo_alpha 0.1", "rpo_alpha"), ("--loss_type sigmoid sft", "loss_type")]
+    ("flags", "key"),
+    [
+        ("--attn_impl flash_attn", None),
+        ("--attn_impl flash_attention_3", None),
+        ("--attn_impl flex_attention", "attn_impl"),
+        ("--padding_free true", None),
+        ("--padding_free true --per_device_train_batch_size 2", "padding_free"),
+        ("--vit_gradient_checkpointing false", None),  # a frozen tower keeps nothing
+        ("--freeze_vit false --vit_gradient_checkpointing true", None),
+        ("--freeze_vit false --vit_gradient_checkpointing false", "vit_gradient_checkpointing"),
+    ],
 )
-def test_a_loss_of_words_beside_that_of_pairs_is_named(plan, flags, key):
-    document = plan(f"{RLHF} --rlhf_type dpo {flags}")
-    assert [one["key"] for one in document["unmodelled"]] == [key]
-    assert document["asked"]["fits"] == "unsure"
-    assert plan(f"{RLHF} --rlhf_type dpo --loss_type sigmoid")["unmodelled"] == []
+def test_what_ms_swift_reads_is_named_where_it_changes_what_is_counted(plan, flags, key):
+    found = [one["key"] for one in plan(f"{SWIFT} {flags}")["unmodelled"]]
+    assert found == ([key] if key else [])
+
+
+def test_a_kernel_of_attention_is_read(plan):
+    swift = f"{SWIFT} --max_length 8192 --gradient_checkpointing false"
+    peaks = {
+        name: plan(f"{swift} --attn_impl {name}")["asked"]["estimate"]["allocated_bytes"]
+        for name in ("eager", "flash_attn", "flash_attention_2")
+    }
+    assert peaks["flash_attn"] == peaks["flash_attention_2"] < peaks["eager"] / 2
 
 
 def test_axolotls_pretraining_is_named_as_that(plan):

@@ -27,13 +27,27 @@ from oomguard.adapters.invocation import Invocation, file_first
 from oomguard.adapters.launchers import Launcher, LauncherCommand
 from oomguard.adapters.llamafactory_keys import MULTIMODAL_MODEL
 from oomguard.adapters.settings.groups import SettingGroups
-from oomguard.adapters.settings.swift_settings import EVAL_BATCH, MICRO_BATCH, SWIFT, SWIFT_RLHF
+from oomguard.adapters.settings.swift_settings import (
+    ATTENTIONS,
+    CHECKPOINTING,
+    EVAL_BATCH,
+    FREEZES_TOWER,
+    MICRO_BATCH,
+    SWIFT,
+    SWIFT_RLHF,
+)
 from oomguard.configfile import values
 from oomguard.configfile.document import Source
 from oomguard.configfile.layered import Settings
 from oomguard.job.checkpoint import Continuation, Layout, Mode
 from oomguard.job.command import File
-from oomguard.job.memory_settings import ALL_LINEAR, Format, MemorySettings, TrainingCode
+from oomguard.job.memory_settings import (
+    ALL_LINEAR,
+    Attention,
+    Format,
+    MemorySettings,
+    TrainingCode,
+)
 from oomguard.job.plan import (
     ZERO,
     DeviceMap,
@@ -64,7 +78,7 @@ _KIND = fields.text("bnb_4bit_quant_type", "nf4")
 _DOUBLE = flag("bnb_4bit_use_double_quant", default=True)
 _TYPE, _RANK = fields.text("tuner_type", "lora"), number("lora_rank", 8)
 _PARTS = {
-    Part.VISION_TOWER: flag("freeze_vit", default=True),
+    Part.VISION_TOWER: FREEZES_TOWER,
     Part.PROJECTOR: flag("freeze_aligner", default=True),
     Part.LANGUAGE_MODEL: flag("freeze_llm"),
 }
@@ -197,7 +211,7 @@ BINDINGS = Bindings(
         Binding(field="overlong", read=_overlong, edits=_overlong_edits),
         Binding(field="device_map", read=_device_map, edits=_device_map_edits),
         fields.stated("image_pixels", fields.maybe_number("max_pixels")),
-        fields.direct("checkpointing", flag("gradient_checkpointing", default=True)),
+        fields.direct("checkpointing", CHECKPOINTING),
         fields.stated("preprocess_workers", fields.maybe_number("dataset_num_proc")),
         Binding(field="precision", read=_precision, edits=_precision_edits),
         Binding(field="quantization", read=_quantization, edits=_quantization_edits),
@@ -318,7 +332,8 @@ class MsSwift(TrainerAdapter):
             dropout = fields.fraction("lora_dropout", 0.05).of(settings)
             targets = found.lora.targets or (ALL_LINEAR,)
             found = replace(found, lora=replace(found.lora, targets=targets, dropout=dropout))
-        found = replace(found, base=found.base or Format.BF16)
+        attention = ATTENTIONS.get(str(settings.get("attn_impl")), Attention.SDPA)
+        found = replace(found, base=found.base or Format.BF16, attention=attention)
         return ms_swift_methods.memory_settings(found, _command(job.argv), settings)
 
     def split(self, argv: tuple[str, ...], source: Source | None) -> Invocation | None:

@@ -8,19 +8,39 @@ from __future__ import annotations
 
 from oomguard.adapters import effects
 from oomguard.adapters.effects import Effect, differs, on_host, switch
-from oomguard.adapters.fields import Key, number
+from oomguard.adapters.fields import Key, flag, number
 from oomguard.adapters.settings import trainer_settings as trainer
 from oomguard.adapters.settings.groups import SettingGroups, fields_of
 from oomguard.configfile.layered import Settings
+from oomguard.configfile.values import is_true
+from oomguard.job.memory_settings import Attention
 from oomguard.job.unmodelled import Direction
 
 MICRO_BATCH: Key[int] = number("per_device_train_batch_size", 1)
 EVAL_BATCH: Key[int] = number("per_device_eval_batch_size", 1)
+CHECKPOINTING: Key[bool] = flag("gradient_checkpointing", default=True)
+FREEZES_TOWER: Key[bool] = flag("freeze_vit", default=True)
+#: model/utils.py: `flash_attn` is flash_attention_2; none of that package's versions keeps scores.
+ATTENTIONS = {
+    "eager": Attention.EAGER,
+    "sdpa": Attention.SDPA,
+    **dict.fromkeys(("flash_attn", "flash_attention_2"), Attention.FLASH),
+    **dict.fromkeys(("flash_attention_3", "flash_attention_4"), Attention.FLASH),
+}
 _DECOMPOSING = (*trainer.DECOMPOSING, "loftq")
 
 
 def _evaluates_more(settings: Settings) -> bool:
     return EVAL_BATCH.of(settings) > MICRO_BATCH.of(settings)
+
+
+def _trains_tower_otherwise(settings: Settings) -> bool:
+    """Return whether a vision tower with gradients is checkpointed unlike the rest.
+
+    A frozen one keeps nothing for the backward pass either way.
+    """
+    own = is_true(settings.get("vit_gradient_checkpointing"))
+    return not FREEZES_TOWER.of(settings) and own is not CHECKPOINTING.of(settings)
 
 
 _READ = fields_of(
@@ -31,6 +51,7 @@ _READ = fields_of(
         "multimodal": "model max_pixels vit_gradient_checkpointing",
         "frozen": "model max_pixels vit_gradient_checkpointing freeze_vit freeze_aligner"
         " freeze_llm",
+        "attention": "attn_impl",
         "image_pixels": "max_pixels",
         "fused": "optim",
         "sequence_length": "max_length",
@@ -104,7 +125,6 @@ _TRAINED = (
     switch("use_swift_lora", "ms-swift's own LoRA is counted as PEFT's", Direction.EITHER),
 )
 _MODEL = (
-    differs("attn_impl", "sdpa", "attention is counted as torch's own", Direction.EITHER),
     Effect(
         key="bnb_4bit_compute_dtype",
         effect="matrices are counted as unpacked to 16 bits",
@@ -143,7 +163,13 @@ _LOSSES = (
     Effect(key="loss_type", effect="this loss is not modelled", direction=Direction.EITHER),
     differs("loss_scale", "default", "a weighted loss is not modelled", Direction.EITHER),
     switch("use_logits_to_keep", "all logits are counted", Direction.LESS),
-    switch("padding_free", "a batch is counted with its padding", Direction.EITHER),
+    Effect(
+        key="padding_free",
+        effect="a batch is counted with its padding",
+        direction=Direction.EITHER,
+        when=is_true,
+        given=lambda settings: MICRO_BATCH.of(settings) > 1,
+    ),
     Effect(
         key="packing_length",
         effect="packs are counted at `max_length`",
@@ -177,10 +203,17 @@ _OWN = SettingGroups(
             direction=Direction.LESS,
         ),
         Effect(
+            key="attn_impl",
+            effect="attention is counted as torch's own",
+            direction=Direction.EITHER,
+            when=lambda value: value is not None and value not in ATTENTIONS,
+        ),
+        Effect(
             key="vit_gradient_checkpointing",
             effect="the vision tower is counted as the rest of the model",
             direction=Direction.EITHER,
             when=lambda value: value is not None,
+            given=_trains_tower_otherwise,
         ),
         on_host("dataset_num_proc", "each process's own host memory is not included"),
     ),
@@ -272,6 +305,8 @@ _OTHERWISE = (
     *("use_logits_to_keep", "padding_free", "label_smoothing_factor", "enable_dft_loss"),
     "enable_channel_loss",
 )
+#: Packs of pairs (dataset/packing.py) hold `max_length` tokens, or one pair that is longer: two
+#: samples of `max_length` each, as pairs are counted.
 SWIFT_RLHF = SWIFT.without(_OTHERWISE) | SettingGroups(
     read=fields_of(
         {
@@ -290,21 +325,14 @@ SWIFT_RLHF = SWIFT.without(_OTHERWISE) | SettingGroups(
             when=lambda value: value not in (None, "causal_lm"),
         ),
         switch("use_liger_kernel", "Liger's kernels are not modelled", Direction.EITHER),
-        switch("packing", "packed pairs are not modelled", Direction.EITHER),
         Effect(
-            key="rpo_alpha",
-            effect="the loss of the better answers' words is not included",
-            when=lambda value: value is not None,
+            key="packing",
+            effect="packed samples of this method are not modelled",
+            direction=Direction.EITHER,
+            when=is_true,
+            given=lambda settings: settings.get("rlhf_type") not in (None, "dpo"),
         ),
         Effect(key="ref_adapters", effect="the reference's own adapter is not counted"),
-    ),
-    partly=(
-        Effect(
-            key="loss_type",
-            effect="the loss of the better answers' words is not included",
-            when=bool,
-            given=lambda settings: "sft" in settings.words("loss_type"),
-        ),
     ),
     details={
         "task_type": "num_labels",
@@ -318,6 +346,8 @@ SWIFT_RLHF = SWIFT.without(_OTHERWISE) | SettingGroups(
         trainer.OVERWRITTEN: "enable_channel_loss enable_dft_loss label_smoothing_factor"
         " lora_dropout padding_free",
         trainer.SAMPLES: "use_logits_to_keep",
+        # dpo_trainer.py (concatenated_forward): the mean of log-probabilities that are there.
+        "the loss of words comes from the log-probabilities of the pairs": "rpo_alpha",
         trainer.PLACES: "ref_model_revision ref_model_type",
     },
 )
