@@ -513,21 +513,44 @@ def test_axolotl_fuses_the_loss_with_the_plugin_that_does(plan, key, plugin):
     assert document["asked"]["estimate"]["terms"].get("logits_and_loss", 0) < 0.5 * whole
 
 
+FULL_AXOLOTL = """
+base_model: Qwen/Qwen2.5-7B
+sequence_len: 4096
+micro_batch_size: 1
+datasets: [{path: mine, type: alpaca}]
+output_dir: o
+gradient_checkpointing: true
+"""
+
+
+@pytest.mark.parametrize(
+    ("version", "size"),
+    [
+        ("", 4),
+        ("fsdp_version: 1\n", 4),
+        ("fsdp_version: 2\n", 2),
+        ("fsdp_config: {fsdp_version: 2, reshard_after_forward: true}\n", 2),
+        ("fsdp_config: {version: 2, reshard_after_forward: true}\n", 2),
+    ],
+)
+def test_the_first_fsdp_keeps_what_axolotl_trains_in_fp32(plan, version, size):
+    more = "" if "fsdp_config" in version else "fsdp_config: {reshard_after_forward: true}\n"
+    document = plan(FULL_AXOLOTL + more + version, "--gpus", "8")
+    assert document["unmodelled"] == []
+    terms = document["asked"]["estimate"]["terms"]
+    assert terms["weights"] == pytest.approx(size * 7.616e9 / 8, rel=0.01)
+    assert terms["optimizer"] == pytest.approx(2 * size * 7.616e9 / 8, rel=0.01)
+
+
 def test_axolotl_shards_where_there_is_only_an_fsdp_config(plan):
-    job = "base_model: Qwen/Qwen2.5-7B\nsequence_len: 4096\nmicro_batch_size: 1\n"
-    job += "datasets: [{path: mine, type: alpaca}]\noutput_dir: o\ngradient_checkpointing: true\n"
+    job = FULL_AXOLOTL
     named = "fsdp: [full_shard, auto_wrap]\nfsdp_config: {fsdp_offload_params: false}\n"
     alone, both = (
         plan(job + text, "--gpus", "8")
         for text in ("fsdp_config: {offload_params: false, reshard_after_forward: true}\n", named)
     )
-    for document in (alone, both):
-        (found,) = document["unmodelled"]
-        assert "fp32" in found["effect"]
-        assert (found["key"], found["direction"]) == ("fsdp_config", "more")
+    assert alone["unmodelled"] == both["unmodelled"] == []
     assert alone["asked"]["plan"]["sharding"] == "fsdp"
-    terms = alone["asked"]["estimate"]["terms"]
-    assert terms["weights"] == pytest.approx(2 * 7.616e9 / 8, rel=0.01)
     assert alone["asked"]["estimate"] == both["asked"]["estimate"]
 
 

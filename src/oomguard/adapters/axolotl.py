@@ -37,7 +37,7 @@ from oomguard.job.plan import (
     Tuning,
 )
 from oomguard.job.training_job import Job
-from oomguard.job.unmodelled import Direction, TrainingMethod, Unmodelled
+from oomguard.job.unmodelled import TrainingMethod, Unmodelled
 
 _MODULE = "axolotl.cli.train"
 _MICRO, _STEPS = number("micro_batch_size", 1), number("gradient_accumulation_steps", 1)
@@ -116,6 +116,29 @@ def _loss_kernel(settings: Settings) -> LossKernel | None:
     plugins = str(settings.get("plugins") or "").lower()
     fused = any(flag(key).of(settings) and name in plugins for key, name in _FUSED_LOSSES.items())
     return LossKernel.FUSED if fused and not settings.get("rl") else None
+
+
+def _is_reentrant(settings: Settings) -> bool:
+    """Return whether checkpointing is reentrant: it is, where nothing that forbids it is stated.
+
+    Source: axolotl 0.19.0, utils/config/__init__.py (normalize_config).
+    """
+    stated = hf.reentrant(settings)
+    if stated is not None or settings.get("gradient_checkpointing_kwargs"):
+        return bool(stated)
+    return settings.get("unfrozen_parameters") is None and settings.get("rl") is None
+
+
+def _raises_shards(settings: Settings) -> bool:
+    """Return whether what FSDP shards is raised to fp32: by accelerate, in its first version.
+
+    The second one is prepared by axolotl's own code, which raises nothing (0.19.0, monkeypatch/
+    accelerate/fsdp2.py); without a version it is the first (utils/schemas/validation.py).
+    """
+    own = settings.get("fsdp_config")
+    named = own if isinstance(own, dict) else {}
+    version = settings.get("fsdp_version") or named.get("version") or named.get("fsdp_version")
+    return str(version or 1) != "2"
 
 
 BINDINGS = Bindings(
@@ -262,19 +285,9 @@ class Axolotl(TrainerAdapter):
         return replace(job, compares_samples=compares)
 
     def unmodelled(self, job: Job) -> tuple[Unmodelled, ...]:
-        """Return what the settings say; accelerate raises the shards that are trained to fp32."""
+        """Return what the settings say, and the method besides."""
         settings = self.of_job(job).settings
-        found = (*super().unmodelled(job), *axolotl_methods.unmodelled(settings))
-        if job.asked.sharding is not Sharding.FSDP or job.asked.tuning is not Tuning.FULL:
-            return found
-        key = "fsdp_config" if settings.get("fsdp_config") else "fsdp"
-        raised = Unmodelled(
-            key=key,
-            effect="accelerate keeps trained shards in fp32 where bf16 computes: not included",
-            direction=Direction.MORE,
-            line=settings.origin(key).line,
-        )
-        return (*found, raised)
+        return (*super().unmodelled(job), *axolotl_methods.unmodelled(settings))
 
     def memory_settings(self, job: Job) -> MemorySettings:
         """Read what decides the memory; `lora_target_linear` adapts every linear layer."""
@@ -283,6 +296,8 @@ class Axolotl(TrainerAdapter):
             targets = (ALL_LINEAR,) if _TARGET_LINEAR.of(settings) else found.lora.targets
             lora = replace(found.lora, dora=_DORA.of(settings), targets=targets)
             found = replace(found, lora=lora)
+        code = replace(found.code, reentrant_checkpointing=_is_reentrant(settings))
+        found = replace(found, code=code, raises_shards=_raises_shards(settings))
         return axolotl_methods.memory_settings(found, settings)
 
     def sharding(

@@ -89,4 +89,5 @@ def formats(plan: Plan, recipe: MemorySettings) -> Formats:
 def _casts_gathered(plan: Plan, recipe: MemorySettings) -> bool:
     """Return whether FSDP's mixed precision casts parameters (otherwise autocast does)."""
     is_fsdp = plan.sharding is Sharding.FSDP and recipe.code.fsdp_casts_parameters
-    return is_fsdp and plan.precision in _MIXED
+    raised = recipe.raises_shards and plan.tuning is not Tuning.LORA
+    return is_fsdp and (plan.precision in _MIXED or raised)

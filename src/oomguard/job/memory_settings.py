@@ -275,7 +275,8 @@ class MemorySettings:
     says that every sample is padded to the limit. `component` is the function that
     builds the model, with its arguments, where the settings say one; `step_in_backward` that each
     gradient is used and dropped as it comes; `compiled` that torch.compile makes the kernels.
-    `images` are those of one sample. `data` are
+    `raises_shards` says that FSDP keeps what is trained in fp32 and gathers it in 16 bits, in
+    whatever format it was loaded. `images` are those of one sample. `data` are
     paths of training files as far as the settings name them, of which `columns` are used (none
     given: all); `reduce_bucket` counts numbers in
     DeepSpeed's bucket, None where it follows the model; `overlap_comm` says that it has two.
@@ -309,6 +310,7 @@ class MemorySettings:
     columns: tuple[str, ...] = ()
     reduce_bucket: int | None = None
     overlap_comm: bool = False
+    raises_shards: bool = False
 
     @property
     def rows(self) -> int:

@@ -76,6 +76,9 @@ def memory_settings_of(
     """Read what the flags name; a script's own defaults stay unknown."""
     lora = _lora(settings) if job.asked.tuning is Tuning.LORA else None
     optimizer = hf.OPTIMIZER.of(settings)
+    reentrant = hf.reentrant(settings)
+    if reentrant is not None:
+        code = replace(code, reentrant_checkpointing=reentrant)
     return MemorySettings(
         code=code,
         model=_first(settings, _MODELS),

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import posixpath
+import re
 from collections.abc import Mapping
 
 from oomguard.adapters import fields
@@ -81,6 +82,12 @@ NO_METRIC = Refusal(
         and BEST.of(settings) not in (None, "loss", "eval_loss")
     ),
 )
+
+
+def reentrant(settings: Settings) -> bool | None:
+    """Return whether checkpointing is stated to be reentrant, None where that is not stated."""
+    found = re.search(r"use_reentrant\W+(\w+)", str(_REENTRANT.of(settings)))
+    return values.is_true(found[1]) if found else None
 
 
 def checkpointing(key: str) -> Binding:

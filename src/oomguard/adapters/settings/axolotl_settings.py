@@ -44,6 +44,7 @@ _READ = fields_of(
         "sequence_length": "sequence_len",
         "overlong": "excess_length_strategy",
         "checkpointing": "gradient_checkpointing",
+        "code": "gradient_checkpointing_kwargs rl unfrozen_parameters",
         "precision": "bf16 bfloat16 float16",
         "model": "base_model",
         "quantization": "load_in_4bit load_in_8bit bnb_config_kwargs gptq",
@@ -59,6 +60,7 @@ _READ = fields_of(
         "low_cpu_mem_usage": "low_cpu_mem_usage",
         "attention": "attn_implementation",
         "sharding": "fsdp_config",
+        "raises_shards": "fsdp_config fsdp_version",
         "method": "rl reward_model process_reward_model model_type",
         "objective": "rl reward_model process_reward_model model_type num_labels cpo_alpha",
         "compares_samples": "rl",
@@ -88,6 +90,9 @@ _SHARDED = (
 )
 _PARTLY = (
     *_SHARDED,
+    Effect(
+        key="unfrozen_parameters", effect="all weights count as trained", direction=Direction.LESS
+    ),
     effects.optimizer("optimizer"),
     Effect(
         key="gptq",
@@ -128,9 +133,6 @@ _PARALLEL = (
     switch("use_ray", "the ranks that Ray starts are not counted", Direction.EITHER),
 )
 _TRAINED = (
-    Effect(
-        key="unfrozen_parameters", effect="all weights count as trained", direction=Direction.LESS
-    ),
     switch("relora", "ReLoRA is not modelled"),
     Effect(
         key="qat", effect="the fake quantization of weights and activations is not included"
@@ -228,12 +230,6 @@ _KERNELS = (
     Effect(
         key="selective_checkpointing",
         effect="what is kept beside a layer's checkpoint is not included",
-    ),
-    Effect(
-        key="gradient_checkpointing_kwargs",
-        effect="reentrant checkpointing is counted as if it were not",
-        direction=Direction.EITHER,
-        when=lambda value: "true" in str(value).lower(),
     ),
     *(
         Effect(
@@ -365,7 +361,7 @@ _DETAILS = {
     "tiled_mlp": "tiled_mlp_num_shards tiled_mlp_use_original_mlp",
     "fp32_norms": "fp32_norm_classes",
     "fp8": "fp8_config fp8_enable_fsdp_float8_all_gather",
-    "fsdp_config": "fsdp_final_state_dict_type fsdp_version",
+    "fsdp_config": "fsdp_final_state_dict_type",
     "device_map": "gpu_memory_limit max_memory",
     "grokfast_alpha": "grokfast_lamb",
     "relora": "jagged_restart_anneal_steps jagged_restart_steps jagged_restart_warmup_steps"

@@ -198,19 +198,19 @@ SEQ2SEQ = SettingGroups(
 
 #: Reading by scripts that leave checkpointing and the fused loss to the Trainer.
 CHECKPOINTING = SettingGroups(
-    read=fields_of({"checkpointing": "gradient_checkpointing", "loss_kernel": "use_liger_kernel"}),
+    read=fields_of(
+        {
+            "checkpointing": "gradient_checkpointing",
+            "loss_kernel": "use_liger_kernel",
+            "code": "gradient_checkpointing_kwargs",
+        }
+    ),
     unmodelled=(
         Effect(
             key="activation_checkpointing",
             effect="checkpointing under its newer name is not read",
             direction=Direction.EITHER,
             when=lambda value: value is not None,
-        ),
-        Effect(
-            key="gradient_checkpointing_kwargs",
-            effect="reentrant checkpointing is counted as if it were not",
-            direction=Direction.EITHER,
-            when=lambda value: "true" in str(value).lower(),
         ),
         Effect(
             key="liger_kernel_config",
