@@ -263,5 +263,43 @@ def test_vllm_generates_in_place_of_the_policy_and_takes_a_share_where_it_is_col
 ) -> None:
     lines = f"vllm_mode: {mode}\n" if mode else ""
     job, settings = read("grpo", f"{GENERATED}use_vllm: true\n{lines}")
-    assert settings.generation is None
+    assert (settings.generation is not None and settings.generation.by_engine) is named
+    assert (job.asked.engine_share, job.asked.engine_sleeps) == (
+        (0.3, False) if named else (None, None)
+    )
     assert ("use_vllm" in {one.key for one in Trl().unmodelled(job)}) is named
+
+
+def test_a_smaller_share_and_sleep_are_written(bench: Callable[..., Any], folder: str) -> None:
+    table = bench(Trl())
+    text = f"{TEXT}{GENERATED}use_vllm: true\nvllm_gpu_memory_utilization: 0.5  # of a card\n"
+    job = table.job("trl grpo --config train.yaml", text)
+    plan = replace(job.asked, engine_share=0.33, engine_sleeps=True)
+    command = table.adapter.write(job, plan, folder)
+    assert table.reread(job, command).asked == plan
+    written = command.files[0].text
+    assert "vllm_gpu_memory_utilization: 0.33  # of a card" in written
+    assert "vllm_enable_sleep_mode: true" in written
+
+
+@pytest.mark.parametrize("lines", ["", "use_vllm: true\n"])
+def test_groups_stay_whole_on_every_rung(
+    bench: Callable[..., Any], folder: str, lines: str
+) -> None:
+    table = bench(Trl())
+    text = f"{TEXT}{GENERATED}gradient_accumulation_steps: 4\n{lines}"
+    job = replace(table.job("trl grpo --config train.yaml", text), engine_least=0.1)
+    plan, seen = job.asked, [job.asked]
+    for strategy in load_strategies():
+        while (wanted := strategy.change(job, plan)) and len(seen) < 100:
+            if table.adapter.refusal(job, wanted):
+                break
+            plan = wanted
+            seen.append(plan)
+    assert len(seen) > 8
+    for plan in seen:
+        again = table.reread(job, table.adapter.write(job, plan, folder)).asked
+        assert plan.rank_batch == job.asked.rank_batch
+        assert (again.generation_batch or 0) % (job.group or 1) == 0
+        assert again.generation_batch == plan.generation_batch
+    assert {plan.engine_share for plan in seen} >= ({0.3, 0.2, 0.1} if lines else {None})

@@ -102,3 +102,24 @@ def test_generating_is_the_peak_where_training_takes_less(
     plan = change(replace(small, checkpointing=True))
     terms = analytic(EstimateInput(model=MODEL, plan=plan, recipe=SETTINGS))
     assert (terms.get(Term.GENERATION, 0) > 0) is is_there
+
+
+@pytest.mark.parametrize(("sleeps", "is_there"), [(False, True), (True, False)])
+def test_a_colocated_engine_holds_its_share_while_the_model_trains(
+    sleeps: bool, is_there: bool
+) -> None:
+    plan = replace(PLAN, engine_share=0.3, engine_sleeps=sleeps, micro_batch=16, accumulation=1)
+    recipe = replace(SETTINGS, generation=Generation(by_engine=True))
+    share = 10**9
+    found = analytic(EstimateInput(model=MODEL, plan=plan, recipe=recipe, engine_bytes=share))
+    alone = analytic(EstimateInput(model=MODEL, plan=plan, recipe=recipe))
+    assert found[Term.INFERENCE_ENGINE] == (share if is_there else 0)
+    assert sum(found.values()) - sum(alone.values()) == (share if is_there else 0)
+
+
+def test_an_engine_that_sleeps_is_the_peak_where_its_share_is_more_than_a_step() -> None:
+    plan = replace(PLAN, engine_share=0.9, engine_sleeps=True)
+    recipe = replace(SETTINGS, generation=Generation(by_engine=True))
+    found = analytic(EstimateInput(model=MODEL, plan=plan, recipe=recipe, engine_bytes=10**12))
+    assert found[Term.INFERENCE_ENGINE] == 10**12
+    assert not found.get(Term.GENERATION)

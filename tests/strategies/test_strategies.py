@@ -117,6 +117,12 @@ def lengths(*tokens: int, **more: Any) -> dict[str, Any]:
         ("generate_in_halves", {"generation_batch": 16}, {"group": 8}, {"generation_batch": 8}),
         ("generate_in_halves", {"generation_batch": 8}, {"group": 8, **TWO},
          {"generation_batch": 4}),
+        ("sleeping_engine", {"engine_share": 0.3, "engine_sleeps": False}, {},
+         {"engine_sleeps": True}),
+        ("smaller_engine_share", {"engine_share": 0.3}, {"engine_least": 0.1},
+         {"engine_share": 0.2}),
+        ("smaller_engine_share", {"engine_share": 0.3}, {"engine_least": 0.26},
+         {"engine_share": 0.26}),
         ("halve_completions", {"completion_length": 512}, {}, {"completion_length": 256}),
         ("halve_completions", {"completion_length": 100}, {}, {"completion_length": 64}),
         ("halve_lora_rank", {**LORA, "lora_rank": 24}, {}, {"lora_rank": 12}),
@@ -170,6 +176,9 @@ def test_what_a_strategy_changes(name, plan, job, changed):
         ("offload_parameters", {**PINNED, "quantization": Quantization.NF4}, {}),
         ("offload_parameters", PINNED, CPU),
         ("lora_instead_of_full", LORA, {}),
+        ("sleeping_engine", {"engine_share": 0.3, "engine_sleeps": True}, {}),
+        ("smaller_engine_share", {"engine_share": 0.3}, {"engine_least": 0.4}),
+        ("smaller_engine_share", {"engine_share": 0.3}, {}),  # nothing known of the model
         ("generate_in_halves", {"generation_batch": 8}, {"group": 8}),  # part of a group
         ("generate_in_halves", {"generation_batch": 12}, {"group": 3}),  # part of a micro batch
         ("generate_in_halves", {}, {}),

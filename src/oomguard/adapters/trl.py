@@ -152,6 +152,7 @@ BINDINGS = Bindings(
         Binding(field="loss_kernel", read=_loss_kernel, edits=lambda _, __: None),
         fields.direct("precompute_reference", trl_methods.PRECOMPUTE),
         trl_generation.COMPLETION_LENGTH,
+        *trl_generation.ENGINE.bindings,
     )
 )
 

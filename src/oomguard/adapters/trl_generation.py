@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 
+from oomguard.adapters.colocated_engine import EngineKeys
 from oomguard.adapters.config_adapter import Refusal
 from oomguard.adapters.fields import (
     Binding,
@@ -18,6 +19,7 @@ from oomguard.adapters.fields import (
     maybe_number,
     maybe_text,
     number,
+    text,
 )
 from oomguard.adapters.settings.trainer_settings import is_evaluating
 from oomguard.configfile import values
@@ -45,7 +47,13 @@ _WARPS = (
 )
 #: Scores, their warped copy and probabilities; sorted: with int64 indices and cumulated sums too.
 _WARPED_BYTES, _SORTED_BYTES = 12, 28
-_VLLM = flag("use_vllm")
+#: A vLLM beside the training, unless it is said to be a server.
+ENGINE = EngineKeys(
+    used=flag("use_vllm"),
+    mode=text("vllm_mode", "colocate"),
+    share=fraction("vllm_gpu_memory_utilization", 0.3),
+    sleeps=flag("vllm_enable_sleep_mode"),
+)
 _GATHERS = flag("ds3_gather_for_generation", default=True)
 _QUANTILE = fraction("top_entropy_quantile", 1.0)
 _ENTROPY, _ADAPTIVE = fraction("entropy_coef", 0.0), flag("use_adaptive_entropy")
@@ -97,12 +105,13 @@ def compared(objective: Objective, method: TrainingMethod, settings: Settings) -
 def memory_settings(found: MemorySettings, settings: Settings) -> MemorySettings:
     """Return memory settings with what generates the rows; only the prompts come from the data."""
     found = replace(found, columns=("prompt",))
-    if _VLLM.of(settings):
+    if ENGINE.used.of(settings) and not ENGINE.is_colocated(settings):
         return found
     generation = Generation(
+        by_engine=ENGINE.is_colocated(settings),
         sampled_bytes=_sampled_bytes(settings),
         iterations=_ITERATIONS.of(settings),
-        gathers=_GATHERS.of(settings),
+        gathers=_GATHERS.of(settings) and not ENGINE.is_colocated(settings),
     )
     return replace(found, generation=generation)
 

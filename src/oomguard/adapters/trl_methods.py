@@ -114,6 +114,7 @@ def requested(plan: Plan, method: TrainingMethod) -> Plan:
         plan = replace(plan, sequence_length=None, overlong=None)
     else:
         plan = replace(plan, completion_length=None, generation_batch=None)
+        plan = replace(plan, engine_share=None, engine_sleeps=None)
     if method not in _PRECOMPUTING:
         plan = replace(plan, precompute_reference=None)
     if method is TrainingMethod.REWARD:  # a score for each token, and no sample is ever cut

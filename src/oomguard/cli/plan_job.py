@@ -13,6 +13,7 @@ from oomguard.catalogue.litgpt_configs import named
 from oomguard.catalogue.lookup import Model, find_model
 from oomguard.cli.prepare import Prepared
 from oomguard.errors import ConfigError
+from oomguard.estimate.colocated import with_engine
 from oomguard.estimate.correct import UNCORRECTED, Ratios
 from oomguard.estimate.memory import Fits, MemoryEstimate
 from oomguard.estimate.term_descriptions import TrainedPart, explain_terms, trained_part
@@ -178,6 +179,7 @@ def _request(
     )
     if model.type and job.model_type is None:  # known to the hub alone
         job = prepared.adapter.of_model(job, model.type, stored_format(model))
+    job = with_engine(job, model.architecture, capacity.device_bytes)
     request = PredictionRequest(
         job=job,
         recipe=settings,

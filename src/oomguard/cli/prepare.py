@@ -16,6 +16,7 @@ from oomguard.cli.options import BLOCK, Options, Stated, limits_of, options_of, 
 from oomguard.configfile.document import Source
 from oomguard.dataset.lengths import with_lengths
 from oomguard.errors import ConfigError, UsageError, Where, did_you_mean
+from oomguard.estimate.colocated import with_engine
 from oomguard.job.memory_settings import MemorySettings
 from oomguard.job.training_job import Job
 from oomguard.ladder.climb import Framework, Ladder
@@ -187,16 +188,18 @@ def _job(
         hopper=any(gpu.hopper for gpu in here),
     )
     settings = adapter.memory_settings(job)
-    return with_lengths(_of_model(adapter, job, settings), settings)
+    smallest = min((gpu.total_bytes for gpu in here), default=0)
+    return with_lengths(_of_model(adapter, job, settings, smallest), settings)
 
 
-def _of_model(adapter: Adapter, job: Job, settings: MemorySettings) -> Job:
+def _of_model(adapter: Adapter, job: Job, settings: MemorySettings, gpu_bytes: int) -> Job:
     """Return the job with what the model's config.json tells; its name where there is none here."""
     offline = {**os.environ, "HF_HUB_OFFLINE": "1"}
     try:
         model = find_model(settings.model, settings.family, cwd=Path(job.cwd), environment=offline)
     except ConfigError:
         return adapter.of_model(job, None, named_format(settings.model or ""))
+    job = with_engine(job, model.architecture, gpu_bytes)
     return adapter.of_model(job, model.type, stored_format(model))
 
 

@@ -163,7 +163,9 @@ class TrainingStep:
     def generation(self) -> GenerationPass | None:
         """The generation of the rows; None where the model generates none."""
         plan, generation = self.plan, self.recipe.generation
-        if generation is None or plan.completion_length is None or plan.generation_batch is None:
+        if generation is None or generation.by_engine:
+            return None
+        if plan.completion_length is None or plan.generation_batch is None:
             return None
         return GenerationPass(
             model=self.model,

@@ -42,7 +42,8 @@ class EstimateInput:
     """A plan of a job on a model, on `ranks` GPUs; `cuda` is what CUDA takes on each.
 
     `further` counts the numbers of other models that the job holds, `further_trained` those of
-    models that it trains as well.
+    models that it trains as well. `engine_bytes` are those that an inference engine on the same GPU
+    claims.
     """
 
     model: Architecture
@@ -52,6 +53,7 @@ class EstimateInput:
     ranks_of_node: int = 1
     further: int = 0
     further_trained: int = 0
+    engine_bytes: int = 0
     cuda: CudaOverhead = CUDA
 
     @property
@@ -89,7 +91,9 @@ def analytic(problem: EstimateInput) -> dict[Term, int]:
     terms = max(_moments(problem), key=lambda moment: sum(moment.values()))
     return {
         **terms,
-        Term.ALLOCATOR_SLACK: _slack(problem, sum(terms.values())),
+        Term.ALLOCATOR_SLACK: _slack(
+            problem, sum(terms.values()) - terms.get(Term.INFERENCE_ENGINE, 0)
+        ),
         Term.CUDA_CONTEXT: problem.cuda.context_bytes,
     }
 
@@ -123,6 +127,7 @@ def static(problem: EstimateInput) -> dict[Term, int]:
             problem.plan, problem.ranks, gradients, problem.cuda.nccl_bytes
         ),
         Term.WORKSPACES: 2 * problem.cuda.workspace_bytes,
+        Term.INFERENCE_ENGINE: 0 if problem.plan.engine_sleeps else problem.engine_bytes,
     }
 
 
@@ -255,7 +260,7 @@ def end_of_step_terms(problem: EstimateInput) -> Iterator[dict[Term, int]]:
 def generation_terms(problem: EstimateInput) -> Iterator[dict[Term, int]]:
     """Yield what stands beside the static terms while completions are generated."""
     found, settings = problem.step.generation, problem.recipe.generation
-    if found is None or settings is None:
+    if settings is None:
         return
     share = sharding.rank_fractions(problem.plan, problem.ranks)
     whole = base_weights(problem) * (1 - share.weights) if settings.gathers else 0
@@ -263,8 +268,12 @@ def generation_terms(problem: EstimateInput) -> Iterator[dict[Term, int]]:
     beside = {Term.ZERO_BUCKETS: int(whole), Term.ACTIVATIONS: casts}
     if settings.is_amid_gradients(problem.plan):
         beside = added(beside, gradients(problem, share.gradients))
-    for size in (found.prefill, found.decoding):
-        yield added(beside, {Term.GENERATION: size})
+    if settings.by_engine:
+        awake = problem.engine_bytes if problem.plan.engine_sleeps else 0
+        yield added(beside, {Term.INFERENCE_ENGINE: awake})
+    if found is not None:
+        for size in (found.prefill, found.decoding):
+            yield added(beside, {Term.GENERATION: size})
 
 
 def gathered(problem: EstimateInput, *, at_end: bool = False) -> dict[Term, int]:

@@ -20,6 +20,7 @@ class Term(str, Enum):
     LOGITS_AND_LOSS = "logits_and_loss"
     ATTENTION_WORKSPACE = "attention_workspace"
     GENERATION = "generation"  # the cache of keys and values, the pass over the prompts, sampling
+    INFERENCE_ENGINE = "inference_engine"  # the share of the GPU that vLLM claims
     QUANTIZATION_TEMPORARIES = "quantization_temporaries"
     ZERO_BUCKETS = "zero_buckets"  # also what sharding gathers, and has not shared out yet
     COMMUNICATION_BUFFERS = "communication_buffers"
@@ -82,6 +83,7 @@ class MemoryEstimate:
 #: Terms that are counted number by number; the others depend on what the kernels do.
 COUNTED = frozenset(
     {Term.WEIGHTS, Term.ADAPTER, Term.TRAINED_EMBEDDINGS, Term.GRADIENTS, Term.OPTIMIZER}
+    | {Term.INFERENCE_ENGINE}
 )
 
 

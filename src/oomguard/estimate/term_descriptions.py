@@ -32,6 +32,7 @@ from oomguard.units import KIB, show_bytes
 #: A product is shown as the term's if it is this close to it: half a unit of its last digit.
 _ROUNDING = 0.002
 _NOTES = {
+    Term.INFERENCE_ENGINE: "the share of the GPU that vLLM claims",
     Term.QUANTIZATION_TEMPORARIES: "the largest matrix, dequantized",
     Term.ZERO_BUCKETS: "DeepSpeed or FSDP: flat buffers, gathered parameters, unreduced gradients",
     Term.COMMUNICATION_BUFFERS: "NCCL, and DDP's copy of the gradients",

@@ -243,12 +243,14 @@ class Generation:
         iterations: how often each completion is trained on.
         gathers: under ZeRO-3 every rank holds the whole model meanwhile.
         adapter_autocast: a model with an adapter generates under autocast, as one without does.
+        by_engine: an inference engine on the same GPUs generates, within a share of its own.
     """
 
     sampled_bytes: int = 8
     iterations: int = 1
     gathers: bool = True
     adapter_autocast: bool = False
+    by_engine: bool = False
 
     def is_amid_gradients(self, plan: Plan) -> bool:
         """Return whether completions are also generated within an optimizer step's accumulation."""

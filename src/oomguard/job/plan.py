@@ -134,6 +134,8 @@ class Plan:
     `image_pixels` the most pixels of one image, `video_pixels` of one frame of a video.
     `completion_length` is the most tokens that the policy generates after each prompt, which then
     nothing cuts; `generation_batch` the completions that each rank generates at once.
+    `engine_share` is the part of each GPU that an inference engine in the same processes (vLLM)
+    claims for generating them, `engine_sleeps` says that it gives it back for the training steps.
     `precompute_reference` says that the log-probabilities of the frozen reference policy are all
     computed before training. `eval_accumulation` evaluation steps pass before predictions leave
     the device; 0: all of them.
@@ -144,6 +146,8 @@ class Plan:
     sequence_length: int | None = None
     completion_length: int | None = None
     generation_batch: int | None = None
+    engine_share: float | None = None
+    engine_sleeps: bool | None = None
     overlong: Overlong | None = None
     image_pixels: int | None = None
     video_pixels: int | None = None
@@ -183,7 +187,7 @@ class Plan:
 
 
 #: A field of a plan as it stands in JSON; sets are sorted lists.
-Value = bool | int | str | list[str] | None
+Value = bool | int | float | str | list[str] | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

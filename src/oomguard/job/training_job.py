@@ -91,6 +91,8 @@ class Job:
     monitor will be in its processes. `compares_samples` says that the loss of a sample depends on
     the others in its micro batch, so that a smaller one is not the same math; `group` is how many
     completions of each prompt are generated and compared, None where nothing is generated.
+    `engine_least` is the least share of a GPU in which an inference engine holds the model, None
+    while the model's size or the GPU's is not known.
     """
 
     framework: str
@@ -116,6 +118,7 @@ class Job:
     inside: bool = True
     compares_samples: bool = False
     group: int | None = None
+    engine_least: float | None = None
 
     def __post_init__(self) -> None:
         """Keep what is parsed of the files."""

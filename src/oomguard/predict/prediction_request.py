@@ -78,6 +78,7 @@ class PredictionRequest:
             ranks_of_node=self.job.world.per_node,
             further=self.further,
             further_trained=self.further_trained,
+            engine_bytes=int((plan.engine_share or 0) * self.capacity_bytes),
             cuda=cuda_overhead(self.job),
         )
 

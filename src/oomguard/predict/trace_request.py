@@ -28,7 +28,7 @@ _ELSEWHERE = (
     *("eval_batch", "eval_accumulation", "prediction_loss_only", "auto_find_batch_size"),
     *("sharding", "embedding_rows", "loftq", "overlong", "video_pixels", "device_map"),
     "precompute_reference",  # sent as a part of the objective
-    *("completion_length", "generation_batch"),  # sent as the generation
+    *("completion_length", "generation_batch", "engine_share", "engine_sleeps"),
     "lora_rank",  # sent as the adapter's own
 )
 

@@ -184,15 +184,17 @@ _GENERATED = SettingGroups(
             " per_device_train_batch_size gradient_accumulation_steps",
             "group": "num_generations",
             "objective": "beta",
-            "generation": "use_vllm num_iterations ds3_gather_for_generation temperature top_p"
-            " top_k min_p repetition_penalty",
+            "engine_share": "use_vllm vllm_mode vllm_gpu_memory_utilization",
+            "engine_sleeps": "use_vllm vllm_mode vllm_enable_sleep_mode",
+            "generation": "use_vllm vllm_mode num_iterations ds3_gather_for_generation temperature"
+            " top_p top_k min_p repetition_penalty",
         }
     ),
     partly=(
         Effect(
             key="use_vllm",
-            effect="vLLM takes its share of each GPU (vllm_gpu_memory_utilization, 0.3 by default) "
-            "beside what is counted",
+            effect="vLLM is counted as the share of each GPU that it claims; its CUDA graphs come"
+            " on top of that",
             when=is_true,
             given=lambda settings: settings.get("vllm_mode") != "server",
         ),
@@ -230,10 +232,9 @@ _GENERATED = SettingGroups(
         ),
     ),
     details={
-        "use_vllm": "vllm_mode vllm_model_impl vllm_enable_sleep_mode"
-        " vllm_structured_outputs_regex vllm_server_base_url vllm_server_host vllm_server_port"
-        " vllm_server_timeout vllm_group_port vllm_gpu_memory_utilization vllm_max_model_length"
-        " vllm_tensor_parallel_size",
+        "use_vllm": "vllm_model_impl vllm_structured_outputs_regex vllm_server_base_url"
+        " vllm_server_host vllm_server_port vllm_server_timeout vllm_group_port"
+        " vllm_max_model_length vllm_tensor_parallel_size",
         "use_transformers_continuous_batching": "transformers_continuous_batching_config",
     },
     no_effect={
