@@ -554,6 +554,52 @@ def test_axolotl_shards_where_there_is_only_an_fsdp_config(plan):
     assert alone["asked"]["estimate"] == both["asked"]["estimate"]
 
 
+NAMES = "lora_target_modules: [q_proj, v_proj]\n"
+ALL_NAMES = "lora_target_modules: [q_proj, k_proj, v_proj, o_proj, gate_proj, up_proj, down_proj]\n"
+
+
+@pytest.mark.parametrize(
+    ("pattern", "named"),
+    [
+        (r"model.layers.[\d]+.(mlp|cross_attn|self_attn).(up|down|gate|q|k|v|o)_proj", ALL_NAMES),
+        (r".*\.(q|v)_proj", NAMES),
+        (r"^model\.language_model\.layers\.\d+\.self_attn\.[qv]_proj$", NAMES),
+    ],
+)
+def test_targets_that_are_a_regular_expression_are_matched_with_whole_names(plan, pattern, named):
+    matched = plan(AXOLOTL.replace(NAMES, f"lora_target_modules: '{pattern}'\n"))
+    assert matched["unmodelled"] == []
+    for document in (
+        matched,
+        plan(SCRIPT.format("train.py") + f" --lora_r 8 --target_modules {pattern}"),
+    ):
+        trained = document["trained"]["parameters"]
+        assert trained == plan(AXOLOTL.replace(NAMES, named))["trained"]["parameters"] > 0
+
+
+def test_a_regular_expression_may_take_some_layers(plan):
+    half = AXOLOTL.replace(
+        NAMES, r"lora_target_modules: '.*\.layers\.[0-5]\.self_attn\.(q|v)_proj'" + "\n"
+    )
+    trained = [plan(job)["trained"]["parameters"] for job in (AXOLOTL, half)]
+    assert trained[0] == 4 * trained[1]  # 24 layers
+
+
+@pytest.mark.parametrize("targets", ["[wq, wv]", "'.*\\.wqkv'"])
+def test_an_adapter_without_a_matrix_that_is_known_is_named(plan, targets):
+    (found,) = plan(AXOLOTL.replace(NAMES, f"lora_target_modules: {targets}\n"))["unmodelled"]
+    assert (found["key"], found["direction"]) == ("adapter", "more")
+
+
+def test_cut_cross_entropy_is_on_with_its_plugin(plan):
+    plugin = "plugins: [axolotl.integrations.cut_cross_entropy.CutCrossEntropyPlugin]\n"
+    kernels = [
+        plan(AXOLOTL + plugin + more)["asked"]["plan"]["loss_kernel"]
+        for more in ("", "cut_cross_entropy: false\n")
+    ]
+    assert kernels == ["fused", None]
+
+
 @pytest.mark.parametrize("suffix", ["-AWQ", "-GPTQ", "-GPTQ-Int4"])
 @pytest.mark.parametrize("job", [LF, AXOLOTL, TRL + "use_peft: true\n", SWIFT])
 def test_a_checkpoint_in_four_bits_is_counted_as_stored(plan, job, suffix):

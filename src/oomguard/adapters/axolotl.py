@@ -50,9 +50,11 @@ _FULL_HALF = ("bfloat16", "float16")
 _LOAD_4BIT, _LOAD_8BIT = flag("load_in_4bit"), flag("load_in_8bit")
 _OUTPUT = fields.text("output_dir", "./model-out")
 _TARGET_LINEAR, _DORA = flag("lora_target_linear"), flag("peft_use_dora")
+#: Plugins with a fused loss; that of cut cross entropy switches it on
+#: (integrations/cut_cross_entropy/args.py).
 _FUSED_LOSSES = {
-    "liger_fused_linear_cross_entropy": "liger",
-    "cut_cross_entropy": "cut_cross_entropy",
+    flag("liger_fused_linear_cross_entropy"): "liger",
+    flag("cut_cross_entropy", default=True): "cut_cross_entropy",
 }
 _LORAS = ("lora", "qlora")
 _EXCESS = {"drop": Overlong.DROPPED, "truncate": Overlong.CUT}
@@ -114,7 +116,7 @@ def _tuning(settings: Settings) -> Tuning:
 def _loss_kernel(settings: Settings) -> LossKernel | None:
     """Return the fused loss, which the plugin of its name brings; other losses need the logits."""
     plugins = str(settings.get("plugins") or "").lower()
-    fused = any(flag(key).of(settings) and name in plugins for key, name in _FUSED_LOSSES.items())
+    fused = any(key.of(settings) and name in plugins for key, name in _FUSED_LOSSES.items())
     return LossKernel.FUSED if fused and not settings.get("rl") else None
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from oomguard.estimate.architecture import Architecture, Linear
@@ -11,6 +13,19 @@ from oomguard.job.plan import EmbeddingRows, Part, Plan, Tuning
 _EMBEDDINGS = {"embed_tokens", "wte", "lm_head", "embed_in", "embed_out", "word_embeddings"}
 _PEFT_CHOICE = {"query", "value", "qkv"}
 _HEADS = {"lm_head", "embed_out"}
+#: What makes a single target a regular expression of whole names instead of one name.
+_PATTERN = re.compile(r"[\\(\[|*+^$?]")
+#: Where transformers' models have their layers, and what they call the parts of one.
+_LAYERS = (
+    "model",
+    "model.language_model",
+    "language_model.model",
+    "model.text_model",
+    "transformer",
+)
+_ATTENTION, _MLP = ("self_attn", "attn", "attention", "self_attention"), ("mlp", "feed_forward")
+_EXPERTS = ("mlp.experts.0", "block_sparse_moe.experts.0", "feed_forward.experts.0")
+_ATTENDING = {"query", "key", "value", "qkv", "output", "query_a", "query_b", "kv_a", "kv_b"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,8 +89,10 @@ def trained_layers(model: Architecture, recipe: MemorySettings) -> int:
     return min(abs(recipe.trained_layers), model.layers)
 
 
-def targeted(model: Architecture, lora: Lora | None) -> tuple[Linear, ...]:
-    """List the matrices of one layer that LoRA adapts."""
+def targeted(
+    model: Architecture, lora: Lora | None, layer: int | None = None
+) -> tuple[Linear, ...]:
+    """List the matrices of one layer that LoRA adapts; without its number, those of any layer."""
     if lora is None:
         return ()
     linears = [one for one in model.linears if lora.reaches_experts or one.count == 1]
@@ -83,8 +100,35 @@ def targeted(model: Architecture, lora: Lora | None) -> tuple[Linear, ...]:
         return tuple(linear for linear in linears if linear.role in _PEFT_CHOICE)
     if ALL_LINEAR in lora.targets or "all" in lora.targets:
         return tuple(linear for linear in linears if linear.role != "router")
+    if is_pattern(lora.targets):
+        layers = range(model.layers) if layer is None else (layer,)
+        return tuple(one for one in linears if _matches(lora.targets[0], one, layers))
     names = {target.rsplit(".", 1)[-1] for target in lora.targets}
     return tuple(linear for linear in linears if names & {*linear.names})
+
+
+def is_pattern(targets: tuple[str, ...]) -> bool:
+    """Return whether targets are one regular expression, which PEFT matches with whole names.
+
+    Source: peft 0.21, tuners/tuners_utils.py (check_target_module_exists).
+    """
+    return len(targets) == 1 and _PATTERN.search(targets[0]) is not None
+
+
+def _matches(pattern: str, linear: Linear, layers: Iterable[int]) -> bool:
+    try:
+        wanted = re.compile(pattern)
+    except re.error:
+        return False
+    return any(wanted.fullmatch(name) for layer in layers for name in _full_names(linear, layer))
+
+
+def _full_names(linear: Linear, layer: int) -> Iterator[str]:
+    """Yield what a matrix may be called in a model of transformers."""
+    parts = _ATTENTION if linear.role in _ATTENDING else _EXPERTS if linear.count > 1 else _MLP
+    for model in _LAYERS:
+        for part in parts:
+            yield from (f"{model}.layers.{layer}.{part}.{name}" for name in linear.names)
 
 
 def adapter(model: Architecture, plan: Plan, recipe: MemorySettings) -> int:
@@ -92,13 +136,21 @@ def adapter(model: Architecture, plan: Plan, recipe: MemorySettings) -> int:
     if recipe.lora is None:
         return 0
     rank = plan.lora_rank or recipe.lora.rank
-    matrices = targeted(model, recipe.lora)
     magnitudes = 1 if recipe.lora.dora else 0
-    per_layer = sum(
-        (rank * (m.inputs + m.outputs) + magnitudes * m.outputs) * m.count for m in matrices
-    )
     head = rank * (model.hidden + model.vocab) if _HEADS & {*recipe.lora.targets} else 0
-    return model.layers * per_layer + head
+    return head + sum(
+        (rank * (m.inputs + m.outputs) + magnitudes * m.outputs) * m.count
+        for m in _adapted(model, recipe.lora)
+    )
+
+
+def _adapted(model: Architecture, lora: Lora) -> Iterator[Linear]:
+    """Yield each matrix of the whole model that LoRA adapts."""
+    if not is_pattern(lora.targets):
+        yield from model.layers * targeted(model, lora)
+        return
+    for layer in range(model.layers):
+        yield from targeted(model, lora, layer)
 
 
 def _trained_embeddings(model: Architecture, plan: Plan, recipe: MemorySettings, grown: int) -> int:

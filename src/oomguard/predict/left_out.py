@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import replace
 
 from oomguard.catalogue.lookup import Model
-from oomguard.estimate.counts import targeted
+from oomguard.estimate.counts import adapter, targeted
 from oomguard.estimate.unmodelled_layers import unmodelled_layers
 from oomguard.job.memory_settings import Family, MemorySettings, Objective
 from oomguard.job.plan import Tuning
@@ -43,6 +43,12 @@ def left_out(
             "parameter, which PEFT before 0.19 leaves out"
         )
         yield Unmodelled(key="model", effect=effect, direction=Direction.LESS)
+    if lora is not None and lora.targets and not adapter(model.architecture, job.asked, settings):
+        effect = (
+            f"no matrix that is known of the model is called {', '.join(lora.targets)}: the "
+            "adapter is not counted"
+        )
+        yield Unmodelled(key="adapter", effect=effect, direction=Direction.MORE)
     layers = unmodelled_layers(model.config) if model.family is Family.HF else None
     if layers is not None:
         yield layers

@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import importlib.util
+import re
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,6 +17,9 @@ from torch import nn
 from .built import Unsupported
 from .quantized import QuantizedLinear
 from .request import LoraRequest
+
+#: What makes a single target a regular expression instead of a name.
+_PATTERN = re.compile(r"[\\(\[|*+^$?]")
 
 
 def adapt(model: nn.Module, lora: LoraRequest, targets: tuple[str, ...]) -> nn.Module:
@@ -102,6 +106,8 @@ def targets(
             for name, module in linear
             if module is not head and not any(f".{part}." in f".{name}." for part in frozen)
         )
+    if len(names) == 1 and _PATTERN.search(names[0]):  # PEFT matches it with whole names
+        return tuple(name for name, _ in linear if re.fullmatch(names[0], name))
     return tuple(
         name for name, _ in linear if any(name == one or name.endswith(f".{one}") for one in names)
     )
