@@ -210,10 +210,13 @@ class Document:
 
 def _load_yaml(source: Source) -> tuple[yaml.Node | None, object]:
     try:
-        root = yaml.SafeLoader(source.text).get_single_node()
+        loader = yaml.SafeLoader(source.text)
+        root = loader.get_single_node()
         _refuse_duplicates(root, source)
-        # Constructing merges keys into the nodes, so the nodes that show the text are others.
-        return root, yaml.safe_load(source.text)
+        if root is None or "<<" in source.text:
+            # Constructing merges keys into the nodes: those that show the text must be others.
+            return root, yaml.safe_load(source.text)
+        return root, loader.construct_document(root)
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         column = f" (column {mark.column + 1})" if mark else ""
