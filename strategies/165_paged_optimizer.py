@@ -32,6 +32,6 @@ STRATEGY = Strategy(
     fidelity=SAME_RECIPE,
     remedies=frozenset({Remedy(kind=Kind.DEVICE_OOM, phases=TRAINING)}),
     change=change,
-    otherwise="the optimizer is no 8-bit AdamW, or there is no GPU",
+    otherwise="the optimizer is not an 8-bit AdamW, or there is no GPU",
     needs=("bitsandbytes",),
 )

@@ -26,6 +26,6 @@ STRATEGY = Strategy(
     fidelity=SAME_RECIPE,
     remedies=frozenset({Remedy(kind=Kind.DEVICE_OOM, phases=TRAINING | {Phase.LOAD})}),
     change=change,
-    otherwise="this is no LoRA job, the base is quantized already, or the framework cannot",
+    otherwise="this is not a LoRA job, the base is quantized already, or the framework cannot",
     needs=("bitsandbytes",),
 )

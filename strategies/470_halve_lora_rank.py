@@ -28,7 +28,7 @@ STRATEGY = Strategy(
     fidelity=NEW_RECIPE,
     remedies=frozenset({Remedy(kind=Kind.DEVICE_OOM, phases=TRAINING)}),
     change=change,
-    otherwise="this is no LoRA job, or its rank is 8 or less",
+    otherwise="this is not a LoRA job, or its rank is 8 or less",
     repeat=True,
     fresh=True,
 )

@@ -26,6 +26,6 @@ STRATEGY = Strategy(
     fidelity=NEW_RECIPE,
     remedies=frozenset({Remedy(kind=Kind.DEVICE_OOM, phases=TRAINING | {Phase.LOAD})}),
     change=change,
-    otherwise="this is no LoRA job, the base is in 4-bit already, or the framework cannot",
+    otherwise="this is not a LoRA job, the base is in 4-bit already, or the framework cannot",
     needs=("bitsandbytes",),
 )

@@ -33,7 +33,7 @@ class Ended:
     connections: int
 
     def of(self, type_: str) -> list[Line]:
-        """Give the lines of one type on the socket."""
+        """Return the lines of one type on the socket."""
         return [line for line in self.lines if line["type"] == type_]
 
     @property

@@ -25,7 +25,7 @@ class Told:
         return decide(self.record, event, self.ladder)
 
     def launch(self, action: Launch, t: float = 1.0) -> Action | None:
-        """Let an attempt be planned and started as was decided."""
+        """Plan and start an attempt as decided."""
         number = len(self.record.attempts) + 1
         self.happen(Planned(t=t, attempt=number, spec=action.spec))
         return self.happen(Started(t=t, attempt=number, pid=7, command="x", kernel_watched=True))

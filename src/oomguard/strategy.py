@@ -29,7 +29,7 @@ from oomguard.job.training_job import (
     Device,
     Job,
 )
-from oomguard.ladder.strategy import (
+from oomguard.ladder.strategy_contract import (
     NEW_RECIPE,
     SAME_MATH,
     SAME_RECIPE,

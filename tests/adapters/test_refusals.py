@@ -149,7 +149,7 @@ def _flatten(prefix: str, value: Mapping[str, object], found: dict[str, Any]) ->
 
 
 def _zero(found: Mapping[str, Any], texts: Mapping[str, str]) -> dict[str, Any]:
-    """Give DeepSpeed's config with its `stage` (0 without one), wherever it is named."""
+    """Return DeepSpeed's config with its `stage` (0 without one), wherever it is named."""
     named = found.get("deepspeed")
     own = texts.get(str(named), texts.get(f"{CWD}/{named}", ""))
     if own:

@@ -36,7 +36,7 @@ def terms_of(activations: float, logits: float, temporaries: float) -> dict[Term
 
 
 def measured(terms: dict[Term, int], truth: Ratios) -> Measured:
-    """Give what a device would have shown if the truth were so far off."""
+    """Return what a device would have shown if the truth were so far off."""
     real = corrected(terms, truth)
     inside = allocated(real)
     return Measured(

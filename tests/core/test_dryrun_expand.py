@@ -89,7 +89,7 @@ def test_a_few_layers_give_the_trace_of_all(sizes, extra, steps):
 
 
 def in_runs(trace: Trace) -> list[list[int]]:
-    """Give the sizes, releases that follow each other in no order: they come in any."""
+    """Return the sizes, releases that follow each other in no order: they come in any."""
     runs = groupby(trace.events, key=lambda event: event.size_bytes < 0)
     sizes = [(is_release, [e.size_bytes for e in run]) for is_release, run in runs]
     return [sorted(run) if is_release else run for is_release, run in sizes]

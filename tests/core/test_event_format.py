@@ -9,7 +9,7 @@ import pytest
 
 from generators import make_job
 from oomguard.job.plan import Plan
-from oomguard.ladder.strategy import Fidelity
+from oomguard.ladder.strategy_contract import Fidelity
 from oomguard.run.attempt import AttemptSpec, StopReason
 from oomguard.run.events import (
     NAMES,

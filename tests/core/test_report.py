@@ -13,7 +13,7 @@ from generators import make_job, make_ladder
 from oomguard.configfile.document import Source
 from oomguard.evidence.verdict import Finding, Kind, Phase, Verdict, Witness
 from oomguard.job.plan import Plan, Tuning
-from oomguard.ladder.strategy import Skip
+from oomguard.ladder.strategy_contract import Skip
 from oomguard.run.attempt import AttemptSpec
 from oomguard.run.events import (
     DeviceFree,

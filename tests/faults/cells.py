@@ -155,7 +155,7 @@ class Cell:
 
     @property
     def kinds(self) -> list[str]:
-        """Give the kind of verdict of each attempt, in their order."""
+        """Return the kind of verdict of each attempt, in their order."""
         return [one.verdict.kind.value if one.verdict else "none" for one in self.record.attempts]
 
     def ledger(self) -> list[dict]:
@@ -163,7 +163,7 @@ class Cell:
         return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
     def is_trained(self, steps: int = 8) -> bool:
-        """Whether it came to the weights of a run in which nothing happened."""
+        """Return whether it came to the weights of a run in which nothing happened."""
         final = self.folder / "out" / "final.txt"
         return final.exists() and final.read_text() == job.trained(steps)
 

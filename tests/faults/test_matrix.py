@@ -31,7 +31,7 @@ SIGNALS = {"term": "SIGTERM", "usr1": "SIGUSR1"}
 
 
 def act(cell: Cell, fault: str, phase: str, kind: str) -> dict:
-    """Let the fault happen, go on with the run, and once more; say what was seen on the way."""
+    """Make the fault happen, resume the run twice, and return what was seen on the way."""
     at, env = PHASES[phase]
     cell.env = {**JOBS[kind], **env}
     do = SIGNALS.get(fault, "kill")

@@ -76,12 +76,12 @@ def train(given: argparse.Namespace) -> int:
 
 
 def follow(weights: str, step: int) -> str:
-    """Give the weights after one more step."""
+    """Return the weights after one more step."""
     return hashlib.sha256(f"{weights} {step}".encode()).hexdigest()
 
 
 def trained(steps: int) -> str:
-    """Give the weights of a run in which nothing happened."""
+    """Return the weights of a run in which nothing happened."""
     weights = START
     for step in range(1, steps + 1):
         weights = follow(weights, step)
@@ -113,7 +113,7 @@ def shortage(step: int, micro: int) -> None:
 
 
 def report_shortage(step: int) -> None:
-    """Say what the reporter inside would say, as docs/monitor-protocol.md has it."""
+    """Send what the monitor would send, as docs/monitor-protocol.md has it."""
     line = {
         "v": 1, "type": "oom", "pid": os.getpid(), "rank": None, "local_rank": None,
         "world": None, "t": time.monotonic(), "phase": "forward", "step": step - 1,

@@ -30,7 +30,7 @@ _BUILD_ENV = {"DS_BUILD_OPS": "0", "PIP_DISABLE_PIP_VERSION_CHECK": "1"}
 
 
 def environment(name: str) -> Path:
-    """Give the Python of the environment `name`, which is built first if it is not there.
+    """Return the Python of the environment `name`, which is built first if it is not there.
 
     Raises:
         ValueError: if no environment has this name.

@@ -134,7 +134,7 @@ class TinyJob:
     smaller: Callable[[int], tuple[str, ...]]
 
     def by_hand(self, micro_batch: int) -> tuple[str, ...]:
-        """Give the command with another micro batch and the accumulation that makes up for it."""
+        """Return the command with another micro batch and the accumulation that makes up for it."""
         return (*self.argv, *self.smaller(micro_batch))
 
 
@@ -237,7 +237,7 @@ def trl_generating_job(command: str, folder: Path) -> TinyJob:
 
 
 def cap_bytes(job: TinyJob) -> int:
-    """Give the limit on data memory under which the job fits at 4 and not at 8.
+    """Return the limit on data memory under which the job fits at 4 and not at 8.
 
     Measured once for each environment, config and machine, and kept beside the environments.
     """
@@ -268,7 +268,7 @@ def _make_assets(python: Path, kind: str, folder: Path, *words: str) -> None:
 
 
 def _environ(folder: Path, python: Path) -> dict[str, str]:
-    """Give a job's environment: no hub, caches in its own folder, torchrun and the like first."""
+    """Return a job's environment: no hub, caches in its own folder, torchrun and the like first."""
     return {
         "PATH": f"{python.parent}{os.pathsep}{os.environ['PATH']}",
         "HOME": str(folder),

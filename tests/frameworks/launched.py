@@ -21,7 +21,7 @@ SAMPLE_BYTES = 3 * 256 * 32768 * 4
 
 
 def cap_for(job: TinyJob, samples: int) -> int:
-    """Give the cap under which `samples` fit at once; `cap_bytes` is the one for 6."""
+    """Return the cap under which `samples` fit at once; `cap_bytes` is the one for 6."""
     return cap_bytes(job) + (samples - 6) * SAMPLE_BYTES
 
 
@@ -55,7 +55,7 @@ class Launched:
         return [attempt["verdict"]["kind"] for attempt in self.attempts]
 
     def configs(self) -> Iterator[dict[str, Any]]:
-        """Give the config of each attempt as it was launched."""
+        """Return the config of each attempt as it was launched."""
         for number in range(1, len(self.attempts) + 1):
             yield yaml.safe_load((self.attempt(number) / self.job.config.name).read_text())
 
@@ -67,7 +67,7 @@ class Launched:
         return self.run / "final" / self.job.config.name
 
     def final_command(self) -> list[str]:
-        """Give the command that is to be typed to have the run again."""
+        """Return the command that is to be typed to have the run again."""
         lines = (self.run / "final" / "command.txt").read_text().splitlines()
         return ["sh", "-c", lines[-1]]
 
@@ -98,7 +98,7 @@ def launch(job: TinyJob, *words: str) -> Launched:
 
 
 def again(job: TinyJob, folder: Path) -> TinyJob:
-    """Give the same job in another folder, without making model and data once more."""
+    """Return the same job in another folder, without making model and data once more."""
     for name in ("model", "data", "tiny", "recipes", "tests"):
         if (job.folder / name).exists():
             (folder / name).symlink_to(job.folder / name)
@@ -115,7 +115,7 @@ def edit(job: TinyJob, before: str, after: str) -> None:
 
 
 def changed_lines(before: Path, after: Path) -> list[str]:
-    """Give the lines that `after` has in the place of others, or besides those of `before`."""
+    """Return the lines that `after` has in the place of others, or besides those of `before`."""
     old = before.read_text().splitlines()
     return [line for line in after.read_text().splitlines() if line not in old]
 

@@ -104,7 +104,7 @@ class Measured(TrainerCallback):
 
 
 def variant(plan: dict[str, Any], recipe: dict[str, Any]) -> request.Variant:
-    """Give the plan as the tracer takes it."""
+    """Return the plan as the tracer takes it."""
     one = {"id": "x", "plan": PLAN | {"micro_batch": 2} | plan, "recipe": RECIPE | recipe}
     document = {"v": 1, "model": {"family": "hf", "config": {}}, "variants": [one]}
     return request.parse(document).variants[0]

@@ -39,7 +39,7 @@ RECIPES = {"vision": "qwen2_5_vl_tiny.yaml", "audio": "qwen2_audio_tiny.yaml"}
 
 
 def overlay() -> Path:
-    """Give a folder for PYTHONPATH, made once and kept beside the environments."""
+    """Return a folder for PYTHONPATH, made once and kept beside the environments."""
     name = "multimodal-" + "-".join(PACKAGES).replace("==", "-")
     folder = platformdirs.user_cache_path("oomguard") / "environments" / name
     with FileLock(f"{folder}.lock"):
@@ -55,7 +55,7 @@ def overlay() -> Path:
 
 
 def multimodal_job(kind: str, folder: Path) -> TinyJob:
-    """Give the twin on a tiny Qwen2.5-VL (`vision`) or Qwen2-Audio (`audio`)."""
+    """Return the twin on a tiny Qwen2.5-VL (`vision`) or Qwen2-Audio (`audio`)."""
     make = ("recipes/llamafactory/make_multimodal.py", kind, f"tiny/{kind}")
     name = f"llamafactory/{RECIPES[kind]}"
     return made_job(name, kind, "llamafactory", folder, make=make, path=str(overlay()))

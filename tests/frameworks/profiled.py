@@ -11,7 +11,7 @@ from typing import Any
 
 
 def most(measured: Any) -> int:
-    """Give the most bytes that were alive at once, of those allocated under the profiler."""
+    """Return the most bytes that were alive at once, of those allocated under the profiler."""
     changes = sorted(
         (event.start_ns(), event.nbytes())
         for event in measured.profiler.kineto_results.events()

@@ -38,7 +38,7 @@ def events(folder: Path, name: str) -> list[dict[str, object]]:
 
 
 def cap_bytes(python: Path) -> int:
-    """Give what a rank that has imported torch may have, and six samples more."""
+    """Return what a rank that has imported torch may have, and six samples more."""
     code = (
         "import torch, torch.distributed as d, os\n"
         "os.environ.update(MASTER_ADDR='127.0.0.1', MASTER_PORT='0')\n"

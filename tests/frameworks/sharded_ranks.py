@@ -91,7 +91,7 @@ class Marks(transformers.TrainerCallback):
 
 
 def storages(tensors: Any) -> Sizes:
-    """Give the bytes of each storage that tensors lie in; what is empty has none."""
+    """Return the bytes of each storage that tensors lie in; what is empty has none."""
     found = {}
     for tensor in tensors:
         local = getattr(tensor, "_local_tensor", tensor)
@@ -114,7 +114,7 @@ def alive() -> list[torch.Tensor]:
 
 
 def standing(trainer: transformers.Trainer) -> dict[str, int]:
-    """Give the bytes of what stands now, by kind; a storage counts for the first that has it."""
+    """Return the bytes of what stands now, by kind; a storage counts for the first that has it."""
     model, optimizer = trainer.model_wrapped, trainer.optimizer
     inner = optimizer
     while hasattr(inner, "optimizer"):
@@ -174,7 +174,7 @@ def arguments(case: Case, folder: str) -> transformers.TrainingArguments:
 
 
 def _foreach() -> None:
-    """Let AdamW update all tensors together, as it does on a GPU by default."""
+    """Make AdamW update all tensors together, as it does on a GPU by default."""
     start = torch.optim.AdamW.__init__
 
     def changed(self: Any, *words: Any, **named: Any) -> None:
@@ -306,7 +306,7 @@ def run(case: Case, folder: Path) -> dict[str, Any]:
 
 
 def _peak(answer: dict[str, Any]) -> int:
-    """Give the most of any step; a rank that failed counts for more than any."""
+    """Return the most of any step; a rank that failed counts for more than any."""
     steps = answer.get("phases", {"failed": 1 << 62}).items()
     return max(size for phase, size in steps if phase not in ("begin", "end"))
 

@@ -128,7 +128,7 @@ def _unrounded(trace: Traced) -> Traced:
 
 
 def predicted(case: Case, trace: Traced) -> dict[str, int]:
-    """Give the terms that tensors on a CPU have, and the bytes offloaded to the host."""
+    """Return the terms that tensors on a CPU have, and the bytes offloaded to the host."""
     asked = question(case)
     problem = asked.problem(asked.plans[0])
     live = case.zero.get("stage3_max_live_parameters", constants.MAX_LIVE_PARAMETERS)

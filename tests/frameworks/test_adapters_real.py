@@ -115,7 +115,7 @@ class Prepared:
 
 
 def steps_and_kinds(report):
-    """Give what each attempt was changed by, and how it ended."""
+    """Return what each attempt was changed by, and how it ended."""
     attempts = report["attempts"]
     return [
         ([step["strategy"] for step in one["steps"]], one["verdict"]["kind"]) for one in attempts
@@ -140,7 +140,7 @@ FULL = {"finetuning_type": "full"}
 
 @pytest.fixture(scope="module")
 def two_processes(tmp_path_factory: pytest.TempPathFactory) -> tuple[Prepared, int]:
-    """Give a job that trains all weights of a small model, and a cap under which ZeRO fits.
+    """Return a job that trains all weights of a small model, and a cap under which ZeRO fits.
 
     Both stages share out the optimizer's state and the gradients, which outweigh the rest.
     """

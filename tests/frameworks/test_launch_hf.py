@@ -44,7 +44,7 @@ def job(walk, tmp_path):
 
 
 def script(job, micro=16, **flags):
-    """Give the command of the script that goes wrong on purpose."""
+    """Return the command of the script that goes wrong on purpose."""
     batch = {
         "per_device_train_batch_size": micro,
         "gradient_accumulation_steps": GLOBAL_BATCH // micro,

@@ -67,7 +67,7 @@ print(json.dumps({f.name: plain(getattr(f.default, "value", f.default)) for f in
 
 
 def keys_of(table: Bindings, text: str) -> dict[str, object]:
-    """Give every key that some plan makes a table write, with the default that it assumes."""
+    """Return every key that some plan makes a table write, with the default that it assumes."""
     document = Document.parse(Source(path="/x.yaml", text=text))
     settings, found = Settings(file=document), {}
     for binding in table.bindings:

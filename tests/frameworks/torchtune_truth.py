@@ -59,7 +59,7 @@ SIZES = {"vocab_size": 16384, "num_layers": 4, "embed_dim": 512, "intermediate_d
 
 
 def config_of(changes: dict[str, Any], folder: Path) -> DictConfig:
-    """Give the twin's config for the model in `folder`, with a case's changes."""
+    """Return the twin's config for the model in `folder`, with a case's changes."""
     config = OmegaConf.load(ROOT / "recipes" / "torchtune" / "tiny.yaml")
     texts = OmegaConf.to_yaml(config).replace("tiny/torchtune", str(folder))
     config = OmegaConf.create(texts.replace("out/torchtune", str(folder / "out")))

@@ -53,7 +53,7 @@ class InOrder(Trainer):
         return torch.utils.data.SequentialSampler(dataset or self.train_dataset)
 
     def compute_loss(self, model, inputs, **others):
-        """Give the loss of a batch; in an evaluation the outputs too."""
+        """Return the loss of a batch; in an evaluation the outputs too."""
         loss = super().compute_loss(model, inputs, **others)
         if not model.training:
             return loss

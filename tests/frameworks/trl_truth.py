@@ -70,7 +70,7 @@ CASES: list[tuple[str, str, dict[str, Any], dict[str, Any], dict[str, Any], dict
 
 
 def variant(plan: dict[str, Any], recipe: dict[str, Any]) -> request.Variant:
-    """Give the plan as the tracer takes it."""
+    """Return the plan as the tracer takes it."""
     one = {"id": "x", "plan": PLAN | {"micro_batch": 2} | plan, "recipe": RECIPE | recipe}
     document = {"v": 1, "model": {"family": "hf", "config": {}}, "variants": [one]}
     return request.parse(document).variants[0]
@@ -122,7 +122,7 @@ def _settings(kind: str, asked: request.Variant, own: dict[str, Any], folder: Pa
 
 
 def _samples(asked: request.Variant, kind: str) -> datasets.Dataset:
-    """Give texts or pairs that fill the sequence; a reward model's are not cut to it."""
+    """Return texts or pairs that fill the sequence; a reward model's are not cut to it."""
     words = asked.sequence_length - 2 if kind == "Reward" else 2 * asked.sequence_length
     row = {"prompt": " cat", "chosen": " mat" * words, "rejected": " red" * words}
     if kind == "SFT":

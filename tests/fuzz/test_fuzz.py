@@ -115,7 +115,7 @@ def test_an_oomguard_block_is_read_or_refused(tmp_path, block):
 
 
 def read_or_refused(path: Path) -> bool:
-    """Whether a config has settings, or an error that names it."""
+    """Return whether a config has settings, or an error that names it."""
     try:
         return bool(load(path).document)
     except ConfigError as error:

@@ -127,7 +127,7 @@ class Live:
         return self.said[stream].decode()
 
     def word_after(self, text: str) -> str:
-        """Give the word that follows `text` on its standard output."""
+        """Return the word that follows `text` on its standard output."""
         wait_until(lambda: b"\n" in self.said["out"].partition(text.encode())[2])
         return self.said["out"].decode().partition(text)[2].split()[0]
 
@@ -174,7 +174,7 @@ def _kill(pid: int) -> None:
 
 
 def is_gone(pid: int) -> bool:
-    """Whether a process has ended, though nobody may have asked for its exit code yet."""
+    """Return whether a process has ended, though nobody may have asked for its exit code yet."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] in "ZX"
     except OSError:
@@ -201,7 +201,7 @@ def launch(folder: Path, *words: str, env: Mapping[str, str] | None = None) -> E
 
 
 def make_live(tmp_path: Path) -> Iterator[Callable[..., Live]]:
-    """Give a function that starts a run in this folder; what it leaves is ended."""
+    """Return a function that starts a run in this folder; what it leaves is ended."""
     with ExitStack() as undo:
 
         def start(code: str, *options: str, env: Mapping[str, str] | None = None) -> Live:

@@ -30,7 +30,7 @@ def folder(tmp_path, monkeypatch):
 
 @pytest.fixture
 def refused(folder, capsys):
-    """Give a function that runs a command line to its refusal and gives the message."""
+    """Return a function that runs a command line to its refusal and gives the message."""
 
     def run(*words):
         before = _files(folder)

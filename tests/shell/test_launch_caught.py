@@ -18,7 +18,7 @@ from shell.launches import TORCH_OOM
 
 @pytest.fixture
 def follow():
-    """Give a function that follows an attempt: (time, what was seen) pairs to its state."""
+    """Return a function that follows an attempt: (time, what was seen) pairs to its state."""
 
     def fold(*seen):
         plan = Plan(micro_batch=1, accumulation=1)

@@ -122,7 +122,7 @@ def test_without_a_start_it_begins_with_what_was_asked():
 
 @pytest.fixture
 def prepared(tmp_path, monkeypatch):
-    """Give a job as it would be on a machine with a GPU, capped to 24 GiB of it."""
+    """Return a job as it would be on a machine with a GPU, capped to 24 GiB of it."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     (tmp_path / "train.yaml").write_text(LLAMA_YAML)

@@ -13,7 +13,7 @@ from oomguard.evidence.verdict import Kind, Phase, Verdict
 from oomguard.job.checkpoint import Continuation, Mode
 from oomguard.job.plan import Change, Plan, Value
 from oomguard.job.training_job import Job
-from oomguard.ladder.strategy import Fidelity, Step
+from oomguard.ladder.strategy_contract import Fidelity, Step
 from oomguard.redact import redact
 from oomguard.run.attempt import Probe, Purpose, StopReason
 from oomguard.run.events import (

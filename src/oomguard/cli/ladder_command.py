@@ -10,7 +10,7 @@ import click
 from oomguard.cli.output import print_json
 from oomguard.evidence.verdict import Kind, Phase
 from oomguard.ladder.load import load_strategies, select
-from oomguard.ladder.strategy import TRAINING, Strategy
+from oomguard.ladder.strategy_contract import TRAINING, Strategy
 
 _OOMS = {
     Kind.DEVICE_OOM: "GPU OOM",

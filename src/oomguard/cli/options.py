@@ -31,7 +31,7 @@ from oomguard.cli.option_types import (
 )
 from oomguard.configfile.document import Document
 from oomguard.errors import ConfigError, UsageError, did_you_mean
-from oomguard.ladder.strategy import Fidelity
+from oomguard.ladder.strategy_contract import Fidelity
 from oomguard.process.limits import CapBy
 from oomguard.run.events import GRACE_S, Limits
 

@@ -21,7 +21,7 @@ from oomguard.job.memory_settings import MemorySettings
 from oomguard.job.training_job import Job
 from oomguard.ladder.climb import Framework, Ladder
 from oomguard.ladder.load import load_strategies, select
-from oomguard.ladder.strategy import Fidelity, Strategy
+from oomguard.ladder.strategy_contract import Fidelity, Strategy
 from oomguard.machine.gpus import gpus
 from oomguard.machine.interpreter import Interpreter, find, find_or_guess
 from oomguard.process.limits import CapBy, Caps

@@ -14,7 +14,7 @@ from oomguard.cli.options import RESUME, RUNS, as_json, flags
 from oomguard.cli.prepare import caps_of, ladder_of
 from oomguard.cli.summary import environment_info, now_at, print_summary
 from oomguard.ladder.load import load_strategies, select
-from oomguard.ladder.strategy import Strategy
+from oomguard.ladder.strategy_contract import Strategy
 from oomguard.predict.history import record_run
 from oomguard.process.report_server import sweep
 from oomguard.process.start import LocalEngine

@@ -9,7 +9,7 @@ from oomguard.evidence.verdict import Verdict
 from oomguard.job.checkpoint import Checkpoint, Continuation, Mode
 from oomguard.job.plan import Plan, differences
 from oomguard.job.training_job import Job
-from oomguard.ladder.strategy import Fidelity, Skip, Step, Strategy
+from oomguard.ladder.strategy_contract import Fidelity, Skip, Step, Strategy
 
 #: The six strategies of `--ladder classic`, in order.
 CLASSIC = (

@@ -9,7 +9,7 @@ from oomguard.evidence.verdict import Kind, Phase, Verdict
 from oomguard.job.plan import Plan
 from oomguard.job.training_job import Job
 from oomguard.ladder.climb import Ladder, Rung
-from oomguard.ladder.strategy import Skip, Step
+from oomguard.ladder.strategy_contract import Skip, Step
 
 #: A ladder of strategies that halve takes fewer steps than this from any size there is.
 MOST_RUNGS = 100

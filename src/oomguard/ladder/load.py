@@ -12,7 +12,7 @@ from types import ModuleType
 
 from oomguard.errors import StrategyError, Where, did_you_mean
 from oomguard.ladder.climb import CLASSIC
-from oomguard.ladder.strategy import Strategy
+from oomguard.ladder.strategy_contract import Strategy
 
 _HERE = Path(__file__).parent.parent
 #: In a wheel the folder lies inside the package, in a checkout or an editable install at its root.

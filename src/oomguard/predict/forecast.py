@@ -11,7 +11,7 @@ from oomguard.job.plan import Plan
 from oomguard.job.unmodelled import Direction, Memory, Unmodelled
 from oomguard.ladder.climb import Ladder
 from oomguard.ladder.enumerate import DEVICE, HOST, WalkedRung, walk
-from oomguard.ladder.strategy import Step
+from oomguard.ladder.strategy_contract import Step
 from oomguard.predict.prediction_request import Prediction, PredictionRequest
 from oomguard.predict.predictor import by_arithmetic
 

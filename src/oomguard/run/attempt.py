@@ -9,7 +9,7 @@ from enum import Enum
 from oomguard.job.checkpoint import Continuation
 from oomguard.job.plan import Plan
 from oomguard.job.training_job import Job
-from oomguard.ladder.strategy import Skip, Step
+from oomguard.ladder.strategy_contract import Skip, Step
 
 
 class Purpose(str, Enum):

@@ -34,7 +34,7 @@ from oomguard.evidence.verdict import Cause, Finding, Kind, Phase, Verdict, Witn
 from oomguard.job.checkpoint import Continuation
 from oomguard.job.training_job import Device, Job
 from oomguard.ladder.climb import Ladder
-from oomguard.ladder.strategy import Skip
+from oomguard.ladder.strategy_contract import Skip
 from oomguard.run import minimize
 from oomguard.run.attempt import AttemptSpec, Purpose, StopReason, probe_of
 from oomguard.run.events import (

@@ -12,7 +12,7 @@ from oomguard.evidence.verdict import Finding, Phase, Verdict
 from oomguard.job.checkpoint import Checkpoint
 from oomguard.job.plan import Plan
 from oomguard.job.training_job import Job
-from oomguard.ladder.strategy import Fidelity, Skip
+from oomguard.ladder.strategy_contract import Fidelity, Skip
 from oomguard.run.attempt import AttemptSpec, StopReason, flat, nested
 from oomguard.run.leak import Growth
 
@@ -344,7 +344,7 @@ def event_from_json(document: Mapping[str, object]) -> Event:
     """Read back what `event_to_json` gave.
 
     Raises:
-        ValueError: if the document is no event of this version.
+        ValueError: if the document is not an event of this version.
     """
     kind = _KINDS.get(str(document.get("event")))
     if kind is None:

@@ -10,7 +10,7 @@ import msgspec
 from oomguard.evidence.verdict import Verdict
 from oomguard.job.plan import Change, Plan, differences
 from oomguard.job.training_job import Device, Job, World
-from oomguard.ladder.strategy import Fidelity, Skip
+from oomguard.ladder.strategy_contract import Fidelity, Skip
 from oomguard.redact import redact
 from oomguard.run.attempt import AttemptSpec, StopReason, flat, nested
 from oomguard.run.events import Limits, Predicted, Status

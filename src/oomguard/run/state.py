@@ -19,7 +19,7 @@ from oomguard.evidence.verdict import Finding, Kind, Phase, Verdict, Witness
 from oomguard.job.checkpoint import Checkpoint
 from oomguard.job.plan import Plan
 from oomguard.job.training_job import Job
-from oomguard.ladder.strategy import Skip, Step
+from oomguard.ladder.strategy_contract import Skip, Step
 from oomguard.run.attempt import AttemptSpec, StopReason
 from oomguard.run.events import (
     CutShort,
