@@ -28,5 +28,6 @@ STRATEGY = Strategy(
     fidelity=NEW_RECIPE,
     remedies=frozenset({Remedy(kind=Kind.DEVICE_OOM, phases=TRAINING)}),
     change=change,
-    otherwise="the model has no projector, it is trained alone already, or this is not full fine-tuning",
+    otherwise="the model has no projector, it is trained alone already, or this is not full"
+    " fine-tuning",
 )
