@@ -6,6 +6,8 @@ BIN    := $(VENV)/bin
 export HF_HUB_OFFLINE = 1
 export TRANSFORMERS_OFFLINE = 1
 export HF_DATASETS_OFFLINE = 1
+# The tests start oomguard hundreds of times: its modules are compiled once, not each time.
+export PYTHONDONTWRITEBYTECODE =
 
 .PHONY: gpu slow extended soak fuzz quickstart test gates unit coverage frameworks environments overhead schema strategies-table options-table settings-table journeys clean
 
