@@ -23,6 +23,7 @@ FIELDS: dict[str, dict[str, object]] = {
     "error": {"exception": "ValueError", "message": "no such column", "frames": []},
     "fault": {"message": "AttributeError: step"},
     "probe": {"memory": {}, "tokens": None, "longest": None},
+    "trained": {"completed": True},
     "bye": {"memory": None},
 }  # fmt: skip
 

@@ -14,9 +14,8 @@ from oomguard.job.checkpoint import Checkpoint
 from oomguard.job.plan import Plan, Sharding, Tuning
 from oomguard.run.attempt import AttemptSpec, StopReason
 from oomguard.run.decide import (
-    PATIENCE_BLIND_S,
-    PATIENCE_CAUGHT_S,
     PATIENCE_S,
+    PATIENCE_STEPS,
     Finish,
     Launch,
     Stop,
@@ -126,36 +125,40 @@ def test_an_oom_that_the_job_caught_stops_nothing(story):
     assert story.happen(Ticked(t=600.0)) is None
 
 
-def test_an_error_that_the_process_may_yet_catch_gets_a_minute(story):
-    story.happen(
-        Progress(t=1.5, attempt=1, pid=7, rank=None, step=3, phase=Phase.BACKWARD, caught=True)
-    )
-    story.notice(Witness.LOG, t=2.0)
-    assert story.happen(Ticked(t=2.0 + PATIENCE_CAUGHT_S - 1)) is None
-    assert story.happen(Ticked(t=2.0 + PATIENCE_CAUGHT_S)) == Stop(reason=StopReason.OUT_OF_MEMORY)
-
-
-def test_an_oom_in_the_log_alone_gets_patience(story):
-    assert story.notice(Witness.LOG, t=2.0) is None
-    assert story.happen(Ticked(t=2.0 + PATIENCE_BLIND_S - 0.1)) is None
-    assert story.happen(Ticked(t=2.0 + PATIENCE_BLIND_S)) == Stop(reason=StopReason.OUT_OF_MEMORY)
-
-
-def test_a_reporting_job_gets_less_patience(story):
-    story.happen(Progress(t=1.5, attempt=1, pid=7, rank=None, step=0, phase=Phase.FORWARD))
-    story.notice(Witness.LOG, t=2.0)
+@pytest.mark.parametrize(
+    ("witness", "fields"),
+    [
+        (Witness.LOG, {}),
+        (Witness.KERNEL, {"kind": Kind.HOST_OOM}),
+        (Witness.INSIDE, {"helper": True}),
+    ],
+)
+def test_what_may_not_have_ended_a_rank_gets_patience(story, witness, fields):
+    assert story.notice(witness, t=2.0, **fields) is None
+    assert story.happen(Ticked(t=2.0 + PATIENCE_S - 0.1)) is None
     assert story.happen(Ticked(t=2.0 + PATIENCE_S)) == Stop(reason=StopReason.OUT_OF_MEMORY)
+
+
+def test_a_job_of_slow_steps_gets_several_of_them(story):
+    story.happen(Progress(t=801.0, attempt=1, pid=7, rank=None, step=8, phase=Phase.BACKWARD))
+    story.notice(Witness.LOG, t=801.0)
+    slow_s = PATIENCE_STEPS * 100
+    assert story.happen(Ticked(t=801.0 + slow_s - 1)) is None
+    assert story.happen(Ticked(t=801.0 + slow_s)) == Stop(reason=StopReason.OUT_OF_MEMORY)
+
+
+@pytest.mark.parametrize(("follows", "kind"), [(True, Kind.NOT_OOM), (False, Kind.HOST_OOM)])
+def test_a_helper_explains_the_end_of_the_job_unless_steps_followed_it(story, follows, kind):
+    story.notice(Witness.INSIDE, t=2.0, kind=Kind.HOST_OOM, helper=True)
+    if follows:
+        story.happen(Progress(t=2.5, attempt=1, pid=7, rank=None, step=1, phase=Phase.FORWARD))
+    assert story.record.last.concluded(-9).kind is kind
 
 
 def test_a_step_after_the_oom_text_shows_that_it_was_caught(story):
     story.notice(Witness.LOG, t=2.0)
     story.happen(Progress(t=2.5, attempt=1, pid=7, rank=None, step=1, phase=Phase.FORWARD))
     assert story.happen(Ticked(t=60.0)) is None
-
-
-def test_a_kernel_oom_kill_stops_what_is_left(story):
-    story.notice(Witness.KERNEL, t=2.0, kind=Kind.HOST_OOM)
-    assert story.happen(Ticked(t=2.0 + PATIENCE_BLIND_S)) == Stop(reason=StopReason.OUT_OF_MEMORY)
 
 
 def test_a_stop_is_decided_once(story):

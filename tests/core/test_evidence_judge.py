@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from oomguard.evidence.judge import (
     EVIDENCE_AT_MOST,
     TEXT_CHARS,
+    TRAINED,
     StoppedBy,
     is_shortage,
     judge,
@@ -247,9 +248,49 @@ class TestEnds:
     def test_zero_is_success(self) -> None:
         assert judge([], 0).kind is Kind.OK
 
-    def test_zero_with_an_uncaught_shortage_is_none(self) -> None:
-        assert judge_log([OOM.encode()], 0).kind is Kind.DEVICE_OOM
-        assert judge([KERNEL_KILL], 0).kind is Kind.HOST_OOM
+    @pytest.mark.parametrize(
+        "found", [KERNEL_KILL, INSIDE_OOM, replace(INSIDE_OOM, helper=True)], ids=str
+    )
+    def test_zero_hides_what_a_process_or_the_kernel_reports(self, found: Finding) -> None:
+        assert judge([found], 0).kind is found.kind
+        trained = replace(INSIDE_OOM, kind=Kind.OK, signature=TRAINED, rank=found.rank)
+        verdict = judge([found, trained], 0)
+        assert (verdict.kind, verdict.evidence[0]) == (Kind.OK, found)
+        other = replace(trained, rank=0)
+        assert judge([found, other], 0).kind is found.kind
+
+    def test_zero_is_believed_when_a_helper_ran_out_and_steps_followed(self) -> None:
+        helper = replace(INSIDE_OOM, helper=True)
+        assert judge([*read(OOM + "step 9 loss 2.5\n"), helper], 0).kind is Kind.OK
+        assert judge([*read("step 9 loss 2.5\n" + OOM), helper], 0).kind is Kind.DEVICE_OOM
+
+    @pytest.mark.parametrize(
+        "log",
+        [
+            "sample answer: 'RuntimeError: CUDA out of memory. Tried to allocate 2.00 GiB'\n",
+            "Exception ignored in: <function X.__del__ at 0x7f>\nTraceback (most recent call last):\n" + OOM,
+            "Exception ignored in atexit callback: <function <lambda> at 0x7f>\n" + OOM,
+            "Traceback (most recent call last):\n" + OOM,
+        ],
+    )  # fmt: skip
+    def test_zero_outweighs_text(self, log: str) -> None:
+        verdict = judge_log([(STEPS + log).encode()], 0)
+        assert verdict.kind is Kind.OK
+        assert any(f.kind is Kind.DEVICE_OOM for f in verdict.evidence)
+        assert judge_log([(STEPS + log).encode(), b"ChildFailedError: \n"], 0).kind is not Kind.OK
+        assert judge_log([(STEPS + OOM).encode()], 1).kind is Kind.DEVICE_OOM
+
+    def test_what_is_raised_after_the_training_loop_returned_is_no_failure_of_zero(self) -> None:
+        trained = replace(INSIDE_OOM, kind=Kind.OK, signature=TRAINED, rank=0)
+        assert judge([trained, INSIDE_ERROR], 0).kind is Kind.OK
+        assert judge([trained, INSIDE_ERROR], 1).kind is Kind.NOT_OOM
+
+    def test_the_error_of_a_rank_comes_before_the_shortage_of_a_helper(self) -> None:
+        helper = replace(INSIDE_OOM, helper=True)
+        assert judge([helper], 1).kind is Kind.DEVICE_OOM
+        assert judge([helper, INSIDE_ERROR], 1).root == INSIDE_ERROR.text
+        failed = replace(INSIDE_ERROR, helper=True)
+        assert judge([*read(OOM), failed], 1).kind is Kind.DEVICE_OOM
 
     def test_a_shortage_after_the_end_of_training_counts(self) -> None:
         text = "{'train_runtime': 12.5}\n" + OOM

@@ -20,7 +20,7 @@ def script(cell: Cell, code: str) -> tuple[str, ...]:
 
 
 def who_does_not_listen_is_not_waited_for_after_ctrl_c(cell):
-    cell.env = {"LEFTOVERS_S": "3600"}
+    cell.env = {"LEFTOVERS_S": "3600", "IDLE_S": "1"}
     job = script(
         cell,
         "ready, told = os.pipe()\n"

@@ -228,6 +228,7 @@ def lower(group: Cgroup, size_bytes: int) -> None:
 
 
 def zombies_and_children_of_children(cell):
+    cell.env = {"IDLE_S": "1"}
     code = (
         "for _ in range(20):\n    if os.fork() == 0: os._exit(0)\n"
         "if os.fork() == 0:\n    os.setsid()\n    if os.fork() == 0: time.sleep(600)\n"

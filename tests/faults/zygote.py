@@ -5,8 +5,9 @@ event, or `kind:number` for another than the first; `do` is what happens right a
 on the disk: `kill` (SIGKILL to oomguard itself), the name of a signal to it, `wait` (until the file
 `go` is there) or nothing; `kill-before` kills before the event is there. The environment
 CLOCK_BACK=1 sets the time of day back at each look, NOHUP=1 ignores SIGHUP, LEFTOVERS_S is what
-those get that outlive the job's main process, GPU=1 shows one to what predicts. All this saves the
-matrix of faults the import of oomguard for each run.
+those get that outlive the job's main process, IDLE_S after how long they count as idle,
+PATIENCE_S what a job gets to go on after an OOM, GPU=1 shows one to what predicts. All this saves
+the matrix of faults the import of oomguard for each run.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from oomguard.cli import prepare as reading
 from oomguard.cli import starting_point
 from oomguard.cli.main import main
 from oomguard.machine.gpus import Gpu
-from oomguard.run import supervisor
+from oomguard.run import background, decide, supervisor
 from oomguard.run.events import event_to_json
 from oomguard.run.folder import RunFolder
 
@@ -75,6 +76,10 @@ def run(request: dict) -> None:
         time.time = lambda: 2e9 - 86400.0 * next(days)
     if request["env"].get("LEFTOVERS_S"):
         supervisor.GRACE_LEFTOVERS_S = float(request["env"]["LEFTOVERS_S"])
+    if request["env"].get("IDLE_S"):
+        background.IDLE_S = float(request["env"]["IDLE_S"])
+    if request["env"].get("PATIENCE_S"):
+        decide.PATIENCE_S = float(request["env"]["PATIENCE_S"])
     if request["env"].get("GPU"):
         card = Gpu(index=0, uuid="GPU-0", name="RTX 3090", total_bytes=24 << 30, used_bytes=0)
         starting_point.gpus = reading.gpus = lambda: (card,)

@@ -190,28 +190,6 @@ def test_an_error_after_a_caught_shortage_is_no_shortage(tmp_path):
     assert "loss is nan" in ended.err
 
 
-def test_a_job_that_says_so_and_never_exits_is_stopped(tmp_path):
-    # The last step was taken before the error, though its report comes after it.
-    code = f"""
-if micro <= 4: sys.exit()
-before = time.monotonic()
-step(1)
-say({TORCH_OOM!r}, to=sys.stderr)
-time.sleep(0.3)
-step(2, t=before)
-signal.pause()
-"""
-    ended = launch(tmp_path, "--", *write_job(tmp_path, REPORT + code))
-    assert (ended.code, ended.micro_batches) == (0, [16, 8, 4])
-    assert [a["stopped"] for a in ended.report["attempts"]] == ["out of memory"] * 2 + [None]
-
-
-def test_it_is_stopped_without_a_reporter_too(tmp_path):
-    code = f"if micro <= 8: sys.exit()\nsay({TORCH_OOM!r}, to=sys.stderr)\nsignal.pause()"
-    ended = launch(tmp_path, "--no-monitor", "--", *write_job(tmp_path, code))
-    assert (ended.code, ended.micro_batches) == (0, [16, 8])
-
-
 def test_a_job_that_catches_its_shortage_and_goes_on_is_left_alone(tmp_path):
     code = f"""
 step(1)
@@ -229,7 +207,7 @@ say('trained')
 def test_a_shortage_that_a_process_reports_as_its_end_stops_the_others_at_once(tmp_path):
     code = """
 if micro > 8 and os.fork() == 0:
-    report("oom", exception="RuntimeError", message="no memory", uncaught=True, frames=[],
+    report("oom", rank=1, exception="RuntimeError", message="no memory", uncaught=True, frames=[],
            memory=None, shapes=None, device="cpu", requested_bytes=5, capacity_bytes=None)
     os._exit(1)
 if micro > 8: signal.pause()

@@ -180,6 +180,7 @@ if os.path.exists('before'):
     say('before:', 'there' if os.path.exists(f'/proc/{before}') else 'gone')
 open('before', 'w').write(str(daemon))
 hold(micro)
+say({'train_runtime': 0.1})
 """
     )
     ended = launch(tmp_path, "--host-memory", str(CAP_BYTES), "--", *write_job(tmp_path, code))

@@ -114,3 +114,57 @@ def test_progress_is_thinned_out_after_the_first_steps(observer):
     assert 3 < len(events) < 10
     (bye,) = observer.take(reported("bye", step=100), 1.01)
     assert bye.step == 100
+
+
+@pytest.fixture
+def ranks(observer):
+    """Give a function that tells whether the uncaught OOM of a process counts as a helper's."""
+    observer.ranks.leader = 100
+
+    def helper(pid, rank, *before):
+        for report in before:
+            list(observer.take(report, 1.0))
+        (found,) = findings(observer.take(oom_of(pid, rank), 2.0))
+        return found.helper
+
+    return helper
+
+
+def oom_of(pid, rank):
+    return reported("oom", pid=pid, rank=rank, uncaught=True)
+
+
+def hello(pid, rank):
+    return reported("hello", pid=pid, rank=rank)
+
+
+def test_the_main_process_and_what_takes_steps_are_ranks(ranks):
+    assert ranks(100, None) is False
+    assert ranks(101, None, hello(101, None)) is True
+    assert ranks(101, None, reported("step", pid=101, step=1)) is False
+
+
+def test_the_first_process_with_a_rank_is_that_rank_and_others_inherit_it(ranks):
+    first = (hello(100, None), hello(101, 0), hello(102, 1), hello(103, 0))
+    assert ranks(101, 0, *first) is False
+    assert ranks(102, 1) is False
+    assert ranks(103, 0) is True
+    assert ranks(104, 0) is True  # a loader's worker says no hello
+    assert ranks(105, 2) is False
+    assert ranks(106, 1, reported("bye", pid=102, rank=1), hello(106, 1)) is False
+
+
+def test_an_error_that_ends_the_training_loop_is_not_handled_by_an_exit_with_zero(observer):
+    list(observer.take(oom(uncaught=False, step=3), 1.0))
+    list(observer.take(reported("trained", completed=False), 1.1))
+    (found,) = findings(observer.close(2.0, well=True))
+    assert found.handled is False
+
+
+def test_a_loop_that_returns_at_the_second_try_has_handled_it(observer):
+    list(observer.take(oom(uncaught=False, step=3), 1.0))
+    list(observer.take(reported("trained", completed=False), 1.1))
+    _, told = observer.take(reported("trained"), 1.2)
+    assert (told.finding.kind, told.finding.witness) == (Kind.OK, Witness.INSIDE)
+    (found,) = findings(observer.close(2.0, well=True))
+    assert found.handled is True

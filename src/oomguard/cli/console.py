@@ -9,7 +9,7 @@ from typing import BinaryIO
 
 import click
 
-from oomguard.evidence.verdict import Kind, Phase, Verdict
+from oomguard.evidence.verdict import Finding, Kind, Phase, Verdict
 from oomguard.job.checkpoint import Continuation, Mode
 from oomguard.job.plan import Change, Plan, Value
 from oomguard.job.training_job import Job
@@ -23,6 +23,7 @@ from oomguard.run.events import (
     Exited,
     Finished,
     Growing,
+    LeftRunning,
     Planned,
     Predicted,
     Resumed,
@@ -68,7 +69,7 @@ class Console:
         self._write(data)
         self._fresh_line = data.endswith(b"\n")
 
-    def event(self, event: Event, record: RunRecord) -> None:
+    def event(self, event: Event, record: RunRecord) -> None:  # noqa: C901  a case for each kind
         """Print an event, if it matters to the user."""
         match event:
             case RunStarted():
@@ -80,6 +81,11 @@ class Console:
                 self._line(_resumed_line(event, record))
             case Planned():
                 self._planned(event, record)
+            case LeftRunning():
+                count = _counted(len(event.pids), "process", "processes")
+                self._line(
+                    f"the command has exited, {count} of it still running: waiting", "yellow"
+                )
             case Exited():
                 self._exited(event, record)
             case Growing():
@@ -136,6 +142,8 @@ class Console:
         good = passed or event.verdict.kind is Kind.OK
         line = _exit_line(attempt, mask_verdict(event.verdict))
         self._line(line, "green" if good else "red")
+        if event.verdict.kind is Kind.OK and (survived := _survived(event.verdict)) is not None:
+            self._line(f"note: it survived an OOM: {redact(survived.text)}", "yellow")
         if event.log_error is not None:
             self._line(f"its log ends early: {event.log_error}", "yellow")
         if passed:
@@ -254,6 +262,11 @@ def _exit_line(attempt: Attempt, verdict: Verdict) -> str:
     if not verdict.kind.is_memory:
         return f"job failed (exit code {attempt.returncode}): {verdict.root}{took}"
     return f"{_oom_line(verdict, steps)}{took}"
+
+
+def _survived(verdict: Verdict) -> Finding | None:
+    """Return an OOM that a job which trained has met on the way."""
+    return next((found for found in verdict.evidence if found.kind.is_memory), None)
 
 
 def _steps(attempt: Attempt) -> str:

@@ -29,6 +29,8 @@ _BARE_KILL = "killed by SIGKILL; nothing shows that memory was the reason"
 _WORKERS = frozenset({"dataloader-killed", "map-child-died", "pool-child-died"})
 _BEFORE_TRAINING = frozenset({Phase.UNKNOWN, Phase.LAUNCH, Phase.LOAD, Phase.PREPROCESS})
 _ORDER = {witness: place for place, witness in enumerate(Witness)}
+#: Signature of the finding that the training loop of a process has returned.
+TRAINED = "trained"
 
 
 class StoppedBy(str, Enum):
@@ -51,6 +53,8 @@ class _Case:
     echoes: tuple[Finding, ...]  # symptoms, launchers, bare frames
     completed: bool
     trained: bool  # steps were seen
+    trained_ranks: frozenset[int | None]  # whose training loop has returned
+    went_on: bool  # the log ends with steps
 
 
 def judge(
@@ -70,6 +74,8 @@ def judge(
             no KERNEL finding means that the kernel killed nothing for its memory.
     """
     case = _sort(findings)
+    if returncode == 0 and stopped_by is None and _has_survived(case):
+        case = replace(case, shortages=(), caught=(*case.caught, *case.shortages))
     if stopped_by is StoppedBy.USER:
         first = next(iter(case.shortages), None)
         return _verdict(Kind.INTERRUPTED, "stopped by the user", Confidence.HIGH, case, first)
@@ -95,16 +101,32 @@ def is_shortage(finding: Finding) -> bool:
     return _group(_reread(finding), ()) == "shortages"
 
 
+def _has_survived(case: _Case) -> bool:
+    """Return whether a job that exited with 0 has trained in spite of the OOMs that were seen.
+
+    Something may hide behind the 0 what a process or the kernel reports: there the training must be
+    known to be completed, or to go on after the end of a helper process. Text alone does not
+    outweigh the exit code, unless a launcher prints that a process below it failed.
+    """
+    if case.completed:
+        return True
+    sure = [f for f in case.shortages if f.witness is not Witness.LOG]
+    if sure:
+        return all(f.rank in case.trained_ranks or (f.helper and case.went_on) for f in sure)
+    return not any(_reading(f) is Reading.WRAPPER for f in case.echoes)
+
+
 def _shortage(case: _Case) -> Verdict | None:
     """The job ran out of memory: the earliest OOM of the best witness."""
-    if not case.shortages:
+    inside_error = any(f.witness is Witness.INSIDE and not f.helper for f in case.errors)
+    shortages = [f for f in case.shortages if not (inside_error and f.helper)]
+    if not shortages:
         return None
-    inside_error = next((f for f in case.errors if f.witness is Witness.INSIDE), None)
-    best = min(_ORDER[f.witness] for f in case.shortages)
+    best = min(_ORDER[f.witness] for f in shortages)
     if inside_error and best > _ORDER[Witness.KERNEL]:
         return None
-    root = next(f for f in case.shortages if _ORDER[f.witness] == best)
-    witnesses = {f.witness for f in case.shortages if f.kind is root.kind}
+    root = next(f for f in shortages if _ORDER[f.witness] == best)
+    witnesses = {f.witness for f in shortages if f.kind is root.kind}
     sure = root.witness in (Witness.INSIDE, Witness.KERNEL) or len(witnesses) > 1
     return _verdict(root.kind, root.text, Confidence.HIGH if sure else root.confidence, case, root)
 
@@ -113,7 +135,9 @@ def _failure(case: _Case, code: int | None, *, kernel_watched: bool) -> Verdict 
     """Something else failed, or a SIGKILL that memory may explain."""
     own, killed = _own_error(case), next(iter(case.kills), None)
     reported = own is not None and own.witness is Witness.INSIDE
-    if case.completed and not code and not (reported or (own and code is None)):
+    if code == 0 and (case.completed or case.trained_ranks):
+        return None
+    if case.completed and code is None and not own:
         return None
     if code in _INTERRUPT_CODES and (own is None or own.signature == "python-interrupt"):
         return _verdict(Kind.INTERRUPTED, "ended by Ctrl-C", Confidence.MEDIUM, case, _exit(code))
@@ -151,7 +175,7 @@ def _success(case: _Case, code: int | None) -> Verdict | None:
     """The exit code says so, or the log shows an end or steps that go on."""
     caught = next(iter(case.caught), None)
     if code == 0:
-        sure = Confidence.HIGH if case.completed else Confidence.MEDIUM
+        sure = Confidence.HIGH if case.completed or case.trained_ranks else Confidence.MEDIUM
         return _verdict(Kind.OK, "exit code 0", sure, case, caught or _exit(0))
     if code is not None:
         return None
@@ -180,7 +204,7 @@ def _own_error(case: _Case) -> Finding | None:
     """The job's own last error; what the process itself reported first."""
     inside = [f for f in case.errors if f.witness is Witness.INSIDE]
     if inside:
-        return inside[0]
+        return next((f for f in inside if not f.helper), inside[0])
     return case.errors[-1] if case.errors else None
 
 
@@ -191,9 +215,11 @@ def _sort(findings: Sequence[Finding]) -> _Case:
     groups: dict[str, list[Finding]] = {}
     for finding in known:
         groups.setdefault(_group(finding, tellers), []).append(finding)
+    shortages = tuple(groups.get("shortages", ()))
+    last = max((f.line or 0 for f in shortages), default=0)
     return _Case(
         findings=known,
-        shortages=tuple(groups.get("shortages", ())),
+        shortages=shortages,
         caught=tuple(groups.get("caught", ())),
         kills=tuple(groups.get("kills", ())),
         masked=tuple(groups.get("masked", ())),
@@ -201,6 +227,8 @@ def _sort(findings: Sequence[Finding]) -> _Case:
         echoes=tuple(groups.get("echoes", ())),
         completed=done is not None,
         trained=any(f.step or f.signature in (PROGRESS, PROGRESS_AFTER) for f in known),
+        trained_ranks=frozenset(f.rank for f in known if f.signature == TRAINED),
+        went_on=any(f.signature == PROGRESS and (f.line or 0) > last for f in known),
     )
 
 

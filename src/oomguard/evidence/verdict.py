@@ -74,6 +74,7 @@ class Finding:
 
     `text` is the line or message it rests on, `signature` the name of the rule that matched,
     `line` its number in the log (from 1), `handled` says that the job caught it and went on.
+    `helper` says that it is about a process beside the ranks, whose failure the job may deal with.
     """
 
     witness: Witness
@@ -89,6 +90,7 @@ class Finding:
     capacity_bytes: int | None = None
     confidence: Confidence = Confidence.HIGH
     handled: bool = False
+    helper: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -115,6 +115,7 @@ class Members:
     def __init__(self, *, leader: Row, mark: str, cgroup: Cgroup | None) -> None:
         self._leader, self._mark, self._cgroup = leader, mark, cgroup
         self._seen: dict[int, float] = {leader.pid: leader.start}
+        self.exit_codes: dict[int, int] = {}  # of orphans of the attempt that oomguard adopted
         _leaders.add(leader.pid)
 
     def scan(self) -> set[psutil.Process]:
@@ -124,9 +125,14 @@ class Members:
         self._seen = {pid: rows[pid].start for pid in mine} | {self._leader.pid: self._leader.start}
         for pid in mine:
             if rows[pid].zombie and rows[pid].ppid == os.getpid() and pid not in _leaders:
-                with suppress(ChildProcessError):
-                    os.waitpid(pid, os.WNOHANG)
+                self._reap(pid)
         return set(identified(rows[pid] for pid in mine if not rows[pid].zombie))
+
+    def _reap(self, pid: int) -> None:
+        with suppress(ChildProcessError):
+            done, status = os.waitpid(pid, os.WNOHANG)
+            if done:
+                self.exit_codes[pid] = os.waitstatus_to_exitcode(status)
 
     def forget(self) -> None:
         """Release the direct child's pid, which the kernel may reuse."""

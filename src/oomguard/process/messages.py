@@ -119,6 +119,12 @@ class ProbeReport(MonitorReport, frozen=True, kw_only=True, tag="probe"):
     longest: Count | None
 
 
+class TrainedReport(MonitorReport, frozen=True, kw_only=True, tag="trained"):
+    """The training loop has ended; `completed` if it returned, not if it raised."""
+
+    completed: bool
+
+
 class FaultReport(MonitorReport, frozen=True, kw_only=True, tag="fault"):
     """The monitor itself failed and has removed its hooks."""
 
@@ -138,6 +144,7 @@ AnyReport = (
     | OomReport
     | ErrorReport
     | ProbeReport
+    | TrainedReport
     | FaultReport
     | ByeReport
 )

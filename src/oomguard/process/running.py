@@ -5,8 +5,11 @@ from __future__ import annotations
 import signal
 import threading
 import time
+from collections.abc import Mapping
 from contextlib import ExitStack, suppress
 from pathlib import Path
+
+import psutil
 
 from oomguard.machine.cgroups import Cgroup
 from oomguard.process.child import Child
@@ -77,6 +80,25 @@ class Running:
         """Return the pid of every process of the attempt that is still alive."""
         return tuple(sorted(process.pid for process in self._members.scan()))
 
+    @property
+    def exit_codes(self) -> Mapping[int, int]:
+        """Return the exit code of each process that outlived its parent and has exited, by pid."""
+        return self._members.exit_codes
+
+    def cpu_seconds(self) -> float:
+        """Return the CPU time that the processes of the attempt have used."""
+        used_s = 0.0
+        for process in self._members.scan():
+            with suppress(psutil.Error):
+                times = process.cpu_times()
+                used_s += times.user + times.system
+        return used_s
+
+    def forget_exit(self) -> None:
+        """Remove the exit code that was noted: the attempt has not ended with its direct child."""
+        with suppress(OSError):
+            self._exit_file.unlink()
+
     def stop(self, *, grace_s: float) -> StopReport:
         """Send SIGTERM to all, SIGKILL to those alive after `grace_s`, and reap.
 
@@ -103,7 +125,7 @@ class Running:
             self._members.forget()
 
     def exited(self, returncode: int) -> None:
-        """Emit all output and reports from before the direct child's exit, then the exit."""
+        """Emit all output and reports from before the attempt's exit, then the exit."""
         with suppress(OSError):  # a full disk; events.jsonl will have it
             self._exit_file.touch(mode=0o600)
             self._exit_file.write_text(str(returncode))

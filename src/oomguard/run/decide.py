@@ -44,6 +44,7 @@ from oomguard.run.events import (
     Exited,
     Finished,
     Growing,
+    LeftRunning,
     Noticed,
     Planned,
     Probed,
@@ -59,12 +60,11 @@ from oomguard.run.events import (
 )
 from oomguard.run.state import Attempt, RunRecord, State, started_job
 
-#: Seconds that a job may continue after its log reported an OOM: it may have caught the error and
-#: be about to take another step. Without a monitor in the job it gets longer, and longer still
-#: where the monitor reports that the process has caught the error.
-PATIENCE_S = 1.0
-PATIENCE_BLIND_S = 5.0
-PATIENCE_CAUGHT_S = 60.0
+#: Seconds that a job may continue after an OOM that did not end one of its ranks, as far as is
+#: known: it may have caught the error, or deal with a helper process that ran out. Where steps are
+#: slow it gets several of them.
+PATIENCE_S = 60.0
+PATIENCE_STEPS = 3
 #: The forecast of when growing memory runs out may be 10% too late.
 FORECAST_SHARE = 0.9
 
@@ -128,6 +128,7 @@ def decide(record: RunRecord, event: Event, ladder: Ladder) -> Action | None:  #
             | Growing()
             | Saved()
             | Stopping()
+            | LeftRunning()
             | Ticked()
         ):
             return _on_news(record, event, ladder)
@@ -217,13 +218,15 @@ def _hangs(record: RunRecord, now: float) -> bool:
 
 
 def _decisive(finding: Finding) -> bool:
-    return finding.witness is Witness.INSIDE and finding.kind.is_memory and not finding.handled
+    from_rank = finding.witness is Witness.INSIDE and not finding.helper
+    return from_rank and finding.kind.is_memory and not finding.handled
 
 
 def _patience_s(attempt: Attempt) -> float:
-    if attempt.caught:
-        return PATIENCE_CAUGHT_S
-    return PATIENCE_S if attempt.reporting else PATIENCE_BLIND_S
+    if not attempt.steps_done or attempt.suspected_t is None or attempt.started_t is None:
+        return PATIENCE_S
+    step_s = (attempt.suspected_t - attempt.started_t) / attempt.steps_done
+    return max(PATIENCE_S, PATIENCE_STEPS * step_s)
 
 
 def _on_exit(record: RunRecord, verdict: Verdict) -> Action:

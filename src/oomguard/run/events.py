@@ -233,6 +233,14 @@ class Stopping(_Event):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class LeftRunning(_Event):
+    """The attempt's command has exited with 0, but processes that it started may still train."""
+
+    attempt: int
+    pids: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Exited(_Event):
     """The attempt's process ended; `verdict` is what is concluded from all that was seen.
 
@@ -302,6 +310,7 @@ Event = (
     | Growing
     | Saved
     | Stopping
+    | LeftRunning
     | Exited
     | CutShort
     | Signalled
@@ -321,6 +330,7 @@ _KINDS: dict[str, type[Event]] = {
     "growing": Growing,
     "saved": Saved,
     "stopping": Stopping,
+    "left_running": LeftRunning,
     "exited": Exited,
     "cut_short": CutShort,
     "signalled": Signalled,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 
+from oomguard.evidence.judge import TRAINED
 from oomguard.evidence.log import LogScanner
 from oomguard.evidence.verdict import Finding, Kind, Phase, Witness
 from oomguard.process.messages import (
@@ -21,9 +22,11 @@ from oomguard.process.messages import (
     Report,
     ShellEvent,
     StepReport,
+    TrainedReport,
 )
 from oomguard.run.events import Event, Growing, Noticed, Probed, Progress
 from oomguard.run.leak import CONTEXT_BYTES, LeakDetector
+from oomguard.run.ranks import Ranks
 
 #: Most findings recorded from a log: a job that prints errors forever must not fill the disk.
 MOST_FINDINGS = 60
@@ -56,6 +59,8 @@ class Observer:
         self._peeked = True
         self._last: dict[int, tuple[float, int, Phase]] = {}
         self._caught: dict[int, Finding] = {}
+        self._aborted: set[int] = set()
+        self.ranks = Ranks()
         self._phase = Phase.UNKNOWN
 
     def take(self, seen: ShellEvent, t: float) -> Iterator[Event]:
@@ -78,9 +83,12 @@ class Observer:
     def close(self, t: float, *, well: bool) -> Iterator[Event]:
         """Yield what the exit adds: the rest of the log, and errors that were caught.
 
-        `well` if the job exited with 0: then they were handled.
+        `well` if the job exited with 0: then they were handled, unless one ended the training loop.
         """
-        caught = [replace(finding, handled=well) for finding in self._caught.values()]
+        caught = [
+            replace(finding, handled=well and pid not in self._aborted)
+            for pid, finding in self._caught.items()
+        ]
         yield from self._notice([*self._scanner.close(), *caught], t)
 
     def _notice(self, findings: list[Finding], t: float) -> Iterator[Event]:
@@ -93,6 +101,7 @@ class Observer:
     def _report(self, report: AnyReport, t: float) -> Iterator[Event]:
         progress = self._progress(report, t)
         self._phase = report.phase
+        self.ranks.take(report)
         match report:
             case OomReport(uncaught=False):
                 self._caught[report.pid] = self._finding(report)
@@ -101,6 +110,13 @@ class Observer:
                 self._caught.pop(report.pid, None)
                 yield progress
                 yield from self._notice([self._finding(report)], t)
+            case TrainedReport(completed=False):
+                self._aborted.add(report.pid)
+                yield progress
+            case TrainedReport():
+                self._aborted.discard(report.pid)
+                yield progress
+                yield from self._notice([_trained(report)], t)
             case ProbeReport():
                 yield progress
                 yield Probed(
@@ -124,6 +140,7 @@ class Observer:
             signature=report.exception,
             rank=report.rank,
             step=report.step,
+            helper=self.ranks.is_helper(report.pid, report.rank),
         )
         if isinstance(report, ErrorReport):
             return finding
@@ -178,6 +195,13 @@ class Observer:
             caught=isinstance(report, OomReport) and not report.uncaught,
             said_t=round(min(t, report.t - self._begin), 4),
         )
+
+
+def _trained(report: TrainedReport) -> Finding:
+    return Finding(
+        witness=Witness.INSIDE, kind=Kind.OK, text="the training loop returned", signature=TRAINED,
+        rank=report.rank, step=report.step,
+    )  # fmt: skip
 
 
 def _memory(report: AnyReport) -> ProcessMemory | None:

@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar
 
+from oomguard.evidence.judge import TRAINED
 from oomguard.evidence.signatures import BY_ID, Reading
 from oomguard.evidence.verdict import Confidence, Finding, Kind, Verdict, Witness
 from oomguard.machine.checkpoint_scan import Stamp
@@ -107,6 +108,7 @@ def _was_completed(attempt: Attempt, folder: Path) -> bool:
     """
     said = (BY_ID.get(found.signature or "") for found in attempt.findings)
     completed = any(one is not None and one.reading is Reading.COMPLETED for one in said)
+    completed = completed or any(found.signature == TRAINED for found in attempt.findings)
     reports = [seen.report for seen in (*_reports(folder / "memory.jsonl"), *_buffered(folder))]
     failed = any(isinstance(report, (ErrorReport, OomReport)) for report in reports)
     return completed and not failed and bool(reports) and isinstance(reports[-1], ByeReport)

@@ -29,6 +29,7 @@ from oomguard.run.events import (
     Finished,
     Growing,
     HistoryRef,
+    LeftRunning,
     Limits,
     Noticed,
     Planned,
@@ -67,6 +68,7 @@ AttemptEvent = (
     | Growing
     | Saved
     | Stopping
+    | LeftRunning
     | Exited
     | CutShort
     | DeviceFree
@@ -118,6 +120,11 @@ class Attempt:
     def ran_out(self) -> bool:
         """Return whether it ran out of memory."""
         return self.verdict is not None and self.verdict.kind.is_memory
+
+    @property
+    def has_trained(self) -> bool:
+        """Return whether optimizer steps or the end of training were seen."""
+        return self.steps_done > 0 or any(found.kind is Kind.OK for found in self.findings)
 
     @property
     def first_step(self) -> int:
@@ -189,6 +196,8 @@ class Attempt:
                 return replace(self, saved=(*self.saved, event.checkpoint.step))
             case Stopping():
                 return replace(self, stopped=event.reason)
+            case LeftRunning():
+                return self
             case Exited():
                 return replace(
                     self,
@@ -233,10 +242,13 @@ class Attempt:
         return replace(self, findings=(*self.findings, event.finding), suspected_t=first)
 
     def _gone_on(self) -> Attempt:
-        """Return the attempt with the OOMs in its log marked as handled after a later step."""
+        """Return the attempt with the OOMs of its log and its helpers marked as handled.
+
+        A step after them shows it.
+        """
         findings = tuple(
             replace(found, handled=True)
-            if found.witness is Witness.LOG and is_shortage(found)
+            if (found.witness is Witness.LOG or found.helper) and is_shortage(found)
             else found
             for found in self.findings
         )

@@ -35,6 +35,7 @@ from oomguard.process.start import LocalEngine
 from oomguard.process.watchdog import Guard
 from oomguard.redact import redact, redact_argv, redact_env
 from oomguard.run.attempt import AttemptSpec, StopReason
+from oomguard.run.background import Background
 from oomguard.run.decide import (
     Action,
     Finish,
@@ -49,6 +50,7 @@ from oomguard.run.events import (
     Event,
     Exited,
     Finished,
+    LeftRunning,
     Limits,
     Planned,
     Resumed,
@@ -110,6 +112,8 @@ class Supervisor:
         self._queue: queue.Queue[ShellEvent | _Asked | FreeReport] = queue.Queue(QUEUE_LENGTH)
         self._running: Running | None = None
         self._leaving: Running | None = None  # its main process has ended, others have not
+        self._background: Background | None = None  # they may still train
+        self._ending = False  # their exit is on its way
         self._observer = Observer(0)
         self._mark = ""  # of each process of the run, with the attempt's number
         self._layout: Layout | None = None
@@ -175,14 +179,17 @@ class Supervisor:
             except queue.Empty:
                 yield from self._observer.wait(self._now)
                 yield Ticked(t=self._now)
+                self._follow_background()
                 continue
+            if self._background is not None:
+                self._background.heard()
             match seen:
                 case _Asked():
                     yield from self._signalled(seen)
                 case FreeReport():
                     yield self._device_free(seen)
                 case ProcessExited():
-                    yield from self._exited(seen)
+                    yield from self._left_running(seen) or self._exited(seen)
                 case Output() | Report() | Kernel():
                     if isinstance(seen, Output):
                         self._audience.output(seen.data)
@@ -247,7 +254,33 @@ class Supervisor:
         gone = (c.path for c in others if not is_whole(Path(c.path), c.step, self._layout.needs))
         return replace(found, damaged=(*found.damaged, *gone))
 
+    def _left_running(self, seen: ProcessExited) -> tuple[LeftRunning, ...]:
+        """Return an event if the command has exited with 0 and its processes may still train.
+
+        What outlives a job that has trained is a daemon of it, unless it trains itself.
+        """
+        attempt, running = self.record.last, self._running
+        if seen.returncode != 0 or self._background or attempt.stopped or running is None:
+            return ()
+        pids = running.alive()
+        may_train = not attempt.has_trained or self._observer.ranks.training & set(pids)
+        if not pids or not may_train:
+            return ()
+        running.forget_exit()
+        self._background = Background(running, self._clock)
+        return (LeftRunning(t=self._now, attempt=attempt.number, pids=pids),)
+
+    def _follow_background(self) -> None:
+        """Emit the exit of the attempt once what it left in the background has ended."""
+        background, running = self._background, self._running
+        if background is None or running is None or self._ending or not background.is_over():
+            return
+        self._ending = True
+        code = background.returncode(self._observer.ranks.training)
+        self._in_background(lambda: running.exited(code))
+
     def _exited(self, seen: ProcessExited) -> Iterator[Event]:
+        self._background, self._ending = None, False
         yield from self._observer.close(self._now, well=seen.returncode == 0)
         log_error = self._running.log_error if self._running else None
         self._leaving = self._running
@@ -309,6 +342,7 @@ class Supervisor:
             mark=f"{self._mark}-{attempt.number}",
             emit=self._queue.put,
         )
+        self._observer.ranks.leader = self._running.pid
         return Started(
             t=self._now,
             attempt=attempt.number,

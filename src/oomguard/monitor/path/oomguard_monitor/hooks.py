@@ -7,7 +7,7 @@ import os
 import sys
 
 from . import phases
-from .phases import DATASETS, LIBRARIES, TRAINER
+from .phases import DATASETS, LIBRARIES, LOOPS, TRAINER
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -31,11 +31,34 @@ def hook_libraries(finder: Finder, patches: Patches) -> None:
                 _resume_from(module, os.environ.get("OOMGUARD_RESUME"))
             if name == DATASETS:
                 _hook_map(getattr(module, "Dataset", None), patches)
+            if name in LOOPS:
+                class_name, function = LOOPS[name]
+                owner = module if class_name is None else getattr(module, class_name, None)
+                _hook_loop(owner, function, patches)
 
         return imported
 
     for name in LIBRARIES:
         finder.on_import(name, hook(name))
+
+
+def _hook_loop(owner: Any, function: str, patches: Patches) -> None:
+    """Report how a training loop ends."""
+
+    def looping(original: Function) -> Function:
+        @functools.wraps(original)
+        def train(*args: Any, **kwargs: Any) -> Any:
+            try:
+                result = original(*args, **kwargs)
+            except BaseException:
+                patches.reporter.trained(False)
+                raise
+            patches.reporter.trained(True)
+            return result
+
+        return train
+
+    patches.replace(owner, function, looping)
 
 
 def _hook_map(dataset: Any, patches: Patches) -> None:

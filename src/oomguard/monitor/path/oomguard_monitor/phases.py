@@ -107,3 +107,8 @@ LIBRARIES: dict[str, tuple[tuple[str | None, str, str], ...]] = {
         )
     },
 }
+#: module -> (class in it, or None; function) of the training loop: a loop that returns has trained.
+LOOPS: dict[str, tuple[str | None, str]] = {
+    TRAINER: ("Trainer", "train"),
+    **{name: (None, "fit") for name in LIBRARIES if name.startswith("litgpt.")},
+}

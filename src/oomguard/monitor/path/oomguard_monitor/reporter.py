@@ -163,6 +163,11 @@ class Reporter:
         self._send("probe", memory=taken, tokens=tokens or None, longest=longest or None)
 
     @_guarded
+    def trained(self, completed: bool) -> None:
+        """Report that the training loop returned (`completed`) or raised."""
+        self._send("trained", completed=completed)
+
+    @_guarded
     def begin_training(self) -> None:
         """Note that gradients were cleared."""
         before = self.state.phase
