@@ -23,22 +23,23 @@ def test_a_model_that_is_wholly_modelled_has_as_many_parameters_as_its_shape(one
 
 
 @pytest.mark.parametrize(
-    ("kind", "part"),
+    ("kind", "part", "traced"),
     [
-        ("qwen3_5", "linear attention"),
-        ("falcon_h1", "Mamba"),
-        ("lfm2", "convolutions"),
-        ("gpt_oss", "sinks"),
-        ("mllama", "cross-attention"),
-        ("modernbert", "encoder"),
-        ("whisper", "cross-attention"),
+        ("qwen3_5", "linear attention", False),
+        ("falcon_h1", "Mamba", False),
+        ("lfm2", "convolutions", True),
+        ("gpt_oss", "sinks", True),
+        ("gemma4", "embeddings per layer", True),
+        ("mllama", "cross-attention", False),
+        ("modernbert", "encoder", False),
+        ("whisper", "cross-attention", False),
     ],
 )
-def test_what_a_type_has_beside_attention_and_mlp_is_named(kind, part):
+def test_what_a_type_has_beside_attention_and_mlp_is_named(kind, part, traced):
     found = unmodelled_layers({"model_type": kind})
     assert found is not None
     assert part in found.effect
-    assert not found.traced
+    assert found.traced is traced
 
 
 @pytest.mark.parametrize("config", [{"model_type": "brand_new"}, {}])

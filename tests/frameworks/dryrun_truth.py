@@ -20,7 +20,13 @@ from oomguard_tracer.batches import causal
 from oomguard_tracer.trace import peak
 from profiled import most, print_rows
 from tiny_models import (
+    AFMOE,
+    ARCEE,
+    GEMMA4,
     GPT2,
+    GPT_OSS,
+    LFM2,
+    LFM2_MOE,
     LLAMA,
     LOOPED_EXPERTS,
     MISTRAL,
@@ -82,6 +88,19 @@ CASES: list[tuple[str, dict[str, Any], dict[str, Any], dict[str, Any]]] = [
     ("experts in a loop lora", QWEN3_MOE | LOOPED_EXPERTS, {"tuning": "lora"}, {"lora": LORA}),
     ("experts and a shared one", QWEN2_MOE, {"optimizer": "sgd"}, {}),
     ("experts and a shared one lora", QWEN2_MOE, {"tuning": "lora"}, {"lora": ALL}),
+]  # fmt: skip
+#: Layers that the arithmetic does not know, traced as their code runs.
+OTHER_LAYERS = [
+    (f"{kind} {name}", config, plan, recipe | own)
+    for kind, config, own in (
+        ("sinks", GPT_OSS, {"attention": "eager"}), ("embeddings per layer", GEMMA4, {}),
+        ("convolutions", LFM2, {}), ("convolutions and experts", LFM2_MOE, {}),
+        ("dense layers and experts", AFMOE, {}), ("squared", ARCEE, {}),
+    )
+    for name, plan, recipe in (
+        ("full", {"optimizer": "sgd"}, {}),
+        ("lora checkpointing", {"tuning": "lora", "checkpointing": True}, {"lora": LORA}),
+    )
 ]  # fmt: skip
 IMAGES = {"images": [[280, 420]]}
 #: Those that transformers' Trainer needs a processor for run in a plain loop.
@@ -246,7 +265,12 @@ def main() -> None:
     torch.manual_seed(0)
     torch.set_num_threads(1)
     cases = QUANTIZED if importlib.util.find_spec("bitsandbytes") else CASES + LOOPED
-    wanted = [case for case in cases if set(sys.argv[1:]) <= {case[0]}]
+    first, *names = sys.argv[1:] or [""]
+    if first == "others":
+        cases = OTHER_LAYERS
+    elif first:
+        names = [first, *names]
+    wanted = [case for case in cases if not names or case[0] in names]
     print_rows((name, partial(_sizes, *case)) for name, *case in wanted)
 
 

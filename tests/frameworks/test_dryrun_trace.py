@@ -139,6 +139,16 @@ def test_a_real_run_on_the_cpu_peaks_within_two_percent_of_its_trace(name):
         assert case["traced_bytes"] == pytest.approx(case["real_bytes"], rel=0.02), case["name"]
 
 
+@pytest.mark.extended
+def test_layers_that_the_arithmetic_does_not_know_take_what_their_trace_says():
+    script = Path(__file__).with_name("dryrun_truth.py")
+    found = json.loads(run("hf", str(script), "others").splitlines()[-1])
+    assert len(found) >= 12
+    for case in found:
+        assert "error" not in case, (case["name"], case.get("error"))
+        assert case["traced_bytes"] == pytest.approx(case["real_bytes"], rel=0.02), case["name"]
+
+
 def test_images_and_audio_show_as_towers_and_take_room_in_the_text():
     frozen = {"frozen": ["vision_tower", "projector"], "sequence_length": 1024}
     with_images, without = ask(

@@ -36,6 +36,38 @@ QWEN3_MOE = SMALL | {
 }  # fmt: skip
 #: One expert after the other, as transformers did before version 5 and does on older GPUs.
 LOOPED_EXPERTS = {"experts_implementation": "eager"}
+#: Attention sinks, and experts that are parameters of their own.
+GPT_OSS = SMALL | {
+    "model_type": "gpt_oss", "architectures": ["GptOssForCausalLM"], "num_local_experts": 8,
+    "num_experts_per_tok": 2, "intermediate_size": 256, "head_dim": 32, "num_hidden_layers": 4,
+    "layer_types": ["sliding_attention", "full_attention"] * 2,
+}  # fmt: skip
+#: Embeddings per layer, keys and values that layers share, and heads of two sizes.
+GEMMA4 = TEXT | {
+    "model_type": "gemma4_text", "architectures": ["Gemma4ForCausalLM"], "head_dim": 32,
+    "global_head_dim": 64, "num_kv_shared_layers": 2, "vocab_size_per_layer_input": 8192,
+    "hidden_size_per_layer_input": 32, "num_hidden_layers": 6,
+    "layer_types": ["sliding_attention", "sliding_attention", "full_attention"] * 2,
+}  # fmt: skip
+#: Short convolutions in place of attention in some layers.
+LFM2 = TEXT | {
+    "model_type": "lfm2", "architectures": ["Lfm2ForCausalLM"], "num_hidden_layers": 6,
+    "layer_types": ["conv", "conv", "full_attention"] * 2,
+}  # fmt: skip
+LFM2_MOE = TEXT | {
+    "model_type": "lfm2_moe", "architectures": ["Lfm2MoeForCausalLM"], "num_experts": 8,
+    "num_experts_per_tok": 2, "moe_intermediate_size": 192, "num_dense_layers": 1,
+    "layer_types": ["conv", "conv", "full_attention"] * 2,
+}  # fmt: skip
+#: Experts behind dense layers, and attention with a gate.
+AFMOE = SMALL | {
+    "model_type": "afmoe", "architectures": ["AfmoeForCausalLM"], "num_experts": 8,
+    "num_experts_per_tok": 2, "moe_intermediate_size": 192, "num_dense_layers": 1,
+    "num_shared_experts": 1, "head_dim": 32, "num_hidden_layers": 4,
+    "layer_types": ["sliding_attention", "full_attention"] * 2,
+}  # fmt: skip
+ARCEE = SMALL | {"model_type": "arcee", "architectures": ["ArceeForCausalLM"],
+                 "hidden_act": "relu2"}  # fmt: skip
 QWEN_VL: Config = {
     "model_type": "qwen2_5_vl", "architectures": ["Qwen2_5_VLForConditionalGeneration"],
     "text_config": TEXT | {"model_type": "qwen2_5_vl_text",
