@@ -256,7 +256,7 @@ AXOLOTL = {
                 "liger_fused_linear_cross_entropy: true\n")
     ],
     "liger_fused_linear_cross_entropy": [Example("true", PLUGGED % "liger")],
-    "cut_cross_entropy": [Example("true", PLUGGED % "cut_cross_entropy")],
+    "cut_cross_entropy": [Example("false", PLUGGED % "cut_cross_entropy")],
     "low_cpu_mem_usage": [Example("false")],
     "attn_implementation": [Example("eager")],
     "fsdp_config": [Example("{offload_params: false}"), Example("{fsdp_version: 2}")],
