@@ -76,8 +76,27 @@ def test_an_index_of_fits_that_is_broken_is_said_and_costs_its_corrections_alone
     assert main(asked) == 0
     said = capsys.readouterr()
     assert f"the history database {index} is not used" in said.err
-    assert "The first that fits is" in said.out
+    assert "It fits after strategy" in said.out
     assert index.read_bytes() == b"no database at all"
+
+
+def test_the_first_fit_leaves_out_the_costly_changes_that_it_does_not_need(plan):
+    """The peak is in the optimizer's step: fewer pixels and frozen parts do not lower it."""
+    document = plan(RECIPES / "llamafactory" / "qwen2_5_vl.yaml", "--gpu", "a10")
+    cheapest, asked = document["cheapest"], document["asked"]["plan"]
+    passed = [r for r in document["rungs"][: document["chosen"] + 1] if r["plan"]]
+    assert {"cut_media_pixels", "projector_only"} <= set(cheapest["undone"])
+    assert {step["fidelity"] for step in cheapest["steps"]} == {"same_math"}
+    kept = {key: cheapest["plan"][key] for key in ("image_pixels", "frozen", "precision")}
+    assert kept == {key: asked[key] for key in kept}
+    assert sorted([*cheapest["path"], *cheapest["undone"]]) == sorted(r["strategy"] for r in passed)
+    assert cheapest["estimate"]["high_bytes"] <= document["capacity_bytes"]
+
+
+def test_where_every_change_is_needed_nothing_is_left_out(plan, train):
+    document = plan(train, "--gpu", "RTX 3090")
+    assert document["chosen"] is not None
+    assert document["cheapest"] is None
 
 
 def test_each_rung_builds_on_the_one_before_and_keeps_the_global_batch(plan, train):
@@ -144,9 +163,8 @@ def size_of(text: str) -> float:
 def test_each_product_is_the_bytes_of_its_term(plan, recipe, gpu, gpus):
     document = plan(RECIPES / recipe, "--gpu", gpu, "--gpus", gpus, "--explain-terms")
     chosen = document["chosen"]
-    terms = (document["asked"] if chosen is None else document["rungs"][chosen])["estimate"][
-        "terms"
-    ]
+    first = document["asked"] if chosen is None else document["rungs"][chosen]
+    terms = (document["cheapest"] or first)["estimate"]["terms"]
     assert set(document["arithmetic"]) == set(terms)
     assert (COUNTED | PER_UNIT) & set(terms)
     for term, text in document["arithmetic"].items():
@@ -194,7 +212,7 @@ def test_the_text_puts_the_verdict_first_then_the_terms_then_the_ladder(capsys, 
     text = capsys.readouterr().out
     in_order = [
         "The requested config does not fit",
-        "The first that fits is",
+        "It fits after strategy",
         "[same math]",
         "requested config:",
         "█",

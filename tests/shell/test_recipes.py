@@ -192,7 +192,7 @@ def test_a_plan_says_why_a_rung_is_passed_over(capsys, name, rung, why):
 
 
 def test_the_text_of_a_plan_lists_reasons_where_it_is_verbose(capsys):
-    command = ["plan", "recipes/qwen/train.yaml", *FULL["qwen/train.yaml"][0].split()]
+    command = ["plan", "recipes/litgpt/train.yaml", *FULL["litgpt/train.yaml"][0].split()]
     assert main([*command, "--verbose"]) == 0
     told = " ".join(capsys.readouterr().out.split())
     reason = "train_new_rows: neither embedding nor output head is trained in full"
@@ -203,13 +203,24 @@ def test_the_text_of_a_plan_lists_reasons_where_it_is_verbose(capsys):
     assert brief.count("strategies do not apply; --verbose lists the reasons") == 1
 
 
+def test_the_plan_of_a_config_that_fits_lists_the_ladder_where_it_is_verbose(capsys):
+    command = ["plan", "recipes/qwen/train.yaml", *FULL["qwen/train.yaml"][0].split()]
+    ladder = "Strategies in the order they are tried"
+    assert main(command) == 0
+    brief = capsys.readouterr().out
+    assert "The requested config fits: " in brief
+    assert ladder not in brief
+    assert main([*command, "--verbose"]) == 0
+    assert ladder in capsys.readouterr().out
+
+
 def test_a_plan_is_read_from_the_top(capsys):
     command = ["plan", "recipes/litgpt/train.yaml", *FULL["litgpt/train.yaml"][0].split()]
     assert main(command) == 0
     told = capsys.readouterr().out
     places = [
         told.index("The requested config does not fit: "),
-        told.index("The first that fits is cut_cutoff_len:"),
+        told.index("It fits after strategy 3, cut_cutoff_len, "),
         told.index("requested config: micro batch 1 x 8"),
         told.index("    weights "),
         told.index(" 1 expandable_segments: "),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -10,7 +11,7 @@ from generators import make_job, make_ladder
 from oomguard.catalogue.lookup import find_model
 from oomguard.cli.plan_job import PlannedJob, plan_job
 from oomguard.cli.prepare import prepare
-from oomguard.cli.starting_point import StartingPoint, choose_start, start_of
+from oomguard.cli.starting_point import StartingPoint, choose_start, first_expected_fit
 from oomguard.estimate.memory import Fits, Term
 from oomguard.job.memory_settings import Family
 from oomguard.job.plan import Plan, Precision, Quantization, Tuning
@@ -25,6 +26,7 @@ from oomguard.run.events import (
     HistoryRef,
     Limits,
     RunStarted,
+    Start,
     Status,
     event_from_json,
     event_to_json,
@@ -52,6 +54,8 @@ ASKED = Plan(
 JOB = make_job(ASKED)
 LADDER = make_ladder(ladder="classic")
 
+FULL_TUNING = Path(__file__).parents[2] / "recipes/llamafactory/qwen2_5_vl.yaml"
+
 
 @pytest.fixture
 def look(tmp_path):
@@ -72,31 +76,33 @@ def look(tmp_path):
 
 def test_it_begins_at_the_first_rung_that_is_expected_to_fit(look):
     found, room = look(24 * GIB)
-    start = start_of(found, room)
+    start = first_expected_fit(found, room)
     assert start is not None
-    assert start.spec.path == ("halve_micro_batch",) * len(start.spec.path)
-    before = [rung for rung in found.rungs if rung.plan is not None][: len(start.spec.path)]
-    assert before[-1].plan == start.spec.plan
+    assert start.path == ("halve_micro_batch",) * len(start.path)
+    before = [rung for rung in found.rungs if rung.plan is not None][: len(start.path)]
+    assert before[-1].plan == start.plan
     assert before[-1].estimate.expected_bytes <= 24 * GIB
     assert all(rung.estimate.expected_bytes > 24 * GIB for rung in before[:-1])
-    assert start.spec.plan.rank_batch == ASKED.rank_batch
+    assert start.plan.rank_batch == ASKED.rank_batch
 
 
 def test_what_fits_as_asked_and_what_never_fits_begin_at_the_top(look):
-    assert start_of(*look(200 * GIB)) is None
-    assert start_of(*look(1 * GIB)) is None
+    assert first_expected_fit(*look(200 * GIB)) is None
+    assert first_expected_fit(*look(1 * GIB)) is None
 
 
 def test_too_little_host_memory_is_no_fit(look):
     found, _ = look(200 * GIB)
-    assert start_of(found, Capacity(device_bytes=200 * GIB, host_bytes=1 * GIB)) is None
+    assert first_expected_fit(found, Capacity(device_bytes=200 * GIB, host_bytes=1 * GIB)) is None
     assert (
         Capacity(device_bytes=200 * GIB, host_bytes=1 * GIB).fits(found.asked.estimate) is Fits.NO
     )
 
 
 def test_the_state_machine_begins_there_and_the_record_can_be_replayed(look):
-    start = start_of(*look(24 * GIB))
+    fit = first_expected_fit(*look(24 * GIB))
+    spec = AttemptSpec(plan=fit.plan, steps=fit.steps, path=fit.path)
+    start = Start(spec=spec, reason="with what should fit")
     limits = Limits(ladder=(), allow=Fidelity.NEW_RECIPE, max_attempts=9)
     begun = RunStarted(
         t=0.0, run="r", version="1", at="now", job=replace(JOB), limits=limits, start=start
@@ -167,6 +173,22 @@ def test_a_run_that_does_not_fit_teaches_no_rungs(prepared, index):
     record_run(RunRecord(status=Status.EXHAUSTED, attempts=(attempt,), lessons=first.history))
     again = choose_start(prepared, Said(), index=index)
     assert again.start == first.start
+
+
+def test_a_launch_starts_without_the_costly_changes_that_it_does_not_need(
+    tmp_path, monkeypatch, index
+):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    options = {"gpu_memory_bytes": 22 * GIB}
+    prepared = prepare(FULL_TUNING, (), options, planned_gpus=1)
+    found = choose_start(prepared, Said(), index=index)
+    assert found.fit is not None
+    assert found.start is not None
+    assert "projector_only" in found.fit.undone
+    assert found.start.spec.path == found.fit.path
+    assert {step.fidelity for step in found.start.spec.steps} == {Fidelity.SAME_MATH}
+    assert found.start.spec.plan in [one.plan for one in found.predicted]
 
 
 def history_of(planned: PlannedJob, index: FitIndex) -> HistoryRef:

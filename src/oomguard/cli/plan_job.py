@@ -23,9 +23,9 @@ from oomguard.job.training_job import Job
 from oomguard.job.unmodelled import Direction, TrainingMethod, Unmodelled
 from oomguard.predict.forecast import (
     Capacity,
+    Fit,
     Forecast,
     PlannedPeak,
-    StrategyForecast,
     forecast,
     missing_from,
     planned_peak,
@@ -72,6 +72,7 @@ class PlannedJob:
     capacity: Capacity
     history_key: HistoryKey | None
     ratios: Ratios
+    predictor: Predictor
     seconds: float
 
     @property
@@ -105,10 +106,8 @@ class PlannedJob:
         """Return what a plan trains."""
         return trained_part(self.request.problem(plan))
 
-    def explain(self, peak: PlannedPeak | StrategyForecast) -> dict[str, str]:
+    def explain(self, peak: PlannedPeak | Fit) -> dict[str, str]:
         """Return the product behind each term of a plan's estimate."""
-        if peak.plan is None or peak.estimate is None:
-            return {}
         return explain_terms(self.request.problem(peak.plan), peak.estimate, self.ratios)
 
 
@@ -152,6 +151,7 @@ def plan_job(
         capacity=capacity,
         history_key=key,
         ratios=ratios,
+        predictor=predictor,
         seconds=round(time.monotonic() - start, 3),
     )
 

@@ -16,7 +16,7 @@ from oomguard.estimate.memory import Fits, MemoryEstimate
 from oomguard.job.training_job import Device
 from oomguard.job.unmodelled import Memory
 from oomguard.machine.gpus import Gpu, gpus
-from oomguard.predict.forecast import Capacity, Forecast
+from oomguard.predict.forecast import Capacity, Fit, Forecast, cheapest_fit
 from oomguard.predict.history import FitIndex
 from oomguard.predict.prediction_request import cuda_overhead
 from oomguard.run.attempt import AttemptSpec
@@ -31,12 +31,14 @@ BUDGET_S = 60.0
 class StartingPoint:
     """What is known of a job before its launch, and where to record how it went.
 
+    `fit` is the first plan that should fit, which need not be on the way up the ladder.
     `history_error` says why the history database could not be used, None if it could.
     """
 
     history: HistoryRef | None = None
     planned: PlannedJob | None = None
     start: Start | None = None
+    fit: Fit | None = None
     history_error: str | None = None
 
     @property
@@ -47,6 +49,7 @@ class StartingPoint:
         found, factors = self.planned.forecast, self.planned.ratios.factors
         peaks = {found.asked.plan: found.asked.estimate}
         peaks |= {r.plan: r.estimate for r in found.rungs if r.plan and r.estimate}
+        peaks |= {fit.plan: fit.estimate for fit in (self.fit,) if fit}
         corrected_by = {term.value: round(factor, 4) for term, factor in factors.items()}
         return tuple(
             Predicted(
@@ -104,18 +107,33 @@ def _from_history_or_forecast(
     planned = plan_job(prepared, capacity, device=device, index=index, budget_s=BUDGET_S)
     # A later start costs fidelity: not on a prediction that leaves something out.
     incomplete = any(one.memory is Memory.GPU for one in planned.unmodelled)
-    predicted = None if incomplete else start_of(planned.forecast, capacity)
-    start = before or predicted
+    fit = None if incomplete else _first_fit(planned, capacity)
+    start = before or (_start(fit) if fit else None)
     peak = show_bytes(planned.forecast.asked.estimate.expected_bytes)
     starting = f"; starting {start.reason}" if start and not before else ""
     console.say(f"estimated peak of the requested config: {peak}{starting}")
     key, history = planned.history_key, unknown.history
     if key is not None and history is not None:
         history = replace(history, device=key.device, versions=dict(key.versions), model=key.model)
-    return StartingPoint(history=history, planned=planned, start=start)
+    return StartingPoint(history=history, planned=planned, start=start, fit=fit)
 
 
-def start_of(found: Forecast, capacity: Capacity) -> Start | None:
+def _first_fit(planned: PlannedJob, capacity: Capacity) -> Fit | None:
+    """Return the first plan that should fit, without the costly changes that it does not need."""
+    first = first_expected_fit(planned.forecast, capacity)
+    if first is None:
+        return None
+    cheapest = cheapest_fit(
+        planned.request,
+        planned.prepared.ladder,
+        first,
+        planned.predictor,
+        lambda _, estimate: _should_fit(estimate, capacity),
+    )
+    return cheapest or first
+
+
+def first_expected_fit(found: Forecast, capacity: Capacity) -> Fit | None:
     """Return the first plan whose expected peak fits; None if the requested one does, or none.
 
     The expected value decides, not the upper bound: a failed attempt costs minutes, an
@@ -123,19 +141,20 @@ def start_of(found: Forecast, capacity: Capacity) -> Start | None:
     """
     if _should_fit(found.asked.estimate, capacity):
         return None
-    steps = []
-    for rung in found.rungs:
-        if rung.plan is None or rung.step is None or rung.estimate is None:
-            continue
-        steps.append(rung.step)
-        if _should_fit(rung.estimate, capacity):
-            expected = show_bytes(rung.estimate.expected_bytes)
-            path = tuple(step.strategy for step in steps)
-            return Start(
-                spec=AttemptSpec(plan=rung.plan, steps=(*found.prepared, *steps), path=path),
-                reason=f"with {rung.strategy}, estimated at {expected}",
-            )
-    return None
+    fitting = (
+        index
+        for index, rung in enumerate(found.rungs)
+        if rung.estimate is not None and _should_fit(rung.estimate, capacity)
+    )
+    return found.fit_at(next(fitting, None))
+
+
+def _start(fit: Fit) -> Start:
+    expected = show_bytes(fit.estimate.expected_bytes)
+    return Start(
+        spec=AttemptSpec(plan=fit.plan, steps=fit.steps, path=fit.path),
+        reason=f"with {fit.strategy}, estimated at {expected}",
+    )
 
 
 def _should_fit(estimate: MemoryEstimate, capacity: Capacity) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -11,6 +12,7 @@ from oomguard.job.plan import Plan
 from oomguard.job.unmodelled import Direction, Memory, Unmodelled
 from oomguard.ladder.climb import Ladder
 from oomguard.ladder.enumerate import DEVICE, HOST, WalkedRung, walk
+from oomguard.ladder.shorten import cheapest
 from oomguard.ladder.strategy_contract import Step
 from oomguard.predict.prediction_request import Prediction, PredictionRequest
 from oomguard.predict.predictor import by_arithmetic
@@ -60,15 +62,32 @@ class StrategyForecast:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Fit:
+    """A plan that fits, with the steps to it; `strategy` is the one that made it fit.
+
+    `undone` are costly strategies that are on the way to it and were left out: it fits without.
+    """
+
+    strategy: str
+    path: tuple[str, ...]
+    steps: tuple[Step, ...]
+    plan: Plan
+    estimate: MemoryEstimate
+    undone: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Forecast:
     """All strategies in order; each plan builds on the one before.
 
-    `prepared` are the steps that are taken before the first attempt whatever it needs.
+    `prepared` are the steps that are taken before the first attempt whatever it needs; `cheapest`
+    is the first fit without the costly changes that it does not need, None if it needs all.
     """
 
     asked: PlannedPeak
     prepared: tuple[Step, ...] = ()
     rungs: tuple[StrategyForecast, ...] = ()
+    cheapest: Fit | None = None
     notes: tuple[str, ...] = ()
 
     @property
@@ -77,6 +96,25 @@ class Forecast:
         if self.asked.fits is Fits.YES:
             return None
         return next((i for i, rung in enumerate(self.rungs) if rung.fits is Fits.YES), None)
+
+    @property
+    def first_fit(self) -> Fit | None:
+        """The first plan that fits, without what it does not need; None if none does."""
+        return self.cheapest or self.fit_at(self.chosen)
+
+    def fit_at(self, index: int | None) -> Fit | None:
+        """Return the plan of a rung with all steps up to it; None for none."""
+        rung = self.rungs[index] if index is not None else None
+        if rung is None or rung.plan is None or rung.estimate is None:
+            return None
+        steps = tuple(one.step for one in self.rungs[: (index or 0) + 1] if one.step is not None)
+        return Fit(
+            strategy=rung.strategy,
+            path=tuple(step.strategy for step in steps),
+            steps=(*self.prepared, *steps),
+            plan=rung.plan,
+            estimate=rung.estimate,
+        )
 
 
 #: By how much an effect that is not modelled widens an estimate's interval, upwards and downwards.
@@ -143,12 +181,45 @@ def forecast(
         plan: planned_peak(plan, estimate, capacity, unmodelled)
         for plan, estimate in zip(plans, prediction.estimates, strict=True)
     }
-    return Forecast(
+    found = Forecast(
         asked=replace(peaks[path.first], plan=request.job.asked),
         prepared=path.prepared,
         rungs=tuple(_strategy_forecast(rung, peaks) for rung in path.rungs),
         notes=prediction.notes,
     )
+
+    def fits(plan: Plan, estimate: MemoryEstimate) -> bool:
+        return planned_peak(plan, estimate, capacity, unmodelled).fits is Fits.YES
+
+    first = found.first_fit
+    if first is None:
+        return found
+    return replace(found, cheapest=cheapest_fit(request, ladder, first, predict, fits))
+
+
+def cheapest_fit(
+    request: PredictionRequest,
+    ladder: Ladder,
+    fit: Fit,
+    predict: Callable[[PredictionRequest], Prediction],
+    fits: Callable[[Plan, MemoryEstimate], bool],
+) -> Fit | None:
+    """Return a fit without the costly changes that it does not need; None if it needs all.
+
+    Candidates are compared by arithmetic, and what is left is predicted like any plan.
+    """
+    job = request.job
+    kept = cheapest(job, fit.path, ladder, lambda plan: fits(plan, by_arithmetic(request, plan)))
+    retaken = ladder.retake(job, kept)
+    if kept == fit.path or retaken is None:
+        return None
+    plan, steps = retaken
+    (estimate,) = predict(replace(request, plans=(plan,))).estimates
+    if not fits(plan, estimate):
+        return None
+    kept = tuple(step.strategy for step in steps if step.strategy in kept)
+    undone = tuple((Counter(fit.path) - Counter(kept)).elements())
+    return replace(fit, path=kept, steps=steps, plan=plan, estimate=estimate, undone=undone)
 
 
 def _strategy_forecast(rung: WalkedRung, peaks: Mapping[Plan, PlannedPeak]) -> StrategyForecast:

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 
 from oomguard.job.training_job import Job
 from oomguard.ladder.climb import Ladder
+from oomguard.ladder.shorten import cheaper_paths, without
 from oomguard.run.attempt import AttemptSpec, Purpose
 from oomguard.run.state import Attempt, RunRecord
 
@@ -103,19 +104,9 @@ def _shorter(
 ) -> Iterator[tuple[str, ...]]:
     """Yield shorter paths: one level less of each size that grows, then without a strategy."""
     if grow:
-        yield from (_without(path, name, 1) for name in GROWN if name in path)
-    if not relax:
-        return
-    costs = {strategy.id: strategy.fidelity_for(job).cost for strategy in ladder.strategies}
-    costly = [s.id for s in reversed(ladder.strategies) if s.id in path and costs[s.id]]
-    for name in sorted(costly, key=lambda one: -costs[one]):
-        yield from (_without(path, name, count) for count in range(path.count(name), 0, -1))
-
-
-def _without(path: tuple[str, ...], name: str, count: int) -> tuple[str, ...]:
-    """Return a path without the last `count` occurrences of a strategy."""
-    places = [place for place, one in enumerate(path) if one == name][-count:]
-    return tuple(one for place, one in enumerate(path) if place not in places)
+        yield from (without(path, name, 1) for name in GROWN if name in path)
+    if relax:
+        yield from cheaper_paths(job, path, ladder)
 
 
 def _holds(more: Counter[str], fewer: Counter[str]) -> bool:
