@@ -385,7 +385,7 @@ def test_llamafactorys_ppo_is_planned_and_names_what_is_not_counted(plan):
         (LF.replace("type: lora", "type: oft"), "tuning", "more"),
         (LF + "optim: galore_adamw\n", "optim", "either"),
         (LF.replace("Qwen2.5-0.5B", "Qwen2.5-0.5B-Instruct-GPTQ-Int8"), "model", "either"),
-        (SWIFT.replace("Qwen2.5-0.5B", "Qwen2.5-0.5B-bnb-4bit"), "model", "either"),
+        (SWIFT.replace("Qwen2.5-0.5B", "Qwen2.5-0.5B-unsloth-bnb-4bit"), "model", "either"),
         (AXOLOTL.replace("Qwen2.5-0.5B", "Qwen2.5-0.5B-FP8"), "model", "either"),
         (AXOLOTL + "fsdp_config: {offload_params: true}\n", "fsdp_config.offload_params", "less"),
         (AXOLOTL + "fsdp_config: {reshard_after_forward: false}\n",
@@ -589,6 +589,37 @@ def test_a_regular_expression_may_take_some_layers(plan):
 def test_an_adapter_without_a_matrix_that_is_known_is_named(plan, targets):
     (found,) = plan(AXOLOTL.replace(NAMES, f"lora_target_modules: {targets}\n"))["unmodelled"]
     assert (found["key"], found["direction"]) == ("adapter", "more")
+
+
+UNPACKED = "model_quantization_config_kwargs: {dequantize: true}\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "key"),
+    [
+        ("attn_implementation: kernels-community/vllm-flash-attn3\n", None),
+        ("attn_implementation: flash_attention_3\n", None),
+        ("attn_implementation: kernels-community/sage-attention-x\n", "attn_implementation"),
+        ("liger_rms_norm: true\nliger_swiglu: true\n", None),
+        ("liger_cross_entropy: true\n", "liger_cross_entropy"),
+        ("load_in_4bit: true\nquantize_moe_experts: true\n", None),
+        ("model_quantization_config: Mxfp4Config\n", "model_quantization_config"),
+        (f"model_quantization_config: Mxfp4Config\n{UNPACKED}", None),
+        ("activation_offloading: true\n", "activation_offloading"),
+        ("activation_offloading: false\n", None),
+    ],
+)
+def test_what_axolotl_reads_is_named_where_it_is_not_counted(plan, text, key):
+    found = [one["key"] for one in plan(AXOLOTL + text)["unmodelled"]]
+    assert found == ([key] if key else [])
+
+
+def test_a_checkpoint_in_mxfp4_is_counted_as_it_is_loaded(plan):
+    job = AXOLOTL.replace("Qwen/Qwen2.5-0.5B", "openai/gpt-oss-20b")
+    how = f"model_quantization_config: Mxfp4Config\n{UNPACKED}"
+    for text, quantized in ((job, True), (job + how, False)):
+        effects = [one["effect"] for one in plan(text)["unmodelled"]]
+        assert any("the checkpoint is quantized" in effect for effect in effects) is quantized
 
 
 def test_cut_cross_entropy_is_on_with_its_plugin(plan):

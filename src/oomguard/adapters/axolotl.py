@@ -18,13 +18,13 @@ from oomguard.adapters.hf import training_arguments as hf
 from oomguard.adapters.hf.trainer_adapter import NO_ROWS, ZERO3_WITH_BATCH_SEARCH, TrainerAdapter
 from oomguard.adapters.invocation import Invocation, file_first
 from oomguard.adapters.launchers import Launcher, LauncherCommand
-from oomguard.adapters.settings.axolotl_settings import AXOLOTL
+from oomguard.adapters.settings.axolotl_settings import AXOLOTL, attention_named, dequantizes
 from oomguard.configfile import values
 from oomguard.configfile.document import Source
 from oomguard.configfile.flags import Flags
 from oomguard.configfile.layered import Settings
 from oomguard.errors import ConfigError, Where
-from oomguard.job.memory_settings import ALL_LINEAR, MemorySettings, TrainingCode
+from oomguard.job.memory_settings import ALL_LINEAR, Attention, MemorySettings, TrainingCode
 from oomguard.job.plan import (
     ZERO,
     LossKernel,
@@ -36,6 +36,7 @@ from oomguard.job.plan import (
     Sharding,
     Tuning,
 )
+from oomguard.job.stored_format import StoredFormat
 from oomguard.job.training_job import Job
 from oomguard.job.unmodelled import TrainingMethod, Unmodelled
 
@@ -291,6 +292,14 @@ class Axolotl(TrainerAdapter):
         settings = self.of_job(job).settings
         return (*super().unmodelled(job), *axolotl_methods.unmodelled(settings))
 
+    def of_model(
+        self, job: Job, model_type: str | None, stored_as: StoredFormat | None = None
+    ) -> Job:
+        """Return the job of a model of this type; a checkpoint may be unpacked as it loads."""
+        if stored_as and stored_as.method == "mxfp4" and dequantizes(self.of_job(job).settings):
+            stored_as = None
+        return super().of_model(job, model_type, stored_as)
+
     def memory_settings(self, job: Job) -> MemorySettings:
         """Read what decides the memory; `lora_target_linear` adapts every linear layer."""
         found, settings = super().memory_settings(job), self.of_job(job).settings
@@ -299,7 +308,10 @@ class Axolotl(TrainerAdapter):
             lora = replace(found.lora, dora=_DORA.of(settings), targets=targets)
             found = replace(found, lora=lora)
         code = replace(found.code, reentrant_checkpointing=_is_reentrant(settings))
-        found = replace(found, code=code, raises_shards=_raises_shards(settings))
+        attention = attention_named(settings.get("attn_implementation")) or Attention.SDPA
+        found = replace(
+            found, code=code, attention=attention, raises_shards=_raises_shards(settings)
+        )
         return axolotl_methods.memory_settings(found, settings)
 
     def sharding(

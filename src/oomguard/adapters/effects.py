@@ -16,7 +16,9 @@ from oomguard.job.unmodelled import Direction, Memory, Unmodelled
 
 
 def _is_set(value: object) -> bool:
-    return value not in (None, False, "", "none", "None", "false", "False", 0, 1, "1", [], {})
+    if isinstance(value, bool):  # which equals a size of 1
+        return value
+    return value not in (None, "", "none", "None", "false", "False", 0, 1, "1", [], {})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -27,6 +27,8 @@ _KEPT = ("modules_to_not_convert", "llm_int8_skip_modules")
 _BY_NAME = re.compile(
     r"(?i)[-_](awq|gptq|hqq|aqlm|fp8|mxfp4|nvfp4|int[48]|bnb[-_]4bit|[48]bit)(?=[-_/]|$)"
 )
+#: unsloth's dynamic copies, whose names begin this ending with its own, keep modules in 16 bits.
+_BNB_BY_NAME = re.compile(r"(?i)(?<!-unsloth)[-_]bnb[-_]4bit(?=[-_/]|$)")
 _GROUPED_BY_NAME = re.compile(r"(?i)[-_](awq|gptq)(?=[-_/]|$)")
 #: Widths behind that word, as in GPTQ-Int8, and anywhere.
 _OTHER_WIDTH = re.compile(r"(?i)[-_](int|w|q)?[2368](bit|a16)?(?=[-_/]|$)")
@@ -61,6 +63,13 @@ def named_format(name: str) -> StoredFormat | None:
             method=method,
             described=f"{method} in 4 bits, by its name",
             quantization=Quantization.PREQUANTIZED,
+        )
+    if _BNB_BY_NAME.search(name):
+        # Whose constants may be quantized once more, which takes a tenth less.
+        return StoredFormat(
+            method="bitsandbytes",
+            described="bitsandbytes in 4 bits, by its name",
+            quantization=Quantization.NF4,
         )
     return StoredFormat(method="", described="quantized, by its name, to a width that is not known")
 

@@ -39,6 +39,7 @@ _SPARSE = "attention to selected tokens, with an indexer"
 #: on the CPU what their traces say (tests/frameworks/dryrun_truth.py, OTHER_LAYERS).
 _TRACED = {
     **dict.fromkeys(("lfm2", "lfm2_moe"), _CONVOLUTIONS),
+    "afmoe": "experts in some layers and gated attention",
     "gemma4": "embeddings per layer, shared keys and values, and attention of two head sizes",
     "gpt_oss": "attention sinks, and experts that are parameters of their own instead of Linear",
 }
@@ -52,7 +53,6 @@ _PARTS = {
     **dict.fromkeys(("bert", "roberta", "xlm-roberta", "modernbert", "nomic_bert"), _ENCODER),
     **dict.fromkeys(("deberta-v2", "electra", "distilbert", "eurobert"), _ENCODER),
     **dict.fromkeys(("deepseek_v32", "deepseek_v4", "glm_moe_dsa"), _SPARSE),
-    "afmoe": "experts in some layers and gated attention",
     "gemma3n": "embeddings per layer, several streams of hidden states and an audio encoder",
     "gemma4_unified": "attention of two head sizes, and images and sound without an encoder",
     "llama4": "experts in some layers, and attention in chunks",

@@ -5,11 +5,14 @@ Source: axolotl 0.19.0, utils/schemas/*.py, integrations/*/args.py.
 
 from __future__ import annotations
 
+import re
+
 from oomguard.adapters import effects, fields
 from oomguard.adapters.effects import Effect, differs, on_host, switch
 from oomguard.adapters.settings import trainer_settings as trainer
 from oomguard.adapters.settings.groups import SettingGroups, fields_of
 from oomguard.configfile.layered import Settings
+from oomguard.job.memory_settings import Attention
 from oomguard.job.unmodelled import Direction, Memory
 
 _MICRO, _EVAL = fields.number("micro_batch_size", 1), fields.maybe_number("eval_batch_size")
@@ -66,6 +69,23 @@ _READ = fields_of(
         "compares_samples": "rl",
     }
 )
+#: A kernel of the hub is named by its repository: kernels-community/vllm-flash-attn3.
+_FLASH = re.compile(r"flash[-_]att(?:n|ention)[-_]?\d*$")
+
+
+def attention_named(value: object) -> Attention | None:
+    """Return the attention of a name; None for one that is not known."""
+    named = {"None": Attention.SDPA, "eager": Attention.EAGER, "sdpa": Attention.SDPA}
+    return named.get(str(value)) or (Attention.FLASH if _FLASH.search(str(value)) else None)
+
+
+def dequantizes(settings: Settings) -> bool:
+    """Return whether a checkpoint in MXFP4 is unpacked to 16 bits while it loads."""
+    how = settings.get("model_quantization_config_kwargs")
+    named = settings.get("model_quantization_config") == "Mxfp4Config"
+    return named and isinstance(how, dict) and how.get("dequantize") is True
+
+
 _SHARDED = (
     Effect(
         key="fsdp",
@@ -108,7 +128,7 @@ _PARTLY = (
         key="attn_implementation",
         effect="this attention is counted as torch's own",
         direction=Direction.EITHER,
-        when=lambda value: value not in (None, "eager", "sdpa", "flash_attention_2"),
+        when=lambda value: attention_named(value) is None,
     ),
     Effect(
         key="gradient_checkpointing",
@@ -192,8 +212,7 @@ _KERNELS = (
         switch(key, "this kernel is not modelled", Direction.EITHER)
         for key in (
             *("lora_embedding_kernel", "lora_mlp_kernel", "lora_o_kernel", "lora_qkv_kernel"),
-            *("liger_rope", "liger_rms_norm", "liger_rms_norm_gated", "liger_layer_norm"),
-            *("liger_swiglu", "liger_glu_activation", "liger_cross_entropy", "use_kernels"),
+            *("liger_cross_entropy", "use_kernels"),
             *("flash_attn_cross_entropy", "flash_attn_fuse_mlp", "flash_attn_rms_norm"),
             *("fused_attn_kernel", "use_scattermoe", "use_sonicmoe", "use_dsv4_kernels"),
             *("use_glm_dsa_kernels", "use_onebitllms", "llama4_linearized_experts"),
@@ -218,7 +237,6 @@ _KERNELS = (
     switch("layer_offloading", "offloaded layers are counted on the GPU", Direction.LESS),
     switch("ple_cpu_offload", "offloaded parameters are counted on the GPU", Direction.LESS),
     switch("lora_on_cpu", "an adapter that is loaded on the host", Direction.EITHER),
-    switch("quantize_moe_experts", "experts are counted at 16 bits", Direction.LESS),
     switch("embeddings_skip_upcast", "embeddings are counted as raised", Direction.LESS),
     switch("fp32_norms", "norms in fp32 are not included"),
     switch("float32", "weights in fp32 are not read here"),
@@ -239,8 +257,14 @@ _KERNELS = (
         )
         for key in (
             *("overrides_of_model_config", "model_config", "overrides_of_model_kwargs"),
-            *("model_kwargs", "model_quantization_config", "base_model_config"),
+            *("model_kwargs", "base_model_config"),
         )
+    ),
+    Effect(
+        key="model_quantization_config",
+        effect="the format that it asks for is not read",
+        direction=Direction.EITHER,
+        given=lambda settings: not dequantizes(settings),
     ),
     switch("reinit_weights", "weights are created instead of read", Direction.EITHER),
 )
@@ -333,6 +357,7 @@ _RUN = (
 )
 
 _DETAILS = {
+    "model_quantization_config": "model_quantization_config_kwargs",
     "optimizer": "adam_beta3 adam_epsilon2 dion_lr dion_momentum dion_rank_fraction"
     " dion_rank_multiple_of qgalore_cos_threshold qgalore_gamma_proj qgalore_proj_bits"
     " qgalore_proj_group_size qgalore_proj_quant qgalore_proj_type qgalore_queue_size qgalore_rank"
@@ -374,7 +399,6 @@ _DETAILS = {
     "generate_samples": "generation_do_sample generation_max_new_tokens generation_prompt_ratio"
     " generation_temperature generation_top_k generation_top_p num_generation_samples",
     "val_set_size": "eval_sample_packing eval_sequence_len",
-    "model_quantization_config": "model_quantization_config_kwargs",
     "use_ray": "ray_num_workers ray_run_name resources_per_worker",
     "pretraining_dataset": "pretrain_multipack_attn pretrain_multipack_buffer_size"
     " pretraining_sample_concatenation",
@@ -424,6 +448,10 @@ _NO_EFFECT = {
     trainer.OVERWRITTEN: "max_packed_sequence_len",
     "a few rows of the vocabulary": "added_tokens_overrides resize_token_embeddings_to_32x"
     " special_tokens",
+    # use_liger_kernel brings them elsewhere; only its fused loss changes what is counted.
+    "kernels that keep no more than what is counted": "liger_glu_activation liger_layer_norm"
+    " liger_rms_norm liger_rms_norm_gated liger_rope liger_swiglu",
+    "experts in 4 bits, as all matrices of a model in 4 bits are counted": "quantize_moe_experts",
     "attention that keeps no scores, as the one that is counted": "flash_attention sdp_attention",
 }
 
