@@ -81,7 +81,7 @@ def ended(spec: AttemptSpec) -> FitReport:
 def test_an_attempt_is_one_value_from_the_event_to_the_report():
     spec = AttemptSpec(plan=Plan(micro_batch=4, accumulation=2), path=("halve_micro_batch",))
     report = ended(spec)
-    assert report.attempts[0].spec is spec
+    assert report.attempts[0].spec == spec
     document = msgspec.json.decode(msgspec.json.encode(to_json(report)))
     assert "spec" not in document["attempts"][0]
     assert document["attempts"][0]["path"] == ["halve_micro_batch"]

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 import oomguard
+from oomguard.cli.main import main
 from oomguard.cli.prepare import load
 from oomguard.errors import ConfigError
 from oomguard.machine.checkpoint_scan import is_whole
@@ -27,6 +28,13 @@ SECRETS = {
     "named": "correct-horse-battery",
     "environment": "0123456789abcdef0123456789abcdef01234567",
     "printed": "ghp_" + "c3D4" * 9,
+    "phrase": "it's the SECOND1 word",
+    "list": "aaaa1111,SECOND2",
+    "plural": "SECOND3-of-two",
+    "redis": "SECOND4redis",
+    "bearer": "SECOND5bearer",
+    "only known by value": "SECOND6 value",
+    "prefix": "SECOND7-prefix",
 }
 
 
@@ -100,14 +108,19 @@ def run(tmp_path_factory):
     folder = tmp_path_factory.mktemp("secrets")
     code = (
         f"say('pushing with {SECRETS['printed']}')\n"
+        "say('connecting as', args[-1], repr(args[-1]))\n"
         f"raise ValueError('https://me:{SECRETS['url']}@hub.example/x, "
         f"password={SECRETS['named']}')"
     )
-    _, *rest = write_job(folder, "import sys; sys.argv = sys.argv[:3]\n" + code)
+    _, *rest = write_job(folder, code)
     job = [sys.executable, *rest, "--hub_token", SECRETS["flag"]]
     job += ["--report_to", f"https://me:{SECRETS['url']}@hub.example/"]
+    job += ["--db_password", SECRETS["phrase"], f"--smtp_password={SECRETS['list']}"]
+    job += ["--tokens", "AAAA", SECRETS["plural"], "--redis", f"redis://:{SECRETS['redis']}@h/0"]
+    job += ["--header", f"Authorization: Bearer {SECRETS['bearer']}"]
+    job += ["--secret_key", SECRETS["only known by value"]]
     text = (folder / "job.py").read_text()
-    (folder / "job.py").write_text("import sys; sys.argv = sys.argv[:3]\n" + text)
+    (folder / "job.py").write_text("import sys; args, sys.argv = sys.argv, sys.argv[:3]\n" + text)
     env = {"WANDB_API_KEY": SECRETS["environment"], "HF_TOKEN": SECRETS["flag"]}
     return launch(folder, "--", *job, env=env)
 
@@ -120,16 +133,39 @@ def test_run_folders_are_their_owners_alone(run):
 
 
 def test_no_secrets_in_what_one_shows_around(run):
-    shown = ("events.jsonl", "fit-report.json", "command.json", "verdict.json", "memory.jsonl")
-    paths = [path for path in run.run.rglob("*") if path.name in shown]
-    assert {path.name for path in paths} >= set(shown[:4])
+    written = {"events.jsonl", "fit-report.json", "command.json", "verdict.json", "log.txt"}
+    paths = [path for path in run.run.rglob("*") if path.is_file() and path.name != "job.json"]
+    assert {path.name for path in paths} >= written
     for name, secret in SECRETS.items():
         for path in paths:
             assert secret not in path.read_text(), (name, path)
-        account = [line for line in run.err.splitlines() if line.startswith("oomguard ")]
-        assert secret not in "\n".join(account), name
+        assert secret not in run.out + run.err, name
+    assert "connecting as ***" in run.out
     assert "ValueError" in run.report["reason"]
     assert SECRETS["environment"] not in (run.run / "job.json").read_text()
+
+
+def test_no_secrets_in_errors(tmp_path, monkeypatch, capfd):
+    secret = SECRETS["prefix"]
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "bad.yaml").write_text(f"hub_token: {secret}\n  deeper: [\n")
+    for words in (
+        ("launch", "--", "env", f"HF_TOKEN={secret}", "python", "t.py"),
+        ("launch", "--json", "--", "true", f"--api_key={secret}"),
+        ("launch", "--name", f"token={secret}/x", "--", "true"),
+        ("plan", "bad.yaml"),
+        (f"--password={secret}",),
+    ):
+        code, (out, err) = main(words), capfd.readouterr()
+        assert code == 2, err
+        assert secret not in out + err, words
+
+
+def test_everything_is_printed_through_one_place():
+    """Where secrets are masked."""
+    for path in (SOURCE / "cli").glob("*.py"):
+        if path.name != "output.py":
+            assert not {"click.echo", "click.secho", "print"} & {name for name, _ in calls(path)}
 
 
 def test_only_the_same_user_can_report(tmp_path):

@@ -9,12 +9,12 @@ from typing import BinaryIO
 
 import click
 
+from oomguard.cli.output import echo
 from oomguard.evidence.verdict import Finding, Kind, Phase, Verdict
 from oomguard.job.checkpoint import Continuation, Mode
 from oomguard.job.plan import Change, Plan, Value
 from oomguard.job.training_job import Job
 from oomguard.ladder.strategy_contract import Fidelity, Step
-from oomguard.redact import redact
 from oomguard.run.attempt import Probe, Purpose, StopReason
 from oomguard.run.events import (
     CutShort,
@@ -32,7 +32,6 @@ from oomguard.run.events import (
     Stopping,
 )
 from oomguard.run.leak import Growth
-from oomguard.run.redaction import mask_verdict
 from oomguard.run.report import FitReport
 from oomguard.run.state import Attempt, RunRecord
 from oomguard.units import show_bytes
@@ -140,10 +139,10 @@ class Console:
         attempt = record.last
         passed = attempt.probe_passed
         good = passed or event.verdict.kind is Kind.OK
-        line = _exit_line(attempt, mask_verdict(event.verdict))
+        line = _exit_line(attempt, event.verdict)
         self._line(line, "green" if good else "red")
         if event.verdict.kind is Kind.OK and (survived := _survived(event.verdict)) is not None:
-            self._line(f"note: it survived an OOM: {redact(survived.text)}", "yellow")
+            self._line(f"note: it survived an OOM: {survived.text}", "yellow")
         if event.log_error is not None:
             self._line(f"its log ends early: {event.log_error}", "yellow")
         if passed:
@@ -156,7 +155,7 @@ class Console:
             after = f" after {_counted(probes, 'probe')}" if probes else ""
             self._line(f"trained, in {count}{after}", "bold green")
             return
-        reason = redact(record.reason)
+        reason = record.reason
         if record.status is Status.FAILED and _is_job_failure(record):
             self._line("failed: not a memory failure, so it is not relaunched", "bold red")
         elif record.status is Status.EXHAUSTED:
@@ -181,7 +180,7 @@ class Console:
         styled = click.style(text, fg=colour, bold=True if "bold" in style else None)
         plain = bool(os.environ.get("NO_COLOR"))
         line = f"{click.style('oomguard', fg='cyan')} {styled}"
-        click.echo(line, err=True, color=False if plain else None)
+        echo(line, err=True, color=False if plain else None)
 
 
 def _is_job_failure(record: RunRecord) -> bool:
@@ -211,7 +210,7 @@ def _job_line(job: Job) -> str:
 
 def _resumed_line(event: Resumed | CutShort, record: RunRecord) -> str:
     if isinstance(event, CutShort):
-        return f"attempt {event.attempt} was cut short: {redact(event.verdict.root or '')}"
+        return f"attempt {event.attempt} was cut short: {event.verdict.root or ''}"
     cut = (
         f"; {event.cut_bytes} bytes of an incomplete event were dropped" if event.cut_bytes else ""
     )

@@ -10,7 +10,7 @@ from typing import BinaryIO
 
 import click
 
-from oomguard.cli.output import print_json
+from oomguard.cli.output import echo, print_json
 from oomguard.errors import LogError, Where
 from oomguard.evidence.judge import judge_log
 from oomguard.evidence.verdict import Finding, Verdict
@@ -48,7 +48,7 @@ def _chunks(stream: BinaryIO) -> Iterator[bytes]:
 
 
 def _print(verdict: Verdict) -> None:
-    click.echo(f"{verdict.kind.value} ({verdict.confidence.value} confidence)")
+    echo(f"{verdict.kind.value} ({verdict.confidence.value} confidence)")
     rows = {
         "cause": verdict.cause.value,
         "phase": verdict.phase.value,
@@ -60,9 +60,9 @@ def _print(verdict: Verdict) -> None:
     }
     for name, value in rows.items():
         if value is not None and value != "unknown":
-            click.echo(f"  {name:<10} {value}")
+            echo(f"  {name:<10} {value}")
     for finding in verdict.evidence:
-        click.echo(f"  {_place(finding):<10} {finding.text}")
+        echo(f"  {_place(finding):<10} {finding.text}")
 
 
 def _size(size_bytes: int | None) -> str | None:

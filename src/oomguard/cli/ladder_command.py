@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from oomguard.cli.output import print_json
+from oomguard.cli.output import echo, print_json
 from oomguard.evidence.verdict import Kind, Phase
 from oomguard.ladder.load import load_strategies, select
 from oomguard.ladder.strategy_contract import TRAINING, Strategy
@@ -42,7 +42,7 @@ def command(ladder: str | None, strategies: Path | None, markdown: bool, as_json
     """
     found = select(load_strategies(strategies), ladder)
     if markdown:
-        click.echo(table(found))
+        echo(table(found))
         return
     if as_json:
         print_json({"strategies": [_row(strategy) for strategy in found]})
@@ -52,9 +52,9 @@ def command(ladder: str | None, strategies: Path | None, markdown: bool, as_json
         row = _row(strategy)
         failures = ", ".join(applies_to(strategy))
         when = f"applies to: {failures}" if failures else "applied before the first attempt"
-        click.echo(f"{strategy.id:<{width}}  {row['fidelity']:<11}  {strategy.summary}")
+        echo(f"{strategy.id:<{width}}  {row['fidelity']:<11}  {strategy.summary}")
         line = f"{when}; skipped if {strategy.otherwise}"
-        click.echo(f"{'':<{width}}  {'':<11}  {line}")
+        echo(f"{'':<{width}}  {'':<11}  {line}")
 
 
 def table(strategies: Sequence[Strategy]) -> str:

@@ -89,10 +89,16 @@ def _help(error: click.ClickException) -> str:
 
 
 def _fail(error: OomguardError, arguments: Sequence[str]) -> int:
-    click.echo(f"oomguard: {error}", err=True)
+    _say(f"oomguard: {error}")
     where = str(error.where) if error.where else None
     _print_error(arguments, what=error.what, where=where, next_step=error.next_step)
     return error.exit_code
+
+
+def _say(text: str) -> None:
+    from oomguard.cli.output import echo  # noqa: PLC0415 # only where it is needed
+
+    echo(text, err=True)
 
 
 def _print_error(arguments: Sequence[str], *, what: str, where: str | None, next_step: str) -> None:
@@ -106,20 +112,22 @@ def _print_error(arguments: Sequence[str], *, what: str, where: str | None, next
 
 def _interrupted(arguments: Sequence[str]) -> int:
     """Report Ctrl-C before a job is started; a run reports its own interruption."""
-    click.echo("oomguard: interrupted", err=True)
+    _say("oomguard: interrupted")
     _print_error(arguments, what="interrupted", where=None, next_step="")
     return ExitCode.INTERRUPTED
 
 
 def _own_fault(error: Exception, arguments: Sequence[str]) -> int:
+    from oomguard.redact import redact  # noqa: PLC0415 # only where it is needed
+
     with tempfile.NamedTemporaryFile(
         "w", prefix="oomguard-fault-", suffix=".txt", delete=False, encoding="utf-8"
     ) as log:
         log.write(f"oomguard {__version__}, Python {sys.version}\n")
-        log.writelines(traceback.format_exception(error))
+        log.write(redact("".join(traceback.format_exception(error))))
     what = f"internal error in oomguard: {type(error).__name__}: {error}"
     next_step = f"Please report it and attach {Path(log.name)}."
-    click.echo(f"oomguard: {what}\n  {next_step}", err=True)
+    _say(f"oomguard: {what}\n  {next_step}")
     _print_error(arguments, what=what, where=None, next_step=next_step)
     return ExitCode.OWN_FAULT
 

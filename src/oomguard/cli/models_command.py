@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import click
 
 from oomguard.catalogue.shipped import Shipped, carried, is_loose, transformers_config
-from oomguard.cli.output import print_json
+from oomguard.cli.output import echo, print_json
 from oomguard.errors import UsageError
 
 
@@ -35,12 +35,12 @@ def command(search: Sequence[str], as_json: bool) -> None:
         print_json({"models": rows})
         return
     if taken is not None and is_loose(search[0], taken):
-        click.echo(f"{search[0]} is taken for:")
+        echo(f"{search[0]} is taken for:")
     width = max(len(one.name) for one in found)
     kinds = max(len(str(row["model_type"])) for row in rows)
     for row in rows:
         billions = f"{int(str(row['parameters'])) / 1e9:.2f} B"
-        click.echo(f"{row['name']:<{width}}  {row['model_type']:<{kinds}}  {billions:>10}")
+        echo(f"{row['name']:<{width}}  {row['model_type']:<{kinds}}  {billions:>10}")
 
 
 def _searched(one: Shipped) -> str:

@@ -29,6 +29,7 @@ from oomguard.cli.option_types import (
     ValueType,
     one_of,
 )
+from oomguard.cli.output import echo
 from oomguard.configfile.document import Document
 from oomguard.errors import ConfigError, UsageError, did_you_mean
 from oomguard.ladder.strategy_contract import Fidelity
@@ -259,7 +260,7 @@ def _renamed(argument: str) -> str:
     name, equals, value = argument.partition("=")
     for one in declared().values():
         if name in one.renamed:
-            click.echo(f"note: {name} is now {one.flag}", err=True)
+            echo(f"note: {name} is now {one.flag}", err=True)
             return f"{one.flag}{equals}{value}"
     return argument
 

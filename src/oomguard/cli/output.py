@@ -1,12 +1,25 @@
-"""Print one JSON document on stdout."""
+"""Print to the terminal; everything that is printed goes through here, secrets masked."""
 
 from __future__ import annotations
 
 import click
 import msgspec
 
+from oomguard.redact import redact, redact_document
+
+
+def echo(text: str = "", *, err: bool = False, color: bool | None = None) -> None:
+    """Print a line."""
+    click.echo(redact(text), err=err, color=color)
+
+
+def secho(text: str, *, err: bool = False, **style: object) -> None:
+    """Print a line in a style of `click.style`."""
+    click.secho(redact(text), err=err, **style)  # type: ignore[arg-type]
+
 
 def print_json(document: object) -> None:
     """Print a dataclass or a mapping as one indented JSON document."""
-    encoded = msgspec.json.encode(document, order="deterministic")
+    plain = redact_document(msgspec.to_builtins(document, order="deterministic"))
+    encoded = msgspec.json.encode(plain, order="deterministic")
     click.echo(msgspec.json.format(encoded, indent=2).decode())

@@ -9,7 +9,7 @@ import click
 
 from oomguard.cli.option_types import SIZE
 from oomguard.cli.options import COMMAND, PLAN, WithCommand, as_json, flags, train_file, verbose
-from oomguard.cli.output import print_json
+from oomguard.cli.output import print_json, secho
 from oomguard.cli.plan_job import PlannedJob, plan_job
 from oomguard.cli.plan_table import print_plan
 from oomguard.cli.prepare import prepare
@@ -78,7 +78,7 @@ def command(
         index=index,
     )
     if index.lost is not None:
-        click.secho(index.lost, fg="yellow", err=True)
+        secho(index.lost, fg="yellow", err=True)
     if as_json:
         print_json(_document(planned, explain=explain_terms))
     else:

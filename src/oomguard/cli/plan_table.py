@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-import click
-
 from oomguard.cli.console import COSTS, show_change, show_plan
+from oomguard.cli.output import echo, secho
 from oomguard.cli.plan_job import PlannedJob, Rejection
 from oomguard.estimate.memory import Fits, MemoryEstimate
 from oomguard.job.plan import differences
@@ -29,29 +28,29 @@ def print_plan(
     job, model, found = planned.prepared.job, planned.model, planned.forecast
     capacity, asked = planned.capacity, planned.forecast.asked
     size = show_bytes(capacity.device_bytes)
-    click.echo(f"{model.name} ({model.source})")
+    echo(f"{model.name} ({model.source})")
     card = f"{gpu} ({size} usable)" if gpu else size
-    click.echo(f"{job.framework} on {job.world.size} x {card}, global batch {job.global_batch}")
-    click.echo(f"trained: {planned.trained(asked.plan)}")
-    click.echo()
+    echo(f"{job.framework} on {job.world.size} x {card}, global batch {job.global_batch}")
+    echo(f"trained: {planned.trained(asked.plan)}")
+    echo()
     if planned.rejected is None:
         _verdict(found, capacity)
     else:
         _rejected(planned.rejected, planned.prepared.adapter.title, capacity)
     for missing in planned.unmodelled:
         if missing.memory is Memory.GPU:
-            click.secho(f"The estimate leaves out {_sentence(missing.sentence)}", fg="yellow")
-    click.echo()
-    click.echo(f"requested config: {show_plan(asked.plan)}")
+            secho(f"The estimate leaves out {_sentence(missing.sentence)}", fg="yellow")
+    echo()
+    echo(f"requested config: {show_plan(asked.plan)}")
     for line in bars(asked.estimate, capacity.device_bytes):
-        click.echo(f"    {line}")
+        echo(f"    {line}")
     if explain:
         _products(planned)
-    click.echo()
+    echo()
     if asked.fits is not Fits.YES or verbose:
         _ladder(found, capacity, verbose=verbose)
     for note in dict.fromkeys((*planned.notes, *_left_out_on_the_host(planned))):
-        click.echo(f"note: {note}")
+        echo(f"note: {note}")
 
 
 def _sentence(text: str) -> str:
@@ -72,9 +71,9 @@ def _products(planned: PlannedJob) -> None:
     if fit is not None:
         rows[f"with {fit.strategy}, trained: {planned.trained(fit.plan)}"] = planned.explain(fit)
     for title, products in rows.items():
-        click.echo(f"  {title}")
+        echo(f"  {title}")
         for term, text in products.items():
-            click.echo(f"    {term:<26}{text}")
+            echo(f"    {term:<26}{text}")
 
 
 def _verdict(found: Forecast, capacity: Capacity) -> None:
@@ -84,12 +83,10 @@ def _verdict(found: Forecast, capacity: Capacity) -> None:
     if capacity.host_bytes is not None and capacity.host_fits(asked.estimate) is not Fits.YES:
         need, have = show_bytes(asked.estimate.host_bytes), show_bytes(capacity.host_bytes)
         loading = f"loading needs {need} of host memory, {have} available"
-        click.secho(f"The requested config {fits}: {loading}.", fg=colour, bold=True)
-        click.secho(f"On the GPU: {peak}, {available} available.", bold=True)
+        secho(f"The requested config {fits}: {loading}.", fg=colour, bold=True)
+        secho(f"On the GPU: {peak}, {available} available.", bold=True)
     else:
-        click.secho(
-            f"The requested config {fits}: {peak}, {available} available.", fg=colour, bold=True
-        )
+        secho(f"The requested config {fits}: {peak}, {available} available.", fg=colour, bold=True)
     if asked.fits is not Fits.YES and fit is None:
         _closest(found, capacity)
     if fit is None:
@@ -97,33 +94,33 @@ def _verdict(found: Forecast, capacity: Capacity) -> None:
     number = sum(rung.step is not None for rung in found.rungs[: (found.chosen or 0) + 1])
     changes = ", ".join(map(show_change, differences(asked.plan, fit.plan)))
     cost = COSTS[max((step.fidelity for step in fit.steps), key=lambda one: one.cost)]
-    click.secho(
+    secho(
         f"It fits after strategy {number}, {fit.strategy}, with these changes together:", bold=True
     )
-    click.echo(f"    {changes} [{cost}]")
-    click.echo(f"    {_peak(fit.estimate)}")
+    echo(f"    {changes} [{cost}]")
+    echo(f"    {_peak(fit.estimate)}")
     if fit.undone:
-        click.echo(f"    not needed for it: {', '.join(dict.fromkeys(fit.undone))}")
+        echo(f"    not needed for it: {', '.join(dict.fromkeys(fit.undone))}")
 
 
 def _closest(found: Forecast, capacity: Capacity) -> None:
     """Print which strategy comes closest to fitting, if one may fit at all."""
     unsure = [rung for rung in found.rungs if rung.fits is Fits.UNSURE and rung.estimate]
     if not unsure:
-        click.secho("With no strategy on the ladder does it fit.", bold=True)
+        secho("With no strategy on the ladder does it fit.", bold=True)
         return
     best = min(unsure, key=lambda rung: rung.estimate.expected_bytes if rung.estimate else 0)
     if best.estimate is not None:
-        click.secho("With no strategy is it certain to fit. The closest:", bold=True)
-        click.echo(f"    {best.strategy} {_fits(best, capacity)}: {_peak(best.estimate)}")
+        secho("With no strategy is it certain to fit. The closest:", bold=True)
+        echo(f"    {best.strategy} {_fits(best, capacity)}: {_peak(best.estimate)}")
 
 
 def _rejected(rejected: Rejection, title: str, capacity: Capacity) -> None:
     """Print the framework's message about the requested config, and each way around it."""
-    click.secho(f"{title} rejects the requested config: {rejected.message}", fg="red", bold=True)
+    secho(f"{title} rejects the requested config: {rejected.message}", fg="red", bold=True)
     for one in rejected.alternatives:
         fits = _words(one.fits, one.estimate, capacity)
-        click.echo(f"  {one.change} it {fits}: {_peak(one.estimate)}")
+        echo(f"  {one.change} it {fits}: {_peak(one.estimate)}")
 
 
 def _fits(peak: PlannedPeak | StrategyForecast, capacity: Capacity) -> str:
@@ -157,7 +154,7 @@ def bars(estimate: MemoryEstimate, capacity_bytes: int) -> Iterator[str]:
 def _ladder(found: Forecast, capacity: Capacity, *, verbose: bool) -> None:
     taken = [rung for rung in found.rungs if rung.skipped is None]
     skipped = [rung for rung in found.rungs if rung.skipped is not None]
-    click.echo(
+    echo(
         "Strategies in the order they are tried, each on top of those before:"
         if taken
         else "No strategy applies to this job."
@@ -168,15 +165,15 @@ def _ladder(found: Forecast, capacity: Capacity, *, verbose: bool) -> None:
             continue
         changes = ", ".join(show_change(change) for change in rung.step.changes)
         mark = ">" if found.chosen is not None and rung is found.rungs[found.chosen] else " "
-        click.echo(f"{mark}{number:>2} {rung.strategy}: {changes} [{COSTS[rung.step.fidelity]}]")
+        echo(f"{mark}{number:>2} {rung.strategy}: {changes} [{COSTS[rung.step.fidelity]}]")
         same = rung.estimate.expected_bytes == before.expected_bytes
         peak = "the peak does not change" if same else _peak(rung.estimate)
-        click.secho(f"    {_fits(rung, capacity)}: {peak}", fg=_COLOURS[rung.fits])
+        secho(f"    {_fits(rung, capacity)}: {peak}", fg=_COLOURS[rung.fits])
         before = rung.estimate
     if verbose:
         for rung in skipped:
-            click.secho(f"   - {rung.strategy}: {rung.skipped}", dim=True)
+            secho(f"   - {rung.strategy}: {rung.skipped}", dim=True)
     elif skipped:
         count = f"{len(skipped)} strategies do" if len(skipped) > 1 else "1 strategy does"
-        click.secho(f"   - {count} not apply; --verbose lists the reasons", dim=True)
-    click.echo()
+        secho(f"   - {count} not apply; --verbose lists the reasons", dim=True)
+    echo()

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+
+from oomguard.redact import Known, found_in, redact_argv, redact_env
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,6 +30,14 @@ class Command:
     env: Mapping[str, str] = field(default_factory=dict)
     files: tuple[File, ...] = ()
     config: str | None = None
+
+    def secrets(self) -> Known:
+        """Return the secrets in its words, its variables and its files."""
+        return found_in(argv=self.argv, env=self.env, texts=[file.text for file in self.files])
+
+    def masked(self) -> Command:
+        """Return it as it may be shown: secrets masked, no files."""
+        return replace(self, argv=redact_argv(self.argv), env=redact_env(self.env), files=())
 
     def by_hand(self) -> str:
         """Write the command as one would type it in a POSIX shell, environment included."""

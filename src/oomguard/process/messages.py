@@ -16,6 +16,8 @@ import msgspec
 from msgspec import Meta, Struct
 
 from oomguard.evidence.verdict import Phase
+from oomguard.redact import Known, redact_document
+from oomguard.secret_shapes import may_hide
 
 LINE_BYTES = 64 << 10  # longest line of the protocol, without its newline
 
@@ -198,15 +200,29 @@ def parse(line: bytes) -> AnyReport | None:
     return report
 
 
-def receive(line: bytes) -> Report | None:
-    """Return the event for a line, None if it breaks the protocol.
+def receive(line: bytes, known: Known = frozenset()) -> Report | None:
+    """Return the event for a line, secrets masked; None if it breaks the protocol.
 
     Python escapes bytes of file names that are not UTF-8 as half a surrogate pair, which no file
     could store: such escapes are replaced.
     """
     line = _SURROGATE.sub(lambda found: found[1] or rb"\ufffd", line)
     report = parse(line)
+    if report is not None and _may_hide(line.decode("utf-8", "replace"), known):
+        fields = json.loads(line)
+        masked = {name: _masked(value, known) for name, value in fields.items()}
+        line = json.dumps(masked).encode()
+        report = parse(line)
     return None if report is None else Report(report=report, line=line)
+
+
+def _may_hide(line: str, known: Known) -> bool:
+    return may_hide(line) or any(value in line for value in known)
+
+
+def _masked(value: object, known: Known) -> object:
+    """Mask a field of a report; sizes and shapes are no secrets."""
+    return value if isinstance(value, Mapping) else redact_document(value, known)
 
 
 def _refuse(constant: str) -> None:

@@ -16,6 +16,7 @@ from functools import partial
 from pathlib import Path
 
 from oomguard.process.messages import Emit, Lines, receive
+from oomguard.redact import Known
 
 _CHUNK_BYTES = 64 << 10
 _SUN_PATH_BYTES = 107  # of sockaddr_un on Linux, without the final NUL
@@ -41,10 +42,11 @@ class ReportServer:
 
     It also follows the files in `buffer`: a process that could not send a line in time writes all
     later ones there, and one of them may be its OOM. `refused` counts lines that break the
-    protocol.
+    protocol. `known` are secrets to mask in what is reported.
     """
 
-    def __init__(self, emit: Emit, *, buffer: Path) -> None:
+    def __init__(self, emit: Emit, *, buffer: Path, known: Known = frozenset()) -> None:
+        self._known = known
         self._emit, self._uid, self.refused = emit, os.geteuid(), 0
         self.buffer, self._files = buffer, dict[Path, _Tail]()
         self.path = _fresh_folder() / "s"
@@ -150,7 +152,7 @@ class ReportServer:
     def _take(self, lines: Lines, data: bytes) -> None:
         dropped = lines.dropped
         for line in lines.feed(data):
-            report = receive(line)
+            report = receive(line, self._known)
             if report is None:
                 self.refused += 1
             else:

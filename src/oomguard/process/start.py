@@ -22,6 +22,7 @@ from oomguard.process.messages import Emit
 from oomguard.process.report_server import ReportServer
 from oomguard.process.running import KernelWatch, Running
 from oomguard.process.tee import Tee
+from oomguard.redact import Known, found_in
 
 EXIT_FILE = "exit-code.txt"
 # Above this size glibc returns freed memory to the system, as a GPU's allocator would.
@@ -67,11 +68,12 @@ def start(
     become_subreaper()
     write_files(command.files)
     env = environment(command.env, mark=mark, capped=caps.host_memory_bytes is not None)
+    known = command.secrets() | found_in(env=env)
     with ExitStack() as undo, ExitStack() as unless_started:
         group, kernel = _watch_kernel(caps, mark, emit, undo)
         reports = None
         if monitored:
-            reports, env = _add_monitor(env, log, caps, emit)
+            reports, env = _add_monitor(env, log, caps, emit, known)
             undo.callback(reports.close)
         log_fd = _open_log(log)
         unless_started.callback(os.close, log_fd)
@@ -82,7 +84,7 @@ def start(
         child = _spawn(command, env, running, data_bytes=caps.data_bytes)
         unless_started.callback(child.abandon)
         members = Members(leader=child.row, mark=mark, cgroup=group)
-        tee = Tee(pipe_fd=child.output_fd, log_fd=log_fd, emit=emit)
+        tee = Tee(pipe_fd=child.output_fd, log_fd=log_fd, emit=emit, known=known)
         unless_started.pop_all()
         running.begin(child=child, tee=tee, members=members, resources=undo.pop_all())
     return running
@@ -125,7 +127,7 @@ def _watch_kernel(
 
 
 def _add_monitor(
-    env: dict[str, str], log: Path, caps: Caps, emit: Emit
+    env: dict[str, str], log: Path, caps: Caps, emit: Emit, known: Known
 ) -> tuple[ReportServer, dict[str, str]]:
     """Return the server for reports, and the environment in which the job sends them.
 
@@ -133,7 +135,7 @@ def _add_monitor(
     """
     buffer = log.parent / "buffer"
     _make_folder(buffer)
-    reports = ReportServer(emit, buffer=buffer)
+    reports = ReportServer(emit, buffer=buffer, known=known)
     return reports, monitor.add_monitor(
         env, socket=reports.path, buffer=buffer, gpu_memory_bytes=caps.gpu_memory_bytes
     )

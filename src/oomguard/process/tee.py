@@ -1,4 +1,4 @@
-"""Copy the job's output to the log and to the supervisor, unbuffered and unchanged."""
+"""Copy the job's output to the log and to the supervisor: unbuffered, and secrets masked."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ import threading
 from contextlib import suppress
 
 from oomguard.process.messages import Emit, Output
+from oomguard.process.output_mask import OutputMask
+from oomguard.redact import Known
 
 _CHUNK_BYTES = 64 << 10
 _CLOSE_S = 1.0
@@ -20,12 +22,16 @@ class Tee:
     """One thread that reads `pipe_fd` to EOF or until closed; it owns both descriptors.
 
     `emit` may block, which blocks the job's own writing: memory stays bounded. If the log cannot be
-    written, `log_error` is the reason, and later chunks go to `emit` only.
+    written, `log_error` is the reason, and later chunks go to `emit` only. `known` are secrets to
+    mask, beside those that are found.
     """
 
-    def __init__(self, *, pipe_fd: int, log_fd: int, emit: Emit) -> None:
+    def __init__(
+        self, *, pipe_fd: int, log_fd: int, emit: Emit, known: Known = frozenset()
+    ) -> None:
         self._pipe, self._log, self._emit = pipe_fd, log_fd, emit
         self.log_error: str | None = None
+        self._mask = OutputMask(known)
         self._wake_r, self._wake_w = os.pipe()
         self._changed = threading.Condition()
         self._reading = threading.Lock()
@@ -73,14 +79,15 @@ class Tee:
                 self._taken_bytes += len(data)
             if not data:
                 break
-            self._pass_on(data)
+            self._pass_on(self._mask.feed(data), taken=len(data))
+        self._pass_on(self._mask.close(), taken=0)
         with self._reading, self._changed:
             self._ended = True
             self._changed.notify_all()
             for descriptor in (self._pipe, self._log, self._wake_r):
                 os.close(descriptor)
 
-    def _pass_on(self, data: bytes) -> None:
+    def _pass_on(self, data: bytes, *, taken: int) -> None:
         if self.log_error is None:
             rest = memoryview(data)
             try:
@@ -88,7 +95,8 @@ class Tee:
                     rest = rest[os.write(self._log, rest) :]
             except OSError as error:
                 self.log_error = error.strerror or str(error)
-        self._emit(Output(data=data))
+        if data:
+            self._emit(Output(data=data))
         with self._changed:
-            self._done_bytes += len(data)
+            self._done_bytes += taken
             self._changed.notify_all()

@@ -24,9 +24,10 @@ from filelock import FileLock, Timeout
 from oomguard.errors import RunFolderError, Where
 from oomguard.job.training_job import Job
 from oomguard.machine.atomic_write import write_text
+from oomguard.redact import redact_document
 from oomguard.run.event_log import History, parse_history
-from oomguard.run.events import Event, Progress, RunStarted, event_to_json
-from oomguard.run.redaction import mask_event, mask_values
+from oomguard.run.events import Event, Progress, RunStarted
+from oomguard.run.redaction import mask_event
 from oomguard.units import MIB, show_bytes
 
 #: Free disk space that a run needs to begin.
@@ -111,10 +112,10 @@ class RunFolder:
     def append(self, event: Event) -> None:
         """Append an event and fsync it; while the disk is full, it waits in memory."""
         masked = mask_event(event)
-        if isinstance(masked, RunStarted) and masked.masked:
+        if masked.get("masked"):
             self._keep_job(event)
         if len(self._waiting) < MOST_WAITING_BYTES or not isinstance(event, Progress):
-            self._waiting += msgspec.json.encode(event_to_json(masked)) + b"\n"
+            self._waiting += msgspec.json.encode(masked) + b"\n"
         self._write_waiting()
 
     def keep(self, path: Path, document: object) -> None:
@@ -187,7 +188,7 @@ class RunFolder:
         if not isinstance(event, RunStarted):
             return
         try:
-            write_json(self.path / "job.json", event.job)
+            _write_json(self.path / "job.json", event.job)
         except OSError as error:
             raise _cannot_write(self.path, error, FREE_SPACE) from error
 
@@ -214,7 +215,12 @@ def _private(path: Path, flags: int = 0) -> int:
 
 
 def write_json(path: Path, document: object) -> None:
-    """Write a value as indented JSON."""
+    """Write a value as indented JSON, secrets masked."""
+    plain = msgspec.to_builtins(document, order="deterministic")
+    _write_json(path, redact_document(plain))
+
+
+def _write_json(path: Path, document: object) -> None:
     encoded = msgspec.json.encode(document, order="deterministic")
     write_text(path, msgspec.json.format(encoded, indent=2).decode() + "\n")
 
@@ -222,7 +228,7 @@ def write_json(path: Path, document: object) -> None:
 def append_json(path: Path, document: Mapping[str, object]) -> None:
     """Append a line of JSON to a file that nothing depends on; ignore a full disk."""
     with suppress(OSError), open(_private(path, os.O_APPEND), "ab") as lines:
-        lines.write(msgspec.json.encode(mask_values(document)) + b"\n")
+        lines.write(msgspec.json.encode(redact_document(document)) + b"\n")
 
 
 def _check_room(path: Path) -> None:

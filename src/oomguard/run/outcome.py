@@ -26,7 +26,7 @@ def write_outcome(
     report = build(
         record,
         final_text=text,
-        command=command.by_hand() if command else None,
+        command=command.masked().by_hand() if command else None,
         surroundings=surroundings,
     )
     write_json(folder.report, to_json(report))

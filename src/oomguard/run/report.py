@@ -11,10 +11,9 @@ from oomguard.evidence.verdict import Verdict
 from oomguard.job.plan import Change, Plan, differences
 from oomguard.job.training_job import Device, Job, World
 from oomguard.ladder.strategy_contract import Fidelity, Skip
-from oomguard.redact import redact
+from oomguard.redact import redact_config, redact_document
 from oomguard.run.attempt import AttemptSpec, StopReason, flat, nested
 from oomguard.run.events import Limits, Predicted, Status
-from oomguard.run.redaction import mask_verdict
 from oomguard.run.state import Attempt, RunRecord
 
 SCHEMA_VERSION = 1
@@ -97,13 +96,13 @@ def build(
     if job is None or limits is None or status is None:
         raise AssertionError("only a run that was started and has ended has a report")
     final = record.last.spec.plan if record.attempts and status is Status.FIT else None
-    return FitReport(
+    report = FitReport(
         schema_version=SCHEMA_VERSION,
         oomguard=record.version,
         run=record.run,
         at=record.at,
         status=status,
-        reason=redact(record.reason),
+        reason=record.reason,
         framework=job.framework,
         device=job.device,
         world=job.world,
@@ -119,10 +118,11 @@ def build(
         requested_bytes=_requested(record),
         config=job.config.path if job.config else None,
         config_diff=_diff(job, final_text),
-        command=redact(command) if command else None,
+        command=command,
         seconds=record.ended_t,
         surroundings=surroundings,
     )
+    return from_document(redact_document(to_json(report)))
 
 
 def highest_cost(record: RunRecord) -> Fidelity | None:
@@ -146,7 +146,12 @@ def from_json(data: bytes) -> FitReport:
     Raises:
         msgspec.DecodeError: if it is not a report.
     """
-    document = msgspec.json.decode(data, type=dict[str, object])
+    return from_document(msgspec.json.decode(data))
+
+
+def from_document(value: object) -> FitReport:
+    """Read a report from its JSON object, as `from_json` does from its text."""
+    document = msgspec.convert(value, dict[str, object])
     attempts = msgspec.convert(document.get("attempts"), list[dict[str, object]])
     return msgspec.convert({**document, "attempts": [nested(one) for one in attempts]}, FitReport)
 
@@ -175,13 +180,13 @@ def _attempt(attempt: Attempt, record: RunRecord) -> AttemptReport:
         returncode=attempt.returncode,
         log_error=attempt.log_error,
         stopped=attempt.stopped,
-        verdict=mask_verdict(attempt.verdict) if attempt.verdict else None,
+        verdict=attempt.verdict,
         host_peak_bytes=attempt.host_peak_bytes,
         device_peak_bytes=attempt.device_peak_bytes,
         reserved_peak_bytes=attempt.reserved_peak_bytes,
         loaded_bytes=attempt.loaded_bytes,
         context_bytes=attempt.context_bytes,
-        command=redact(attempt.command),
+        command=attempt.command,
         longest_batch=attempt.longest_batch,
         predicted=record.predicted_for(attempt.spec.plan),
     )
@@ -196,9 +201,9 @@ def _diff(job: Job, final_text: str | None) -> str | None:
     if job.config is None or final_text is None:
         return None
     lines = difflib.unified_diff(
-        job.config.text.splitlines(keepends=True),
-        final_text.splitlines(keepends=True),
+        redact_config(job.config.text).splitlines(keepends=True),
+        redact_config(final_text).splitlines(keepends=True),
         fromfile=job.config.path,
         tofile="final",
     )
-    return redact("".join(line if line.endswith("\n") else line + "\n" for line in lines))
+    return "".join(line if line.endswith("\n") else line + "\n" for line in lines)

@@ -33,7 +33,6 @@ from oomguard.process.messages import Kernel, Output, ProcessExited, Report, She
 from oomguard.process.running import Running
 from oomguard.process.start import LocalEngine
 from oomguard.process.watchdog import Guard
-from oomguard.redact import redact, redact_argv, redact_env
 from oomguard.run.attempt import AttemptSpec, StopReason
 from oomguard.run.background import Background
 from oomguard.run.decide import (
@@ -64,7 +63,6 @@ from oomguard.run.events import (
 from oomguard.run.folder import RunFolder, append_json
 from oomguard.run.observer import Observer
 from oomguard.run.recover import stamp_of, take_over
-from oomguard.run.redaction import mask_verdict
 from oomguard.run.state import Attempt, RunRecord, State, replay, started_job
 
 #: Seconds that the processes of an attempt have to exit after an OOM: their state is worthless.
@@ -288,7 +286,7 @@ class Supervisor:
         self._leaving = None
         attempt = self.record.last
         verdict = attempt.concluded(seen.returncode)
-        self._folder.keep(self._attempt_folder / "verdict.json", mask_verdict(verdict))
+        self._folder.keep(self._attempt_folder / "verdict.json", verdict)
         self._folder.forget_output(attempt.number)
         yield Exited(
             t=self._now,
@@ -347,7 +345,7 @@ class Supervisor:
             t=self._now,
             attempt=attempt.number,
             pid=self._running.pid,
-            command=redact(self.command.by_hand()),
+            command=self.command.masked().by_hand(),
             kernel_watched=self._running.kernel_watched,
             cgroup=self._running.cgroup,
         )
@@ -430,9 +428,10 @@ def _stop_after(running: Running, signum: int | None, grace_s: float) -> None:
 
 
 def _shown(command: Command) -> dict[str, object]:
+    masked = command.masked()
     return {
-        "argv": redact_argv(command.argv),
-        "cwd": command.cwd,
-        "env": redact_env(command.env),
-        "config": command.config,
+        "argv": masked.argv,
+        "cwd": masked.cwd,
+        "env": masked.env,
+        "config": masked.config,
     }
