@@ -2,7 +2,8 @@
 
 `published.json` has the runs: config or command, GPU, what happened, source. `analytic.md` has a
 line for each. With `--trace` each is traced in the pinned environment of its framework (that of
-transformers' Trainer for those without one), and the table is `traced.md`.
+transformers' Trainer for those without one), and the table is `traced.md`. Clean rows come first,
+and the tables are written after each row; with `--clean` there are no others.
 """
 
 from __future__ import annotations
@@ -51,14 +52,22 @@ COMPARED = (("torch.cuda peak allocated", "allocated_bytes"), ("README: VRAM", "
 def main() -> None:
     options = argparse.ArgumentParser(description=__doc__)
     options.add_argument("--trace", action="store_true")
-    traces = options.parse_args().trace
+    options.add_argument("--clean", action="store_true")
+    chosen = options.parse_args()
+    traces = chosen.trace
     if not traces:
         plan_job.tracer_of = lambda *_, **__: None
     runs = json.loads((HERE / "published.json").read_text())
-    table = [line(run, plan(run, traces=traces)) for run in runs]
     target = HERE / ("traced" if traces else "analytic")
-    target.with_suffix(".json").write_text(json.dumps(table, indent=1) + "\n")
-    target.with_suffix(".md").write_text(report(table))
+    order = [run["id"] for run in runs]
+    table: list[dict[str, Any]] = []
+    for run in sorted(runs, key=lambda one: not one["clean"]):
+        if chosen.clean and not run["clean"]:
+            continue
+        table.append(line(run, plan(run, traces=traces)))
+        table.sort(key=lambda one: order.index(one["id"]))
+        target.with_suffix(".json").write_text(json.dumps(table, indent=1) + "\n")
+        target.with_suffix(".md").write_text(report(table))
     print(summary(table))
 
 
@@ -70,7 +79,9 @@ def plan(run: dict[str, Any], *, traces: bool) -> dict[str, Any]:
         None,
     )
     chosen = ["--python", str(python)] if traces and python else []
-    options = ["--gpu", run["gpu"], "--gpus", str(run["gpus"]), *chosen]
+    # One strategy: the verdict is on the requested plan alone.
+    options = ["--gpu", run["gpu"], "--gpus", str(run["gpus"]), "--ladder", "halve_micro_batch"]
+    options += chosen
     out, before, here = io.StringIO(), dict(os.environ), Path.cwd()
     with tempfile.TemporaryDirectory() as folder:
         Path(folder, "train.yaml").write_text(run["config"] or "")
