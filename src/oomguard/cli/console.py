@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import os
 import sys
-from pathlib import Path
-from typing import BinaryIO
+from typing import TextIO
 
 import click
 
 from oomguard.cli.output import echo
+from oomguard.cli.streams import discard
 from oomguard.evidence.verdict import Finding, Kind, Phase, Verdict
 from oomguard.job.checkpoint import Continuation, Mode
 from oomguard.job.plan import Change, Plan, Value
@@ -60,8 +60,9 @@ class Console:
 
     def __init__(self, *, quiet_stdout: bool, verbose: bool = False) -> None:
         self._verbose = verbose
-        self._out: BinaryIO = sys.stderr.buffer if quiet_stdout else sys.stdout.buffer
+        self._stream = sys.stderr if quiet_stdout else sys.stdout
         self._fresh_line = True
+        self.lost: dict[str, str] = {}  # streams that could not be written, and why
 
     def output(self, data: bytes) -> None:
         """Write the job's output, unchanged."""
@@ -112,13 +113,17 @@ class Console:
             self._line(f"  {show_change(change)}")
 
     def _write(self, data: bytes) -> None:
-        """Write to the job's output; a closed pipe does not stop training."""
+        """Write to the job's output; one that is full or closed does not stop training."""
         try:
-            self._out.write(data)
-            self._out.flush()
-        except BrokenPipeError:
-            with Path(os.devnull).open("wb") as nowhere:
-                os.dup2(nowhere.fileno(), self._out.fileno())
+            self._stream.buffer.write(data)
+            self._stream.buffer.flush()
+        except OSError as error:
+            self._lose(self._stream, error)
+
+    def _lose(self, stream: TextIO, error: OSError) -> None:
+        name = "stderr" if stream is sys.stderr else "stdout"
+        self.lost.setdefault(name, error.strerror or str(error))
+        discard(stream)
 
     def _planned(self, event: Planned, record: RunRecord) -> None:
         if event.spec.purpose is Purpose.TRIAL:
@@ -180,7 +185,10 @@ class Console:
         styled = click.style(text, fg=colour, bold=True if "bold" in style else None)
         plain = bool(os.environ.get("NO_COLOR"))
         line = f"{click.style('oomguard', fg='cyan')} {styled}"
-        echo(line, err=True, color=False if plain else None)
+        try:
+            echo(line, err=True, color=False if plain else None)
+        except OSError as error:
+            self._lose(sys.stderr, error)
 
 
 def _is_job_failure(record: RunRecord) -> bool:

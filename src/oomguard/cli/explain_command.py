@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import bz2
+import gzip
+import lzma
 import sys
-from collections.abc import Iterator
+import zlib
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import BinaryIO
+from typing import IO, cast
 
 import click
 
@@ -17,6 +21,12 @@ from oomguard.evidence.verdict import Finding, Verdict
 from oomguard.units import show_bytes
 
 CHUNK_BYTES = 1 << 20
+_XZ, _ZSTD, _ZIP = b"\xfd7zXZ\0", b"(\xb5/\xfd", b"PK\3\4"
+#: How a compressed file begins, and what opens it; or the command that prints it.
+_OPENERS: dict[bytes, Callable[[Path], object]] = {
+    b"\x1f\x8b": gzip.open, b"BZh": bz2.open, _XZ: lzma.open,
+}  # fmt: skip
+_PRINTERS = {_ZSTD: "zstd -dc", _ZIP: "unzip -p"}
 
 
 @click.command("explain")
@@ -28,21 +38,34 @@ def command(log: Path, exit_code: int | None, as_json: bool) -> None:
     try:
         with _open(log) as stream:
             verdict = judge_log(_chunks(stream), exit_code)
-    except OSError as error:
-        raise LogError(
-            f"the log cannot be read: {error.strerror or error}", where=Where(file=str(log))
-        ) from error
+    except (OSError, EOFError, lzma.LZMAError, zlib.error) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise LogError(f"the log cannot be read: {reason}", where=Where(file=str(log))) from error
     if as_json:
         print_json(verdict)
     else:
         _print(verdict)
 
 
-def _open(log: Path) -> AbstractContextManager[BinaryIO]:
-    return nullcontext(sys.stdin.buffer) if str(log) == "-" else log.open("rb")
+def _open(log: Path) -> AbstractContextManager[IO[bytes]]:
+    if str(log) == "-":
+        return nullcontext(sys.stdin.buffer)
+    with log.open("rb") as file:
+        head = file.read(len(_XZ))
+    for magic, printer in _PRINTERS.items():
+        if head.startswith(magic):
+            raise LogError(
+                "it is compressed",
+                where=Where(file=str(log)),
+                next_step=f"Use: {printer} {log} | oomguard explain -",
+            )
+    for magic, opened in _OPENERS.items():
+        if head.startswith(magic):
+            return cast("IO[bytes]", opened(log))
+    return log.open("rb")
 
 
-def _chunks(stream: BinaryIO) -> Iterator[bytes]:
+def _chunks(stream: IO[bytes]) -> Iterator[bytes]:
     while chunk := stream.read(CHUNK_BYTES):
         yield chunk
 

@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import click
+import msgspec
 
 from oomguard import __version__
 from oomguard.cli.console import Console
@@ -52,6 +53,7 @@ def command(
     prepared = prepare(train, ctx.meta[COMMAND], given)
     options, limits = prepared.options, prepared.limits
     _check(limits)
+    _check_names(prepared)
     console = Console(quiet_stdout=as_json, verbose=verbose)
     prepared = replace(prepared, job=replace(prepared.job, inside=limits.inside))
     index = FitIndex(Path(options.fits) if options.fits else None)
@@ -75,6 +77,17 @@ def _check(limits: Limits) -> None:
         where=Where(key=flag),
         next_step="Remove --no-monitor.",
     )
+
+
+def _check_names(prepared: Prepared) -> None:
+    """Reject names that are not UTF-8: no record of the run could hold them."""
+    try:
+        msgspec.json.encode((prepared.job, str(prepared.runs.absolute()), prepared.name))
+    except UnicodeEncodeError as error:
+        raise UsageError(
+            f"{error.object!a} is not UTF-8, and the records of a run are",
+            next_step="Rename that file or folder, or use a link to it with another name.",
+        ) from error
 
 
 def _launch(

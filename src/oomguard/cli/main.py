@@ -12,6 +12,7 @@ from pathlib import Path
 import click
 
 from oomguard import __version__
+from oomguard.cli.streams import discard, is_of_output, open_missing
 from oomguard.errors import ExitCode, OomguardError, UsageError, did_you_mean
 
 #: Subcommands with their line in `--help`, which imports none of them.
@@ -27,6 +28,15 @@ COMMANDS = {
 
 class _Lazy(click.Group):
     """A group that imports a subcommand when it is used, so that `--help` is fast."""
+
+    def invoke(self, ctx: click.Context) -> object:
+        """Run the subcommand; that a reader of its output stops early is not a failure."""
+        try:
+            return super().invoke(ctx)
+        except BrokenPipeError as error:
+            if is_of_output(error):
+                return 0
+            raise
 
     def list_commands(self, _ctx: click.Context) -> list[str]:
         return list(COMMANDS)
@@ -76,11 +86,18 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _fail(UsageError(error.format_message(), next_step=_help(error)), arguments)
     except (KeyboardInterrupt, click.Abort):
         return _interrupted(arguments)
-    except BrokenPipeError:
-        return ExitCode.OWN_FAULT
-    except Exception as error:  # noqa: BLE001 # our own bug: keep the traceback for a bug report
+    except OSError as error:
+        return _unwritten(error, arguments)
+    except (Exception, SystemExit) as error:  # noqa: BLE001 # our own bug: keep the traceback for a bug report
         return _own_fault(error, arguments)
     return int(code or 0)
+
+
+def _unwritten(error: OSError, arguments: Sequence[str]) -> int:
+    """Return the exit code for an error that stdout may have caused."""
+    if not is_of_output(error):
+        return _own_fault(error, arguments)
+    return _fail(UsageError(f"stdout cannot be written: {error.strerror}"), ())
 
 
 def _help(error: click.ClickException) -> str:
@@ -96,9 +113,9 @@ def _fail(error: OomguardError, arguments: Sequence[str]) -> int:
 
 
 def _say(text: str) -> None:
-    from oomguard.cli.output import echo  # noqa: PLC0415 # only where it is needed
+    from oomguard.cli.output import complain  # noqa: PLC0415 # only where it is needed
 
-    echo(text, err=True)
+    complain(text)
 
 
 def _print_error(arguments: Sequence[str], *, what: str, where: str | None, next_step: str) -> None:
@@ -107,7 +124,10 @@ def _print_error(arguments: Sequence[str], *, what: str, where: str | None, next
     if "--json" in own:
         from oomguard.cli.output import print_json  # noqa: PLC0415 # only where it is needed
 
-        print_json({"error": {"what": what, "where": where, "next": next_step}})
+        try:
+            print_json({"error": {"what": what, "where": where, "next": next_step}})
+        except OSError:
+            discard(sys.stdout)
 
 
 def _interrupted(arguments: Sequence[str]) -> int:
@@ -117,7 +137,7 @@ def _interrupted(arguments: Sequence[str]) -> int:
     return ExitCode.INTERRUPTED
 
 
-def _own_fault(error: Exception, arguments: Sequence[str]) -> int:
+def _own_fault(error: BaseException, arguments: Sequence[str]) -> int:
     from oomguard.redact import redact  # noqa: PLC0415 # only where it is needed
 
     with tempfile.NamedTemporaryFile(
@@ -134,4 +154,5 @@ def _own_fault(error: Exception, arguments: Sequence[str]) -> int:
 
 def run() -> None:
     """Run the console script."""
+    open_missing()
     sys.exit(main())

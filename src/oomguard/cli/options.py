@@ -29,7 +29,7 @@ from oomguard.cli.option_types import (
     ValueType,
     one_of,
 )
-from oomguard.cli.output import echo
+from oomguard.cli.output import complain
 from oomguard.configfile.document import Document
 from oomguard.errors import ConfigError, UsageError, did_you_mean
 from oomguard.ladder.strategy_contract import Fidelity
@@ -260,7 +260,7 @@ def _renamed(argument: str) -> str:
     name, equals, value = argument.partition("=")
     for one in declared().values():
         if name in one.renamed:
-            echo(f"note: {name} is now {one.flag}", err=True)
+            complain(f"note: {name} is now {one.flag}")
             return f"{one.flag}{equals}{value}"
     return argument
 

@@ -2,15 +2,26 @@
 
 from __future__ import annotations
 
+import sys
+
 import click
 import msgspec
 
+from oomguard.cli.streams import discard
 from oomguard.redact import redact, redact_document
 
 
 def echo(text: str = "", *, err: bool = False, color: bool | None = None) -> None:
     """Print a line."""
     click.echo(redact(text), err=err, color=color)
+
+
+def complain(text: str) -> None:
+    """Print a line on stderr, if that can be written."""
+    try:
+        echo(text, err=True)
+    except OSError:
+        discard(sys.stderr)
 
 
 def secho(text: str, *, err: bool = False, **style: object) -> None:

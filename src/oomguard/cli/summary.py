@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import platform
+import sys
 from datetime import datetime, timezone
 from pathlib import Path
 
 from oomguard.cli.console import Console
 from oomguard.cli.output import print_json
+from oomguard.cli.streams import discard
 from oomguard.errors import ExitCode
 from oomguard.job.training_job import Job
 from oomguard.machine.gpus import gpus, host_memory
@@ -52,17 +54,35 @@ def print_summary(
     """Print where the results are, or how to resume; return the exit code."""
     report, config = outcome
     console.outcome(report)
-    if record.status is Status.FIT:
+    for what, reason in folder.missed.items():
+        console.say(f"{what} could not be written: {reason}", "red")
+    if record.status is Status.FIT and "the final config" not in folder.missed:
         console.say(f"final config   {config or folder.path / 'final' / 'command.txt'}")
         console.say(f"manual command {folder.path / 'final' / 'command.txt'}")
-    console.say(f"fit-report     {folder.report}")
+    if "the fit-report" not in folder.missed:
+        console.say(f"fit-report     {folder.report}")
     if record.status is Status.INTERRUPTED:
         console.say(f"resume with    oomguard resume {folder.path}")
     if folder.lost is not None:
         console.say(f"the record is incomplete: {folder.lost}", "red")
+    code: int = CODES[record.status or Status.FAILED]
     if as_json:
-        print_json(_document(report, config, folder))
-    return CODES[record.status or Status.FAILED]
+        code = _print_document(console, _document(report, config, folder), code)
+    for stream, reason in console.lost.items():
+        console.say(f"{stream} could not be written: {reason}; the job's output is in log.txt")
+    return code
+
+
+def _print_document(console: Console, document: dict[str, object], code: int) -> int:
+    """Print the document; return 2 for a run that trained if whoever reads it gets part of it."""
+    try:
+        print_json(document)
+    except OSError as error:
+        discard(sys.stdout)
+        console.lost.setdefault("stdout", error.strerror or str(error))
+        cut_off = code == ExitCode.TRAINED and not isinstance(error, BrokenPipeError)
+        return ExitCode.USAGE if cut_off else code
+    return code
 
 
 def _document(report: FitReport, config: Path | None, folder: RunFolder) -> dict[str, object]:

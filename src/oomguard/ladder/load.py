@@ -112,7 +112,9 @@ def _execute(path: Path, name: str) -> ModuleType:
     module = importlib.util.module_from_spec(spec)
     try:
         spec.loader.exec_module(module)
-    except Exception as error:  # whatever a user's file raises is reported as an error in that file
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # whatever a user's file raises, SystemExit too, is its error
         raise StrategyError(
             f"the file does not load: {type(error).__name__}: {error}",
             where=Where(file=str(path), line=_line_in(error, path)),
@@ -120,8 +122,9 @@ def _execute(path: Path, name: str) -> ModuleType:
     return module
 
 
-def _line_in(error: Exception, path: Path) -> int | None:
+def _line_in(error: BaseException, path: Path) -> int | None:
     if isinstance(error, SyntaxError):
         return error.lineno
     frames = traceback.extract_tb(error.__traceback__)
-    return next((f.lineno for f in reversed(frames) if f.filename == str(path)), None)
+    here = path.absolute()
+    return next((f.lineno for f in reversed(frames) if Path(f.filename).absolute() == here), None)

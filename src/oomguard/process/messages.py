@@ -21,7 +21,9 @@ from oomguard.secret_shapes import may_hide
 
 LINE_BYTES = 64 << 10  # longest line of the protocol, without its newline
 
-Count = Annotated[int, Meta(ge=0)]
+_MOST = (1 << 63) - 1  # what JSON as it is written here can hold
+Count = Annotated[int, Meta(ge=0, le=_MOST)]
+Signed = Annotated[int, Meta(ge=-_MOST, le=_MOST)]
 Number = Annotated[float, Meta(ge=-sys.float_info.max, le=sys.float_info.max)]  # finite
 Shapes = Mapping[str, tuple[Count, ...]]
 
@@ -60,9 +62,9 @@ class MonitorReport(Struct, frozen=True, kw_only=True, tag_field="type"):
 
     v: Literal[1]
     pid: Count
-    rank: int | None
-    local_rank: int | None
-    world: int | None
+    rank: Signed | None
+    local_rank: Signed | None
+    world: Signed | None
     t: Number
     phase: Phase
     step: Count
@@ -74,7 +76,7 @@ class HelloReport(MonitorReport, frozen=True, kw_only=True, tag="hello"):
     argv0: str | None
     python: str
     torch: str | None
-    ppid: int
+    ppid: Signed
 
 
 class StepReport(MonitorReport, frozen=True, kw_only=True, tag="step"):

@@ -42,7 +42,8 @@ MOST_WAITING_BYTES = 4 * MIB
 class RunFolder:
     """The files of one run; only one supervisor holds it at a time.
 
-    `lost` says why the newest events are not on the disk, None if they are.
+    `lost` says why the newest events are not on the disk, None if they are; `missed` which results
+    could not be written, and why.
     """
 
     def __init__(self, path: Path, lock: FileLock) -> None:
@@ -55,6 +56,7 @@ class RunFolder:
         with open(_private(self._reserve, os.O_TRUNC), "wb") as reserve:
             reserve.write(b"\0" * RESERVE_BYTES)
         self.lost: OSError | None = None
+        self.missed: dict[str, str] = {}
 
     @classmethod
     def create(cls, base: Path, name: str) -> RunFolder:
@@ -123,6 +125,11 @@ class RunFolder:
         with suppress(OSError):
             write_json(path, document)
 
+    def miss(self, what: str, error: OSError) -> None:
+        """Note a result that could not be written."""
+        where = f" ({error.filename})" if error.filename else ""
+        self.missed[what] = f"{error.strerror or error}{where}"
+
     def attempt(self, number: int) -> Path:
         """Return the folder of an attempt; create it if needed.
 
@@ -159,7 +166,8 @@ class RunFolder:
 
     def release(self) -> None:
         """Release the reserved disk space, for the outcome."""
-        self._reserve.unlink(missing_ok=True)
+        with suppress(OSError):
+            self._reserve.unlink(missing_ok=True)
         self._write_waiting()
 
     def close(self) -> None:
@@ -226,8 +234,12 @@ def _write_json(path: Path, document: object) -> None:
 
 
 def append_json(path: Path, document: Mapping[str, object]) -> None:
-    """Append a line of JSON to a file that nothing depends on; ignore a full disk."""
-    with suppress(OSError), open(_private(path, os.O_APPEND), "ab") as lines:
+    """Append a line of JSON to a file that nothing depends on.
+
+    Ignore a full disk, and fields that nobody knows and JSON cannot hold.
+    """
+    unencodable = (OverflowError, RecursionError, UnicodeError)
+    with suppress(OSError, *unencodable), open(_private(path, os.O_APPEND), "ab") as lines:
         lines.write(msgspec.json.encode(redact_document(document)) + b"\n")
 
 

@@ -21,7 +21,11 @@ def write_outcome(
 ) -> tuple[FitReport, Path | None]:
     """Write the fit-report, and `final/` if the run fits; return the report and final config."""
     folder.release()
-    command = _final_command(record, adapter, folder)
+    try:
+        command = _final_command(record, adapter, folder)
+    except OSError as error:
+        folder.miss("the final config", error)
+        command = None
     text = _config_text(command)
     report = build(
         record,
@@ -29,7 +33,10 @@ def write_outcome(
         command=command.masked().by_hand() if command else None,
         surroundings=surroundings,
     )
-    write_json(folder.report, to_json(report))
+    try:
+        write_json(folder.report, to_json(report))
+    except OSError as error:
+        folder.miss("the fit-report", error)
     config = Path(command.config) if command and command.config else None
     return report, config
 
