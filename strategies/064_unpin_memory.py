@@ -28,7 +28,7 @@ STRATEGY = Strategy(
     remedies=frozenset(
         {
             Remedy(kind=Kind.PINNED_OOM),
-            Remedy(kind=Kind.HOST_OOM, phases=TRAINING | {Phase.EVAL, Phase.SAVE}),
+            Remedy(kind=Kind.HOST_OOM, phases=TRAINING | {Phase.BATCH, Phase.EVAL, Phase.SAVE}),
         }
     ),
     change=change,

@@ -32,10 +32,12 @@ def _cost(job: Job) -> Fidelity | None:
 STRATEGY = Strategy(
     summary="halve the micro batch, double the accumulation",
     fidelity=SAME_MATH,
-    # Some frameworks evaluate with the micro batch; loader workers hold batches in shared memory.
+    # Some frameworks evaluate with the micro batch; loader workers hold batches in shared memory;
+    # collating a batch may take more than the batch itself.
     remedies=frozenset(
         {
-            Remedy(kind=Kind.DEVICE_OOM, phases=TRAINING | {Phase.EVAL}),
+            Remedy(kind=Kind.DEVICE_OOM, phases=TRAINING | {Phase.BATCH, Phase.EVAL}),
+            Remedy(kind=Kind.HOST_OOM, phases=frozenset({Phase.BATCH})),
             Remedy(kind=Kind.SHM_OOM),
             Remedy(kind=Kind.PINNED_OOM),
         }

@@ -1,6 +1,16 @@
 """Halve the pixels of the largest images and video frames; larger ones are scaled down."""
 
-from oomguard.strategy import NEW_RECIPE, TRAINING, Job, Kind, Plan, Remedy, Strategy, replace
+from oomguard.strategy import (
+    NEW_RECIPE,
+    TRAINING,
+    Job,
+    Kind,
+    Phase,
+    Plan,
+    Remedy,
+    Strategy,
+    replace,
+)
 
 #: Vision towers were trained on images of at least this size.
 LEAST_IMAGE = 224 * 224
@@ -25,7 +35,12 @@ def _halved(pixels: int | None, least: int) -> int | None:
 STRATEGY = Strategy(
     summary="halve the pixels of the largest images and video frames",
     fidelity=NEW_RECIPE,
-    remedies=frozenset({Remedy(kind=Kind.DEVICE_OOM, phases=TRAINING)}),
+    remedies=frozenset(
+        {
+            Remedy(kind=Kind.DEVICE_OOM, phases=TRAINING | {Phase.BATCH}),
+            Remedy(kind=Kind.HOST_OOM, phases=frozenset({Phase.BATCH})),
+        }
+    ),
     change=change,
     otherwise="the job has no images, or they are small already",
     repeat=True,

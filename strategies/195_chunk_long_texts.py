@@ -6,6 +6,7 @@ from oomguard.strategy import (
     Job,
     Kind,
     Overlong,
+    Phase,
     Plan,
     Remedy,
     Strategy,
@@ -31,7 +32,12 @@ def tell(job: Job, _before: Plan, after: Plan) -> str:
 STRATEGY = Strategy(
     summary="halve the longest sequence, and train on the rest of a text as further samples",
     fidelity=NEW_RECIPE,
-    remedies=frozenset({Remedy(kind=Kind.DEVICE_OOM, phases=TRAINING)}),
+    remedies=frozenset(
+        {
+            Remedy(kind=Kind.DEVICE_OOM, phases=TRAINING | {Phase.BATCH}),
+            Remedy(kind=Kind.HOST_OOM, phases=frozenset({Phase.BATCH})),
+        }
+    ),
     change=change,
     otherwise="texts are chunked already, or the sequence cannot be cut (see cut_cutoff_len)",
     tell=tell,

@@ -5,6 +5,7 @@ from oomguard.strategy import (
     TRAINING,
     Job,
     Kind,
+    Phase,
     Plan,
     Remedy,
     Strategy,
@@ -23,7 +24,12 @@ def change(job: Job, plan: Plan) -> Plan | None:
 STRATEGY = Strategy(
     summary="halve the longest sequence (cutoff_len, max_seq_length)",
     fidelity=NEW_RECIPE,
-    remedies=frozenset({Remedy(kind=Kind.DEVICE_OOM, phases=TRAINING)}),
+    remedies=frozenset(
+        {
+            Remedy(kind=Kind.DEVICE_OOM, phases=TRAINING | {Phase.BATCH}),
+            Remedy(kind=Kind.HOST_OOM, phases=frozenset({Phase.BATCH})),
+        }
+    ),
     change=change,
     otherwise="no sequence length is set, it is 256 tokens or less, no sample is longer, media "
     "tokens would be cut, or how many a sample has is not known (videos, a vision tower that is "

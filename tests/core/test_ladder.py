@@ -171,3 +171,31 @@ def test_the_framework_settles_what_a_change_brings_with_it():
         "accumulation",
         "optimizer",
     ]
+
+
+def test_a_phase_that_is_only_a_default_rules_no_strategy_out():
+    """Strategies for it come first; a job that builds its first batch by itself still gets half."""
+    job = make_job(replace(LLM, low_cpu_mem_usage=False), device=Device.CPU)
+    ladder = make_ladder()
+    loading = Verdict(kind=Kind.HOST_OOM, phase=Phase.LOAD)
+    unknown = replace(loading, phase_known=False)
+    tried = Walk(job, ladder).rungs(lambda _: loading)
+    strategies = [rung.step.strategy for rung in tried if rung.step]
+    assert "halve_micro_batch" not in strategies
+
+    walked = [r.step.strategy for r in Walk(job, ladder).rungs(lambda _: unknown) if r.step]
+    assert walked[: len(strategies)] == strategies
+    assert "halve_micro_batch" in walked
+
+
+def test_making_a_batch_is_part_of_the_step():
+    for device in Device:
+        job = make_job(LLM, device=device)
+        for kind in (Kind.HOST_OOM, Kind.DEVICE_OOM):
+            why = Verdict(kind=kind, phase=Phase.BATCH)
+            steps = [
+                r.step.strategy
+                for r in Walk(job, make_ladder()).rungs(lambda _, why=why: why)
+                if r.step
+            ]
+            assert "halve_micro_batch" in steps

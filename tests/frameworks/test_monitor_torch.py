@@ -66,7 +66,7 @@ def test_a_training_loop_reports_its_phases_steps_and_batches(tmp_path):
     assert ended.types[0] == "hello"
     assert ended.types[-1] == "bye"
     phases = [line["phase"] for line in ended.of("phase")]
-    assert phases == ["preprocess", "forward", "backward", "optimizer", "save"]
+    assert phases == ["batch", "forward", "backward", "optimizer", "save"]
     steps = ended.of("step")
     assert [line["step"] for line in steps] == [1, 2, 3]
     assert steps[0]["shapes"] == {"0": [8, 16]}
@@ -197,9 +197,9 @@ def test_an_oom_in_a_worker_is_told_by_the_worker_and_by_the_job(tmp_path):
     ]
     size = 4 * 64 * MIB
     assert told == [
-        (False, "preprocess", False, size),
-        (True, "preprocess", False, size),
-        (True, "preprocess", True, size),
+        (False, "batch", False, size),
+        (True, "batch", False, size),
+        (True, "batch", True, size),
     ]
 
 
@@ -255,7 +255,7 @@ def test_the_trainer_of_transformers_shows_its_phases(tmp_path):
     assert ended.code == 0, ended.err
     phases = [line["phase"] for line in ended.of("phase")]
     first = [p for n, p in enumerate(phases) if p not in phases[:n]]
-    assert first == ["save", "preprocess", "forward", "backward", "optimizer", "eval"]
+    assert first == ["save", "batch", "forward", "backward", "optimizer", "eval"]
     assert phases.count("eval") >= 1
     assert ended.lines[-1]["step"] == 4
     assert ended.of("step")[0]["shapes"] == {"input_ids": [2, 8], "labels": [2, 8]}

@@ -342,7 +342,7 @@ def test_a_worker_hands_its_oom_over_and_reports_it(folder):
         "os.wait()\n"
     )
     oom = only(run_job(folder, script), "oom")
-    assert (oom["phase"], oom["uncaught"]) == ("preprocess", False)
+    assert (oom["phase"], oom["uncaught"]) == ("batch", False)
 
 
 def test_lines_go_to_a_file_where_there_is_no_socket(folder):

@@ -179,7 +179,9 @@ STEP = (f"{SITE}/torch/optim/adamw.py", "step")
         ([(f"{SITE}/torch/serialization.py", "save")], "save"),
         ([(f"{SITE}/transformers/modeling_utils.py", "from_pretrained")], "load"),
         ([(f"{SITE}/datasets/arrow_dataset.py", "map"), ("train.py", "tokenize")], "preprocess"),
-        ([(f"{SITE}/torch/utils/data/dataloader.py", "__next__")], "preprocess"),
+        ([(f"{SITE}/torch/utils/data/dataloader.py", "__next__")], "batch"),
+        ([("train.py", "main"), (f"{SITE}/torch/nn/modules/linear.py", "__init__")], "load"),
+        ([("train.py", "main"), (f"{SITE}/torch/nn/modules/module.py", "_apply")], "load"),
     ],
 )
 def test_frames_show_the_phase(frames, phase):

@@ -226,6 +226,8 @@ def test_a_change_keeps_the_batch_of_a_step_and_comes_to_an_end(strategy, job):
         (Kind.HOST_OOM, Phase.EVAL, "evaluate_loss_only"),
         (Kind.HOST_OOM, Phase.PREPROCESS, "fewer_preprocess_workers"),
         (Kind.HOST_OOM, Phase.FORWARD, "fewer_loader_workers"),
+        (Kind.HOST_OOM, Phase.BATCH, "fewer_loader_workers"),
+        (Kind.DEVICE_OOM, Phase.BATCH, "halve_micro_batch"),
         (Kind.SHM_OOM, Phase.UNKNOWN, "fewer_loader_workers"),
         (Kind.PINNED_OOM, Phase.UNKNOWN, "unpin_memory"),
         (Kind.HOST_OOM, Phase.LOAD, "correct_device_map"),

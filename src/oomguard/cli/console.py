@@ -10,7 +10,7 @@ import click
 
 from oomguard.cli.output import echo
 from oomguard.cli.streams import discard
-from oomguard.evidence.verdict import Finding, Kind, Phase, Verdict
+from oomguard.evidence.verdict import Finding, Kind, Verdict
 from oomguard.job.checkpoint import Continuation, Mode
 from oomguard.job.plan import Change, Plan, Value
 from oomguard.job.training_job import Job
@@ -47,11 +47,10 @@ _KINDS = {
     Kind.SHM_OOM: "out of shared memory (/dev/shm)",
     Kind.PINNED_OOM: "out of pinned host memory",
 }
-#: Why training strategies are skipped although the job may have been training.
-COUNTS_AS_LOADING = (
-    "note: no DataLoader batch, backward pass or optimizer step was seen before this OOM, so it "
-    "counts as loading, and strategies for training are skipped; a job with its own data loader: "
-    "see docs/adding-a-framework.md"
+#: Where nothing shows the phase of an OOM.
+PHASE_UNKNOWN = (
+    "note: nothing showed what the job was doing at this OOM, so strategies for any phase were "
+    "tried; what makes a phase known: see docs/adding-a-framework.md"
 )
 
 
@@ -165,8 +164,8 @@ class Console:
             self._line("failed: not a memory failure, so it is not relaunched", "bold red")
         elif record.status is Status.EXHAUSTED:
             self._line(f"giving up: {reason}", "bold red")
-            if _counts_as_loading(record.last):
-                self._line(COUNTS_AS_LOADING, "yellow")
+            if record.last.verdict is not None and not record.last.verdict.phase_known:
+                self._line(PHASE_UNKNOWN, "yellow")
         else:
             status = record.status.value if record.status else ""
             self._line(f"{status}: {reason}", "bold red")
@@ -195,17 +194,6 @@ def _is_job_failure(record: RunRecord) -> bool:
     """Return whether the run ended with the job's own error, printed when the attempt ended."""
     verdict = record.last.verdict if record.attempts else None
     return verdict is not None and verdict.root == record.reason
-
-
-def _counts_as_loading(attempt: Attempt) -> bool:
-    """Return whether an OOM is attributed to loading because no training was seen before it."""
-    before_training = (Phase.LAUNCH, Phase.LOAD)
-    return (
-        attempt.verdict is not None
-        and attempt.reporting
-        and attempt.phase in before_training
-        and attempt.verdict.phase in before_training
-    )
 
 
 def _job_line(job: Job) -> str:
@@ -299,7 +287,8 @@ def _peaks(attempt: Attempt) -> str:
 
 
 def _oom_line(verdict: Verdict, steps: str) -> str:
-    where = "" if verdict.phase.value == "unknown" else f" in {verdict.phase.value}"
+    shown = verdict.phase_known and verdict.phase.value != "unknown"
+    where = f" in {verdict.phase.value}" if shown else ""
     rank = "" if verdict.rank is None else f" on rank {verdict.rank}"
     return f"{_KINDS[verdict.kind]}{where}{rank}{steps}{_requested(verdict)}"
 

@@ -324,11 +324,13 @@ def _verdict(
     )
     evidence = [*([root] if root else []), *others][:EVIDENCE_AT_MOST]
     root = root or Finding(witness=Witness.EXIT, kind=kind, text=text)
+    phase = _phase(root, case)
     return Verdict(
-        kind=kind, cause=root.cause, phase=_phase(root, case), rank=root.rank, step=root.step,
+        kind=kind, cause=root.cause, phase=phase, rank=root.rank, step=root.step,
         requested_bytes=root.requested_bytes, capacity_bytes=root.capacity_bytes,
         root=text[:TEXT_CHARS], confidence=confidence,
         evidence=tuple(replace(f, text=f.text[:TEXT_CHARS]) for f in evidence),
+        phase_known=root.phase_known or phase is not root.phase,
     )  # fmt: skip
 
 

@@ -42,7 +42,8 @@ class Phase(str, Enum):
 
     LAUNCH = "launch"
     LOAD = "load"
-    PREPROCESS = "preprocess"
+    PREPROCESS = "preprocess"  # a pass over the data set
+    BATCH = "batch"  # a batch is fetched and collated, here or in a loader's worker
     FORWARD = "forward"
     BACKWARD = "backward"
     OPTIMIZER = "optimizer"
@@ -75,6 +76,7 @@ class Finding:
     `text` is the line or message it rests on, `signature` the name of the rule that matched,
     `line` its number in the log (from 1), `handled` says that the job caught it and went on.
     `helper` says that it is about a process beside the ranks, whose failure the job may deal with.
+    `phase_known` is False where the phase is only what a job is taken to do by default.
     """
 
     witness: Witness
@@ -91,11 +93,15 @@ class Finding:
     confidence: Confidence = Confidence.HIGH
     handled: bool = False
     helper: bool = False
+    phase_known: bool = True
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Verdict:
-    """What ended the job, and the findings it rests on (the root first)."""
+    """What ended the job, and the findings it rests on (the root first).
+
+    `phase_known` is False where nothing showed the phase: it is the default, and rules nothing out.
+    """
 
     kind: Kind
     cause: Cause = Cause.UNKNOWN
@@ -107,3 +113,4 @@ class Verdict:
     root: str | None = None
     confidence: Confidence = Confidence.LOW
     evidence: tuple[Finding, ...] = ()
+    phase_known: bool = True

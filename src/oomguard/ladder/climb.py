@@ -79,8 +79,24 @@ class Ladder:
         """Find the first strategy that applies to `why` and yields an untried plan.
 
         `tried` are the plans so far, the failed one last; `taken` the ids of the steps that led
-        to it; `trained` says that work would be lost by beginning again.
+        to it; `trained` says that work would be lost by beginning again. Where the phase is only
+        a default, strategies for it come first, and those for other phases after them.
         """
+        rung = self._climb(job, tried, taken, why, trained=trained, any_phase=False)
+        if rung.plan is None and not why.phase_known:
+            return self._climb(job, tried, taken, why, trained=trained, any_phase=True)
+        return rung
+
+    def _climb(
+        self,
+        job: Job,
+        tried: Sequence[Plan],
+        taken: Sequence[str],
+        why: Verdict,
+        *,
+        trained: bool,
+        any_phase: bool,
+    ) -> Rung:
         skipped: list[Skip] = []
         for strategy in self.strategies:
             if strategy.preflight:
@@ -88,7 +104,7 @@ class Ladder:
             outcome = (
                 "it would discard training progress"
                 if strategy.fresh and trained
-                else self._consider(strategy, job, tried, taken, why)
+                else self._consider(strategy, job, tried, taken, why, any_phase=any_phase)
             )
             if isinstance(outcome, Plan):
                 step = _step(strategy, job, tried[-1], outcome)
@@ -139,8 +155,10 @@ class Ladder:
         tried: Sequence[Plan],
         taken: Sequence[str],
         why: Verdict,
+        *,
+        any_phase: bool,
     ) -> Plan | str:
-        if not strategy.cures(job, why):
+        if not strategy.cures(job, why, any_phase=any_phase):
             return f"does not apply to {why.kind.value} in phase {why.phase.value}"
         fidelity = strategy.fidelity_for(job)
         if fidelity.cost > self.allow.cost:

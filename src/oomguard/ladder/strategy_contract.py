@@ -83,12 +83,16 @@ class Strategy:
     cost_for: Callable[[Job], Fidelity | None] = lambda _job: None
     id: str = ""  # the file's name without its number; set by the discovery
 
-    def cures(self, job: Job, verdict: Verdict) -> bool:
-        """Return whether this strategy applies to that failure of that job."""
+    def cures(self, job: Job, verdict: Verdict, *, any_phase: bool = False) -> bool:
+        """Return whether this strategy applies to that failure of that job, in its phase or any."""
         kinds = {verdict.kind}
         if job.device is Device.CPU and verdict.kind is Kind.HOST_OOM:
             kinds.add(Kind.DEVICE_OOM)  # on a CPU job the host is the device
-        return any(r.cures(kind, verdict.phase) for r in self.remedies for kind in kinds)
+        return any(
+            r.cures(kind, verdict.phase) or (any_phase and kind is r.kind)
+            for r in self.remedies
+            for kind in kinds
+        )
 
     def fidelity_for(self, job: Job) -> Fidelity:
         """Return what it costs in this job."""

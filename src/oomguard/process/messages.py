@@ -94,7 +94,10 @@ class PhaseReport(MonitorReport, frozen=True, kw_only=True, tag="phase"):
 
 
 class OomReport(MonitorReport, frozen=True, kw_only=True, tag="oom"):
-    """An out-of-memory exception. `uncaught` if it ended the process, a thread or a child."""
+    """An out-of-memory exception. `uncaught` if it ended the process, a thread or a child.
+
+    `phase_known` is False where the phase is only the default before training.
+    """
 
     exception: str
     message: str
@@ -105,6 +108,7 @@ class OomReport(MonitorReport, frozen=True, kw_only=True, tag="oom"):
     device: Literal["cuda", "cpu"] | None
     requested_bytes: Count | None
     capacity_bytes: Count | None
+    phase_known: bool = True
 
 
 class ErrorReport(MonitorReport, frozen=True, kw_only=True, tag="error"):

@@ -152,6 +152,7 @@ class Observer:
             cause=self._leaks.cause(report),
             requested_bytes=report.requested_bytes,
             capacity_bytes=report.capacity_bytes,
+            phase_known=report.phase_known,
         )
 
     def _mark_handled(self, progress: Progress) -> Iterator[Event]:
@@ -225,5 +226,10 @@ def _from_kernel(seen: Kernel, phase: Phase) -> Finding:
     """Return the finding for a kill. A killed process reports nothing; `phase` is the last one."""
     text = f"the kernel's OOM killer ended {seen.oom_kills} process(es) of the job's memory cgroup"
     return Finding(
-        witness=Witness.KERNEL, kind=Kind.HOST_OOM, text=text, signature="oom_kill", phase=phase
+        witness=Witness.KERNEL,
+        kind=Kind.HOST_OOM,
+        text=text,
+        signature="oom_kill",
+        phase=phase,
+        phase_known=phase not in (Phase.LAUNCH, Phase.LOAD),
     )

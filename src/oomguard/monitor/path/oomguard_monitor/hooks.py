@@ -132,7 +132,7 @@ def _hook_data(torch: Any, patches: Patches) -> None:
     reporter = patches.reporter
 
     def fetching(original: Function) -> Function:
-        watched = patches.watching(original, phases.PREPROCESS)
+        watched = patches.watching(original, phases.BATCH)
 
         @functools.wraps(original)
         def fetch(*args: Any, **kwargs: Any) -> Any:
@@ -147,7 +147,7 @@ def _hook_data(torch: Any, patches: Patches) -> None:
         def init(self: Any, exc_info: Any = None, *args: Any, **kwargs: Any) -> None:
             error = (exc_info or sys.exc_info())[1]
             if error is not None and reporter.quiet:
-                reporter.passed(error, phases.PREPROCESS)
+                reporter.passed(error, phases.BATCH)
             original(self, exc_info, *args, **kwargs)
 
         return init

@@ -7,14 +7,16 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
 LAUNCH, LOAD, PREPROCESS = "launch", "load", "preprocess"
-FORWARD, BACKWARD, OPTIMIZER = "forward", "backward", "optimizer"
+BATCH, FORWARD, BACKWARD, OPTIMIZER = "batch", "forward", "backward", "optimizer"
 EVAL, SAVE, UNKNOWN = "eval", "save", "unknown"
 
 #: Before the first training step; no training step goes back to these.
 BEFORE_TRAINING = frozenset({LAUNCH, LOAD, PREPROCESS, UNKNOWN})
+#: What a job is taken to do until something is seen of its training: a default, not evidence.
+DEFAULTS = frozenset({LAUNCH, LOAD, UNKNOWN})
 #: They include what happens within them: a batch fetched during an evaluation is evaluation.
 ENCLOSING = frozenset({EVAL, SAVE})
-YIELDING = frozenset({FORWARD, PREPROCESS, LOAD})
+YIELDING = frozenset({FORWARD, BATCH, PREPROCESS, LOAD})
 
 _EVALUATIONS = frozenset(
     {
@@ -27,12 +29,19 @@ _EVALUATIONS = frozenset(
         "validation_step",
     }
 )
-_DATA_FOLDERS = ("/torch/utils/data/", "/datasets/arrow_", "/datasets/builder", "/datasets/load.py")
+_DATA_FOLDERS = (
+    ("/torch/utils/data/", BATCH),
+    ("/datasets/arrow_", PREPROCESS),
+    ("/datasets/builder", PREPROCESS),
+    ("/datasets/load.py", PREPROCESS),
+)
+#: Of torch.nn.Module: they move or convert a whole model.
+_MOVES = frozenset({"_apply", "to_empty"})
 _TORCH = "/torch/"
 
 
-def of_frames(frames: Iterable[tuple[str, str]], otherwise: str) -> str:
-    """Return the phase of (file, function) pairs, outermost first.
+def of_frames(frames: Iterable[tuple[str, str]], otherwise: str | None) -> str | None:
+    """Return the phase of (file, function) pairs, outermost first; `otherwise` if none says it.
 
     The outermost frame decides for evaluation, saving, loading and data. Within a training step a
     module that runs in the backward pass (checkpointing) is backward, one that runs in an
@@ -52,8 +61,9 @@ def of_frames(frames: Iterable[tuple[str, str]], otherwise: str) -> str:
 def _enclosing(file: str, function: str) -> str | None:
     if function in _EVALUATIONS and _TORCH not in file:
         return EVAL
-    if any(folder in file for folder in _DATA_FOLDERS):
-        return PREPROCESS
+    for folder, phase in _DATA_FOLDERS:
+        if folder in file:
+            return phase
     name = function.lstrip("_")
     if file.endswith("/torch/serialization.py") and name in {"save", "load"}:
         return SAVE if name == "save" else LOAD
@@ -71,6 +81,8 @@ def _inside_step(file: str, function: str, inner: str | None) -> str | None:
         return OPTIMIZER
     if file.endswith("/torch/nn/modules/module.py") and "call_impl" in function:
         return inner if inner is BACKWARD else FORWARD
+    if inner is None and "/torch/nn/modules/" in file and function in {"__init__", *_MOVES}:
+        return LOAD
     return inner
 
 

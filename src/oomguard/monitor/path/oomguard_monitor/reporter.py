@@ -242,20 +242,21 @@ class Reporter:
                 frames = lines.frames_of(found.error)
                 self._send_oom(found, phase or self._phase_of(frames), uncaught, frames)
             except MemoryError:
-                self._send_oom(found, phase or self.state.phase, uncaught, None)
+                self._send_oom(found, phase, uncaught, None)
         finally:
             self._reserve = _reserve()
 
     def _send_oom(
         self,
         found: oom.FoundOom,
-        phase: str,
+        phase: str | None,
         uncaught: bool,
         frames: list[tuple[str, int, str]] | None,
     ) -> None:
         self._send(
             "oom",
             phase=phase,
+            phase_known=phase is not None or self.state.phase not in phases.DEFAULTS,
             exception=lines.type_name(found.error),
             message=lines.cut(found.text),
             uncaught=uncaught,
@@ -267,10 +268,11 @@ class Reporter:
             capacity_bytes=oom.capacity_bytes(found.text),
         )
 
-    def _phase_of(self, frames: list[tuple[str, int, str]]) -> str:
-        return phases.of_frames(
-            ((file, function) for file, _, function in frames), self.state.phase
-        )
+    def _phase_of(self, frames: list[tuple[str, int, str]]) -> str | None:
+        """Return the phase that a traceback shows; None if only the default is left."""
+        now = self.state.phase
+        pairs = ((file, function) for file, _, function in frames)
+        return phases.of_frames(pairs, None if now in phases.DEFAULTS else now)
 
     def _send(self, type_: str, phase: str | None = None, **fields: object) -> None:
         self.before_line()
