@@ -90,6 +90,17 @@ LLAMAFACTORY = {
     "resize_vocab": [Example("true")],
     "add_tokens": [Example("<a>,<b>")],
     "add_special_tokens": [Example("<a>,<b>")],
+    "use_galore": [Example("true")],
+    "use_apollo": [Example("true")],
+    "use_adam_mini": [Example("true")],
+    "use_muon": [Example("true")],
+    **{
+        f"{name}_{key}": [Example(value, f"use_{name}: true\n")]
+        for name in ("galore", "apollo")
+        for key, value in (
+            ("rank", "4"), ("target", "q_proj"), ("proj_type", "left"), ("layerwise", "true"),
+        )
+    },
     "freeze_trainable_layers": [Example("-3", "finetuning_type: freeze\n")],
     "flash_attn": [Example("disabled")],
     "enable_liger_kernel": [Example("true")],

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from oomguard.job.optimizer import states_of
+from oomguard.job.optimizer import low_rank, states_of
 
 #: Name, and the bytes of state for each number of a matrix of 512 x 1024 in fp32 and in bf16.
 COUNTED = (
@@ -62,10 +62,23 @@ def test_paged_states_are_in_managed_memory(name: str) -> None:
     assert states.bytes_each(4) == 0
 
 
+def test_lomo_keeps_nothing_and_adalomo_means_of_rows_and_columns() -> None:
+    lomo, adalomo = states_of("lomo"), states_of("adalomo")
+    assert lomo is not None
+    assert adalomo is not None
+    assert lomo.bytes_each(2) == 0 < adalomo.bytes_each(2) < 0.1
+
+
+def test_a_projected_gradient_has_moments_of_its_longer_side_beside_the_projection() -> None:
+    states = low_rank(64)  # galore-torch 1.0 on 512 x 1024: two moments of 64 x 1024, and 512 x 64
+    assert states.values(512, 1024) == states.values(1024, 512) == 2 * 64 * 1024 + 512 * 64
+    assert states.values(32, 1024) == 2 * 32 * 1024 + 32 * 32  # no rank is above the shorter side
+
+
 @pytest.mark.parametrize(
     "name",
     [
-        *("galore_adamw", "galore_adamw_8bit", "apollo_adamw", "lomo", "adalomo"),
+        *("galore_adamw", "galore_adamw_8bit", "apollo_adamw"),
         *("muon", "dion", "adopt_adamw", "sophia", "prodigy", "adam_mini", "adamw_anyprecision"),
         *("torchao.optim.CPUOffloadOptimizer", "my.own.Optimizer", "q_apollo"),
         *("bitsandbytes.optim.LAMB", "flash_adamw", ""),

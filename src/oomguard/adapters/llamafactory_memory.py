@@ -10,6 +10,7 @@ import posixpath
 from dataclasses import replace
 
 from oomguard.adapters import fields
+from oomguard.adapters import llamafactory_optimizers as optimizers
 from oomguard.adapters.hf import training_arguments as hf
 from oomguard.configfile import values
 from oomguard.configfile.layered import Settings
@@ -60,6 +61,8 @@ def memory_settings_of(settings: Settings, job: Job) -> MemorySettings:
         new_tokens=new_tokens(settings),
         trained_layers=_LAYERS.of(settings),
         optimizer=hf.OPTIMIZER.of(settings),
+        states=optimizers.states(settings),
+        step_in_backward=optimizers.steps_in_backward(settings),
         max_grad_norm=1.0,
         attention=_ATTENTIONS.get(str(settings.get("flash_attn")), Attention.SDPA),
         packing=packs(settings),

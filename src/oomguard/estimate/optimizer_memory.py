@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from oomguard.estimate import sharding
@@ -31,7 +32,20 @@ def _states(problem: EstimateInput) -> States:
     """Return what the optimizer keeps; one that is not known counts as AdamW, and is reported."""
     if problem.recipe.code.quantized_pages_optimizer and problem.plan.quantization in FOUR_BIT:
         return States(count=0)  # in managed memory: the driver moves it when the GPU is full
+    if problem.recipe.states is not None:
+        return _averaged(problem.recipe.states, problem)
     return states_of(problem.plan.optimizer or problem.recipe.optimizer) or ADAMW
+
+
+def _averaged(states: States, problem: EstimateInput) -> States:
+    """Return states with as many values for each number as there are on average."""
+    model, trained = problem.model, problem.counts.trained
+    if states.elsewhere is None or problem.plan.tuning is not Tuning.FULL or not trained:
+        return states
+    matrices = model.layers * sum(one.count * states.values(one.inputs, one.outputs)
+                                  for one in model.linears)  # fmt: skip
+    rest = max(0, trained - model.layers * model.layer_linear)
+    return replace(states, count=(matrices + states.elsewhere * rest) / trained)
 
 
 def _updated_bytes(problem: EstimateInput) -> int:
@@ -85,4 +99,9 @@ def step_temporaries(problem: EstimateInput) -> int:
         return max(size * flat + cast, update)
     if foreach:
         return int(size * numbers.trained * share.optimizer)
-    return int(_states(problem).working_bytes(size) * _largest_trained(problem) * share.optimizer)
+    states = _states(problem)
+    if states.rank is not None:  # matrices are decomposed, embeddings are not
+        largest = max((one.inputs * one.outputs for one in problem.model.linears), default=0)
+        embedding = states.tensors * size * _largest_trained(problem)
+        return int(max(_FP32 * states.copies * largest, embedding) * share.optimizer)
+    return int(states.working_bytes(size) * _largest_trained(problem) * share.optimizer)

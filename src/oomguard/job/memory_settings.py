@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import Enum
 
+from oomguard.job.optimizer import States
 from oomguard.job.plan import Plan, Quantization, Tuning
 from oomguard.job.unmodelled import TrainingMethod
 
@@ -277,6 +278,7 @@ class MemorySettings:
     says that every sample is padded to the limit. `component` is the function that
     builds the model, with its arguments, where the settings say one; `step_in_backward` that each
     gradient is used and dropped as it comes; `compiled` that torch.compile makes the kernels.
+    `states` is what the optimizer keeps that the framework makes in place of the named one.
     `raises_shards` says that FSDP keeps what is trained in fp32 and gathers it in 16 bits, in
     whatever format it was loaded. `images` are those of one sample. `data` are
     paths of training files as far as the settings name them, of which `columns` are used (none
@@ -313,6 +315,7 @@ class MemorySettings:
     reduce_bucket: int | None = None
     overlap_comm: bool = False
     raises_shards: bool = False
+    states: States | None = None
 
     @property
     def rows(self) -> int:

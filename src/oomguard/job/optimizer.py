@@ -2,7 +2,8 @@
 
 Source: the states of the real optimizers, counted on one matrix of 512 x 1024 in fp32 and in bf16:
 torch 2.13, transformers 5.23, bitsandbytes 0.50.2, torchao 0.15, schedulefree 1.4.1, torch-optimi
-0.3.3, came-pytorch 0.1.3, grokadamw 0.1.2.
+0.3.3, came-pytorch 0.1.3, grokadamw 0.1.2, galore-torch 1.0, apollo-torch 1.0.3, adam-mini
+1.1.1, lomo-optim 0.1.1, and LLaMA-Factory 0.9.5's own Muon.
 """
 
 from __future__ import annotations
@@ -25,6 +26,11 @@ class States:
     memory. `together` says that the update works on all parameters at once where it may, `copies`
     are those in fp32 that it makes of the tensor it updates (two more of one in 16 bits).
     `wide_embeddings` says that transformers' Trainer keeps the states of embeddings in fp32.
+    `tensors` are temporaries of the size and format of the tensor at work.
+
+    Of numbers that are in no matrix of a layer (embeddings, the head, norms) `elsewhere` values are
+    kept, where it is not None. With a `rank`, those of a matrix are kept for its gradient projected
+    to that many rows or columns, beside the projection itself.
     """
 
     count: float
@@ -34,6 +40,16 @@ class States:
     together: bool = False
     copies: int = 0
     wide_embeddings: bool = False
+    tensors: int = 0
+    elsewhere: float | None = None
+    rank: int | None = None
+
+    def values(self, rows: int, columns: int) -> float:
+        """Return how many values are kept for a matrix of a layer."""
+        if self.rank is None:
+            return self.count * rows * columns
+        rank, narrow = min(self.rank, rows, columns), min(rows, columns)
+        return rank * (self.count * max(rows, columns) + narrow)
 
     def bytes_each(self, number_bytes: int) -> float:
         """Return the bytes on the GPU for a trained number of `number_bytes`."""
@@ -55,10 +71,14 @@ class States:
     def working_bytes(self, number_bytes: int) -> int:
         """Return the bytes that an update takes for each number of the tensor it is at."""
         raised = 2 if self.copies and number_bytes < _FP32 else 0
-        return _FP32 * (self.copies + raised)
+        return _FP32 * (self.copies + raised) + self.tensors * number_bytes
 
 
 ADAMW = States(count=2, together=True)
+#: One value for each number, and one for each row, head or matrix in place of the other.
+ADAM_MINI = States(count=1, tensors=2)
+#: Momentum for the matrices of layers, AdamW for all else.
+MUON_AND_ADAMW = States(count=1, elsewhere=2, tensors=2)
 #: PyTorch's own classes, by their names; LitGPT writes them without a path.
 _TORCH = {
     **dict.fromkeys(("Adam", "AdamW", "NAdam", "RAdam", "Adamax"), ADAMW),
@@ -84,6 +104,9 @@ _NAMED = {
     **dict.fromkeys(("stable_adamw", "optimi_adamw"), _STABLE),
     **dict.fromkeys(("schedule_free_adamw", "schedule_free_radam"), ADAMW),
     "schedule_free_sgd": States(count=1),
+    # Which use each gradient in the backward pass, and drop it.
+    "lomo": States(count=0),
+    "adalomo": States(count=_FACTORED, size=_FP32),
     "grokadamw": States(count=3),
 }
 #: torchao's classes, as torchtune's configs name them.
@@ -94,6 +117,14 @@ _TORCHAO = {
 }
 #: What bitsandbytes keeps for a number, in fp32 or in 8 bits, whatever is trained.
 _BITSANDBYTES = {"adam": 2, "adamw": 2, "lion": 1, "rmsprop": 1, "ademamix": 3}
+
+
+def low_rank(rank: int) -> States:
+    """Return what GaLore and APOLLO keep: AdamW's states of projected gradients.
+
+    A matrix is decomposed in fp32 where its projection is made anew.
+    """
+    return States(count=2, elsewhere=2, rank=rank, copies=3, tensors=2)
 
 
 def states_of(name: str) -> States | None:

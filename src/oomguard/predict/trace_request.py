@@ -42,7 +42,8 @@ def variant(
     formats that sharding brings, with an optimizer that adds nothing.
     """
     recipe = question.recipe
-    untraced = recipe.objective is not None and recipe.objective.traced is None
+    untraced = recipe.states is not None
+    untraced = untraced or (recipe.objective is not None and recipe.objective.traced is None)
     if plan.embedding_rows is EmbeddingRows.NEW or untraced:
         return None
     stored = formats(plan, recipe)

@@ -86,6 +86,7 @@ def memory_settings_of(
         trained_fp32=lora is not None,
         lora=lora,
         optimizer=optimizer,
+        step_in_backward=hf.steps_in_backward(settings),
         fused="fused" in optimizer,
         attention=_ATTENTIONS.get(str(settings.get("attn_implementation")), Attention.SDPA),
         packing=fields.flag("packing").of(settings) or settings.has("block_size"),

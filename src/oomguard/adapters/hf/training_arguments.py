@@ -84,6 +84,11 @@ NO_METRIC = Refusal(
 )
 
 
+def steps_in_backward(settings: Settings) -> bool:
+    """Return whether the optimizer uses each gradient in the backward pass, and drops it."""
+    return OPTIMIZER.of(settings) in ("lomo", "adalomo")
+
+
 def reentrant(settings: Settings) -> bool | None:
     """Return whether checkpointing is stated to be reentrant, None where that is not stated."""
     found = re.search(r"use_reentrant\W+(\w+)", str(_REENTRANT.of(settings)))

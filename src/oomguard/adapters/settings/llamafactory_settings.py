@@ -7,9 +7,11 @@ from __future__ import annotations
 
 from oomguard.adapters import effects, fields
 from oomguard.adapters.effects import Effect, differs, switch
+from oomguard.adapters.llamafactory_optimizers import is_counted
 from oomguard.adapters.settings import trainer_settings as trainer
 from oomguard.adapters.settings.groups import SettingGroups, fields_of
 from oomguard.configfile.layered import Settings
+from oomguard.configfile.values import is_true
 from oomguard.job.unmodelled import Direction, Memory
 
 #: Settings of the TrainingArguments of later versions than LLaMA-Factory's.
@@ -70,14 +72,22 @@ _READ = fields_of(
         "low_cpu_mem_usage": "low_cpu_mem_usage",
         "preprocess_workers": "preprocessing_num_workers",
         "data": "dataset dataset_dir",
+        "states": "use_galore galore_rank galore_target galore_proj_type use_apollo apollo_rank"
+        " apollo_target apollo_proj_type use_adam_mini use_muon",
+        "step_in_backward": "galore_layerwise apollo_layerwise",
     }
 )
 
-_OPTIMIZERS = (
-    *(
-        switch(key, effects.OTHER_STATES, Direction.LESS)
-        for key in ("use_galore", "use_apollo", "use_badam", "use_adam_mini", "use_muon")
-    ),
+_OPTIMIZERS = (switch("use_badam", effects.OTHER_STATES, Direction.LESS),)
+_PROJECTED = tuple(
+    Effect(
+        key=key,
+        effect=effects.OTHER_STATES,
+        direction=Direction.LESS,
+        when=is_true,
+        given=lambda settings: not is_counted(settings),
+    )
+    for key in ("use_galore", "use_apollo")
 )
 
 _MODEL = (
@@ -180,6 +190,7 @@ _HOST = (
 _OWN = SettingGroups(
     read=_READ,
     partly=(
+        *_PROJECTED,
         effects.quantizer("quantization_method"),
         switch("use_eaft_loss", "the copy of the logits for EAFT's entropies is not included"),
         Effect(
@@ -193,10 +204,6 @@ _OWN = SettingGroups(
     ),
     unmodelled=(*_OPTIMIZERS, *_MODEL, *_TRAINED, *_LOSSES, *_MEDIA, *_HOST),
     details={
-        "use_galore": "galore_layerwise galore_proj_type galore_rank galore_scale galore_target"
-        " galore_update_interval",
-        "use_apollo": "apollo_layerwise apollo_proj apollo_proj_type apollo_rank apollo_scale"
-        " apollo_scale_front apollo_scale_type apollo_target apollo_update_interval",
         "use_badam": "badam_mask_mode badam_mode badam_start_block badam_switch_interval"
         " badam_switch_mode badam_update_ratio badam_verbose",
         "use_kt": "kt_expert_checkpoint_path kt_lora_expert_intermediate_size kt_lora_expert_num"
@@ -224,7 +231,9 @@ _OWN = SettingGroups(
         " overwrite_output_dir plot_loss print_param_status profile_modules swanlab_api_key"
         " swanlab_lark_secret swanlab_lark_webhook_url swanlab_logdir swanlab_mode"
         " swanlab_project swanlab_run_name swanlab_workspace use_swanlab",
-        trainer.RATES: "dpo_label_smoothing eaft_alpha init_special_tokens kto_chosen_weight"
+        trainer.RATES: "apollo_proj apollo_scale apollo_scale_front apollo_scale_type"
+        " apollo_update_interval galore_scale galore_update_interval"
+        " dpo_label_smoothing eaft_alpha init_special_tokens kto_chosen_weight"
         " kto_rejected_weight ld_alpha loraplus_lr_embedding loraplus_lr_ratio pref_bco_weight"
         " pref_beta pref_ftx rope_scaling simpo_gamma use_rslora warmup_ratio",
         trainer.SAMPLES: "default_system disable_shuffling enable_thinking eval_dataset"
