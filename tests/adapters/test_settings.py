@@ -16,8 +16,10 @@ from oomguard.adapters.effects import Effect
 from oomguard.adapters.litgpt import LitGPT
 from oomguard.adapters.llamafactory import LlamaFactory
 from oomguard.adapters.ms_swift import MsSwift
+from oomguard.adapters.peft_loftq import PeftLoftq
+from oomguard.adapters.qwen import Qwen
 from oomguard.adapters.registry import ADAPTERS
-from oomguard.adapters.settings import litgpt_settings, trl_settings
+from oomguard.adapters.settings import litgpt_settings, script_settings, trl_settings
 from oomguard.adapters.settings.groups import SettingGroups
 from oomguard.adapters.settings.page import settings_tables
 from oomguard.adapters.settings.swift_settings import SWIFT as SWIFT_SETTINGS
@@ -327,6 +329,41 @@ TORCHTUNE = {
     "device": [Example("cpu")],
 }
 
+SCRIPT = {
+    **TRAINER,
+    "deepspeed": [
+        Example(
+            '{"zero_optimization":{"stage":3,"overlap_comm":true,"reduce_bucket_size":9,'
+            '"offload_optimizer":{"device":"cpu"}},"optimizer":{"type":"Lion"}}'
+        )
+    ],
+    "optim": [Example("adamw_torch_fused"), Example("adafactor")],
+    "gradient_checkpointing": [Example("true")],
+    "gradient_checkpointing_kwargs": [Example('{"use_reentrant":false}'),
+                                      Example('{"use_reentrant":true}')],
+    "model_name_or_path": [Example("other"), Example("other-chat")],
+    "lora_r": [Example("4")],
+    "lora_alpha": [Example("4")],
+}  # fmt: skip
+QWEN = {
+    **SCRIPT,
+    "model_max_length": [Example("99")],
+    "use_lora": [Example("true")],
+    "lora_dropout": [Example("0.5")],
+    "lora_target_modules": [Example("c_attn")],
+    "q_lora": [Example("true")],
+    "data_path": [Example("other.json")],
+}
+LOFTQ = {
+    **SCRIPT,
+    "use_liger_kernel": [Example("true")],
+    "train_file": [Example("other.json")],
+    "max_length": [Example("99")],
+    "init_lora_weights": [Example("loftq")],
+    "loftq_bits": [Example("2")],
+    "staged": [Example("true")],
+}
+
 
 @dataclass(frozen=True)
 class Case:
@@ -385,6 +422,20 @@ CASES = [
         SWIFT_RLHF,
         SWIFT_RLHF_SETTINGS,
     ),
+    Case(
+        Qwen(),
+        "torchrun finetune.py",
+        "lazy_preprocess: true\ndata_path: d.json\nmodel_name_or_path: m\nuse_lora: true\n",
+        QWEN,
+        script_settings.QWEN,
+    ),
+    Case(
+        PeftLoftq(),
+        "python train.py",
+        "model_name_or_path: m\ninit_lora_weights: loftq\n",
+        LOFTQ,
+        script_settings.LOFTQ,
+    ),
     *(
         Case(
             Trl(),
@@ -419,9 +470,17 @@ def test_a_setting_that_is_read_decides_the_stated_fields(
     table, decided = bench(case.adapter), set()
     for example in case.examples[key]:
         text = without(case.base + example.given, key)
-        jobs = (table.job(case.argv, text + more) for more in ("", line(key, example.value)))
+        jobs = (_job(table, case, text + more) for more in ("", line(key, example.value)))
         decided |= between(*(of_job(case.adapter, job) for job in jobs))
     assert decided == set(case.groups.read[key].split())
+
+
+def _job(table: Any, case: Case, text: str) -> Any:
+    """Return the job of a case: its settings are a config, or flags where a script has them."""
+    if not case.argv.endswith(".py"):
+        return table.job(case.argv, text)
+    words = (row.partition(": ") for row in text.splitlines())
+    return table.job(" ".join((case.argv, *(f"--{key} {value}" for key, _, value in words))))
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.argv.partition(" --")[0])

@@ -6,6 +6,7 @@ import ast
 import json
 import re
 import subprocess
+from pathlib import Path
 
 from environments import environment
 
@@ -102,6 +103,24 @@ def inherited(package: str, *names: str) -> set[str]:
         return own.union(*(of_class(base) for base in bases))
 
     return set().union(*(of_class(classes[name]) for name in names))
+
+
+def deepspeed(package: Path) -> set[str]:
+    """Return the keys of `zero_optimization`, by the names that a config has for them."""
+    trees = [ast.parse((package / name).read_text()) for name in ("config.py", "offload_config.py")]
+    classes = {node.name: node for tree in trees for node in tree.body if hasattr(node, "name")}
+
+    def of_class(name: str) -> set[str]:
+        fields = [one for one in classes[name].body if isinstance(one, ast.AnnAssign)]
+        return {(aliases(one) or [one.target.id])[0] for one in fields}
+
+    blocks = {
+        "offload_optimizer": "DeepSpeedZeroOffloadOptimizerConfig",
+        "offload_param": "DeepSpeedZeroOffloadParamConfig",
+    }
+    own = of_class("DeepSpeedZeroConfig") - blocks.keys()
+    inner = {f"{key}.{name}" for key, kind in blocks.items() for name in of_class(kind)}
+    return {f"zero_optimization.{name}" for name in own | inner}
 
 
 def litgpt(command: str) -> set[str]:

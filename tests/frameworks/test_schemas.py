@@ -16,6 +16,7 @@ from pathlib import Path
 import known_settings
 import pytest
 import yaml
+from assets import RECIPES
 from environments import environment
 from known_settings import imported, inherited
 
@@ -24,12 +25,15 @@ from oomguard.adapters import axolotl, ms_swift, torchtune, trl
 from oomguard.adapters.fields import Bindings
 from oomguard.adapters.hf import liger
 from oomguard.adapters.llamafactory_keys import LIGER_MODELS
+from oomguard.adapters.settings import script_settings
 from oomguard.adapters.settings.axolotl_settings import AXOLOTL
+from oomguard.adapters.settings.deepspeed_settings import DEEPSPEED
 from oomguard.adapters.settings.groups import SettingGroups
 from oomguard.adapters.settings.litgpt_settings import LITGPT
 from oomguard.adapters.settings.llamafactory_settings import LLAMAFACTORY
 from oomguard.adapters.settings.swift_settings import SWIFT, SWIFT_RLHF
 from oomguard.adapters.settings.torchtune_settings import TORCHTUNE
+from oomguard.adapters.settings.trainer_settings import SEQ2SEQ
 from oomguard.adapters.settings.trl_settings import TRL
 from oomguard.configfile.document import Document, Source
 from oomguard.configfile.layered import Settings
@@ -155,6 +159,34 @@ def test_every_setting_of_a_package_is_in_one_group(
     assert twice(groups) == []
 
 
+@pytest.mark.parametrize(
+    ("groups", "script", "former"),
+    [
+        (script_settings.QWEN, "qwen/finetune.py", script_settings.FORMER.names),
+        (script_settings.LOFTQ, "peft_loftq/train.py", frozenset()),
+    ],
+)
+def test_every_flag_of_a_script_is_in_one_group(
+    groups: SettingGroups, script: str, former: frozenset[str]
+) -> None:
+    real = imported("hf") - SEQ2SEQ.names
+    own = {name for name, _ in _fields(RECIPES / script)} & {*groups.names, *real}
+    stated = {name for name, _ in _flags(RECIPES / script)}
+    assert sorted((real | stated) - groups.names) == [], "a flag that is in no group"
+    listed = {"lora_alpha", "lora_dropout", "lora_weight_path", "lora_bias", "cache_dir"}
+    listed |= {"eval_data_path"}
+    assert sorted(groups.names - real - own - former - listed) == []
+
+
+def _flags(path: Path) -> Iterator[tuple[str, object]]:
+    """Yield the fields of a script's dataclasses of flags."""
+    for node in ast.parse(path.read_text()).body:
+        if isinstance(node, ast.ClassDef) and node.name.endswith("Arguments"):
+            for one in node.body:
+                if isinstance(one, ast.AnnAssign) and isinstance(one.target, ast.Name):
+                    yield one.target.id, _default(one.value)
+
+
 def test_every_setting_that_torchtunes_recipes_read_is_in_one_group() -> None:
     real = known_settings.torchtune()
     assert len(real) > 35
@@ -168,6 +200,14 @@ def test_every_setting_of_a_litgpt_command_is_in_one_group(command: str) -> None
     assert len(real) > 30
     assert (sorted(real - groups.names), sorted(groups.names - real)) == ([], [])
     assert twice(groups) == []
+
+
+def test_every_key_of_deepspeeds_zero_is_in_one_group() -> None:
+    package = site_packages("llamafactory") / "deepspeed" / "runtime" / "zero"
+    real = known_settings.deepspeed(package)
+    listed = {key for key in DEEPSPEED.names if key.startswith("zero_optimization.")}
+    assert len(real) > 50
+    assert (sorted(real - listed), sorted(listed - real)) == ([], [])
 
 
 def test_axolotls_keys_and_defaults() -> None:

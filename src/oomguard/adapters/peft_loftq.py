@@ -18,6 +18,7 @@ from oomguard.adapters.fields import Binding, Bindings, Edits, flag
 from oomguard.adapters.hf import hf_trainer
 from oomguard.adapters.hf.hf_memory import LOFTQ_BITS
 from oomguard.adapters.hf.hf_trainer import HFTrainer
+from oomguard.adapters.settings.script_settings import LOFTQ
 from oomguard.configfile.flags import Flags
 from oomguard.configfile.layered import Settings
 from oomguard.job.memory_settings import TrainingCode
@@ -82,6 +83,11 @@ class PeftLoftq(HFTrainer):
     marks = Marks()
     bindings = BINDINGS
     refusals = _REFUSALS
+    groups = LOFTQ
+
+    def known_to(self, job: Job) -> frozenset[str]:
+        """Return nothing: a script has settings of its own."""
+        return frozenset()
 
     def recognizes_command(self, argv: tuple[str, ...]) -> Claim:
         """Claim a script whose flags ask for LoftQ."""

@@ -16,6 +16,7 @@ from oomguard.adapters.hf import training_arguments as hf
 from oomguard.adapters.hf.hf_memory import QWEN_MODEL, QWEN_RANK, qwen_memory_settings
 from oomguard.adapters.hf.hf_trainer import HFTrainer
 from oomguard.adapters.hf.trainer_adapter import ENVIRONMENT, ZERO3_WITH_BATCH_SEARCH
+from oomguard.adapters.settings.script_settings import QWEN
 from oomguard.configfile.flags import Flags
 from oomguard.configfile.layered import Settings
 from oomguard.job.checkpoint import Layout, Mode
@@ -126,6 +127,7 @@ class Qwen(HFTrainer):
     marks = Marks()
     bindings = BINDINGS
     refusals = _REFUSALS
+    groups = QWEN
     environment = (*ENVIRONMENT, "NNODES", "CUDA_DEVICE_MAX_CONNECTIONS")
     rank = QWEN_RANK
 

@@ -19,6 +19,9 @@ from oomguard.adapters.hf import training_arguments as hf
 from oomguard.adapters.hf.hf_memory import TRAINER_CODE, memory_settings_of
 from oomguard.adapters.invocation import Invocation, script
 from oomguard.adapters.launchers import Launcher
+from oomguard.adapters.settings.accelerate_settings import ACCELERATE
+from oomguard.adapters.settings.blocks import unmodelled_inside
+from oomguard.adapters.settings.deepspeed_settings import DEEPSPEED
 from oomguard.adapters.settings.trainer_settings import EFFECTS
 from oomguard.adapters.trial import trainer
 from oomguard.configfile.document import Files, Source
@@ -39,7 +42,7 @@ from oomguard.job.plan import (
 )
 from oomguard.job.stored_format import StoredFormat
 from oomguard.job.training_job import Device, Job, World
-from oomguard.job.unmodelled import TrainingMethod
+from oomguard.job.unmodelled import TrainingMethod, Unmodelled
 
 ENVIRONMENT = (
     *("MASTER_ADDR", "MASTER_PORT", "RANK", "LOCAL_RANK", "WORLD_SIZE", "NODE_RANK"),
@@ -122,6 +125,22 @@ class TrainerAdapter(ConfigAdapter):
     def read(self, request: JobRequest) -> Job:
         """Read the job."""
         return self._with_embeddings(super().read(request))
+
+    def unmodelled(self, job: Job) -> tuple[Unmodelled, ...]:
+        """Return the effects of settings, and of keys in DeepSpeed's config and accelerate's."""
+        invocation = self.of_job(job)
+        request = JobRequest(
+            argv=job.argv, cwd=job.cwd, source=job.config, env=job.env, files=job.files
+        )
+        path = self._zero_path(invocation, request)
+        inline = deepspeed.mapping_of(hf.DEEPSPEED.of(invocation.settings))
+        zero = deepspeed.config_in(job.files, path) if path else inline
+        launch = self.accelerate_config(invocation, request)
+        return (
+            *super().unmodelled(job),
+            *unmodelled_inside(hf.DEEPSPEED.name, zero or {}, DEEPSPEED),
+            *unmodelled_inside("accelerate", launch, ACCELERATE),
+        )
 
     def fields(
         self, invocation: Invocation, request: JobRequest, world: World

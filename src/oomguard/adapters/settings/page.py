@@ -7,14 +7,22 @@ from collections.abc import Iterator
 from oomguard.adapters.config_adapter import ConfigAdapter
 from oomguard.adapters.effects import Effect
 from oomguard.adapters.registry import ADAPTERS
+from oomguard.adapters.settings.accelerate_settings import ACCELERATE
+from oomguard.adapters.settings.deepspeed_settings import DEEPSPEED
 from oomguard.adapters.settings.groups import SettingGroups
+
+#: Files that several frameworks read.
+_SHARED = {"DeepSpeed's config": DEEPSPEED, "accelerate's config": ACCELERATE}
 
 
 def settings_tables() -> str:
     """Return the tables of every framework whose settings are listed, as Markdown."""
     found = (adapter.tables() for adapter in ADAPTERS if isinstance(adapter, ConfigAdapter))
     return "\n".join(
-        line for tables in found for title, groups in tables.items() for line in _of(title, groups)
+        line
+        for tables in (*found, _SHARED)
+        for title, groups in tables.items()
+        for line in _of(title, groups)
     )
 
 
