@@ -21,6 +21,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
+from io import BytesIO
 from pathlib import Path
 
 import psutil
@@ -136,7 +137,7 @@ class Soak:
 
     def check(self) -> dict[str, object]:
         """Say what came of it; an assertion fails where something was lost."""
-        history = parse_history((self.run / "events.jsonl").read_bytes(), "events.jsonl")
+        history = parse_history(BytesIO((self.run / "events.jsonl").read_bytes()), "")
         record = history.record
         report = json.loads((self.run / "fit-report.json").read_text())
         rows = [json.loads(x) for x in (self.place / "out/ledger.jsonl").read_text().splitlines()]

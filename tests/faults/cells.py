@@ -12,6 +12,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from io import BytesIO
 from pathlib import Path
 
 import psutil
@@ -143,7 +144,7 @@ class Cell:
     @property
     def events(self) -> tuple[Event, ...]:
         with _READS:
-            return parse_history((self.run / "events.jsonl").read_bytes(), "events.jsonl").events
+            return parse_history(BytesIO((self.run / "events.jsonl").read_bytes()), "").events
 
     @property
     def record(self) -> RunRecord:

@@ -3,6 +3,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from io import BytesIO
 from pathlib import Path
 
 import pytest
@@ -36,7 +37,7 @@ def test_events_are_read_back_and_a_line_cut_off_is_left_out(tmp_path):
     path = folder.path / "events.jsonl"
     path.write_bytes(path.read_bytes()[:-7])
 
-    events = list(parse_history(path.read_bytes(), str(path)).events)
+    events = list(parse_history(BytesIO(path.read_bytes()), str(path)).events)
     assert events == [STARTED, Signalled(t=1.0, signum=2)]
     assert replay(events).signum == 2
 
@@ -96,7 +97,7 @@ def test_a_disk_that_fills_up_is_noted_and_the_run_goes_on(tmp_path):
     folder.append(Signalled(t=1.0, signum=2))
     assert folder.lost is None
     folder.close()
-    events = parse_history((folder.path / "events.jsonl").read_bytes(), "events").events
+    events = parse_history(BytesIO((folder.path / "events.jsonl").read_bytes()), "events").events
     assert events == (STARTED, Signalled(t=1.0, signum=2))
 
 

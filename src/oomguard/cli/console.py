@@ -100,6 +100,10 @@ class Console:
         """Print one line."""
         self._line(text, style)
 
+    def notice(self, text: str) -> None:
+        """Print what the user should know at once."""
+        self._line(text, "red")
+
     def outcome(self, report: FitReport) -> None:
         """Print each change from the requested config, and the strongest fidelity cost."""
         if report.status is not Status.FIT:

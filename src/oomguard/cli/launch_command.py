@@ -101,7 +101,7 @@ def _launch(
             ladder=prepared.ladder,
             engine=LocalEngine(caps=prepared.caps, monitored=prepared.limits.inside),
             folder=folder,
-            audience=Audience(event=console.event, output=console.output),
+            audience=Audience(event=console.event, output=console.output, notice=console.notice),
         )
         if prepared.adapter.checkpoint_layout(prepared.job) is None:
             console.say(

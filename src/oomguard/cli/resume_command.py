@@ -76,7 +76,7 @@ def _resume(
         # Created after the leftovers are killed: it records how much GPU memory is free.
         engine=LocalEngine(caps=caps_of(limits), monitored=limits.inside),
         folder=folder,
-        audience=Audience(event=console.event, output=console.output),
+        audience=Audience(event=console.event, output=console.output, notice=console.notice),
     )
     resumed = Resumed(
         t=0.0, version=__version__, at=now_at(), cut_bytes=history.cut_bytes, grace_s=grace_s

@@ -350,6 +350,12 @@ def event_to_json(event: Event) -> dict[str, object]:
     return {"event": NAMES[type(event)], **document}
 
 
+def is_event(document: Mapping[str, object]) -> bool:
+    """Return whether a document names an event of this version, or none at all."""
+    name = document.get("event")
+    return not isinstance(name, str) or name in _KINDS
+
+
 def event_from_json(document: Mapping[str, object]) -> Event:
     """Read back what `event_to_json` gave.
 

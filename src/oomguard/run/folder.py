@@ -11,6 +11,7 @@ fit-report.json
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 from collections.abc import Mapping
@@ -49,11 +50,12 @@ class RunFolder:
     def __init__(self, path: Path, lock: FileLock) -> None:
         self.path = path
         self._lock = lock
+        self._folder = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        self.gone = False
         self._events = _private(path / "events.jsonl", os.O_APPEND)
         self._size_bytes = os.fstat(self._events).st_size
         self._waiting = bytearray()
-        self._reserve = path / ".reserve"
-        with open(_private(self._reserve, os.O_TRUNC), "wb") as reserve:
+        with open(_private(path / ".reserve", os.O_TRUNC), "wb") as reserve:
             reserve.write(b"\0" * RESERVE_BYTES)
         self.lost: OSError | None = None
         self.missed: dict[str, str] = {}
@@ -66,6 +68,8 @@ class RunFolder:
             RunFolderError: if it is locked, holds a run, is not writable or the disk is full.
         """
         path = base.absolute() / name
+        for given in (base, path):
+            _check_no_link(given)
         try:
             path.mkdir(mode=0o700, parents=True, exist_ok=True)
             path.chmod(0o700)
@@ -102,7 +106,8 @@ class RunFolder:
         try:
             lock = _hold(path)
             try:
-                history = _with_secrets(parse_history(events.read_bytes(), str(events)), path)
+                with events.open("rb") as lines:
+                    history = _with_secrets(parse_history(lines, str(events)), path)
                 os.truncate(events, history.kept_bytes)
                 return cls(path, lock), history
             except BaseException:
@@ -120,6 +125,34 @@ class RunFolder:
             self._waiting += msgspec.json.encode(masked) + b"\n"
         self._write_waiting()
 
+    def follow(self) -> str | None:
+        """Return what has happened to the folder since the last call, None if it is in its place.
+
+        A folder that was moved is used where it is now (Linux); one that was deleted is not made
+        again, as its place may be somebody else's by now.
+        """
+        if self.gone or self._is_at(self.path):
+            return None
+        with suppress(OSError):
+            now = Path(f"/proc/self/fd/{self._folder}").readlink()
+            if self._is_at(now):
+                before, self.path = self.path, now
+                return f"the run folder {before} was moved to {now}, where the run is recorded"
+        self.gone = True
+        return f"the run folder {self.path} was deleted: the job goes on, but nothing is recorded"
+
+    def _is_at(self, path: Path) -> bool:
+        try:
+            return os.path.samestat(path.lstat(), os.fstat(self._folder))
+        except OSError:
+            return False
+
+    def check(self) -> None:
+        """Raise FileNotFoundError if the folder was deleted."""
+        self.follow()
+        if self.gone:
+            raise FileNotFoundError(errno.ENOENT, "the run folder was deleted", str(self.path))
+
     def keep(self, path: Path, document: object) -> None:
         """Write a JSON file that can be rebuilt from the events; ignore a full disk."""
         with suppress(OSError):
@@ -136,9 +169,11 @@ class RunFolder:
         Raises:
             RunFolderError: if it cannot be created.
         """
-        folder = self.path / "attempts" / f"{number:03d}"
+        folder = self.path
         try:
-            folder.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            self.check()
+            folder = self.path / "attempts" / f"{number:03d}"
+            folder.parent.mkdir(mode=0o700, exist_ok=True)
             folder.mkdir(mode=0o700, exist_ok=True)
         except OSError as error:
             step = f"Free disk space or fix the permissions, then: oomguard resume {self.path}"
@@ -155,8 +190,9 @@ class RunFolder:
 
     def final(self) -> Path:
         """Return the folder of the final config; create it if needed."""
+        self.check()
         folder = self.path / "final"
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        folder.mkdir(mode=0o700, exist_ok=True)
         return folder
 
     @property
@@ -167,13 +203,14 @@ class RunFolder:
     def release(self) -> None:
         """Release the reserved disk space, for the outcome."""
         with suppress(OSError):
-            self._reserve.unlink(missing_ok=True)
+            (self.path / ".reserve").unlink(missing_ok=True)
         self._write_waiting()
 
     def close(self) -> None:
         """Release and unlock the folder."""
         self.release()
         os.close(self._events)
+        os.close(self._folder)
         self._lock.release()
 
     def _write_waiting(self) -> None:
@@ -217,9 +254,19 @@ def _with_secrets(history: History, path: Path) -> History:
     return replace(history, events=(replace(first, job=job), *others))
 
 
+def _check_no_link(folder: Path) -> None:
+    if folder.is_symlink():
+        raise RunFolderError(
+            "it is a symbolic link, which is not followed",
+            where=Where(file=str(folder)),
+            next_step=f"Name the folder itself: {folder.resolve()}.",
+        )
+
+
 def _private(path: Path, flags: int = 0) -> int:
-    """Open a file that only its owner can read and return the descriptor."""
-    return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | flags, 0o600)
+    """Open a file that only its owner can read, not through a link; return the descriptor."""
+    flags |= os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
+    return os.open(path, flags, 0o600)
 
 
 def write_json(path: Path, document: object) -> None:

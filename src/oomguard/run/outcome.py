@@ -34,6 +34,7 @@ def write_outcome(
         surroundings=surroundings,
     )
     try:
+        folder.check()
         write_json(folder.report, to_json(report))
     except OSError as error:
         folder.miss("the fit-report", error)

@@ -9,7 +9,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
@@ -19,6 +19,7 @@ from typing_extensions import assert_never
 
 from oomguard import monitor
 from oomguard.adapters.contract import Adapter
+from oomguard.errors import RunFolderError
 from oomguard.evidence.verdict import Phase
 from oomguard.job.checkpoint import Layout
 from oomguard.job.command import Command
@@ -70,6 +71,7 @@ from oomguard.run.state import Attempt, RunRecord, State, replay, started_job
 GRACE_OOM_S = 1.0  # also for a restart from a checkpoint
 GRACE_LEFTOVERS_S = 5.0
 TICK_S = 0.1
+FOLDER_EVERY_S = 1.0
 #: Chunks of output that may queue up; beyond it the job blocks when it prints.
 QUEUE_LENGTH = 512
 
@@ -83,10 +85,14 @@ class _Asked:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Audience:
-    """Callbacks: `event` gets everything that is recorded, `output` what the job prints."""
+    """Callbacks: `event` gets everything that is recorded, `output` what the job prints.
+
+    `notice` gets what cannot be recorded.
+    """
 
     event: Callable[[Event, RunRecord], None]
     output: Callable[[bytes], None]
+    notice: Callable[[str], None]
 
 
 class Supervisor:
@@ -117,6 +123,7 @@ class Supervisor:
         self._layout: Layout | None = None
         self._stamp: Stamp | None = {}
         self._saving = False
+        self._folder_seen_t = 0.0
 
     def run(self, started: RunStarted) -> RunRecord:
         """Run the job from its first event to its last; none of its processes is left."""
@@ -172,6 +179,7 @@ class Supervisor:
     def _incoming(self) -> Iterator[Event]:
         """Yield what happens to the running attempt, to its device and to oomguard itself."""
         while True:
+            self._watch_folder()
             try:
                 seen = self._queue.get(timeout=TICK_S)
             except queue.Empty:
@@ -192,11 +200,22 @@ class Supervisor:
                     if isinstance(seen, Output):
                         self._audience.output(seen.data)
                     elif isinstance(seen, Report):
-                        append_json(self._attempt_folder / "memory.jsonl", json.loads(seen.line))
+                        with suppress(RunFolderError):  # deleted, which is reported
+                            append_json(
+                                self._attempt_folder / "memory.jsonl", json.loads(seen.line)
+                            )
                     yield from self._observer.take(seen, self._now)
                     yield from self._newly_saved(seen)
                 case _:
                     assert_never(seen)
+
+    def _watch_folder(self) -> None:
+        """Report at once that the run folder was moved or deleted."""
+        if self._now - self._folder_seen_t >= FOLDER_EVERY_S:
+            self._folder_seen_t = self._now
+            news = self._folder.follow()
+            if news is not None:
+                self._audience.notice(news)
 
     def _hear(self, asked: _Asked) -> None:
         leaving = self._leaving
@@ -286,8 +305,9 @@ class Supervisor:
         self._leaving = None
         attempt = self.record.last
         verdict = attempt.concluded(seen.returncode)
-        self._folder.keep(self._attempt_folder / "verdict.json", verdict)
-        self._folder.forget_output(attempt.number)
+        with suppress(RunFolderError):
+            self._folder.keep(self._attempt_folder / "verdict.json", verdict)
+            self._folder.forget_output(attempt.number)
         yield Exited(
             t=self._now,
             attempt=attempt.number,
