@@ -33,4 +33,5 @@ STRATEGY = Strategy(
     change=change,
     otherwise="there are none, or the framework does not say",
     repeat=True,
+    fewer_processes=True,
 )

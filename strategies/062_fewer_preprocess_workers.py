@@ -17,4 +17,5 @@ STRATEGY = Strategy(
     change=change,
     otherwise="there is one only, or the framework does not say",
     repeat=True,
+    fewer_processes=True,
 )

@@ -12,7 +12,7 @@ from oomguard.cli.output import echo
 from oomguard.cli.streams import discard
 from oomguard.evidence.verdict import Finding, Kind, Verdict
 from oomguard.job.checkpoint import Continuation, Mode
-from oomguard.job.plan import Change, Plan, Value
+from oomguard.job.plan import Change, Plan, Value, differences
 from oomguard.job.training_job import Job
 from oomguard.ladder.strategy_contract import Fidelity, Step
 from oomguard.run.attempt import Probe, Purpose, StopReason
@@ -141,7 +141,8 @@ class Console:
         if event.spec.begins is not None and (event.spec.begins.checkpoint or lost):
             self._line(_begin_line(event.spec.begins))
         title = f"attempt {event.attempt}{_probe_note(event.spec.probe)}"
-        self._line(f"{title}: {show_plan(event.spec.plan)}", "bold")
+        requested = record.job.asked if record.job else None
+        self._line(f"{title}: {show_plan(event.spec.plan, requested)}", "bold")
 
     def _exited(self, event: Exited, record: RunRecord) -> None:
         attempt = record.last
@@ -217,8 +218,20 @@ def _resumed_line(event: Resumed | CutShort, record: RunRecord) -> str:
     return f"resuming {record.run}, started {record.at}{cut}"
 
 
-def show_plan(plan: Plan) -> str:
-    """Return the fields of a plan that decide its memory, on one line."""
+#: Fields of a plan that its line always shows.
+_ALWAYS_SHOWN = frozenset(
+    {
+        *("micro_batch", "accumulation", "sequence_length", "completion_length"),
+        *("precision", "tuning", "quantization", "sharding"),
+    }
+)
+
+
+def show_plan(plan: Plan, requested: Plan | None = None) -> str:
+    """Return the fields of a plan that decide its memory, on one line.
+
+    Every other field that differs from the `requested` plan is named as well.
+    """
     parts = [f"micro batch {plan.micro_batch} x {plan.accumulation}"]
     if plan.sequence_length is not None:
         parts.append(f"{plan.sequence_length} tokens")
@@ -228,6 +241,12 @@ def show_plan(plan: Plan) -> str:
         value.value
         for value in (plan.precision, plan.tuning, plan.quantization, plan.sharding)
         if value is not None and value.value != "none"
+    ]
+    changes = differences(requested, plan) if requested else ()
+    parts += [
+        f"{change.field} {_value(change.after)}"
+        for change in changes
+        if change.field not in _ALWAYS_SHOWN
     ]
     return ", ".join(parts)
 

@@ -76,7 +76,8 @@ class Finding:
     `text` is the line or message it rests on, `signature` the name of the rule that matched,
     `line` its number in the log (from 1), `handled` says that the job caught it and went on.
     `helper` says that it is about a process beside the ranks, whose failure the job may deal with.
-    `phase_known` is False where the phase is only what a job is taken to do by default.
+    `phase_known` is False where the phase is only what a job is taken to do by default. `batch` is
+    the shape of the largest tensor of the batch that was processed.
     """
 
     witness: Witness
@@ -94,6 +95,7 @@ class Finding:
     handled: bool = False
     helper: bool = False
     phase_known: bool = True
+    batch: tuple[int, ...] | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

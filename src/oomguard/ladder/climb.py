@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 
-from oomguard.evidence.verdict import Verdict
+from oomguard.evidence.verdict import Cause, Verdict
 from oomguard.job.checkpoint import Checkpoint, Continuation, Mode
 from oomguard.job.plan import Plan, differences
 from oomguard.job.training_job import Job
@@ -22,6 +23,10 @@ CLASSIC = (
 )
 
 
+#: Fields of a plan that decide how much of a sample is trained on.
+_OF_SAMPLES = frozenset(
+    {"sequence_length", "overlong", "image_pixels", "video_pixels", "completion_length"}
+)
 _RANK = {mode: rank for rank, mode in enumerate(Mode)}
 
 
@@ -75,16 +80,22 @@ class Ladder:
         why: Verdict,
         *,
         trained: bool = False,
+        ruled_out: Mapping[str, str] = MappingProxyType({}),
     ) -> Rung:
         """Find the first strategy that applies to `why` and yields an untried plan.
 
         `tried` are the plans so far, the failed one last; `taken` the ids of the steps that led
-        to it; `trained` says that work would be lost by beginning again. Where the phase is only
-        a default, strategies for it come first, and those for other phases after them.
+        to it; `trained` says that work would be lost by beginning again. `ruled_out` says which
+        strategies cannot help, and why. Where the phase is only a default, strategies for it come
+        first, and those for other phases after them.
         """
-        rung = self._climb(job, tried, taken, why, trained=trained, any_phase=False)
+        known = dict(ruled_out)
+        if trained:
+            lossy = (one.id for one in self.strategies if one.fresh)
+            known |= dict.fromkeys(lossy, "it would discard training progress")
+        rung = self._climb(job, tried, taken, why, known, any_phase=False)
         if rung.plan is None and not why.phase_known:
-            return self._climb(job, tried, taken, why, trained=trained, any_phase=True)
+            return self._climb(job, tried, taken, why, known, any_phase=True)
         return rung
 
     def _climb(
@@ -93,18 +104,16 @@ class Ladder:
         tried: Sequence[Plan],
         taken: Sequence[str],
         why: Verdict,
+        ruled_out: Mapping[str, str],
         *,
-        trained: bool,
         any_phase: bool,
     ) -> Rung:
         skipped: list[Skip] = []
         for strategy in self.strategies:
             if strategy.preflight:
                 continue
-            outcome = (
-                "it would discard training progress"
-                if strategy.fresh and trained
-                else self._consider(strategy, job, tried, taken, why, any_phase=any_phase)
+            outcome = ruled_out.get(strategy.id) or self._consider(
+                strategy, job, tried, taken, why, any_phase=any_phase
             )
             if isinstance(outcome, Plan):
                 step = _step(strategy, job, tried[-1], outcome)
@@ -168,6 +177,10 @@ class Ladder:
         changed = strategy.change(job, tried[-1])
         if changed is None or changed == tried[-1]:
             return strategy.otherwise
+        if why.cause is Cause.GROWTH and _cuts_data(tried[-1], changed):
+            return (
+                "memory grows from step to step, so less data per sample would only delay the end"
+            )
         return self._admit(job, tried, self.framework.normalize(job, changed))
 
     def _admit(self, job: Job, tried: Sequence[Plan], plan: Plan) -> Plan | str:
@@ -183,6 +196,11 @@ class Ladder:
             names = " ".join(missing)
             return f"the job's Python lacks {names}: {job.python} -m pip install {names}"
         return plan
+
+
+def _cuts_data(before: Plan, after: Plan) -> bool:
+    """Return whether a change makes samples smaller than they were requested."""
+    return any(change.field in _OF_SAMPLES for change in differences(before, after))
 
 
 def _step(strategy: Strategy, job: Job, before: Plan, after: Plan) -> Step:

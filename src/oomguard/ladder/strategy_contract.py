@@ -63,6 +63,7 @@ class Strategy:
 
     `change` returns the changed plan, or None if there is nothing left to change; `otherwise` is
     the reason that is then shown. A `repeat` strategy is taken again while it changes something.
+    `fewer_processes` says that it saves memory by running fewer processes, each with as much.
     `needs` names the packages that the job's Python must have. A `preflight` strategy is applied
     before the first attempt, whether or not it fails. A `fresh` one would discard what was trained,
     so it is taken only if nothing was. `tell` returns what the changed plan means for this job
@@ -78,6 +79,7 @@ class Strategy:
     repeat: bool = False
     preflight: bool = False
     fresh: bool = False
+    fewer_processes: bool = False
     needs: tuple[str, ...] = ()
     tell: Callable[[Job, Plan, Plan], str] = lambda _job, _before, _after: ""
     cost_for: Callable[[Job], Fidelity | None] = lambda _job: None

@@ -35,7 +35,7 @@ from oomguard.job.checkpoint import Continuation
 from oomguard.job.training_job import Device, Job
 from oomguard.ladder.climb import Ladder
 from oomguard.ladder.strategy_contract import Skip
-from oomguard.run import minimize
+from oomguard.run import minimize, no_use
 from oomguard.run.attempt import AttemptSpec, Purpose, StopReason, probe_of
 from oomguard.run.events import (
     CutShort,
@@ -304,12 +304,22 @@ def _climb(record: RunRecord, job: Job, why: Verdict, ladder: Ladder) -> Action:
     most = record.limits.max_attempts if record.limits else 0
     if record.rungs_tried >= most:
         return Finish(status=Status.EXHAUSTED, reason=f"none of {most} attempts fits")
+    idle = no_use.without_effect(record)
+    if idle is not None:
+        return Finish(status=Status.EXHAUSTED, reason=idle)
     base = _base(record, job)
     others = (attempt.spec.plan for attempt in record.attempts if attempt is not base)
     tried = [*others, base.spec.plan]
     path, why = base.spec.path, base.verdict or why
     useless = [a.spec.steps[-1].strategy for a in record.attempts if _backfired(a, job)]
-    rung = ladder.climb(job, tried, (*path, *useless), why, trained=bool(record.checkpoints))
+    rung = ladder.climb(
+        job,
+        tried,
+        (*path, *useless),
+        why,
+        trained=bool(record.checkpoints),
+        ruled_out=no_use.ruled_out(record, why, ladder),
+    )
     if rung.plan is None or rung.step is None:
         return Finish(
             status=Status.EXHAUSTED, reason="all strategies are exhausted", skipped=rung.skipped

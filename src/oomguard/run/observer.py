@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 
@@ -153,6 +154,7 @@ class Observer:
             requested_bytes=report.requested_bytes,
             capacity_bytes=report.capacity_bytes,
             phase_known=report.phase_known,
+            batch=max((report.shapes or {}).values(), key=math.prod, default=None),
         )
 
     def _mark_handled(self, progress: Progress) -> Iterator[Event]:

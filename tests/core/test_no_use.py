@@ -1,0 +1,142 @@
+"""What is known to be of no use is not tried, and a change without effect is reported at once."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import pytest
+
+from generators import make_job
+from oomguard.cli.console import show_plan
+from oomguard.evidence.verdict import Cause, Finding, Kind, Phase, Verdict, Witness
+from oomguard.job.plan import Part, Plan
+from oomguard.job.training_job import Device
+from oomguard.run.decide import Finish, Launch
+from oomguard.run.events import DeviceFree, Exited, Limits, RunStarted, Status
+from oomguard.run.no_use import EACH_PROCESS
+from told import Told
+
+MIB = 1 << 20
+ASKED = Plan(micro_batch=16, accumulation=1, sequence_length=512, loader_workers=4)
+FAILED = Finding(
+    witness=Witness.INSIDE,
+    kind=Kind.HOST_OOM,
+    text="DefaultCPUAllocator: can't allocate memory",
+    phase=Phase.FORWARD,
+    step=0,
+    requested_bytes=512 * MIB,
+    batch=(16, 256),
+)
+
+
+@dataclass(kw_only=True)
+class Walked(Told):
+    """A run on the CPU whose host memory is capped, and how each of its attempts ends."""
+
+    capped_by: str | None = "rlimit"
+    asked: Plan = ASKED
+
+    def begin(self) -> Launch:
+        limits = Limits(
+            ladder=(),
+            allow=self.ladder.allow,
+            max_attempts=20,
+            host_memory_bytes=1 << 30,
+            host_memory_by=self.capped_by,
+        )
+        job = make_job(self.asked, device=Device.CPU)
+        return self.happen(RunStarted(t=0, run="r", version="0", at="now", job=job, limits=limits))
+
+    def ends(self, found: Finding, **verdict: object) -> Launch | Finish:
+        """End the attempt that was decided last; return what follows."""
+        number = len(self.record.attempts)
+        why = Verdict(
+            kind=found.kind,
+            phase=found.phase,
+            requested_bytes=found.requested_bytes,
+            evidence=(found,),
+            **verdict,
+        )
+        self.happen(Exited(t=2, attempt=number, returncode=1, verdict=why))
+        return self.happen(DeviceFree(t=3, attempt=number, free=True, waited_s=0))
+
+
+def steps(action: Launch) -> list[str]:
+    return [step.strategy for step in action.spec.steps]
+
+
+def test_fewer_workers_do_not_help_a_process_that_ran_into_its_own_limit():
+    run = Walked()
+    run.launch(run.begin())
+    action = run.ends(FAILED)
+    assert steps(action) == ["halve_micro_batch"]
+    skipped = {skip.strategy: skip.reason for skip in action.spec.skipped}
+    assert skipped["fewer_loader_workers"] == EACH_PROCESS
+
+
+@pytest.mark.parametrize(
+    ("capped_by", "witness"),
+    [("cgroup", Witness.INSIDE), (None, Witness.INSIDE), ("rlimit", Witness.KERNEL)],
+)
+def test_fewer_workers_help_where_all_processes_count(capped_by, witness):
+    run = Walked(capped_by=capped_by)
+    run.launch(run.begin())
+    assert steps(run.ends(replace(FAILED, witness=witness))) == ["fewer_loader_workers"]
+
+
+def test_a_script_that_ignores_its_batch_size_is_named_after_one_more_attempt():
+    run = Walked()
+    run.launch(run.begin())
+    run.launch(run.ends(FAILED))
+    action = run.ends(FAILED)
+    assert isinstance(action, Finish)
+    assert action.status is Status.EXHAUSTED
+    assert action.reason.startswith(
+        "halve_micro_batch had no effect: with a micro batch of 8 as of 16, the same allocation of "
+        "512.00 MiB failed on a batch of 16 x 256."
+    )
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"batch": (8, 256)},
+        {"batch": None},
+        {"requested_bytes": 256 * MIB},
+        {"phase": Phase.OPTIMIZER},
+        {"step": 3},
+        {"witness": Witness.LOG},
+    ],
+)
+def test_another_failure_goes_on(changed):
+    run = Walked()
+    run.launch(run.begin())
+    run.launch(run.ends(FAILED))
+    action = run.ends(replace(FAILED, **changed))
+    assert isinstance(action, Launch)
+    assert action.spec.plan.micro_batch == 4
+
+
+def test_growing_memory_is_not_answered_by_cutting_the_data():
+    run = Walked(asked=Plan(micro_batch=1, accumulation=1, sequence_length=512))
+    run.launch(run.begin())
+    action = run.ends(FAILED, cause=Cause.GROWTH)
+    taken = []
+    while isinstance(action, Launch):
+        taken += steps(action)
+        assert action.spec.plan.sequence_length == 512
+        run.launch(action)
+        action = run.ends(replace(FAILED, step=len(taken)), cause=Cause.GROWTH)
+    reasons = {skip.strategy: skip.reason for skip in action.skipped}
+    assert reasons["cut_cutoff_len"].startswith("memory grows from step to step")
+
+
+def test_the_line_of_an_attempt_names_every_field_that_was_changed():
+    asked = Plan(micro_batch=4, accumulation=2, image_pixels=1 << 20, optimizer="adamw_torch")
+    changed = replace(
+        asked, image_pixels=1 << 18, optimizer="adamw_8bit", frozen=frozenset({Part.VISION_TOWER})
+    )
+    assert show_plan(asked, asked) == "micro batch 4 x 2"
+    assert show_plan(changed, asked) == (
+        "micro batch 4 x 2, image_pixels 262144, frozen vision_tower, optimizer adamw_8bit"
+    )
