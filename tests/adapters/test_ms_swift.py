@@ -8,8 +8,10 @@ import pytest
 
 from oomguard.adapters.ms_swift import MsSwift
 from oomguard.job.checkpoint import Mode
+from oomguard.job.memory_settings import Reference
 from oomguard.job.plan import Offload, Part, Precision, Quantization, Sharding, Tuning
 from oomguard.job.training_job import World
+from oomguard.job.unmodelled import TrainingMethod
 
 CLI = "swift sft train.yaml"
 TEXT = "model: Qwen/Qwen2.5-7B\ndataset: d.jsonl\n"
@@ -148,3 +150,49 @@ def test_checkpoints_are_found_where_runs_share_a_folder(bench: Callable[..., An
     shared = bench(MsSwift()).job(CLI, TEXT + "add_version: false\n")
     assert MsSwift().checkpoint_layout(shared).folder == "/home/me/project/output"
     assert MsSwift().resume_mode(shared, shared.asked, shared.asked)[0] is Mode.FULL
+
+
+GRPO = "model: Qwen/Qwen2.5-0.5B\nrlhf_type: grpo\ndataset: d\nper_device_train_batch_size: 8\n"
+
+
+def test_grpo_generates_whole_groups_on_every_rung(bench: Callable[..., Any], folder: str) -> None:
+    table = bench(MsSwift())
+    text = f"{GRPO}gradient_accumulation_steps: 2\nuse_vllm: true\nvllm_mode: colocate\n"
+    job = table.job("swift rlhf train.yaml", text)
+    assert (job.group, job.asked.generation_batch, job.asked.completion_length) == (8, 16, 512)
+    assert (job.asked.engine_share, job.asked.engine_sleeps) == (0.9, False)
+    plan = replace(
+        job.asked, micro_batch=4, accumulation=4, engine_share=0.6, engine_sleeps=True,
+        completion_length=256,
+    )  # fmt: skip
+    assert table.adapter.refusal(job, plan) is None
+    command = table.adapter.write(job, plan, folder)
+    assert table.reread(job, command).asked == plan
+    assert "sleep_level: 1" in command.files[0].text
+    torn = replace(job.asked, generation_batch=12)
+    assert "divisible" in (table.adapter.refusal(job, torn) or "")
+
+
+@pytest.mark.parametrize(
+    ("lines", "reference"),
+    [("", Reference.START), ("beta: 0\n", Reference.NONE), ("ref_model: o\n", Reference.MODEL)],
+)
+def test_grpo_is_described_and_its_unmeasured_loss_named(
+    bench: Callable[..., Any], lines: str, reference: Reference
+) -> None:
+    table = bench(MsSwift())
+    job = table.job("swift rlhf train.yaml", GRPO + lines)
+    settings = table.adapter.memory_settings(job)
+    assert settings.objective is not None
+    assert settings.objective.method is TrainingMethod.GRPO
+    assert settings.objective.reference is reference
+    assert settings.generation is not None
+    assert not settings.generation.by_engine
+    assert {"rlhf_type", "dataset"} <= {one.key for one in table.adapter.unmodelled(job)}
+
+
+@pytest.mark.parametrize("command", ["sft", "rlhf"])
+def test_other_methods_generate_nothing(bench: Callable[..., Any], command: str) -> None:
+    job = bench(MsSwift()).job(f"swift {command} train.yaml", "model: a/b\ndataset: d\n")
+    plan = job.asked
+    assert (job.group, plan.completion_length, plan.generation_batch) == (None, None, None)

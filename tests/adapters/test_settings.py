@@ -218,19 +218,31 @@ SWIFT = {
     "task_type": [Example("embedding")],
     "num_labels": [Example("3")],
 }
+_GRPO = "rlhf_type: grpo\n"
 SWIFT_RLHF = {
     **{
         key: examples
         for key, examples in SWIFT.items()
         if key not in ("use_liger_kernel", "packing", "lora_dropout", "task_type", "num_labels")
     },
-    "rlhf_type": [Example("orpo"), Example("grpo"), Example("kto")],
+    "rlhf_type": [Example("orpo"), Example("grpo", "max_length: 64\n"), Example("kto")],
     "loss_type": [
         Example("simpo", "rlhf_type: cpo\n"),
         Example("apo_zero_unpaired", "rlhf_type: kto\n"),
     ],
     "cpo_alpha": [Example("0", "rlhf_type: simpo\n")],
     "ref_model": [Example("other", "tuner_type: full\n")],
+    "per_device_train_batch_size": [Example("2", _GRPO), Example("2")],
+    "gradient_accumulation_steps": [Example("2", _GRPO)],
+    "num_generations": [Example("4", _GRPO)],
+    "max_completion_length": [Example("99", _GRPO)],
+    "generation_batch_size": [Example("32", _GRPO)],
+    "steps_per_generation": [Example("3", _GRPO)],
+    "num_iterations": [Example("2", _GRPO)],
+    "use_vllm": [Example("true", _GRPO)],
+    "vllm_mode": [Example("server", f"{_GRPO}use_vllm: true\n")],
+    "vllm_gpu_memory_utilization": [Example("0.5", f"{_GRPO}use_vllm: true\n")],
+    "sleep_level": [Example("1", f"{_GRPO}use_vllm: true\n")],
 }
 PLUGGED = "plugins: [axolotl.integrations.%s.Plugin]\n"
 AXOLOTL = {

@@ -10,7 +10,13 @@ import posixpath
 from collections.abc import Mapping
 from dataclasses import replace
 
-from oomguard.adapters import fields, launchers, ms_swift_methods
+from oomguard.adapters import (
+    fields,
+    launchers,
+    ms_swift_generation,
+    ms_swift_methods,
+    trl_generation,
+)
 from oomguard.adapters.config_adapter import Refusal
 from oomguard.adapters.contract import JobRequest, Marks
 from oomguard.adapters.fields import Binding, Bindings, Edits, Key, flag, number
@@ -223,6 +229,8 @@ BINDINGS = Bindings(
         ),
         Binding(field="frozen", read=_frozen, edits=_frozen_edits),
         hf.loss_kernel("use_liger_kernel"),
+        trl_generation.COMPLETION_LENGTH,
+        *ms_swift_generation.ENGINE.bindings,
     )
 )
 
@@ -293,7 +301,10 @@ class MsSwift(TrainerAdapter):
     python_packages = ("swift",)
     starts = (*programs, "sft")
     bindings = BINDINGS
-    refusals = (QUANTIZED_ALONE, _SPLIT, NO_ROWS, ZERO3_WITH_BATCH_SEARCH, hf.NO_METRIC, NOT_FUSED)
+    refusals = (
+        *(QUANTIZED_ALONE, _SPLIT, NO_ROWS, ZERO3_WITH_BATCH_SEARCH, hf.NO_METRIC, NOT_FUSED),
+        *trl_generation.WHOLE_GROUPS,
+    )
     environment = (*ENVIRONMENT, *_LAUNCHED_BY)
     output = _OUTPUT
     rank = _RANK
@@ -323,7 +334,13 @@ class MsSwift(TrainerAdapter):
         more = ms_swift_methods.unmodelled(
             _command(job.argv), self.of_job(job).settings, self.memory_settings(job)
         )
-        return (*super().unmodelled(job), *more)
+        settings = self.of_job(job).settings
+        generated = ms_swift_generation.unmodelled(job, settings) if job.group else ()
+        return (*super().unmodelled(job), *more, *generated)
+
+    def unbound(self, job: Job, plan: Plan) -> tuple[str, ...]:
+        """Return the fields that no single key holds."""
+        return (*super().unbound(job, plan), "generation_batch")
 
     def memory_settings(self, job: Job) -> MemorySettings:
         """Read what decides the memory; LoRA goes to all linear layers unless a setting says."""
@@ -360,9 +377,13 @@ class MsSwift(TrainerAdapter):
         asked = replace(job.asked, accumulation=steps)
         if command == ms_swift_methods.RLHF:  # whose losses Liger does not fuse
             asked = replace(asked, loss_kernel=None)
+        generates = (
+            ms_swift_methods.method_of(command, settings) is TrainingMethod.GRPO
+            and command == ms_swift_methods.RLHF
+        )
+        job = replace(job, asked=asked)
         return replace(
-            job,
-            asked=asked,
+            ms_swift_generation.requested(job, settings, generates=generates),
             multimodal=_is_multimodal(settings),
             compares_samples=ms_swift_methods.compares_samples(command, settings),
         )
@@ -387,7 +408,7 @@ class MsSwift(TrainerAdapter):
         is_new = plan.micro_batch != job.asked.micro_batch
         if is_new and _STEPS.of(settings) != plan.accumulation:
             settings = settings.set(_STEPS.name, plan.accumulation)
-        return settings
+        return trl_generation.edited(settings, job, plan)
 
     def shard(
         self, invocation: Invocation, job: Job, plan: Plan, folder: str

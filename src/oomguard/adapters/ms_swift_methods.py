@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from oomguard.adapters import fields, trl_methods
+from oomguard.adapters import fields, ms_swift_generation, trl_methods
 from oomguard.adapters.fields import Key
 from oomguard.adapters.hf import heads
 from oomguard.adapters.reference_models import other_reference
@@ -92,6 +92,8 @@ def memory_settings(found: MemorySettings, command: str, settings: Settings) -> 
 def _preference(found: MemorySettings, settings: Settings) -> MemorySettings:
     """Return what `swift rlhf` computes; no pairs are packed here."""
     method = method_of(RLHF, settings)
+    if method is TrainingMethod.GRPO:
+        return ms_swift_generation.memory_settings(found, settings)
     lora = found.lora and replace(found.lora, dropout=0.0)  # disable_dropout, in all their configs
     if method is TrainingMethod.REWARD:
         return replace(found, objective=trl_methods.REWARD, lora=lora, packing=False)

@@ -46,7 +46,7 @@ _WARPS = (
     *(fraction("min_p", 0.0), fraction("top_k", 0.0)),
 )
 #: Scores, their warped copy and probabilities; sorted: with int64 indices and cumulated sums too.
-_WARPED_BYTES, _SORTED_BYTES = 12, 28
+WARPED_BYTES, SORTED_BYTES = 12, 28
 #: A vLLM beside the training, unless it is said to be a server.
 ENGINE = EngineKeys(
     used=flag("use_vllm"),
@@ -122,9 +122,9 @@ def _sampled_bytes(settings: Settings) -> int:
     top_p sorts scores and their indices, and sums their probabilities up.
     """
     if _TOP_P.of(settings) < 1:
-        return _SORTED_BYTES
+        return SORTED_BYTES
     scored = any(key.of(settings) != key.default for key in _WARPS)
-    return _WARPED_BYTES if scored else Generation().sampled_bytes
+    return WARPED_BYTES if scored else Generation().sampled_bytes
 
 
 def group_of(method: TrainingMethod, settings: Settings) -> int | None:
@@ -163,6 +163,24 @@ def _splits_eval(settings: Settings, job: Job, plan: Plan) -> bool:
     return plan.eval_batch * job.world.size % group != 0
 
 
+#: All completions of a prompt stay together.
+WHOLE_GROUPS = (
+    Refusal(
+        message="generation_batch_size must be divisible by the global batch size",
+        when=lambda _, job, plan: bool(
+            job.group and (plan.generation_batch or 0) % plan.micro_batch
+        ),
+    ),
+    Refusal(
+        message="generation_batch_size must be divisible by num_generations",
+        when=lambda _, job, plan: bool(job.group and _rows(job, plan) % job.group),
+    ),
+    Refusal(
+        message="The global eval batch size must be divisible by the number of generations used "
+        "for evaluation",
+        when=_splits_eval,
+    ),
+)
 REFUSALS = (
     Refusal(
         message="'generation_batch_size' and 'steps_per_generation' can not be both configured at "
@@ -180,21 +198,7 @@ REFUSALS = (
         message="at least 2 generations per prompt are required to calculate the advantages",
         when=lambda _, job, __: job.group == 1,
     ),
-    Refusal(
-        message="generation_batch_size must be divisible by the global batch size",
-        when=lambda _, job, plan: bool(
-            job.group and (plan.generation_batch or 0) % plan.micro_batch
-        ),
-    ),
-    Refusal(
-        message="generation_batch_size must be divisible by num_generations",
-        when=lambda _, job, plan: bool(job.group and _rows(job, plan) % job.group),
-    ),
-    Refusal(
-        message="The global eval batch size must be divisible by the number of generations used "
-        "for evaluation",
-        when=_splits_eval,
-    ),
+    *WHOLE_GROUPS,
     Refusal(
         message="You passed `sync_ref_model=True` while `beta=0.0`, which means the reference "
         "model is not used during training.",
