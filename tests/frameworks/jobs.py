@@ -105,6 +105,50 @@ report_to: none
 use_cpu: true
 """
 
+_SWIFT = """\
+# A LoRA fine-tune of a tiny Llama; these comments are the user's own.
+model: model  # random weights
+model_type: llama
+template: dummy
+tuner_type: lora
+lora_rank: 8
+torch_dtype: float32
+fp16: false
+use_hf: true
+
+# data
+dataset: data/train.json
+split_dataset_ratio: 0
+max_length: 256
+truncation_strategy: right
+dataset_num_proc: 1
+dataloader_num_workers: 0
+
+# what one optimizer step is made of
+per_device_train_batch_size: 16  # all at once
+gradient_accumulation_steps: 1
+gradient_checkpointing: false
+learning_rate: 1.0e-3
+max_steps: 3
+
+output_dir: out
+add_version: false
+logging_steps: 1
+save_steps: 3
+report_to: none
+use_cpu: true
+"""
+#: What `swift rlhf` is told besides: the names of the columns, and logits of every token.
+_SWIFT_PAIRS = """\
+dataset: data/pairs/train.jsonl
+columns:
+  prompt: query
+  chosen: response
+  rejected: rejected_response
+rlhf_type: dpo
+use_logits_to_keep: false
+"""
+
 #: What is generated from each prompt, and a reward that differs between the completions of one.
 _GENERATED = """\
 reward_funcs: [rewards.spread]
@@ -197,6 +241,34 @@ def hf_job(folder: Path) -> TinyJob:
         python=python,
         config=_written(folder / "train.yaml", block + _HF_FLAGS),
         argv=(str(python), script, *words),
+        env=_environ(folder, python),
+        smaller=lambda micro: (
+            *("--per_device_train_batch_size", str(micro)),
+            *("--gradient_accumulation_steps", str(GLOBAL_BATCH // micro)),
+        ),
+    )
+
+
+def swift_job(folder: Path) -> TinyJob:
+    """Write an ms-swift LoRA job: `train.yaml` for `swift sft`."""
+    return _swift_job("sft", folder, _SWIFT)
+
+
+def swift_pairs_job(folder: Path) -> TinyJob:
+    """Write an ms-swift LoRA job on pairs: `train.yaml` for `swift rlhf`."""
+    text = _SWIFT.replace("dataset: data/train.json\n", _SWIFT_PAIRS)
+    return _swift_job("rlhf", folder, text, "--pairs")
+
+
+def _swift_job(command: str, folder: Path, text: str, *data: str) -> TinyJob:
+    python = environment("swift")
+    _make_assets(python, "llama", folder, "--vocabulary", "16384", *data)
+    return TinyJob(
+        name=f"swift-{command}",
+        folder=folder,
+        python=python,
+        config=_written(folder / "train.yaml", text),
+        argv=(str(python.with_name("swift")), command, "train.yaml"),
         env=_environ(folder, python),
         smaller=lambda micro: (
             *("--per_device_train_batch_size", str(micro)),

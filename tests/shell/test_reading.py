@@ -57,9 +57,9 @@ TRL_COMMAND = "{} --model_name_or_path Qwen/Qwen2.5-0.5B --dataset_name d --outp
 SCRIPT = "python {} --model_name_or_path Qwen/Qwen2.5-0.5B --bf16 --max_length 512 --output_dir o"
 
 
-#: The methods whose step an adapter describes.
 #: Described, but for what these settings do.
 UNMEASURED = {("ms_swift", "grpo"): ["rlhf_type", "dataset"]}
+#: The methods whose step an adapter describes.
 DESCRIBED = {
     "trl": ("dpo", "reward"),
     "llamafactory": ("dpo", "orpo", "simpo", "kto", "reward"),
@@ -275,7 +275,7 @@ def test_pairs_take_twice_the_logits_and_more(plan, plain, pairs):
 
 
 @pytest.mark.parametrize(
-    ("job", "is_run"), [(SWIFT, False), (AXOLOTL, False), (LF, True), (TORCHTUNE + ADAMW, True)]
+    ("job", "is_run"), [(SWIFT, True), (AXOLOTL, False), (LF, True), (TORCHTUNE + ADAMW, True)]
 )
 def test_a_plan_says_where_its_framework_was_read_and_not_run(plan, job, is_run):
     said = [note for note in plan(job)["notes"] if "no job of it was run" in note]

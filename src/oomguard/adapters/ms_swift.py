@@ -289,7 +289,6 @@ class MsSwift(TrainerAdapter):
 
     name = "ms_swift"
     title = "ms-swift"
-    is_run = False
     training_code = TrainingCode()
     marks = Marks(
         own=frozenset({"dataset", "tuner_type", "train_type", "model_type"})
