@@ -1,4 +1,4 @@
-"""The 48 labelled logs of real failures."""
+"""The 78 labelled logs of real failures."""
 
 # ruff: noqa: E501 -- messages are quoted as they are printed
 from __future__ import annotations
@@ -16,7 +16,6 @@ FOLDER = Path(__file__).parents[1] / "data" / "failures"
 LOGS = {
     log["id"]: log
     for log in (json.loads(path.read_text("utf-8")) for path in sorted(FOLDER.glob("*.json")))
-    if log["id"] < "200"  # the later ones are measured by benchmarks/explain alone, so far
 }
 CLEAR = {name: log for name, log in LOGS.items() if not log["ambiguous"]}
 #: The line that names the failure was cut from these two; what is left shows no memory at all.
@@ -30,8 +29,12 @@ AMBIGUOUS = {
     "073": Kind.HOST_OOM,  # std::bad_alloc over a corrupt image
     "094": Kind.NOT_OOM,
     "131": Kind.NOT_OOM,  # labelled device_oom; wants a larger share, the opposite of a retry
+    "204": Kind.DEVICE_OOM,  # a warning, after which the file is broken
+    "255": Kind.UNKNOWN,  # a bare Killed after steps; labelled host_oom or not_oom
+    "286": Kind.NOT_OOM,
+    "292": Kind.HOST_OOM,  # killed while loading
 }
-PHASES_TOLD = 14  # of 23
+PHASES_TOLD = 33  # of 35; the other texts hold no frame and no line that tells
 
 
 def verdict_of(log: dict[str, Any]) -> Verdict:
@@ -39,7 +42,7 @@ def verdict_of(log: dict[str, Any]) -> Verdict:
 
 
 def test_all_logs_are_here() -> None:
-    assert (len(LOGS), len(CLEAR)) == (48, 44)
+    assert (len(LOGS), len(CLEAR)) == (78, 70)
 
 
 @pytest.mark.parametrize("name", sorted(CLEAR.keys() - CUT.keys()))
@@ -66,7 +69,7 @@ def test_the_ambiguous_ones_are_these() -> None:
 @pytest.mark.parametrize("name", sorted(CUT))
 def test_a_log_without_the_line_that_names_the_failure_is_not_guessed(name: str) -> None:
     verdict = verdict_of(LOGS[name])
-    assert verdict.kind is Kind.NOT_OOM
+    assert verdict.kind.is_other_failure
     assert verdict.confidence is not Confidence.HIGH
 
 
@@ -78,14 +81,14 @@ def test_with_that_line_it_is_known(name: str) -> None:
     assert verdict_of({**log, "text": text}).kind.value == log["expected"]["kind"]
 
 
-def test_at_least_95_percent_of_the_kinds_are_right() -> None:
+def test_at_least_97_percent_of_the_kinds_are_right() -> None:
     right = [verdict_of(log).kind.value == log["expected"]["kind"] for log in CLEAR.values()]
-    assert sum(right) / len(right) >= 0.95
+    assert sum(right) / len(right) >= 0.97
 
 
 def test_no_other_failure_is_taken_for_one_of_memory() -> None:
     others = [n for n, log in LOGS.items() if log["expected"]["kind"] in ("not_oom", "ok")]
-    assert len(others) >= 15
+    assert len(others) >= 29
     assert [name for name in others if verdict_of(LOGS[name]).kind.is_memory] == []
 
 
@@ -94,16 +97,46 @@ def test_the_phase_is_told_or_left_open() -> None:
     for log in LOGS.values():
         expected = log["expected"]["phase"]
         found = verdict_of(log).phase.value
-        if expected is not None:
-            told += found == expected
-            wrong += found not in (expected, "unknown")
+        told += expected is not None and found == expected
+        wrong += found not in (expected, "unknown")
     assert told >= PHASES_TOLD
     assert wrong == 0
 
 
-@pytest.mark.parametrize("name", sorted(CLEAR.keys() - CUT.keys()))
-@pytest.mark.parametrize("prefix", ["[rank0]: ", "[default3]:", "[1,2]<stderr>:", "# ", "> "])
-def test_a_launchers_prefix_changes_no_kind(name: str, prefix: str) -> None:
-    log = LOGS[name]
-    text = "".join(prefix + line for line in log["text"].splitlines(keepends=True))
-    assert verdict_of({**log, "text": text}).kind.value == log["expected"]["kind"]
+PREFIXES = (
+    "[rank0]: ",
+    "[default3]:",
+    "[1,2]<stderr>:",
+    "# ",
+    "> ",
+    "│ ",
+    "3: ",
+    "(TrainWorker pid=812, ip=10.0.0.7) ",
+    "2024-05-01 10:00:00,123 | ",
+    "May 01 10:00:00 node7 train[812]: ",
+    "[  812.150370] ",
+    "worker-0  | ",
+)
+
+
+@pytest.mark.parametrize("prefix", PREFIXES)
+def test_what_is_put_before_each_line_changes_no_kind(prefix: str) -> None:
+    changed = {}
+    for name in sorted(CLEAR.keys() - CUT.keys()):
+        log = LOGS[name]
+        text = "".join(prefix + line for line in log["text"].splitlines(keepends=True))
+        kind = verdict_of({**log, "text": text}).kind.value
+        if kind != log["expected"]["kind"]:
+            changed[name] = kind
+    assert changed == {}
+
+
+@pytest.mark.parametrize("field", ["message", "log", "exc_info"])
+def test_a_log_packed_in_records_is_read_like_the_text_itself(field: str) -> None:
+    changed = {}
+    for name in sorted(CLEAR.keys() - CUT.keys()):
+        record = json.dumps({"level": "error", field: LOGS[name]["text"]}) + "\n"
+        kind = verdict_of({**LOGS[name], "text": record}).kind.value
+        if kind != LOGS[name]["expected"]["kind"]:
+            changed[name] = kind
+    assert changed == {}

@@ -13,9 +13,9 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from oomguard.evidence.context import strip_ansi
 from oomguard.evidence.judge import judge_log
 from oomguard.evidence.log import LogScanner
+from oomguard.evidence.log_lines import strip_ansi
 from oomguard.evidence.verdict import Finding, Kind, Phase
 
 FOLDER = Path(__file__).parents[1] / "data" / "failures"
@@ -94,7 +94,7 @@ def test_a_message_that_may_go_on_can_be_peeked_at() -> None:
 
 
 def test_colours_carriage_returns_and_wide_characters_are_read_through() -> None:
-    bar = b"\r 10%|#         | 10/100 [00:01<00:09, 9.9it/s]"
+    bar = b"\r 10%|#         | 10/100 [00:01<00:09, 9.9it/s, loss=2.5]"
     noisy = (
         bar * 3
         + b"\r\n\x1b[31mRuntimeError: \x1b[1mCUDA out of\x1b[0m memory. Tried to allocate 1.00 GiB\x1b[0m"

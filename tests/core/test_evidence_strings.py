@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import pytest
 
+from expand import texts_of
 from oomguard.evidence.judge import judge_log
 from oomguard.evidence.log import classify
 from oomguard.evidence.match import match_line
@@ -39,7 +40,7 @@ SHORTAGES = [
     ("RuntimeError: cuFFT error: CUFFT_ALLOC_FAILED", D, None, None),
     ("RuntimeError: [Rank:0] FATAL ERROR :: MODULE:PT_DEVMEM Allocation failed for size::268435456 (256)MB", D, 268435456, None),
     ("jaxlib.xla_extension.XlaRuntimeError: RESOURCE_EXHAUSTED: Out of memory while trying to allocate 17179869184 bytes.", D, 17179869184, None),
-    ("XlaRuntimeError: RESOURCE_EXHAUSTED: XLA:TPU compile permanent error. Ran out of memory in memory space hbm. Used 17.56G of 15.48G hbm.", D, None, None),
+    ("XlaRuntimeError: RESOURCE_EXHAUSTED: XLA:TPU compile permanent error. Ran out of memory in memory space hbm. Used 17.56G of 15.48G hbm.", D, None, round(15.48 * GIB)),
     ("tensorflow.python.framework.errors_impl.ResourceExhaustedError: OOM when allocating tensor with shape[64,128,768] and type float", D, None, None),
     ("W tensorflow/core/common_runtime/bfc_allocator.cc:479] Allocator (GPU_0_bfc) ran out of memory trying to allocate 256.00MiB (rounded to 268435456)requested by op", D, 256 * MIB, None),
     ("onnxruntime::BFCArena::AllocateRawInternal(size_t, bool) Failed to allocate memory for requested buffer of size 1073741824", D, 1073741824, None),
@@ -93,6 +94,28 @@ SHORTAGES = [
     ("3801897  mem_test  test  rc_admin  1 OUT_OF_MEMORY    0:125", H, None, None),
     ("Your session crashed after using all available RAM.", H, None, None),
     ("could not resize shared memory segment \"/x.1\" to 8388608 bytes: No space left on device", S, None, None),
+    ("RuntimeError: DataLoader worker (pid 20991) is killed by signal: Bus error. Details are lost due to multiprocessing.", S, None, None),
+    ("RuntimeError: Allocation is out of device memory on current platform.", D, None, None),
+    ("E0000 tpu_program: the accelerator memory is exhausted", D, None, None),
+    ("mindspore: insufficient device memory, tried to allocate 1073741824 bytes", D, 1 << 30, None),
+    ("EL0004: [PID: 91] Failed to allocate memory. rtMalloc execute failed, reason: memory error, size 33030528", D, 33030528, None),
+    ("NvMapMemAllocInternalTagged: 1075072515 error 12", D, None, None),
+    ("Bad StatusOr access: RESOURCE_EXHAUSTED: Attempting to reserve 10.51G at the bottom of memory. That was not possible.", D, round(10.51 * GIB), None),
+    ("jaxlib: RESOURCE_EXHAUSTED: Attempting to allocate 176.00M (184549376B). That was not possible. There are 142.28M free.", D, 184549376, None),
+    ("RuntimeError: Compilation failure: Ran out of memory in memory space vmem. Used 32.42M of 16.00M vmem. Exceeded vmem capacity by 16.42M", D, None, round(16 * MIB)),
+    ("2 root error(s) found. (0) Resource exhausted: the pool of device memory cannot be extended", D, None, None),
+    ("OutOfMemoryError: CUDA is busy", D, None, None),
+    ("OutOfMemoryError                          Traceback (most recent call last)", D, None, None),
+    ("ray.exceptions.RayTaskError(OutOfMemoryError): ray::Runner.run() (pid=104449, ip=10.0.0.7)", D, None, None),
+    ("mylib.errors.GpuMemoryError: pool exhausted", D, None, None),
+    ("polars.exceptions.NotEnoughMemoryError: scan needs more", H, None, None),
+    ("pyarrow.lib.ArrowMemoryError: realloc of size 2172846080 failed", H, 2172846080, None),
+    ("Jul 18 08:23:17 node earlyoom[2608931]: sending SIGTERM to process 2595764 uid 0 \"python\": badness 711, VmRSS 52562 MiB", H, None, None),
+    ("Dec 18 19:34:56 desk systemd-oomd[840]: Killed /user.slice/job.scope due to memory pressure for /user.slice being 51.07% > 50.00% for > 20s", H, None, None),
+    ("job.scope: systemd-oomd killed 12 process(es) in this unit.", H, None, None),
+    ("srun: error: node12: task 3: Out Of Memory", H, None, None),
+    ("Message: The node was low on resource: memory. Threshold quantity: 100Mi, available: 52Ki.", H, None, None),
+    ("fatal: not enough host memory for the copy", H, None, None),
 ]  # fmt: skip
 
 NOT_SHORTAGES = [
@@ -128,6 +151,15 @@ NOT_SHORTAGES = [
     "grpc._channel._InactiveRpcError: RESOURCE_EXHAUSTED: Received message larger than max (5000000 vs. 4194304)",
     "openai.RateLimitError: RESOURCE_EXHAUSTED: Quota exceeded",
     "java.lang.OutOfMemoryError: Java heap space",
+    "FATAL ERROR: Reached heap limit Allocation failed - JavaScript heap out of memory",
+    "tensorflow.python.framework.errors_impl.ResourceExhaustedError: disk quota exceeded [Op:SaveV2]",
+    "ValueError: To serve at least one request with the model's max seq len (32768), 4.0 GiB KV cache is needed, which is larger than the available KV cache memory (2.1 GiB).",
+    "RuntimeError: Not enough memory. Please try to increase --mem-fraction-static.",
+    "multiprocessing.SharedMemoryError: no such segment",
+    "Pods may be killed if they exceed the memory limit",
+    "INFO the worker will be terminated to avoid running out of memory",
+    "Some weights were not initialized; killing 3 stale workers; memory 22.1 GiB",
+    "RuntimeError: MemoryFormat is not supported",
     "NCCL WARN Call to ibv_reg_mr failed with error Cannot allocate memory",
     "RuntimeError: CUDA out of memory. Tried to allocate more than 1EB memory.",
     "ValueError: No available memory for the cache blocks. Try increasing `gpu_memory_utilization`",
@@ -167,7 +199,8 @@ def test_a_shortage_is_named_with_its_sizes(
 @pytest.mark.parametrize("text", NOT_SHORTAGES)
 @pytest.mark.parametrize("code", [1, None])
 def test_what_only_looks_like_a_shortage_is_none(text: str, code: int | None) -> None:
-    assert judge_log([text.encode() + b"\n"], code).kind is Kind.NOT_OOM
+    kind = judge_log([text.encode() + b"\n"], code).kind
+    assert kind.is_other_failure or (kind is Kind.OK and code is None)
 
 
 @pytest.mark.parametrize("text", CAUGHT)
@@ -181,10 +214,11 @@ def test_a_caught_shortage_is_no_failure(text: str) -> None:
 
 @pytest.mark.parametrize("signature", SIGNATURES, ids=lambda s: s.id)
 def test_the_prefilter_lets_every_signature_through(signature: Signature) -> None:
-    assert signature.needle == signature.needle.lower()
-    assert any(root in signature.needle.encode() for root in ROOTS)
-    for text, *_ in SHORTAGES:
-        assert not signature.pattern.search(text) or signature.needle in text.lower()
+    texts = [text for text in texts_of(signature.pattern) if signature.pattern.search(text)]
+    assert texts
+    for text in texts:
+        assert signature.may_match(text.lower()), text
+        assert any(root in text.lower().encode() for root in ROOTS), text
 
 
 def test_signature_names_are_unique() -> None:

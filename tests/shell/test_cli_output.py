@@ -193,7 +193,7 @@ def test_explain_reads_its_standard_input(tmp_path):
     ("text", "code", "kind"),
     [
         ("", "0", "ok"),
-        ("", "-9", "not_oom"),
+        ("", "-9", "unknown"),
         ("", "130", "interrupted"),
         ("ValueError: no\n", "1", "not_oom"),
     ],

@@ -156,28 +156,32 @@ def test_no_more_attempts_than_allowed(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("code", "returncode", "message"),
+    ("code", "returncode", "kind", "message"),
     [
-        ("raise ValueError('loss is nan')", 1, "ValueError: loss is nan"),
+        ("raise ValueError('loss is nan')", 1, "not_oom", "ValueError: loss is nan"),
         (
             "say('no such dataset', to=sys.stderr); sys.exit(7)",
             7,
+            "unknown",
             "exited with code 7; last output: no such dataset",
         ),
-        ("os.kill(os.getpid(), signal.SIGSEGV)", -11, "exited with code -11"),
-        ("os.kill(os.getpid(), signal.SIGKILL)", -9, "nothing shows that memory was the reason"),
+        ("os.kill(os.getpid(), signal.SIGSEGV)", -11, "not_oom", "exited with code -11"),
+        ("os.kill(os.getpid(), signal.SIGKILL)", -9, "unknown", "killed by SIGKILL"),
     ],
 )
-def test_any_other_failure_is_the_jobs_own_and_ends_the_run(tmp_path, code, returncode, message):
+def test_any_other_failure_is_the_jobs_own_and_ends_the_run(
+    tmp_path, code, returncode, kind, message
+):
     ended = launch(tmp_path, *CAP, "--", *write_job(tmp_path, code))
     assert ended.code == 1
     (attempt,) = ended.report["attempts"]
     assert attempt["returncode"] == returncode
-    assert attempt["verdict"]["kind"] == "not_oom"
+    assert attempt["verdict"]["kind"] == kind
     assert ended.report["status"] == "failed"
     assert message in ended.report["reason"]
     assert ended.err.count(message) == 1
-    assert "failed: not a memory failure, so it is not relaunched" in ended.err
+    assert "so it is not relaunched" in ended.err
+    assert ("to find out: " in ended.err) == (kind == "unknown")
 
 
 def test_an_error_after_a_caught_shortage_is_no_shortage(tmp_path):

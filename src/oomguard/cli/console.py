@@ -10,6 +10,7 @@ import click
 
 from oomguard.cli.output import echo
 from oomguard.cli.streams import discard
+from oomguard.evidence.settle import what_settles
 from oomguard.evidence.verdict import Finding, Kind, Verdict
 from oomguard.job.checkpoint import Continuation, Mode
 from oomguard.job.plan import Change, Plan, Value, differences
@@ -166,7 +167,13 @@ class Console:
             return
         reason = record.reason
         if record.status is Status.FAILED and _is_job_failure(record):
-            self._line("failed: not a memory failure, so it is not relaunched", "bold red")
+            why = record.last.verdict
+            if why is not None and why.kind is Kind.UNKNOWN:
+                shown = "nothing shows that memory was the reason"
+                self._line(f"failed: {shown}, so it is not relaunched", "bold red")
+                self._line(f"to find out: {what_settles(why)}", "yellow")
+            else:
+                self._line("failed: not a memory failure, so it is not relaunched", "bold red")
         elif record.status is Status.EXHAUSTED:
             self._line(f"giving up: {reason}", "bold red")
             if record.last.verdict is not None and not record.last.verdict.phase_known:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 from oomguard.evidence.verdict import Cause
 
 #: Memory messages count in powers of 1024 even where they write GB (Ray, Paddle, older PyTorch).
 _UNITS = {"": 0, "k": 10, "m": 20, "g": 30, "t": 40, "p": 50, "e": 60}
-_SIZE = r"(?P<n>\d[\d,]*(?:\.\d+)?)\s?(?P<u>(?:[KMGTPE]i?)?B|[KMG](?=\s|\))|[Bb]ytes)?"
+_SIZE = (
+    r"(?P<n>\d[\d,]*(?:\.\d+)?)\s?(?P<u>(?:[KMGTPE]i?)?B|[KMGT](?=\s|\)|\.(?!\d)|,|$)|[Bb]ytes)?"
+)
 
 #: More than any machine has: the size itself is a symptom, as in "more than 1EB".
 ABSURD_BYTES = 1 << 50
@@ -20,6 +22,9 @@ def _patterns(*texts: str) -> tuple[re.Pattern[str], ...]:
 
 
 _REQUESTED = _patterns(
+    r"(?i:attempting to (?:reserve|allocate)) [^()]{0,40}\(SIZE\)",
+    r"(?i:failed to alloc(?:ate)?) [^()]{0,60}\(SIZE\)",
+    r"(?i:attempting to (?:reserve|allocate)) SIZE",
     r"(?i:tried|trying|try) to allocate:? (?:more than )?SIZE",
     r"Unable to allocate SIZE",
     r"failed to extend /dev/shm/\S+ to SIZE",
@@ -28,14 +33,15 @@ _REQUESTED = _patterns(
     r"alloc of size SIZE",
     r"[Aa]llocation failed for size:{0,2}\s?SIZE",
     r"buffer of size:? ?SIZE",
-    r"failed to alloc(?:ate)? [^()]{0,40}\(SIZE\)",
-    r"failed to alloc(?:ate)? SIZE",
+    r"(?i:failed to alloc(?:ate)?) SIZE",
+    r"(?i:alloc\w*|memory)\b[^.;]{0,60}\bsize[:= ]{1,2}SIZE",
     r"memory of size:? SIZE",
     r"Cannot allocate SIZE",
     r"allocating SIZE",
     r"Requested\s*: SIZE",
 )
 _CAPACITY = _patterns(
+    r"[Uu]sed \d[\d.]*[KMGT]i?B? of SIZE",
     r"total capacity of SIZE", r"SIZE total capacity", r"max allowed: SIZE",
     r"was running was [\d.]+ ?GB / SIZE", r"Device limit\s*: SIZE",
 )  # fmt: skip
@@ -73,6 +79,11 @@ class Stated:
     ours_bytes: int | None  # held by this process
     others_bytes: int  # held by processes that the message names
     unallocated_bytes: int | None  # reserved by the allocator and not in use
+
+    def or_else(self, other: Stated) -> Stated:
+        """Return these sizes, each missing one from `other`."""
+        mine, theirs = asdict(self), asdict(other)
+        return Stated(**{name: mine[name] or theirs[name] for name in mine})
 
     @property
     def absurd(self) -> bool:

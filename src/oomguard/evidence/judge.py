@@ -6,14 +6,14 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from enum import Enum
 
-from oomguard.evidence.log import (
+from oomguard.evidence.log import LogScanner, classify
+from oomguard.evidence.message import (
     ABSURD,
+    ANNOUNCED,
     FRAMES,
     LAST_OUTPUT,
     PROGRESS,
     PROGRESS_AFTER,
-    LogScanner,
-    classify,
 )
 from oomguard.evidence.signatures import BY_ID, NOTICES, Reading
 from oomguard.evidence.verdict import Confidence, Finding, Kind, Phase, Verdict, Witness
@@ -25,7 +25,23 @@ _CAUGHT_WITHIN_LINES = 40
 
 _SIGKILL_CODES = frozenset({-9, 137, 247})  # 247 is sys.exit(-9), as DeepSpeed's launcher ends
 _INTERRUPT_CODES = frozenset({-2, 130})
-_BARE_KILL = "killed by SIGKILL; nothing shows that memory was the reason"
+#: Signals of a process's own fault: the exit codes of subprocess and of a shell.
+_CRASH_CODES = {
+    code: name
+    for name, number in (
+        ("SIGILL", 4),
+        ("SIGABRT", 6),
+        ("SIGBUS", 7),
+        ("SIGFPE", 8),
+        ("SIGSEGV", 11),
+    )
+    for code in (-number, 128 + number)
+}
+BARE_KILL = "killed by SIGKILL; nothing shows that memory was the reason"
+_NOTHING_SHOWN = "nothing shows a failure or a completed run"
+_BARE_CANCEL = "slurm-cancelled"  # also what srun does to the others after one task failed
+#: Lines within which two messages are of one failure, for what the first leaves out.
+_SAME_FAILURE_LINES = 400
 _WORKERS = frozenset({"dataloader-killed", "map-child-died", "pool-child-died"})
 _BEFORE_TRAINING = frozenset({Phase.UNKNOWN, Phase.LAUNCH, Phase.LOAD, Phase.PREPROCESS})
 _ORDER = {witness: place for place, witness in enumerate(Witness)}
@@ -47,8 +63,10 @@ class _Case:
     findings: tuple[Finding, ...]
     shortages: tuple[Finding, ...]  # unhandled, each enough by itself
     caught: tuple[Finding, ...]
+    survived: tuple[Finding, ...]  # those that only later steps or a completed training undid
     kills: tuple[Finding, ...]
     masked: tuple[Finding, ...]
+    interruptions: tuple[Finding, ...]  # by a scheduler
     errors: tuple[Finding, ...]  # the job's own
     echoes: tuple[Finding, ...]  # symptoms, launchers, bare frames
     completed: bool
@@ -73,7 +91,7 @@ def judge(
         kernel_watched: whether the kernel's OOM counters were readable all the time, so that
             no KERNEL finding means that the kernel killed nothing for its memory.
     """
-    case = _sort(findings)
+    case = _sort(findings, returncode)
     if returncode == 0 and stopped_by is None and _has_survived(case):
         case = replace(case, shortages=(), caught=(*case.caught, *case.shortages))
     if stopped_by is StoppedBy.USER:
@@ -135,12 +153,14 @@ def _failure(case: _Case, code: int | None, *, kernel_watched: bool) -> Verdict 
     """Something else failed, or a SIGKILL that memory may explain."""
     own, killed = _own_error(case), next(iter(case.kills), None)
     reported = own is not None and own.witness is Witness.INSIDE
-    if code == 0 and (case.completed or case.trained_ranks):
-        return None
-    if case.completed and code is None and not own:
+    trained = case.completed or bool(case.trained_ranks)
+    if (code == 0 and trained) or (code is None and case.completed and not own):
         return None
     if code in _INTERRUPT_CODES and (own is None or own.signature == "python-interrupt"):
         return _verdict(Kind.INTERRUPTED, "ended by Ctrl-C", Confidence.MEDIUM, case, _exit(code))
+    ended = _interruption(case)
+    if ended and code != 0 and not reported:
+        return _verdict(Kind.INTERRUPTED, ended.text, Confidence.MEDIUM, case, ended)
     if own and (code != 0 or reported):
         return _verdict(Kind.NOT_OOM, own.text, Confidence.MEDIUM, case, own)
     # Launchers end with 0 after a killed child; a loader's worker may be killed at the end.
@@ -149,13 +169,29 @@ def _failure(case: _Case, code: int | None, *, kernel_watched: bool) -> Verdict 
     return _by_exit(case, code)
 
 
+def _interruption(case: _Case) -> Finding | None:
+    """Return how a scheduler ended the job, unless the job had failed before by itself."""
+    first = next(iter(case.interruptions), None)
+    if first is None or any((f.line or 0) < (first.line or 0) for f in case.errors):
+        return None
+    return next((f for f in case.interruptions if f.signature != _BARE_CANCEL), first)
+
+
 def _by_exit(case: _Case, code: int | None) -> Verdict | None:
     """Nothing but the exit code, and what launchers and other processes say."""
     if code in _SIGKILL_CODES:
-        return _verdict(Kind.NOT_OOM, _BARE_KILL, Confidence.LOW, case, _exit(code))
+        return _verdict(Kind.UNKNOWN, BARE_KILL, Confidence.LOW, case, _exit(code))
+    if code and case.survived:
+        first = case.survived[0]  # it ran on for a while, and nothing else explains its end
+        return _verdict(first.kind, first.text, Confidence.MEDIUM, case, first)
+    if code in _CRASH_CODES:
+        text = f"exited with code {code} ({_CRASH_CODES[code]})"
+        return _verdict(Kind.NOT_OOM, text, Confidence.LOW, case, _exit(code))
     if case.echoes and code != 0:
         last = case.echoes[-1]
-        return _verdict(Kind.NOT_OOM, last.text, Confidence.LOW, case, last)
+        told = [f for f in case.echoes if _reading(f) is not Reading.WRAPPER]
+        kind = Kind.NOT_OOM if told else Kind.UNKNOWN  # a launcher knows only that a process failed
+        return _verdict(kind, last.text, Confidence.LOW, case, last)
     return None
 
 
@@ -167,8 +203,9 @@ def _killed(case: _Case, killed: Finding, *, kernel_watched: bool) -> Verdict:
         # The launcher says it several times; the phase is known where it says so first.
         told = next((f for f in case.kills if f.phase is not Phase.UNKNOWN), killed)
         return _verdict(Kind.HOST_OOM, killed.text, Confidence.LOW, case, told)
-    root = killed.text if worker else _BARE_KILL
-    return _verdict(Kind.NOT_OOM, root, Confidence.LOW, case, killed)
+    if worker:
+        return _verdict(Kind.NOT_OOM, killed.text, Confidence.LOW, case, killed)
+    return _verdict(Kind.UNKNOWN, BARE_KILL, Confidence.LOW, case, killed)
 
 
 def _success(case: _Case, code: int | None) -> Verdict | None:
@@ -186,18 +223,21 @@ def _success(case: _Case, code: int | None) -> Verdict | None:
 
 
 def _unexplained(case: _Case, code: int | None, stopped_by: StoppedBy | None) -> Verdict:
+    """Nothing shows what ended the job; an error that often hides an OOM is at least named."""
+    masked = next(iter(case.masked), None)
+    if masked:
+        return _verdict(Kind.NOT_OOM, masked.text, Confidence.LOW, case, masked)
     if code is None:
-        root = case.masked[0].text if case.masked else "nothing shows a failure or a completed run"
-        return _verdict(Kind.NOT_OOM, root, Confidence.LOW, case, next(iter(case.masked), None))
+        return _verdict(Kind.UNKNOWN, _NOTHING_SHOWN, Confidence.LOW, case, None)
     if stopped_by is StoppedBy.OOMGUARD:
         return _verdict(Kind.NOT_OOM, "stopped by oomguard", Confidence.LOW, case, None)
-    first = next(iter((*case.masked, *case.caught)), None)
+    first = next(iter(case.caught), None)
     if first:
-        return _verdict(Kind.NOT_OOM, first.text, Confidence.LOW, case, first)
+        return _verdict(Kind.UNKNOWN, first.text, Confidence.LOW, case, first)
     last = next((f for f in case.findings if f.signature == LAST_OUTPUT), None)
     reason = f"last output: {last.text}" if last else "no error recognised in log.txt"
     text = f"exited with code {code}; {reason}"
-    return _verdict(Kind.NOT_OOM, text, Confidence.LOW, case, last or _exit(code))
+    return _verdict(Kind.UNKNOWN, text, Confidence.LOW, case, last or _exit(code))
 
 
 def _own_error(case: _Case) -> Finding | None:
@@ -208,21 +248,23 @@ def _own_error(case: _Case) -> Finding | None:
     return case.errors[-1] if case.errors else None
 
 
-def _sort(findings: Sequence[Finding]) -> _Case:
+def _sort(findings: Sequence[Finding], code: int | None) -> _Case:
     known = tuple(_reread(finding) for finding in findings)
     done = max((f.line or 0 for f in known if _reading(f) is Reading.COMPLETED), default=None)
     tellers = [f for f in known if f.handled or f.kind is Kind.OK]
     groups: dict[str, list[Finding]] = {}
     for finding in known:
-        groups.setdefault(_group(finding, tellers), []).append(finding)
-    shortages = tuple(groups.get("shortages", ()))
+        groups.setdefault(_group(finding, tellers, code), []).append(finding)
+    shortages, caught = tuple(groups.get("shortages", ())), tuple(groups.get("caught", ()))
     last = max((f.line or 0 for f in shortages), default=0)
     return _Case(
         findings=known,
         shortages=shortages,
-        caught=tuple(groups.get("caught", ())),
+        caught=caught,
+        survived=tuple(f for f in caught if not _was_handled(f, tellers)),
         kills=tuple(groups.get("kills", ())),
         masked=tuple(groups.get("masked", ())),
+        interruptions=tuple(groups.get("interruptions", ())),
         errors=tuple(f for f in groups.get("errors", ()) if not _is_over(f, done)),
         echoes=tuple(groups.get("echoes", ())),
         completed=done is not None,
@@ -267,41 +309,57 @@ _GROUPS = {
     Reading.SYMPTOM: "echoes",
     Reading.WRAPPER: "echoes",
     Reading.TEARDOWN: "echoes",
+    Reading.INTERRUPTED: "interruptions",
 }
 
 
-def _group(finding: Finding, tellers: Iterable[Finding]) -> str:
+def _group(finding: Finding, tellers: Sequence[Finding], code: int | None = None) -> str:
     reading = _reading(finding)
     if finding.kind.is_memory and reading not in (Reading.MASKED, Reading.KILLED):
-        return "caught" if _was_caught(finding, tellers) else "shortages"
-    if finding.kind is Kind.OK or finding.signature in NOTICES or finding.kind is Kind.INTERRUPTED:
-        return "other"
-    if finding.signature == LAST_OUTPUT:
+        caught = _was_handled(finding, tellers) or _was_survived(finding, tellers, code)
+        return "caught" if caught else "shortages"
+    if finding.kind in (Kind.OK, Kind.UNKNOWN) or finding.signature in NOTICES:
         return "other"
     if finding.signature in (FRAMES, ABSURD):
         return "echoes"
     return _GROUPS.get(reading, "errors") if reading else "errors"
 
 
-def _was_caught(finding: Finding, tellers: Iterable[Finding]) -> bool:
-    """Return whether the job survived the OOM: it said so, trained on, or completed."""
+def _was_handled(finding: Finding, tellers: Iterable[Finding]) -> bool:
+    """Return whether the job says that it caught the OOM."""
     if finding.handled or finding.witness is not Witness.LOG:
         return finding.handled
-    return any(_shows_caught(finding, other) for other in tellers)
+    return any(_says_caught(finding, other) for other in tellers)
 
 
-def _shows_caught(finding: Finding, other: Finding) -> bool:
+def _says_caught(finding: Finding, other: Finding) -> bool:
     if other.witness is Witness.INSIDE:
         same = other.requested_bytes in (None, finding.requested_bytes)
         return other.handled and other.kind is finding.kind and same
-    if other.witness is not Witness.LOG or other.line is None or finding.line is None:
+    spoken = _reading(other) is Reading.HANDLED or (other.handled and other.kind.is_memory)
+    return spoken and 0 <= _lines_after(finding, other) <= _CAUGHT_WITHIN_LINES
+
+
+def _was_survived(finding: Finding, tellers: Sequence[Finding], code: int | None) -> bool:
+    """Return whether the training of the same rank went on after the OOM, or was completed.
+
+    Where the exit code is not known, to be completed takes steps: a program may say that it is
+    done after it failed.
+    """
+    if finding.witness is not Witness.LOG:
         return False
-    after = other.line - finding.line
-    if _reading(other) is Reading.HANDLED or (other.handled and other.kind.is_memory):
-        return 0 <= after <= _CAUGHT_WITHIN_LINES
-    same_rank = other.rank == finding.rank
-    goes_on = other.signature == PROGRESS_AFTER or _reading(other) is Reading.COMPLETED
-    return goes_on and after >= 0 and same_rank
+    after = [f for f in tellers if f.rank == finding.rank and _lines_after(finding, f) >= 0]
+    if any(f.signature == PROGRESS_AFTER for f in after):
+        return True
+    completed = any(_reading(f) is Reading.COMPLETED for f in after)
+    return completed and (code is not None or any(f.signature == PROGRESS for f in after))
+
+
+def _lines_after(finding: Finding, other: Finding) -> int:
+    """Return how many lines below a finding another one stands; -1 if it is not known."""
+    if other.witness is not Witness.LOG or other.line is None or finding.line is None:
+        return -1
+    return other.line - finding.line
 
 
 def _reading(finding: Finding) -> Reading | None:
@@ -316,25 +374,47 @@ def _exit(code: int) -> Finding:
     )  # fmt: skip
 
 
+_NO_EVIDENCE = (FRAMES, LAST_OUTPUT, ANNOUNCED)
+
+
 def _verdict(
     kind: Kind, text: str, confidence: Confidence, case: _Case, root: Finding | None
 ) -> Verdict:
-    others = (
-        f for f in case.findings if f is not root and f.signature not in (FRAMES, LAST_OUTPUT)
-    )
+    others = (f for f in case.findings if f is not root and f.signature not in _NO_EVIDENCE)
     evidence = [*([root] if root else []), *others][:EVIDENCE_AT_MOST]
     root = root or Finding(witness=Witness.EXIT, kind=kind, text=text)
-    phase = _phase(root, case)
+    phase, sized = _phase(root, case), _with_sizes(root, case)
     return Verdict(
-        kind=kind, cause=root.cause, phase=phase, rank=root.rank, step=root.step,
-        requested_bytes=root.requested_bytes, capacity_bytes=root.capacity_bytes,
+        kind=kind, cause=sized.cause, phase=phase, rank=sized.rank, step=sized.step,
+        requested_bytes=sized.requested_bytes, capacity_bytes=sized.capacity_bytes,
         root=text[:TEXT_CHARS], confidence=confidence,
         evidence=tuple(replace(f, text=f.text[:TEXT_CHARS]) for f in evidence),
         phase_known=root.phase_known or phase is not root.phase,
     )  # fmt: skip
 
 
+def _with_sizes(root: Finding, case: _Case) -> Finding:
+    """Return the root with the sizes that the same failure states further below.
+
+    A notebook heads a traceback with the bare type; a logger repeats what was raised.
+    """
+    if not root.kind.is_memory or root.requested_bytes or root.capacity_bytes:
+        return root
+    for other in case.findings:
+        same = other.kind is root.kind and other.rank in (None, root.rank)
+        near = 0 < _lines_after(root, other) <= _SAME_FAILURE_LINES
+        if same and near and (other.requested_bytes or other.capacity_bytes):
+            return replace(
+                root, requested_bytes=other.requested_bytes, capacity_bytes=other.capacity_bytes,
+                cause=other.cause,
+            )  # fmt: skip
+    return root
+
+
 def _phase(root: Finding, case: _Case) -> Phase:
-    """The root's own phase, else the one that another finding of the failure tells."""
-    told = (f.phase for f in case.findings if f.phase is not Phase.UNKNOWN and not f.handled)
-    return root.phase if root.phase is not Phase.UNKNOWN else next(told, Phase.UNKNOWN)
+    """The root's own phase, else that of the traceback below it, else another finding's."""
+    if root.phase is not Phase.UNKNOWN:
+        return root.phase
+    told = [f for f in case.findings if f.phase is not Phase.UNKNOWN and not f.handled]
+    below = [f for f in told if f.signature == FRAMES and _lines_after(root, f) > 0]
+    return next((f.phase for f in (*below, *told)), Phase.UNKNOWN)

@@ -4,77 +4,67 @@ from __future__ import annotations
 
 import re
 from collections import Counter, deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
+from functools import partial
 
-from oomguard.evidence.context import (
-    Line,
-    is_frame,
-    last_step,
-    phase_before,
-    rank_of,
-    read_line,
-    read_lines,
+from oomguard.evidence.frames import frame_at, traceback_before
+from oomguard.evidence.job_phase import announced
+from oomguard.evidence.log_lines import Line, read_line, read_lines, strip_ansi, unpack
+from oomguard.evidence.match import match_line, shortage_in
+from oomguard.evidence.message import (
+    ANNOUNCED,
+    FRAMES,
+    LAST_OUTPUT,
+    PROGRESS,
+    PROGRESS_AFTER,
+    TEXT_CHARS,
+    Message,
+    Tail,
+    announced_before,
+    begin,
+    last_announced,
+    last_frame,
+    last_output,
+    progress,
+)
+from oomguard.evidence.progress import (
+    ANNOUNCEMENTS,
+    BAR,
+    announced_total,
+    bar_total,
+    is_loss,
     step_of,
-    strip_ansi,
-    traceback_before,
+    totals_of,
 )
-from oomguard.evidence.figures import Stated, read_figures
-from oomguard.evidence.match import candidates, is_caught, match_line, shortage_in
-from oomguard.evidence.signatures import (
-    BY_ID,
-    DRIVER_FORMS,
-    HARMLESS,
-    ROOTS,
-    SIGNATURES,
-    Figures,
-    Reading,
-    Signature,
-)
-from oomguard.evidence.verdict import Confidence, Finding, Kind, Phase, Witness
+from oomguard.evidence.signatures import BY_ID, HARMLESS, ROOTS, Reading, Signature
+from oomguard.evidence.verdict import Finding, Phase
 
 _PIECE_BYTES = 1 << 16  # a longer line is read in pieces
 _OVERLAP_BYTES = 1 << 12  # so that nothing is lost at a cut
 _CONTEXT_BYTES = 1 << 16  # what is remembered of the lines before
 _CONTEXT_LINES = 400
-_TEXT_CHARS = 400
-_CONTINUATION_LINES = 6
 _LIVE_PER_SIGNATURE = 64
 _LAST_PER_SIGNATURE = 16
 _STEPS_THAT_SHOW_PROGRESS = 3
 _WATCHED_LINES = 10_000
+_TOTALS = 16  # announcements that are remembered
+_JOINED_CHARS = 400  # of each of two lines, where a message may be broken between them
+_SPLIT_CHARS = 40
+_SPLIT_WORDS = (
+    "out of memory", "outofmemory", "allocate memory", "to allocate", "resource exhausted",
+    "resource_exhausted", "shared memory", "enough memory", "memoryerror", "bad_alloc",
+)  # fmt: skip
 _PIECE_OF_LINE = re.compile(rb"[^\r\n]+")
 _EXCEPTION, _LAST_LINES = BY_ID["python-exception"].pattern, 5
-_PROGRESS_BAR = re.compile(r"\d+%\||it/s|s/it")
+_CUES = (*ROOTS, *ANNOUNCEMENTS)
 
 #: Some programs say that they recover before they print from what (fairseq).
 CAUGHT_BEFORE, CAUGHT_BEFORE_LINES = "caught", 5
-#: Signatures that the scanner itself gives.
-PROGRESS, PROGRESS_AFTER, FRAMES, ABSURD = "progress", "progress-after", "traceback", "absurd-size"
-LAST_OUTPUT = "last-output"  # the last line that is not routine, of a log that shows no error
-
-
-@dataclass(slots=True)
-class _Message:
-    """A memory error whose further lines may still come."""
-
-    signature: Signature
-    finding: Finding
-    text: str
-    lines: int = 0
-
-    def complete(self) -> Finding:
-        """Return the finding with the sizes that the lines until now state."""
-        if self.signature.figures is Figures.NONE:
-            return self.finding
-        return _with_figures(self.finding, read_figures(self.text))
-
-    @property
-    def wants_more(self) -> bool:
-        stated, figures = read_figures(self.text), self.signature.figures
-        asked = figures in (Figures.BOTH, Figures.REQUESTED) and stated.requested_bytes is None
-        capacity = figures in (Figures.BOTH, Figures.CAPACITY) and stated.capacity_bytes is None
-        return (asked or capacity) and self.lines < _CONTINUATION_LINES
+#: Findings of the scanner that say nothing of one message by itself.
+_OF_THE_WHOLE = (PROGRESS, FRAMES, LAST_OUTPUT, ANNOUNCED)
+#: Readings of a message whose traceback may stand below it.
+_WITH_A_PLACE = frozenset({Reading.SHORTAGE, Reading.MASKED, Reading.LOOK_ALIKE, Reading.ERROR})
 
 
 @dataclass(slots=True)
@@ -84,6 +74,7 @@ class _Watch:
     rank: int | None
     steps: set[int] = field(default_factory=set)
     lines: int = 0
+    total: int | None = None  # of the bar on the line above
 
 
 class LogScanner:
@@ -100,10 +91,13 @@ class LogScanner:
         self._before = b""
         self._line = 1
         self._found: list[Finding] = []
-        self._message: _Message | None = None
+        self._message: Message | None = None
+        self._tail: Tail | None = None
+        self._previous: tuple[bytes, int] = (b"", 0)  # the line above, and its number
+        self._prefilter = _Prefilter()
+        self._totals: deque[int] = deque(maxlen=_TOTALS)
         self._watch: _Watch | None = None
         self._late_progress: Finding | None = None
-        self._among: Sequence[Signature] = SIGNATURES
         self._counts: Counter[str] = Counter()
         self._last: dict[str, deque[tuple[Signature, Line, int]]] = {}
 
@@ -127,14 +121,16 @@ class LogScanner:
 
     def close(self) -> list[Finding]:
         """Read what is left; give the last findings, and what the end of the log shows."""
-        self._among = SIGNATURES
         if len(self._buffer) > self._seen:
             self._read_line(bytes(self._buffer), (self._before,))
             self._remember(bytes(self._buffer))
         self._buffer.clear()
         self._settle()
+        self._end_tail()
         late = [
-            _message(*kept, lines=[]).complete() for last in self._last.values() for kept in last
+            begin(*kept, before=[], totals=()).complete()
+            for last in self._last.values()
+            for kept in last
         ]
         self._found += sorted(late, key=lambda finding: finding.line or 0)
         self._found += [self._late_progress] if self._late_progress else []
@@ -155,7 +151,7 @@ class LogScanner:
                 cut = max(block.rfind(b"\n", start, end), block.rfind(b"\r", start, end)) + 1
                 end = cut or _line_end(block, end)
             part = block[start:end]
-            if self._quiet and len(part) <= _PIECE_BYTES and not _worth_reading(part):
+            if self._quiet and len(part) <= _PIECE_BYTES and not self._prefilter.lets_through(part):
                 self._skip(part)
             else:
                 self._read_part(part)
@@ -163,9 +159,13 @@ class LogScanner:
 
     @property
     def _quiet(self) -> bool:
-        return self._message is None and self._watch is None and not self._seen
+        return not (self._message or self._watch or self._tail or self._seen)
 
     def _skip(self, part: bytes) -> None:
+        rows = part.rstrip(b"\r\n")
+        cut = max(rows.rfind(b"\n"), rows.rfind(b"\r")) + 1
+        if rows[cut:]:
+            self._previous = rows[cut:], self._line + rows.count(b"\n")
         self._line += part.count(b"\n")
         self._remember(part)
 
@@ -175,7 +175,6 @@ class LogScanner:
     def _read_part(self, part: bytes) -> None:
         """Read lines one by one."""
         done = kept = 0
-        self._among = candidates(_plain(part))
         for match in _PIECE_OF_LINE.finditer(part):
             self._line += part.count(b"\n", done, match.start())
             done, line = match.end(), match[0]
@@ -186,48 +185,98 @@ class LogScanner:
                     self._read_line(line, (self._before,))
                 self._remember(line)
                 self._seen = 0
-            elif self._watch or self._message or _worth_reading(line):
+            elif not self._quiet or self._prefilter.wants(line):
+                known = self._counts.total()
                 self._read_line(line, (self._before, part[kept : match.start()]))
+                if self._quiet and self._counts.total() == known:
+                    self._prefilter.showed_nothing(line)
+            self._previous = line, self._line
         self._line += part.count(b"\n", done)
         self._remember(part[kept:])
 
     def _cut(self, line: bytes) -> bytes:
         """Read a long line piece by piece; give what is left of it."""
-        self._among = SIGNATURES if len(line) > _PIECE_BYTES else self._among
         while len(line) > _PIECE_BYTES:
             piece = line[:_PIECE_BYTES]
-            if _worth_reading(piece):
+            if self._prefilter.lets_through(piece):
                 self._read_line(piece, (self._before,))
             line, self._seen = line[_PIECE_BYTES - _OVERLAP_BYTES :], _OVERLAP_BYTES
         return line
 
     def _read_line(self, raw: bytes, before: tuple[bytes, ...]) -> None:
-        line = read_line(raw)
-        if not line.text.strip():
-            return
+        """Read one physical line; the record of a structured log holds several."""
         seen = len(read_line(raw[: self._seen]).text) if self._seen else 0
-        matched = match_line(line.text, self._among, seen=seen)
+        above: list[Line] = []
+        for line in [read_line(raw)] if self._seen else unpack(raw):
+            if line.text.strip():
+                self._read_text(line, partial(_lines_before, before, tuple(above)), seen)
+                above.append(line)
+
+    def _read_text(self, line: Line, before: Callable[[], list[Line]], seen: int) -> None:
+        total = announced_total(line.text) if self._may_announce(line) else None
+        if total:
+            self._totals.append(total)
+        matched, number = match_line(line.text, seen=seen), self._line
         if self._watch:
             self._watch_progress(line)
+        if matched is None and not seen:
+            broken = self._match_over_two(line)
+            if broken is not None:
+                signature, first, number = broken
+                self._settle()
+                self._found_in(signature, first, number, before)
+                self._continue_message(line)
+                return
         if matched is None:
             self._continue_message(line)
+            if self._tail and self._tail.add(line, self._line):
+                self._end_tail()
             return
         signature, match = matched
+        if self._message and signature.kind is self._message.signature.kind:
+            self._continue_message(line)  # it may be the same message, in further words
         self._settle()
-        self._found_in(signature, Line(_excerpt(line.text, match), line.rank), before)
+        self._end_tail()
+        self._found_in(signature, replace(line, text=_excerpt(line.text, match)), number, before)
+
+    @staticmethod
+    def _may_announce(line: Line) -> bool:
+        lowered = line.text[:TEXT_CHARS].lower().encode("utf-8", "replace")
+        return any(cue in lowered for cue in ANNOUNCEMENTS)
+
+    def _match_over_two(self, line: Line) -> tuple[Signature, Line, int] | None:
+        """Return the OOM whose words are broken between the line above and this one."""
+        raw, number = self._previous
+        if not raw or len(raw) > _JOINED_CHARS or self._message is not None:
+            return None
+        head, rest = raw[-_JOINED_CHARS:].decode("utf-8", "replace").rstrip(), line.text
+        ends, begins = head[-_SPLIT_CHARS:].lower(), rest[:_SPLIT_CHARS].lower()
+        for gap in (" ", ""):
+            window = ends + gap + (begins.lstrip() if gap else begins)
+            if not any(x in window and x not in ends and x not in begins for x in _SPLIT_WORDS):
+                continue
+            above = read_line(raw)
+            if above.rank != line.rank and line.rank is not None:
+                return None
+            text = above.text.rstrip() + gap + (rest.lstrip() if gap else rest)[:_JOINED_CHARS]
+            matched = match_line(text)
+            if matched and matched[0].reading is Reading.SHORTAGE:
+                return matched[0], above, number
+        return None
 
     def _continue_message(self, line: Line) -> None:
         message = self._message
-        if message is None or _PROGRESS_BAR.search(line.text[:_TEXT_CHARS]):
+        if message is None or BAR.search(line.text[:TEXT_CHARS]):
             return
         if line.rank != message.finding.rank and line.rank is not None:
             return
-        message.lines += 1
-        message.text += " " + line.text.strip()[:_TEXT_CHARS]
+        message.add(line)
         if not message.wants_more:
             self._settle()
 
-    def _found_in(self, signature: Signature, line: Line, before: tuple[bytes, ...]) -> None:
+    def _found_in(
+        self, signature: Signature, line: Line, number: int, before: Callable[[], list[Line]]
+    ) -> None:
         """Make the finding of a line; keep it back where its message may go on.
 
         Of a signature that matched too often only the last lines are kept, for the end.
@@ -241,15 +290,25 @@ class LogScanner:
         self._counts[signature.id] += 1
         if self._counts[signature.id] > _LIVE_PER_SIGNATURE:
             last = self._last.setdefault(signature.id, deque(maxlen=_LAST_PER_SIGNATURE))
-            last.append((signature, line, self._line))
+            last.append((signature, line, number))
             return
-        message = _message(signature, line, self._line, lines=[*_lines_before(before), line])
+        message = begin(signature, line, number, before(), self._totals)
         announced = self._line - self._caught_line <= CAUGHT_BEFORE_LINES
         if announced and signature.reading is Reading.SHORTAGE:
             message.finding = replace(message.finding, handled=True)
+        if message.finding.phase is Phase.UNKNOWN and signature.reading in _WITH_A_PLACE:
+            self._tail = Tail(message.finding.rank)
         self._message = message
         if not message.wants_more:
             self._settle()
+
+    def _end_tail(self) -> None:
+        """Record the traceback below an error, if there was one."""
+        tail, self._tail = self._tail, None
+        finding = tail.finding() if tail and tail.lines else None
+        if finding and self._counts[FRAMES] < _LIVE_PER_SIGNATURE:
+            self._counts[FRAMES] += 1
+            self._found.append(finding)
 
     def _settle(self) -> None:
         """Return the memory error that was held back."""
@@ -263,12 +322,15 @@ class LogScanner:
         if watch is None:
             return
         watch.lines += 1
-        step = step_of(line.text[:4096])
+        if watch.total is not None and watch.total not in self._totals and is_loss(line.text):
+            self._totals.append(watch.total)
+        watch.total = bar_total(line.text)
+        step = step_of(line.text, self._totals)
         if step is not None and line.rank == watch.rank:
             watch.steps.add(step)
         if len(watch.steps) >= _STEPS_THAT_SHOW_PROGRESS:
             self._settle()
-            self._give_progress(_progress(PROGRESS_AFTER, line, step, self._line, handled=True))
+            self._give_progress(progress(PROGRESS_AFTER, line, step, self._line, handled=True))
         if len(watch.steps) >= _STEPS_THAT_SHOW_PROGRESS or watch.lines > _WATCHED_LINES:
             self._watch = None
 
@@ -286,32 +348,30 @@ class LogScanner:
         rows = enumerate(self._before.split(b"\n"), first)
         numbered = [(number, line) for number, row in rows for line in read_lines(row)]
         numbered = numbered[-_CONTEXT_LINES:]
+        self._totals.extend(totals_of(line for _, line in numbered))
         for number, line in reversed(numbered):
-            if (step := step_of(line.text)) is not None:
-                yield _progress(PROGRESS, line, step, number, handled=False)
+            if (step := step_of(line.text, self._totals)) is not None:
+                yield progress(PROGRESS, line, step, number, handled=False)
                 break
         lines = [line for _, line in numbered]
+        phase = announced_before(lines, None, self._totals)
+        if phase is not Phase.UNKNOWN:
+            number, line = next(x for x in reversed(numbered) if announced([x[1].text]) is phase)
+            yield last_announced(phase, line, number)
         frames = traceback_before(lines, None).frames
         if frames and not any(_EXCEPTION.match(line.text) for line in lines[-_LAST_LINES:]):
-            number, frame = next(x for x in reversed(numbered) if is_frame(x[1]))
-            yield Finding(
-                witness=Witness.LOG, kind=Kind.NOT_OOM, signature=FRAMES, line=number,
-                text=" ".join(frame.text.split())[:_TEXT_CHARS], confidence=Confidence.LOW,
-                phase=phase_before([*lines, Line("", None)], None),
-            )  # fmt: skip
+            last = next(i for i in range(len(lines) - 1, -1, -1) if frame_at(lines, i))
+            number, line = numbered[last]
+            yield last_frame(lines, line, number)
         elif self._counts.keys() <= HARMLESS:
-            last = next((x for x in reversed(numbered) if not _is_routine(x[1].text)), None)
-            if last:
-                yield Finding(
-                    witness=Witness.LOG, kind=Kind.NOT_OOM, signature=LAST_OUTPUT, line=last[0],
-                    text=" ".join(last[1].text.split())[:_TEXT_CHARS], confidence=Confidence.LOW,
-                )  # fmt: skip
+            said = next((x for x in reversed(numbered) if not self._is_routine(x[1].text)), None)
+            if said:
+                yield last_output(said[1], said[0])
 
-
-def _is_routine(text: str) -> bool:
-    """Return whether a line is progress or a harmless notice, which explains no failure."""
-    progress = _PROGRESS_BAR.search(text) or step_of(text[:4096]) is not None
-    return bool(progress) or match_line(text) is not None
+    def _is_routine(self, text: str) -> bool:
+        """Return whether a line is progress or a harmless notice, which explains no failure."""
+        shows_progress = BAR.search(text) or step_of(text, self._totals) is not None
+        return bool(shows_progress) or match_line(text) is not None
 
 
 def classify(text: str) -> Finding | None:
@@ -321,24 +381,58 @@ def classify(text: str) -> Finding | None:
     """
     scanner = LogScanner()
     found = [*scanner.feed(text.encode()), *scanner.close()]
-    shown = [f for f in found if f.signature not in (PROGRESS, FRAMES, LAST_OUTPUT)]
+    shown = [f for f in found if f.signature not in _OF_THE_WHOLE]
     return next((f for f in shown if f.kind.is_memory), next(iter(shown), None))
 
 
-def _plain(part: bytes) -> bytes:
-    """Return the text that needles are looked for in: lower case, without colours."""
-    if b"\x1b" in part or b"\0" in part:
-        part = strip_ansi(part.decode("utf-8", "replace")).encode()
-    return part.lower()
+_LOWER = bytes.maketrans(b"\rABCDEFGHIJKLMNOPQRSTUVWXYZ", b"\nabcdefghijklmnopqrstuvwxyz")
+_ZEROS = bytes.maketrans(b"123456789", b"000000000")
+#: Words of the messages in which it matters which number stands there.
+_NUMBERS_MATTER = (b"exit", b"rc=", b"signal", b"error (", *ANNOUNCEMENTS)
+_FORMS, _FORM_BYTES = 1024, 512  # lines that are remembered, and their longest
 
 
-def _worth_reading(part: bytes) -> bool:
-    plain = _plain(part)
-    return any(root in plain for root in ROOTS)
+class _Prefilter:
+    """Separates lines that may show something from ordinary ones.
+
+    Ordinary lines repeat but for their digits: the forms that were met are remembered.
+    """
+
+    def __init__(self) -> None:
+        self._without_cue: set[bytes] = set()
+        self._without_match: set[bytes] = set()
+
+    def lets_through(self, part: bytes) -> bool:
+        """Return whether a piece of log contains any cue."""
+        if b"\x1b" in part or b"\0" in part:
+            part = strip_ansi(part.decode("utf-8", "replace")).encode()
+        forms = set(part.translate(_LOWER, b"0123456789").split(b"\n")) - self._without_cue
+        text = b"\n".join(forms)
+        if any(cue in text for cue in _CUES):
+            return True
+        _keep(self._without_cue, forms)
+        return False
+
+    def wants(self, line: bytes) -> bool:
+        """Return whether a line has to be read: it has a cue, and its like has not been read."""
+        return line.translate(_ZEROS) not in self._without_match and self.lets_through(line)
+
+    def showed_nothing(self, line: bytes) -> None:
+        """Remember a line that was read in vain, where its numbers would change nothing."""
+        lowered = line.lower()
+        if not any(word in lowered for word in _NUMBERS_MATTER):
+            _keep(self._without_match, {line.translate(_ZEROS)})
 
 
-def _lines_before(before: tuple[bytes, ...]) -> list[Line]:
-    return read_lines(b"".join(before)[-_CONTEXT_BYTES:])[-_CONTEXT_LINES:]
+def _keep(known: set[bytes], forms: set[bytes]) -> None:
+    if len(known) > _FORMS:
+        known.clear()
+    known.update(form for form in forms if len(form) <= _FORM_BYTES)
+
+
+def _lines_before(before: tuple[bytes, ...], above: tuple[Line, ...]) -> list[Line]:
+    """Return the lines above one: `above` are those of the same record."""
+    return [*read_lines(b"".join(before)[-_CONTEXT_BYTES:]), *above][-_CONTEXT_LINES:]
 
 
 def _line_end(block: bytes, start: int) -> int:
@@ -349,50 +443,3 @@ def _line_end(block: bytes, start: int) -> int:
 def _excerpt(text: str, match: re.Match[str]) -> str:
     """Cut a very long line to what stands around the match."""
     return text[max(0, match.start() - 2000) : match.end() + 2000]
-
-
-def _message(signature: Signature, line: Line, number: int, *, lines: list[Line]) -> _Message:
-    finding = _finding(signature, line, lines, number)
-    if signature.reading is Reading.SHORTAGE and is_caught(line.text):
-        finding = replace(finding, handled=True)
-    return _Message(signature, finding, line.text.strip())
-
-
-def _finding(signature: Signature, line: Line, lines: list[Line], number: int) -> Finding:
-    rank = rank_of(line)
-    kind = signature.kind
-    if signature in DRIVER_FORMS and traceback_before(lines[:-1], rank).pins_memory:
-        kind = Kind.PINNED_OOM
-    phase = phase_before(lines, rank) if signature.phase is Phase.UNKNOWN else signature.phase
-    return Finding(
-        witness=Witness.LOG, kind=kind, text=" ".join(line.text.split())[:_TEXT_CHARS], phase=phase,
-        signature=signature.id, line=number, rank=rank, step=last_step(lines[:-1], rank),
-        confidence=_confidence(signature, line.text), handled=signature.reading is Reading.HANDLED,
-    )  # fmt: skip
-
-
-def _confidence(signature: Signature, text: str) -> Confidence:
-    if not signature.strong:
-        return Confidence.LOW
-    reported = signature.reading is Reading.SHORTAGE and ("Error" in text or "kill" in text.lower())
-    return Confidence.HIGH if reported else Confidence.MEDIUM
-
-
-def _with_figures(finding: Finding, stated: Stated) -> Finding:
-    if not finding.kind.is_memory:
-        return finding
-    if stated.absurd:
-        return replace(finding, kind=Kind.NOT_OOM, signature=ABSURD, requested_bytes=None)
-    known = stated.requested_bytes is not None or stated.capacity_bytes is not None
-    return replace(
-        finding, requested_bytes=stated.requested_bytes, capacity_bytes=stated.capacity_bytes,
-        cause=stated.cause, confidence=Confidence.HIGH if known else finding.confidence,
-    )  # fmt: skip
-
-
-def _progress(name: str, line: Line, step: int | None, number: int, *, handled: bool) -> Finding:
-    return Finding(
-        witness=Witness.LOG, kind=Kind.OK, text=" ".join(line.text.split())[:_TEXT_CHARS],
-        signature=name, line=number, rank=line.rank, step=step,
-        confidence=Confidence.LOW, handled=handled,
-    )  # fmt: skip

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
 
 from oomguard.evidence.signatures import (
     ADVICE,
@@ -15,25 +14,17 @@ from oomguard.evidence.signatures import (
     Signature,
 )
 
-_NEEDLES = tuple((signature.needle.encode(), signature) for signature in SIGNATURES)
 _MEMORY = frozenset({Reading.SHORTAGE, Reading.MASKED, Reading.KILLED})
 
 
-def candidates(lowered: bytes) -> list[Signature]:
-    """Return the signatures that a lower-case piece of log may carry, in the table's order."""
-    return [signature for needle, signature in _NEEDLES if needle in lowered]
-
-
-def match_line(
-    text: str, among: Sequence[Signature] = SIGNATURES, *, seen: int = 0
-) -> tuple[Signature, re.Match[str]] | None:
+def match_line(text: str, *, seen: int = 0) -> tuple[Signature, re.Match[str]] | None:
     """Return the first signature of the table that a line carries.
 
     Matches that end within the first `seen` characters were met before and do not count.
     """
-    lowered = text.encode("utf-8", "replace").lower()
-    for signature in among:
-        if signature.needle.encode() not in lowered:
+    lowered = text.lower()
+    for signature in SIGNATURES:
+        if not signature.may_match(lowered):
             continue
         match = signature.pattern.search(text)
         if match and match.end() > seen and not _only_speaks(signature, text, match):
@@ -45,14 +36,15 @@ def is_caught(text: str) -> bool:
     """Return whether the line itself says that the program caught the OOM."""
     lowered = text.lower()
     return any(
-        s.reading is Reading.HANDLED and s.needle in lowered and s.pattern.search(text)
+        s.reading is Reading.HANDLED and s.may_match(lowered) and s.pattern.search(text)
         for s in SIGNATURES
     )
 
 
 def shortage_in(text: str) -> Signature | None:
     """Return the OOM that a line reports as caught."""
-    found = (s for s in SIGNATURES if s.reading is Reading.SHORTAGE and s.needle in text.lower())
+    lowered = text.lower()
+    found = (s for s in SIGNATURES if s.reading is Reading.SHORTAGE and s.may_match(lowered))
     return next((s for s in found if s.pattern.search(text)), None)
 
 

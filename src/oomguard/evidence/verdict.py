@@ -16,11 +16,17 @@ class Kind(str, Enum):
     NOT_OOM = "not_oom"
     INTERRUPTED = "interrupted"
     OK = "ok"
+    UNKNOWN = "unknown"  # nothing shows what ended it
 
     @property
     def is_memory(self) -> bool:
         """Return whether the ladder may answer it."""
         return self in _MEMORY
+
+    @property
+    def is_other_failure(self) -> bool:
+        """Return whether the job failed and nothing shows that memory was the reason."""
+        return self in (Kind.NOT_OOM, Kind.UNKNOWN)
 
 
 _MEMORY = frozenset({Kind.DEVICE_OOM, Kind.HOST_OOM, Kind.SHM_OOM, Kind.PINNED_OOM})

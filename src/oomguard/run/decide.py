@@ -251,7 +251,7 @@ def _goes_on(attempt: Attempt, verdict: Verdict) -> bool:
     return (
         verdict.kind.is_memory
         or attempt.stopped in (StopReason.RECYCLE, StopReason.FITS, StopReason.PROBED)
-        or (expendable and verdict.kind in (Kind.NOT_OOM, Kind.OK))
+        or (expendable and (verdict.kind is Kind.OK or verdict.kind.is_other_failure))
         or attempt.refused_step is not None
     )
 

@@ -13,7 +13,7 @@ from enum import Enum
 from typing_extensions import assert_never
 
 from oomguard.evidence.judge import StoppedBy, is_shortage, judge
-from oomguard.evidence.log import PROGRESS_AFTER
+from oomguard.evidence.message import PROGRESS_AFTER
 from oomguard.evidence.refusals import is_refusal
 from oomguard.evidence.verdict import Finding, Kind, Phase, Verdict, Witness
 from oomguard.job.checkpoint import Checkpoint
@@ -138,7 +138,7 @@ class Attempt:
 
         The first attempt is the requested config: a failure there is the job's own.
         """
-        if self.verdict is None or self.verdict.kind is not Kind.NOT_OOM or self.number == 1:
+        if self.verdict is None or not self.verdict.kind.is_other_failure or self.number == 1:
             return None
         refused = not self.steps_done and is_refusal(self.verdict.root or "")
         return self.spec.steps[-1] if self.spec.steps and refused else None
@@ -234,12 +234,14 @@ class Attempt:
         )
 
     def with_finding(self, event: Noticed) -> Attempt:
-        """Return the attempt after a finding; the first unhandled OOM raises suspicion."""
-        if event.finding.signature == PROGRESS_AFTER and self.suspected_t is not None:
-            return self._gone_on().with_finding(event)
-        suspicious = is_shortage(event.finding)
-        first = event.t if suspicious and self.suspected_t is None else self.suspected_t
-        return replace(self, findings=(*self.findings, event.finding), suspected_t=first)
+        """Return the attempt after a finding; the first unhandled OOM raises suspicion.
+
+        Steps in the log end the suspicion; whether they undo the OOM, the exit code decides.
+        """
+        suspected = None if event.finding.signature == PROGRESS_AFTER else self.suspected_t
+        if suspected is None and is_shortage(event.finding):
+            suspected = event.t
+        return replace(self, findings=(*self.findings, event.finding), suspected_t=suspected)
 
     def _gone_on(self) -> Attempt:
         """Return the attempt with the OOMs of its log and its helpers marked as handled.

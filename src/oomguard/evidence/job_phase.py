@@ -1,0 +1,127 @@
+"""Decides what a job was doing: by its frames, then operations, words and announcements."""
+
+# ruff: noqa: E501 -- a rule is one line
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+
+from oomguard.evidence.frames import Frame, Traceback
+from oomguard.evidence.phase_table import TABLE
+from oomguard.evidence.verdict import Phase
+
+_OF = {
+    (file, function): Phase(phase)
+    for file, phases in TABLE.items()
+    for phase, functions in phases.items()
+    for function in functions.split()
+}
+_PACKAGES = frozenset(file.split("/", 1)[0] for file in TABLE)
+#: Packages that were renamed; older logs have the old path.
+_RENAMED = {"pytorch_lightning": "lightning/pytorch", "lightning_fabric": "lightning/fabric"}
+
+#: The functions of everybody else, and of other versions, by their names: (phase, file, function).
+_BY_NAME = tuple(
+    (phase, re.compile(file), re.compile(name))
+    for phase, file, name in (
+        (Phase.BACKWARD, r"", r"^_?backward$|^run_backward$|^_engine_run_backward$|_backward(_hook|_pass)?$|^backward_|^unpack_hook$|^recompute_fn$|^torch::autograd::Engine"),
+        (Phase.FORWARD, r"", r"^training_step$|^_?(wrap_)?closure$|^_?generate(_\w+)?$"),
+        (Phase.OPTIMIZER, r"optim|deepspeed|zero", r"^_?(single_|multi_)?(optimizer_)?step$|^_init_group$|^_take_model_step$|^_init_state$"),
+        (Phase.OPTIMIZER, r"", r"^(_?optimizer_step|init_optimizer_state|_initialize_optimizer_states)$"),
+        (Phase.EVAL, r"", r"^(_?evaluate|_?validate|evaluation_loop|prediction_step|predict(_step)?|validation_step|_run_validation|test_step)$"),
+        (Phase.SAVE, r"", r"^_?save(_|$)|^_?(save|write)_\w*(checkpoint|state|model)|^_save_checkpoint$|^gather_\w*state_dict$|^_zero3_consolidated_16bit_state_dict$"),
+        (Phase.LOAD, r"", r"from_pretrained|^_?load(_\w+)?$|^load_(model|state_dict|checkpoint|weights)|set(up)?_(kv_)?caches?$|^_apply$|^to_empty$|^create_weights$|^deepspeed_init$|^merge_and_unload$|^export_model$"),
+        (Phase.PREPROCESS, r"", r"^get_(train_|eval_)?dataset$|^_?get_(preprocessed|merged)_dataset$|^load_dataset$|^_map_single$|^tokenize(_\w+)?$|^preprocess(_\w+)?$|^_?prepare_dataset$"),
+        (Phase.PREPROCESS, r"/datasets/", r"^map$|^_?(iter|batch)_\w*$"),
+        (Phase.PREPROCESS, r"(?:^|/)pyarrow/_?(json|csv|parquet|dataset)|(?:^|/)pandas/io/", r""),
+    )
+)  # fmt: skip
+#: Functions that name a phase only where nothing around them did.
+_WEAK = re.compile(r"(?:^|_)forward(?:_|$)|^compute_loss$")
+#: What a phase contains stays in it: evaluation runs the forward pass, saving gathers states.
+_CONTAINERS = frozenset(
+    {Phase.BACKWARD, Phase.BATCH, Phase.EVAL, Phase.LOAD, Phase.PREPROCESS, Phase.SAVE}
+)
+
+_OPERATIONS = (
+    (Phase.SAVE, re.compile(r"\[?Op:(?:Save|Write|ShardedFilename|MergeV2Checkpoints)\w*")),
+    (Phase.LOAD, re.compile(r"\[?Op:(?:Restore|Read)\w*")),
+    (Phase.BACKWARD, re.compile(r"\bin operator\(\): \w*Backward|\b\w+Backward\d\b|gradient_tape|\bgrad_fn\b")),
+)  # fmt: skip
+#: What the words of an error say about the place in which it was raised.
+_WORDS = tuple(
+    (phase, re.compile(pattern))
+    for phase, pattern in (
+        (Phase.SAVE, r"(?i)\breturning from state_dict\(\)|\bcheckpoint (?:write|save|saving)\b|\b(?:writ|sav)ing (?:the )?(?:checkpoint|model)"),
+        (Phase.LOAD, r"(?i)\bcache blocks\b|\bavailable kv[ -]cache\b|\bkv[ -]cache is needed\b|\bstored in (?:the )?kv[ -]cache\b|\bmerge (?:the )?adapters?\b|\.so[.\d]*: cannot (?:allocate|open|enable)|\bweight loading\b|\bengine ?core failed to start"),
+        (Phase.LAUNCH, r"(?i)\bserver socket\b|\baddress already in use\b|\bTCPStore\b|\bCUDA-capable device|\bport\b.{0,40}\bin use\b|unrecognized arguments"),
+        (Phase.PREPROCESS, r"\bArrow(?:Capacity|Invalid|NotImplemented)\w*|\bDatasetGenerationError\b"),
+    )
+)  # fmt: skip
+#: What the lines between tracebacks say that the job is doing.
+_ANNOUNCED = tuple(
+    (phase, re.compile(pattern))
+    for phase, pattern in (
+        (Phase.SAVE, r"(?i)\bsaving (?:\w+ ){0,3}(?:checkpoint|weights|model)|\bcheckpoint (?:write|save|saving)|model weights saved"),
+        (Phase.EVAL, r"\*{3,} ?Running (?:Evaluation|Prediction|evaluation)|(?i:\bvalidating\b|^evaluating\b)"),
+        (Phase.PREPROCESS, r"(?i)converting format of dataset|running tokenizer on dataset|^tokenizing\b|\bmap \(num_proc|generating \w+ split|\bpreprocessing\b|^map:\s+\d+%"),
+        (Phase.LOAD, r"(?i)loading (?:\w+ )?(?:checkpoint shards|weights|model)|\bweights? loading\b|loading safetensors|model loading took|\bcreating (?:the )?model\b|skipping token \S+ with \d+-dimensional vector"),
+        (Phase.BACKWARD, r"\.backward\(\)"),
+        (Phase.OPTIMIZER, r"\boptimizer\.step\(\)"),
+    )
+)  # fmt: skip
+_TEXT_CHARS = 2000
+
+
+def phase_of(traceback: Traceback) -> Phase:
+    """Return what the frames say, outer contexts before inner ones; else the source between them.
+
+    Saving inside an evaluation is saving. An optimizer step or a forward pass may contain others:
+    Lightning's step runs the closure.
+    """
+    phase = Phase.UNKNOWN
+    for frame in traceback.frames:
+        found = _phase_of_frame(frame)
+        if found is Phase.SAVE:
+            return Phase.SAVE
+        if phase not in _CONTAINERS and found is not Phase.UNKNOWN:
+            phase = found
+        elif phase is Phase.UNKNOWN:
+            phase = _weak_phase(frame)
+    return phase if phase is not Phase.UNKNOWN else announced(traceback.source)
+
+
+def announced(texts: Iterable[str]) -> Phase:
+    """Return the phase that the first telling line announces."""
+    return _first(_ANNOUNCED, texts)
+
+
+def phase_in_words(text: str) -> Phase:
+    """Return the phase that an error's operation or words name."""
+    found = _first(_OPERATIONS, [text])
+    return found if found is not Phase.UNKNOWN else _first(_WORDS, [text])
+
+
+def _phase_of_frame(frame: Frame) -> Phase:
+    parts = frame.file.split("/")
+    name = frame.name.rsplit(".", 1)[-1]
+    for place in range(len(parts) - 1, -1, -1):
+        part = parts[place]
+        if part in _PACKAGES or part in _RENAMED:
+            file = "/".join((_RENAMED.get(part, part), *parts[place + 1 :]))
+            if (file, name) in _OF:
+                return _OF[file, name]
+    rules = (p for p, f, n in _BY_NAME if f.search(frame.file) and n.search(name))
+    return next(rules, Phase.UNKNOWN)
+
+
+def _weak_phase(frame: Frame) -> Phase:
+    # Models are built under a device context, through which every factory function then goes.
+    if frame.file.endswith("torch/utils/_device.py"):
+        return Phase.LOAD
+    return Phase.FORWARD if _WEAK.search(frame.name) else Phase.UNKNOWN
+
+
+def _first(rules: Sequence[tuple[Phase, re.Pattern[str]]], texts: Iterable[str]) -> Phase:
+    found = (phase for text in texts for phase, rule in rules if rule.search(text[:_TEXT_CHARS]))
+    return next(found, Phase.UNKNOWN)

@@ -1,0 +1,36 @@
+"""The committed table of phases against the packages that are installed."""
+
+from __future__ import annotations
+
+import pytest
+from phase_sources import RULES, marked, packages
+
+from oomguard.evidence.phase_table import TABLE, VERSIONS
+from oomguard.evidence.verdict import Phase
+
+pytestmark = pytest.mark.frameworks
+#: Not in the environments: its wheel takes more room than all of them.
+NOT_INSTALLED = {"vllm"}
+
+
+def test_the_table_is_that_of_the_installed_sources() -> None:
+    found = {name: (version, marked(name, folder)) for name, version, folder in packages()}
+    assert found.keys() == VERSIONS.keys() - NOT_INSTALLED
+    for name, (version, table) in found.items():
+        committed = {file: _by_function(file) for file in TABLE if file.startswith(f"{name}/")}
+        assert (name, version) == (name, VERSIONS[name])
+        assert committed == table
+
+
+def test_all_packages_and_phases_are_in_the_table() -> None:
+    assert VERSIONS.keys() == RULES.keys()
+    phases = {phase for by_phase in TABLE.values() for phase in by_phase}
+    assert phases == {phase.value for phase in Phase} - {"unknown"}
+
+
+def _by_function(file: str) -> dict[str, str]:
+    return {
+        function: phase
+        for phase, functions in TABLE[file].items()
+        for function in functions.split()
+    }
