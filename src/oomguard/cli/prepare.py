@@ -8,14 +8,15 @@ from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from pathlib import Path
 
-from oomguard.adapters.contract import Adapter, JobRequest
-from oomguard.adapters.registry import adapter_named, detect, detect_command
+from oomguard.adapters.contract import Adapter, Claim, JobRequest
+from oomguard.adapters.registry import ADAPTERS, adapter_named, detect, detect_command
+from oomguard.adapters.wrappers import Unwrapped, unwrap, unwrap_script
 from oomguard.catalogue.checkpoint_formats import named_format, stored_format
 from oomguard.catalogue.lookup import find_model
 from oomguard.cli.options import BLOCK, Options, Stated, limits_of, options_of, read_block
 from oomguard.configfile.document import Source
 from oomguard.dataset.lengths import with_lengths
-from oomguard.errors import ConfigError, UsageError, Where, did_you_mean
+from oomguard.errors import ConfigError, FrameworkError, UsageError, Where, did_you_mean
 from oomguard.estimate.colocated import with_engine
 from oomguard.job.memory_settings import MemorySettings
 from oomguard.job.training_job import Job
@@ -23,7 +24,7 @@ from oomguard.ladder.climb import Framework, Ladder
 from oomguard.ladder.load import load_strategies, select
 from oomguard.ladder.strategy_contract import Fidelity, Strategy
 from oomguard.machine.gpus import gpus
-from oomguard.machine.interpreter import Interpreter, find, find_or_guess
+from oomguard.machine.interpreter import Interpreter, find, find_or_guess, python_of_wrapper
 from oomguard.process.limits import CapBy, Caps
 from oomguard.run.events import Limits
 from oomguard.units import MIB, show_bytes
@@ -80,9 +81,9 @@ def prepare(
             "pass either a config file or a command after --",
             next_step="oomguard launch train.yaml, or oomguard launch -- COMMAND...",
         )
-    adapter, argv, loaded, options = _requested(train, command, given)
+    adapter, unwrapped, loaded, options = _requested(train, command, given)
     _check(options, given, file=str(train) if train else None)
-    job = _job(adapter, argv, loaded, options, planned_gpus)
+    job = _job(adapter, unwrapped, loaded, options, planned_gpus)
     strategies = select(
         load_strategies(Path(options.strategies) if options.strategies else None), options.ladder
     )
@@ -102,21 +103,50 @@ def prepare(
 
 def _requested(
     train: Path | None, command: tuple[str, ...], given: Stated
-) -> tuple[Adapter, tuple[str, ...], Loaded | None, Options]:
+) -> tuple[Adapter, Unwrapped, Loaded | None, Options]:
     """Return the framework, the command that starts the job, its config if any, and the options."""
     loaded = load(train) if train else None
     options = options_of(given, loaded.block if loaded else {}, of=Options)
     named = adapter_named(options.framework) if options.framework else None
     if loaded is not None:
-        adapter = named or detect(loaded.document, options.command, file=str(train))
-        argv = adapter.command_for(loaded.source, loaded.document, options.command)
-        return adapter, argv, loaded, options
-    adapter = named or detect_command(command)
-    path = adapter.config_path(command)
+        unwrapped = _unwrap(options.command)
+        adapter = named or detect(loaded.document, unwrapped.argv, file=str(train))
+        argv = adapter.command_for(loaded.source, loaded.document, unwrapped.argv)
+        return adapter, replace(unwrapped, argv=argv), loaded, options
+    unwrapped = _unwrap(command)
+    adapter = named or detect_command(unwrapped.argv)
+    path = adapter.config_path(unwrapped.argv)
     if path is None:
-        return adapter, command, None, options
+        return adapter, unwrapped, None, options
     loaded = load(Path(path))
-    return adapter, command, loaded, options_of(given, loaded.block, of=Options)
+    return adapter, unwrapped, loaded, options_of(given, loaded.block, of=Options)
+
+
+def _unwrap(command: tuple[str, ...]) -> Unwrapped:
+    """Take wrappers off a command, and a shell script of exports and one command apart."""
+    unwrapped = unwrap(command)
+    if any(one.recognizes_command(unwrapped.argv) is not Claim.NO for one in ADAPTERS):
+        return unwrapped
+    script = unwrap_script(unwrapped.argv, _script_text)
+    if script is None:
+        return unwrapped
+    return replace(
+        script,
+        wrapper=(*unwrapped.wrapper, *script.wrapper),
+        env={**unwrapped.env, **script.env},
+        own_python=unwrapped.own_python or script.own_python,
+    )
+
+
+def _script_text(name: str) -> str:
+    try:
+        return Path(name).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise FrameworkError(
+            "the shell script cannot be read",
+            where=Where(file=name),
+            next_step="Pass the training command itself: oomguard launch -- COMMAND",
+        ) from error
 
 
 def load(path: Path) -> Loaded:
@@ -168,21 +198,29 @@ def _error(what: str, path: Path, next_step: str = "") -> ConfigError:
 
 def _job(
     adapter: Adapter,
-    argv: tuple[str, ...],
+    unwrapped: Unwrapped,
     loaded: Loaded | None,
     options: Options,
     planned_gpus: int | None,
 ) -> Job:
     """Read the job for this machine, or for one with `planned_gpus`."""
-    cwd = Path.cwd()
+    cwd, argv = Path.cwd(), unwrapped.argv
     here = gpus() if planned_gpus is None else ()
     if planned_gpus is None:
-        interpreter, cards = find(argv, cwd=cwd, python=options.python), len(here)
+        python = options.python
+        if unwrapped.own_python and python is None:
+            python = python_of_wrapper(unwrapped.wrapper, cwd=cwd)
+        if unwrapped.own_python and argv[0].endswith(".py"):  # uv run train.py
+            argv = ("python", *argv)
+        interpreter, cards = find(argv, cwd=cwd, python=python), len(here)
     else:
         interpreter, cards = find_or_guess(argv, cwd=cwd, python=options.python), planned_gpus
-    job = _read(adapter, argv, loaded, interpreter, cards)
+    job = _read(adapter, unwrapped, loaded, interpreter, cards)
+    wrapper, variables = unwrapped.for_job
     job = replace(
         job,
+        wrapper=wrapper,
+        env={**job.env, **variables},
         checkpoint_every=options.checkpoint_every,
         bfloat16=all(gpu.bfloat16 for gpu in here),
         hopper=any(gpu.hopper for gpu in here),
@@ -225,16 +263,17 @@ def caps_of(limits: Limits) -> Caps:
 
 def _read(
     adapter: Adapter,
-    argv: tuple[str, ...],
+    unwrapped: Unwrapped,
     loaded: Loaded | None,
     interpreter: Interpreter,
     cards: int,
 ) -> Job:
+    env = {**os.environ, **interpreter.env, **unwrapped.env}
     request = JobRequest(
-        argv=argv,
+        argv=unwrapped.argv,
         cwd=str(Path.cwd()),
         source=loaded.source if loaded else None,
-        env={**os.environ, **interpreter.env},
+        env={name: value for name, value in env.items() if value is not None},
         gpus=cards,
         python=interpreter.python,
         packages=interpreter.packages,

@@ -31,6 +31,10 @@ class Command:
     files: tuple[File, ...] = ()
     config: str | None = None
 
+    def wrapped(self, wrapper: tuple[str, ...]) -> Command:
+        """Return it with the words of a wrapper before it."""
+        return replace(self, argv=(*wrapper, *self.argv))
+
     def secrets(self) -> Known:
         """Return the secrets in its words, its variables and its files."""
         return found_in(argv=self.argv, env=self.env, texts=[file.text for file in self.files])

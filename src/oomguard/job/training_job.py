@@ -92,7 +92,8 @@ class Job:
     the others in its micro batch, so that a smaller one is not the same math; `group` is how many
     completions of each prompt are generated and compared, None where nothing is generated.
     `engine_least` is the least share of a GPU in which an inference engine holds the model, None
-    while the model's size or the GPU's is not known.
+    while the model's size or the GPU's is not known. `wrapper` are words before `argv`, such as
+    `env NAME=VALUE` or `uv run`, that are no part of the framework's command.
     """
 
     framework: str
@@ -119,6 +120,7 @@ class Job:
     compares_samples: bool = False
     group: int | None = None
     engine_least: float | None = None
+    wrapper: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         """Keep what is parsed of the files."""

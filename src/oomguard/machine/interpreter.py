@@ -65,6 +65,27 @@ def find_or_guess(argv: tuple[str, ...], *, cwd: Path, python: str | None) -> In
     return Interpreter(python=found, packages=frozenset(PACKAGES), env=env)
 
 
+def python_of_wrapper(wrapper: tuple[str, ...], *, cwd: Path) -> str:
+    """Return the Python that a program such as `uv run` starts, by asking it.
+
+    Raises:
+        FrameworkError: if it does not answer.
+    """
+    code = "import sys; print(sys.executable)"
+    try:
+        answer = subprocess.run(
+            [*wrapper, "python", "-c", code],
+            capture_output=True, check=True, cwd=cwd, stdin=subprocess.DEVNULL, text=True,
+        )  # fmt: skip
+        return answer.stdout.split()[-1]
+    except (OSError, IndexError, subprocess.SubprocessError) as error:
+        detail = getattr(error, "stderr", None) or str(error)
+        raise FrameworkError(
+            f"{' '.join(wrapper[:2])} starts no Python: {' '.join(detail.split())[-300:]}",
+            next_step="Run it without oomguard, or point to the Python with --python.",
+        ) from error
+
+
 def _path_with(python: str) -> dict[str, str]:
     path = Path(python)
     if not (path.is_file() and os.access(path, os.X_OK)):

@@ -62,6 +62,7 @@ def _final_command(record: RunRecord, adapter: Adapter, folder: RunFolder) -> Co
     if record.status is not Status.FIT or record.job is None or record.limits is None:
         return None
     command = adapter.write(record.job, record.last.spec.plan, str(folder.final()))
+    command = command.wrapped(record.job.wrapper)
     for file in command.files:
         write_text(Path(file.path), file.text)
     lines = [*_cap_lines(record.limits), command.by_hand()]

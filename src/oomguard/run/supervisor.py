@@ -374,9 +374,11 @@ class Supervisor:
         """Write the attempt's config and return its command; a probe leaves nothing in the run."""
         folder, job = str(self._attempt_folder), self._job
         if spec.probe is None:
-            return self._adapter.write(job, spec.plan, folder, spec.begins)
+            command = self._adapter.write(job, spec.plan, folder, spec.begins)
+            return command.wrapped(job.wrapper)
         output = str(self._folder.output(self.record.last.number))
         command = self._adapter.write(self._adapter.as_trial(job, output), spec.plan, folder)
+        command = command.wrapped(job.wrapper)
         limits = monitor.probing(steps=spec.probe.steps, tokens=spec.probe.tokens)
         return replace(command, env={**command.env, **limits})
 
