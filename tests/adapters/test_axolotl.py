@@ -101,3 +101,17 @@ def test_a_launcher_that_axolotl_does_not_have_is_named(bench: Callable[..., Any
     with pytest.raises(ConfigError, match="has no launcher") as raised:
         bench(Axolotl()).job(f"{CLI} --launcher ${{LAUNCHER}}", TEXT)
     assert "accelerate, torchrun, python" in str(raised.value.next_step)
+
+
+def test_a_colocated_vllm_is_a_share_that_may_be_smaller_or_asleep(
+    bench: Callable[..., Any], folder: str
+) -> None:
+    table = bench(Axolotl())
+    text = "base_model: a/b\nrl: %s\ntrl:\n  use_vllm: true\n  vllm_mode: colocate\n"
+    job = table.job("axolotl train train.yaml", text % "grpo")
+    assert (job.asked.engine_share, job.asked.engine_sleeps) == (0.9, False)
+    plan = replace(job.asked, engine_share=0.6, engine_sleeps=True)
+    command = table.adapter.write(job, plan, folder)
+    assert table.reread(job, command).asked == plan
+    other = table.job("axolotl train train.yaml", text % "dpo")
+    assert other.asked.engine_share is None

@@ -244,6 +244,7 @@ SWIFT_RLHF = {
     "vllm_gpu_memory_utilization": [Example("0.5", f"{_GRPO}use_vllm: true\n")],
     "sleep_level": [Example("1", f"{_GRPO}use_vllm: true\n")],
 }
+_GRPO_RL = "rl: grpo\n"
 PLUGGED = "plugins: [axolotl.integrations.%s.Plugin]\n"
 AXOLOTL = {
     **{
@@ -289,6 +290,15 @@ AXOLOTL = {
     "gradient_checkpointing_kwargs": [Example("{use_reentrant: false}")],
     "unfrozen_parameters": [Example("[model.layers]")],
     "rl": [Example("dpo", "adapter: lora\nlora_dropout: 0.1\n"), Example("kto")],
+    "trl": [
+        Example("{use_vllm: true, vllm_mode: colocate, vllm_enable_sleep_mode: true}", _GRPO_RL)
+    ],
+    "vllm": [
+        Example(
+            "{gpu_memory_utilization: 0.5}",
+            f"{_GRPO_RL}trl: {{use_vllm: true, vllm_mode: colocate}}\n",
+        )
+    ],
     "cpo_alpha": [Example("0", "rl: simpo\n")],
     "reward_model": [Example("true")],
     "process_reward_model": [Example("true")],

@@ -170,6 +170,7 @@ BINDINGS = Bindings(
         fields.stated("pin_memory", flag("dataloader_pin_memory")),
         fields.stated("low_cpu_mem_usage", flag("low_cpu_mem_usage")),
         fields.direct("auto_find_batch_size", flag("auto_find_batch_size")),
+        *axolotl_methods.ENGINE.bindings,
     )
 )
 _REFUSALS = (
@@ -284,7 +285,10 @@ class Axolotl(TrainerAdapter):
     def read(self, request: JobRequest) -> Job:
         """Read the job."""
         job = super().read(request)
-        compares = axolotl_methods.compares_samples(self.of_job(job).settings)
+        settings = self.of_job(job).settings
+        compares = axolotl_methods.compares_samples(settings)
+        if axolotl_methods.method_of(settings) is not TrainingMethod.GRPO:
+            job = replace(job, asked=replace(job.asked, engine_share=None, engine_sleeps=None))
         return replace(job, compares_samples=compares)
 
     def unmodelled(self, job: Job) -> tuple[Unmodelled, ...]:

@@ -9,9 +9,10 @@ from __future__ import annotations
 from dataclasses import replace
 
 from oomguard.adapters import fields, trl_methods
+from oomguard.adapters.colocated_engine import SERVER, EngineKeys
 from oomguard.adapters.hf import heads
 from oomguard.configfile.layered import Settings
-from oomguard.job.memory_settings import MemorySettings, Objective
+from oomguard.job.memory_settings import Generation, MemorySettings, Objective
 from oomguard.job.unmodelled import Direction, TrainingMethod, Unmodelled
 
 _RL = fields.maybe_text("rl")
@@ -29,6 +30,13 @@ _KINDS = {
     "grpo": TrainingMethod.GRPO,
     "gdpo": TrainingMethod.GRPO,
 }
+#: A vLLM that is said to share the GPUs (core/trainers/grpo/__init__.py, schemas/vllm.py).
+ENGINE = EngineKeys(
+    used=fields.flag("trl.use_vllm"),
+    mode=fields.text("trl.vllm_mode", SERVER),
+    share=fields.fraction("vllm.gpu_memory_utilization", 0.9),
+    sleeps=fields.flag("trl.vllm_enable_sleep_mode"),
+)
 #: The methods for which axolotl loads a reference that their trainers are not given.
 _IN_VAIN = frozenset({TrainingMethod.KTO, TrainingMethod.SIMPO})
 
@@ -55,6 +63,8 @@ def memory_settings(found: MemorySettings, settings: Settings) -> MemorySettings
     if head is not None:
         return replace(found, objective=head)
     method = method_of(settings)
+    if method is TrainingMethod.GRPO and ENGINE.is_colocated(settings):
+        found = replace(found, generation=Generation(by_engine=True, gathers=False))
     objective = trl_methods.WHOLE.get(method) if method else None
     if objective is None:
         return found

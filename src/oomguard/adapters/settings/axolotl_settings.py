@@ -67,6 +67,9 @@ _READ = fields_of(
         "method": "rl reward_model process_reward_model model_type",
         "objective": "rl reward_model process_reward_model model_type num_labels cpo_alpha",
         "compares_samples": "rl",
+        "engine_share": "trl vllm",
+        "engine_sleeps": "trl",
+        "generation": "trl",
     }
 )
 #: A kernel of the hub is named by its repository: kernels-community/vllm-flash-attn3.
@@ -362,7 +365,6 @@ _DETAILS = {
     " dion_rank_multiple_of qgalore_cos_threshold qgalore_gamma_proj qgalore_proj_bits"
     " qgalore_proj_group_size qgalore_proj_quant qgalore_proj_type qgalore_queue_size qgalore_rank"
     " qgalore_scale qgalore_update_proj_gap",
-    "rl": "trl vllm",
     "reward_model": "center_rewards_coefficient",
     "kd_trainer": "kd_alpha kd_beta kd_ce_alpha kd_normalize_topk kd_online_server"
     " kd_online_server_base_url kd_online_timeout kd_online_topk kd_temperature"
