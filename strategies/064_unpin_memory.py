@@ -22,7 +22,7 @@ def change(job: Job, plan: Plan) -> Plan | None:
 
 
 STRATEGY = Strategy(
-    summary="load batches into memory that is not pinned",
+    summary="load batches into unpinned memory",
     fidelity=SAME_MATH,
     # WSL can pin little, and then reports "CUDA error: out of memory" (WSL#8447).
     remedies=frozenset(

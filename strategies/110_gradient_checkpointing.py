@@ -9,7 +9,7 @@ def change(_job: Job, plan: Plan) -> Plan | None:
 
 
 STRATEGY = Strategy(
-    summary="compute activations again in the backward pass (gradient checkpointing)",
+    summary="recompute activations in the backward pass (gradient checkpointing)",
     fidelity=SAME_MATH,
     remedies=frozenset({Remedy(kind=Kind.DEVICE_OOM, phases=TRAINING)}),
     change=change,

@@ -26,7 +26,7 @@ def change(job: Job, plan: Plan) -> Plan | None:
 
 
 STRATEGY = Strategy(
-    summary="share gradients and optimizer state out with DeepSpeed ZeRO-2",
+    summary="shard gradients and optimizer state with DeepSpeed ZeRO-2",
     fidelity=SAME_MATH,
     remedies=frozenset({Remedy(kind=Kind.DEVICE_OOM, phases=TRAINING)}),
     change=change,

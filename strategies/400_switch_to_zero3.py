@@ -26,7 +26,7 @@ def change(job: Job, plan: Plan) -> Plan | None:
 
 
 STRATEGY = Strategy(
-    summary="share parameters, gradients and optimizer state out with DeepSpeed ZeRO-3",
+    summary="shard parameters, gradients and optimizer state with DeepSpeed ZeRO-3",
     fidelity=SAME_MATH,
     remedies=frozenset({Remedy(kind=Kind.DEVICE_OOM, phases=TRAINING | {Phase.LOAD})}),
     change=change,

@@ -13,7 +13,7 @@ def change(_job: Job, plan: Plan) -> Plan | None:
 
 
 STRATEGY = Strategy(
-    summary="start the adapter by LoftQ in stages, over a base in 4-bit",
+    summary="initialize the adapter with LoftQ in stages, on a 4-bit base",
     fidelity=NEW_RECIPE,
     # At once takes copies of whole weights in host memory, before the first step.
     remedies=frozenset(

@@ -20,7 +20,7 @@ _SIZE = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([a-zA-Z]*)\s*")
 
 
 def parse_size(text: str) -> int:
-    """Parse a size such as `24GiB`, `24G`, `16 GB` or `1048576` as bytes.
+    """Parse a size such as `24GiB`, `24G`, `16 GB` or, from 1 MiB on, `1048576` as bytes.
 
     `KiB`, `MiB`, `GiB`, `TiB` and the bare letters are powers of 1024; `KB` to `TB` powers of 1000.
 
@@ -34,6 +34,8 @@ def parse_size(text: str) -> int:
     size = int(float(match[1]) * factor)
     if size <= 0:
         raise ValueError(f"{text!r} is not a positive size")
+    if not match[2] and size < MIB:  # nobody means 24 bytes
+        raise ValueError(f"{text!r} has no unit; write for example {match[1]}GiB")
     return size
 
 

@@ -80,7 +80,7 @@ def test_lora_in_4_bit_is_qlora(bench: Callable[..., Any], folder: str) -> None:
             {"sharding": Sharding.ZERO3},
             "`auto_find_batch_size` isn't",
         ),
-        ("adapter: lora", {"quantization": Quantization.FP4}, "no setting that makes quantization"),
+        ("adapter: lora", {"quantization": Quantization.FP4}, "no setting for quantization"),
     ],
 )
 def test_a_refused_plan_is_refused_with_the_reason(

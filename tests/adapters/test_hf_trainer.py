@@ -239,16 +239,16 @@ def test_zero3_brings_its_file_and_a_launcher(
         (
             "--lora_r 8",
             {"quantization": Quantization.NF4},
-            "no setting that makes quantization 'nf4'",
+            "no setting for quantization 'nf4'",
         ),
         (
             "--load_in_4bit False --lora_r 8",
             {"quantization": Quantization.INT8},
-            "no setting that makes quantization 'int8'",
+            "no setting for quantization 'int8'",
         ),
-        ("", {"sequence_length": 5}, "no setting that makes sequence_length 5"),
-        ("--use_peft", {"tuning": Tuning.FULL}, "no setting that makes tuning 'full'"),
-        ("", {"precision": Precision.BF16_TRUE}, "no setting that makes precision 'bf16-true'"),
+        ("", {"sequence_length": 5}, "no setting for sequence_length 5"),
+        ("--use_peft", {"tuning": Tuning.FULL}, "no setting for tuning 'full'"),
+        ("", {"precision": Precision.BF16_TRUE}, "no setting for precision 'bf16-true'"),
         ("--deepspeed gone.json", {"sharding": Sharding.ZERO3}, "file was not found"),
     ],
 )

@@ -278,9 +278,9 @@ NF4 = {"quantization": Quantization.NF4, "precision": Precision.BF16_TRUE}
         ("optimizer: SGD", 1, NF4, "only supports the AdamW optimizer"),
         ("", 1, {"checkpointing": True}, "no setting for gradient checkpointing"),
         ("", 2, {"sharding": Sharding.ZERO3}, "no DeepSpeed ZeRO"),
-        ("", 1, {"low_cpu_mem_usage": True}, "no setting that makes low_cpu_mem_usage true"),
-        ("", 1, {"sequence_length": 512}, "no setting that makes sequence_length 512"),
-        ("", 1, {"tuning": Tuning.FULL}, "no setting that makes tuning 'full'"),
+        ("", 1, {"low_cpu_mem_usage": True}, "no setting for low_cpu_mem_usage true"),
+        ("", 1, {"sequence_length": 512}, "no setting for sequence_length 512"),
+        ("", 1, {"tuning": Tuning.FULL}, "no setting for tuning 'full'"),
     ],
 )
 def test_a_refused_plan_is_refused_in_litgpts_words(

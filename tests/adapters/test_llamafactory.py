@@ -434,10 +434,14 @@ NF4 = {"quantization": Quantization.NF4}
             {"sharding": Sharding.ZERO2, "offload": frozenset({Offload.PARAMETERS})},
             "offloaded by ZeRO-3 alone",
         ),
-        ("", {"frozen": frozenset(Part)}, "no setting that makes frozen"),
-        ("", {"quantization": Quantization.PREQUANTIZED}, "makes quantization 'prequantized'"),
-        ("", {"image_pixels": 512}, "no setting that makes image_pixels 512"),
-        ("", {"precision": Precision.FP16_TRUE}, "no setting that makes precision 'fp16-true'"),
+        ("", {"frozen": frozenset(Part)}, "no setting for frozen"),
+        (
+            "",
+            {"quantization": Quantization.PREQUANTIZED},
+            "for quantization 'prequantized'",
+        ),
+        ("", {"image_pixels": 512}, "no setting for image_pixels 512"),
+        ("", {"precision": Precision.FP16_TRUE}, "no setting for precision 'fp16-true'"),
     ],
 )
 def test_a_refused_plan_is_refused_in_llamafactorys_words(

@@ -131,8 +131,8 @@ def test_a_vision_model_has_parts(bench: Callable[..., Any]) -> None:
             {"sharding": Sharding.ZERO3},
             "`auto_find_batch_size` isn't",
         ),
-        ("", {"tuning": Tuning.OTHER}, "no setting that makes tuning"),
-        ("", {"image_pixels": 9}, "no setting that makes image_pixels"),
+        ("", {"tuning": Tuning.OTHER}, "no setting for tuning"),
+        ("", {"image_pixels": 9}, "no setting for image_pixels"),
     ],
 )
 def test_a_refused_plan_is_refused_with_the_reason(

@@ -43,7 +43,7 @@ def test_loftq_is_staged_with_the_base_and_the_bits_that_it_needs(
         ("python train.py --loftq_bits 4", {"loftq": Loftq.STAGED}, "has no --staged"),
         (STAGED, {"loftq": Loftq.STAGED}, "in stages it needs one in NF4"),
         (STAGED, {"quantization": Quantization.NF4}, "needs the unquantized model"),
-        (STAGED, {"quantization": Quantization.NF4_DOUBLE}, "no setting that makes quantization"),
+        (STAGED, {"quantization": Quantization.NF4_DOUBLE}, "no setting for quantization"),
     ],
 )
 def test_a_refused_plan_is_refused_with_the_reason(

@@ -38,10 +38,10 @@ def test_an_ambiguous_config_names_the_candidates() -> None:
 
 
 def test_an_unknown_config_names_all() -> None:
-    with pytest.raises(FrameworkError, match="no known framework") as caught:
+    with pytest.raises(FrameworkError, match="not recognised as a training job") as caught:
         detect({"a": 1})
     assert caught.value.where is None
-    assert caught.value.next_step.startswith("Choose one with --framework: llamafactory, litgpt,")
+    assert caught.value.next_step.startswith("If it is, choose it with --framework: llamafactory,")
 
 
 @pytest.mark.parametrize(
@@ -59,7 +59,7 @@ def test_a_command_belongs_to_one_framework(argv: str, name: str) -> None:
 
 
 def test_an_unknown_command_is_named() -> None:
-    with pytest.raises(FrameworkError, match="no known framework") as caught:
+    with pytest.raises(FrameworkError, match="not recognised as a training job") as caught:
         detect_command(("bash", "train.sh", "x"))
     assert str(caught.value.where) == "command line, key 'bash train.sh'"
 
@@ -94,7 +94,7 @@ def test_a_new_adapter_is_recognized_before_the_general_one(
     assert detect({"output_dir": "o", "max_steps": 3}).name == "hf_trainer"
     assert detect_command(("python", "toy.py", "--bf16")).name == "toy"
     assert detect_command(("python", "-m", "toy_train")).name == "toy"
-    with pytest.raises(FrameworkError, match="no known framework"):
+    with pytest.raises(FrameworkError, match="not recognised as a training job"):
         detect_command(("python", "-m", "toy_train.serve"))
 
 

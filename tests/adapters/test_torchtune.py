@@ -87,7 +87,7 @@ def test_offloaded_activations_bring_checkpointing(bench: Callable[..., Any]) ->
             "distributed recipes alone",
         ),
         (ONE, "", {"tuning": Tuning.FULL}, "another recipe"),
-        (ONE, "", {"quantization": Quantization.INT8}, "no setting that makes quantization"),
+        (ONE, "", {"quantization": Quantization.INT8}, "no setting for quantization"),
     ],
 )
 def test_a_refused_plan_is_refused_with_the_reason(

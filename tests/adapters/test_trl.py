@@ -185,7 +185,7 @@ def test_lora_comes_with_trls_rank(bench: Callable[..., Any], folder: str) -> No
             {"sharding": Sharding.ZERO3},
             "`auto_find_batch_size` isn't supported",
         ),
-        ("", {"loss_kernel": LossKernel.EAGER}, "no setting that makes loss_kernel"),
+        ("", {"loss_kernel": LossKernel.EAGER}, "no setting for loss_kernel"),
         ("zero_stage: 2\nuse_deepspeed: true", {"sharding": Sharding.ZERO3}, "--use_deepspeed"),
         ("accelerate_config: gone", {"sharding": Sharding.ZERO3}, "was not found"),
     ],

@@ -157,7 +157,7 @@ def test_a_job_that_catches_each_of_hundreds_is_known_to_go_on() -> None:
     log = (OOM + b"other\n" * 60 + steps) * 200
     assert judge_log([log], 0).kind is Kind.OK
     assert len(scan(log)) < 200
-    assert judge_log([log, OOM], 0).kind is Kind.DEVICE_OOM
+    assert judge_log([log, OOM], 1).kind is Kind.DEVICE_OOM
 
 
 def test_steps_much_later_are_those_of_another_run() -> None:

@@ -36,6 +36,12 @@ def test_shown_sizes_read_back_within_their_rounding(size_bytes):
     assert abs(shown - size_bytes) <= max(0.06 * size_bytes, 1)
 
 
+@pytest.mark.parametrize("text", ["24", "1048575", "0.5"])
+def test_a_number_that_lacks_its_unit_is_an_error(text):
+    with pytest.raises(ValueError, match=r"unit|positive"):
+        parse_size(text)
+
+
 def test_shown_units():
     assert show_bytes(24 * GIB) == "24.00 GiB"
     assert show_bytes(800 * MIB) == "800.00 MiB"

@@ -67,20 +67,34 @@ def _nothing_started(folder):
 CASES = {
     "no such file": (("launch", "trian.yaml"), ("trian.yaml", "does not exist", "'train.yaml'?")),
     "a folder": (("launch", "."), ("is a folder",)),
-    "neither": (("launch",), ("pass either a config file", "oomguard launch train.yaml")),
-    "both": (("launch", "train.yaml", "--", *COMMAND), ("pass either a config file",)),
+    "neither": (("launch",), ("needs a config file, or a command after --", "train.yaml")),
+    "both": (("launch", "train.yaml", "--", *COMMAND), ("pass one of them",)),
     "an empty command": (("launch", "--"), ("no command after --",)),
     "a command unknown": (("launch", "--", "make", "train"), ("make",)),
-    "an option": (("launch", "--lader", "classic", "train.yaml"), ("--lader", "--help")),
+    "an option": (
+        ("launch", "--lader", "classic", "train.yaml"),
+        ("Did you mean --ladder",),
+    ),
     "a rung": (
         ("launch", "--ladder", "halve_micro_bach", "train.yaml"),
         ("key '--ladder'", "halve_micro_bach", "'halve_micro_batch'?"),
     ),
     "a size": (("launch", "--host-memory", "lots", "train.yaml"), ("--host-memory", "24GiB")),
+    "no unit": (("launch", "--host-memory", "16", "train.yaml"), ("--host-memory", "16GiB")),
+    "an option of plan": (("launch", "t.yaml", "--gpu", "a10"), ("--gpu", "oomguard plan")),
+    "a setting": (("launch", "t.yaml", "--batch-size", "4"), ("--batch-size", "after --")),
+    "no dashes": (("plan", "llamafactory-cli", "train", "t.yaml"), ("-- COMMAND",)),
+    "not a number": (("plan", "t.yaml", "--gpus", "two"), ("--gpus", "whole number")),
+    "two GPUs": (("plan", "train.yaml", "--gpu", "a10", "--gpu-memory", "24GiB"), ("not both",)),
+    "no GPU": (("plan", "train.yaml"), ("--gpu or --gpu-memory",)),
+    "classic and more": (
+        ("launch", "--ladder", "classic,enable_qlora", "train.yaml"),
+        ("--ladder", "classic alone"),
+    ),
     "no size": (("launch", "--host-memory", "-3GiB", "train.yaml"), ("--host-memory",)),
     "too small a size": (
-        ("launch", "--host-memory", "16", "train.yaml"),
-        ("key '--host-memory'", "16 B", "64.00 MiB"),
+        ("launch", "--host-memory", "16MiB", "train.yaml"),
+        ("key '--host-memory'", "16.00 MiB", "64.00 MiB"),
     ),
     "a cost": (("launch", "--allow", "anything", "train.yaml"), ("--allow", "same_math")),
     "no attempt": (("launch", "--max-attempts", "0", "train.yaml"), ("--max-attempts",)),
@@ -88,7 +102,7 @@ CASES = {
     "a python": (("launch", "--python", "no/python", "train.yaml"), ("no/python", "--python")),
     "strategies": (
         ("launch", "--strategies", "none", "train.yaml"),
-        ("none", "no such strategy folder"),
+        ("none", "does not exist"),
     ),
     "a cap by nothing": (
         ("launch", "--host-memory-by", "cgroup", "train.yaml"),
@@ -122,7 +136,7 @@ FILES = {
     ),
     "a size": (f"{FLAGS}oomguard: {{host_memory: much}}\n", "key 'oomguard.host_memory'"),
     "too small a size": (
-        f"{FLAGS}oomguard:\n  command: [{sys.executable}, job.py]\n  host_memory: 16\n",
+        f"{FLAGS}oomguard:\n  command: [{sys.executable}, job.py]\n  host_memory: 16MiB\n",
         "train.yaml, key 'oomguard.host_memory'",
     ),
     "a block that is none": (f"{FLAGS}oomguard: yes please\n", "train.yaml:3, key 'oomguard'"),

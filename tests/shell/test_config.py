@@ -153,10 +153,10 @@ def test_what_is_no_file_is_not_read(tmp_path: Path) -> None:
     [
         (b"a: 1\nb: caf\xe9\n", 2, "is not UTF-8"),
         (b"\xff\xfea\x00", 1, "is not UTF-8"),
-        (b"a: 1\nb: [1\n", 3, "is not valid YAML"),
+        (b"a: 1\nb: [1\n", 3, "not valid YAML"),
         (b"a: 1\na: 2\n", 2, "a is set here and on line 1"),
         (b"- a\n", 1, "not a mapping"),
-        (b"", 1, "not a mapping"),
+        (b"", 1, "is empty"),
         (b"#" * (MOST_BYTES + 1), None, "larger than 4.00 MiB"),
     ],
 )

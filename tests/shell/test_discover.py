@@ -83,5 +83,5 @@ def test_a_file_that_cannot_be_used_is_named_with_its_line(tmp_path, name, text,
 
 
 def test_a_folder_that_is_not_there_is_an_error(tmp_path):
-    with pytest.raises(StrategyError, match="no such strategy folder"):
+    with pytest.raises(StrategyError, match="does not exist"):
         load_strategies(tmp_path / "nowhere")

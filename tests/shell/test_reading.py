@@ -440,7 +440,7 @@ def test_a_setting_that_is_not_modelled_is_named_and_widens_the_interval(plan, j
 )
 def test_what_is_trained_is_unknown_where_it_is_not_modelled(plan, job):
     trained = plan(job)["trained"]
-    assert trained["what"] == "unknown (neither all weights, some layers nor LoRA)"
+    assert trained["what"] == "unknown (not full fine-tuning, frozen layers or LoRA)"
     assert trained["parameters"] is None
     assert trained["total"] > 0
 
@@ -801,7 +801,7 @@ def test_an_unsupported_command_of_a_known_framework_is_refused_as_that(capsys, 
     said = capsys.readouterr().err
     assert "cannot run this command" in said
     assert " ".join(command.split()[:2]) in said
-    assert "no known framework" not in said
+    assert "not recognised as a training job" not in said
 
 
 @pytest.mark.parametrize(
@@ -1076,3 +1076,33 @@ def test_every_module_in_a_list_is_adapted(plan, job):
     one = plan(job.replace("{}", "q_proj"))["trained"]
     assert "q_proj, v_proj" in both["what"]
     assert both["parameters"] > one["parameters"]
+
+
+@pytest.mark.parametrize(
+    ("job", "key"),
+    [
+        ("llamafactory-cli train train.yaml per_device_train_batchsize=4", "per_device_train_bat"),
+        (f"{SWIFT} --per_device_train_batchsize 4", "per_device_train_batchsize"),
+        (TRL_COMMAND.format("trl sft") + " --per_device_train_batch 4", "per_device_train_batch"),
+    ],
+)
+def test_a_misspelled_flag_is_named_with_a_guess(plan, tmp_path, job, key):
+    (tmp_path / "train.yaml").write_text(LF)
+    document = plan(job)
+    (found,) = [one for one in document["unmodelled"] if one["key"].startswith(key)]
+    assert "Did you mean 'per_device_train_batch_size'?" in found["effect"]
+    assert document["asked"]["fits"] == "unsure"
+    assert not any("has no setting" in note for note in document["notes"])
+
+
+def test_a_config_that_several_frameworks_share_keys_with_is_refused_as_what_it_is(refused):
+    """Megatron-SWIFT's settings and swift sample's, beside some that swift sft has too."""
+    text = "model: Qwen/Qwen2.5-0.5B\ndataset: d\ntuner_type: lora\n"
+    assert "Megatron-SWIFT" in refused(f"{text}micro_batch_size: 1\nglobal_batch_size: 8\n")
+    assert "swift sample" in refused(f"{text}sampler_engine: vllm\n")
+
+
+def test_a_finetuning_type_that_llamafactory_does_not_have_is_its_own_rejection(plan):
+    document = plan(LF.replace("type: lora", "type: loar"))
+    assert document["rejected"]["message"] == "Invalid fine-tuning method."
+    assert document["asked"]["fits"] != "yes"

@@ -179,7 +179,7 @@ def test_a_script_starts_with_nothing_but_recipes(script):
         ("llamafactory/qwen2_5_vl.yaml", "chunk_long_texts", "see cut_cutoff_len"),
         ("llamafactory/qwen2_audio.yaml", "train_new_rows", "trainable_token_indices"),
         ("llamafactory/qwen2_audio.yaml", "enable_qlora", "Cannot resize embedding layers"),
-        ("litgpt/train.yaml", "chunk_long_texts", "no setting that makes overlong 'chunked'"),
+        ("litgpt/train.yaml", "chunk_long_texts", "no setting for overlong 'chunked'"),
         ("litgpt/train.yaml", "gradient_checkpointing", "the framework has no setting for it"),
     ],
 )

@@ -15,7 +15,7 @@ from typing import ClassVar
 from oomguard.adapters.contract import Adapter, Alternative, Claim, JobRequest
 from oomguard.adapters.effects import Effect
 from oomguard.adapters.fields import Bindings, Key, maybe_text
-from oomguard.adapters.invocation import Invocation, with_config
+from oomguard.adapters.invocation import CONFIG, Invocation, with_config
 from oomguard.adapters.settings.groups import SettingGroups
 from oomguard.adapters.trial import with_settings
 from oomguard.configfile.document import Source
@@ -226,11 +226,16 @@ class ConfigAdapter(Adapter):
         return (*(one for one in found if one is not None), *misspelled)
 
     def unknown(self, job: Job) -> tuple[str, ...]:
-        """Return the keys of the config that the framework does not have."""
-        file, known = self.of_job(job).settings.file, self.known_to(job)
-        if file is None or not known:
+        """Return the keys of the config and the command line that the framework does not have."""
+        settings, known = self.of_job(job).settings, self.known_to(job)
+        if not known:
             return ()
-        return tuple(str(key) for key in file.values if str(key) not in known)
+        file = settings.file.values if settings.file else ()
+        flags = (*settings.early.names(), *settings.late.names())
+        outer = (name.partition(".")[0].removeprefix("no_") for name in flags)
+        stated = dict.fromkeys((*map(str, file), *outer))
+        known |= {CONFIG} | {key.removeprefix("no_") for key in known}
+        return tuple(key for key in stated if key not in known)
 
     def groups_of(self, job: Job) -> SettingGroups | None:
         """Return all settings of the job's command, if they are listed."""

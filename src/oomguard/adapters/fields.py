@@ -87,7 +87,7 @@ class Bindings:
             if asked == wanted or name in elsewhere:
                 continue
             if asked is None or name not in known or known[name].edits(settings, wanted) is None:
-                return f"there is no setting that makes {name} {shown(wanted)} in this job"
+                return f"this job has no setting for {name} {shown(wanted)}"
         return None
 
 

@@ -251,6 +251,10 @@ def _with_zero3(key: str, message: str) -> Refusal:
     )
 
 
+#: What llamafactory/hparams/finetuning_args.py takes.
+_FINETUNING = ("lora", "oft", "freeze", "full")
+
+
 def _with_quantization(key: str, message: str) -> Refusal:
     return Refusal(
         message=message,
@@ -265,6 +269,11 @@ def _galore(settings: Settings) -> bool:
 
 _NO_RESIZE = "Cannot resize embedding layers of a quantized model."
 REFUSALS = (
+    Refusal(
+        message="Invalid fine-tuning method.",
+        when=lambda s, _, __: s.get("finetuning_type") not in (None, *_FINETUNING),
+        key="finetuning_type",
+    ),
     Refusal(
         message="Quantization is only compatible with the LoRA or OFT method.",
         when=lambda _, job, plan: (

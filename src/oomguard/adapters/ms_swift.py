@@ -17,7 +17,7 @@ from oomguard.adapters import (
     ms_swift_methods,
     trl_generation,
 )
-from oomguard.adapters.config_adapter import Refusal
+from oomguard.adapters.config_adapter import Refusal, not_training
 from oomguard.adapters.contract import JobRequest, Marks
 from oomguard.adapters.fields import Binding, Bindings, Edits, Key, flag, number
 from oomguard.adapters.hf import training_arguments as hf
@@ -45,6 +45,7 @@ from oomguard.adapters.settings.swift_settings import (
 from oomguard.configfile import values
 from oomguard.configfile.document import Source
 from oomguard.configfile.layered import Settings
+from oomguard.errors import Where
 from oomguard.job.checkpoint import Continuation, Layout, Mode
 from oomguard.job.command import File
 from oomguard.job.memory_settings import (
@@ -90,6 +91,8 @@ _PARTS = {
 }
 _OUTPUT = fields.text("output_dir", "output")
 _FOUR, _EIGHT = 4, 8
+#: Settings of `swift sample` alone (swift/arguments/sampling_args.py).
+_SAMPLING = ("sampler_type", "sampler_engine", "num_sampling_batch_size")
 _TRUNCATION = fields.text("truncation_strategy", "delete")
 _OVERLONG = {
     "delete": Overlong.DROPPED,
@@ -311,7 +314,14 @@ class MsSwift(TrainerAdapter):
     def command_for(
         self, source: Source, document: Mapping[str, object], command: tuple[str, ...]
     ) -> tuple[str, ...]:
-        """Return the file's own command; a file that states `rlhf_type` is for `swift rlhf`."""
+        """Return the file's own command; a file that states `rlhf_type` is for `swift rlhf`.
+
+        Raises:
+            ConfigError: for a config of `swift sample`, which generates and does not train.
+        """
+        sampling = next((key for key in _SAMPLING if key in document), None)
+        if sampling is not None:
+            raise not_training("settings of swift sample", Where(file=source.path, key=sampling))
         if command or ms_swift_methods.TYPE.name not in document:
             return super().command_for(source, document, command)
         return (*self.programs, ms_swift_methods.RLHF, source.path)

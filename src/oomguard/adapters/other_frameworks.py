@@ -77,7 +77,13 @@ OTHER_FRAMEWORKS = (
         programs=("nemo", "automodel"),
         scripts=("megatron_gpt_finetuning", "megatron_gpt_pretraining"),
     ),
-    OtherFramework(title="Megatron-SWIFT, ms-swift's megatron command", programs=("megatron",)),
+    OtherFramework(
+        title="Megatron-SWIFT, ms-swift's megatron command",
+        programs=("megatron",),
+        marks=Marks(
+            own=frozenset({"global_batch_size"}), needs=frozenset({"model", "micro_batch_size"})
+        ),
+    ),
     OtherFramework(
         title="Megatron-LM",
         packages=("megatron",),

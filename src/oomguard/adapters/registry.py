@@ -109,11 +109,12 @@ def _strongest(claims: Sequence[tuple[Claim, Adapter]], where: Where | None) -> 
     if len(found) == 1:
         return found[0]
     candidates = found or ADAPTERS
-    what = "more than one framework matches" if found else "no known framework is recognised"
+    titles = ", ".join(adapter.title for adapter in candidates)
+    names = ", ".join(adapter.name for adapter in candidates)
     raise FrameworkError(
-        f"{what}: {', '.join(adapter.title for adapter in candidates)}",
+        f"more than one framework matches: {titles}"
+        if found
+        else f"not recognised as a training job of {titles}",
         where=where,
-        next_step="Choose one with --framework: "
-        + ", ".join(adapter.name for adapter in candidates)
-        + ".",
+        next_step=f"{'Choose one' if found else 'If it is, choose it'} with --framework: {names}.",
     )

@@ -65,7 +65,7 @@ class _Lazy(click.Group):
 @click.group(cls=_Lazy, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="oomguard", message="%(prog)s %(version)s")
 def cli() -> None:
-    """Run a fine-tuning job to completion although it runs out of memory.
+    """Run a fine-tuning job to completion even if it runs out of memory.
 
     For example: oomguard launch train.yaml
     """
@@ -79,7 +79,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     try:
-        code = cli.main(arguments, prog_name="oomguard", standalone_mode=False)
+        code = cli.main(arguments or ["--help"], prog_name="oomguard", standalone_mode=False)
     except OomguardError as error:
         return _fail(error, arguments)
     except click.ClickException as error:

@@ -22,6 +22,18 @@ class ValueType:
     metavar: str | None = None
 
 
+class Whole(click.IntRange):
+    """A whole number within a range."""
+
+    name = "whole number"
+
+
+class Seconds(click.FloatRange):
+    """A duration in seconds."""
+
+    name = "number of seconds"
+
+
 class Size(click.ParamType[int]):
     """A size such as 24GiB, in bytes."""
 
@@ -85,10 +97,8 @@ FOLDER = replace(STRING, metavar="DIR")
 ARGUMENTS = ValueType(read=_arguments, flag_type=click.STRING)
 IDS = ValueType(read=_ids, flag_type=click.STRING, metavar="IDS")
 SIZE = ValueType(read=_size, flag_type=Size())
-COUNT = ValueType(read=whole, flag_type=click.IntRange(min=1), metavar="N")
+COUNT = ValueType(read=whole, flag_type=Whole(min=1), metavar="N")
 STEPS = replace(COUNT, metavar="STEPS")
-SECONDS = ValueType(
-    read=_seconds, flag_type=click.FloatRange(min=0, min_open=True), metavar="SECONDS"
-)
-GRACE = replace(SECONDS, flag_type=click.FloatRange(min=0))
+SECONDS = ValueType(read=_seconds, flag_type=Seconds(min=0, min_open=True), metavar="SECONDS")
+GRACE = replace(SECONDS, flag_type=Seconds(min=0))
 SWITCH = ValueType(read=truth, flag_type=click.BOOL)

@@ -41,6 +41,7 @@ BLOCK = "oomguard"
 RUNS = "oomguard-runs"
 LAUNCH, PLAN, RESUME = "launch", "plan", "resume"
 COMMAND = "oomguard.job.command"
+PLAN_ALONE = {"--gpu", "--gpus", "--explain-terms"}
 #: Options that were set, by field of `Options`.
 Stated = Mapping[str, object]
 
@@ -248,11 +249,32 @@ class WithCommand(click.Command):
                 next_step=f"For example: {ctx.command_path} -- llamafactory-cli train train.yaml",
             )
         ctx.meta[COMMAND] = rest
-        return super().parse_args(ctx, [_renamed(argument) for argument in own])
+        try:
+            return super().parse_args(ctx, [_renamed(argument) for argument in own])
+        except click.NoSuchOption as error:
+            what = f"no such option: {error.option_name}"
+            raise UsageError(what, next_step=_place_of(ctx, error)) from error
+        except click.UsageError as error:
+            if "extra argument" in error.message:
+                raise UsageError(
+                    "a command has to stand after --",
+                    next_step=f"{ctx.command_path} [OPTIONS] -- COMMAND...",
+                ) from error
+            raise
 
     def collect_usage_pieces(self, _ctx: click.Context) -> list[str]:
         """Show that either a config file or a command is needed."""
         return ["[OPTIONS]", "TRAIN.YAML | -- COMMAND..."]
+
+
+def _place_of(ctx: click.Context, error: click.NoSuchOption) -> str:
+    """Return where an option that this command does not have may belong."""
+    if error.possibilities:
+        return f"Did you mean {' or '.join(sorted(error.possibilities))}?"
+    if ctx.info_name != "plan" and error.option_name in PLAN_ALONE:
+        return f"It is an option of oomguard plan. See {ctx.command_path} --help."
+    place = "Settings of your framework go into its config, or into its command after --."
+    return f"{place} See {ctx.command_path} --help."
 
 
 def _renamed(argument: str) -> str:

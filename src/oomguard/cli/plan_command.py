@@ -6,14 +6,15 @@ from dataclasses import replace
 from pathlib import Path
 
 import click
+from click.core import ParameterSource
 
-from oomguard.cli.option_types import SIZE
+from oomguard.cli.option_types import COUNT, SIZE
 from oomguard.cli.options import COMMAND, PLAN, WithCommand, as_json, flags, train_file, verbose
 from oomguard.cli.output import print_json, secho
 from oomguard.cli.plan_job import PlannedJob, plan_job
 from oomguard.cli.plan_table import print_plan
 from oomguard.cli.prepare import prepare
-from oomguard.errors import UsageError, Where
+from oomguard.errors import UsageError
 from oomguard.estimate.cards import Card, card_named
 from oomguard.job.training_job import Device
 from oomguard.predict.forecast import Capacity
@@ -27,7 +28,7 @@ from oomguard.predict.history import FitIndex
 @click.option("--gpu-memory", type=SIZE.flag_type, help="Memory of one GPU, e.g. 24GiB.")
 @click.option(
     "--gpus",
-    type=click.IntRange(min=1),
+    type=COUNT.flag_type,
     default=1,
     metavar="N",
     help="Number of GPUs (default: 1).",
@@ -60,6 +61,10 @@ def command(
     """
     prepared = prepare(train, ctx.meta[COMMAND], given, planned_gpus=gpus)
     card, device_bytes = _device(gpu, gpu_memory)
+    stated = ctx.get_parameter_source("gpus") is ParameterSource.COMMANDLINE
+    if stated and prepared.job.world.size != gpus:
+        started = f"the job starts on {prepared.job.world.size} by its own settings"
+        click.secho(f"note: --gpus {gpus} has no effect: {started}", fg="yellow", err=True)
     if prepared.job.device is Device.CPU:
         raise UsageError(
             "this job runs on the CPU, so there is no GPU memory to plan",
@@ -87,11 +92,15 @@ def command(
 
 def _device(gpu: str | None, gpu_memory: int | None) -> tuple[Card | None, int]:
     """Return the GPU to plan for, None if only its size is known, and its bytes."""
-    if (gpu is None) == (gpu_memory is None):
+    if gpu is None and gpu_memory is None:
         raise UsageError(
-            "pass either --gpu or --gpu-memory",
-            where=Where(key="--gpu"),
+            "plan needs a GPU: pass --gpu or --gpu-memory",
             next_step="For example: --gpu 'RTX 3090', or --gpu-memory 24GiB.",
+        )
+    if gpu is not None and gpu_memory is not None:
+        raise UsageError(
+            "pass --gpu or --gpu-memory, not both",
+            next_step="--gpu-memory is for a GPU whose name oomguard does not know.",
         )
     card = card_named(gpu) if gpu is not None else None
     return card, card.usable_bytes if card else gpu_memory or 0

@@ -89,7 +89,8 @@ class PlannedJob:
             if rejected
             else ()
         )
-        unknown = self.prepared.adapter.unknown(job)
+        named = {one.key for one in self.unmodelled}
+        unknown = [key for key in self.prepared.adapter.unknown(job) if key not in named]
         title = self.prepared.adapter.title
         source = f"{title}'s settings and losses were read from its source: no job of it was run"
         unrun = () if self.prepared.adapter.is_run else (source,)

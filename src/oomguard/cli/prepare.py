@@ -78,8 +78,10 @@ def prepare(
     """
     if (train is None) == (not command):
         raise UsageError(
-            "pass either a config file or a command after --",
-            next_step="oomguard launch train.yaml, or oomguard launch -- COMMAND...",
+            "got both a config file and a command after --, pass one of them"
+            if train
+            else "needs a config file, or a command after --",
+            next_step="For example train.yaml, or -- llamafactory-cli train train.yaml",
         )
     adapter, unwrapped, loaded, options = _requested(train, command, given)
     _check(options, given, file=str(train) if train else None)
@@ -167,7 +169,7 @@ def load(path: Path) -> Loaded:
 
 def _config_text(path: Path) -> str:
     if path.is_dir():
-        raise _error("is a folder, not a config file", path)
+        raise _error("is a folder, not a config file", path, "Pass the YAML file in it.")
     if not path.exists():
         names = [file.name for file in path.parent.iterdir()] if path.parent.is_dir() else []
         raise _error("does not exist", path, did_you_mean(path.name, names))

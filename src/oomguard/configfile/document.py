@@ -84,7 +84,8 @@ class Document:
         is_json = source.path.endswith(".json")
         root, values = _load_json(source) if is_json else _load_yaml(source)
         if not isinstance(root, yaml.MappingNode) or not isinstance(values, dict):
-            raise _error(source, "the top level is not a mapping of keys to values", line=1)
+            what = "is not a config: its top level is not a mapping of keys to values"
+            raise _error(source, what if source.text.strip() else "is empty", line=1)
         return cls(path=source.path, text=source.text, values=values, root=root)
 
     @property
@@ -221,11 +222,11 @@ def _load_yaml(source: Source) -> tuple[yaml.Node | None, object]:
         mark = error.problem_mark or error.context_mark
         column = f" (column {mark.column + 1})" if mark else ""
         line = mark.line + 1 if mark else None
-        raise _error(source, f"is not valid YAML: {error.problem}{column}", line=line) from error
+        raise _error(source, f"not valid YAML: {error.problem}{column}", line=line) from error
     except (yaml.YAMLError, ValueError) as error:
-        raise _error(source, f"is not valid YAML: {error}") from error
+        raise _error(source, f"not valid YAML: {error}") from error
     except RecursionError as error:
-        raise _error(source, "is nested too deeply") from error
+        raise _error(source, "nested too deeply") from error
 
 
 def _load_json(source: Source) -> tuple[yaml.Node | None, object]:
@@ -235,10 +236,10 @@ def _load_json(source: Source) -> tuple[yaml.Node | None, object]:
         root = yaml.SafeLoader(source.text.replace("\t", " ")).get_single_node()
     except json.JSONDecodeError as error:
         raise _error(
-            source, f"is not valid JSON: {error.msg} (column {error.colno})", line=error.lineno
+            source, f"not valid JSON: {error.msg} (column {error.colno})", line=error.lineno
         ) from error
     except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise _error(source, f"is not JSON that can be edited: {error}") from error
+        raise _error(source, f"not JSON that can be edited: {error}") from error
     _refuse_duplicates(root, source)
     return root, values
 

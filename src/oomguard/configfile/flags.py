@@ -68,6 +68,14 @@ class Flags:
         stop = next((index for index in after if is_flag(self.args[index])), len(self.args))
         return self.args[use.start + 1 : stop]
 
+    def names(self) -> tuple[str, ...]:
+        """Return the keys that are set, as their framework spells them; `no_key` as such."""
+        words = (word.partition("=") for word in self.args)
+        if self.style is Style.OMEGACONF:
+            return tuple(name.lstrip("+~") for name, equals, _ in words if equals)
+        flags = (name for name, _, _ in words if name.startswith("--") and name != "--")
+        return tuple(name[2:].replace("-", "_") for name in flags)
+
     def where(self, key: str) -> Where:
         """Return where a key is set: on the command line."""
         return Where(key=key if self.style is Style.OMEGACONF else f"--{key}")

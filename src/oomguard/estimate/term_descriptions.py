@@ -256,7 +256,7 @@ def _each(size: float) -> str:
 # --- What is trained ---
 
 
-_UNKNOWN = "unknown (neither all weights, some layers nor LoRA)"
+_UNKNOWN = "unknown (not full fine-tuning, frozen layers or LoRA)"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -64,7 +64,15 @@ def select(strategies: Sequence[Strategy], ladder: str | None) -> tuple[Strategy
     if ladder is None:
         return tuple(strategies)
     known = {strategy.id: strategy for strategy in strategies}
-    wanted = CLASSIC if ladder == "classic" else tuple(ladder.replace(" ", "").split(","))
+    wanted = tuple(ladder.replace(" ", "").split(","))
+    if wanted == ("classic",):
+        wanted = CLASSIC
+    elif "classic" in wanted:
+        raise StrategyError(
+            "classic cannot be combined with ids",
+            where=Where(key="--ladder"),
+            next_step="Pass --ladder classic alone, or list the ids.",
+        )
     for name in wanted:
         if name not in known:
             raise StrategyError(
@@ -78,7 +86,11 @@ def select(strategies: Sequence[Strategy], ladder: str | None) -> tuple[Strategy
 
 def _files(folder: Path) -> Iterable[Path]:
     if not folder.is_dir():
-        raise StrategyError("no such strategy folder", where=Where(file=str(folder)))
+        raise StrategyError(
+            "this strategy folder does not exist",
+            where=Where(file=str(folder)),
+            next_step="Pass a folder of strategy files with --strategies.",
+        )
     return sorted(path for path in folder.glob("*.py") if path.name != "__init__.py")
 
 

@@ -28,7 +28,7 @@ def left_out(
     """
     yield from _of_the_method(method, settings.objective, versions)
     if job.asked.tuning in (None, Tuning.OTHER):
-        effect = "what it trains is neither all weights, some layers nor LoRA: not modelled"
+        effect = "neither full fine-tuning, frozen layers nor LoRA, the kinds that are modelled"
         yield Unmodelled(key="tuning", effect=effect, direction=Direction.MORE)
     if job.stored_as is not None and job.asked.quantization is None:
         effect = (
