@@ -314,7 +314,8 @@ def found_in(
     ]
     for text in texts:
         for begin, end in secret_spans(text, setting=True):
-            values += [text[begin:end], *re.split(r"[\"',\s]+", text[begin:end])]
+            whole = text[begin:end]
+            values += [whole, whole.strip("\"'"), *re.split(r"[\"',\s]+", whole)]
     kept = {value for value in values if len(value) >= KNOWN_LENGTH and not value.isspace()}
     return frozenset(form for value in kept for form in _spellings(value))
 

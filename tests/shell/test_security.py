@@ -3,21 +3,39 @@
 from __future__ import annotations
 
 import ast
+import json
 import os
 import socket
 import stat
+import string
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 import oomguard
+from generators import make_job
 from oomguard.cli.main import main
 from oomguard.cli.prepare import load
+from oomguard.configfile.document import Source
 from oomguard.errors import ConfigError
+from oomguard.evidence.verdict import Kind, Verdict
+from oomguard.job.command import Command, File
 from oomguard.machine.checkpoint_scan import is_whole
+from oomguard.process.messages import receive
+from oomguard.process.output_mask import OutputMask
 from oomguard.process.report_server import ReportServer
+from oomguard.run.attempt import AttemptSpec
+from oomguard.run.events import Exited, Finished, Limits, Planned, RunStarted, Started, Status
+from oomguard.run.folder import RunFolder, append_json, write_json
+from oomguard.run.report import build, to_json
+from oomguard.run.state import replay
+from oomguard.strategy import Fidelity
+from reported import HEAD
 from shell.launches import OOMGUARD, launch, write_job
 
 SOURCE = Path(oomguard.__file__).parent
@@ -210,3 +228,57 @@ def test_no_code_from_a_model_repository(tmp_path):
     attempts = list((tmp_path / "oomguard-runs" / "r" / "attempts").glob("*/*.yaml"))
     assert len(attempts) > 1, done.stderr
     assert all("trust_remote_code" not in path.read_text() for path in attempts)
+
+
+CHARACTERS = string.ascii_letters + string.digits + "-_/+.:,;@#!' "
+PASSWORDS = st.text(CHARACTERS, min_size=8, max_size=30).filter(
+    lambda text: text[0].isalnum() and text[-1].isalnum() and any(map(str.isdigit, text))
+)
+TELLING = st.sampled_from(["db_password", "client-secret", "passphrase", "apiKey", "WANDB_API_KEY"])
+
+
+@settings(max_examples=25, deadline=None)
+@given(secrets=st.lists(PASSWORDS, min_size=6, max_size=6, unique=True), name=TELLING)
+def test_no_random_secret_is_in_what_is_recorded(secrets, name):
+    """Wherever a job can carry one: its command, variables, configs, output, reports and errors."""
+    flag, env, block, item, printed, raised = secrets
+    config = f"lr: 1\n{name}: |\n  {block}\nsecrets:\n  - {json.dumps(item)}\n"
+    command = Command(
+        argv=("python", "t.py", f"--{name}", flag, "train.yaml"),
+        cwd="/job",
+        env={name: env},
+        files=(File(path="/job/train.yaml", text=config),),
+    )
+    mask = OutputMask(command.secrets())
+    output = mask.feed(f"using {flag}\n{name}={json.dumps(printed)}\n{item} {env}".encode())
+    output += mask.close()
+    line = {**HEAD, "type": "error", "exception": "E", "frames": [f"{block} in {name}"]}
+    text = json.dumps({**line, "message": f"bad {name}: {json.dumps(raised)} ({env})"})
+    report = receive(text.encode(), command.secrets())
+    assert report is not None
+    job = make_job(argv=command.argv, env=command.env, config=Source(path="/job/c", text=config))
+    limits = Limits(ladder=(), allow=Fidelity.SAME_MATH, max_attempts=1)
+    verdict = Verdict(kind=Kind.NOT_OOM, root=report.report.message)
+    events = [
+        RunStarted(t=0, run="r", version="0", at="now", job=job, limits=limits),
+        Planned(t=1, attempt=1, spec=AttemptSpec(plan=job.asked)),
+        Started(t=1, attempt=1, pid=7, command=command.masked().by_hand(), kernel_watched=False),
+        Exited(t=2, attempt=1, returncode=1, verdict=verdict),
+        Finished(t=3, status=Status.FAILED, reason=f"{name}={json.dumps(raised)}"),
+    ]
+    with tempfile.TemporaryDirectory() as base:
+        folder = RunFolder.create(Path(base), "r")
+        for event in events:
+            folder.append(event)
+        write_json(
+            folder.report,
+            to_json(build(replay(events), final_text=None, command=None, surroundings={})),
+        )
+        append_json(folder.path / "memory.jsonl", json.loads(report.line))
+        folder.close()
+        names = ("events.jsonl", "fit-report.json", "memory.jsonl")
+        written = "".join((folder.path / one).read_text() for one in names)
+    for secret in secrets:
+        for shown in (output.decode(), written):
+            assert secret not in shown
+            assert json.dumps(secret)[1:-1] not in shown
