@@ -158,6 +158,14 @@ def test_a_loss_of_words_and_packs_take_no_more_than_whole_pairs(plan, flags):
     assert found["asked"]["estimate"] == plain["asked"]["estimate"]
 
 
+def test_pairs_without_padding_are_named_where_there_are_several(plan):
+    named = [
+        [one["key"] for one in plan(f"{RLHF} --padding_free true {more}")["unmodelled"]]
+        for more in ("", "--per_device_train_batch_size 4")
+    ]
+    assert named == [[], ["padding_free"]]
+
+
 def test_packs_of_other_methods_are_named(plan):
     (found,) = plan(f"{RLHF} --rlhf_type kto --packing true")["unmodelled"]
     assert found["key"] == "packing"

@@ -302,7 +302,7 @@ _GENERATED = (
 _OTHERWISE = (
     *("packing", "packing_length", "packing_num_proc", "task_type", "num_labels"),
     *("use_liger_kernel", "liger_kernel_config", "loss_type", "loss_scale", "lora_dropout"),
-    *("use_logits_to_keep", "padding_free", "label_smoothing_factor", "enable_dft_loss"),
+    *("use_logits_to_keep", "label_smoothing_factor", "enable_dft_loss"),
     "enable_channel_loss",
 )
 #: Packs of pairs (dataset/packing.py) hold `max_length` tokens, or one pair that is longer: two
@@ -358,7 +358,7 @@ SWIFT_RLHF = SWIFT.without(_OTHERWISE) | SettingGroups(
         trainer.RATES: "beta center_rewards_coefficient desirable_weight discopop_tau"
         " label_smoothing ld_alpha loss_scale loss_weights simpo_gamma undesirable_weight",
         trainer.OVERWRITTEN: "enable_channel_loss enable_dft_loss label_smoothing_factor"
-        " lora_dropout padding_free",
+        " lora_dropout",
         trainer.SAMPLES: "use_logits_to_keep",
         # dpo_trainer.py (concatenated_forward): the mean of log-probabilities that are there.
         "the loss of words comes from the log-probabilities of the pairs": "rpo_alpha",
