@@ -629,6 +629,18 @@ def test_what_axolotl_reads_is_named_where_it_is_not_counted(plan, text, key):
     assert found == ([key] if key else [])
 
 
+@pytest.mark.parametrize(
+    ("model", "kernel"), [("arcee-ai/AFM-4.5B", "fused"), ("openai-community/gpt2", "eager")]
+)
+def test_cut_cross_entropy_knows_more_models_than_liger(plan, model, kernel):
+    job = AXOLOTL.replace("Qwen/Qwen2.5-0.5B", model).replace("q_proj, v_proj", "c_attn, q_proj")
+    plugin = "plugins: [axolotl.integrations.{}]\n"
+    cut = plan(job + plugin.format("cut_cross_entropy.CutCrossEntropyPlugin"))
+    assert cut["asked"]["plan"]["loss_kernel"] == kernel
+    liger = plugin.format("liger.LigerPlugin") + "liger_fused_linear_cross_entropy: true\n"
+    assert plan(job + liger)["asked"]["plan"]["loss_kernel"] == "eager"
+
+
 def test_a_checkpoint_in_mxfp4_is_counted_as_it_is_loaded(plan):
     job = AXOLOTL.replace("Qwen/Qwen2.5-0.5B", "openai/gpt-oss-20b")
     how = f"model_quantization_config: Mxfp4Config\n{UNPACKED}"

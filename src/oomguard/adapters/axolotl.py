@@ -10,6 +10,7 @@ import posixpath
 from dataclasses import replace
 
 from oomguard.adapters import axolotl_methods, fields, launchers, trial
+from oomguard.adapters.axolotl_cut_losses import CUT
 from oomguard.adapters.axolotl_methods import ADAPTER
 from oomguard.adapters.config_adapter import Refusal
 from oomguard.adapters.contract import JobRequest, Marks
@@ -112,6 +113,12 @@ def _tuning(settings: Settings) -> Tuning:
     if adapter is None:
         return Tuning.FULL
     return Tuning.LORA if adapter in _LORAS else Tuning.OTHER
+
+
+def _cuts(settings: Settings) -> bool:
+    """Return whether cut cross entropy is on, as it is with its plugin."""
+    named = "cut_cross_entropy" in str(settings.get("plugins") or "")
+    return named and flag("cut_cross_entropy", default=True).of(settings)
 
 
 def _loss_kernel(settings: Settings) -> LossKernel | None:
@@ -302,7 +309,11 @@ class Axolotl(TrainerAdapter):
         """Return the job of a model of this type; a checkpoint may be unpacked as it loads."""
         if stored_as and stored_as.method == "mxfp4" and dequantizes(self.of_job(job).settings):
             stored_as = None
-        return super().of_model(job, model_type, stored_as)
+        found, kernel = super().of_model(job, model_type, stored_as), job.asked.loss_kernel
+        cuts = kernel is LossKernel.FUSED and _cuts(self.of_job(job).settings)
+        if cuts and model_type in CUT:  # which knows more models than Liger does
+            found = replace(found, asked=replace(found.asked, loss_kernel=kernel))
+        return found
 
     def memory_settings(self, job: Job) -> MemorySettings:
         """Read what decides the memory; `lora_target_linear` adapts every linear layer."""
