@@ -112,7 +112,7 @@ class Unwrapped:
 
 
 def unwrap(argv: tuple[str, ...]) -> Unwrapped:
-    """Take the wrappers off a command.
+    """Return a command without its wrappers.
 
     Raises:
         FrameworkError: for a wrapper, or an option of one, that oomguard cannot put back.

@@ -125,7 +125,7 @@ def _requested(
 
 
 def _unwrap(command: tuple[str, ...]) -> Unwrapped:
-    """Take wrappers off a command, and a shell script of exports and one command apart."""
+    """Return a command without its wrappers, or the one command of a shell script."""
     unwrapped = unwrap(command)
     if any(one.recognizes_command(unwrapped.argv) is not Claim.NO for one in ADAPTERS):
         return unwrapped

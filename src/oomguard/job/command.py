@@ -32,7 +32,7 @@ class Command:
     config: str | None = None
 
     def wrapped(self, wrapper: tuple[str, ...]) -> Command:
-        """Return it with the words of a wrapper before it."""
+        """Return it with a wrapper before it."""
         return replace(self, argv=(*wrapper, *self.argv))
 
     def secrets(self) -> Known:
