@@ -28,6 +28,8 @@ sys.path.insert(0, str(ROOT / "src"))
 from oomguard.cli import plan_job  # noqa: E402  found through the path above
 from oomguard.cli.main import main as oomguard  # noqa: E402
 
+#: Why a clean row has no verdict, in a sentence, where the keys that are left out do not say all.
+REASONS: dict[str, str] = json.loads((HERE / "reasons.json").read_text())
 ENVIRONMENTS = Path.home() / ".cache" / "oomguard" / "environments"
 #: accelerate's file of the runs that name one but do not publish it: FSDP, all parameters sharded.
 FSDP = {
@@ -143,10 +145,17 @@ def report(table: list[dict[str, Any]]) -> str:
         cells = (
             item["id"], "yes" if item["clean"] else "", f"{item['gpus']} x {item['gpu']}",
             happened, item["predicted_gb"] or "", error, item["fits"] or "", item["verdict"],
-            item["estimated"] or "", ", ".join(item["unmodelled"]) or (item["refusal"] or ""),
+            item["estimated"] or "", left_out(item),
         )  # fmt: skip
         lines.append("| " + " | ".join(" ".join(str(cell).split()) for cell in cells) + " |")
     return "\n".join(lines) + "\n"
+
+
+def left_out(item: dict[str, Any]) -> str:
+    """Return what the plan left out, with the reason of a clean row without a verdict."""
+    keys = ", ".join(item["unmodelled"]) or item["refusal"] or ""
+    reason = REASONS.get(item["id"], "") if item["verdict"] in ("unsure", "refused") else ""
+    return f"{reason} ({keys})" if reason and item["unmodelled"] else reason or keys
 
 
 def summary(table: list[dict[str, Any]]) -> str:
