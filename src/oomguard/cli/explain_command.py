@@ -7,13 +7,16 @@ import gzip
 import lzma
 import sys
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import IO, cast
 
 import click
+import msgspec
 
+from oomguard.cli.log_folder import judge_folder
+from oomguard.cli.next_steps import next_steps
 from oomguard.cli.output import echo, print_json
 from oomguard.errors import LogError, Where
 from oomguard.evidence.judge import judge_log
@@ -34,17 +37,39 @@ _PRINTERS = {_ZSTD: "zstd -dc", _ZIP: "unzip -p"}
 @click.option("--exit-code", type=int, metavar="N", help="Exit code of the job, if known.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document to stdout.")
 def command(log: Path, exit_code: int | None, as_json: bool) -> None:
-    """Diagnose why a job failed from its LOG (- for stdin)."""
+    """Diagnose why a job failed from its LOG.
+
+    A folder is read as the logs of the ranks of one job; - reads stdin.
+    """
+    if log.is_dir():
+        story = judge_folder(log, lambda path: _judge(path, exit_code))
+        verdict, files = story.verdict, story.files
+    else:
+        verdict, files = _judge(log, exit_code), ()
+    if as_json:
+        print_json(_document(verdict, files))
+    else:
+        _print(verdict, files)
+
+
+def _judge(log: Path, exit_code: int | None) -> Verdict:
     try:
         with _open(log) as stream:
-            verdict = judge_log(_chunks(stream), exit_code)
+            return judge_log(_chunks(stream), exit_code)
     except (OSError, EOFError, lzma.LZMAError, zlib.error) as error:
         reason = getattr(error, "strerror", None) or error
         raise LogError(f"the log cannot be read: {reason}", where=Where(file=str(log))) from error
-    if as_json:
-        print_json(verdict)
-    else:
-        _print(verdict)
+
+
+def _document(verdict: Verdict, files: Sequence[str]) -> object:
+    """Return what is printed as JSON; in a folder each piece of evidence names its file."""
+    if not files:
+        return verdict
+    document = msgspec.to_builtins(verdict)
+    document["evidence"] = [
+        {"file": file, **row} for file, row in zip(files, document["evidence"], strict=True)
+    ]
+    return document
 
 
 def _open(log: Path) -> AbstractContextManager[IO[bytes]]:
@@ -70,7 +95,7 @@ def _chunks(stream: IO[bytes]) -> Iterator[bytes]:
         yield chunk
 
 
-def _print(verdict: Verdict) -> None:
+def _print(verdict: Verdict, files: Sequence[str]) -> None:
     echo(f"{verdict.kind.value} ({verdict.confidence.value} confidence)")
     rows = {
         "cause": verdict.cause.value,
@@ -84,8 +109,14 @@ def _print(verdict: Verdict) -> None:
     for name, value in rows.items():
         if value is not None and value != "unknown":
             echo(f"  {name:<10} {value}")
-    for finding in verdict.evidence:
-        echo(f"  {_place(finding):<10} {finding.text}")
+    for place, finding in enumerate(verdict.evidence):
+        file = f"{files[place]}: " if files else ""
+        echo(f"  {_place(finding):<10} {file}{finding.text}")
+    steps = next_steps(verdict)
+    if steps:
+        echo("next:")
+    for step in steps:
+        echo(f"  {step}")
 
 
 def _size(size_bytes: int | None) -> str | None:

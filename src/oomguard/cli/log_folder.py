@@ -1,0 +1,76 @@
+"""A folder with the logs of a job's ranks, read as one story with one root."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from oomguard.errors import LogError, Where
+from oomguard.evidence.judge import EVIDENCE_AT_MOST
+from oomguard.evidence.verdict import Confidence, Finding, Kind, Verdict
+
+MOST_FILES = 4096
+_RANK = re.compile(r"(?i)(?:rank|worker|proc|task)[-_.]?(\d{1,6})")
+#: Certainty that a log holds the root: a failure of its own before those that follow from it.
+_WEIGHTS = {Kind.INTERRUPTED: 3, Kind.UNKNOWN: 1, Kind.OK: 0}
+_SURE = {Confidence.HIGH: 0.2, Confidence.MEDIUM: 0.1, Confidence.LOW: 0.0}
+
+
+@dataclass(frozen=True, slots=True)
+class Story:
+    """The verdict on all logs, and the log that each piece of its evidence is from."""
+
+    verdict: Verdict
+    files: tuple[str, ...]
+
+
+def judge_folder(folder: Path, judge_file: Callable[[Path], Verdict]) -> Story:
+    """Return the verdict of the log that holds the root, with the others' roots as evidence.
+
+    Raises:
+        LogError: if there is no log in the folder, or too many.
+    """
+    paths = sorted(path for path in folder.rglob("*") if path.is_file() and not path.is_symlink())
+    if not 0 < len(paths) <= MOST_FILES:
+        found = "no log in it" if not paths else f"more than {MOST_FILES} files in it"
+        raise LogError(f"the folder has {found}", where=Where(file=str(folder)))
+    judged = [(path, _with_rank(judge_file(path), path, folder)) for path in paths]
+    chosen, verdict = max(judged, key=lambda row: _weight(row[1]))
+    rows = [(finding, chosen) for finding in verdict.evidence]
+    rows += [
+        (other.evidence[0], path)
+        for path, other in judged
+        if path != chosen and other.evidence and other.kind is not Kind.OK
+    ]
+    kept = rows[:EVIDENCE_AT_MOST]
+    names = tuple(path.relative_to(folder).as_posix() for _, path in kept)
+    return Story(replace(verdict, evidence=tuple(finding for finding, _ in kept)), names)
+
+
+def _weight(verdict: Verdict) -> float:
+    if verdict.kind.is_memory:
+        base = 4 if verdict.confidence is not Confidence.LOW else 2.5
+    elif verdict.kind is Kind.NOT_OOM:
+        base = 2.0
+    else:
+        base = _WEIGHTS[verdict.kind]
+    return base + _SURE[verdict.confidence]
+
+
+def _with_rank(verdict: Verdict, path: Path, folder: Path) -> Verdict:
+    """Return a verdict with the rank that its file's name tells, where the text tells none."""
+    inside = path.relative_to(folder)
+    named = _RANK.search(inside.as_posix())
+    number = next((part for part in reversed(inside.parent.parts) if part.isdecimal()), None)
+    rank = int(named[1]) if named else int(number) if number else None
+    if rank is None or verdict.rank is not None:
+        return verdict
+    return replace(
+        verdict, rank=rank, evidence=tuple(_ranked(finding, rank) for finding in verdict.evidence)
+    )
+
+
+def _ranked(finding: Finding, rank: int) -> Finding:
+    return finding if finding.rank is not None else replace(finding, rank=rank)
