@@ -14,6 +14,12 @@ HEAD = {
 FIELDS: dict[str, dict[str, object]] = {
     "hello": {"argv0": "train.py", "python": "3.11.7", "torch": "2.8.0", "ppid": 1},
     "step": {"memory": None, "seconds": None, "shapes": None},
+    "training": {
+        "samples": None, "short": None, "counted_by": None, "dataset_samples": None,
+        "batches": None, "drop_last": None, "total_steps": None, "warmup_steps": None,
+        "accumulation": None,
+    },
+    "loss": {"value": None, "label_sum": None, "couplings": []},
     "phase": {"memory": None},
     "oom": {
         "exception": "torch.OutOfMemoryError", "message": "CUDA out of memory.", "uncaught": True,

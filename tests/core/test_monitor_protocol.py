@@ -13,7 +13,7 @@ from msgspec import inspect
 from oomguard import monitor
 from oomguard.evidence.verdict import Phase
 from oomguard.process.members import MARK
-from oomguard.process.messages import AnyReport, DeviceMemory, MonitorReport, ProcessMemory
+from oomguard.process.messages import AnyReport, DeviceMemory, MonitorReport, ProcessMemory, Window
 
 PAGE = (Path(__file__).parents[2] / "docs" / "monitor-protocol.md").read_text()
 TYPES = {one.__struct_config__.tag: one for one in typing.get_args(AnyReport)}
@@ -21,7 +21,7 @@ TYPES = {one.__struct_config__.tag: one for one in typing.get_args(AnyReport)}
 NAMES = {
     inspect.IntType: "integer", inspect.FloatType: "number", inspect.StrType: "text",
     inspect.BoolType: "bool", inspect.EnumType: "phase", inspect.DictType: "shapes",
-    ProcessMemory: "memory", DeviceMemory: "devices",
+    ProcessMemory: "memory", DeviceMemory: "devices", Window: "window",
 }  # fmt: skip
 
 
@@ -91,7 +91,11 @@ def test_every_type_has_a_line_that_says_when_it_is_sent():
 
 @pytest.mark.parametrize(
     ("heading", "struct"),
-    [("## Memory", ProcessMemory), ("A device is one GPU:", DeviceMemory)],
+    [
+        ("## Memory", ProcessMemory),
+        ("A device is one GPU:", DeviceMemory),
+        ("A window is one optimizer step:", Window),
+    ],
 )
 def test_memory_has_the_documented_fields(heading, struct):
     assert documented(heading) == fields(struct)

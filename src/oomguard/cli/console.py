@@ -18,6 +18,7 @@ from oomguard.job.training_job import Job
 from oomguard.ladder.strategy_contract import Fidelity, Step
 from oomguard.run.attempt import Probe, Purpose, StopReason
 from oomguard.run.events import (
+    Counted,
     CutShort,
     DeviceFree,
     Event,
@@ -35,6 +36,7 @@ from oomguard.run.events import (
 from oomguard.run.leak import Growth
 from oomguard.run.report import FitReport
 from oomguard.run.state import Attempt, RunRecord
+from oomguard.run.verification import Outcome, Verified, difference, not_same_math, samples_check
 from oomguard.units import show_bytes
 
 COSTS = {
@@ -48,6 +50,9 @@ _KINDS = {
     Kind.SHM_OOM: "out of shared memory (/dev/shm)",
     Kind.PINNED_OOM: "out of pinned host memory",
 }
+_STOPPED_BY_US = (
+    StopReason.RECYCLE, StopReason.FITS, StopReason.DIFFERS, StopReason.NOT_SAME_MATH,
+)  # fmt: skip
 #: Where nothing shows the phase of an OOM.
 PHASE_UNKNOWN = (
     "note: nothing showed what the job was doing at this OOM, so strategies for any phase were "
@@ -63,6 +68,7 @@ class Console:
         self._stream = sys.stderr if quiet_stdout else sys.stdout
         self._fresh_line = True
         self.lost: dict[str, str] = {}  # streams that could not be written, and why
+        self._told: set[int] = set()
 
     def output(self, data: bytes) -> None:
         """Write the job's output, unchanged."""
@@ -88,6 +94,8 @@ class Console:
                 )
             case Exited():
                 self._exited(event, record)
+            case Counted():
+                self._counted(record)
             case Growing():
                 self._line(_growth_line(event.growth), "yellow")
             case Stopping() if event.reason == StopReason.RECYCLE:
@@ -109,6 +117,8 @@ class Console:
         """Print each change from the requested config, and the strongest fidelity cost."""
         if report.status is not Status.FIT:
             return
+        if report.verified is not None:
+            self._line(*_verified_line(report.verified))
         if not report.changes or report.fidelity is None:
             self._line("the requested config fits; nothing was changed")
             return
@@ -157,6 +167,22 @@ class Console:
             self._line(f"its log ends early: {event.log_error}", "yellow")
         if passed:
             self._line(_measured_line(attempt, record.predicted_for(attempt.spec.plan)))
+
+    def _counted(self, record: RunRecord) -> None:
+        """Print once for each attempt what is not as the plan has it."""
+        attempt, job = record.last, record.job
+        if job is None or attempt.number in self._told:
+            return
+        check = samples_check(attempt, job)
+        broken = not_same_math(record, attempt.spec.plan)
+        known = any("not the same math" in step.summary for step in attempt.spec.steps)
+        if check.outcome is Outcome.DIFFERS and difference(record) is None:
+            self._line(check.reason, "yellow")  # otherwise the run ends with this reason
+        elif broken is not None and not known:
+            self._line(f"not the same math, but a new recipe: {broken}", "yellow")
+        else:
+            return
+        self._told.add(attempt.number)
 
     def _finished(self, record: RunRecord) -> None:
         if record.status is Status.FIT:
@@ -273,12 +299,22 @@ def _begin_line(begins: Continuation) -> str:
     return f"resuming from step {begins.checkpoint.step}: {begins.checkpoint.path}{kept}"
 
 
+def _verified_line(found: Verified) -> tuple[str, str]:
+    """Return what was counted in one line, and its style."""
+    check = found.samples_per_step
+    if check.outcome is Outcome.VERIFIED:
+        return f"verified: {check.reason}", ""
+    if check.outcome is Outcome.DIFFERS:
+        return f"not as planned: {check.reason}", "yellow"
+    return f"samples per step not verified: {check.reason}", "yellow"
+
+
 def _exit_line(attempt: Attempt, verdict: Verdict) -> str:
     took = f" ({attempt.seconds:.0f} s)" if attempt.seconds is not None else ""
     steps = _steps(attempt)
     if attempt.spec.probe is not None and not verdict.kind.is_memory and not attempt.refused_step:
         return f"{_probe_line(attempt, verdict)}{took}"
-    if attempt.stopped in (StopReason.RECYCLE, StopReason.FITS):
+    if attempt.stopped in _STOPPED_BY_US:
         return f"stopped{steps}{_peaks(attempt)}{took}"
     if verdict.kind is Kind.OK:
         return f"job finished successfully{steps}{_peaks(attempt)}{took}"

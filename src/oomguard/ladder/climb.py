@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import MappingProxyType
 
 from oomguard.evidence.verdict import Cause, Verdict
@@ -81,21 +81,27 @@ class Ladder:
         *,
         trained: bool = False,
         ruled_out: Mapping[str, str] = MappingProxyType({}),
+        changes_math: Callable[[Plan], str | None] = lambda _: None,
     ) -> Rung:
         """Find the first strategy that applies to `why` and yields an untried plan.
 
         `tried` are the plans so far, the failed one last; `taken` the ids of the steps that led
         to it; `trained` says that work would be lost by beginning again. `ruled_out` says which
-        strategies cannot help, and why. Where the phase is only a default, strategies for it come
-        first, and those for other phases after them.
+        strategies cannot help, and why; `changes_math` returns why another micro batch is not the
+        same math for this job, as far as it was seen. Where the phase is only a default,
+        strategies for it come first, and those for other phases after them.
         """
         known = dict(ruled_out)
         if trained:
             lossy = (one.id for one in self.strategies if one.fresh)
             known |= dict.fromkeys(lossy, "it would discard training progress")
-        rung = self._climb(job, tried, taken, why, known, any_phase=False)
-        if rung.plan is None and not why.phase_known:
-            return self._climb(job, tried, taken, why, known, any_phase=True)
+        rung = Rung()
+        for any_phase in (False,) if why.phase_known else (False, True):
+            rung = self._climb(
+                job, tried, taken, why, known, any_phase=any_phase, changes_math=changes_math
+            )
+            if rung.plan is not None:
+                break
         return rung
 
     def _climb(
@@ -107,16 +113,19 @@ class Ladder:
         ruled_out: Mapping[str, str],
         *,
         any_phase: bool,
+        changes_math: Callable[[Plan], str | None],
     ) -> Rung:
         skipped: list[Skip] = []
         for strategy in self.strategies:
             if strategy.preflight:
                 continue
             outcome = ruled_out.get(strategy.id) or self._consider(
-                strategy, job, tried, taken, why, any_phase=any_phase
+                strategy, job, tried, taken, why, any_phase=any_phase, changes_math=changes_math
             )
             if isinstance(outcome, Plan):
                 step = _step(strategy, job, tried[-1], outcome)
+                if outcome.micro_batch != tried[-1].micro_batch:
+                    step = _regraded(step, changes_math(outcome))
                 return Rung(plan=outcome, step=step, skipped=tuple(skipped))
             skipped.append(Skip(strategy=strategy.id, reason=outcome))
         return Rung(skipped=tuple(skipped))
@@ -157,7 +166,7 @@ class Ladder:
                 best = Continuation(mode=mode, checkpoint=kept, reason=reason, hide=kept is None)
         return best
 
-    def _consider(
+    def _consider(  # noqa: PLR0911  one for each reason
         self,
         strategy: Strategy,
         job: Job,
@@ -166,6 +175,7 @@ class Ladder:
         why: Verdict,
         *,
         any_phase: bool,
+        changes_math: Callable[[Plan], str | None],
     ) -> Plan | str:
         if not strategy.cures(job, why, any_phase=any_phase):
             return f"does not apply to {why.kind.value} in phase {why.phase.value}"
@@ -181,7 +191,11 @@ class Ladder:
             return (
                 "memory grows from step to step, so less data per sample would only delay the end"
             )
-        return self._admit(job, tried, self.framework.normalize(job, changed))
+        plan = self.framework.normalize(job, changed)
+        other = changes_math(plan) if plan.micro_batch != tried[-1].micro_batch else None
+        if other is not None and self.allow is not Fidelity.NEW_RECIPE:
+            return f"is a new recipe here ({other}), but only {self.allow.value} is allowed"
+        return self._admit(job, tried, plan)
 
     def _admit(self, job: Job, tried: Sequence[Plan], plan: Plan) -> Plan | str:
         if plan in tried:
@@ -201,6 +215,14 @@ class Ladder:
 def _cuts_data(before: Plan, after: Plan) -> bool:
     """Return whether a change makes samples smaller than they were requested."""
     return any(change.field in _OF_SAMPLES for change in differences(before, after))
+
+
+def _regraded(step: Step, why: str | None) -> Step:
+    """Make a step a new recipe, if there is a reason."""
+    if why is None:
+        return step
+    summary = f"{step.summary}; not the same math: {why}"
+    return replace(step, fidelity=Fidelity.NEW_RECIPE, summary=summary)
 
 
 def _step(strategy: Strategy, job: Job, before: Plan, after: Plan) -> Step:

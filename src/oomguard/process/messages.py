@@ -79,12 +79,56 @@ class HelloReport(MonitorReport, frozen=True, kw_only=True, tag="hello"):
     ppid: Signed
 
 
+CountedBy = Literal["trainer", "loader", "forward", "rows"]
+
+
+class Window(Struct, frozen=True, kw_only=True):
+    """What one optimizer step of a process was made of; null is not known.
+
+    `short` says that the data ended in it, so that it may hold fewer samples than the others.
+    `unclear` is the reason why the samples are not counted.
+    """
+
+    samples: Count | None
+    micro_batches: Count
+    label_tokens: Count | None
+    label_sum: int | None
+    sequences: Count | None
+    learning_rate: Number | None
+    short: bool
+    counted_by: CountedBy | None
+    unclear: str | None
+
+
 class StepReport(MonitorReport, frozen=True, kw_only=True, tag="step"):
     """An optimizer step has finished. `shapes` are those of the largest batch since the last."""
 
     memory: ProcessMemory | None
     seconds: Number | None
     shapes: Shapes | None
+    window: Window | None = None
+
+
+class TrainingReport(MonitorReport, frozen=True, kw_only=True, tag="training"):
+    """The first batch of training is known, or more is known of the training; see the page."""
+
+    samples: Count | None
+    short: bool | None
+    counted_by: CountedBy | None
+    dataset_samples: Count | None
+    batches: Count | None
+    drop_last: bool | None
+    total_steps: Count | None
+    warmup_steps: Count | None
+    accumulation: Count | None
+
+
+class LossReport(MonitorReport, frozen=True, kw_only=True, tag="loss"):
+    """The loss of the first optimizer step, and what makes its samples depend on each other."""
+
+    value: Number | None
+    label_sum: int | None
+    couplings: tuple[str, ...]
 
 
 class PhaseReport(MonitorReport, frozen=True, kw_only=True, tag="phase"):
@@ -148,6 +192,8 @@ class ByeReport(MonitorReport, frozen=True, kw_only=True, tag="bye"):
 AnyReport = (
     HelloReport
     | StepReport
+    | TrainingReport
+    | LossReport
     | PhaseReport
     | OomReport
     | ErrorReport

@@ -29,6 +29,8 @@ class StopReason(str, Enum):
     HANG = "hang"  # no progress within the hang timeout
     FITS = "fits"  # it fits: try a plan that changes less
     PROBED = "probed"  # a probe finished its steps but did not exit
+    DIFFERS = "differs"  # its optimizer steps do not have the samples of its plan
+    NOT_SAME_MATH = "not same math"  # its loss or its steps change with the micro batch
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -8,6 +8,8 @@
 | RUNNING  | Saved, and growing memory will run out first | Stop, to restart from there |
 | RUNNING  | no progress for the hang timeout             | Stop                        |
 | RUNNING  | it fits, and a smaller change might as well  | Stop, to try that change    |
+| RUNNING  | Counted, and it differs from the plan        | Stop                        |
+| RUNNING  | Counted, and it is not the allowed same math | Stop, to climb without it   |
 | RUNNING  | a probe has taken its steps but not exited   | Stop                        |
 | RUNNING  | Signalled                                    | Stop the whole group        |
 | RUNNING, STOPPING | Exited, out of memory               | WaitForDevice               |
@@ -35,9 +37,10 @@ from oomguard.job.checkpoint import Continuation
 from oomguard.job.training_job import Device, Job
 from oomguard.ladder.climb import Ladder
 from oomguard.ladder.strategy_contract import Skip
-from oomguard.run import minimize, no_use
+from oomguard.run import minimize, no_use, verification
 from oomguard.run.attempt import AttemptSpec, Purpose, StopReason, probe_of
 from oomguard.run.events import (
+    Counted,
     CutShort,
     DeviceFree,
     Event,
@@ -123,6 +126,7 @@ def decide(record: RunRecord, event: Event, ladder: Ladder) -> Action | None:  #
         case (
             Started()
             | Progress()
+            | Counted()
             | Probed()
             | Noticed()
             | Growing()
@@ -149,12 +153,17 @@ def _first(record: RunRecord, ladder: Ladder) -> Launch:
     return Launch(spec=replace(spec, probe=probing))
 
 
-def _on_news(record: RunRecord, event: Event, ladder: Ladder) -> Action | None:
+def _on_news(record: RunRecord, event: Event, ladder: Ladder) -> Action | None:  # noqa: PLR0911  one for each reason to stop
     """Return whether a running attempt has to be stopped."""
     if record.state is not State.RUNNING:
         return None
     if _is_sure(record.last, event.t):
         return Stop(reason=StopReason.OUT_OF_MEMORY)
+    if isinstance(event, Counted):
+        if verification.difference(record):
+            return Stop(reason=StopReason.DIFFERS)
+        if verification.broken_promise(record):
+            return Stop(reason=StopReason.NOT_SAME_MATH)
     if isinstance(event, Saved) and _runs_out_before_next(record.last):
         return Stop(reason=StopReason.RECYCLE)
     proven = isinstance(event, Progress) and minimize.is_proven(record)
@@ -229,10 +238,15 @@ def _patience_s(attempt: Attempt) -> float:
     return max(PATIENCE_S, PATIENCE_STEPS * step_s)
 
 
-def _on_exit(record: RunRecord, verdict: Verdict) -> Action:
+def _on_exit(record: RunRecord, verdict: Verdict) -> Action:  # noqa: PLR0911  one for each way to end
     if record.signum is not None and verdict.kind is not Kind.OK:
         return Finish(status=Status.INTERRUPTED, reason=f"signal {record.signum}")
+    wrong = _miscounted(record, verdict)
+    if wrong is not None:
+        return Finish(status=Status.FAILED, reason=wrong)
     if verdict.kind is Kind.OK and record.last.spec.probe is None:
+        if verification.broken_promise(record):  # it ended before it could be stopped
+            return WaitForDevice()
         return Finish(status=Status.FIT, reason="trained to completion")
     if _goes_on(record.last, verdict):
         return WaitForDevice()
@@ -244,13 +258,26 @@ def _on_exit(record: RunRecord, verdict: Verdict) -> Action:
     return Finish(status=Status.FAILED, reason=verdict.root or "the job failed")
 
 
+def _miscounted(record: RunRecord, verdict: Verdict) -> str | None:
+    """Return why the run ends here, if the job does not have the batch of its plan."""
+    if verdict.kind.is_other_failure and record.last.stopped is not StopReason.DIFFERS:
+        return None  # its own error says more
+    ran_out = verdict.kind.is_memory
+    return verification.difference(record) or (verification.misread(record) if ran_out else None)
+
+
+_RESTARTS = (
+    StopReason.RECYCLE, StopReason.FITS, StopReason.PROBED, StopReason.NOT_SAME_MATH,
+)  # fmt: skip
+
+
 def _goes_on(attempt: Attempt, verdict: Verdict) -> bool:
     """Return whether another attempt may follow."""
     # Another failure of a trial or a probe is not final: a fault of the job itself will recur.
     expendable = attempt.spec.purpose is Purpose.TRIAL or attempt.spec.probe is not None
     return (
         verdict.kind.is_memory
-        or attempt.stopped in (StopReason.RECYCLE, StopReason.FITS, StopReason.PROBED)
+        or attempt.stopped in _RESTARTS
         or (expendable and (verdict.kind is Kind.OK or verdict.kind.is_other_failure))
         or attempt.refused_step is not None
     )
@@ -285,10 +312,15 @@ def _on_device(record: RunRecord, event: DeviceFree, ladder: Ladder) -> Action:
     if not event.free:
         return Finish(status=Status.FAILED, reason=f"the device did not become free: {event.busy}")
     again = ladder.begin(job, last.spec.plan, record.checkpoints, damaged=_damaged(record))
-    cut_short = why.kind is Kind.INTERRUPTED and not _is_shown(last)
+    cut_short = (
+        why.kind is Kind.INTERRUPTED
+        and not _is_shown(last)
+        and last.stopped is not StopReason.NOT_SAME_MATH
+    )
     if cut_short or _same_plan_goes_on(record, why, again):
         return Launch(spec=replace(last.spec, begins=again, steps=(), skipped=(), undone=()))
-    if _is_shown(last) or last.spec.purpose is Purpose.TRIAL:
+    broken = verification.broken_promise(record) is not None
+    if (_is_shown(last) or last.spec.purpose is Purpose.TRIAL) and not broken:
         return _after_trial(record, job, ladder)
     if last.spec.probe is not None and not (why.kind.is_memory or last.refused_step):
         return Launch(spec=AttemptSpec(plan=last.spec.plan, path=last.spec.path))
@@ -308,6 +340,9 @@ def _climb(record: RunRecord, job: Job, why: Verdict, ladder: Ladder) -> Action:
     if idle is not None:
         return Finish(status=Status.EXHAUSTED, reason=idle)
     base = _base(record, job)
+    if base is record.last and verification.broken_promise(record):  # a plan of an earlier run
+        plan, steps = ladder.prepare(job)
+        return Launch(spec=AttemptSpec(plan=plan, steps=steps))
     others = (attempt.spec.plan for attempt in record.attempts if attempt is not base)
     tried = [*others, base.spec.plan]
     path, why = base.spec.path, base.verdict or why
@@ -319,6 +354,7 @@ def _climb(record: RunRecord, job: Job, why: Verdict, ladder: Ladder) -> Action:
         why,
         trained=bool(record.checkpoints),
         ruled_out=no_use.ruled_out(record, why, ladder),
+        changes_math=lambda plan: verification.not_same_math(record, plan),
     )
     if rung.plan is None or rung.step is None:
         return Finish(
@@ -344,8 +380,17 @@ def _base(record: RunRecord, job: Job) -> Attempt:
     return next(
         attempt
         for attempt in reversed(record.attempts)
-        if attempt.number == 1 or not (attempt.refused_step or _backfired(attempt, job))
+        if attempt.number == 1
+        or not (
+            attempt.refused_step or _backfired(attempt, job) or _is_refused_math(record, attempt)
+        )
     )
+
+
+def _is_refused_math(record: RunRecord, attempt: Attempt) -> bool:
+    """Return whether its micro batch would have to be the requested one."""
+    only_same = verification.allows_only_same(record)
+    return only_same and verification.not_same_math(record, attempt.spec.plan) is not None
 
 
 def _backfired(attempt: Attempt, job: Job) -> bool:

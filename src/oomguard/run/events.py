@@ -13,6 +13,7 @@ from oomguard.job.checkpoint import Checkpoint
 from oomguard.job.plan import Plan
 from oomguard.job.training_job import Job
 from oomguard.ladder.strategy_contract import Fidelity, Skip
+from oomguard.process.messages import LossReport, TrainingReport, Window
 from oomguard.run.attempt import AttemptSpec, StopReason, flat, nested
 from oomguard.run.leak import Growth
 
@@ -187,6 +188,23 @@ class Progress(_Event):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Counted(_Event):
+    """A process counted an optimizer step, or reported its training or its first loss.
+
+    `step` is that of the window; each of the reports is None where the event is of another one.
+    """
+
+    attempt: int
+    pid: int
+    rank: int | None
+    world: int | None
+    step: int
+    window: Window | None = None
+    training: TrainingReport | None = None
+    loss: LossReport | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Probed(_Event):
     """A process of a probe has taken its steps and ends; `longest` is its longest row, in tokens.
 
@@ -305,6 +323,7 @@ Event = (
     | Planned
     | Started
     | Progress
+    | Counted
     | Noticed
     | Probed
     | Growing
@@ -327,6 +346,7 @@ _KINDS: dict[str, type[Event]] = {
     "progress": Progress,
     "noticed": Noticed,
     "probed": Probed,
+    "counted": Counted,
     "growing": Growing,
     "saved": Saved,
     "stopping": Stopping,

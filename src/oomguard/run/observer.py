@@ -15,6 +15,7 @@ from oomguard.process.messages import (
     DeviceMemory,
     ErrorReport,
     Kernel,
+    LossReport,
     OomReport,
     Output,
     PhaseReport,
@@ -24,13 +25,17 @@ from oomguard.process.messages import (
     ShellEvent,
     StepReport,
     TrainedReport,
+    TrainingReport,
+    Window,
 )
-from oomguard.run.events import Event, Growing, Noticed, Probed, Progress
+from oomguard.run.events import Counted, Event, Growing, Noticed, Probed, Progress
 from oomguard.run.leak import CONTEXT_BYTES, LeakDetector
 from oomguard.run.ranks import Ranks
 
 #: Most findings recorded from a log: a job that prints errors forever must not fill the disk.
 MOST_FINDINGS = 60
+#: Windows recorded of a process: the first ones, then those with other samples than the last.
+FIRST_WINDOWS, MOST_WINDOWS = 2, 12
 #: Seconds between two recorded progress events of one process, after its first steps.
 PROGRESS_EVERY_S = 0.5
 FIRST_STEPS = 3
@@ -58,6 +63,7 @@ class Observer:
         self._scanner = LogScanner()
         self._from_log = 0
         self._peeked = True
+        self._windows: dict[int, tuple[int, Window]] = {}
         self._last: dict[int, tuple[float, int, Phase]] = {}
         self._caught: dict[int, Finding] = {}
         self._aborted: set[int] = set()
@@ -118,6 +124,8 @@ class Observer:
                 self._aborted.discard(report.pid)
                 yield progress
                 yield from self._notice([_trained(report)], t)
+            case TrainingReport() | LossReport():
+                yield from self._counted(report, t)
             case ProbeReport():
                 yield progress
                 yield Probed(
@@ -128,9 +136,36 @@ class Observer:
                 growth = self._leaks.update(report) if isinstance(report, StepReport) else None
                 if growth is not None:
                     yield Growing(t=t, attempt=self._attempt, rank=report.rank, growth=growth)
+                if isinstance(report, StepReport):
+                    yield from self._counted(report, t)
                 if self._is_news(progress) or isinstance(report, ByeReport):
                     yield progress
                     yield from self._mark_handled(progress)
+
+    def _counted(
+        self, report: StepReport | TrainingReport | LossReport, t: float
+    ) -> Iterator[Event]:
+        """Yield what was counted, unless it repeats the last window of the process."""
+        window = report.window if isinstance(report, StepReport) else None
+        if isinstance(report, StepReport):
+            if window is None:
+                return
+            count, before = self._windows.get(report.pid, (0, None))
+            again = before is not None and _samples(before) == _samples(window)
+            if count >= MOST_WINDOWS or (again and count >= FIRST_WINDOWS):
+                return
+            self._windows[report.pid] = (count + 1, window)
+        yield Counted(
+            t=t,
+            attempt=self._attempt,
+            pid=report.pid,
+            rank=report.rank,
+            world=report.world,
+            step=report.step,
+            window=window,
+            training=report if isinstance(report, TrainingReport) else None,
+            loss=report if isinstance(report, LossReport) else None,
+        )
 
     def _finding(self, report: OomReport | ErrorReport) -> Finding:
         finding = Finding(
@@ -205,6 +240,10 @@ def _trained(report: TrainedReport) -> Finding:
         witness=Witness.INSIDE, kind=Kind.OK, text="the training loop returned", signature=TRAINED,
         rank=report.rank, step=report.step,
     )  # fmt: skip
+
+
+def _samples(window: Window) -> tuple[int | None, bool]:
+    return window.samples, window.short
 
 
 def _memory(report: AnyReport) -> ProcessMemory | None:

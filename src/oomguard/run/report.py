@@ -15,6 +15,7 @@ from oomguard.redact import redact_config, redact_document
 from oomguard.run.attempt import AttemptSpec, StopReason, flat, nested
 from oomguard.run.events import Limits, Predicted, Status
 from oomguard.run.state import Attempt, RunRecord
+from oomguard.run.verification import Verified, not_same_math, verify
 
 SCHEMA_VERSION = 1
 
@@ -55,7 +56,8 @@ class FitReport:
     `final` is None unless training completed. `fidelity` is the highest cost among the changes,
     None if nothing was changed. `trained_embeddings` names the vocabulary-sized matrices that new
     tokens make the framework train in full. `requested_bytes` is the size of the last failed
-    allocation. `config_diff` is a unified diff from the user's file to the final one.
+    allocation. `config_diff` is a unified diff from the user's file to the final
+    one. `verified` holds what was counted in the last attempt, compared with its plan.
     """
 
     schema_version: int
@@ -82,6 +84,7 @@ class FitReport:
     command: str | None
     seconds: float | None
     surroundings: dict[str, str]
+    verified: Verified | None = None
 
 
 def build(
@@ -121,16 +124,22 @@ def build(
         command=command,
         seconds=record.ended_t,
         surroundings=surroundings,
+        verified=verify(record),
     )
     return from_document(redact_document(to_json(report)))
 
 
 def highest_cost(record: RunRecord) -> Fidelity | None:
-    """Return the highest cost of the steps that lead to the last plan."""
+    """Return the highest cost of the steps that lead to the last plan.
+
+    Another micro batch is a new recipe where the job showed that it is not the same math.
+    """
     first, last = record.attempts[0], record.last
     kept = {*last.spec.path, *(step.strategy for step in first.spec.steps if not first.spec.path)}
     steps = (step for attempt in record.attempts for step in attempt.spec.steps)
     costs = [step.fidelity for step in steps if step.strategy in kept]
+    if not_same_math(record, last.spec.plan) is not None:
+        costs.append(Fidelity.NEW_RECIPE)
     return max(costs, key=lambda fidelity: fidelity.cost, default=None)
 
 

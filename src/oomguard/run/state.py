@@ -22,6 +22,7 @@ from oomguard.job.training_job import Job
 from oomguard.ladder.strategy_contract import Skip, Step
 from oomguard.run.attempt import AttemptSpec, StopReason
 from oomguard.run.events import (
+    Counted,
     CutShort,
     DeviceFree,
     Event,
@@ -63,6 +64,7 @@ class State(str, Enum):
 AttemptEvent = (
     Started
     | Progress
+    | Counted
     | Probed
     | Noticed
     | Growing
@@ -115,6 +117,7 @@ class Attempt:
     saved: tuple[int, ...] = ()
     probed: bool = False
     longest_batch: int | None = None
+    counted: tuple[Counted, ...] = ()
 
     @property
     def ran_out(self) -> bool:
@@ -173,7 +176,7 @@ class Attempt:
             self.findings, returncode, kernel_watched=self.kernel_watched, stopped_by=stopped_by
         )
 
-    def with_event(self, event: AttemptEvent) -> Attempt:  # noqa: C901, PLR0911  a case for each kind
+    def with_event(self, event: AttemptEvent) -> Attempt:  # noqa: C901, PLR0911, PLR0912  a case for each kind
         """Return the attempt after one more event of its own."""
         match event:
             case Started():
@@ -185,6 +188,8 @@ class Attempt:
                 )
             case Progress():
                 return self.with_progress(event)
+            case Counted():
+                return replace(self, counted=(*self.counted, event))
             case Probed():
                 longest = _larger(self.longest_batch, event.longest)
                 return replace(self, probed=True, longest_batch=longest)

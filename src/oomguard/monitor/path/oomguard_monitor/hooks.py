@@ -7,6 +7,7 @@ import os
 import sys
 
 from . import phases
+from .count_hooks import hook_trainer
 from .phases import DATASETS, LIBRARIES, LOOPS, TRAINER
 
 TYPE_CHECKING = False
@@ -14,11 +15,12 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Any
 
+    from .count_hooks import Counting
     from .imports import Finder
     from .install import Function, Patches
 
 
-def hook_libraries(finder: Finder, patches: Patches) -> None:
+def hook_libraries(finder: Finder, patches: Patches, counting: Counting) -> None:
     """Hook each library as soon as it is imported."""
 
     def hook(name: str) -> Callable[[Any], None]:
@@ -28,6 +30,7 @@ def hook_libraries(finder: Finder, patches: Patches) -> None:
                 patches.watch(owner, function, phase)
             if name == TRAINER:
                 _hook_training_step(getattr(module, "Trainer", None), patches)
+                hook_trainer(getattr(module, "Trainer", None), patches, counting)
                 _resume_from(module, os.environ.get("OOMGUARD_RESUME"))
             if name == DATASETS:
                 _hook_map(getattr(module, "Dataset", None), patches)

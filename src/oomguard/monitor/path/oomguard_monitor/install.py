@@ -7,6 +7,7 @@ import os
 
 from .cap import cap_from, cap_gpu_memory
 from .channel import Channel
+from .count_hooks import hook_backward, hook_counting
 from .endings import Endings, watch_children
 from .hooks import hook_libraries, hook_torch
 from .reporter import Reporter
@@ -33,6 +34,7 @@ def install(
 
     def uninstall() -> None:
         finder.uninstall()
+        reporter.stop_counting()
         patches.undo()
         endings.uninstall()
 
@@ -44,11 +46,16 @@ def install(
         probe = probe_from(os.environ)
         if probe is not None:
             hook_batches(torch, finder, patches, probe)
+        counting = hook_counting(torch, patches)
+        reporter.stop_counting = counting.stop
         hook_torch(torch, patches)
+        hook_backward(torch, patches, counting)
         if probe is not None:
             hook_end(torch, patches, probe)
         watch_children(torch, patches)
-        hook_libraries(finder, patches)
+        hook_libraries(finder, patches, counting)
+        reporter.window = lambda: counting.do(counting.window)
+        reporter.stepped = lambda window: counting.do(counting.stepped, window)
         limit_bytes = cap_from(os.environ)
         if limit_bytes is not None:
             cap_gpu_memory(torch, limit_bytes, patches)

@@ -25,6 +25,11 @@ INTERVAL_S = 0.25
 #: Released at an OOM, so that the report of a host OOM has memory to use. It is larger than
 #: malloc's threshold for mmap, so that releasing it returns it to the system.
 _RESERVE_BYTES = 2 << 20
+#: What a report of training has; null where it is not known.
+_TRAINING = (
+    "samples", "short", "counted_by", "dataset_samples", "batches", "drop_last", "total_steps",
+    "warmup_steps", "accumulation",
+)  # fmt: skip
 _PHASE, _SEEN, _REPORTED = "_oomguard_phase", "_oomguard_seen", "_oomguard_reported"
 
 
@@ -59,6 +64,9 @@ class Reporter:
         self.quiet = quiet
         self.uninstall: Callable[[], None] = lambda: None
         self.before_line: Callable[[], None] = lambda: None
+        self.window: Callable[[], dict[str, object] | None] = lambda: None
+        self.stepped: Callable[[dict[str, object] | None], None] = lambda _: None
+        self.stop_counting: Callable[[], None] = lambda: None
         self._torch, self._channel = torch, channel
         self._entered: set[str] = set()
         self._steps = 0
@@ -157,6 +165,17 @@ class Reporter:
         self.state.trains_on(batch)
 
     @_guarded
+    def training(self, known: dict[str, object]) -> None:
+        """Report what is known of the training once its first batch is."""
+        if not self.quiet:
+            self._send("training", None, **{**dict.fromkeys(_TRAINING), **known})
+
+    @_guarded
+    def first_loss(self, found: dict[str, object]) -> None:
+        """Report the loss of the first optimizer step."""
+        self._send("loss", None, **found)
+
+    @_guarded
     def probed(self, tokens: int, longest: int) -> None:
         """Report the end of a probe, with its lengthened length and longest row (0 for none)."""
         taken = usage.measure(self._torch)
@@ -214,7 +233,7 @@ class Reporter:
         self._send("phase", phase=phase, memory=usage.measure(self._torch))
 
     def _note_step(self) -> None:
-        now = time.monotonic()
+        now, window = time.monotonic(), self.window()
         self._steps += 1
         if self._steps > FIRST_STEPS and now - self._last_step < INTERVAL_S:
             return
@@ -228,7 +247,9 @@ class Reporter:
             memory={**usage.measure(self._torch), "peak_data_bytes": peak_bytes},
             seconds=seconds,
             shapes=_listed(self.state.largest()),
+            window=window,
         )
+        self.stepped(window)
 
     def _sample(self) -> None:
         """Note memory around a backward pass: close to the peak of a step."""
