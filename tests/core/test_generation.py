@@ -41,8 +41,9 @@ def test_the_cache_grows_to_all_tokens_and_a_layer_copies_its_own() -> None:
 
 
 def test_the_prompts_go_through_one_layer_after_the_other() -> None:
-    layer = 3 * 4096 * 2 + 3 * 1024 * 2
-    assert PASS.prefill == 4 * 16 * 100 * TOKEN * 2 + 16 * 100 * layer
+    layer = 3 * 4096 * 2 + 4 * 1024 * 2
+    mask = 16 * 100 * 100
+    assert PASS.prefill == 4 * 16 * 100 * TOKEN * 2 + mask + 16 * 100 * layer
 
 
 def test_a_wide_vocabulary_is_sampled_from() -> None:

@@ -45,8 +45,9 @@ _WARPS = (
     *(fraction("temperature", 1.0), fraction("repetition_penalty", 1.0)),
     *(fraction("min_p", 0.0), fraction("top_k", 0.0)),
 )
-#: Scores, their warped copy and probabilities; sorted: with int64 indices and cumulated sums too.
-WARPED_BYTES, SORTED_BYTES = 12, 28
+#: Scores, their warped copy, probabilities, and the noise a token is drawn by (torch.multinomial
+#: divides by exponential noise); sorted: with int64 indices and cumulated sums instead.
+WARPED_BYTES, SORTED_BYTES = 16, 28
 #: A vLLM beside the training, unless it is said to be a server.
 ENGINE = EngineKeys(
     used=flag("use_vllm"),
@@ -117,7 +118,7 @@ def memory_settings(found: MemorySettings, settings: Settings) -> MemorySettings
 
 
 def _sampled_bytes(settings: Settings) -> int:
-    """Return the bytes beside each logit: its fp32 copy and its probability, a warped score.
+    """Return the bytes beside each logit: its fp32 copy, probability and noise, a warped score.
 
     top_p sorts scores and their indices, and sums their probabilities up.
     """

@@ -14,8 +14,8 @@ from oomguard.estimate.formats import Formats
 _FP32 = 4
 #: Of a layer's MLP without gradients: the activated gate, the other half, and their product.
 _MLP_COPIES = 3
-#: Of the hidden states: the residual, its norm in fp32, and the norm as computed with.
-_HIDDEN_COPIES = 3
+#: Of the hidden states: the embeddings, the residual, its norm in fp32 and as computed with.
+_HIDDEN_COPIES = 4
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,13 +41,15 @@ class GenerationPass:
         tokens, size = self.rows * self.prompt, self._computed
         wide = max(self.formats.base_bytes, size)
         layer = _MLP_COPIES * self.inner * size + _HIDDEN_COPIES * self.model.hidden * wide
-        return self._cache(self.prompt) + max(tokens * layer, self._sampling)
+        mask = self.rows * self.prompt**2  # prompts of different lengths are padded
+        return self._cache(self.prompt) + mask + max(tokens * layer, self._sampling)
 
     @property
     def decoding(self) -> int:
         """The last token: the whole cache, and the layer that appends to its own.
 
-        Keys and values that several heads share are repeated for each of them.
+        Keys and values that several heads share are counted as repeated for each of them: 5.23
+        attends to them as they are (pack_gqa), earlier versions do not.
         """
         length = self.prompt + self.completion
         whole = self._cache(length)

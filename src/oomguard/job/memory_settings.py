@@ -247,7 +247,7 @@ class Generation:
         by_engine: an inference engine on the same GPUs generates, within a share of its own.
     """
 
-    sampled_bytes: int = 8
+    sampled_bytes: int = 12
     iterations: int = 1
     gathers: bool = True
     adapter_autocast: bool = False
