@@ -14,13 +14,15 @@ from launched import Launched, launch
 #: Tokens of a row: a prompt ("Describe" is eight), an answer and its end.
 ROW = 8 + 8 + 236 + 1
 #: Tokens of each sample; where completions are generated, of a prompt and the longest of them.
-TOKENS = {"dpo": 2 * ROW, "reward": 2 * ROW, "kto": ROW, "grpo": 236 + 8}
-SLOW = [pytest.param(command, marks=pytest.mark.extended) for command in ("kto", "grpo")]
+GENERATED = ("grpo",)
+TOKENS = {"dpo": 2 * ROW, "reward": 2 * ROW, "kto": ROW, **dict.fromkeys(GENERATED, 236 + 8)}
+LONG = [pytest.mark.extended, pytest.mark.timeout(3600)]
+SLOW = [pytest.param(command, marks=LONG) for command in ("kto", *GENERATED)]
 
 
 @pytest.fixture(scope="module", params=["dpo", "reward", *SLOW])
 def walk(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Launched:
-    make = trl_generating_job if request.param == "grpo" else trl_job
+    make = trl_generating_job if request.param in GENERATED else trl_job
     job = make(request.param, tmp_path_factory.mktemp(request.param))
     cap = f"--host-memory={cap_bytes(job)}"
     return launch(job, cap, "--ladder", "halve_micro_batch", "--", *job.argv)
