@@ -87,7 +87,7 @@ def test_a_host_oom_while_loading_goes_to_low_cpu_mem_usage_and_not_to_the_batch
     assert rung.step.strategy == "low_cpu_mem_usage"
     assert rung.plan == LLM
     reasons = {skip.strategy: skip.reason for skip in rung.skipped}
-    assert reasons["halve_micro_batch"] == "does not apply to host_oom in phase load"
+    assert reasons["halve_micro_batch"] == "does not apply to a host OOM in load"
 
 
 def test_on_a_cpu_job_the_host_is_the_device():

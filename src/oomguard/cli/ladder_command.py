@@ -8,16 +8,9 @@ from pathlib import Path
 import click
 
 from oomguard.cli.output import echo, print_json
-from oomguard.evidence.verdict import Kind, Phase
+from oomguard.evidence.verdict import OOMS, Phase
 from oomguard.ladder.load import load_strategies, select
 from oomguard.ladder.strategy_contract import TRAINING, Strategy
-
-_OOMS = {
-    Kind.DEVICE_OOM: "GPU OOM",
-    Kind.HOST_OOM: "host OOM",
-    Kind.SHM_OOM: "shared-memory OOM",
-    Kind.PINNED_OOM: "pinned-memory OOM",
-}
 
 
 @click.command("ladder")
@@ -76,7 +69,7 @@ def table(strategies: Sequence[Strategy]) -> str:
 
 def applies_to(strategy: Strategy) -> list[str]:
     """Return the failures a strategy applies to, as text."""
-    return sorted(f"{_OOMS[remedy.kind]}{_phases(remedy.phases)}" for remedy in strategy.remedies)
+    return sorted(f"{OOMS[remedy.kind]}{_phases(remedy.phases)}" for remedy in strategy.remedies)
 
 
 def _phases(phases: frozenset[Phase] | None) -> str:

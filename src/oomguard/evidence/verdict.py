@@ -21,7 +21,7 @@ class Kind(str, Enum):
     @property
     def is_memory(self) -> bool:
         """Return whether the ladder may answer it."""
-        return self in _MEMORY
+        return self in OOMS
 
     @property
     def is_other_failure(self) -> bool:
@@ -29,7 +29,13 @@ class Kind(str, Enum):
         return self in (Kind.NOT_OOM, Kind.UNKNOWN)
 
 
-_MEMORY = frozenset({Kind.DEVICE_OOM, Kind.HOST_OOM, Kind.SHM_OOM, Kind.PINNED_OOM})
+#: The kinds that the ladder may answer, as they are called.
+OOMS = {
+    Kind.DEVICE_OOM: "GPU OOM",
+    Kind.HOST_OOM: "host OOM",
+    Kind.SHM_OOM: "shared-memory OOM",
+    Kind.PINNED_OOM: "pinned-memory OOM",
+}
 
 
 class Cause(str, Enum):

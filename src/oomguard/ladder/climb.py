@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from types import MappingProxyType
 
-from oomguard.evidence.verdict import Cause, Verdict
+from oomguard.evidence.verdict import OOMS, Cause, Verdict
 from oomguard.job.checkpoint import Checkpoint, Continuation, Mode
 from oomguard.job.plan import Plan, differences
 from oomguard.job.training_job import Job
@@ -178,7 +178,7 @@ class Ladder:
         changes_math: Callable[[Plan], str | None],
     ) -> Plan | str:
         if not strategy.cures(job, why, any_phase=any_phase):
-            return f"does not apply to {why.kind.value} in phase {why.phase.value}"
+            return f"does not apply to a {OOMS.get(why.kind, why.kind.value)} in {why.phase.value}"
         fidelity = strategy.fidelity_for(job)
         if fidelity.cost > self.allow.cost:
             return f"is {fidelity.value}, but only {self.allow.value} is allowed"
