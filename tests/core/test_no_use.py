@@ -7,12 +7,12 @@ from dataclasses import dataclass, replace
 import pytest
 
 from generators import make_job
-from oomguard.cli.console import show_plan
+from oomguard.cli.console import Console, show_plan
 from oomguard.evidence.verdict import Cause, Finding, Kind, Phase, Verdict, Witness
 from oomguard.job.plan import Part, Plan
 from oomguard.job.training_job import Device
 from oomguard.run.decide import Finish, Launch
-from oomguard.run.events import DeviceFree, Exited, Limits, RunStarted, Status
+from oomguard.run.events import DeviceFree, Exited, Limits, Progress, RunStarted, Status
 from oomguard.run.no_use import EACH_PROCESS
 from told import Told
 
@@ -140,3 +140,25 @@ def test_the_line_of_an_attempt_names_every_field_that_was_changed():
     assert show_plan(changed, asked) == (
         "micro batch 4 x 2, image_pixels 262144, frozen vision_tower, optimizer adamw_8bit"
     )
+
+
+@pytest.mark.parametrize(
+    ("capped_by", "shown"),
+    [
+        ("rlimit", "peak private data of a process 900.00 MiB (limit 1.00 GiB)"),
+        ("cgroup", "peak host memory 500.00 MiB"),
+    ],
+)
+def test_a_peak_is_shown_in_the_measure_of_its_cap(capfd, capped_by, shown):
+    run = Walked(capped_by=capped_by)
+    run.launch(run.begin())
+    run.happen(
+        Progress(
+            t=1, attempt=1, pid=7, rank=None, step=1, phase=Phase.OPTIMIZER,
+            host_bytes=500 * MIB, data_bytes=900 * MIB,
+        )
+    )  # fmt: skip
+    ended = Exited(t=2, attempt=1, returncode=0, verdict=Verdict(kind=Kind.OK))
+    run.happen(ended)
+    Console(quiet_stdout=True).event(ended, run.record)
+    assert shown in capfd.readouterr().err

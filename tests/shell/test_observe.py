@@ -168,3 +168,11 @@ def test_a_loop_that_returns_at_the_second_try_has_handled_it(observer):
     assert (told.finding.kind, told.finding.witness) == (Kind.OK, Witness.INSIDE)
     (found,) = findings(observer.close(2.0, well=True))
     assert found.handled is True
+
+
+def test_private_data_is_the_measure_of_a_limit_on_each_process(observer):
+    """As after a backward pass, where it is close to its peak."""
+    memory = {"rss_bytes": 5, "peak_rss_bytes": 6, "data_bytes": 7, "cuda": []}
+    (step,) = observer.take(reported("step", step=1, memory={**memory, "peak_data_bytes": 9}), 1.0)
+    (bye,) = observer.take(reported("bye", step=1, memory=memory), 2.0)
+    assert [(one.host_bytes, one.data_bytes) for one in (step, bye)] == [(6, 9), (6, 7)]

@@ -16,6 +16,7 @@ from oomguard.job.checkpoint import Continuation, Mode
 from oomguard.job.plan import Change, Plan, Value, differences
 from oomguard.job.training_job import Job
 from oomguard.ladder.strategy_contract import Fidelity, Step
+from oomguard.process.limits import CapBy
 from oomguard.run.attempt import Probe, Purpose, StopReason
 from oomguard.run.events import (
     Counted,
@@ -26,6 +27,7 @@ from oomguard.run.events import (
     Finished,
     Growing,
     LeftRunning,
+    Limits,
     Planned,
     Predicted,
     Resumed,
@@ -159,7 +161,7 @@ class Console:
         attempt = record.last
         passed = attempt.probe_passed
         good = passed or event.verdict.kind is Kind.OK
-        line = _exit_line(attempt, event.verdict)
+        line = _exit_line(attempt, event.verdict, record.limits)
         self._line(line, "green" if good else "red")
         if event.verdict.kind is Kind.OK and (survived := _survived(event.verdict)) is not None:
             self._line(f"note: it survived an OOM: {survived.text}", "yellow")
@@ -309,15 +311,15 @@ def _verified_line(found: Verified) -> tuple[str, str]:
     return f"samples per step not verified: {check.reason}", "yellow"
 
 
-def _exit_line(attempt: Attempt, verdict: Verdict) -> str:
+def _exit_line(attempt: Attempt, verdict: Verdict, limits: Limits | None) -> str:
     took = f" ({attempt.seconds:.0f} s)" if attempt.seconds is not None else ""
     steps = _steps(attempt)
     if attempt.spec.probe is not None and not verdict.kind.is_memory and not attempt.refused_step:
-        return f"{_probe_line(attempt, verdict)}{took}"
+        return f"{_probe_line(attempt, verdict, limits)}{took}"
     if attempt.stopped in _STOPPED_BY_US:
-        return f"stopped{steps}{_peaks(attempt)}{took}"
+        return f"stopped{steps}{_peaks(attempt, limits)}{took}"
     if verdict.kind is Kind.OK:
-        return f"job finished successfully{steps}{_peaks(attempt)}{took}"
+        return f"job finished successfully{steps}{_peaks(attempt, limits)}{took}"
     if attempt.refused_step is not None:
         return f"the framework rejects this change: {verdict.root}{took}"
     if not verdict.kind.is_memory:
@@ -344,9 +346,14 @@ def _requested(verdict: Verdict) -> str:
     return text
 
 
-def _peaks(attempt: Attempt) -> str:
+def _peaks(attempt: Attempt, limits: Limits | None) -> str:
+    """Return the peak in the measure of the cap, where there is one, with the cap."""
     if attempt.device_peak_bytes is not None:
         return f", peak GPU memory {show_bytes(attempt.device_peak_bytes)}"
+    by_process = limits is not None and limits.host_memory_by == CapBy.RLIMIT
+    if limits and limits.host_memory_bytes and by_process and attempt.data_peak_bytes is not None:
+        peak, cap = show_bytes(attempt.data_peak_bytes), show_bytes(limits.host_memory_bytes)
+        return f", peak private data of a process {peak} (limit {cap})"
     if attempt.host_peak_bytes is not None:
         return f", peak host memory {show_bytes(attempt.host_peak_bytes)}"
     return ""
@@ -359,9 +366,9 @@ def _oom_line(verdict: Verdict, steps: str) -> str:
     return f"{_KINDS[verdict.kind]}{where}{rank}{steps}{_requested(verdict)}"
 
 
-def _probe_line(attempt: Attempt, verdict: Verdict) -> str:
+def _probe_line(attempt: Attempt, verdict: Verdict, limits: Limits | None) -> str:
     if attempt.probe_passed:
-        return f"probe passed{_steps(attempt)}{_peaks(attempt)}"
+        return f"probe passed{_steps(attempt)}{_peaks(attempt, limits)}"
     if verdict.kind is Kind.INTERRUPTED:
         return f"probe stopped{_steps(attempt)}"
     why = verdict.root or "no optimizer step was seen"

@@ -167,7 +167,8 @@ class Started(_Event):
 class Progress(_Event):
     """What a process of the job said of itself; bytes are peaks so far.
 
-    `loaded_bytes` are allocated on the device when the first forward pass begins, and
+    `data_bytes` is private data, which a limit on each process counts. `loaded_bytes` are allocated
+    on the device when the first forward pass begins, and
     `context_bytes` in use on it beside what the allocator reserved; None in other reports.
     `caught` says that an out-of-memory error passes through it, which it may yet catch.
     `said_t` is when it said so: on its way the report may have been overtaken by the log.
@@ -179,6 +180,7 @@ class Progress(_Event):
     step: int
     phase: Phase
     host_bytes: int | None = None
+    data_bytes: int | None = None
     device_bytes: int | None = None
     reserved_bytes: int | None = None
     loaded_bytes: int | None = None

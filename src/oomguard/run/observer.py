@@ -226,6 +226,7 @@ class Observer:
             step=report.step,
             phase=report.phase,
             host_bytes=memory.peak_rss_bytes if memory else None,
+            data_bytes=_largest((memory.data_bytes, memory.peak_data_bytes)) if memory else None,
             device_bytes=_largest(card.peak_allocated_bytes for card in cuda),
             reserved_bytes=_largest(card.peak_reserved_bytes for card in cuda),
             loaded_bytes=_largest(loaded),

@@ -40,6 +40,7 @@ class AttemptReport:
     stopped: StopReason | None
     verdict: Verdict | None
     host_peak_bytes: int | None
+    data_peak_bytes: int | None = None
     device_peak_bytes: int | None
     reserved_peak_bytes: int | None
     loaded_bytes: int | None = None
@@ -191,6 +192,7 @@ def _attempt(attempt: Attempt, record: RunRecord) -> AttemptReport:
         stopped=attempt.stopped,
         verdict=attempt.verdict,
         host_peak_bytes=attempt.host_peak_bytes,
+        data_peak_bytes=attempt.data_peak_bytes,
         device_peak_bytes=attempt.device_peak_bytes,
         reserved_peak_bytes=attempt.reserved_peak_bytes,
         loaded_bytes=attempt.loaded_bytes,

@@ -99,6 +99,7 @@ class Attempt:
     phase: Phase = Phase.LAUNCH
     steps_done: int = 0
     host_peak_bytes: int | None = None
+    data_peak_bytes: int | None = None
     device_peak_bytes: int | None = None
     reserved_peak_bytes: int | None = None
     loaded_bytes: int | None = None
@@ -232,6 +233,7 @@ class Attempt:
             steps_done=max(self.steps_done, event.step),
             caught=event.caught or (self.caught and not advanced),
             host_peak_bytes=_larger(self.host_peak_bytes, event.host_bytes),
+            data_peak_bytes=_larger(self.data_peak_bytes, event.data_bytes),
             device_peak_bytes=_larger(self.device_peak_bytes, event.device_bytes),
             reserved_peak_bytes=_larger(self.reserved_peak_bytes, event.reserved_bytes),
             loaded_bytes=_larger(self.loaded_bytes, event.loaded_bytes),
