@@ -58,6 +58,7 @@ def test_a_record_of_a_structured_log_holds_lines() -> None:
         ('  File "/x/a.py", line 3, in forward', Frame("/x/a.py", "forward")),
         ("/x/a.py in forward(self, x)", Frame("/x/a.py", "forward")),
         ("File /x/a.py:311, in Net.forward(self, x)", Frame("/x/a.py", "Net.forward")),
+        ("[/x/a.py](https://localhost:8080/#) in forward(self, x)", Frame("/x/a.py", "forward")),
         ("Cell In[7], line 1", Frame("In[7]", "<module>")),
         ("<ipython-input-13-9418> in <cell line: 1>()", Frame("<ipython-input-13-9418>", "<cell")),
         (" /x/trainer.py:1645 in train ", Frame("/x/trainer.py", "train")),

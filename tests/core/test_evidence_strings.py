@@ -54,6 +54,8 @@ SHORTAGES = [
     ("RuntimeError: [enforce fail at ..\\c10\\core\\impl\\alloc_cpu.cpp:72] data. DefaultCPUAllocator: not enough memory: you tried to allocate 94371840 bytes.", H, 94371840, None),
     ("numpy.core._exceptions.MemoryError: Unable to allocate 14.2 GiB for an array with shape (1000, 1906624) and data type float64", H, round(14.2 * GIB), None),
     ("MemoryError", H, None, None),
+    ("numpy.core._exceptions.MemoryError: Unable to allocate 926. GiB for an array", H, 926 * GIB, None),
+    ("torch.cuda.OutOfMemoryError: CUDA out of memory. Tried to allocate 1.50 GiB. GPU 0 has a total capacty of 6.00 GiB", D, 3 * GIB // 2, 6 * GIB),
     ("MemoryError: Unable to allocate internal buffer.", H, None, None),
     ("OSError: [Errno 12] Cannot allocate memory", H, None, None),
     ("RuntimeError: unable to mmap 4976706897 bytes from file <model-00001.safetensors>: Cannot allocate memory (12)", H, 4976706897, None),

@@ -10,7 +10,7 @@ from oomguard.evidence.verdict import Cause
 #: Memory messages count in powers of 1024 even where they write GB (Ray, Paddle, older PyTorch).
 _UNITS = {"": 0, "k": 10, "m": 20, "g": 30, "t": 40, "p": 50, "e": 60}
 _SIZE = (
-    r"(?P<n>\d[\d,]*(?:\.\d+)?)\s?(?P<u>(?:[KMGTPE]i?)?B|[KMGT](?=\s|\)|\.(?!\d)|,|$)|[Bb]ytes)?"
+    r"(?P<n>\d[\d,]*(?:\.\d*)?)\s?(?P<u>(?:[KMGTPE]i?)?B|[KMGT](?=\s|\)|\.(?!\d)|,|$)|[Bb]ytes)?"
 )
 
 #: More than any machine has: the size itself is a symptom, as in "more than 1EB".
@@ -42,7 +42,7 @@ _REQUESTED = _patterns(
 )
 _CAPACITY = _patterns(
     r"[Uu]sed \d[\d.]*[KMGT]i?B? of SIZE",
-    r"total capacity of SIZE", r"SIZE total capacity", r"max allowed: SIZE",
+    r"total capac(?:i)?ty of SIZE", r"SIZE total capacity", r"max allowed: SIZE",
     r"was running was [\d.]+ ?GB / SIZE", r"Device limit\s*: SIZE",
 )  # fmt: skip
 _FREE = _patterns(r"of which SIZE is free", r"SIZE free")

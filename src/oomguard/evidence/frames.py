@@ -9,16 +9,18 @@ from dataclasses import dataclass
 from oomguard.evidence.log_lines import Line
 
 _PATH = r"(?:[A-Za-z]:)?[^\s\":()│]*"
+_CELL = r"^\s*(?:Cell|Input) (?P<file>In ?\[\d+\])(?:, line \d+)?(?:, in (?P<name>[\w.<>]+))?"
 #: How a frame is printed: CPython, IPython 7 and 8, rich and shortened forms, C++, gdb, Node.
 _FRAMES = tuple(
     re.compile(pattern)
     for pattern in (
         r'(?:^|[\s\]:|>])File "(?P<file>[^"]*)", line \d+, in (?P<name>[^\s(]+)',
         rf"^\s*(?:File )?(?P<file>{_PATH}\.(?:py|pyx|pxi)) in (?P<name>[\w.<>]+)\(",
+        rf"^\s*\[(?P<file>{_PATH}\.py)\]\([^()]*\) in (?P<name>[\w.<>]+)\(",  # Colab
         rf"^\s*File (?P<file>{_PATH}\.(?:py|pyx|pxi)|<[^>]+>):\d+, in (?P<name>[\w.<>]+)",
         rf"^\s*(?P<file>{_PATH}\.(?:py|pyx|pxi)):\d+ in (?P<name>[\w.<>]+)\s*$",
         r"^\s*(?P<file><ipython-input-[^>]*>) in (?P<name>[\w.<>]+)",
-        r"^\s*(?:Cell|Input) (?P<file>In ?\[\d+\])(?:, line \d+)?(?:, in (?P<name>[\w.<>]+))?",
+        _CELL,
         r"^\s*frame #\d+: (?P<name>[\w:~<>, ]+?)\(.* in (?P<file>[^\s)]+)\)",
         r"^\s*frame #\d+: (?P<name>[\w:~]+).*?\((?:\S+ in )?(?P<file>[^\s)]+)\)",
         r"^\s*#\d+ +(?:0x[0-9a-f]+ in )?(?P<name>[\w:~]+) ?\(.*\)(?: (?:from|at) (?P<file>\S+))?",
@@ -74,7 +76,7 @@ def frame_of(text: str) -> Frame | None:
 
 
 def _notebook_cell(text: str) -> Frame | None:
-    match = _FRAMES[5].search(text)
+    match = re.search(_CELL, text)
     return Frame(match["file"], match["name"] or "<module>") if match else None
 
 

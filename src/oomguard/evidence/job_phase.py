@@ -28,7 +28,7 @@ _BY_NAME = tuple(
         (Phase.FORWARD, r"", r"^training_step$|^_?(wrap_)?closure$|^_?generate(_\w+)?$"),
         (Phase.OPTIMIZER, r"optim|deepspeed|zero", r"^_?(single_|multi_)?(optimizer_)?step$|^_init_group$|^_take_model_step$|^_init_state$"),
         (Phase.OPTIMIZER, r"", r"^(_?optimizer_step|init_optimizer_state|_initialize_optimizer_states)$"),
-        (Phase.EVAL, r"", r"^(_?evaluate|_?validate|evaluation_loop|prediction_step|predict(_step)?|validation_step|_run_validation|test_step)$"),
+        (Phase.EVAL, r"", r"^(_?evaluate|_?validate|_?eval(uation)?_(?!mode|batch_size|dataset)\w+|torch_pad_and_concatenate|nested_concat|evaluation_loop|prediction_step|predict(_step)?|validation_step|_run_validation|test_step)$"),
         (Phase.SAVE, r"", r"^_?save(_|$)|^_?(save|write)_\w*(checkpoint|state|model)|^_save_checkpoint$|^gather_\w*state_dict$|^_zero3_consolidated_16bit_state_dict$"),
         (Phase.LOAD, r"", r"from_pretrained|^_?load(_\w+)?$|^load_(model|state_dict|checkpoint|weights)|set(up)?_(kv_)?caches?$|^_apply$|^to_empty$|^create_weights$|^deepspeed_init$|^merge_and_unload$|^export_model$"),
         (Phase.PREPROCESS, r"", r"^get_(train_|eval_)?dataset$|^_?get_(preprocessed|merged)_dataset$|^load_dataset$|^_map_single$|^tokenize(_\w+)?$|^preprocess(_\w+)?$|^_?prepare_dataset$"),
@@ -63,7 +63,7 @@ _ANNOUNCED = tuple(
     (phase, re.compile(pattern))
     for phase, pattern in (
         (Phase.SAVE, r"(?i)\bsaving (?:\w+ ){0,3}(?:checkpoint|weights|model)|\bcheckpoint (?:write|save|saving)|model weights saved"),
-        (Phase.EVAL, r"\*{3,} ?Running (?:Evaluation|Prediction|evaluation)|(?i:\bvalidating\b|^evaluating\b)"),
+        (Phase.EVAL, r"\*{3,} ?Running (?:Evaluation|Prediction|evaluation)|(?i:\bvalidating\b|^evaluating\b|\bstart(?:ing)? (?:evaluation|validation)\b)"),
         (Phase.PREPROCESS, r"(?i)converting format of dataset|running tokenizer on dataset|^tokenizing\b|\bmap \(num_proc|generating \w+ split|\bpreprocessing\b|^map:\s+\d+%"),
         (Phase.LOAD, r"(?i)loading (?:\w+ )?(?:checkpoint shards|weights|model)|\bweights? loading\b|loading safetensors|model loading took|\bcreating (?:the )?model\b|skipping token \S+ with \d+-dimensional vector"),
         (Phase.BACKWARD, r"\.backward\(\)"),
