@@ -16,9 +16,10 @@ from oomguard.job.memory_settings import Family
 
 OFFLINE = {"HF_HUB_OFFLINE": "1", "HF_HOME": "/nonexistent"}
 
-PUBLISHED = json.loads(
+COUNTS = json.loads(
     (Path(__file__).parents[1] / "data/published_parameters.json").read_text(encoding="utf-8")
-)["billions"]
+)
+PUBLISHED = COUNTS["billions"]
 
 
 @pytest.mark.parametrize(("name", "billions"), PUBLISHED.items())
@@ -30,6 +31,11 @@ def test_parameters_add_up_to_the_published_ones(name, billions):
     assert found.architecture.parameters / 1e9 == pytest.approx(
         published, abs=rounded + 0.012 * published
     )
+
+
+def test_every_link_is_that_of_a_count():
+    assert COUNTS["links"].keys() <= PUBLISHED.keys()
+    assert all(link.startswith("https://") for link in COUNTS["links"].values())
 
 
 def test_every_carried_model_has_a_published_count():
