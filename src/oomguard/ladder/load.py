@@ -85,13 +85,20 @@ def select(strategies: Sequence[Strategy], ladder: str | None) -> tuple[Strategy
 
 
 def _files(folder: Path) -> Iterable[Path]:
-    if not folder.is_dir():
+    where = Where(file=str(folder))
+    try:
+        paths = sorted(folder.iterdir())  # glob would find nothing where it may not look
+    except (FileNotFoundError, NotADirectoryError) as error:
         raise StrategyError(
             "this strategy folder does not exist",
-            where=Where(file=str(folder)),
+            where=where,
             next_step="Pass a folder of strategy files with --strategies.",
-        )
-    return sorted(path for path in folder.glob("*.py") if path.name != "__init__.py")
+        ) from error
+    except OSError as error:
+        raise StrategyError(
+            f"this strategy folder cannot be read: {error.strerror}", where=where
+        ) from error
+    return [path for path in paths if path.suffix == ".py" and path.name != "__init__.py"]
 
 
 def _parse(path: Path) -> tuple[int, str]:
