@@ -26,8 +26,8 @@ def main() -> int:
     cap = _run(str(RECIPE / "cap.py"), stdout=subprocess.PIPE)
     if cap.returncode != 0:
         return cap.returncode
-    _say("launch the job: it runs out of memory, and is relaunched until it is trained")
-    # A prediction would skip the attempts that run out of memory.
+    _say("launch the job: its first step runs out of memory, and runs again in smaller parts")
+    # A prediction would begin with a micro batch that fits.
     options = ("--python", sys.executable, "--no-predict", *cap.stdout.split())
     return _run("-m", "oomguard", "launch", str(RECIPE / "train.yaml"), *options).returncode
 

@@ -73,9 +73,13 @@ class Launched:
 
 
 def start(job: TinyJob, *words: str) -> subprocess.Popen[str]:
-    """Start `oomguard launch` in the job's folder."""
+    """Start `oomguard launch` in the job's folder; an OOM relaunches the job, unless `words` say.
+
+    What is answered inside the process is tested in test_in_place.
+    """
+    ladder = ("--ladder", "classic", "--no-predict", "--no-in-place")
     return subprocess.Popen(
-        [*OOMGUARD, "launch", "--name", RUN, "--ladder", "classic", "--no-predict", *words],
+        [*OOMGUARD, "launch", "--name", RUN, *ladder, *words],
         cwd=job.folder,
         env={**job.env, "PYTHONPATH": os.environ.get("PYTHONPATH", "")},
         stdin=subprocess.DEVNULL,

@@ -29,7 +29,10 @@ from oomguard.job.plan import Sharding
 ASSETS = Path(__file__).with_name("assets.py")
 WIDE = Path(__file__).with_name("wide_llama.py")
 MIB = 1 << 20
-LAUNCH = (sys.executable, "-m", "oomguard", "launch", "train.yaml", "--name", "run")
+LAUNCH = (
+    *(sys.executable, "-m", "oomguard", "launch", "train.yaml", "--name", "run"),
+    "--no-in-place",
+)
 #: A base in 8 bits takes some 40 MiB more than one in 4 bits, bf16 and fp32 more than 80.
 QLORA_ROOM_BYTES = 20 * MIB
 CONFIG = {

@@ -128,7 +128,7 @@ def compare(
         for samples in folder.glob("samples-*.txt"):
             samples.rename(folder / f"never{micro}.samples")
     cap_bytes = cap_bytes or sum(peaks) // 2
-    cap = ["--host-memory", str(cap_bytes), "--ladder", "classic"]
+    cap = ["--host-memory", str(cap_bytes), "--ladder", "classic", "--no-in-place"]
     words = ["launch", job.config.name, *cap, "--name", "run"]
     ended = subprocess.run(
         [sys.executable, "-m", "oomguard", *words],

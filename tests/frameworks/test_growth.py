@@ -39,7 +39,8 @@ class Leaking:
 
     def launch(self, *options: str) -> tuple[int, list[dict[str, object]]]:
         name = f"run{len(list(self.job.folder.glob('oomguard-runs/*')))}"
-        words = ("launch", "--host-memory", str(self.cap_bytes), "--name", name, *options)
+        cap = ("--host-memory", str(self.cap_bytes), "--no-in-place")
+        words = ("launch", *cap, "--name", name, *options)
         ended = subprocess.run(
             [sys.executable, "-m", "oomguard", *words, "--", *self.argv],
             cwd=self.job.folder,

@@ -46,7 +46,7 @@ class Launched:
 
 
 def launch(job: TinyJob, name: str, *words: str) -> Launched:
-    asked = ("launch", path_of(job), "--name", name, "--no-predict", *words)
+    asked = ("launch", path_of(job), "--name", name, "--no-predict", "--no-in-place", *words)
     ended = subprocess.run(
         [sys.executable, "-m", "oomguard", *asked],
         cwd=job.folder,

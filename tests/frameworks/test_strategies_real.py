@@ -65,7 +65,8 @@ def launch(tmp_path_factory) -> Callable[..., Launched]:
     cap = str(peak_data_bytes([*job.argv, *words], cwd=job.folder, env=job.env) + ROOM_BYTES)
 
     def run(name: str, *options: str) -> Launched:
-        asked = ["launch", job.config.name, "--name", name, "--no-predict", "--host-memory", cap]
+        words = ["--no-predict", "--no-in-place", "--host-memory", cap]
+        asked = ["launch", job.config.name, "--name", name, *words]
         ended = subprocess.run(
             [sys.executable, "-m", "oomguard", *asked, *options],
             cwd=job.folder,

@@ -11,7 +11,7 @@ import click
 from oomguard.cli.output import echo
 from oomguard.cli.streams import discard
 from oomguard.evidence.settle import what_settles
-from oomguard.evidence.verdict import Finding, Kind, Verdict
+from oomguard.evidence.verdict import Finding, Kind, Verdict, Witness
 from oomguard.job.checkpoint import Continuation, Mode
 from oomguard.job.plan import Change, Plan, Value, differences
 from oomguard.job.training_job import Job
@@ -28,10 +28,12 @@ from oomguard.run.events import (
     Growing,
     LeftRunning,
     Limits,
+    NotSplit,
     Planned,
     Predicted,
     Resumed,
     RunStarted,
+    Split,
     Status,
     Stopping,
 )
@@ -69,6 +71,7 @@ class Console:
         self._verbose = verbose
         self._stream = sys.stderr if quiet_stdout else sys.stdout
         self._fresh_line = True
+        self._printed: set[str] = set()
         self.lost: dict[str, str] = {}  # streams that could not be written, and why
         self._told: set[int] = set()
 
@@ -77,7 +80,7 @@ class Console:
         self._write(data)
         self._fresh_line = data.endswith(b"\n")
 
-    def event(self, event: Event, record: RunRecord) -> None:  # noqa: C901  a case for each kind
+    def event(self, event: Event, record: RunRecord) -> None:  # noqa: C901, PLR0912  a case for each kind
         """Print an event, if it matters to the user."""
         match event:
             case RunStarted():
@@ -98,6 +101,10 @@ class Console:
                 self._exited(event, record)
             case Counted():
                 self._counted(record)
+            case Split() if event.failed and not self._is_known(f"split {event.attempt}"):
+                self._line(_split_line(event), "yellow")
+            case NotSplit() if not self._is_known(event.reason):
+                self._line(f"an OOM is not answered by smaller parts: {event.reason}", "yellow")
             case Growing():
                 self._line(_growth_line(event.growth), "yellow")
             case Stopping() if event.reason == StopReason.RECYCLE:
@@ -141,6 +148,12 @@ class Console:
         self.lost.setdefault(name, error.strerror or str(error))
         discard(stream)
 
+    def _is_known(self, what: str) -> bool:
+        """Return whether something was printed before, and note that it is."""
+        known = what in self._printed
+        self._printed.add(what)
+        return known
+
     def _planned(self, event: Planned, record: RunRecord) -> None:
         if event.spec.purpose is Purpose.TRIAL:
             undone = ", ".join(dict.fromkeys(event.spec.undone))
@@ -163,7 +176,7 @@ class Console:
         good = passed or event.verdict.kind is Kind.OK
         line = _exit_line(attempt, event.verdict, record.limits)
         self._line(line, "green" if good else "red")
-        if event.verdict.kind is Kind.OK and (survived := _survived(event.verdict)) is not None:
+        if event.verdict.kind is Kind.OK and (survived := _survived(attempt)) is not None:
             self._line(f"note: it survived an OOM: {survived.text}", "yellow")
         if event.log_error is not None:
             self._line(f"its log ends early: {event.log_error}", "yellow")
@@ -286,6 +299,21 @@ def show_plan(plan: Plan, requested: Plan | None = None) -> str:
     return ", ".join(parts)
 
 
+def _split_line(event: Split) -> str:
+    return (
+        f"out of memory in optimizer step {event.step}: ran it again in {event.parts} parts of at "
+        f"most {event.rows} x {event.width} tokens, and training goes on ({event.seconds:.1f} s "
+        "lost)"
+    )
+
+
+def _splits_note(attempt: Attempt) -> str:
+    splits = attempt.splits
+    if splits is None:
+        return ""
+    return f", {_counted(splits.steps, 'step')} split ({splits.seconds:.1f} s lost)"
+
+
 def _growth_line(growth: Growth) -> str:
     line = f"memory grows by {show_bytes(growth.bytes_per_step)} per step"
     if growth.forecast_step is None:
@@ -319,7 +347,8 @@ def _exit_line(attempt: Attempt, verdict: Verdict, limits: Limits | None) -> str
     if attempt.stopped in _STOPPED_BY_US:
         return f"stopped{steps}{_peaks(attempt, limits)}{took}"
     if verdict.kind is Kind.OK:
-        return f"job finished successfully{steps}{_peaks(attempt, limits)}{took}"
+        split = _splits_note(attempt)
+        return f"job finished successfully{steps}{split}{_peaks(attempt, limits)}{took}"
     if attempt.refused_step is not None:
         return f"the framework rejects this change: {verdict.root}{took}"
     if not verdict.kind.is_memory:
@@ -327,9 +356,12 @@ def _exit_line(attempt: Attempt, verdict: Verdict, limits: Limits | None) -> str
     return f"{_oom_line(verdict, steps)}{took}"
 
 
-def _survived(verdict: Verdict) -> Finding | None:
-    """Return an OOM that a job which trained has met on the way."""
-    return next((found for found in verdict.evidence if found.kind.is_memory), None)
+def _survived(attempt: Attempt) -> Finding | None:
+    """Return an OOM that a job which trained has met on the way, and that no split answered."""
+    found = attempt.verdict.evidence if attempt.verdict else ()
+    answered = attempt.splits is not None and attempt.splits.failed > 0
+    shortages = (one for one in found if one.kind.is_memory)
+    return next((o for o in shortages if not (answered and o.witness is Witness.INSIDE)), None)
 
 
 def _steps(attempt: Attempt) -> str:

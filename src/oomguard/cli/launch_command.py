@@ -99,7 +99,11 @@ def _launch(
         supervisor = Supervisor(
             adapter=prepared.adapter,
             ladder=prepared.ladder,
-            engine=LocalEngine(caps=prepared.caps, monitored=prepared.limits.inside),
+            engine=LocalEngine(
+                caps=prepared.caps,
+                monitored=prepared.limits.inside,
+                in_place=prepared.limits.splits,
+            ),
             folder=folder,
             audience=Audience(event=console.event, output=console.output, notice=console.notice),
         )

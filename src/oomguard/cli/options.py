@@ -157,6 +157,12 @@ class Options:
         "(default: relax).",
         SWITCH, default=True, flag="--relax/--no-relax", key="relax", limit="relax",
     )  # fmt: skip
+    in_place: bool = option(
+        "After an OOM in a training step of the Hugging Face Trainer, run that step again in "
+        "smaller parts, without a relaunch; where that does not give the same loss and gradients, "
+        "the job is relaunched (default: in-place, if the ladder has halve_micro_batch).",
+        SWITCH, default=True, flag="--in-place/--no-in-place", key="in_place", limit="in_place",
+    )  # fmt: skip
     grow: bool = option(
         "Start with short sequences and a micro batch of 1, and grow to the largest that fits.",
         SWITCH, default=False, flag="--grow", key="grow", limit="grow",

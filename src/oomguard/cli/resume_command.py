@@ -74,7 +74,7 @@ def _resume(
         adapter=adapter,
         ladder=ladder,
         # Created after the leftovers are killed: it records how much GPU memory is free.
-        engine=LocalEngine(caps=caps_of(limits), monitored=limits.inside),
+        engine=LocalEngine(caps=caps_of(limits), monitored=limits.inside, in_place=limits.splits),
         folder=folder,
         audience=Audience(event=console.event, output=console.output, notice=console.notice),
     )

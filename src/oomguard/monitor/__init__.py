@@ -17,6 +17,7 @@ VARIABLES = (
     "OOMGUARD_BUFFER",
     "OOMGUARD_GPU_MEMORY",
     "OOMGUARD_RESUME",
+    "OOMGUARD_IN_PLACE",
     "OOMGUARD_PROBE_STEPS",
     "OOMGUARD_PROBE_LENGTH",
 )
@@ -41,6 +42,11 @@ def add_monitor(
     if gpu_memory_bytes is not None:
         added["OOMGUARD_GPU_MEMORY"] = str(gpu_memory_bytes)
     return {**env, **added}
+
+
+def in_place() -> dict[str, str]:
+    """Return the variable that lets a step that runs out of memory run again in smaller parts."""
+    return {"OOMGUARD_IN_PLACE": "1"}
 
 
 def probing(*, steps: int, tokens: int | None) -> dict[str, str]:

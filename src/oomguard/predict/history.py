@@ -18,6 +18,7 @@ import platformdirs
 from oomguard.estimate.correct import Measured, Ratios, learnt
 from oomguard.estimate.memory import Term
 from oomguard.run.events import Predicted, Status
+from oomguard.run.splits import halvings
 from oomguard.run.state import Attempt, RunRecord
 
 #: A file of a newer layout is left alone. The first one kept ratios of no terms: these are let go.
@@ -161,7 +162,8 @@ def record_run(record: RunRecord) -> str | None:
             )
             index.add_measurement(setting, measured)
     if record.status is Status.FIT:
-        index.remember(lessons.key, record.last.spec.path)
+        last = record.last
+        index.remember(lessons.key, (*last.spec.path, *halvings(last.spec.plan, last.splits)))
     return index.lost
 
 
@@ -169,6 +171,8 @@ def _measured(attempt: Attempt, predicted: Predicted | None) -> Measured | None:
     """Compare an attempt that reached a step with what was predicted for its plan."""
     allocated, reserved = attempt.device_peak_bytes, attempt.reserved_peak_bytes
     if predicted is None or not allocated or not reserved or attempt.steps_done < 1:
+        return None
+    if attempt.splits is not None:  # its batches never went through whole
         return None
     resumed = attempt.first_step > 0  # then the optimizer's state was loaded too
     return Measured(

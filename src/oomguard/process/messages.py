@@ -177,6 +177,25 @@ class TrainedReport(MonitorReport, frozen=True, kw_only=True, tag="trained"):
     completed: bool
 
 
+class SplitReport(MonitorReport, frozen=True, kw_only=True, tag="split"):
+    """An optimizer step passed in smaller parts: the last of `steps`, after `failed` OOMs."""
+
+    steps: Count
+    failed: Count
+    parts: Count
+    rows: Count
+    width: Count
+    tokens: Count
+    seconds: Number
+
+
+class NoSplitReport(MonitorReport, frozen=True, kw_only=True, tag="no_split"):
+    """Why an OOM in a training step is not answered by smaller parts."""
+
+    reason: str
+    width: Count | None
+
+
 class FaultReport(MonitorReport, frozen=True, kw_only=True, tag="fault"):
     """The monitor itself failed and has removed its hooks."""
 
@@ -199,6 +218,8 @@ AnyReport = (
     | ErrorReport
     | ProbeReport
     | TrainedReport
+    | SplitReport
+    | NoSplitReport
     | FaultReport
     | ByeReport
 )

@@ -32,14 +32,20 @@ _MMAP_THRESHOLD = {"MALLOC_MMAP_THRESHOLD_": "262144"}
 class LocalEngine:
     """Starts attempts on this machine, and remembers how free each GPU was before the first."""
 
-    def __init__(self, *, caps: Caps, monitored: bool) -> None:
-        self._caps, self._monitored = caps, monitored
+    def __init__(self, *, caps: Caps, monitored: bool, in_place: bool = False) -> None:
+        self._caps, self._monitored, self._in_place = caps, monitored, in_place
         self._before = gpus()
 
     def start(self, command: Command, *, log: Path, mark: str, emit: Emit) -> Running:
         """Start an attempt, as the function `start` does."""
         return start(
-            command, log=log, caps=self._caps, monitored=self._monitored, mark=mark, emit=emit
+            command,
+            log=log,
+            caps=self._caps,
+            monitored=self._monitored,
+            in_place=self._in_place,
+            mark=mark,
+            emit=emit,
         )
 
     def wait_until_free(self) -> FreeReport:
@@ -48,12 +54,19 @@ class LocalEngine:
 
 
 def start(
-    command: Command, *, log: Path, caps: Caps, monitored: bool, mark: str, emit: Emit
+    command: Command,
+    *,
+    log: Path,
+    caps: Caps,
+    monitored: bool,
+    mark: str,
+    emit: Emit,
+    in_place: bool = False,
 ) -> Running:
     """Write the command's files and start it; `emit` is called from several threads.
 
     The job runs in its own session with no input. `mark` is unique to the attempt. With `monitored`
-    its Python processes load the monitor.
+    its Python processes load the monitor, and with `in_place` it may run steps in smaller parts.
 
     Raises:
         UsageError: if a cap cannot be applied here, or the working directory does not exist.
@@ -74,6 +87,7 @@ def start(
         reports = None
         if monitored:
             reports, env = _add_monitor(env, log, caps, emit, known)
+            env = env | (monitor.in_place() if in_place else {})
             undo.callback(reports.close)
         log_fd = _open_log(log)
         unless_started.callback(os.close, log_fd)

@@ -49,6 +49,7 @@ from oomguard.run.events import (
     Growing,
     LeftRunning,
     Noticed,
+    NotSplit,
     Planned,
     Probed,
     Progress,
@@ -56,11 +57,13 @@ from oomguard.run.events import (
     RunStarted,
     Saved,
     Signalled,
+    Split,
     Started,
     Status,
     Stopping,
     Ticked,
 )
+from oomguard.run.splits import STRATEGY
 from oomguard.run.state import Attempt, RunRecord, State, started_job
 
 #: Seconds that a job may continue after an OOM that did not end one of its ranks, as far as is
@@ -128,6 +131,8 @@ def decide(record: RunRecord, event: Event, ladder: Ladder) -> Action | None:  #
             | Progress()
             | Counted()
             | Probed()
+            | Split()
+            | NotSplit()
             | Noticed()
             | Growing()
             | Saved()
@@ -353,7 +358,7 @@ def _climb(record: RunRecord, job: Job, why: Verdict, ladder: Ladder) -> Action:
         (*path, *useless),
         why,
         trained=bool(record.checkpoints),
-        ruled_out=no_use.ruled_out(record, why, ladder),
+        ruled_out={**no_use.ruled_out(record, why, ladder), **_learned(base)},
         changes_math=lambda plan: verification.not_same_math(record, plan),
     )
     if rung.plan is None or rung.step is None:
@@ -370,6 +375,14 @@ def _climb(record: RunRecord, job: Job, why: Verdict, ladder: Ladder) -> Action:
             probe=probe_of(job, rung.plan) if record.last.spec.probe else None,
         )
     )
+
+
+def _learned(attempt: Attempt) -> dict[str, str]:
+    """Return strategies that its split steps have shown not to help, each with the reason."""
+    width = attempt.single_row
+    if width is None:
+        return {}
+    return {STRATEGY: f"a single row of {width} tokens does not fit either"}
 
 
 def _base(record: RunRecord, job: Job) -> Attempt:

@@ -16,6 +16,7 @@ from oomguard.ladder.strategy_contract import Fidelity, Skip
 from oomguard.process.messages import LossReport, TrainingReport, Window
 from oomguard.run.attempt import AttemptSpec, StopReason, flat, nested
 from oomguard.run.leak import Growth
+from oomguard.run.splits import STRATEGY
 
 #: Default grace period to write a checkpoint.
 GRACE_S = 30.0
@@ -36,6 +37,7 @@ class Limits:
 
     `relax` reverts changes that turn out to be unnecessary. `grow` starts with the smallest sizes
     and grows to the largest that fit. `probe` tries each plan on the longest batches first.
+    `in_place` runs a step that runs out of memory again in smaller parts, without a relaunch.
     `grace_s` is how long the job may take to write a checkpoint when oomguard is asked to stop,
     `strategies` the absolute path of the user's own strategies, `inside` whether the monitor runs.
     """
@@ -53,6 +55,16 @@ class Limits:
     grace_s: float = GRACE_S
     strategies: str | None = None
     inside: bool = True
+    in_place: bool = False
+
+    @property
+    def splits(self) -> bool:
+        """Return whether a step that runs out of memory may run again in smaller parts.
+
+        It is a way to halve the micro batch, so the ladder has to have that. `grow` looks for the
+        largest that fits whole.
+        """
+        return self.in_place and self.inside and not self.grow and STRATEGY in self.ladder
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -220,6 +232,40 @@ class Probed(_Event):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Split(_Event):
+    """A process of the job ran optimizer steps in smaller parts: `steps`, and `step` is the last.
+
+    `failed` counts the out-of-memory errors that this answered, `seconds` is what they cost.
+    `rows` x `width` is the part of the widest row, `tokens` its whole batch with padding.
+    """
+
+    attempt: int
+    pid: int
+    rank: int | None
+    step: int
+    steps: int
+    failed: int
+    parts: int
+    rows: int
+    width: int
+    tokens: int
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NotSplit(_Event):
+    """Why an out-of-memory error in a training step is not answered by smaller parts.
+
+    `width` is that of a single row that does not fit, None for another reason.
+    """
+
+    attempt: int
+    rank: int | None
+    reason: str
+    width: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Noticed(_Event):
     """A piece of evidence about a failure."""
 
@@ -328,6 +374,8 @@ Event = (
     | Counted
     | Noticed
     | Probed
+    | Split
+    | NotSplit
     | Growing
     | Saved
     | Stopping
@@ -349,6 +397,8 @@ _KINDS: dict[str, type[Event]] = {
     "noticed": Noticed,
     "probed": Probed,
     "counted": Counted,
+    "split": Split,
+    "not_split": NotSplit,
     "growing": Growing,
     "saved": Saved,
     "stopping": Stopping,

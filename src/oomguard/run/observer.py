@@ -16,6 +16,7 @@ from oomguard.process.messages import (
     ErrorReport,
     Kernel,
     LossReport,
+    NoSplitReport,
     OomReport,
     Output,
     PhaseReport,
@@ -23,12 +24,22 @@ from oomguard.process.messages import (
     ProcessMemory,
     Report,
     ShellEvent,
+    SplitReport,
     StepReport,
     TrainedReport,
     TrainingReport,
     Window,
 )
-from oomguard.run.events import Counted, Event, Growing, Noticed, Probed, Progress
+from oomguard.run.events import (
+    Counted,
+    Event,
+    Growing,
+    Noticed,
+    NotSplit,
+    Probed,
+    Progress,
+    Split,
+)
 from oomguard.run.leak import CONTEXT_BYTES, LeakDetector
 from oomguard.run.ranks import Ranks
 
@@ -105,7 +116,7 @@ class Observer:
             if finding.witness is not Witness.LOG or self._from_log <= MOST_FINDINGS:
                 yield Noticed(t=t, attempt=self._attempt, finding=finding)
 
-    def _report(self, report: AnyReport, t: float) -> Iterator[Event]:
+    def _report(self, report: AnyReport, t: float) -> Iterator[Event]:  # noqa: C901  a case for each kind
         progress = self._progress(report, t)
         self._phase = report.phase
         self.ranks.take(report)
@@ -131,6 +142,14 @@ class Observer:
                 yield Probed(
                     t=t, attempt=self._attempt, pid=report.pid, rank=report.rank,
                     longest=report.longest,
+                )  # fmt: skip
+            case SplitReport():
+                yield progress
+                yield from self._answered(report, t)
+            case NoSplitReport():
+                yield NotSplit(
+                    t=t, attempt=self._attempt, rank=report.rank, reason=report.reason,
+                    width=report.width,
                 )  # fmt: skip
             case _:
                 growth = self._leaks.update(report) if isinstance(report, StepReport) else None
@@ -166,6 +185,17 @@ class Observer:
             training=report if isinstance(report, TrainingReport) else None,
             loss=report if isinstance(report, LossReport) else None,
         )
+
+    def _answered(self, report: SplitReport, t: float) -> Iterator[Event]:
+        """Yield a split step; the error that it answers was caught, and is handled."""
+        caught = self._caught.pop(report.pid, None) if report.failed else None
+        if caught is not None:
+            yield from self._notice([replace(caught, handled=True)], t)
+        yield Split(
+            t=t, attempt=self._attempt, pid=report.pid, rank=report.rank, step=report.step + 1,
+            steps=report.steps, failed=report.failed, parts=report.parts, rows=report.rows,
+            width=report.width, tokens=report.tokens, seconds=round(report.seconds, 3),
+        )  # fmt: skip
 
     def _finding(self, report: OomReport | ErrorReport) -> Finding:
         finding = Finding(

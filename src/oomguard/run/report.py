@@ -14,6 +14,7 @@ from oomguard.ladder.strategy_contract import Fidelity, Skip
 from oomguard.redact import redact_config, redact_document
 from oomguard.run.attempt import AttemptSpec, StopReason, flat, nested
 from oomguard.run.events import Limits, Predicted, Status
+from oomguard.run.splits import Splits
 from oomguard.run.state import Attempt, RunRecord
 from oomguard.run.verification import Verified, not_same_math, verify
 
@@ -27,6 +28,7 @@ class AttemptReport:
     `loaded_bytes` were allocated on the device before the first forward pass. `context_bytes` were
     in use outside of PyTorch's allocator: the CUDA context, if no other job used the device.
 
+    `splits` are the optimizer steps that ran in smaller parts after an out-of-memory error.
     `longest_batch` is the longest row that a probe was given (tokens); `predicted` is what its
     plan was predicted to take, None where nothing was predicted.
     """
@@ -47,6 +49,7 @@ class AttemptReport:
     context_bytes: int | None = None
     command: str
     longest_batch: int | None = None
+    splits: Splits | None = None
     predicted: Predicted | None = None
 
 
@@ -54,11 +57,12 @@ class AttemptReport:
 class FitReport:
     """What was requested, what was tried and what fits; free of secrets.
 
-    `final` is None unless training completed. `fidelity` is the highest cost among the changes,
-    None if nothing was changed. `trained_embeddings` names the vocabulary-sized matrices that new
-    tokens make the framework train in full. `requested_bytes` is the size of the last failed
-    allocation. `config_diff` is a unified diff from the user's file to the final
-    one. `verified` holds what was counted in the last attempt, compared with its plan.
+    `final` is None unless training completed; where steps were split, its micro batch is as small
+    as their parts, so that it trains without oomguard. `fidelity` is the highest cost among the
+    changes, None if nothing was changed. `trained_embeddings` names the vocabulary-sized matrices
+    that new tokens make the framework train in full. `requested_bytes` is the size of the last
+    failed allocation. `config_diff` is a unified diff from the user's file to the final one.
+    `verified` holds what was counted in the last attempt, compared with its plan.
     """
 
     schema_version: int
@@ -99,7 +103,7 @@ def build(
     job, limits, status = record.job, record.limits, record.status
     if job is None or limits is None or status is None:
         raise AssertionError("only a run that was started and has ended has a report")
-    final = record.last.spec.plan if record.attempts and status is Status.FIT else None
+    final = record.last.plan_that_fits if record.attempts and status is Status.FIT else None
     report = FitReport(
         schema_version=SCHEMA_VERSION,
         oomguard=record.version,
@@ -141,6 +145,8 @@ def highest_cost(record: RunRecord) -> Fidelity | None:
     costs = [step.fidelity for step in steps if step.strategy in kept]
     if not_same_math(record, last.spec.plan) is not None:
         costs.append(Fidelity.NEW_RECIPE)
+    if last.plan_that_fits != last.spec.plan:
+        costs.append(Fidelity.SAME_MATH)
     return max(costs, key=lambda fidelity: fidelity.cost, default=None)
 
 
@@ -199,6 +205,7 @@ def _attempt(attempt: Attempt, record: RunRecord) -> AttemptReport:
         context_bytes=attempt.context_bytes,
         command=attempt.command,
         longest_batch=attempt.longest_batch,
+        splits=attempt.splits,
         predicted=record.predicted_for(attempt.spec.plan),
     )
 

@@ -33,6 +33,7 @@ from oomguard.run.events import (
     LeftRunning,
     Limits,
     Noticed,
+    NotSplit,
     Planned,
     Predicted,
     Probed,
@@ -41,6 +42,7 @@ from oomguard.run.events import (
     RunStarted,
     Saved,
     Signalled,
+    Split,
     Start,
     Started,
     Status,
@@ -48,6 +50,7 @@ from oomguard.run.events import (
     Ticked,
 )
 from oomguard.run.leak import Growth
+from oomguard.run.splits import Splits, SplitStep, without_splits
 
 
 class State(str, Enum):
@@ -66,6 +69,8 @@ AttemptEvent = (
     | Progress
     | Counted
     | Probed
+    | Split
+    | NotSplit
     | Noticed
     | Growing
     | Saved
@@ -86,7 +91,8 @@ class Attempt:
     """One launch of the job, as far as it is known. `steps_done` counts optimizer steps.
 
     `probed` is set once a process has taken all steps of a probe; `longest_batch` is then the
-    longest row of its batches, in tokens.
+    longest row of its batches, in tokens. `splits` are its steps that ran in smaller parts,
+    `single_row` the width of a row that did not fit alone.
     """
 
     number: int
@@ -119,6 +125,13 @@ class Attempt:
     probed: bool = False
     longest_batch: int | None = None
     counted: tuple[Counted, ...] = ()
+    splits: Splits | None = None
+    single_row: int | None = None
+
+    @property
+    def plan_that_fits(self) -> Plan:
+        """Return its plan; where steps were split, with whole micro batches that small."""
+        return without_splits(self.spec.plan, self.splits)
 
     @property
     def ran_out(self) -> bool:
@@ -194,6 +207,10 @@ class Attempt:
             case Probed():
                 longest = _larger(self.longest_batch, event.longest)
                 return replace(self, probed=True, longest_batch=longest)
+            case Split():
+                return replace(self, splits=_split(self.splits, event))
+            case NotSplit():
+                return replace(self, single_row=event.width or self.single_row)
             case Noticed():
                 return self.with_finding(event)
             case Growing():
@@ -262,6 +279,14 @@ class Attempt:
             for found in self.findings
         )
         return replace(self, findings=findings, suspected_t=None)
+
+
+def _split(old: Splits | None, event: Split) -> Splits:
+    step = SplitStep(
+        step=event.step, rank=event.rank, failed=event.failed, parts=event.parts,
+        rows=event.rows, width=event.width, tokens=event.tokens, seconds=event.seconds,
+    )  # fmt: skip
+    return (old or Splits()).with_step(step, steps=event.steps)
 
 
 def _sooner(old: Growth | None, new: Growth) -> Growth:

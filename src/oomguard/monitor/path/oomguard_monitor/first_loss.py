@@ -44,6 +44,10 @@ class FirstLoss:
             self.couplings |= couplings_of(root.grad_fn, rows)
         self._parts.append(root.detach().reshape(()))
 
+    def forget(self) -> None:
+        """Forget a step that begins again."""
+        self._parts = []
+
     def take(self) -> dict[str, object] | None:
         """Return value and couplings after the first step; None after later ones, or unseen."""
         is_seen, self._is_read = bool(self._parts) and not self._is_read, True

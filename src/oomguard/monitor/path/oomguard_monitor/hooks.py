@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from .install import Function, Patches
 
 
-def hook_libraries(finder: Finder, patches: Patches, counting: Counting) -> None:
+def hook_libraries(torch: Any, finder: Finder, patches: Patches, counting: Counting) -> None:
     """Hook each library as soon as it is imported."""
 
     def hook(name: str) -> Callable[[Any], None]:
@@ -29,7 +29,7 @@ def hook_libraries(finder: Finder, patches: Patches, counting: Counting) -> None
                 owner = module if class_name is None else getattr(module, class_name, None)
                 patches.watch(owner, function, phase)
             if name == TRAINER:
-                _hook_training_step(getattr(module, "Trainer", None), patches)
+                _hook_training_step(getattr(module, "Trainer", None), patches, torch)
                 hook_trainer(getattr(module, "Trainer", None), patches, counting)
                 _resume_from(module, os.environ.get("OOMGUARD_RESUME"))
             if name == DATASETS:
@@ -81,19 +81,26 @@ def _hook_map(dataset: Any, patches: Patches) -> None:
     patches.replace(dataset, "map", mapping)
 
 
-def _hook_training_step(trainer: Any, patches: Patches) -> None:
-    """Hook the Trainer's training step for the batch it trains on: it fetches batches ahead."""
+def _hook_training_step(trainer: Any, patches: Patches, torch: Any) -> None:
+    """Hook the Trainer's training step for the batch it trains on: it fetches batches ahead.
+
+    With `OOMGUARD_IN_PLACE` a step that runs out of memory runs again in parts, each of them
+    watched.
+    """
 
     def stepping(original: Function) -> Function:
-        watched = patches.watching(original, phases.FORWARD)
-
         @functools.wraps(original)
         def training_step(*args: Any, **kwargs: Any) -> Any:
             patches.reporter.trains_on((*args[2:3], kwargs.get("inputs"))[0])
-            return watched(*args, **kwargs)
+            return original(*args, **kwargs)
 
         return training_step
 
+    patches.watch(trainer, "training_step", phases.FORWARD)
+    if os.environ.get("OOMGUARD_IN_PLACE"):
+        from .in_place import hook_steps  # noqa: PLC0415 - only where it is asked for
+
+        hook_steps(trainer, patches, torch)
     patches.replace(trainer, "training_step", stepping)
 
 

@@ -53,9 +53,10 @@ def install(
         if probe is not None:
             hook_end(torch, patches, probe)
         watch_children(torch, patches)
-        hook_libraries(finder, patches, counting)
+        hook_libraries(torch, finder, patches, counting)
         reporter.window = lambda: counting.do(counting.window)
         reporter.stepped = lambda window: counting.do(counting.stepped, window)
+        reporter.restarted = counting.loss.forget
         limit_bytes = cap_from(os.environ)
         if limit_bytes is not None:
             cap_gpu_memory(torch, limit_bytes, patches)

@@ -75,7 +75,7 @@ class FoundOom:
 
 def find(error: BaseException) -> FoundOom | None:
     """Return the out-of-memory exception that `error` is, or that caused it."""
-    for one in _chain(error):
+    for one in chain(error):
         text = text_of(one)
         if any(part in text for part in _LOOK_ALIKES):
             continue
@@ -104,7 +104,7 @@ def text_of(error: BaseException) -> str:
         return ""
 
 
-def _chain(error: BaseException, limit: int = 16) -> Iterator[BaseException]:
+def chain(error: BaseException, limit: int = 16) -> Iterator[BaseException]:
     """Yield an exception, the members of its group, its causes and contexts, each once."""
     waiting = [error]
     seen: set[int] = set()

@@ -17,11 +17,14 @@ if TYPE_CHECKING:
     from typing import Any
 
     from .channel import Channel
+    from .in_place_trainer import Account
 
 #: The first steps of a process are all reported, however fast: enough to detect a leak.
 FIRST_STEPS = 16
 #: Least seconds between reports of later steps, or of repeated phases.
 INTERVAL_S = 0.25
+#: Least seconds between reports of steps that were divided before they ran out of memory.
+SPLIT_INTERVAL_S = 10.0
 #: Released at an OOM, so that the report of a host OOM has memory to use. It is larger than
 #: malloc's threshold for mmap, so that releasing it returns it to the system.
 _RESERVE_BYTES = 2 << 20
@@ -67,12 +70,15 @@ class Reporter:
         self.window: Callable[[], dict[str, object] | None] = lambda: None
         self.stepped: Callable[[dict[str, object] | None], None] = lambda _: None
         self.stop_counting: Callable[[], None] = lambda: None
+        self.restarted: Callable[[], None] = lambda: None
         self._torch, self._channel = torch, channel
         self._entered: set[str] = set()
         self._steps = 0
         self._last_step = self._last_phase = time.monotonic()
         self._reserve: bytearray | None = bytearray(_RESERVE_BYTES)
         self._peak_data_bytes = 0
+        self._splits, self._last_split = 0, 0.0
+        self._last_account: Account | None = None
 
     @_guarded
     def hello(self) -> None:
@@ -186,6 +192,32 @@ class Reporter:
         """Report that the training loop returned (`completed`) or raised."""
         self._send("trained", completed=completed)
 
+    def split(self, account: Account) -> None:
+        """Report an optimizer step that ran in parts; of several in a row only some."""
+        self._splits, self._last_account = self._splits + 1, account
+        if account.failed or time.monotonic() - self._last_split >= SPLIT_INTERVAL_S:
+            self._send_splits()
+
+    def _send_splits(self) -> None:
+        account, steps = self._last_account, self._splits
+        self._splits, self._last_split = 0, time.monotonic()
+        if account is not None and steps:
+            self._send(
+                "split",
+                steps=steps,
+                failed=account.failed,
+                parts=account.parts,
+                rows=account.rows,
+                width=account.width,
+                tokens=account.tokens,
+                seconds=account.seconds,
+            )
+
+    @_guarded
+    def no_split(self, reason: str, width: int | None) -> None:
+        """Report why an OOM is not answered by smaller parts; `width` is that of a single row."""
+        self._send("no_split", reason=lines.cut(reason), width=width)
+
     @_guarded
     def begin_training(self) -> None:
         """Note that gradients were cleared."""
@@ -205,6 +237,7 @@ class Reporter:
     @_guarded
     def bye(self) -> None:
         """Report that the interpreter is shutting down normally."""
+        self._send_splits()
         if not self.quiet:
             self._send("bye", memory=usage.measure(self._torch))
         self._channel.close()

@@ -1,0 +1,77 @@
+"""Divide the rows of a batch into parts that fit, and learn how many tokens fit at once. Pure."""
+
+from __future__ import annotations
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+#: Optimizer steps with a divided batch before a larger part is tried; doubled when that fails.
+FIRST_WAIT, LONGEST_WAIT = 16, 4096
+
+
+def divide(lengths: Sequence[int], limit: int) -> list[list[int]]:
+    """Return the numbers of the rows of each part: rows x longest row is at most `limit` tokens.
+
+    The parts are as few as possible with the longest rows together, and then as even as that
+    many allow. A row longer than `limit` is a part of its own. The part of the longest row is
+    the first, so that one that does not fit fails early.
+    """
+    order = sorted(range(len(lengths)), key=lambda row: -lengths[row])
+    fewest = len(_filled(lengths, order, limit))
+    low, high = 1, limit
+    while low < high:
+        middle = (low + high) // 2
+        if len(_filled(lengths, order, middle)) > fewest:
+            low = middle + 1
+        else:
+            high = middle
+    return [sorted(part) for part in _filled(lengths, order, high)]
+
+
+def _filled(lengths: Sequence[int], order: Sequence[int], limit: int) -> list[list[int]]:
+    """Return the rows in parts, filled one after the other; `order` is from the longest down."""
+    parts: list[list[int]] = []
+    for row in order:
+        if parts and (len(parts[-1]) + 1) * lengths[parts[-1][0]] <= limit:
+            parts[-1].append(row)
+        else:
+            parts.append([row])
+    return parts
+
+
+class Budget:
+    """How many tokens (rows x padded width) fit at once, as far as a process has seen.
+
+    `limit` is None until something has run out of memory. It rises again by half after `_wait`
+    divided steps, and falls back to what has passed if that was too much; each such failure
+    doubles the wait, so that one that lasts costs a few steps of a whole run.
+    """
+
+    def __init__(self) -> None:
+        self.limit: int | None = None
+        self._passed = 0
+        self._known = 0
+        self._wait, self._since = FIRST_WAIT, 0
+
+    def passed(self, tokens: int) -> None:
+        """Note that this many tokens went through a forward and a backward pass."""
+        self._passed = max(self._passed, tokens)
+        if self.limit is not None and tokens > self._known:
+            self._known, self._wait = tokens, FIRST_WAIT
+
+    def failed(self, tokens: int) -> None:
+        """Note that this many tokens ran out of memory, and set a lower limit."""
+        if self.limit is not None and self._known and tokens > self._known:
+            self._wait = min(2 * self._wait, LONGEST_WAIT)
+        if tokens <= self._passed:  # what fitted before no longer does
+            self._passed = 0
+        self._known, self._since = self._passed, 0
+        close = self._passed if 4 * self._passed >= tokens else 0
+        self.limit = max(1, close or tokens // 2)
+
+    def finished_step(self) -> None:
+        """Note the end of an optimizer step in which a batch was divided; perhaps allow more."""
+        self._since += 1
+        if self.limit is not None and self._since >= self._wait:
+            self.limit, self._since = self.limit + max(1, self.limit // 2), 0

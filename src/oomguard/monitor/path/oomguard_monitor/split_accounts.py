@@ -1,0 +1,85 @@
+"""Keep what a trainer counts at each call of its loss: a repeated or divided step counts once.
+
+Source: TRL 1.16 (`_metrics`, `_total_train_tokens`) and 0.24 (also `_stored_metrics`). The Trainer
+itself counts outside of the training step.
+"""
+
+from __future__ import annotations
+
+import random
+import sys
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+    from typing import Any
+
+_METRICS = ("_metrics", "_stored_metrics")
+_COUNTERS = ("_total_train_tokens",)
+
+
+class Accounts:
+    """The metrics and counters of a trainer at one moment."""
+
+    def __init__(self, trainer: Any) -> None:
+        self._trainer = trainer
+        self._lists = {id(kept): (kept, len(kept)) for _, _, kept in _listed(trainer)}
+        self._counters = {
+            name: getattr(trainer, name) for name in _COUNTERS if hasattr(trainer, name)
+        }
+        self._entries = [(holder, key, kept) for holder, key, kept in _listed(trainer)]
+
+    def restore(self) -> None:
+        """Undo what was counted since."""
+        for name, value in self._counters.items():
+            setattr(self._trainer, name, value)
+        for holder, key, _ in list(_listed(self._trainer)):
+            del holder[key]
+        for holder, key, kept in self._entries:
+            del kept[self._lists[id(kept)][1] :]
+            holder[key] = kept
+
+    def join(self, weights: Sequence[float]) -> None:
+        """Replace the values that each part of a batch has added by their weighted mean."""
+        total = sum(weights) or 1.0
+        for _, _, kept in _listed(self._trainer):
+            before = self._lists.get(id(kept), (kept, 0))[1]
+            added = kept[before:]
+            if len(added) == len(weights):
+                joined = sum(value * weight for value, weight in zip(added, weights))  # noqa: B905 - 3.8
+                kept[before:] = [joined / total]
+
+
+def _listed(trainer: Any) -> Iterator[tuple[Any, Any, list[Any]]]:
+    """Yield each list of a trainer's metrics with the mapping and the key that hold it."""
+    for name in _METRICS:
+        yield from _within(getattr(trainer, name, None))
+
+
+def _within(holder: Any) -> Iterator[tuple[Any, Any, list[Any]]]:
+    if not isinstance(holder, dict):
+        return
+    for key, value in list(holder.items()):
+        if isinstance(value, list):
+            yield holder, key, value
+        else:
+            yield from _within(value)
+
+
+def random_state(torch: Any) -> Callable[[], None]:
+    """Return a function that sets the generators to the state in which they are now."""
+    numpy = sys.modules.get("numpy")
+    host, python = torch.get_rng_state(), random.getstate()
+    cuda: Any = getattr(torch, "cuda", None)
+    devices = cuda.get_rng_state_all() if cuda is not None and cuda.is_initialized() else None
+    of_numpy = numpy.random.get_state() if numpy is not None else None
+
+    def restore() -> None:
+        torch.set_rng_state(host)
+        random.setstate(python)
+        if devices is not None:
+            cuda.set_rng_state_all(devices)
+        if numpy is not None:
+            numpy.random.set_state(of_numpy)
+
+    return restore

@@ -1,0 +1,138 @@
+"""What a run makes of the monitor's split reports: events, record, ladder and final plan."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import msgspec
+from hypothesis import given
+from hypothesis import strategies as st
+
+from generators import make_job, make_ladder
+from oomguard.evidence.verdict import Kind, Phase, Verdict
+from oomguard.job.plan import Plan
+from oomguard.process.messages import AnyReport, Report
+from oomguard.run.attempt import AttemptSpec
+from oomguard.run.decide import Finish, Launch, decide
+from oomguard.run.events import (
+    DeviceFree,
+    Exited,
+    Limits,
+    Noticed,
+    NotSplit,
+    Planned,
+    RunStarted,
+    Split,
+    Started,
+)
+from oomguard.run.observer import Observer
+from oomguard.run.splits import Splits, SplitStep, halvings, without_splits
+from oomguard.run.state import RunRecord, replay
+from oomguard.strategy import SAME_MATH
+
+HEAD = {"v": 1, "pid": 7, "rank": None, "local_rank": None, "world": None, "t": 1.0, "step": 3}
+OOM = {
+    **HEAD, "type": "oom", "phase": "forward", "exception": "RuntimeError",
+    "message": "CUDA out of memory", "uncaught": False, "frames": [], "memory": None,
+    "shapes": None, "device": "cuda", "requested_bytes": 5, "capacity_bytes": None,
+}  # fmt: skip
+SPLIT = {
+    **HEAD, "type": "split", "phase": "forward", "steps": 1, "failed": 2, "parts": 4, "rows": 4,
+    "width": 256, "tokens": 4096, "seconds": 2.25,
+}  # fmt: skip
+
+
+def report(fields: dict[str, object]) -> Report:
+    return Report(report=msgspec.convert(fields, AnyReport), line=b"")
+
+
+def story(*events: object, micro: int = 16) -> RunRecord:
+    limits = Limits(ladder=("halve_micro_batch",), allow=SAME_MATH, max_attempts=9, in_place=True)
+    plan = Plan(micro_batch=micro, accumulation=1)
+    begun = [
+        RunStarted(t=0, run="r", version="0", at="now", job=make_job(plan), limits=limits),
+        Planned(t=0, attempt=1, spec=AttemptSpec(plan=plan)),
+        Started(t=0, attempt=1, pid=7, command="", kernel_watched=False),
+    ]
+    return replay([*begun, *events])
+
+
+def test_an_error_that_a_split_answered_is_not_the_jobs_end():
+    observer = Observer(1)
+    seen = [*observer.take(report(OOM), 1.0), *observer.take(report(SPLIT), 2.0)]
+    (noticed,) = [event for event in seen if isinstance(event, Noticed)]
+    assert noticed.finding.handled
+    (split,) = [event for event in seen if isinstance(event, Split)]
+    assert (split.step, split.failed, split.seconds) == (4, 2, 2.25)
+    record = story(*seen)
+    assert decide(record, split, make_ladder()) is None
+    assert record.last.concluded(0).kind is Kind.OK
+
+
+def test_one_that_nothing_answered_is():
+    observer = Observer(1)
+    seen = [
+        *observer.take(report(OOM), 1.0),
+        *observer.take(report({**OOM, "uncaught": True}), 2.0),
+    ]
+    record = story(*seen)
+    assert record.last.concluded(1).kind is Kind.DEVICE_OOM
+    assert decide(record, seen[-1], make_ladder()) is not None
+
+
+def split_step(**fields: object) -> SplitStep:
+    values = {
+        "step": 1, "rank": None, "failed": 1, "parts": 2, "rows": 4, "width": 256, "tokens": 4096,
+        "seconds": 1.0, **fields,
+    }  # fmt: skip
+    return SplitStep(**values)  # type: ignore[arg-type]
+
+
+def test_the_widest_batch_decides_and_of_it_the_most_rows_that_passed():
+    splits = Splits()
+    for step in (
+        split_step(),
+        split_step(rows=1, width=900, failed=0),
+        split_step(rows=2, width=900),
+        split_step(rows=1, width=900),
+        split_step(rows=8, width=64),
+    ):
+        splits = splits.with_step(step, steps=1)
+    assert (splits.rows, splits.width) == (2, 900)
+    assert (splits.steps, splits.failed, splits.seconds) == (5, 4, 5.0)
+    assert len(splits.at) == 4
+
+
+@given(st.integers(1, 96), st.integers(1, 16), st.integers(1, 96))
+def test_the_plan_without_splits_keeps_the_global_batch(micro, accumulation, rows):
+    plan = Plan(micro_batch=micro, accumulation=accumulation)
+    splits = Splits().with_step(split_step(rows=rows), steps=1)
+    whole = without_splits(plan, splits)
+    assert whole.rank_batch == plan.rank_batch
+    assert whole.micro_batch <= max(1, min(rows, micro))
+    taken = make_ladder().retake(make_job(plan), halvings(plan, splits))
+    assert taken is not None
+    assert taken[0].micro_batch <= whole.micro_batch
+
+
+def test_the_ladder_does_not_halve_a_micro_batch_whose_single_row_did_not_fit():
+    verdict = Verdict(kind=Kind.DEVICE_OOM, phase=Phase.FORWARD)
+    alone = NotSplit(t=1, attempt=1, rank=None, reason="a single row does not fit", width=700)
+    free = DeviceFree(t=3, attempt=1, free=True, waited_s=0)
+    ended = Exited(t=2, attempt=1, returncode=1, verdict=verdict)
+    ladder = make_ladder()
+    halved = decide(story(ended, free), free, ladder)
+    assert isinstance(halved, Launch)
+    assert halved.spec.path == ("halve_micro_batch",)
+    other = decide(story(alone, ended, free), free, ladder)
+    assert isinstance(other, Finish)  # nothing else is left for this job
+    (skip,) = [skip for skip in other.skipped if skip.strategy == "halve_micro_batch"]
+    assert "a single row of 700 tokens" in skip.reason
+
+
+def test_splitting_needs_the_monitor_and_the_strategy_that_it_carries_out():
+    limits = Limits(ladder=("halve_micro_batch",), allow=SAME_MATH, max_attempts=9, in_place=True)
+    assert limits.splits
+    for change in ({"ladder": ("enable_qlora",)}, {"inside": False}, {"grow": True}):
+        assert not replace(limits, **change).splits
+    assert not Limits(ladder=limits.ladder, allow=SAME_MATH, max_attempts=9).splits

@@ -1,0 +1,119 @@
+"""Steps that run out of memory under a real limit and run again in parts, without a relaunch."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from environments import environment
+from jobs import GLOBAL_BATCH, cap_bytes, hf_job
+from launched import again, launch
+
+from monitored_job import run_job
+
+RUNS = Path(__file__).with_name("split_runs.py")
+#: Cases that end as without a limit, and those whose original error is raised.
+SAME = (
+    *("fixed", "outlier", "uneven", "mean", "accumulation", "mean_accumulation", "smoothing"),
+    *("loss_function", "own_loss", "classes", "lora", "checkpointing"),
+)
+RAISED = {
+    "contrastive": "the loss of a batch does not add up from that of its rows",
+    "single_row": "a single row does not fit",
+}
+
+
+@pytest.fixture(scope="module")
+def ended(tmp_path_factory):
+    return run_job(
+        tmp_path_factory.mktemp("runs"),
+        f"import runpy, sys; sys.argv[1:] = {[*SAME, 'bf16', *RAISED]!r}\n"
+        f"runpy.run_path({str(RUNS)!r}, run_name='__main__')",
+        python=environment("hf"),
+        env={
+            "OOMGUARD_IN_PLACE": "1", "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "",
+            "MALLOC_MMAP_THRESHOLD_": "262144",
+        },
+        timeout_s=900,
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def cases(ended):
+    assert ended.code == 0, ended.err[-3000:]
+    return json.loads(ended.out.splitlines()[-1])
+
+
+@pytest.mark.parametrize("name", SAME)
+def test_losses_gradients_and_weights_are_those_of_a_run_without_a_limit(cases, name):
+    case = cases[name]
+    assert case["split"] > 0
+    assert max(case["loss"], case["grad_norm"]) < 1e-6
+    assert case["weights"] < 2e-6
+
+
+def test_in_bf16_they_differ_by_its_rounding(cases):
+    assert cases["bf16"]["split"] > 0
+    assert max(cases["bf16"]["loss"], cases["bf16"]["grad_norm"]) < 1e-3
+
+
+@pytest.mark.parametrize("name", RAISED)
+def test_what_cannot_be_divided_raises_the_error_of_the_job(cases, ended, name):
+    assert cases[name]["type"] == "RuntimeError"
+    assert "DefaultCPUAllocator: can't allocate memory" in cases[name]["error"]
+    assert RAISED[name] in [line["reason"] for line in ended.of("no_split")]
+
+
+def test_only_the_step_with_the_outlier_is_divided_and_the_long_row_is_alone(cases):
+    assert cases["outlier"]["split"] == 1
+    assert cases["outlier"]["reports"] == [{"failed": 1, "parts": 2, "rows": 1, "width": 256}]
+
+
+def test_nothing_in_the_monitor_fails(ended):
+    assert "fault" not in ended.types
+
+
+@pytest.fixture(scope="module")
+def split(tmp_path_factory):
+    job = hf_job(tmp_path_factory.mktemp("hf"))
+    return launch(job, "train.yaml", "--in-place", "--host-memory", str(cap_bytes(job)))
+
+
+def test_a_job_that_ran_out_at_16_and_8_is_trained_in_one_attempt(split):
+    assert split.code == 0, split.err
+    assert (split.micro_batches, split.kinds) == ([16], ["ok"])
+    assert split.attempts[0]["optimizer_steps"] == 3
+    splits = split.attempts[0]["splits"]
+    assert (splits["steps"], splits["failed"], splits["rows"]) == (3, 2, 4)
+    assert [step["step"] for step in splits["at"]] == [1]
+    assert splits["seconds"] > 0
+    told = [line for line in split.err.splitlines() if "ran it again in 4 parts" in line]
+    assert len(told) == 1
+
+
+def test_its_final_config_trains_whole_micro_batches_that_small(split):
+    report = split.report
+    assert report["final"]["micro_batch"] * report["final"]["accumulation"] == GLOBAL_BATCH
+    assert report["final"]["micro_batch"] == 4
+    assert report["fidelity"] == "same_math"
+    text = split.final.read_text()
+    assert "per_device_train_batch_size: 4" in text
+
+
+def test_a_late_outlier_costs_its_step_and_no_relaunch(split, tmp_path):
+    job = again(split.job, tmp_path)
+    script = Path(__file__).with_name("trainer_script.py")
+    lengths = ("16", "16", "256", "16", "16")
+    launched = launch(
+        job, "--in-place", "--host-memory", str(cap_bytes(job)), "--",
+        str(job.python), str(script), "--model_name_or_path", "model", "--output_dir", "out",
+        "--use_cpu", "True", "--report_to", "none", "--save_strategy", "no",
+        "--per_device_train_batch_size", "16", "--lengths", *lengths, "--max_steps", "5",
+    )  # fmt: skip
+    assert launched.code == 0, launched.err
+    assert launched.kinds == ["ok"]
+    splits = launched.attempts[0]["splits"]
+    assert [step["step"] for step in splits["at"]] == [3]
+    assert (splits["steps"], splits["width"]) == (1, 256)
+    assert launched.attempts[0]["optimizer_steps"] == 5
