@@ -168,7 +168,7 @@ def test_no_secrets_in_errors(tmp_path, monkeypatch, capfd):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "bad.yaml").write_text(f"hub_token: {secret}\n  deeper: [\n")
     for words in (
-        ("launch", "--", "env", f"HF_TOKEN={secret}", "python", "t.py"),
+        ("launch", "--", "some-tool", f"HF_TOKEN={secret}", "t.py"),
         ("launch", "--json", "--", "true", f"--api_key={secret}"),
         ("launch", "--name", f"token={secret}/x", "--", "true"),
         ("plan", "bad.yaml"),

@@ -64,7 +64,7 @@ def command(
     stated = ctx.get_parameter_source("gpus") is ParameterSource.COMMANDLINE
     if stated and prepared.job.world.size != gpus:
         started = f"the job starts on {prepared.job.world.size} by its own settings"
-        click.secho(f"note: --gpus {gpus} has no effect: {started}", fg="yellow", err=True)
+        secho(f"note: --gpus {gpus} has no effect: {started}", fg="yellow", err=True)
     if prepared.job.device is Device.CPU:
         raise UsageError(
             "this job runs on the CPU, so there is no GPU memory to plan",
