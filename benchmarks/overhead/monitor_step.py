@@ -2,11 +2,12 @@
 
     python benchmarks/overhead/monitor_step.py --python PYTHON_WITH_TORCH
 
-Three processes train the same model: `with` the monitor, `without` it, and `control`, also
-without it. They take turns, a block of steps each, so that other load on the machine affects all
-of them; the order rotates. The trio is restarted several times, since memory layout differs
+Four processes train the same model: `with` the monitor, `uncounted` with the monitor but without
+what counts samples, `without` it, and `control`, also without it. They take turns, a block of steps each, so that other load on the machine affects all
+of them; the order rotates. The four are restarted several times, since memory layout differs
 between processes. A ratio is the median over the turns of (time with) / (time without), for wall
-clock and for CPU time of the training process; that of the control shows the noise.
+clock and for CPU time of the training process; that of the control shows the noise. `counting` is
+(time with) / (time uncounted).
 """
 
 from __future__ import annotations
@@ -27,9 +28,19 @@ from pathlib import Path
 
 from oomguard.monitor import add_monitor
 
-NAMES = ["with", "without", "control"]
+NAMES = ["with", "uncounted", "without", "control"]
+MONITORED = ("with", "uncounted")
 TRAIN = """
-import sys, time, torch
+import sys, time
+if sys.argv[3] == "uncounted":
+    import oomguard_monitor.install as install
+    from types import SimpleNamespace
+    nothing = lambda *_: None
+    counting = SimpleNamespace(
+        stop=nothing, window=nothing, stepped=nothing, do=lambda f, *args: f(*args)
+    )
+    install.hook_counting, install.hook_backward = lambda *_: counting, nothing
+import torch
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 width, block = int(sys.argv[1]), int(sys.argv[2])
@@ -55,9 +66,9 @@ for _ in sys.stdin:
 class Trainer:
     """One training process that runs a block of steps when told."""
 
-    def __init__(self, python: str, width: int, block: int, env: dict[str, str]) -> None:
+    def __init__(self, python: str, width: int, block: int, name: str, env: dict[str, str]) -> None:
         self._process = subprocess.Popen(
-            [python, "-c", TRAIN, str(width), str(block)],
+            [python, "-c", TRAIN, str(width), str(block), name],
             env=env,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
@@ -110,12 +121,12 @@ def trio_of(
     base = dict(os.environ, OMP_NUM_THREADS="1")
     with supervisor() as inside:
         trio = {
-            name: Trainer(python, width, block, base | (inside if name == "with" else {}))
+            name: Trainer(python, width, block, name, base | (inside if name in MONITORED else {}))
             for name in NAMES
         }
         rows = []
         for turn in range(turns):
-            order = NAMES[turn % 3 :] + NAMES[: turn % 3]
+            order = NAMES[turn % 4 :] + NAMES[: turn % 4]
             rows.append({name: list(trio[name].run()) for name in order})
         torch = trio["with"].torch
         for trainer in trio.values():
@@ -123,10 +134,12 @@ def trio_of(
     return torch, rows
 
 
-def compare(rows: list[dict[str, list[float]]], name: str, clock: int) -> dict[str, float]:
-    """Compare one process of the trio with the one without."""
-    ratios = [row[name][clock] / row["without"][clock] for row in rows]
-    added = [row[name][clock] - row["without"][clock] for row in rows]
+def compare(
+    rows: list[dict[str, list[float]]], name: str, clock: int, base: str = "without"
+) -> dict[str, float]:
+    """Compare one process with another, which is the one without the monitor."""
+    ratios = [row[name][clock] / row[base][clock] for row in rows]
+    added = [row[name][clock] - row[base][clock] for row in rows]
     return {"ratio": statistics.median(ratios), "added_seconds": statistics.median(added)}
 
 
@@ -147,6 +160,10 @@ def measure(python: str, width: int, block: int, trios: int, turns: int) -> dict
         "step_seconds": {"wall": step[0], "cpu": step[1]},
         "with": {"wall": compare(rows, "with", 0), "cpu": compare(rows, "with", 1)},
         "control": {"wall": compare(rows, "control", 0), "cpu": compare(rows, "control", 1)},
+        "counting": {
+            "wall": compare(rows, "with", 0, "uncounted"),
+            "cpu": compare(rows, "with", 1, "uncounted"),
+        },
         "turns": rows,
     }
 
@@ -166,7 +183,7 @@ def main() -> None:
     options.out.write_text(json.dumps({"machine": machine, "results": results}, indent=1) + "\n")
     for result in results:
         print(f"step of {result['step_seconds']['wall'] * 1e3:.2f} ms")
-        for name in ("with", "control"):
+        for name in ("with", "counting", "control"):
             wall, cpu = result[name]["wall"], result[name]["cpu"]
             print(
                 f"  {name:8} {wall['ratio']:.4f} (wall) {cpu['ratio']:.4f} (CPU), "
