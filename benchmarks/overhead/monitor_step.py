@@ -3,11 +3,11 @@
     python benchmarks/overhead/monitor_step.py --python PYTHON_WITH_TORCH
 
 Four processes train the same model: `with` the monitor, `uncounted` with the monitor but without
-what counts samples, `without` it, and `control`, also without it. They take turns, a block of steps each, so that other load on the machine affects all
-of them; the order rotates. The four are restarted several times, since memory layout differs
-between processes. A ratio is the median over the turns of (time with) / (time without), for wall
-clock and for CPU time of the training process; that of the control shows the noise. `counting` is
-(time with) / (time uncounted).
+what counts samples, `without` it, and `control`, also without it. They take turns, a block of steps
+each, so that other load on the machine affects all of them; the order rotates. The four are
+restarted several times, since memory layout differs between processes. A ratio is the median over
+the turns of (time with) / (time without), for wall clock and for CPU time of the training process;
+that of the control shows the noise. `counting` is (time with) / (time uncounted).
 """
 
 from __future__ import annotations
