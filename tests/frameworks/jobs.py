@@ -206,9 +206,19 @@ def llamafactory_pairs_job(stage: str, folder: Path) -> TinyJob:
     job = llamafactory_job(folder, "--pairs")
     columns = {"prompt": "prompt", "chosen": "chosen", "rejected": "rejected"}
     pairs = {"file_name": "pairs/train.jsonl", "ranking": True, "columns": columns}
-    (folder / "data" / "dataset_info.json").write_text(json.dumps({"tiny": pairs}))
+    info = {"tiny": _tagged(folder / "data") if stage == "kto" else pairs}
+    (folder / "data" / "dataset_info.json").write_text(json.dumps(info))
     text = job.config.read_text().replace("stage: sft", f"stage: {stage}")
     return replace(job, name=f"llamafactory-{stage}", config=_written(job.config, text))
+
+
+def _tagged(data: Path) -> dict[str, object]:
+    """Write each sample as a good answer or a bad one, in turn, and return how to read them."""
+    rows = json.loads((data / "train.json").read_text())
+    tagged = [row | {"good": number % 2 == 0} for number, row in enumerate(rows)]
+    (data / "tagged.json").write_text(json.dumps(tagged))
+    columns = {"prompt": "instruction", "query": "input", "response": "output", "kto_tag": "good"}
+    return {"file_name": "tagged.json", "columns": columns}
 
 
 def litgpt_job(folder: Path) -> TinyJob:

@@ -10,10 +10,10 @@ from caps import run_capped
 from jobs import GLOBAL_BATCH, cap_bytes, llamafactory_pairs_job
 from launched import Launched, launch
 
-pytestmark = pytest.mark.extended
+pytestmark = [pytest.mark.extended, pytest.mark.timeout(3600)]
 
 
-@pytest.fixture(scope="module", params=["dpo", "rm"])
+@pytest.fixture(scope="module", params=["dpo", "rm", "kto"])
 def walk(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Launched:
     job = llamafactory_pairs_job(request.param, tmp_path_factory.mktemp(request.param))
     return launch(job, "train.yaml", "--host-memory", str(cap_bytes(job)))
