@@ -147,7 +147,7 @@ def test_a_job_of_slow_steps_gets_several_of_them(story):
     assert story.happen(Ticked(t=801.0 + slow_s)) == Stop(reason=StopReason.OUT_OF_MEMORY)
 
 
-@pytest.mark.parametrize(("follows", "kind"), [(True, Kind.NOT_OOM), (False, Kind.HOST_OOM)])
+@pytest.mark.parametrize(("follows", "kind"), [(True, Kind.UNKNOWN), (False, Kind.HOST_OOM)])
 def test_a_helper_explains_the_end_of_the_job_unless_steps_followed_it(story, follows, kind):
     story.notice(Witness.INSIDE, t=2.0, kind=Kind.HOST_OOM, helper=True)
     if follows:

@@ -21,6 +21,9 @@ WHOLE = {
     "[Errno 12]": "OSError: [Errno 12] Cannot allocate memory",
     "unable to allocate shared memory(shm)": "RuntimeError: unable to allocate shared memory(shm) for file </torch_8_1_0>: No space left on device (28)",
     "caused by insufficient shared memory (shm)": "ERROR: Unexpected bus error encountered in worker. This might be caused by insufficient shared memory (shm).",
+    "is killed by signal: Bus error": "RuntimeError: DataLoader worker (pid 7) is killed by signal: Bus error. It is possible that dataloader's workers are out of shared memory.",
+    "out of device memory on current platform": "RuntimeError: Allocation is out of device memory on current platform.",
+    "Ran out of memory in memory space": "XlaRuntimeError: RESOURCE_EXHAUSTED: Ran out of memory in memory space hbm. Used 21.90G of 7.48G hbm.",
     "PT_DEVMEM Allocation failed": "RuntimeError: [Rank:0] FATAL ERROR :: MODULE:PT_DEVMEM Allocation failed for size::268435456 (256)MB",
     "RESOURCE_EXHAUSTED: XLA:TPU": "XlaRuntimeError: RESOURCE_EXHAUSTED: XLA:TPU compile permanent error. Ran out of memory in memory space hbm.",
     "No executable batch size found": "RuntimeError: No executable batch size found, reached zero.",
@@ -42,7 +45,8 @@ def exception(text: str) -> Exception | None:
     match = RAISED.fullmatch(text)
     if match is None or text.startswith("java."):
         return None
-    base = MemoryError if match[1].endswith("MemoryError") else Exception
+    is_memory = match[1].endswith("MemoryError") and match[1] != "SharedMemoryError"
+    base = MemoryError if is_memory else Exception
     return type(match[1], (base,), {})(match[2] or "")
 
 

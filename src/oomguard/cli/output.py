@@ -32,5 +32,4 @@ def secho(text: str, *, err: bool = False, **style: object) -> None:
 def print_json(document: object) -> None:
     """Print a dataclass or a mapping as one indented JSON document."""
     plain = redact_document(msgspec.to_builtins(document, order="deterministic"))
-    encoded = msgspec.json.encode(plain, order="deterministic")
-    click.echo(msgspec.json.format(encoded, indent=2).decode())
+    click.echo(msgspec.json.format(msgspec.json.encode(plain), indent=2).decode())

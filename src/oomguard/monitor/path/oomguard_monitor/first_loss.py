@@ -45,7 +45,7 @@ class FirstLoss:
         self._parts.append(root.detach().reshape(()))
 
     def forget(self) -> None:
-        """Forget a step that begins again."""
+        """Forget a step that is restarted."""
         self._parts = []
 
     def take(self) -> dict[str, object] | None:
