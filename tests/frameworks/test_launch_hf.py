@@ -133,7 +133,7 @@ def test_a_kill_from_outside_is_no_shortage(job):
     pid = _pid_of_a_job_that_steps(job, process)
     os.kill(pid, signal.SIGKILL)
     launched = wait(job, process)
-    check_failed_once(launched, "nothing shows that memory was the reason")
+    check_failed_once(launched, "nothing shows", kind="unknown")
     assert launched.attempts[0]["returncode"] == -signal.SIGKILL
 
 

@@ -139,15 +139,6 @@ def test_an_exhausted_run_counts_skipped_strategies_in_one_line(tmp_path):
     assert not [s for s in ended.report["not_taken"] if f"skipped {s['strategy']}:" in ended.err]
 
 
-@pytest.mark.parametrize("phase", ["load", "forward"])
-def test_an_oom_before_any_training_was_seen_says_why_strategies_are_skipped(tmp_path, phase):
-    ended = launch(tmp_path, "--", *write_job(tmp_path, reported_oom(phase)))
-    assert ended.code == 3
-    assert ended.err.count("no DataLoader batch, backward pass or optimizer step was seen") == (
-        phase == "load"
-    )
-
-
 def test_no_more_attempts_than_allowed(tmp_path):
     job = write_job(tmp_path, "raise MemoryError")
     ended = launch(tmp_path, "--max-attempts", "2", "--", *job)

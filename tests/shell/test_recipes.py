@@ -52,7 +52,7 @@ TINY = {
     "peft_loftq/tiny.yaml": ("test_loftq.py", "test_at_once_it_runs_out_and_staged_it_trains"),
     "quickstart/train.yaml": (
         "test_quickstart.py",
-        "test_it_really_runs_out_at_16_and_8_and_is_trained_at_4",
+        "test_it_really_runs_out_at_16_and_8_and_is_trained_in_parts_of_4",
     ),
     "qwen/tiny.yaml": ("test_trl_and_qwen.py", "test_qwens_flags_are_brought_to_their_end"),
     "torchtune/tiny.yaml": (

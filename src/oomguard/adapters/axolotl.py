@@ -52,11 +52,12 @@ _FULL_HALF = ("bfloat16", "float16")
 _LOAD_4BIT, _LOAD_8BIT = flag("load_in_4bit"), flag("load_in_8bit")
 _OUTPUT = fields.text("output_dir", "./model-out")
 _TARGET_LINEAR, _DORA = flag("lora_target_linear"), flag("peft_use_dora")
+_CUTS = flag("cut_cross_entropy", default=True)
 #: Plugins with a fused loss; that of cut cross entropy switches it on
 #: (integrations/cut_cross_entropy/args.py).
 _FUSED_LOSSES = {
     flag("liger_fused_linear_cross_entropy"): "liger",
-    flag("cut_cross_entropy", default=True): "cut_cross_entropy",
+    _CUTS: "cut_cross_entropy",
 }
 _LORAS = ("lora", "qlora")
 _EXCESS = {"drop": Overlong.DROPPED, "truncate": Overlong.CUT}
@@ -118,7 +119,7 @@ def _tuning(settings: Settings) -> Tuning:
 def _cuts(settings: Settings) -> bool:
     """Return whether cut cross entropy is on, as it is with its plugin."""
     named = "cut_cross_entropy" in str(settings.get("plugins") or "")
-    return named and flag("cut_cross_entropy", default=True).of(settings)
+    return named and _CUTS.of(settings)
 
 
 def _loss_kernel(settings: Settings) -> LossKernel | None:

@@ -30,6 +30,7 @@ from oomguard.adapters.llamafactory_memory import (
     quantized_to,
 )
 from oomguard.adapters.llamafactory_methods import PPO_REFUSALS
+from oomguard.adapters.llamafactory_optimizers import BADAM
 from oomguard.configfile.layered import Settings
 from oomguard.job.plan import (
     ZERO,
@@ -350,9 +351,7 @@ REFUSALS = (
     ),
     Refusal(
         message="Cannot use LoRA with GaLore, APOLLO or BAdam together.",
-        when=lambda s, _, plan: (
-            plan.tuning is Tuning.LORA and (_galore(s) or flag("use_badam").of(s))
-        ),
+        when=lambda s, _, plan: plan.tuning is Tuning.LORA and (_galore(s) or BADAM.of(s)),
     ),
     Refusal(
         message="Adapter is only valid for the LoRA method.",

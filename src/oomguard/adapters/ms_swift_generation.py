@@ -30,8 +30,8 @@ ENGINE = EngineKeys(
 _GROUP, _ITERATIONS = number("num_generations", 8), number("num_iterations", 1)
 _BETA, _TEMPERATURE = fraction("beta", 0.04), fraction("temperature", 0.9)
 _TOP_P = fraction("top_p", 1.0)
+REFERENCE = maybe_text("ref_model")
 _GATHERS = flag("ds3_gather_for_generation", default=True)
-_REFERENCE = maybe_text("ref_model")
 #: Whole logits of the completions, divided by the temperature in place, for each row; the
 #: reference's come with the generation.
 _OBJECTIVE = replace(
@@ -55,7 +55,7 @@ def requested(job: Job, settings: Settings, *, generates: bool) -> Job:
 
 def memory_settings(found: MemorySettings, settings: Settings) -> MemorySettings:
     """Return the memory settings with GRPO's loss, and with what generates its rows."""
-    reference = Reference.MODEL if _REFERENCE.of(settings) else Reference.START
+    reference = Reference.MODEL if REFERENCE.of(settings) else Reference.START
     objective = replace(_OBJECTIVE, reference=reference if _BETA.of(settings) else Reference.NONE)
     found = replace(found, objective=objective, packing=False)
     colocated = ENGINE.is_colocated(settings)

@@ -22,7 +22,6 @@ _SAMPLES = 16  # of a step, to which ms-swift accumulates where no number is sta
 TYPE: Key[str] = fields.text("rlhf_type", "dpo")
 _TASK: Key[str | None] = fields.maybe_text("task_type")
 _LOSS = fields.maybe_text("loss_type")
-_REFERENCE = fields.maybe_text("ref_model")
 _NLL = fields.fraction("cpo_alpha", 1.0)
 
 _KINDS = {
@@ -102,7 +101,7 @@ def _preference(found: MemorySettings, settings: Settings) -> MemorySettings:
         return found
     if method in (TrainingMethod.CPO, TrainingMethod.SIMPO) and not _NLL.of(settings):
         objective = trl_methods.without_words(objective)
-    if objective.reference is not Reference.NONE and _REFERENCE.of(settings):
+    if objective.reference is not Reference.NONE and ms_swift_generation.REFERENCE.of(settings):
         objective = replace(objective, reference=Reference.MODEL)
     return replace(found, objective=objective, lora=lora, packing=False)
 
@@ -110,5 +109,5 @@ def _preference(found: MemorySettings, settings: Settings) -> MemorySettings:
 def unmodelled(command: str, settings: Settings, found: MemorySettings) -> tuple[Unmodelled, ...]:
     """Return what a command does that is not included."""
     if command == RLHF:
-        return other_reference(settings, _REFERENCE, found)
+        return other_reference(settings, ms_swift_generation.REFERENCE, found)
     return (heads.more_rows(_TASK.name, settings),) if found.rows > 1 else ()
