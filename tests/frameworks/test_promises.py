@@ -131,7 +131,7 @@ def test_a_loss_over_the_micro_batch_is_refused_where_only_same_math_is_allowed(
 
 def test_dropped_samples_make_other_steps_and_a_new_recipe(tmp_path):
     words = ("--samples", "108", "--dataloader_drop_last", "True")
-    run = launch(tmp_path, "own_trainer.py", *words, *TRAINER)
+    run = launch(tmp_path, "own_trainer.py", *words, *TRAINER, options=("--no-in-place",))
     assert (run.code, run.report["fidelity"]) == (0, "new_recipe"), run.err
     assert "7 optimizer steps" in run.err
     total = run.report["verified"]["total_steps"]
@@ -147,7 +147,7 @@ def test_a_compute_loss_that_ignores_the_number_of_items_is_a_new_recipe(tmp_pat
 
 @pytest.mark.extended
 def test_the_loss_of_the_first_step_is_compared_where_both_plans_took_it(tmp_path):
-    run = launch(tmp_path, "own_trainer.py", "--late", "2", *TRAINER)
+    run = launch(tmp_path, "own_trainer.py", "--late", "2", *TRAINER, options=("--no-in-place",))
     assert (run.code, run.report["fidelity"]) == (0, "same_math"), run.err
     loss = run.report["verified"]["first_loss"]
     assert loss["outcome"] == "verified"
