@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import msgspec
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -15,6 +16,7 @@ from oomguard.process.messages import AnyReport, Report
 from oomguard.run.attempt import AttemptSpec
 from oomguard.run.decide import Finish, Launch, decide
 from oomguard.run.events import (
+    Counted,
     DeviceFree,
     Exited,
     Limits,
@@ -26,9 +28,11 @@ from oomguard.run.events import (
     Started,
 )
 from oomguard.run.observer import Observer
+from oomguard.run.report import highest_cost
 from oomguard.run.splits import Splits, SplitStep, halvings, without_splits
 from oomguard.run.state import RunRecord, replay
-from oomguard.strategy import SAME_MATH
+from oomguard.strategy import SAME_MATH, Fidelity
+from reported import reported
 
 HEAD = {"v": 1, "pid": 7, "rank": None, "local_rank": None, "world": None, "t": 1.0, "step": 3}
 OOM = {
@@ -55,6 +59,36 @@ def story(*events: object, micro: int = 16) -> RunRecord:
         Started(t=0, attempt=1, pid=7, command="", kernel_watched=False),
     ]
     return replay([*begun, *events])
+
+
+@pytest.mark.parametrize(
+    ("drop_last", "cost"), [(True, Fidelity.NEW_RECIPE), (False, Fidelity.SAME_MATH)]
+)
+def test_a_final_config_with_other_steps_in_an_epoch_is_a_new_recipe(drop_last, cost):
+    """Its 26 batches of 4 make 7 steps where 6 were requested, of which two are short."""
+    training = reported(
+        "training", dataset_samples=108, batches=6 if drop_last else 7, drop_last=drop_last,
+        total_steps=6 if drop_last else 7, accumulation=1,
+    ).report  # fmt: skip
+    record = story(
+        Counted(t=1, attempt=1, pid=7, rank=None, world=None, step=0, training=training),
+        Split(
+            t=2,
+            attempt=1,
+            pid=7,
+            rank=None,
+            step=1,
+            steps=1,
+            failed=1,
+            parts=4,
+            rows=4,
+            width=256,
+            tokens=4096,
+            seconds=1.0,
+        ),
+    )
+    assert record.last.plan_that_fits.micro_batch == 4
+    assert highest_cost(record) is cost
 
 
 def test_an_error_that_a_split_answered_is_not_the_jobs_end():

@@ -135,7 +135,7 @@ def build(
 
 
 def highest_cost(record: RunRecord) -> Fidelity | None:
-    """Return the highest cost of the steps that lead to the last plan.
+    """Return the highest cost of the steps that lead to the config that fits.
 
     Another micro batch is a new recipe where the job showed that it is not the same math.
     """
@@ -143,7 +143,7 @@ def highest_cost(record: RunRecord) -> Fidelity | None:
     kept = {*last.spec.path, *(step.strategy for step in first.spec.steps if not first.spec.path)}
     steps = (step for attempt in record.attempts for step in attempt.spec.steps)
     costs = [step.fidelity for step in steps if step.strategy in kept]
-    if not_same_math(record, last.spec.plan) is not None:
+    if not_same_math(record, last.plan_that_fits) is not None:
         costs.append(Fidelity.NEW_RECIPE)
     if last.plan_that_fits != last.spec.plan:
         costs.append(Fidelity.SAME_MATH)
