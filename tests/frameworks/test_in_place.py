@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from environments import environment
-from jobs import GLOBAL_BATCH, cap_bytes, hf_job
+from jobs import GLOBAL_BATCH, cap_bytes, hf_job, llamafactory_job
 from launched import again, launch
 
 from monitored_job import run_job
@@ -117,3 +117,18 @@ def test_a_late_outlier_costs_its_step_and_no_relaunch(split, tmp_path):
     assert [step["step"] for step in splits["at"]] == [3]
     assert (splits["steps"], splits["width"]) == (1, 256)
     assert launched.attempts[0]["optimizer_steps"] == 5
+
+
+@pytest.mark.extended
+def test_llamafactorys_losses_and_gradients_are_those_of_a_run_without_a_limit(tmp_path_factory):
+    job = llamafactory_job(tmp_path_factory.mktemp("job"))
+    seen = []
+    for limit in (("--host-memory", str(cap_bytes(job))), ()):
+        own = again(job, tmp_path_factory.mktemp("run"))
+        launched = launch(own, "--in-place", *limit, "train.yaml")
+        assert launched.kinds == ["ok"], launched.err
+        assert (launched.attempts[0]["splits"] is not None) == bool(limit)
+        history = json.loads((own.folder / "out" / "trainer_state.json").read_text())
+        steps = history["log_history"][:3]
+        seen.append([number for row in steps for number in (row["loss"], row["grad_norm"])])
+    assert seen[0] == pytest.approx(seen[1], rel=1e-6)
