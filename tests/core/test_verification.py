@@ -211,7 +211,7 @@ def test_but_nothing_is_changed_in_it_either():
     assert "flag is abbreviated" in ended.reason
 
 
-@pytest.mark.parametrize("by", ["forward", "trainer", "loader"])
+@pytest.mark.parametrize("by", ["trainer", "loader"])
 def test_the_first_micro_batch_is_enough_to_see_a_wrong_reading(by):
     story = Story()
     story.begin({"samples": 24, "short": False, "counted_by": by}, climbs=False)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import threading
 from pathlib import Path
 
@@ -36,7 +35,7 @@ def test_a_line_without_its_end_arrives_while_the_job_waits(attempts):
 
 
 def test_binary_output_is_kept_byte_for_byte(attempts, tmp_path):
-    data = os.urandom(300_000)
+    data = bytes(range(256)) * 1200  # random bytes may look like a secret, which is masked
     (tmp_path / "data").write_bytes(data)
     attempt = attempts.start("cat", str(tmp_path / "data"))
     assert attempt.exit() == 0
