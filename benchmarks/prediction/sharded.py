@@ -30,7 +30,7 @@ _VERSIONS = (
 
 
 def versions() -> dict[str, str]:
-    """Say what the ranks ran."""
+    """Return what the ranks ran."""
     words = [str(environment(ENVIRONMENT)), "-c", _VERSIONS, *PACKAGES]
     done = subprocess.run(words, stdout=subprocess.PIPE, text=True, check=True)
     found: dict[str, str] = json.loads(done.stdout)
