@@ -33,7 +33,7 @@ for step in range(1, args.max_steps + 1):
     for _ in range(args.gradient_accumulation_steps):
         elements = args.per_device_train_batch_size * args.sample_mib * 2**20 // 4
         activations = torch.ones(elements if is_last else 8)
-        (model(torch.ones(2, 8)).sum() + activations[0]).backward()
+        (model(torch.ones(args.per_device_train_batch_size, 8)).sum() + activations[0]).backward()
         del activations
     for parameter in model.parameters():
         dist.all_reduce(parameter.grad)
