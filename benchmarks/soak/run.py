@@ -136,7 +136,7 @@ class Soak:
         return [pid for pid in pids if (mark_of(pid) or "").startswith(f"{NAME}-")]
 
     def check(self) -> dict[str, object]:
-        """Say what came of it; an assertion fails where something was lost."""
+        """Return what came of it; raise AssertionError where something was lost."""
         history = parse_history(BytesIO((self.run / "events.jsonl").read_bytes()), "")
         record = history.record
         report = json.loads((self.run / "fit-report.json").read_text())

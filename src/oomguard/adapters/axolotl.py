@@ -116,16 +116,15 @@ def _tuning(settings: Settings) -> Tuning:
     return Tuning.LORA if adapter in _LORAS else Tuning.OTHER
 
 
-def _cuts(settings: Settings) -> bool:
-    """Return whether cut cross entropy is on, as it is with its plugin."""
-    named = "cut_cross_entropy" in str(settings.get("plugins") or "")
-    return named and _CUTS.of(settings)
+def _fuses(settings: Settings, key: Key[bool]) -> bool:
+    """Return whether a fused loss is on, which takes the plugin of its name too."""
+    plugins = str(settings.get("plugins") or "").lower()
+    return key.of(settings) and _FUSED_LOSSES[key] in plugins
 
 
 def _loss_kernel(settings: Settings) -> LossKernel | None:
-    """Return the fused loss, which the plugin of its name brings; other losses need the logits."""
-    plugins = str(settings.get("plugins") or "").lower()
-    fused = any(key.of(settings) and name in plugins for key, name in _FUSED_LOSSES.items())
+    """Return the fused loss, if one is on; other losses need the logits."""
+    fused = any(_fuses(settings, key) for key in _FUSED_LOSSES)
     return LossKernel.FUSED if fused and not settings.get("rl") else None
 
 
@@ -311,7 +310,7 @@ class Axolotl(TrainerAdapter):
         if stored_as and stored_as.method == "mxfp4" and dequantizes(self.of_job(job).settings):
             stored_as = None
         found, kernel = super().of_model(job, model_type, stored_as), job.asked.loss_kernel
-        cuts = kernel is LossKernel.FUSED and _cuts(self.of_job(job).settings)
+        cuts = kernel is LossKernel.FUSED and _fuses(self.of_job(job).settings, _CUTS)
         if cuts and model_type in CUT:  # which knows more models than Liger does
             found = replace(found, asked=replace(found.asked, loss_kernel=kernel))
         return found

@@ -73,7 +73,6 @@ class Console:
         self._fresh_line = True
         self._printed: set[str] = set()
         self.lost: dict[str, str] = {}  # streams that could not be written, and why
-        self._told: set[int] = set()
 
     def output(self, data: bytes) -> None:
         """Write the job's output, unchanged."""
@@ -100,7 +99,7 @@ class Console:
             case Exited():
                 self._exited(event, record)
             case Counted():
-                self._counted(record)
+                self._compared(record)
             case Split() if event.failed and not self._is_known(f"split {event.attempt}"):
                 self._line(_split_line(event), "yellow")
             case NotSplit() if not self._is_known(event.reason):
@@ -183,10 +182,11 @@ class Console:
         if passed:
             self._line(_measured_line(attempt, record.predicted_for(attempt.spec.plan)))
 
-    def _counted(self, record: RunRecord) -> None:
+    def _compared(self, record: RunRecord) -> None:
         """Print once for each attempt what is not as the plan has it."""
         attempt, job = record.last, record.job
-        if job is None or attempt.number in self._told:
+        told = f"compared {attempt.number}"
+        if job is None or told in self._printed:
             return
         check = samples_check(attempt, job)
         broken = not_same_math(record, attempt.spec.plan)
@@ -197,7 +197,7 @@ class Console:
             self._line(f"not the same math, but a new recipe: {broken}", "yellow")
         else:
             return
-        self._told.add(attempt.number)
+        self._printed.add(told)
 
     def _finished(self, record: RunRecord) -> None:
         if record.status is Status.FIT:

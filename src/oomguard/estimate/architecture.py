@@ -425,7 +425,7 @@ def _size(config: Mapping[str, object], names: tuple[str, ...]) -> int:
         raise ConfigError(
             f"the model's config does not say {names[0]}",
             where=Where(key=names[0]),
-            next_step="Give a folder with the model's own config.json.",
+            next_step="Point to a folder with the model's own config.json.",
         )
     return found
 

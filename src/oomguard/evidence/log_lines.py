@@ -17,7 +17,7 @@ _CLOCK = r"\d{1,2}:\d\d:\d\d(?:[.,]\d{1,9})?"
 _DATE = r"(?:\d{4}-\d\d-\d\d|\d{4}/\d\d/\d\d|\d\d-\d\d|\d\d/\d\d/\d\d)"
 _STAMP = rf"{_DATE}[T _]{_CLOCK}(?:Z|[ ]?[+-]\d\d:?\d\d)?|{_CLOCK}"
 _LEVEL = r"(?:DEBUG|INFO|NOTICE|WARN(?:ING)?|ERROR|CRITICAL|FATAL|TRACE|SUCCESS)"
-#: What stands before a line and is no part of it. The frame of a traceback keeps its indent.
+#: What precedes a line without being part of it. The frame of a traceback keeps its indent.
 _PREFIX = re.compile(
     r"\s*(?:"
     + "|".join((

@@ -93,7 +93,7 @@ class Job:
     completions of each prompt are generated and compared, None where nothing is generated.
     `engine_least` is the least share of a GPU in which an inference engine holds the model, None
     while the model's size or the GPU's is not known. `wrapper` are words before `argv`, such as
-    `env NAME=VALUE` or `uv run`, that are no part of the framework's command.
+    `env NAME=VALUE` or `uv run`, which are not part of the framework's command.
     """
 
     framework: str

@@ -92,7 +92,7 @@ def _path_with(python: str) -> dict[str, str]:
         raise FrameworkError(
             "there is no such Python",
             where=Where(file=python, key="--python"),
-            next_step="Give the path of the interpreter, for example .venv/bin/python.",
+            next_step="Pass the path of the interpreter, for example .venv/bin/python.",
         )
     folder = str(path.absolute().parent)  # not resolved: a link in a venv's bin is that venv
     return {"PATH": os.pathsep.join([folder, os.environ.get("PATH", os.defpath)])}

@@ -244,7 +244,7 @@ class HFTrainer(TrainerAdapter):
         return file_option(launch.head, launch.args, source if is_its else None, launch=launch)
 
     def recognizes_command(self, argv: tuple[str, ...]) -> Claim:
-        """Claim any Python script or module as SHARED: it is the Trainer's if nobody else's."""
+        """Claim any Python script or module as SHARED: another adapter's claim comes first."""
         launch = launchers.parse(argv)
         if launch is None or (launch.args and launch.args[0].endswith((".yaml", ".yml"))):
             return Claim.NO

@@ -230,5 +230,5 @@ _STARTED = Effect(
     when=lambda value: str(value).lower().startswith(DECOMPOSING),
 )
 
-#: Effects of a script's flags, whose own settings nobody lists.
+#: Effects of a script's flags; the other settings of a script are not listed anywhere.
 EFFECTS = (*TRAINER.effects, *SEQ2SEQ.effects, *CHECKPOINTING.effects, _STARTED)

@@ -83,7 +83,7 @@ def _of_model(trainer: Any, model: Any, torch: Any) -> str | None:
 
 
 def has_known_steps(trainer: Any) -> bool:
-    """Return whether nobody but the Trainer computes gradients in a training step."""
+    """Return whether only the Trainer computes gradients in a training step."""
     owners = [one for one in type(trainer).__mro__ if "training_step" in vars(one)]
     return all(one.__module__.split(".")[0] in _KNOWN_STEPS for one in owners)
 
