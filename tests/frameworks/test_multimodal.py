@@ -91,22 +91,26 @@ def fitted(vision):
 def test_freezing_tower_and_projector_makes_the_job_fit(fitted):
     assert fitted.code == 0, fitted.told[-3000:]
     frozen = [planned["plan"]["frozen"] for planned in fitted.named("planned")]
-    assert frozen == [[], [], ["projector", "vision_tower"]]
+    assert frozen == [*[[]] * (len(frozen) - 1), ["projector", "vision_tower"]]
     kinds = [exited["verdict"]["kind"] for exited in fitted.named("exited")]
-    assert kinds == [*["host_oom"] * 2, "ok"]
+    assert kinds == [*["host_oom"] * (len(frozen) - 1), "ok"]
 
 
 def test_no_sequence_is_cut_below_its_media_tokens(fitted):
     lengths = [planned["plan"]["sequence_length"] for planned in fitted.named("planned")]
-    least = fitted.named("run_started")[0]["job"]["lengths"]["least"]
-    assert lengths == [1024, least, least], "no sample is as long as 512, which would cut nothing"
+    known = fitted.named("run_started")[0]["job"]["lengths"]
+    least = known["least"]
+    # The samples are shorter than 512 tokens, which is known only where the tokenizer counts them.
+    cuts = [512] if known["at_most"] > 512 else []
+    assert lengths == [1024, *cuts, least, least]
     assert least > IMAGE_TOKENS
     reasons = {one["strategy"]: one["reason"] for one in fitted.named("planned")[-1]["skipped"]}
     assert "media tokens would be cut" in reasons["cut_cutoff_len"]
 
 
 def test_what_is_frozen_is_not_trained_and_a_shorter_sequence_than_the_media_fails(fitted, vision):
-    whole, frozen = trainable(fitted.log(1)), trainable(fitted.log(3))
+    last = len(fitted.named("planned"))
+    whole, frozen = trainable(fitted.log(1)), trainable(fitted.log(last))
     projector_only = ("freeze_vision_tower=true", "freeze_language_model=true")
     broken = by_hand(vision, f"cutoff_len={IMAGE_TOKENS // 2}", *projector_only)
     projector = trainable(broken.stdout)

@@ -88,8 +88,8 @@ def test_a_script_that_ignores_the_accumulation_fails_with_the_reason(tmp_path):
 
 def test_a_script_with_its_own_batch_is_not_climbed_from_a_wrong_reading(tmp_path):
     run = plain(tmp_path, "constant", "--per_device_train_b", "16")
-    assert (run.code, run.report["status"], run.batches) == (1, "failed", [(8, 1)])
-    assert "expected 8, observed 16" in run.report["reason"]
+    assert (run.code, run.report["status"], run.batches) == (1, "failed", [(8, 1), (4, 2)])
+    assert "expected 4, observed 16, as with 8 before" in run.report["reason"]
 
 
 @pytest.mark.extended

@@ -120,12 +120,10 @@ def misread(record: RunRecord) -> str | None:
     plan, first = record.last.spec.plan, _training(record.last)
     if _not_comparable(record.job, plan) or first is None or not _counts(first):
         return None
-    if first.counted_by == "forward":  # rows of a hand-written loop's model need not be samples
-        return None
-    return _other_first_batch(record, first.samples or 0, first.counted_by == "loader")
+    return _other_first_batch(record, first.samples or 0, first.counted_by)
 
 
-def _other_first_batch(record: RunRecord, samples: int, by_loader: bool) -> str | None:
+def _other_first_batch(record: RunRecord, samples: int, counted_by: str | None) -> str | None:
     """Return how the first micro batch differs from the plan's; it may be of all GPUs."""
     micro, ranks = record.last.spec.plan.micro_batch, record.job.world.size if record.job else 1
     shown = f"samples of the first micro batch: expected {micro}, observed {samples}"
@@ -133,8 +131,11 @@ def _other_first_batch(record: RunRecord, samples: int, by_loader: bool) -> str 
         before, planned = _training(earlier), earlier.spec.plan.micro_batch
         if before and before.samples == samples and planned != micro and samples > micro * ranks:
             return f"{shown}, as with {planned} before: {_IGNORES_MICRO}"
+    # The rows that a hand-written loop's model is called with need not be samples.
+    if counted_by == "forward":
+        return None
     # A loop may fetch the batch of a whole step and divide it into micro batches itself.
-    divides = by_loader and samples % micro == 0
+    divides = counted_by == "loader" and samples % micro == 0
     is_planned = samples in (micro, micro * ranks) or divides
     return None if is_planned else f"{shown}: {_MISREAD}"
 
