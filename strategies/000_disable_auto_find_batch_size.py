@@ -3,9 +3,11 @@
 from oomguard.strategy import SAME_MATH, Job, Plan, Strategy, replace
 
 
-def change(_job: Job, plan: Plan) -> Plan | None:
+def change(_job: Job, plan: Plan) -> Plan | str:
     """Turn `auto_find_batch_size` off; nothing to do where it is off or unknown."""
-    return replace(plan, auto_find_batch_size=False) if plan.auto_find_batch_size else None
+    if not plan.auto_find_batch_size:
+        return "auto_find_batch_size is not on"
+    return replace(plan, auto_find_batch_size=False)
 
 
 STRATEGY = Strategy(

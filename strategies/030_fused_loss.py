@@ -17,10 +17,14 @@ from oomguard.strategy import (
 PHASES = frozenset({Phase.FORWARD, Phase.BACKWARD, Phase.UNKNOWN})
 
 
-def change(job: Job, plan: Plan) -> Plan | None:
+def change(job: Job, plan: Plan) -> Plan | str:
     """Use the fused kernel, which is written for GPUs."""
-    if plan.loss_kernel is not LossKernel.EAGER or job.device is Device.CPU:
-        return None
+    if plan.loss_kernel is None:
+        return "the framework has no such kernel"
+    if plan.loss_kernel is not LossKernel.EAGER:
+        return "the loss is fused already"
+    if job.device is Device.CPU:
+        return "the kernel needs a GPU"
     return replace(plan, loss_kernel=LossKernel.FUSED)
 
 

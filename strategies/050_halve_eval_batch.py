@@ -3,10 +3,12 @@
 from oomguard.strategy import SAME_MATH, Job, Kind, Phase, Plan, Remedy, Strategy, replace
 
 
-def change(_job: Job, plan: Plan) -> Plan | None:
+def change(_job: Job, plan: Plan) -> Plan | str:
     """Halve the evaluation batch down to 1."""
-    if plan.eval_batch is None or plan.eval_batch == 1:
-        return None
+    if plan.eval_batch is None:
+        return "the framework has no evaluation batch of its own"
+    if plan.eval_batch == 1:
+        return "the evaluation batch is 1"
     return replace(plan, eval_batch=plan.eval_batch // 2)
 
 

@@ -3,10 +3,14 @@
 from oomguard.strategy import SAME_MATH, Device, Job, Kind, Phase, Plan, Remedy, Strategy, replace
 
 
-def change(job: Job, plan: Plan) -> Plan | None:
+def change(job: Job, plan: Plan) -> Plan | str:
     """Move them after each step; on a CPU job they lie in host memory anyway."""
-    if job.device is Device.CPU or plan.eval_accumulation in (None, 1):
-        return None
+    if plan.eval_accumulation is None:
+        return "the framework has no such setting"
+    if job.device is Device.CPU:
+        return "they are in host memory already: the job runs on the CPU"
+    if plan.eval_accumulation == 1:
+        return "they are moved already"
     return replace(plan, eval_accumulation=1)
 
 

@@ -5,10 +5,12 @@ from oomguard.strategy import SAME_MATH, Job, Kind, Phase, Plan, Remedy, Strateg
 EVAL = frozenset({Phase.EVAL})
 
 
-def change(_job: Job, plan: Plan) -> Plan | None:
+def change(_job: Job, plan: Plan) -> Plan | str:
     """Keep the loss of each evaluation step and nothing else."""
-    if plan.prediction_loss_only is not False:
-        return None
+    if plan.prediction_loss_only is None:
+        return "the framework has no such setting"
+    if plan.prediction_loss_only:
+        return "only the loss is evaluated already"
     return replace(plan, prediction_loss_only=True)
 
 

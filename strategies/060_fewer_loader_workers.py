@@ -13,10 +13,12 @@ from oomguard.strategy import (
 )
 
 
-def change(_job: Job, plan: Plan) -> Plan | None:
+def change(_job: Job, plan: Plan) -> Plan | str:
     """Halve the workers; after one comes none, and the training process loads by itself."""
+    if plan.loader_workers is None:
+        return "the framework does not say how many there are"
     if not plan.loader_workers:
-        return None
+        return "the training process loads by itself"
     return replace(plan, loader_workers=plan.loader_workers // 2)
 
 

@@ -3,10 +3,12 @@
 from oomguard.strategy import SAME_MATH, Job, Kind, Phase, Plan, Remedy, Strategy, replace
 
 
-def change(_job: Job, plan: Plan) -> Plan | None:
+def change(_job: Job, plan: Plan) -> Plan | str:
     """Halve the processes, down to one."""
-    if plan.preprocess_workers is None or plan.preprocess_workers <= 1:
-        return None
+    if plan.preprocess_workers is None:
+        return "the framework does not say how many there are"
+    if plan.preprocess_workers <= 1:
+        return "there is only one"
     return replace(plan, preprocess_workers=plan.preprocess_workers // 2)
 
 

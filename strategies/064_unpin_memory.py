@@ -14,10 +14,14 @@ from oomguard.strategy import (
 )
 
 
-def change(job: Job, plan: Plan) -> Plan | None:
+def change(job: Job, plan: Plan) -> Plan | str:
     """Turn pinning off; without a GPU nothing is pinned."""
-    if job.device is Device.CPU or not plan.pin_memory:
-        return None
+    if plan.pin_memory is None:
+        return "the framework does not say whether it is pinned"
+    if job.device is Device.CPU:
+        return "nothing is pinned without a GPU"
+    if not plan.pin_memory:
+        return "it is not pinned"
     return replace(plan, pin_memory=False)
 
 

@@ -15,14 +15,20 @@ from oomguard.strategy import (
 )
 
 
-def change(job: Job, plan: Plan) -> Plan | None:
+def change(job: Job, plan: Plan) -> Plan | str:
     """Correct a device map that loads into host memory, or every copy onto the same devices.
 
     With one rank, a map that spreads the model over the devices is how it fits at all.
     """
+    if plan.device_map is None:
+        return (
+            "the job's settings name no device_map; a script can pass device_map={'': LOCAL_RANK}"
+        )
+    if job.device is Device.CPU:
+        return "there is no GPU"
     crowded = plan.device_map is DeviceMap.SHARED and job.world.size > 1
-    if job.device is Device.CPU or not (crowded or plan.device_map is DeviceMap.HOST):
-        return None
+    if not (crowded or plan.device_map is DeviceMap.HOST):
+        return "each rank loads onto its own device already"
     return replace(plan, device_map=DeviceMap.OWN)
 
 

@@ -16,10 +16,10 @@ from oomguard.strategy import (
 )
 
 
-def change(_job: Job, plan: Plan) -> Plan | None:
+def change(_job: Job, plan: Plan) -> Plan | str:
     """Use the largest divisor of the rank's batch that is at most half the micro batch."""
     if plan.micro_batch == 1:
-        return None
+        return "the micro batch is 1"
     micro = divisor_at_most(plan.rank_batch, plan.micro_batch // 2)
     return replace(plan, micro_batch=micro, accumulation=plan.rank_batch // micro)
 

@@ -3,10 +3,14 @@
 from oomguard.strategy import SAME_MATH, TRAINING, Job, Kind, Plan, Remedy, Strategy, replace
 
 
-def change(job: Job, plan: Plan) -> Plan | None:
+def change(job: Job, plan: Plan) -> Plan | str:
     """Precompute them: without an adapter a whole second model is gone from the training step."""
-    if plan.precompute_reference is not False or job.multimodal:
-        return None
+    if plan.precompute_reference is None:
+        return "the method compares with no frozen policy, or the framework has no such setting"
+    if plan.precompute_reference:
+        return "they are computed before training already"
+    if job.multimodal:
+        return "the data has images"
     return replace(plan, precompute_reference=True)
 
 

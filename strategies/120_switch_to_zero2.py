@@ -17,12 +17,19 @@ from oomguard.strategy import (
 LESS = frozenset({Sharding.NONE, Sharding.ZERO1})
 
 
-def change(job: Job, plan: Plan) -> Plan | None:
+def change(job: Job, plan: Plan) -> Plan | str:
     """Switch to ZeRO-2, where ranks have gradients and optimizer state worth sharing."""
-    quantized = plan.quantization not in (None, Quantization.NONE)
-    if job.world.size == 1 or quantized or plan.sharding not in LESS:
-        return None
-    return replace(plan, sharding=Sharding.ZERO2) if trains_much(job, plan) else None
+    if plan.sharding is None:
+        return "the framework has no such setting"
+    if plan.sharding not in LESS:
+        return f"the job is sharded already ({plan.sharding.value})"
+    if job.world.size == 1:
+        return "there is only one process to share with"
+    if plan.quantization not in (None, Quantization.NONE):
+        return "the base is quantized"
+    if not trains_much(job, plan):
+        return "only an adapter is trained, which has little to share"
+    return replace(plan, sharding=Sharding.ZERO2)
 
 
 STRATEGY = Strategy(

@@ -18,18 +18,24 @@ from oomguard.strategy import (
 )
 
 
-def change(job: Job, plan: Plan) -> Plan | None:
+def change(job: Job, plan: Plan) -> Plan | str:  # noqa: PLR0911  one for each reason
     """Offload the optimizer; without ZeRO, which offloads it, ZeRO-2 comes in, on one GPU too.
 
     DeepSpeed refuses optimizers that it cannot update on the host, so AdamW in full precision
     is the only one that goes.
     """
-    if job.device is Device.CPU or plan.offload is None or Offload.OPTIMIZER in plan.offload:
-        return None
-    plain = plan.optimizer is not None and plan.optimizer.startswith("adamw_torch")
-    quantized = plan.quantization not in (None, Quantization.NONE)
-    if quantized or not plain or not trains_much(job, plan):
-        return None
+    if job.device is Device.CPU:
+        return "there is no GPU"
+    if plan.offload is None:
+        return "the framework has no such setting"
+    if Offload.OPTIMIZER in plan.offload:
+        return "it is in host memory already"
+    if plan.quantization not in (None, Quantization.NONE):
+        return "the base is quantized"
+    if plan.optimizer is None or not plan.optimizer.startswith("adamw_torch"):
+        return f"DeepSpeed cannot update {plan.optimizer or 'this optimizer'} on the host"
+    if not trains_much(job, plan):
+        return "only an adapter is trained, whose optimizer state is small"
     sharding = plan.sharding if plan.sharding in ZERO else Sharding.ZERO2
     return replace(plan, sharding=sharding, offload=plan.offload | {Offload.OPTIMIZER})
 

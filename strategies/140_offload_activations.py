@@ -16,10 +16,14 @@ from oomguard.strategy import (
 PHASES = frozenset({Phase.FORWARD, Phase.BACKWARD, Phase.UNKNOWN})
 
 
-def change(job: Job, plan: Plan) -> Plan | None:
+def change(job: Job, plan: Plan) -> Plan | str:
     """Offload the activations, where the framework can (TRL, torchtune)."""
-    if job.device is Device.CPU or plan.offload is None or Offload.ACTIVATIONS in plan.offload:
-        return None
+    if job.device is Device.CPU:
+        return "there is no GPU"
+    if plan.offload is None:
+        return "the framework has no such setting"
+    if Offload.ACTIVATIONS in plan.offload:
+        return "they are in host memory already"
     return replace(plan, offload=plan.offload | {Offload.ACTIVATIONS})
 
 

@@ -3,9 +3,11 @@
 from oomguard.strategy import SAME_MATH, TRAINING, Job, Kind, Plan, Remedy, Strategy, replace
 
 
-def change(_job: Job, plan: Plan) -> Plan | None:
+def change(_job: Job, plan: Plan) -> Plan | str:
     """Switch its sleep mode on."""
-    return replace(plan, engine_sleeps=True) if plan.engine_sleeps is False else None
+    if plan.engine_sleeps is None:
+        return "no vLLM shares the GPUs with the training"
+    return "it sleeps already" if plan.engine_sleeps else replace(plan, engine_sleeps=True)
 
 
 STRATEGY = Strategy(

@@ -12,14 +12,15 @@ from oomguard.strategy import (
 )
 
 
-def change(job: Job, plan: Plan) -> Plan | None:
+def change(job: Job, plan: Plan) -> Plan | str:
     """Halve what is generated at once, as far as all completions of a prompt stay together."""
     if plan.generation_batch is None or job.group is None:
-        return None
+        return "nothing is generated"
     half = plan.generation_batch // 2
-    odd = plan.generation_batch % 2 or half % plan.micro_batch
-    if not half or odd or half * job.world.size % job.group:
-        return None
+    if not half or plan.generation_batch % 2 or half % plan.micro_batch:
+        return f"half of {plan.generation_batch} completions would split a micro batch"
+    if half * job.world.size % job.group:
+        return f"half of {plan.generation_batch} completions would split those of a prompt"
     return replace(plan, generation_batch=half)
 
 

@@ -14,10 +14,14 @@ from oomguard.strategy import (
 )
 
 
-def change(job: Job, plan: Plan) -> Plan | None:
+def change(job: Job, plan: Plan) -> Plan | str:
     """Switch to mixed precision, on devices that compute in bf16."""
-    if plan.precision is not Precision.FP32 or not job.bfloat16:
-        return None
+    if plan.precision is None:
+        return "the framework does not say in which precision it computes"
+    if plan.precision is not Precision.FP32:
+        return f"the precision is lower already ({plan.precision.value})"
+    if not job.bfloat16:
+        return "the device does not compute in bf16"
     return replace(plan, precision=Precision.BF16_MIXED)
 
 

@@ -14,10 +14,13 @@ from oomguard.strategy import (
 )
 
 
-def change(job: Job, plan: Plan) -> Plan | None:
+def change(job: Job, plan: Plan) -> Plan | str:
     """Go from mixed precision to bf16 alone: half the bytes of each weight and its state."""
-    if plan.precision is not Precision.BF16_MIXED or not job.bfloat16:
-        return None
+    if plan.precision is not Precision.BF16_MIXED:
+        precision = plan.precision.value if plan.precision else "not known"
+        return f"the precision is {precision}, not bf16-mixed"
+    if not job.bfloat16:
+        return "the device does not compute in bf16"
     return replace(plan, precision=Precision.BF16_TRUE)
 
 

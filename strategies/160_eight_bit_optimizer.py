@@ -23,11 +23,14 @@ TWINS = {
 }
 
 
-def change(job: Job, plan: Plan) -> Plan | None:
+def change(job: Job, plan: Plan) -> Plan | str:
     """Use 8-bit AdamW: 2 bytes of state for each weight instead of 8."""
-    offloaded = plan.offload is not None and Offload.OPTIMIZER in plan.offload
-    if plan.optimizer not in TWINS or offloaded or not trains_much(job, plan):
-        return None
+    if plan.optimizer not in TWINS:
+        return f"{plan.optimizer or 'this optimizer'} has no 8-bit version here"
+    if plan.offload is not None and Offload.OPTIMIZER in plan.offload:
+        return "its state is in host memory"
+    if not trains_much(job, plan):
+        return "only an adapter is trained, whose optimizer state is small"
     return replace(plan, optimizer=TWINS[plan.optimizer])
 
 

@@ -20,10 +20,12 @@ TWINS = {
 }
 
 
-def change(job: Job, plan: Plan) -> Plan | None:
+def change(job: Job, plan: Plan) -> Plan | str:
     """Use the paged version; CUDA's unified memory moves the pages."""
-    if plan.optimizer not in TWINS or job.device is Device.CPU:
-        return None
+    if plan.optimizer not in TWINS:
+        return "the optimizer is not an 8-bit AdamW"
+    if job.device is Device.CPU:
+        return "there is no GPU"
     return replace(plan, optimizer=TWINS[plan.optimizer])
 
 

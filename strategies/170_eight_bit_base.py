@@ -16,7 +16,7 @@ from oomguard.strategy import (
 WHOLE = frozenset({Quantization.NONE})
 
 
-def change(job: Job, plan: Plan) -> Plan | None:
+def change(job: Job, plan: Plan) -> Plan | str:
     """Quantize the base of a LoRA job (LLM.int8)."""
     return quantized_base(job, plan, Quantization.INT8, instead_of=WHOLE)
 

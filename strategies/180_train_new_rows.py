@@ -13,10 +13,12 @@ from oomguard.strategy import (
 )
 
 
-def change(job: Job, plan: Plan) -> Plan | None:
+def change(job: Job, plan: Plan) -> Plan | str:
     """Leave the old rows as they are (PEFT's trainable_token_indices)."""
-    if plan.embedding_rows is not EmbeddingRows.ALL or not job.trained_embeddings:
-        return None
+    if plan.embedding_rows is EmbeddingRows.NEW:
+        return "only the new rows are trained already"
+    if plan.embedding_rows is None or not job.trained_embeddings:
+        return "neither embedding nor output head is trained in full beside an adapter"
     return replace(plan, embedding_rows=EmbeddingRows.NEW)
 
 

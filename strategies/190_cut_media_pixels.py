@@ -18,14 +18,18 @@ LEAST_IMAGE = 224 * 224
 LEAST_FRAME = 112 * 112
 
 
-def change(_job: Job, plan: Plan) -> Plan | None:
+def change(_job: Job, plan: Plan) -> Plan | str:
     """Halve both areas, down to 224 x 224 for an image and 112 x 112 for a frame."""
     changed = replace(
         plan,
         image_pixels=_halved(plan.image_pixels, LEAST_IMAGE),
         video_pixels=_halved(plan.video_pixels, LEAST_FRAME),
     )
-    return None if changed == plan else changed
+    if changed != plan:
+        return changed
+    if plan.image_pixels is None and plan.video_pixels is None:
+        return "the job has no images, or the framework has no limit for them"
+    return "they are small already"
 
 
 def _halved(pixels: int | None, least: int) -> int | None:

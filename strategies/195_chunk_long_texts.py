@@ -16,11 +16,15 @@ from oomguard.strategy import (
 )
 
 
-def change(job: Job, plan: Plan) -> Plan | None:
+def change(job: Job, plan: Plan) -> Plan | str:
     """Chunk, where the framework can; texts that are chunked already are cut by the next rung."""
+    if plan.overlong is None:
+        return "the framework has no such setting"
+    if plan.overlong is Overlong.CHUNKED:
+        return "texts are chunked already"
     shorter = shorter_sequence(job, plan)
-    if shorter is None or plan.overlong in (None, Overlong.CHUNKED):
-        return None
+    if isinstance(shorter, str):
+        return shorter
     return replace(plan, sequence_length=shorter, overlong=Overlong.CHUNKED)
 
 

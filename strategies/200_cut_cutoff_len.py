@@ -15,10 +15,10 @@ from oomguard.strategy import (
 )
 
 
-def change(job: Job, plan: Plan) -> Plan | None:
+def change(job: Job, plan: Plan) -> Plan | str:
     """Halve the sequence length, as far as samples keep their media tokens."""
     shorter = shorter_sequence(job, plan)
-    return replace(plan, sequence_length=shorter) if shorter else None
+    return shorter if isinstance(shorter, str) else replace(plan, sequence_length=shorter)
 
 
 STRATEGY = Strategy(

@@ -6,10 +6,12 @@ from oomguard.strategy import NEW_RECIPE, TRAINING, Job, Kind, Plan, Remedy, Str
 SHORTEST = 64
 
 
-def change(_job: Job, plan: Plan) -> Plan | None:
+def change(_job: Job, plan: Plan) -> Plan | str:
     """Halve it, down to 64 tokens."""
-    if plan.completion_length is None or plan.completion_length <= SHORTEST:
-        return None
+    if plan.completion_length is None:
+        return "nothing is generated, or completions have no limit"
+    if plan.completion_length <= SHORTEST:
+        return f"completions have at most {plan.completion_length} tokens"
     return replace(plan, completion_length=max(SHORTEST, plan.completion_length // 2))
 
 

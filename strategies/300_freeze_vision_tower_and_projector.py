@@ -16,10 +16,14 @@ from oomguard.strategy import (
 FROZEN = frozenset({Part.VISION_TOWER, Part.PROJECTOR})
 
 
-def change(job: Job, plan: Plan) -> Plan | None:
+def change(job: Job, plan: Plan) -> Plan | str:
     """Freeze both, where the job has them and one of them is trained."""
-    if not job.multimodal or plan.frozen is None or plan.frozen >= FROZEN:
-        return None
+    if not job.multimodal:
+        return "the model has no vision tower"
+    if plan.frozen is None:
+        return "the framework has no such setting"
+    if plan.frozen >= FROZEN:
+        return "both are frozen already"
     return replace(plan, frozen=plan.frozen | FROZEN)
 
 

@@ -16,11 +16,15 @@ from oomguard.strategy import (
 FROZEN = frozenset({Part.VISION_TOWER, Part.LANGUAGE_MODEL})
 
 
-def change(job: Job, plan: Plan) -> Plan | None:
+def change(job: Job, plan: Plan) -> Plan | str:
     """Freeze all but the projector of a model that is trained in full."""
-    if not job.multimodal or plan.frozen is None or plan.tuning is not Tuning.FULL:
-        return None
-    return replace(plan, frozen=FROZEN) if plan.frozen != FROZEN else None
+    if not job.multimodal:
+        return "the model has no projector"
+    if plan.frozen is None:
+        return "the framework has no such setting"
+    if plan.tuning is not Tuning.FULL:
+        return "this is not full fine-tuning"
+    return "it is trained alone already" if plan.frozen == FROZEN else replace(plan, frozen=FROZEN)
 
 
 STRATEGY = Strategy(

@@ -17,11 +17,17 @@ from oomguard.strategy import (
 LESS = frozenset({Sharding.NONE, Sharding.ZERO1, Sharding.ZERO2})
 
 
-def change(job: Job, plan: Plan) -> Plan | None:
+def change(job: Job, plan: Plan) -> Plan | str:
     """Switch to ZeRO-3, where there are ranks to share with."""
+    if plan.sharding is None:
+        return "the framework has no such setting"
+    if plan.sharding not in LESS:
+        return f"the job is sharded already ({plan.sharding.value})"
+    if job.world.size == 1:
+        return "there is only one process to share with"
     base = ready_for_zero3(job, plan)
-    if job.world.size == 1 or base is None or plan.sharding not in LESS:
-        return None
+    if base is None:
+        return "the requested base is quantized"
     return replace(base, sharding=Sharding.ZERO3)
 
 

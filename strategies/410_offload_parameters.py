@@ -17,13 +17,19 @@ from oomguard.strategy import (
 )
 
 
-def change(job: Job, plan: Plan) -> Plan | None:
+def change(job: Job, plan: Plan) -> Plan | str:
     """Offload the parameters; on one GPU too, where ZeRO-3 alone saves nothing."""
-    if job.device is Device.CPU or plan.offload is None or Offload.PARAMETERS in plan.offload:
-        return None
+    if job.device is Device.CPU:
+        return "there is no GPU"
+    if plan.offload is None or plan.sharding is None:
+        return "the framework has no such setting"
+    if Offload.PARAMETERS in plan.offload:
+        return "they are in host memory already"
+    if plan.sharding is Sharding.FSDP:
+        return "the job is sharded by FSDP"
     base = ready_for_zero3(job, plan)
-    if base is None or plan.sharding in (None, Sharding.FSDP):
-        return None
+    if base is None:
+        return "the requested base is quantized"
     return replace(base, sharding=Sharding.ZERO3, offload=plan.offload | {Offload.PARAMETERS})
 
 

@@ -13,13 +13,15 @@ from oomguard.strategy import (
 )
 
 
-def change(job: Job, plan: Plan) -> Plan | None:
+def change(job: Job, plan: Plan) -> Plan | str:
     """Switch to LoRA, which needs gradients and optimizer state for the adapter alone.
 
     Sharding, offload and frozen parts go back to what was asked: they were for all the weights.
     """
+    if plan.tuning is None:
+        return "what is trained is not known"
     if plan.tuning not in (Tuning.FULL, Tuning.PARTIAL):
-        return None
+        return "an adapter is trained already"
     return replace(
         plan,
         tuning=Tuning.LORA,

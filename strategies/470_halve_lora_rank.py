@@ -16,10 +16,12 @@ from oomguard.strategy import (
 LEAST = 8
 
 
-def change(_job: Job, plan: Plan) -> Plan | None:
+def change(_job: Job, plan: Plan) -> Plan | str:
     """Halve the rank down to 8; an adapter of another rank cannot resume a checkpoint."""
-    if plan.tuning is not Tuning.LORA or plan.lora_rank is None or plan.lora_rank <= LEAST:
-        return None
+    if plan.tuning is not Tuning.LORA or plan.lora_rank is None:
+        return "this is not a LoRA job, or its rank is not known"
+    if plan.lora_rank <= LEAST:
+        return f"its rank is {plan.lora_rank}"
     return replace(plan, lora_rank=max(LEAST, plan.lora_rank // 2))
 
 

@@ -16,7 +16,7 @@ from oomguard.strategy import (
 GREATER = frozenset({Quantization.NONE, Quantization.INT8})
 
 
-def change(job: Job, plan: Plan) -> Plan | None:
+def change(job: Job, plan: Plan) -> Plan | str:
     """Quantize the base of a LoRA job (NF4)."""
     return quantized_base(job, plan, Quantization.NF4_DOUBLE, instead_of=GREATER)
 

@@ -3,9 +3,11 @@
 from oomguard.strategy import SAME_MATH, Job, Kind, Phase, Plan, Remedy, Strategy, replace
 
 
-def change(_job: Job, plan: Plan) -> Plan | None:
+def change(_job: Job, plan: Plan) -> Plan | str:
     """Set low_cpu_mem_usage where the framework has it and it is off."""
-    return replace(plan, low_cpu_mem_usage=True) if plan.low_cpu_mem_usage is False else None
+    if plan.low_cpu_mem_usage is None:
+        return "the framework does not have it"
+    return "it is on already" if plan.low_cpu_mem_usage else replace(plan, low_cpu_mem_usage=True)
 
 
 STRATEGY = Strategy(

@@ -3,13 +3,17 @@
 from oomguard.strategy import NEW_RECIPE, Job, Kind, Loftq, Phase, Plan, Remedy, Strategy, replace
 
 
-def change(_job: Job, plan: Plan) -> Plan | None:
+def change(_job: Job, plan: Plan) -> Plan | str:
     """Stage a LoftQ that was asked for all at once.
 
     Staged it is 4 bits and one iteration, over a base that stays in 4-bit: with 8 bits, 2 bits or
     more iterations another start, hence a new recipe. Asked with 4 bits and one, it is the same.
     """
-    return replace(plan, loftq=Loftq.STAGED) if plan.loftq is Loftq.AT_ONCE else None
+    if plan.loftq is None:
+        return "the adapter does not start from LoftQ"
+    return (
+        replace(plan, loftq=Loftq.STAGED) if plan.loftq is Loftq.AT_ONCE else "it is staged already"
+    )
 
 
 STRATEGY = Strategy(

@@ -32,7 +32,7 @@ def test_loftq_is_staged_with_the_base_and_the_bits_that_it_needs(
     words = "--init_lora_weights loftq --loftq_bits 4 --loftq_iter 1 --staged True"
     assert command.argv == ("python", "train.py", *words.split())
     assert table.reread(job, command).asked == plan
-    assert strategy.change(job, plan) is None
+    assert isinstance(strategy.change(job, plan), str)
     assert strategy.cures(job, Verdict(kind=Kind.HOST_OOM, phase=Phase.LOAD))
     assert not strategy.cures(job, Verdict(kind=Kind.DEVICE_OOM, phase=Phase.FORWARD))
 

@@ -7,7 +7,8 @@ from dataclasses import dataclass, replace
 import pytest
 
 from generators import make_job
-from oomguard.cli.console import Console, show_plan
+from oomguard.cli.console import Console
+from oomguard.cli.plan_text import show_plan
 from oomguard.evidence.verdict import Cause, Finding, Kind, Phase, Verdict, Witness
 from oomguard.job.plan import Part, Plan
 from oomguard.job.training_job import Device
@@ -136,9 +137,10 @@ def test_the_line_of_an_attempt_names_every_field_that_was_changed():
     changed = replace(
         asked, image_pixels=1 << 18, optimizer="adamw_8bit", frozen=frozenset({Part.VISION_TOWER})
     )
-    assert show_plan(asked, asked) == "micro batch 4 x 2"
+    assert show_plan(asked, asked) == "micro batch 4, accumulation 2"
     assert show_plan(changed, asked) == (
-        "micro batch 4 x 2, image_pixels 262144, frozen vision_tower, optimizer adamw_8bit"
+        "micro batch 4, accumulation 2, image_pixels 262144, frozen vision_tower, "
+        "optimizer adamw_8bit"
     )
 
 

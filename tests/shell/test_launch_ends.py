@@ -55,10 +55,10 @@ def test_what_the_job_printed_is_on_stdout_and_in_its_logs(fit):
 def test_the_account_is_on_stderr_and_says_each_change_with_its_cost(fit):
     lines = [line.removeprefix("oomguard ") for line in fit.err.splitlines()]
     assert lines[0] == (
-        "hf_trainer on cpu: global batch 16 (micro 16 x accumulation 1 x 1 process)"
+        "hf_trainer on cpu: global batch 16 (micro batch 16 x accumulation 1 x 1 process)"
     )
     assert [line for line in lines if line.startswith("attempt")] == [
-        f"attempt {number}: micro batch {micro} x {16 // micro}, fp32, full"
+        f"attempt {number}: micro batch {micro}, accumulation {16 // micro}, fp32, full"
         for number, micro in ((1, 16), (2, 8), (3, 4))
     ]
     assert sum(line.startswith("out of host memory") for line in lines) == 2

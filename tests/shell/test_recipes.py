@@ -175,15 +175,15 @@ def test_a_script_starts_with_nothing_but_recipes(script):
 @pytest.mark.parametrize(
     ("name", "rung", "why"),
     [
-        ("llamafactory/qwen2_5_vl.yaml", "cut_cutoff_len", "how many a sample has is not known"),
-        ("llamafactory/qwen2_5_vl.yaml", "chunk_long_texts", "see cut_cutoff_len"),
+        ("llamafactory/qwen2_5_vl.yaml", "cut_cutoff_len", "a sample has is not known"),
+        ("llamafactory/qwen2_5_vl.yaml", "chunk_long_texts", "a sample has is not known"),
         ("llamafactory/qwen2_audio.yaml", "train_new_rows", "trainable_token_indices"),
         ("llamafactory/qwen2_audio.yaml", "enable_qlora", "Cannot resize embedding layers"),
         ("litgpt/train.yaml", "chunk_long_texts", "no setting for overlong 'chunked'"),
         ("litgpt/train.yaml", "gradient_checkpointing", "the framework has no setting for it"),
     ],
 )
-def test_a_plan_says_why_a_rung_is_passed_over(capsys, name, rung, why):
+def test_a_plan_says_why_a_strategy_is_skipped(capsys, name, rung, why):
     words = FULL[name][0].split()
     assert main(["plan", f"recipes/{name}", *words, "--json"]) == 0
     document = json.loads(capsys.readouterr().out)
@@ -221,7 +221,7 @@ def test_a_plan_is_read_from_the_top(capsys):
     places = [
         told.index("The requested config does not fit: "),
         told.index("It fits after strategy 3, cut_cutoff_len, "),
-        told.index("requested config: micro batch 1 x 8"),
+        told.index("requested config: micro batch 1, accumulation 8"),
         told.index("    weights "),
         told.index(" 1 expandable_segments: "),
         told.index("note: "),

@@ -190,14 +190,16 @@ def test_what_a_strategy_changes(name, plan, job, changed):
 )
 def test_where_a_strategy_has_nothing_to_give(name, plan, job):
     asked = job_of(plan, job)
-    assert ALL[name].change(asked, asked.asked) is None
+    reason = ALL[name].applied(asked, asked.asked)
+    assert isinstance(reason, str)
+    assert reason != ALL[name].otherwise or " or " not in reason, "say which of these it is"
 
 
 @pytest.mark.parametrize("strategy", ALL.values(), ids=ALL)
 def test_a_framework_that_has_no_such_choice_is_left_alone(strategy):
     """A plan of which nothing is known but the batch; only that one changes."""
     job = job_of({"micro_batch": 1})
-    assert strategy.change(job, job.asked) is None
+    assert isinstance(strategy.applied(job, job.asked), str)
     assert strategy.otherwise != "it would change nothing", "say what it means"
 
 
@@ -207,8 +209,8 @@ def test_a_framework_that_has_no_such_choice_is_left_alone(strategy):
 def test_a_change_keeps_the_batch_of_a_step_and_comes_to_an_end(strategy, job):
     plan = job.asked
     for _ in range(64):
-        changed = strategy.change(job, plan)
-        if changed is None:
+        changed = strategy.applied(job, plan)
+        if isinstance(changed, str):
             return
         assert differences(plan, changed)
         assert changed.rank_batch == plan.rank_batch

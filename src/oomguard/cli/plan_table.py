@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from oomguard.cli.console import COSTS, show_change, show_plan
 from oomguard.cli.output import echo, secho
 from oomguard.cli.plan_job import PlannedJob, Rejection
+from oomguard.cli.plan_text import COSTS, show_change, show_plan, show_step, skipped_lines
 from oomguard.estimate.memory import Fits, MemoryEstimate
 from oomguard.job.plan import differences
 from oomguard.job.unmodelled import Memory
+from oomguard.ladder.strategy_contract import Skip
 from oomguard.predict.forecast import Capacity, Forecast, PlannedPeak, StrategyForecast
 from oomguard.units import show_bytes
 
@@ -153,7 +154,9 @@ def bars(estimate: MemoryEstimate, capacity_bytes: int) -> Iterator[str]:
 
 def _ladder(found: Forecast, capacity: Capacity, *, verbose: bool) -> None:
     taken = [rung for rung in found.rungs if rung.skipped is None]
-    skipped = [rung for rung in found.rungs if rung.skipped is not None]
+    skipped = [
+        Skip(strategy=rung.strategy, reason=rung.skipped) for rung in found.rungs if rung.skipped
+    ]
     echo(
         "Strategies in the order they are tried, each on top of those before:"
         if taken
@@ -163,7 +166,7 @@ def _ladder(found: Forecast, capacity: Capacity, *, verbose: bool) -> None:
     for number, rung in enumerate(taken, start=1):
         if rung.step is None or rung.estimate is None or rung.fits is None:
             continue
-        changes = ", ".join(show_change(change) for change in rung.step.changes)
+        changes = show_step(rung.step)
         mark = ">" if found.chosen is not None and rung is found.rungs[found.chosen] else " "
         echo(f"{mark}{number:>2} {rung.strategy}: {changes} [{COSTS[rung.step.fidelity]}]")
         same = rung.estimate.expected_bytes == before.expected_bytes
@@ -171,8 +174,8 @@ def _ladder(found: Forecast, capacity: Capacity, *, verbose: bool) -> None:
         secho(f"    {_fits(rung, capacity)}: {peak}", fg=_COLOURS[rung.fits])
         before = rung.estimate
     if verbose:
-        for rung in skipped:
-            secho(f"   - {rung.strategy}: {rung.skipped}", dim=True)
+        for line in skipped_lines(skipped):
+            secho(f"   - {line}", dim=True)
     elif skipped:
         count = f"{len(skipped)} strategies do" if len(skipped) > 1 else "1 strategy does"
         secho(f"   - {count} not apply; --verbose lists the reasons", dim=True)

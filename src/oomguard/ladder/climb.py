@@ -66,8 +66,8 @@ class Ladder:
         """Return the first plan: the one asked for, after the preflight strategies."""
         plan, steps = job.asked, []
         for strategy in self.strategies:
-            changed = strategy.change(job, plan) if strategy.preflight else None
-            if changed is not None:
+            changed = strategy.applied(job, plan) if strategy.preflight else None
+            if isinstance(changed, Plan):
                 steps.append(_step(strategy, job, plan, changed))
                 plan = changed
         return plan, tuple(steps)
@@ -140,8 +140,8 @@ class Ladder:
         plan, prepared = self.prepare(job)
         steps = list(prepared)
         for strategy in (known[name] for name in path if name in known):
-            changed = strategy.change(job, plan)
-            if changed is not None and changed != plan:
+            changed = strategy.applied(job, plan)
+            if isinstance(changed, Plan):
                 settled = self.framework.normalize(job, changed)
                 steps.append(_step(strategy, job, plan, settled))
                 plan = settled
@@ -184,9 +184,9 @@ class Ladder:
             return f"is {fidelity.value}, but only {self.allow.value} is allowed"
         if strategy.id in taken and not strategy.repeat:
             return "taken already"
-        changed = strategy.change(job, tried[-1])
-        if changed is None or changed == tried[-1]:
-            return strategy.otherwise
+        changed = strategy.applied(job, tried[-1])
+        if isinstance(changed, str):
+            return changed
         if why.cause is Cause.GROWTH and _cuts_data(tried[-1], changed):
             return (
                 "memory grows from step to step, so less data per sample would only delay the end"

@@ -61,20 +61,20 @@ TRAINING = frozenset({Phase.FORWARD, Phase.BACKWARD, Phase.OPTIMIZER, Phase.UNKN
 class Strategy:
     """One change on the ladder.
 
-    `change` returns the changed plan, or None if there is nothing left to change; `otherwise` is
-    the reason that is then shown. A `repeat` strategy is taken again while it changes something.
-    `fewer_processes` says that it saves memory by running fewer processes, each with as much.
-    `needs` names the packages that the job's Python must have. A `preflight` strategy is applied
-    before the first attempt, whether or not it fails. A `fresh` one would discard what was trained,
-    so it is taken only if nothing was. `tell` returns what the changed plan means for this job
-    beyond the summary, or an empty string. `cost_for` returns the cost for jobs in which it is
-    another than `fidelity`.
+    `change` returns the changed plan, or why there is nothing to change in this job; where it
+    returns None, the reason is `otherwise`, which lists the cases for the docs. A `repeat` strategy
+    is taken again while it changes something. `fewer_processes` says that it saves memory by
+    running fewer processes, each with as much. `needs` names the packages that the job's Python
+    must have. A `preflight` strategy is applied before the first attempt, whether or not it fails.
+    A `fresh` one would discard what was trained, so it is taken only if nothing was. `tell` returns
+    what the changed plan means for this job beyond the summary, or an empty string. `cost_for`
+    returns the cost for jobs in which it is another than `fidelity`.
     """
 
     summary: str
     fidelity: Fidelity
     remedies: frozenset[Remedy]
-    change: Callable[[Job, Plan], Plan | None]
+    change: Callable[[Job, Plan], Plan | str | None]
     otherwise: str = "it would change nothing"
     repeat: bool = False
     preflight: bool = False
@@ -95,6 +95,11 @@ class Strategy:
             for r in self.remedies
             for kind in kinds
         )
+
+    def applied(self, job: Job, plan: Plan) -> Plan | str:
+        """Return the changed plan, or why it stays as it is."""
+        changed = self.change(job, plan)
+        return self.otherwise if changed is None or changed == plan else changed
 
     def fidelity_for(self, job: Job) -> Fidelity:
         """Return what it costs in this job."""
@@ -140,13 +145,17 @@ def ready_for_zero3(job: Job, plan: Plan) -> Plan | None:
 
 def quantized_base(
     job: Job, plan: Plan, wanted: Quantization, *, instead_of: frozenset[Quantization]
-) -> Plan | None:
+) -> Plan | str:
     """Quantize the base under a LoRA adapter, with the sharding that was requested.
 
     ZeRO-3 and a quantized base exclude each other, see `ready_for_zero3`.
     """
-    if plan.tuning is not Tuning.LORA or plan.quantization not in instead_of:
-        return None
+    if plan.tuning is not Tuning.LORA:
+        return "this is not a LoRA job"
+    if plan.quantization is None:
+        return "the framework has no such setting"
+    if plan.quantization not in instead_of:
+        return f"the base is quantized already ({plan.quantization.value})"
     asked = job.asked
     return replace(plan, quantization=wanted, sharding=asked.sharding, offload=asked.offload)
 
@@ -155,21 +164,26 @@ def quantized_base(
 SHORTEST = 256
 
 
-def shorter_sequence(job: Job, plan: Plan) -> int | None:
+def shorter_sequence(job: Job, plan: Plan) -> int | str:
     """Return half the sequence length, at least 256 tokens; less at once while no sample is cut.
 
     A multimodal sample must keep its own media tokens (`Image features and image tokens do not
-    match` otherwise), so such a job is not cut if their number is unknown.
+    match` otherwise), so such a job is not cut if their number is unknown. If it cannot be cut,
+    the reason is returned.
     """
+    if plan.sequence_length is None:
+        return "no sequence length is set"
     media = job.lengths.least if job.lengths else 0
-    unknown = job.multimodal and media == 0
+    if job.multimodal and media == 0:
+        return "how many media tokens a sample has is not known"
     least = max(SHORTEST, media)
-    if plan.sequence_length is None or unknown or plan.sequence_length <= least:
-        return None
+    if plan.sequence_length <= least:
+        cut = "media tokens would be cut" if media > SHORTEST else f"it is {SHORTEST} or less"
+        return f"the sequence length is {plan.sequence_length} tokens: {cut}"
     shorter = max(least, plan.sequence_length // 2)
     while shorter > least and not _cuts(job, shorter):
         shorter = max(least, shorter // 2)
-    return shorter if _cuts(job, shorter) else None
+    return shorter if _cuts(job, shorter) else f"no sample is longer than {shorter} tokens"
 
 
 def _cuts(job: Job, limit: int) -> bool:
