@@ -15,6 +15,7 @@ import traceback
 import weakref
 
 from . import oom
+from .in_place_ranks import Exchange, Passed, RanksExchange, is_exchanging, taken_by
 from .in_place_scope import expected_way, has_known_steps, is_rounded, why_not
 from .in_place_trainer import Account, BatchPart, TrainerCall
 from .split import Budget, divide
@@ -93,6 +94,8 @@ class Steps:
         self._account = Account()
         self._restore: Callable[[], None] = _nothing
         self._scope: tuple[str | None, bool] | None = None
+        self._exchange, self._passed = Exchange(), Passed()
+        self._is_first, self._is_new = True, False  # a step, and one with a larger batch
 
     def begin(self, batches: list[Any], items: Any) -> None:
         """Begin an optimizer step with the batches that were fetched for it."""
@@ -102,23 +105,32 @@ class Steps:
         """Run the next batch of the step, again and in parts if it runs out of memory."""
         if not self._applies(trainer, model, inputs):
             return call(inputs)
-        job = TrainerCall(trainer, model, call)
+        job, exchange = TrainerCall(trainer, model, call), self._exchange
+        if self._done == 0:
+            exchange.begin()
+        is_due, exchange.held = exchange.is_due(), False
         failed: Exception | None = None
         surprise: str | None = None
         loss = None
         try:
-            loss = self._run(job, inputs)
+            with exchange.held_back() if self._is_new else contextlib.nullcontext():
+                loss = self._run(job, inputs)
         except _PartError as error:
             surprise = str(error)
         except Exception as error:  # only an OOM is kept
             known = self._scope is not None and self._scope[1]
-            if oom.find(error) is None or (self._done and not known):
+            if oom.find(error) is None or (self._done and not known) or exchange.has_begun():
                 raise
             failed = error
         if surprise is not None:
-            loss = self._whole(job, inputs, surprise)
+            with exchange.held_back():
+                loss = self._whole(job, inputs, surprise)
         elif failed is not None:
-            loss = self._recover(job, inputs, failed)
+            self._passed.forget()
+            with exchange.held_back():
+                loss = self._recover(job, inputs, failed)
+        if is_due and exchange.held:
+            exchange.finish()
         self._finish()
         return loss
 
@@ -136,6 +148,12 @@ class Steps:
                 self._restore = _nothing  # releases what the last step held
                 self._restore = self._beginning(trainer, model)
                 self._account, self._begun = Account(), time.monotonic()
+                if not self._exchange.is_of(model):
+                    self._exchange = RanksExchange(model, self._torch)
+                self._is_new = is_exchanging(model) and not all(
+                    self._passed.covers(taken_by(batch, accumulated=index > 0))
+                    for index, batch in enumerate(self._batches)
+                )
         except Exception as error:  # noqa: BLE001 - our fault must never break the job
             self._step_aside(f"{type(error).__name__}: {error}")
             return False
@@ -179,6 +197,8 @@ class Steps:
             raise NotAdditiveError(self._undivided or "no part of the batch has a loss")
         loss = job.call(inputs)
         self._budget.passed(self._running[0] * self._running[1])
+        if is_exchanging(job.model):
+            self._passed.add(taken_by(inputs, accumulated=self._done > 0))
         return loss
 
     def _parts(self, job: TrainerCall, rows: Rows, limit: int) -> list[BatchPart]:
@@ -202,7 +222,7 @@ class Steps:
         for part in parts:
             self._running = (len(part.rows), part.width)
             try:
-                with job.scaled(part.weight):
+                with self._exchange.held_back(), job.scaled(part.weight):
                     loss = job.call(part.batch())
             except Exception as error:
                 if oom.find(error) is None:
@@ -299,6 +319,9 @@ class Steps:
         if self._account.parts:
             self._budget.finished_step()
             self._reporter.split(self._account)
+        if self._is_first:  # the states of the optimizer take memory only from now on
+            self._passed.forget()
+        self._is_first = False
         self._batches, self._restore = [], _nothing
 
     def _step_aside(self, reason: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from .in_place_ranks import is_exchanging, unwrapped, why_not_on_ranks
 from .split_loss import SHIFTED_LABELS, SUM
 
 TYPE_CHECKING = False
@@ -40,10 +41,13 @@ def why_not(trainer: Any, model: Any, torch: Any) -> str | None:
     kind = _text(accelerator.distributed_type)
     if kind in _ELSEWHERE:
         return _ELSEWHERE[kind]
-    if int(accelerator.num_processes) > 1:
-        return "several ranks exchange gradients in the backward pass"
     if int(getattr(args, "n_gpu", 1)) > 1:
         return "DataParallel divides each batch itself"
+    if int(accelerator.num_processes) > 1 or is_exchanging(model):
+        reason = why_not_on_ranks(trainer, model)
+        if reason is not None:
+            return reason
+        model = unwrapped(model)
     return _of_gradients(trainer, model) or _of_model(trainer, model, torch)
 
 
@@ -96,7 +100,7 @@ def expected_way(trainer: Any, model: Any, items: Any) -> str | None:
         return None
     if items is not None:
         return SUM
-    return SHIFTED_LABELS if getattr(model, "loss_type", None) in _SHIFTING else None
+    return SHIFTED_LABELS if getattr(unwrapped(model), "loss_type", None) in _SHIFTING else None
 
 
 def is_rounded(trainer: Any, model: Any, torch: Any) -> bool:
