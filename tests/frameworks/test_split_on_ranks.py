@@ -1,4 +1,4 @@
-"""Two ranks of a real torchrun over gloo: one or both run out of memory, and none waits for ever."""
+"""Two ranks of a torchrun over gloo: one or both run out of memory, and neither waits for ever."""
 
 from __future__ import annotations
 
