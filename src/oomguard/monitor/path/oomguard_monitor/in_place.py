@@ -11,7 +11,6 @@ import contextlib
 import functools
 import gc
 import time
-import traceback
 import weakref
 
 from . import oom
@@ -19,7 +18,7 @@ from .in_place_ranks import Exchange, Passed, RanksExchange, is_exchanging, take
 from .in_place_scope import expected_way, has_known_steps, is_rounded, why_not
 from .in_place_trainer import Account, BatchPart, TrainerCall
 from .split import Budget, divide
-from .split_accounts import Accounts, random_state
+from .split_accounts import Accounts, random_state, release
 from .split_batch import NotRowsError, Rows
 from .split_loss import (
     CLOSE_IN_HALF,
@@ -250,7 +249,7 @@ class Steps:
                 else:
                     self._reporter.no_split(alone, None)
                 raise failed
-            _release(failed)
+            release(failed)
             self._budget.failed(rows * width)
             unanswered = None
             try:
@@ -331,9 +330,3 @@ class Steps:
 
 def _nothing() -> None:
     """Do nothing."""
-
-
-def _release(error: BaseException) -> None:
-    """Release what the frames of a traceback hold: the tensors of the failed pass."""
-    for one in oom.chain(error):
-        traceback.clear_frames(one.__traceback__)

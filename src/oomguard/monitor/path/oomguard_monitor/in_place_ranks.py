@@ -61,10 +61,15 @@ def unwrapped(model: Any) -> Any:
 
 def why_not_on_ranks(trainer: Any, model: Any) -> str | None:
     """Return why one of several ranks may not run a step again, None if it may."""
-    return _of_wrapper(model) or _of_accelerator(trainer.accelerator) or _of_outputs(trainer, model)
+    return (
+        why_not_exchanged(model)
+        or _of_accelerator(trainer.accelerator)
+        or _of_outputs(trainer, model)
+    )
 
 
-def _of_wrapper(model: Any) -> str | None:
+def why_not_exchanged(model: Any) -> str | None:
+    """Return why gradients that were held back cannot be exchanged, None if they can."""
     if not is_exchanging(model):
         return f"several ranks train a {type(model).__name__}"
     for name in _USED:
@@ -197,7 +202,7 @@ class RanksExchange(Exchange):
         return bool(self._model.require_forward_param_sync)
 
     def finish(self) -> None:
-        """Let DistributedDataParallel exchange the sums, as at the end of a backward pass.
+        """Make DistributedDataParallel exchange the sums, as at the end of a backward pass.
 
         Its hooks run when a parameter's gradient is complete. Here they run after an operation that
         leaves each gradient as it is, from the last parameter to the first.

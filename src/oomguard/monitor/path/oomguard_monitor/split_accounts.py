@@ -8,6 +8,9 @@ from __future__ import annotations
 
 import random
 import sys
+import traceback
+
+from . import oom
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -83,3 +86,9 @@ def random_state(torch: Any) -> Callable[[], None]:
             numpy.random.set_state(of_numpy)
 
     return restore
+
+
+def release(error: BaseException) -> None:
+    """Release what the frames of a traceback hold: the tensors of the failed pass."""
+    for one in oom.chain(error):
+        traceback.clear_frames(one.__traceback__)
