@@ -90,6 +90,12 @@ def _check_names(prepared: Prepared) -> None:
         ) from error
 
 
+_NO_CHECKPOINTS = (
+    "warning: this job saves no checkpoints, so a late OOM loses all progress; use "
+    "--checkpoint-every STEPS if the framework supports it"
+)
+
+
 def _launch(
     prepared: Prepared, console: Console, start: StartingPoint | None, *, as_json: bool
 ) -> int:
@@ -108,10 +114,7 @@ def _launch(
             audience=Audience(event=console.event, output=console.output, notice=console.notice),
         )
         if prepared.adapter.checkpoint_layout(prepared.job) is None:
-            console.say(
-                "warning: this job saves no checkpoints, so a late OOM loses all progress; use "
-                "--checkpoint-every STEPS if the framework supports it"
-            )
+            console.say(_NO_CHECKPOINTS)
         started = RunStarted(
             t=0.0,
             run=prepared.name,

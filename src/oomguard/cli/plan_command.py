@@ -16,7 +16,7 @@ from oomguard.cli.plan_table import print_plan
 from oomguard.cli.prepare import prepare
 from oomguard.errors import UsageError
 from oomguard.estimate.cards import Card, card_named
-from oomguard.job.training_job import Device
+from oomguard.job.training_job import Device, Job
 from oomguard.predict.forecast import Capacity
 from oomguard.predict.history import FitIndex
 
@@ -65,19 +65,9 @@ def command(
     if stated and prepared.job.world.size != gpus:
         started = f"the job starts on {prepared.job.world.size} by its own settings"
         secho(f"note: --gpus {gpus} has no effect: {started}", fg="yellow", err=True)
-    if prepared.job.device is Device.CPU:
-        raise UsageError(
-            "this job runs on the CPU, so there is no GPU memory to plan",
-            next_step="Remove use_cpu from its settings to plan it for a GPU.",
-        )
-    job = replace(
-        prepared.job,
-        bfloat16=card is None or card.bfloat16,
-        hopper=card is not None and card.hopper,
-    )
     index = FitIndex(Path(prepared.options.fits) if prepared.options.fits else None)
     planned = plan_job(
-        replace(prepared, job=job),
+        replace(prepared, job=_on_card(prepared.job, card)),
         Capacity(device_bytes=device_bytes, host_bytes=host_memory),
         device=card.name if card else None,
         index=index,
@@ -88,6 +78,20 @@ def command(
         print_json(_document(planned, explain=explain_terms))
     else:
         print_plan(planned, gpu=card.name if card else None, explain=explain_terms, verbose=verbose)
+
+
+def _on_card(job: Job, card: Card | None) -> Job:
+    """Return the job with what the GPU can compute in; one whose name is not known is a new one."""
+    if job.device is Device.CPU:
+        raise UsageError(
+            "this job runs on the CPU, so there is no GPU memory to plan",
+            next_step="Remove use_cpu from its settings to plan it for a GPU.",
+        )
+    return replace(
+        job,
+        bfloat16=card is None or card.bfloat16,
+        hopper=card is not None and card.hopper,
+    )
 
 
 def _device(gpu: str | None, gpu_memory: int | None) -> tuple[Card | None, int]:
