@@ -67,8 +67,12 @@ def test_findings_do_not_depend_on_the_chunks(data: bytes, sizes: list[int]) -> 
     assert scan(*cut(data, sizes)) == scan(data)
 
 
+#: Bytes without words: Hypothesis knows those of the code, and `oom` with `evicted` is an OOM.
+garbage = st.binary(max_size=3000).map(lambda data: data.translate(None, b"aeiouAEIOU"))
+
+
 @settings(max_examples=100, deadline=None)
-@given(st.lists(st.binary(max_size=3000), max_size=20), st.sampled_from([None, 0, 1, -9]))
+@given(st.lists(garbage, max_size=20), st.sampled_from([None, 0, 1, -9]))
 @example([b"\x00", b"\xff\xfe", b"\x1b]"], 1)
 def test_garbage_is_read_and_shows_no_shortage(chunks: list[bytes], code: int | None) -> None:
     assert not judge_log(chunks, code).kind.is_memory
@@ -215,6 +219,6 @@ def _peak_bytes(chunks: Iterator[bytes]) -> int:
 def test_memory_is_bounded_whatever_the_log_holds() -> None:
     limit = 4 << 20
     mixed = (OOM + b"x" * 997 + b"Error: \x00\xff" * 20 for _ in iter(int, 1))
-    assert _peak_bytes(islice(iter(lambda: ORDINARY, b""), 64)) < limit + len(ORDINARY)
-    assert _peak_bytes(b"\xfe" * 65_536 for _ in range(200)) < limit
+    assert _peak_bytes(islice(iter(lambda: ORDINARY, b""), 32)) < limit + len(ORDINARY)
+    assert _peak_bytes(b"\xfe" * 65_536 for _ in range(100)) < limit
     assert _peak_bytes(islice(mixed, 1000)) < limit

@@ -37,7 +37,7 @@ from oomguard.run.observer import Observer
 
 CORPUS = sorted((Path(__file__).parent / "corpus").iterdir())
 quick = settings(
-    max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 LIMITS = Limits(ladder=("halve_micro_batch",), allow=make_ladder().allow, max_attempts=20)
 OOM = Verdict(kind=Kind.HOST_OOM, root="out of memory")

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 
 from oomguard.estimate.architecture import Architecture, Linear
 from oomguard.job.memory_settings import ALL_LINEAR, Lora, MemorySettings
@@ -101,7 +102,7 @@ def targeted(
     if ALL_LINEAR in lora.targets or "all" in lora.targets:
         return tuple(linear for linear in linears if linear.role != "router")
     if is_pattern(lora.targets):
-        layers = range(model.layers) if layer is None else (layer,)
+        layers = range(model.layers) if layer is None else range(layer, layer + 1)
         return tuple(one for one in linears if _matches(lora.targets[0], one, layers))
     names = {target.rsplit(".", 1)[-1] for target in lora.targets}
     return tuple(linear for linear in linears if names & {*linear.names})
@@ -115,7 +116,8 @@ def is_pattern(targets: tuple[str, ...]) -> bool:
     return len(targets) == 1 and _PATTERN.search(targets[0]) is not None
 
 
-def _matches(pattern: str, linear: Linear, layers: Iterable[int]) -> bool:
+@lru_cache(maxsize=4096)
+def _matches(pattern: str, linear: Linear, layers: range) -> bool:
     try:
         wanted = re.compile(pattern)
     except re.error:
