@@ -113,8 +113,11 @@ def traceback_before(lines: Sequence[Line], rank: int | None) -> Traceback:
         elif _BEGIN in text or stray >= _STRAY_LINES:
             break
         else:
-            stray += not _NUMBERED.match(text)
-            source += [text] if frames or stray <= 2 else []  # noqa: PLR2004 -- the code and its carets
+            listed = _NUMBERED.match(text)
+            stray += not listed
+            # Of a listing, the line of the call counts; else the code and its carets.
+            shown = _ARROW.match(text) if listed else frames or stray <= 2  # noqa: PLR2004
+            source += [text] if shown else []
     return Traceback(tuple(reversed(frames)), tuple(reversed(source)))
 
 

@@ -24,20 +24,43 @@ _RENAMED = {"pytorch_lightning": "lightning/pytorch", "lightning_fabric": "light
 _BY_NAME = tuple(
     (phase, re.compile(file), re.compile(name))
     for phase, file, name in (
+        (Phase.BACKWARD, r"tensorflow/python/|keras/", r"^(compute_gradients|gradient|_gradient_function)$"),
+        (Phase.OPTIMIZER, r"tensorflow/python/|keras/", r"^(_?apply_gradients|apply|update_step)$"),
         (Phase.BACKWARD, r"", r"^_?backward$|^run_backward$|^_engine_run_backward$|_backward(_hook|_pass)?$|^backward_|^unpack_hook$|^recompute_fn$|^torch::autograd::Engine"),
         (Phase.FORWARD, r"", r"^training_step$|^_?(wrap_)?closure$|^_?generate(_\w+)?$"),
         (Phase.OPTIMIZER, r"optim|deepspeed|zero", r"^_?(single_|multi_)?(optimizer_)?step$|^_init_group$|^_take_model_step$|^_init_state$"),
         (Phase.OPTIMIZER, r"", r"^(_?optimizer_step|init_optimizer_state|_initialize_optimizer_states)$"),
-        (Phase.EVAL, r"", r"^(_?evaluate|_?validate|_?eval(uation)?_(?!mode|batch_size|dataset)\w+|torch_pad_and_concatenate|nested_concat|evaluation_loop|prediction_step|predict(_step)?|validation_step|_run_validation|test_step)$"),
+        (Phase.EVAL, r"", r"^(_?evaluate|_?validate|_?eval(uation)?_(?!mode|batch_size|dataset)\w+|torch_pad_and_concatenate|nested_concat|evaluation_loop|prediction_step|predict(_step)?|validation_step|_run_validation|test_step|(do_|run_)?(test|val|valid|validation)(_one)?(_epoch|_loop|_model)?)$"),
         (Phase.SAVE, r"", r"^_?save(_|$)|^_?(save|write)_\w*(checkpoint|state|model)|^_save_checkpoint$|^gather_\w*state_dict$|^_zero3_consolidated_16bit_state_dict$"),
-        (Phase.LOAD, r"", r"from_pretrained|^_?load(_\w+)?$|^load_(model|state_dict|checkpoint|weights)|set(up)?_(kv_)?caches?$|^_apply$|^to_empty$|^create_weights$|^deepspeed_init$|^merge_and_unload$|^export_model$"),
+        (Phase.BATCH, r"", r"^(\w+_)?collate(_fn|_\w+)?$"),
+        (Phase.BATCH, r"(?i)data(?!parallel|_parallel)\w*(?:/|\.py)", r"^__getitem__$"),
+        (Phase.PREPROCESS, r"", r"^_?load_(and_\w+_)?(data|dataset|datasets|images?|features|examples|samples|train|val|test|csv|jsonl?|annotations?|corpus|texts?|documents?)(_\w+)?$"),
+        (Phase.PREPROCESS, r"(?:^|/)(?:numpy|PIL|h5py|json|librosa|soundfile|imageio|skimage|torchaudio|torchvision/(?:io|datasets))/", r"^_?(load|loads|open|read|memmap)"),
+        (Phase.LAUNCH, r"(?:^|/)(?:argparse|hf_argparser|jsonargparse/\w+)\.py", r"^_?(parse_|error$)"),
+        (Phase.LOAD, r"^(?!.*(?:/|<frozen )(?:importlib|yaml|omegaconf|hydra|pickle|ctypes|tomllib)\b)", r"from_pretrained|^_?load(_(?!config|library|dll|dynamic|yaml|env|plugin|unlocked|lib)\w+)?$|^load_(model|state_dict|checkpoint|weights)|set(up)?_(kv_)?caches?$|^_apply$|^to_empty$|^create_weights$|^deepspeed_init$|^merge_and_unload$|^export_model$"),
         (Phase.PREPROCESS, r"", r"^get_(train_|eval_)?dataset$|^_?get_(preprocessed|merged)_dataset$|^load_dataset$|^_map_single$|^tokenize(_\w+)?$|^preprocess(_\w+)?$|^_?prepare_dataset$"),
         (Phase.PREPROCESS, r"/datasets/", r"^map$|^_?(iter|batch)_\w*$"),
         (Phase.PREPROCESS, r"(?:^|/)pyarrow/_?(json|csv|parquet|dataset)|(?:^|/)pandas/io/", r""),
     )
 )  # fmt: skip
 #: Functions that name a phase only where nothing around them did.
-_WEAK = re.compile(r"(?:^|_)forward(?:_|$)|^compute_loss$")
+_WEAK = re.compile(r"(?:^|_)forward(?:_|$)|^compute_loss$|^_(?:wrapped_)?call_impl$|^call$")
+#: A script that only evaluates: its forward pass is the evaluation's.
+_EVALUATES = re.compile(r"(?i)(?:^|/)(?:eval|evaluate|evaluation|validate|validation)(?:_\w+)?\.py$")
+#: What the source lines of a traceback call, for functions that say nothing by themselves.
+_CALLED = tuple(
+    (phase, re.compile(pattern))
+    for phase, pattern in (
+        (Phase.SAVE, r"\btorch\.save\(|\.save(?:_pretrained|_checkpoint|_model|_state|_weights)\("),
+        (Phase.EVAL, r"(?<!def )\b(?:\w+\.)?_?(?:run_|do_)?(?:evaluate|validate|evaluation|validation)(?:_(?!mode|config|args)\w+)?\("),
+        (Phase.LOAD, r"\.from_pretrained\(|\btorch\.load\(|\.load_(?:state_dict|checkpoint|weights)\(|\b\w*(?:model|network|unet|encoder|decoder|backbone|net[GD]?)\.(?:to|cuda|half|float)\("),
+        (Phase.BACKWARD, r"\.backward\("),
+        (Phase.OPTIMIZER, r"\b\w*(?:optim\w*|opt|scaler)\.step\("),
+        (Phase.PREPROCESS, r"\bload_dataset\(|\bdatasets?\.map\("),
+        (Phase.LAUNCH, r"\binit_process_group\(|\binit_distributed\(|\bcuda\.set_device\("),
+        (Phase.FORWARD, r"\b(?:self\.)?(?:model|net|network|unet|net[GD])\(|\.generate\("),
+    )
+)  # fmt: skip
 #: What a phase contains stays in it: evaluation runs the forward pass, saving gathers states.
 _CONTAINERS = frozenset(
     {Phase.BACKWARD, Phase.BATCH, Phase.EVAL, Phase.LOAD, Phase.PREPROCESS, Phase.SAVE}
@@ -81,14 +104,26 @@ def phase_of(traceback: Traceback) -> Phase:
     """
     phase = Phase.UNKNOWN
     for frame in traceback.frames:
-        found = _phase_of_frame(frame)
-        if found is Phase.SAVE:
-            return Phase.SAVE
-        if phase not in _CONTAINERS and found is not Phase.UNKNOWN:
-            phase = found
-        elif phase is Phase.UNKNOWN:
+        phase = _within(phase, _phase_of_frame(frame))
+        if phase is Phase.UNKNOWN:
             phase = _weak_phase(frame)
+    if phase is Phase.UNKNOWN:
+        for text in traceback.source:
+            phase = _within(phase, _first(_CALLED, [text]))
+    scripts = [frame.file for frame in traceback.frames if frame.name == "<module>"]
+    if phase in (Phase.UNKNOWN, Phase.FORWARD) and any(map(_EVALUATES.search, scripts)):
+        return Phase.EVAL
     return phase if phase is not Phase.UNKNOWN else announced(traceback.source)
+
+
+def _within(outer: Phase, inner: Phase) -> Phase:
+    """Return the phase of a context inside another one."""
+    if inner is Phase.SAVE:
+        return inner
+    # A process is launched once; later the same functions only meet the device for the first time.
+    if inner is Phase.UNKNOWN or (inner is Phase.LAUNCH and outer is not Phase.UNKNOWN):
+        return outer
+    return outer if outer in _CONTAINERS else inner
 
 
 def announced(texts: Iterable[str]) -> Phase:
@@ -119,7 +154,8 @@ def _weak_phase(frame: Frame) -> Phase:
     # Models are built under a device context, through which every factory function then goes.
     if frame.file.endswith("torch/utils/_device.py"):
         return Phase.LOAD
-    return Phase.FORWARD if _WEAK.search(frame.name) else Phase.UNKNOWN
+    calls_program = frame.file.endswith("subprocess.py")
+    return Phase.FORWARD if _WEAK.search(frame.name) and not calls_program else Phase.UNKNOWN
 
 
 def _first(rules: Sequence[tuple[Phase, re.Pattern[str]]], texts: Iterable[str]) -> Phase:
