@@ -24,6 +24,8 @@ _RENAMED = {"pytorch_lightning": "lightning/pytorch", "lightning_fabric": "light
 _BY_NAME = tuple(
     (phase, re.compile(file), re.compile(name))
     for phase, file, name in (
+        # A dead worker's signal is handled wherever the program is.
+        (Phase.BATCH, r"torch/utils/data/(?!_utils/signal_handling)", r""),
         (Phase.BACKWARD, r"tensorflow/python/|keras/", r"^(compute_gradients|gradient|_gradient_function)$"),
         (Phase.OPTIMIZER, r"tensorflow/python/|keras/", r"^(_?apply_gradients|apply|update_step)$"),
         (Phase.BACKWARD, r"", r"^_?backward$|^run_backward$|^_engine_run_backward$|_backward(_hook|_pass)?$|^backward_|^unpack_hook$|^recompute_fn$|^torch::autograd::Engine"),
@@ -53,12 +55,12 @@ _CALLED = tuple(
     for phase, pattern in (
         (Phase.SAVE, r"\btorch\.save\(|\.save(?:_pretrained|_checkpoint|_model|_state|_weights)\("),
         (Phase.EVAL, r"(?<!def )\b(?:\w+\.)?_?(?:run_|do_)?(?:evaluate|validate|evaluation|validation)(?:_(?!mode|config|args)\w+)?\("),
-        (Phase.LOAD, r"\.from_pretrained\(|\btorch\.load\(|\.load_(?:state_dict|checkpoint|weights)\(|\b\w*(?:model|network|unet|encoder|decoder|backbone|net[GD]?)\.(?:to|cuda|half|float)\("),
+        (Phase.LOAD, r"\.from_pretrained\(|\btorch\.load\(|\bvariables_initializer\(|\.load_(?:state_dict|checkpoint|weights)\(|\b\w*(?:model|network|unet|encoder|decoder|backbone|net[GD]?)\.(?:to|cuda|half|float)\("),
         (Phase.BACKWARD, r"\.backward\("),
         (Phase.OPTIMIZER, r"\b\w*(?:optim\w*|opt|scaler)\.step\("),
         (Phase.PREPROCESS, r"\bload_dataset\(|\bdatasets?\.map\("),
         (Phase.LAUNCH, r"\binit_process_group\(|\binit_distributed\(|\bcuda\.set_device\("),
-        (Phase.FORWARD, r"\b(?:self\.)?(?:model|net|network|unet|net[GD])\(|\.generate\("),
+        (Phase.FORWARD, r"\b(?:self\.)?(?:model|net|network|unet|net[GD]|transformer|encoder|decoder|backbone|classifier|generator|discriminator|critic)\(|\.generate\("),
     )
 )  # fmt: skip
 #: What a phase contains stays in it: evaluation runs the forward pass, saving gathers states.
@@ -69,7 +71,8 @@ _CONTAINERS = frozenset(
 _OPERATIONS = (
     (Phase.SAVE, re.compile(r"\[?Op:(?:Save|Write|ShardedFilename|MergeV2Checkpoints)\w*")),
     (Phase.LOAD, re.compile(r"\[?Op:(?:Restore|Read)\w*")),
-    (Phase.BACKWARD, re.compile(r"\bin operator\(\): \w*Backward|\b\w+Backward\d\b|gradient_tape|\bgrad_fn\b")),
+    (Phase.BACKWARD, re.compile(r"\bin operator\(\): \w*Backward|\b\w+Backward\d\b|gradient_tape|\bgrad_fn\b|(?:\bNode: |\bnode )\S*\bgradients(?:_\d+)?/")),
+    (Phase.OPTIMIZER, re.compile(r"(?:\bNode: |\bnode )\S*\b(?:Adam\w*|SGD|RMSprop|RMSProp|Momentum|Adagrad|Adafactor|[Oo]ptimizer\w*)/")),
 )  # fmt: skip
 #: What the words of an error say about the place in which it was raised.
 _WORDS = tuple(
@@ -85,9 +88,9 @@ _WORDS = tuple(
 _ANNOUNCED = tuple(
     (phase, re.compile(pattern))
     for phase, pattern in (
-        (Phase.SAVE, r"(?i)\bsaving (?:\w+ ){0,3}(?:checkpoint|weights|model)|\bcheckpoint (?:write|save|saving)|model weights saved"),
-        (Phase.EVAL, r"\*{3,} ?Running (?:Evaluation|Prediction|evaluation)|(?i:\bvalidating\b|^evaluating\b|\bstart(?:ing)? (?:evaluation|validation)\b)"),
-        (Phase.PREPROCESS, r"(?i)converting format of dataset|running tokenizer on dataset|^tokenizing\b|\bmap \(num_proc|generating \w+ split|\bpreprocessing\b|^map:\s+\d+%"),
+        (Phase.SAVE, r"(?i)\b(?:saving|writing|dumping|summoning) (?:\w+ ){0,3}(?:checkpoint|weights|model)|\bcheckpoint (?:write|save|saving)|model weights saved"),
+        (Phase.EVAL, r"\*{3,} ?Running (?:Evaluation|Prediction|evaluation)|(?i:\bvalidating\b|^evaluating\b|\bepoch\b.{0,12}\((?:val|valid|validation|eval|test)\)|^(?:val|valid|validation|eval|evaluation|testing)\b[^|]{0,40}\d+%|\bstart(?:ing)? (?:evaluation|validation)\b)"),
+        (Phase.PREPROCESS, r"(?i)converting format of dataset|running tokenizer on dataset|^tokenizing\b|\bmap \(num_proc|generating \w+ split|\bpreprocessing\b|^preparing (?:\w+ ){0,2}(?:data|datasets?|set|splits?|examples|samples)\b|^map:\s+\d+%"),
         (Phase.LOAD, r"(?i)loading (?:\w+ )?(?:checkpoint shards|weights|model)|\bweights? loading\b|loading safetensors|model loading took|\bcreating (?:the )?model\b|skipping token \S+ with \d+-dimensional vector"),
         (Phase.BACKWARD, r"\.backward\(\)"),
         (Phase.OPTIMIZER, r"\boptimizer\.step\(\)"),

@@ -48,6 +48,8 @@ _PREFIX = re.compile(
     ))
     + ")"
 )  # fmt: skip
+#: A line that people quote as code or in bold.
+_QUOTED = re.compile(r"(?P<mark>\*\*|`)(?P<text>[A-Za-z(\[].*)(?P=mark)\s*$")
 _BOX_END = re.compile(r"\s*[│┃║]\s*$")
 _MOST_PREFIXES, _PREFIX_CHARS = 8, 200
 _RANK_INSIDE = re.compile(
@@ -119,6 +121,8 @@ def _strip(text: str) -> Line:
         text = text[match.end() :]
     if text[-1:] in "│┃║ " and (end := _BOX_END.search(text)):
         text = text[: end.start()]
+    if text[:1] in "*`" and (quoted := _QUOTED.match(text)):
+        text = quoted["text"]
     return Line(text, rank, width)
 
 

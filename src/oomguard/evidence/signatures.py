@@ -129,6 +129,7 @@ LOOK_ALIKES = _rows(
     TableRow("retry-not-failure", "caller indicates", r"The caller indicates that this is not a failure", "tensorflow/tensorflow bfc_allocator.cc"),
     TableRow("tcmalloc-notice", "large alloc", r"tcmalloc: large alloc \d+", "google/tcmalloc notice"),
     TableRow("cache-flush-notice", "memory pressure|allocator cache flushes", r"pytorch allocator cache flushes since last step|high memory pressure", "deepspeedai/DeepSpeed stage3.py warning"),
+    TableRow("nvrm-no-memory", "nv_err_no_memory", r"\bNV_ERR_NO_MEMORY\b", "NVIDIA/open-gpu-kernel-modules: on unified memory also in runs that succeed"),
     TableRow("not-oom-killed", "oomkilled", r"(?i)\bOOMKilled[\"']?\s*[:=]\s*[\"']?false", "docker inspect"),
     TableRow("jvm-heap", "outofmemoryerror", r"java\.lang\.OutOfMemoryError", "OpenJDK: the heap that -Xmx sets"),
     TableRow("node-heap", "out of memory|heap limit", r"JavaScript heap out of memory|Reached heap limit", "nodejs/node: the heap that --max-old-space-size sets"),
@@ -161,10 +162,11 @@ _DEVICE = _rows(
 #: Driver and runtime errors: they state no size, and pinning host memory prints the same text.
 DRIVER_FORMS = _rows(
     Reading.SHORTAGE, Kind.DEVICE_OOM,
-    TableRow("cuda-driver", "out of memory", r"(?i)\b(?:CUDA|HIP|NPU)(?: driver| runtime)? error(?: ?\(?2\)?)? ?: ?out of memory|CUDA failed with error out of memory", "pytorch/pytorch c10/cuda/CUDAException.cpp"),
+    TableRow("cuda-driver", "out of memory", r"(?i)\b(?:CUDA|HIP|NPU)(?: driver| runtime)? error(?: ?\(?2\)?)? ?: ?out of memory|CUDA failed with error out of memory|THCudaCheck FAIL .{0,200}error=2 ?: out of memory", "pytorch/pytorch c10/cuda/CUDAException.cpp"),
     TableRow("cuda-error-name", "error", r"\bCUDA_ERROR_OUT_OF_MEMORY\b|\bcudaErrorMemoryAllocation\b|\bhipErrorOutOfMemory\b|\bcuda error: ?cudaErrorMemoryAllocation", "CUDA and HIP error names"),
     TableRow("xpu-driver", "out_of_device_memory", r"\b(?:UR|ZE|PI)_(?:RESULT_)?ERROR_OUT_OF_DEVICE_MEMORY\b", "oneapi-src/unified-runtime"),
     TableRow("xpu-sycl", "out of device memory", r"(?i)allocation is out of device memory", "intel/llvm sycl runtime, IPEX"),
+    TableRow("nvml-of-oom", "cudacachingallocator.cpp", r"NVML_SUCCESS == .{1,60}INTERNAL ASSERT FAILED at .{0,200}CUDACachingAllocator\.cpp", "pytorch/pytorch c10/cuda/CUDACachingAllocator.cpp: once cudaMalloc has failed it asks NVML, which a Jetson or a slice lacks (#112377, #185240)"),
     TableRow("rmm", "out_of_memory", r"rmm::out_of_memory|bad_alloc: out_of_memory", "rapidsai/rmm"),
     TableRow("torch-device-type", "outofmemoryerror", r"\b(?:torch(?:\.cuda)?|cupy\.cuda\.memory)\.OutOfMemoryError\b", "pytorch/pytorch exception type", figures=_BOTH),
 )  # fmt: skip
@@ -355,7 +357,7 @@ SIGNATURES: tuple[Signature, ...] = (
 BY_ID = {signature.id: signature for signature in SIGNATURES}
 #: Look-alikes that are warnings: the program continues after them.
 NOTICES = frozenset(
-    {"retry-not-failure", "tcmalloc-notice", "cache-flush-notice", "not-oom-killed"}
+    {"retry-not-failure", "tcmalloc-notice", "cache-flush-notice", "not-oom-killed", "nvrm-no-memory"}
 )
 #: Signatures that explain no failure.
 HARMLESS = NOTICES | {s.id for s in SIGNATURES if s.reading is Reading.COMPLETED}

@@ -31,7 +31,8 @@ class Gpu:
     """One GPU that the job may use; `index` counts as nvidia-smi does.
 
     `bfloat16` says whether it computes in bf16 (Ampere and later), `hopper` whether it is of that
-    generation.
+    generation. Of a GPU that shares the host's RAM (`unified`: GB10, Jetson) NVML knows no memory;
+    its bytes are those of the host.
     """
 
     index: int
@@ -41,6 +42,7 @@ class Gpu:
     used_bytes: int
     bfloat16: bool = True
     hopper: bool = False
+    unified: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -146,28 +148,45 @@ def wait_until_free(
 
 
 def _held(before: Sequence[Gpu], now: Sequence[Gpu]) -> dict[str, int]:
-    used = {gpu.uuid: gpu.used_bytes for gpu in now}
+    # What is in use of the host's RAM is every program's.
+    used = {gpu.uuid: gpu.used_bytes for gpu in now if not gpu.unified}
     above = {gpu.uuid: used.get(gpu.uuid, 0) - gpu.used_bytes for gpu in before}
     return {uuid: more for uuid, more in above.items() if more > _TOLERANCE_BYTES}
 
 
 def _gpu(index: int) -> Gpu | None:
-    """Read one GPU; None where it does not say (off the bus, or memory shared with the host)."""
+    """Read one GPU; None where it does not answer (off the bus)."""
     try:
         handle = pynvml.nvmlDeviceGetHandleByIndex(index)
-        memory = pynvml.nvmlDeviceGetMemoryInfo(handle)
+        unified, total_bytes, used_bytes = _memory(handle)
         generation = pynvml.nvmlDeviceGetCudaComputeCapability(handle)[0]
         return Gpu(
             index=index,
             uuid=str(pynvml.nvmlDeviceGetUUID(handle)),
             name=str(pynvml.nvmlDeviceGetName(handle)),
-            total_bytes=int(memory.total),
-            used_bytes=int(memory.used),
+            total_bytes=total_bytes,
+            used_bytes=used_bytes,
             bfloat16=generation >= _AMPERE,
             hopper=generation == _HOPPER,
+            unified=unified,
         )
     except pynvml.NVMLError:
         return None
+
+
+def _memory(handle: object) -> tuple[bool, int, int]:
+    """Return whether a GPU shares the host's RAM, and its bytes in all and in use.
+
+    `nvidia-smi` shows "Not Supported" as the memory of a GB10, NVML raises or reports 0.
+    """
+    total_bytes = used_bytes = 0
+    with suppress(pynvml.NVMLError_NotSupported):
+        memory = pynvml.nvmlDeviceGetMemoryInfo(handle)
+        total_bytes, used_bytes = int(memory.total), int(memory.used)
+    if total_bytes:
+        return False, total_bytes, used_bytes
+    host = host_memory()
+    return True, host.total_bytes, host.total_bytes - host.available_bytes
 
 
 def _resolve(entry: str, uuids: dict[int, str]) -> int | None:
