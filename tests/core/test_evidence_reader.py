@@ -32,6 +32,10 @@ STEPS = "".join(f"step {i} loss 2.5\n" for i in range(1, 6))
         ('[rank0]:   File "a.py", line 3, in f', '  File "a.py", line 3, in f', 0),
         ("| Allocated memory |  1 MB |", "Allocated memory |  1 MB |", None),
         ("ValueError: [1, 2]", "ValueError: [1, 2]", None),
+        ("**ValueError: no**", "ValueError: no", None),
+        ("`ValueError: no`", "ValueError: no", None),
+        ("***** Running Evaluation *****", "***** Running Evaluation *****", None),
+        ("**ValueError**: no", "**ValueError**: no", None),
     ],
 )  # fmt: skip
 def test_what_stands_before_a_line_is_no_part_of_it(line: str, text: str, rank: int | None) -> None:
@@ -275,3 +279,110 @@ class TestUnknown:
     def test_a_crash_is_another_failure(self) -> None:
         assert judge_log([STEPS.encode()], -11).root == "exited with code -11 (SIGSEGV)"
         assert judge_log([STEPS.encode()], 139).kind is Kind.NOT_OOM
+
+
+def _at(*rows: str) -> Phase:
+    """Return the phase of an OOM below these lines of a traceback."""
+    text = "Traceback (most recent call last):\n" + "\n".join(rows) + f"\n{OOM}"
+    return judge_log([text.encode()], 1).phase
+
+
+@pytest.mark.parametrize(
+    ("source", "phase"),
+    [
+        ("    metrics = self.evaluate(loader)", Phase.EVAL),
+        ("    loss.mean().backward()", Phase.BACKWARD),
+        ("    scaler.step(optimizer)", Phase.OPTIMIZER),
+        ("    net = AutoModel.from_pretrained(path)", Phase.LOAD),
+        ("    model.cuda()", Phase.LOAD),
+        ("    torch.save(state, path)", Phase.SAVE),
+        ("    dist.init_process_group('nccl')", Phase.LAUNCH),
+        ("    out = self.model(**batch)", Phase.FORWARD),
+        ("    x = x.to(device)", Phase.UNKNOWN),
+        ("    def evaluate(model):", Phase.UNKNOWN),
+    ],
+)
+def test_a_line_of_source_tells_where_its_frame_does_not(source: str, phase: Phase) -> None:
+    assert _at('  File "run.py", line 9, in main', source) is phase
+
+
+@pytest.mark.parametrize(
+    "listing", ["----> 4 P.evaluate(\n      5   model=m)", "❱ 4 P.evaluate(x)"]
+)
+def test_of_a_listing_the_line_of_the_call_counts(listing: str) -> None:
+    others = "      1 model = torch.load(path)\n      2 loss.backward()\n"
+    assert _at("Cell In[58], line 4", f"{others}{listing}") is Phase.EVAL
+
+
+def test_what_is_called_within_a_context_stays_in_it() -> None:
+    outer = ('  File "run.py", line 3, in main', "    model.evaluate(x)")
+    assert _at(*outer, '  File "m.py", line 3, in f', "    y = self.model(x)") is Phase.EVAL
+
+
+@pytest.mark.parametrize(
+    ("frame", "phase"),
+    [
+        ('File "/x/torch/utils/data/dataloader.py", line 480, in _try_get_batch', Phase.BATCH),
+        ('File "/x/torch/utils/data/_utils/signal_handling.py", line 6, in handler', Phase.UNKNOWN),
+        ('File "/x/my_dataset.py", line 4, in __getitem__', Phase.BATCH),
+        ('File "/x/torch/nn/modules/container.py", line 4, in __getitem__', Phase.UNKNOWN),
+        ('File "/x/data.py", line 4, in load_images', Phase.PREPROCESS),
+        ('File "/usr/lib/python3.11/json/__init__.py", line 293, in load', Phase.PREPROCESS),
+        ('File "<frozen importlib._bootstrap>", line 688, in _load_unlocked', Phase.UNKNOWN),
+        ('File "/x/keras/src/optimizers/base_optimizer.py", line 4, in apply_gradients', Phase.OPTIMIZER),
+        ('File "/usr/lib/python3.11/subprocess.py", line 389, in call', Phase.UNKNOWN),
+        ('File "/x/torch/distributed/distributed_c10d.py", line 9, in init_process_group', Phase.LAUNCH),
+        ('File "/usr/lib/python3.11/argparse.py", line 9, in parse_args', Phase.LAUNCH),
+    ],
+)  # fmt: skip
+def test_functions_of_data_and_of_startup_are_known_by_name(frame: str, phase: Phase) -> None:
+    assert _at(f"  {frame}") is phase
+
+
+def test_a_script_that_evaluates_does_so_in_its_forward_pass() -> None:
+    frames = ('  File "eval_net.py", line 9, in <module>', '  File "n.py", line 3, in forward')
+    assert _at(*frames) is Phase.EVAL
+    assert _at(frames[0].replace("eval_net", "medieval"), frames[1]) is Phase.FORWARD
+
+
+@pytest.mark.parametrize(
+    ("line", "phase"),
+    [
+        ("0/10 * Epoch (valid):   3% 1/32 [00:01<00:46, loss=1.656]", Phase.EVAL),
+        ("Summoning checkpoint.", Phase.SAVE),
+        ("Preparing test set...:  46%|###  | 31/67 [29:02<35:12, 58.67s/it]", Phase.PREPROCESS),
+        ("0/10 * Epoch (train):   3% 1/32 [00:01<00:46, loss=1.656]", Phase.UNKNOWN),
+    ],
+)
+def test_what_was_announced_last_is_the_phase(line: str, phase: Phase) -> None:
+    assert judge_log([f"{line}\n{OOM}".encode()], 1).phase is phase
+
+
+class TestUnifiedMemory:
+    """Machines whose GPU shares the host's RAM: GB10, Jetson, and what NVML says there."""
+
+    def test_an_allocator_that_cannot_ask_nvml_has_run_out(self) -> None:
+        # pytorch/pytorch#112377 and #185240: a Jetson and a slice of an A100
+        text = (
+            'RuntimeError: NVML_SUCCESS == r INTERNAL ASSERT FAILED at "../c10/cuda/'
+            'CUDACachingAllocator.cpp":995, please report a bug to PyTorch.\n'
+        )
+        assert judge_log([text.encode()], 1).kind is Kind.DEVICE_OOM
+
+    def test_another_use_of_nvml_that_fails_is_another_failure(self) -> None:
+        text = 'RuntimeError: NVML_SUCCESS == r INTERNAL ASSERT FAILED at "c10/cuda/PeerToPeerAccess.cpp":9\n'
+        assert judge_log([text.encode()], 1).kind is Kind.NOT_OOM
+
+    def test_the_drivers_notice_is_printed_by_runs_that_succeed_as_well(self) -> None:
+        # vllm-project/vllm#56824: three healthy starts print it, the one that fails does not
+        notice = (
+            "[ 4021.110000] NVRM: nvCheckOkFailedNoLog: Check failed: Out of memory "
+            "[NV_ERR_NO_MEMORY] (0x00000051) returned from _memdescAllocInternal @ mem_desc.c:1359\n"
+        )
+        assert judge_log([(notice + STEPS).encode()], 0).kind is Kind.OK
+        assert judge_log([notice.encode()], 1).kind is Kind.UNKNOWN
+        assert judge_log([(notice + OOM).encode()], 1).kind is Kind.DEVICE_OOM
+
+    def test_a_jetsons_own_allocator_names_itself(self) -> None:
+        text = "NvMapMemAllocInternalTagged: 1075072515 error 12\n"
+        assert judge_log([text.encode()], 1).kind is Kind.DEVICE_OOM

@@ -89,6 +89,8 @@ SHORTAGES = [
     ("misc/shmutils.cc:87 NCCL WARN Call to posix_fallocate failed : No space left on device", S, None, None),
     ("RuntimeError: unable to mmap 1048 bytes from file </torch_1_2_3>: Cannot allocate memory (12)", S, 1048, None),
     ("ray.exceptions.OutOfMemoryError: Task was killed due to the node running low on memory.", H, None, None),
+    ('RuntimeError: NVML_SUCCESS == r INTERNAL ASSERT FAILED at "../c10/cuda/CUDACachingAllocator.cpp":995, please report a bug to PyTorch.', D, None, None),
+    ("THCudaCheck FAIL file=/pytorch/aten/src/THC/generic/THCStorage.cu line=58 error=2 : out of memory", D, None, None),
     ("rmm::out_of_memory thrown in pool_memory_resource", D, None, None),
     ("error: Some of your processes may have been killed by the cgroup out-of-memory handler.", H, None, None),
     ("NCCL WARN Error while creating shared memory segment /dev/shm/nccl-UbzKZ9 (size 9637888)", S, None, None),

@@ -48,7 +48,9 @@ _BY_NAME = tuple(
 #: Functions that name a phase only where nothing around them did.
 _WEAK = re.compile(r"(?:^|_)forward(?:_|$)|^compute_loss$|^_(?:wrapped_)?call_impl$|^call$")
 #: A script that only evaluates: its forward pass is the evaluation's.
-_EVALUATES = re.compile(r"(?i)(?:^|/)(?:eval|evaluate|evaluation|validate|validation)(?:_\w+)?\.py$")
+_EVALUATES = re.compile(
+    r"(?i)(?:^|/)(?:eval|evaluate|evaluation|validate|validation)(?:_\w+)?\.py$"
+)
 #: What the source lines of a traceback call, for functions that say nothing by themselves.
 _CALLED = tuple(
     (phase, re.compile(pattern))
@@ -110,9 +112,9 @@ def phase_of(traceback: Traceback) -> Phase:
         phase = _within(phase, _phase_of_frame(frame))
         if phase is Phase.UNKNOWN:
             phase = _weak_phase(frame)
-    if phase is Phase.UNKNOWN:
-        for text in traceback.source:
-            phase = _within(phase, _first(_CALLED, [text]))
+    # Where frames tell, only the innermost line adds to them: what it calls left no frame.
+    for text in traceback.source[-2:] if phase is not Phase.UNKNOWN else traceback.source:
+        phase = _within(phase, _first(_CALLED, [text]))
     scripts = [frame.file for frame in traceback.frames if frame.name == "<module>"]
     if phase in (Phase.UNKNOWN, Phase.FORWARD) and any(map(_EVALUATES.search, scripts)):
         return Phase.EVAL

@@ -357,7 +357,13 @@ SIGNATURES: tuple[Signature, ...] = (
 BY_ID = {signature.id: signature for signature in SIGNATURES}
 #: Look-alikes that are warnings: the program continues after them.
 NOTICES = frozenset(
-    {"retry-not-failure", "tcmalloc-notice", "cache-flush-notice", "not-oom-killed", "nvrm-no-memory"}
+    {
+        "retry-not-failure",
+        "tcmalloc-notice",
+        "cache-flush-notice",
+        "not-oom-killed",
+        "nvrm-no-memory",
+    }
 )
 #: Signatures that explain no failure.
 HARMLESS = NOTICES | {s.id for s in SIGNATURES if s.reading is Reading.COMPLETED}

@@ -55,6 +55,11 @@ _TEXTS: tuple[tuple[str, str | None], ...] = (
     ("RESOURCE_EXHAUSTED: XLA:TPU", None),
     ("No executable batch size found", None),  # accelerate, after an OOM at every batch size
 )
+#: Once cudaMalloc has failed, the allocator asks NVML, which a Jetson or a slice of a card lacks.
+#: Source: pytorch/pytorch#112377, #185240
+_ASKED_NVML = re.compile(
+    r"NVML_SUCCESS == .{1,60}INTERNAL ASSERT FAILED at .{0,200}CUDACachingAllocator\.cpp"
+)
 #: Messages that look like an OOM and are not: the loader ran out of TLS slots, a shape is wrong,
 #: the limit on locked memory is too low.
 _LOOK_ALIKES = ("static TLS block", "more than 1EB memory", "ibv_reg_mr failed")
@@ -130,6 +135,8 @@ def _recognize(error: BaseException, text: str) -> tuple[bool, str | None]:
     for fragment, device in _TEXTS:
         if fragment in text:
             return True, device
+    if _ASKED_NVML.search(text):
+        return True, CUDA
     return type(error).__name__ in _DEVICE_TYPES, None
 
 
