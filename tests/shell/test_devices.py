@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import psutil
+import pynvml
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -161,3 +162,49 @@ def test_without_gpus_nothing_is_read_or_waited_for():
         pytest.fail("read")
 
     assert wait_until_free((), read=never).free
+
+
+class Memory:
+    """What NVML reports of a GPU's memory."""
+
+    total = used = 0
+
+
+@pytest.mark.parametrize("refused", [True, False])
+def test_a_gpu_without_memory_of_its_own_has_the_hosts(monkeypatch, refused):
+    # GB10: nvidia-smi shows "Not Supported"; a Jetson's NVML has no such call at all.
+    def memory(_handle):
+        if refused:
+            raise pynvml.NVMLError_NotSupported
+        return Memory
+
+    answers = {
+        "nvmlInit": lambda: None, "nvmlShutdown": lambda: None, "nvmlDeviceGetCount": lambda: 1,
+        "nvmlDeviceGetHandleByIndex": lambda index: index, "nvmlDeviceGetMemoryInfo": memory,
+        "nvmlDeviceGetCudaComputeCapability": lambda _: (12, 1),
+        "nvmlDeviceGetUUID": lambda _: "GPU-cc11", "nvmlDeviceGetName": lambda _: "NVIDIA GB10",
+    }  # fmt: skip
+    for name, answer in answers.items():
+        monkeypatch.setattr(pynvml, name, answer)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    (found,) = gpus()
+    assert found.unified
+    assert found.total_bytes == host_memory().total_bytes
+    assert 0 < found.used_bytes < found.total_bytes
+
+
+def test_a_gpu_that_does_not_answer_is_left_out(monkeypatch):
+    def gone(_handle):
+        raise pynvml.NVMLError_GpuIsLost
+
+    monkeypatch.setattr(pynvml, "nvmlInit", lambda: None)
+    monkeypatch.setattr(pynvml, "nvmlShutdown", lambda: None)
+    monkeypatch.setattr(pynvml, "nvmlDeviceGetCount", lambda: 1)
+    monkeypatch.setattr(pynvml, "nvmlDeviceGetHandleByIndex", gone)
+    assert gpus() == ()
+
+
+def test_what_other_programs_hold_of_shared_ram_is_not_waited_for():
+    before = replace(CARD, unified=True)
+    now = replace(before, used_bytes=20 * GIB)
+    assert wait_until_free((before,), timeout_s=9, clock=lambda: 0.0, read=lambda: (now,)).free

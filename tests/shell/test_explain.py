@@ -7,6 +7,9 @@ import json
 
 import pytest
 
+from oomguard.adapters.examples import example_of
+from oomguard.adapters.in_logs import framework_in_log
+from oomguard.adapters.registry import ADAPTERS, adapter_named
 from oomguard.cli.main import main
 
 OOM = "torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2.00 GiB.\n"
@@ -65,3 +68,91 @@ def test_a_folder_of_rank_logs_is_one_story_with_one_root(tmp_path, capsys, name
 def test_an_empty_folder_is_an_error_that_says_so(tmp_path, capsys):
     assert main(("explain", str(tmp_path))) == 2
     assert "no log in it" in capsys.readouterr().err
+
+
+FRAMES = {
+    "llamafactory": "/app/src/llamafactory/train/sft/workflow.py",
+    "axolotl": "/x/site-packages/axolotl/train.py",
+    "litgpt": "/x/site-packages/litgpt/finetune/lora.py",
+    "torchtune": "/x/site-packages/torchtune/training/checkpointing/_utils.py",
+    "ms_swift": "C:\\x\\site-packages\\swift\\trainers\\mixin.py",
+    "trl": "/x/site-packages/trl/scripts/sft.py",
+    "hf_trainer": "/x/site-packages/transformers/trainer.py",
+}
+COMMANDS = {
+    "llamafactory": "+ llamafactory-cli train sft.yaml",
+    "axolotl": "$ axolotl train lora.yaml",
+    "litgpt": "litgpt finetune_lora checkpoints/m",
+    "torchtune": "tune run lora_finetune_single_device --config llama3_1/8B_lora_single_device",
+    "ms_swift": "Running: swift sft --model Qwen/Qwen2.5-7B",
+    "trl": "trl sft --model_name_or_path Qwen/Qwen2.5-0.5B --dataset_name d",
+}
+#: What `halve_micro_batch` sets from four samples at once, as each framework's users write it.
+HALVED = {
+    "llamafactory": "per_device_train_batch_size: 2, gradient_accumulation_steps: 8",
+    "axolotl": "micro_batch_size: 2, gradient_accumulation_steps: 8",
+    "litgpt": "train.micro_batch_size: 2",
+    "torchtune": "batch_size: 2, gradient_accumulation_steps: 8",
+    "ms_swift": "per_device_train_batch_size: 2, gradient_accumulation_steps: 8",
+    "trl": "per_device_train_batch_size: 2, gradient_accumulation_steps: 8",
+    "hf_trainer": "--per_device_train_batch_size 2, --gradient_accumulation_steps 8",
+    "qwen": "--per_device_train_batch_size 2, --gradient_accumulation_steps 8",
+}
+
+
+@pytest.mark.parametrize("name", FRAMES)
+def test_the_strategies_come_with_settings_of_the_framework_in_the_frames(tmp_path, capsys, name):
+    frame = f'  File "{FRAMES[name]}", line 96, in run\n    train()\n'
+    (tmp_path / "log").write_text(f"Traceback (most recent call last):\n{frame}{OOM}")
+    shown = explained(capsys, tmp_path / "log")
+    assert f"      {HALVED[name]}\n" in shown
+    assert f"settings of {adapter_named(name).title}, for example" in shown
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_the_framework_is_told_by_its_command(name):
+    found = framework_in_log(f"step 1\n{COMMANDS[name]}\nstep 2\n{OOM}")
+    assert found is not None
+    assert found.name == name
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", OOM, '  File "/home/trl/train.py", line 1, in f\n', "swift is fast\nlitgpt --version\n"],
+)
+def test_a_log_of_no_framework_gets_the_strategies_without_settings(tmp_path, capsys, text):
+    assert framework_in_log(text) is None
+    (tmp_path / "log").write_text(text + OOM)
+    shown = explained(capsys, tmp_path / "log")
+    assert "halve_micro_batch: " in shown
+    assert "settings of" not in shown
+
+
+def test_every_framework_has_an_example_or_is_a_script_of_its_own():
+    assert {a.name for a in ADAPTERS if example_of(a) is None} == {"peft_loftq"}
+    assert HALVED.keys() == {a.name for a in ADAPTERS} - {"peft_loftq"}
+
+
+@pytest.mark.parametrize("name", HALVED)
+def test_a_framework_that_is_named_decides(tmp_path, capsys, name):
+    (tmp_path / "log").write_text(OOM)
+    shown = explained(capsys, tmp_path / "log", "--framework", name)
+    assert HALVED[name] in shown
+
+
+def test_with_the_jobs_config_the_settings_are_its_own(tmp_path, capsys):
+    config = tmp_path / "train.yaml"
+    config.write_text(
+        "base_model: m\ndatasets: [{path: d, type: alpaca}]\nsequence_len: 512\nadapter: lora\n"
+        "lora_r: 8\nmicro_batch_size: 6\ngradient_accumulation_steps: 5\noutput_dir: out\n"
+    )
+    (tmp_path / "log").write_text(OOM)
+    shown = explained(capsys, tmp_path / "log", "--config", config)
+    assert "micro_batch_size: 3, gradient_accumulation_steps: 10" in shown
+    assert "settings of axolotl, for this config" in shown
+
+
+def test_an_unknown_framework_is_an_error_that_lists_them(tmp_path, capsys):
+    (tmp_path / "log").write_text(OOM)
+    assert main(("explain", str(tmp_path / "log"), "--framework", "axolot")) == 2
+    assert "axolotl" in capsys.readouterr().err

@@ -7,23 +7,30 @@ import gzip
 import lzma
 import sys
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, cast
 
 import click
 import msgspec
 
+from oomguard.adapters.contract import Adapter
+from oomguard.adapters.in_logs import framework_in_log
+from oomguard.adapters.registry import adapter_named
 from oomguard.cli.log_folder import judge_folder
-from oomguard.cli.next_steps import next_steps
+from oomguard.cli.next_steps import Failed, next_steps
 from oomguard.cli.output import echo, print_json
+from oomguard.cli.prepare import prepare
 from oomguard.errors import LogError, Where
 from oomguard.evidence.judge import judge_log
 from oomguard.evidence.verdict import Finding, Verdict
+from oomguard.machine.gpus import gpus
 from oomguard.units import show_bytes
 
 CHUNK_BYTES = 1 << 20
+_END_BYTES = 1 << 18  # of the log, at either end, in which its framework is looked for
 _XZ, _ZSTD, _ZIP = b"\xfd7zXZ\0", b"(\xb5/\xfd", b"PK\3\4"
 #: How a compressed file begins, and what opens it; or the command that prints it.
 _OPENERS: dict[bytes, Callable[[Path], object]] = {
@@ -32,30 +39,73 @@ _OPENERS: dict[bytes, Callable[[Path], object]] = {
 _PRINTERS = {_ZSTD: "zstd -dc", _ZIP: "unzip -p"}
 
 
+@dataclass(slots=True)
+class _Framework:
+    """Finds the framework in what the logs begin and end with: commands there, frames here."""
+
+    found: Adapter | None = None
+    head: bytes = field(default=b"", repr=False)
+    tail: bytes = field(default=b"", repr=False)
+
+    def watch(self, chunks: Iterable[bytes]) -> Iterator[bytes]:
+        """Yield the chunks of a log; keep its ends, and look into them when it is over."""
+        self.head = self.tail = b""
+        for chunk in chunks:
+            if len(self.head) < _END_BYTES:
+                self.head = (self.head + chunk)[:_END_BYTES]
+            self.tail = (self.tail + chunk)[-_END_BYTES:]
+            yield chunk
+        texts = (end.decode("utf-8", "replace") for end in (self.head, self.tail))
+        self.found = self.found or next(filter(None, map(framework_in_log, texts)), None)
+
+
 @click.command("explain")
 @click.argument("log", type=click.Path(path_type=Path, allow_dash=True))
 @click.option("--exit-code", type=int, metavar="N", help="Exit code of the job, if known.")
+@click.option(
+    "--framework",
+    metavar="NAME",
+    help="Framework whose settings to show, if the log does not tell it.",
+)
+@click.option(
+    "--config",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Training config of the job, to show the strategies in its own values.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document to stdout.")
-def command(log: Path, exit_code: int | None, as_json: bool) -> None:
+def command(
+    log: Path, exit_code: int | None, framework: str | None, config: Path | None, as_json: bool
+) -> None:
     """Diagnose why a job failed from its LOG.
 
     A folder is read as the logs of the ranks of one job; - reads stdin.
     """
+    told = _Framework(adapter_named(framework) if framework else None)
     if log.is_dir():
-        story = judge_folder(log, lambda path: _judge(path, exit_code))
+        story = judge_folder(log, lambda path: _judge(path, exit_code, told))
         verdict, files = story.verdict, story.files
     else:
-        verdict, files = _judge(log, exit_code), ()
+        verdict, files = _judge(log, exit_code, told), ()
     if as_json:
         print_json(_document(verdict, files))
     else:
-        _print(verdict, files)
+        _print(verdict, files, _failed(told, framework, config))
 
 
-def _judge(log: Path, exit_code: int | None) -> Verdict:
+def _failed(told: _Framework, framework: str | None, config: Path | None) -> Failed:
+    """Return what is known of the job: its framework by its log, or the job by its config."""
+    if config is None:
+        return Failed(told.found)
+    given = {"framework": framework} if framework else {}
+    prepared = prepare(config, (), given, planned_gpus=max(1, len(gpus())))
+    return Failed(prepared.adapter, prepared.job)
+
+
+def _judge(log: Path, exit_code: int | None, told: _Framework) -> Verdict:
     try:
         with _open(log) as stream:
-            return judge_log(_chunks(stream), exit_code)
+            return judge_log(told.watch(_chunks(stream)), exit_code)
     except (OSError, EOFError, lzma.LZMAError, zlib.error) as error:
         reason = getattr(error, "strerror", None) or error
         raise LogError(f"the log cannot be read: {reason}", where=Where(file=str(log))) from error
@@ -95,7 +145,7 @@ def _chunks(stream: IO[bytes]) -> Iterator[bytes]:
         yield chunk
 
 
-def _print(verdict: Verdict, files: Sequence[str]) -> None:
+def _print(verdict: Verdict, files: Sequence[str], failed: Failed) -> None:
     echo(f"{verdict.kind.value} ({verdict.confidence.value} confidence)")
     rows = {
         "cause": verdict.cause.value,
@@ -112,7 +162,7 @@ def _print(verdict: Verdict, files: Sequence[str]) -> None:
     for place, finding in enumerate(verdict.evidence):
         file = f"{files[place]}: " if files else ""
         echo(f"  {_place(finding):<10} {file}{finding.text}")
-    steps = next_steps(verdict)
+    steps = next_steps(verdict, failed)
     if steps:
         echo("next:")
     for step in steps:
