@@ -10,6 +10,7 @@ from oomguard.configfile.document import Source
 from oomguard.configfile.flags import is_flag
 from oomguard.configfile.values import shown
 from oomguard.job.command import Command
+from oomguard.job.plan import Plan
 from oomguard.job.training_job import Job
 from oomguard.ladder.strategy_contract import Strategy
 from oomguard.redact import redact_config
@@ -21,7 +22,7 @@ _FOLDER = "/attempt"
 def spelled(strategy: Strategy, adapter: Adapter, job: Job) -> list[str]:
     """Return the settings that a strategy gives new values to in a job; none if it is refused."""
     changed = strategy.change(job, job.asked)
-    if changed is None or changed == job.asked:
+    if not isinstance(changed, Plan) or changed == job.asked:
         return []
     plan = adapter.normalize(job, changed)
     if adapter.refusal(job, plan) is not None:
