@@ -134,6 +134,33 @@ def test_the_core_reads_and_writes_nothing():
     assert rows == []
 
 
+#: Packages that talk to the user, and what runs in other processes.
+OUTSIDE = {"cli", "monitor", "tracer"}
+#: Modules that only pass on to what is not pure, and to what.
+PASSING_ON = {"__main__": "the command line", "predict/forecast": "the tracer"}
+IMPURE = {*CONTRACT["forbidden_modules"], "os", "threading"}
+
+
+def imported(path: Path) -> set[str]:
+    """Return the first names of all that a module imports."""
+    nodes = list(ast.walk(ast.parse(path.read_text())))
+    names = [one.name for node in nodes if isinstance(node, ast.Import) for one in node.names]
+    names += [node.module or "" for node in nodes if isinstance(node, ast.ImportFrom)]
+    return {name.split(".")[0] for name in names}
+
+
+def test_the_purity_contract_leaves_no_pure_module_out():
+    rest = [
+        path
+        for path in sorted(SRC.rglob("*.py"))
+        if path not in pure_files()
+        and path.name != "__init__.py"
+        and path.relative_to(SRC).parts[0] not in OUTSIDE
+    ]
+    pure = [path for path in rest if not input_output(path) and not imported(path) & IMPURE]
+    assert {str(path.relative_to(SRC).with_suffix("")) for path in pure} == set(PASSING_ON)
+
+
 # --- Commands ---
 
 #: Placeholders of prose, and what stands for them here.
