@@ -4,8 +4,11 @@
 
 A small job trains and checkpoints while, at random: oomguard is killed (alone, or with what would
 clean up after it), told to stop, or warned; a rank is killed, which the job's launcher starts
-again as elastic launchers do; the disk with the run folder fills up and is
-cleared. After each of them `oomguard resume` goes on. It ends by training to the last step.
+again as elastic launchers do; the disk with the run folder fills up and is cleared, or becomes
+read-only; the screen is closed; processes send reports that nobody can read, or the socket for them
+goes; the run folder is moved and moved back; the log of an attempt is deleted; the event log is cut
+in the middle of an event, or has one of a newer version. After each of them `oomguard resume` goes
+on. It ends by training to the last step.
 """
 
 from __future__ import annotations
@@ -16,17 +19,20 @@ import os
 import random
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
 import time
 from collections import Counter
+from contextlib import suppress
 from io import BytesIO
 from pathlib import Path
 
 import psutil
 
 from oomguard.process.members import mark_of
+from oomguard.process.report_server import SOCKET_FILE
 from oomguard.run.event_log import parse_history
 
 HERE = Path(__file__).parent
@@ -39,8 +45,17 @@ LAST_CODES = {
     0: "trained", 130: "interrupted", -9: "killed", 2: "no room",
     -15: "stopped before it began", -10: "stopped before it began",
 }  # fmt: skip
-FAULTS = ("kill", "kill", "kill-all", "stop", "warn", "rank", "rank", "disk")
+#: Oomguard is expected to end soon after these.
+ENDS = ("kill", "kill", "kill-all", "stop", "warn", "disk", "read-only", "newer", "cut")
+#: It goes on after these, and so does the job.
+GOES_ON = ("rank", "rank", "screen", "reports", "socket", "moved", "log")
+FAULTS = ENDS + GOES_ON
+#: These need a disk of their own.
+ON_DISK = ("disk", "read-only")
 PATIENCE_S = 60.0
+#: An event as no version writes it yet, and half of one.
+NEWER = b'{"event":"quantum_leap","t":3.0,"attempt":1}\n'
+CUT = b'{"event":"progress","t":1.2,"att\x00'
 
 
 class Soak:
@@ -50,6 +65,7 @@ class Soak:
         self.place, self.random, self.steps = place, random.Random(seed), steps
         self.choice, self.faults = faults, Counter[str]()
         self.ends: Counter[str] = Counter()
+        self.refusals = 0
         self.run = place / "oomguard-runs" / NAME
         self.began = time.monotonic()
 
@@ -74,9 +90,12 @@ class Soak:
             flags = ["--max_steps", str(self.steps), "--save_steps", "5", "--step_seconds", "0.05"]
             words = ["launch", "--name", NAME, "--grace", "5", "--", *job, *flags]
         with (self.place / "said.txt").open("ab") as said:
+            self.screen = subprocess.Popen(["cat"], stdin=subprocess.PIPE, stdout=said)
+        assert self.screen.stdin is not None
+        with self.screen.stdin as shown:
             self.process = subprocess.Popen(
                 [sys.executable, "-m", "oomguard", *words],
-                cwd=self.place, stdout=said, stderr=said, start_new_session=True,
+                cwd=self.place, stdout=shown, stderr=shown, start_new_session=True,
                 env={**os.environ, "XDG_DATA_HOME": str(self.place / "data"),
                      "OOM_ABOVE": "2", "OOM_AT": "40", "SAVES_ON": "SIGUSR1"},
             )  # fmt: skip
@@ -92,7 +111,7 @@ class Soak:
             self.faults[fault] += 1
             getattr(self, "do_" + fault.replace("-", "_"))()
         try:
-            return self.process.wait(PATIENCE_S if fault != "rank" else 0.1)
+            return self.process.wait(0.1 if fault in GOES_ON else PATIENCE_S)
         except subprocess.TimeoutExpired:
             return self.wait_with_faults()
 
@@ -131,6 +150,92 @@ class Soak:
         if self.process.poll() is None:
             self.process.send_signal(signal.SIGTERM)
 
+    def do_read_only(self) -> None:
+        """End oomguard, and resume on a read-only disk: it refuses and changes nothing."""
+        self.do_stop()
+        self.process.wait(PATIENCE_S)
+        events = self.run / "events.jsonl"
+        before = events.read_bytes() if events.exists() else None
+        runs = str(self.run.parent)
+        if subprocess.run(["mount", "-o", "remount,ro", runs], check=False).returncode != 0:
+            return  # something still has a file open there
+        try:
+            self.refused("Read-only file system")
+        finally:
+            subprocess.run(["mount", "-o", "remount,rw", runs], check=True)
+        assert before is None or events.read_bytes() == before
+
+    def do_newer(self) -> None:
+        """Kill oomguard and add an event that it does not know: it refuses and changes nothing."""
+        self.do_kill()
+        self.process.wait()
+        events = self.run / "events.jsonl"
+        before = events.read_bytes() if events.exists() else b""
+        whole = before[: before.rfind(b"\n") + 1]
+        if not whole:
+            return
+        events.write_bytes(whole + NEWER)
+        self.refused("another version of oomguard has written this run")
+        assert events.read_bytes() == whole + NEWER
+        events.write_bytes(before)
+
+    def do_cut(self) -> None:
+        self.do_kill()
+        self.process.wait()
+        events = self.run / "events.jsonl"
+        if events.exists():
+            with events.open("ab") as file:
+                file.write(CUT)
+
+    def refused(self, why: str) -> None:
+        """Resume where that cannot be; it has to end with a usage error that says why."""
+        done = subprocess.run(
+            [sys.executable, "-m", "oomguard", "resume", str(self.run)],
+            cwd=self.place, capture_output=True, text=True, check=False, timeout=PATIENCE_S,
+        )  # fmt: skip
+        assert done.returncode == 2, done.stderr
+        assert why in done.stderr or not (self.run / "events.jsonl").exists(), done.stderr
+        self.refusals += why in done.stderr
+        assert "Traceback" not in done.stderr
+
+    def do_screen(self) -> None:
+        self.screen.kill()
+
+    def do_reports(self) -> None:
+        """Send the reporter's socket what it cannot read: noise, other types, an endless line."""
+        odd = [
+            self.random.randbytes(5000) + b"\n",
+            b'{"v": 1, "type": "step", "pid": "x"}\n',
+            b'{"v": 1, "type": "phase", "extra": "\\ud800"}\n',
+            b"[" * 60_000 + b"\n",
+            b"x" * 1_000_000,
+        ]
+        for path in self.sockets():
+            with suppress(OSError), socket.socket(socket.AF_UNIX) as reporter:
+                reporter.connect(str(path))
+                reporter.sendall(self.random.choice(odd))
+
+    def do_socket(self) -> None:
+        for path in self.sockets():
+            path.unlink(missing_ok=True)
+
+    def sockets(self) -> list[Path]:
+        notes = self.run.glob(f"attempts/*/{SOCKET_FILE}")
+        return [Path(note.read_text()) for note in notes]
+
+    def do_moved(self) -> None:
+        """Move the run folder away for a while."""
+        aside = self.run.with_name("aside")
+        if self.run.exists():
+            self.run.rename(aside)
+            time.sleep(self.random.uniform(0.1, 3.0))
+            assert not self.run.exists(), "a folder was made in the place of the one that was moved"
+            aside.rename(self.run)
+
+    def do_log(self) -> None:
+        for log in sorted(self.run.glob("attempts/*/log.txt"))[-1:]:
+            log.unlink()
+
     def marked(self) -> list[int]:
         pids = [int(path.name) for path in Path("/proc").iterdir() if path.name.isdigit()]
         return [pid for pid in pids if (mark_of(pid) or "").startswith(f"{NAME}-")]
@@ -151,12 +256,13 @@ class Soak:
         assert {row["batch"] for row in rows} == {8}, "the global batch was changed"
         assert (self.place / "out/final.txt").read_text() == trained(self.steps)
         assert self.marked() == []
-        assert not list(self.run.glob("attempts/*/socket.txt")), "a socket was left behind"
+        assert not self.sockets(), "a socket was left behind"
         kinds = Counter(a.verdict.kind.value for a in record.attempts if a.verdict)
         return {
             "seconds": round(time.monotonic() - self.began),
             "faults": dict(sorted(self.faults.items())),
             "ends_of_oomguard": dict(sorted(self.ends.items())),
+            "resumes_refused": self.refusals,
             "attempts": len(record.attempts),
             "verdicts": dict(sorted(kinds.items())),
             "steps": self.steps,
@@ -183,7 +289,7 @@ def main() -> None:
     runs.mkdir()
     mount = ["mount", "-t", "tmpfs", "-o", "size=160m", "tmpfs", str(runs)]
     small = subprocess.run(mount, capture_output=True, check=False).returncode == 0
-    faults = tuple(fault for fault in FAULTS if small or fault != "disk")
+    faults = tuple(fault for fault in FAULTS if small or fault not in ON_DISK)
     soak = Soak(place, given.seed, steps=int(given.seconds * 20), faults=faults)
     soak.go(given.seconds)
     result = {"seed": given.seed, "small_disk": small, **soak.check()}

@@ -64,8 +64,8 @@ def train(given: argparse.Namespace) -> int:
         hold(step)
         shortage(step, given.per_device_train_batch_size)
         weights = follow(weights, step)
+        note(out, step, given)  # first: a signal may save the state and end the job here
         state[:] = step, weights
-        note(out, step, given)
         say(f"{{'loss': 1.0, 'step': {step}}}")
         if step % given.save_steps == 0:
             save(out, step, weights)

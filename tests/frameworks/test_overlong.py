@@ -11,6 +11,7 @@ from jobs import _environ
 from oomguard.adapters.contract import JobRequest
 from oomguard.adapters.registry import adapter_named
 from oomguard.job.plan import Overlong
+from oomguard.machine.job_tokenizer import JobTokenizer
 
 TRL = """
 import json
@@ -84,3 +85,26 @@ def test_llamafactorys_pretraining_loses_nothing_by_a_shorter_sequence_where_it_
     base = "lmf train --model_name_or_path m --stage pt"
     assert _read("llamafactory", base) is Overlong.CHUNKED
     assert _read("llamafactory", f"{base} --packing False") is Overlong.CUT
+
+
+TOKENIZER = """
+import json, sys
+from tokenizers import Tokenizer, models, pre_tokenizers
+words = {"[UNK]": 0, "a": 1, "b": 2, "c": 3}
+tokenizer = Tokenizer(models.WordLevel(words, unk_token="[UNK]"))
+tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+tokenizer.enable_truncation(4)
+tokenizer.enable_padding(length=16)
+tokenizer.save("model/tokenizer.json")
+print("{}")
+"""
+
+
+def test_tokens_are_counted_in_the_jobs_python_past_what_the_tokenizer_would_cut(tmp_path):
+    (tmp_path / "model").mkdir()
+    _run("hf", TOKENIZER, tmp_path)
+    file = tmp_path / "model" / "tokenizer.json"
+    count = JobTokenizer(str(environment("hf")), file)
+    assert count(["a b c", "a " * 50, "x"]) == (3, 50, 1)
+    file.unlink()
+    assert count(["a b c"]) is None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import struct
+import sys
 from dataclasses import replace
 
 import pytest
@@ -12,6 +13,7 @@ from generators import make_job
 from oomguard.dataset.lengths import AUDIO_TOKENS, MARKS, MOST_KEPT, TEMPLATE_TOKENS, with_lengths
 from oomguard.job.memory_settings import MemorySettings
 from oomguard.job.plan import Plan
+from oomguard.machine.job_tokenizer import JobTokenizer
 
 PLAN = Plan(micro_batch=1, accumulation=1, sequence_length=4096, image_pixels=784 * 100)
 WORDS = "word" * 100  # 100 tokens by the ratio
@@ -161,3 +163,83 @@ def test_the_images_of_the_sample_with_the_most_pixels_are_measured(lengths, tmp
 def test_images_that_cannot_be_read_have_no_size(lengths, tmp_path):
     known = png(tmp_path, "a", 100, 200)
     assert lengths([{"text": "", "images": [known, "gone"]}]).images == ()
+
+
+def by_words(texts):
+    return [len(text.split()) for text in texts]
+
+
+@pytest.fixture
+def counted(tmp_path):
+    def of(records, count):
+        (tmp_path / "train.json").write_text(json.dumps(records))
+        job = replace(make_job(PLAN), cwd=str(tmp_path))
+        asked = MemorySettings(model="model", data=("train.json",))
+        return with_lengths(job, replace(asked, data=(str(tmp_path / "train.json"),)), count)
+
+    return of
+
+
+def test_the_tokenizer_counts_every_sample_where_it_can(counted):
+    records = [{"prompt": "a b c", "output": "d " * n} for n in (1, 2, 30)]
+    lengths = counted(records, by_words).lengths
+    assert lengths.sorted_tokens == (4, 5, 33)
+    assert lengths.is_exact
+    assert lengths.at_most == 33 + TEMPLATE_TOKENS
+
+
+def test_where_it_cannot_a_ratio_is_a_guess(counted):
+    lengths = counted([{"prompt": "a b c d"}], lambda _: None).lengths
+    assert not lengths.is_exact
+    assert lengths.sorted_tokens == (2,)
+
+
+def test_of_too_much_text_a_part_is_counted_the_longest_included_and_it_says_so(
+    counted, monkeypatch
+):
+    monkeypatch.setattr("oomguard.dataset.lengths.MOST_CHARACTERS", 1000)
+    asked = []
+    count = lambda texts: asked.extend(texts) or by_words(texts)  # noqa: E731
+    lengths = counted([{"prompt": "a " * n} for n in range(1, 101)], count).lengths
+    assert (len(asked), lengths.samples) == (9, 100)
+    assert lengths.longest == 100
+    assert lengths.counted_by == "the tokenizer, on 9 of 100 samples"
+    assert not lengths.is_exact
+    assert lengths.at_most == 2 * 100 + TEMPLATE_TOKENS
+
+
+NO_COUNTS = {
+    "no_package": "",
+    "no_file": "",
+    "not_a_tokenizer": "raise ValueError('cannot read it')",
+    "too_few": "import sys; print([1]); sys.exit()",
+    "other_types": "import sys; print([1, None]); sys.exit()",
+    "no_json": "import sys; print('Hello'); sys.exit()",
+    "an_exit": "import os; os._exit(3)",
+    "slow": "import time; time.sleep(60)",
+}
+
+
+@pytest.mark.parametrize("name", NO_COUNTS)
+def test_a_tokenizer_that_does_not_count_is_none(tmp_path, monkeypatch, name):
+    file = tmp_path / "tokenizer.json"
+    if name != "no_file":
+        file.write_text("{}")
+    if NO_COUNTS[name]:
+        monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+        (tmp_path / "tokenizers.py").write_text(NO_COUNTS[name])
+    elif name == "no_package":  # one in the working folder is a file of the user's
+        monkeypatch.chdir(tmp_path)
+        (tmp_path / "tokenizers.py").write_text("open('ran', 'w').close()")
+    timeout_s = 1.0 if name == "slow" else 60.0
+    assert JobTokenizer(sys.executable, file, timeout_s)(["a", "b"]) is None
+    assert not (tmp_path / "ran").exists()
+
+
+def test_counting_nothing_starts_nothing(tmp_path):
+    assert JobTokenizer(str(tmp_path / "no-python"), tmp_path / "no-file")([]) == ()
+
+
+def test_a_python_that_cannot_be_started_counts_nothing(tmp_path):
+    (tmp_path / "tokenizer.json").write_text("{}")
+    assert JobTokenizer("/no/python", tmp_path / "tokenizer.json")(["a"]) is None

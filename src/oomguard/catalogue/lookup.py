@@ -90,6 +90,16 @@ def find_model(
     return found
 
 
+def find_tokenizer(
+    name: str, *, cwd: Path, environment: Mapping[str, str] = os.environ
+) -> Path | None:
+    """Return the file of a model's tokenizer, in its folder or in the local hub cache."""
+    own = cwd / Path(name).expanduser() / "tokenizer.json"
+    if own.is_file():
+        return own
+    return next(iter(reversed(_cached(name, "tokenizer.json", environment))), None)
+
+
 def _folder(name: str, cwd: Path) -> Model | None:
     path = cwd / Path(name).expanduser()
     for file, family in (("model_config.yaml", Family.LITGPT), ("config.json", Family.HF)):
@@ -101,15 +111,20 @@ def _folder(name: str, cwd: Path) -> Model | None:
 
 
 def _cache(name: str, environment: Mapping[str, str]) -> Model | None:
-    home = Path(environment.get("HF_HOME") or Path.home() / ".cache" / "huggingface")
-    hub = Path(environment.get("HF_HUB_CACHE") or home / "hub")
-    folder = hub / f"models--{name.replace('/', '--')}" / "snapshots"
-    files = sorted(folder.glob("*/config.json")) if folder.is_dir() else []
+    files = _cached(name, "config.json", environment)
     text = _read(files[-1]) if files else None
     if text is None:
         return None
     config = _parse(text, files[-1])
     return Model(name=name, family=Family.HF, config=config, source=str(files[-1]))
+
+
+def _cached(name: str, file: str, environment: Mapping[str, str]) -> list[Path]:
+    """List the snapshots of a file in the local hub cache."""
+    home = Path(environment.get("HF_HOME") or Path.home() / ".cache" / "huggingface")
+    hub = Path(environment.get("HF_HUB_CACHE") or home / "hub")
+    folder = hub / f"models--{name.replace('/', '--')}" / "snapshots"
+    return sorted(folder.glob(f"*/{file}")) if folder.is_dir() else []
 
 
 def _asked(

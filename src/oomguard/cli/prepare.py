@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from pathlib import Path
@@ -12,7 +12,7 @@ from oomguard.adapters.contract import Adapter, Claim, JobRequest
 from oomguard.adapters.registry import ADAPTERS, adapter_named, detect, detect_command
 from oomguard.adapters.wrappers import Unwrapped, unwrap, unwrap_script
 from oomguard.catalogue.checkpoint_formats import named_format, stored_format
-from oomguard.catalogue.lookup import find_model
+from oomguard.catalogue.lookup import find_model, find_tokenizer
 from oomguard.cli.options import BLOCK, Options, Stated, limits_of, options_of, read_block
 from oomguard.configfile.document import Source
 from oomguard.dataset.lengths import with_lengths
@@ -25,6 +25,7 @@ from oomguard.ladder.load import load_strategies, select
 from oomguard.ladder.strategy_contract import Fidelity, Strategy
 from oomguard.machine.gpus import gpus
 from oomguard.machine.interpreter import Interpreter, find, find_or_guess, python_of_wrapper
+from oomguard.machine.job_tokenizer import JobTokenizer
 from oomguard.process.limits import CapBy, Caps
 from oomguard.run.events import Limits
 from oomguard.units import MIB, show_bytes
@@ -229,7 +230,13 @@ def _job(
     )
     settings = adapter.memory_settings(job)
     smallest = min((gpu.total_bytes for gpu in here), default=0)
-    return with_lengths(_of_model(adapter, job, settings, smallest), settings)
+    tokenizer = find_tokenizer(settings.model, cwd=cwd) if settings.model else None
+    count = JobTokenizer(job.python, tokenizer) if tokenizer else _uncounted
+    return with_lengths(_of_model(adapter, job, settings, smallest), settings, count)
+
+
+def _uncounted(_texts: Sequence[str]) -> None:
+    """Count nothing: the model's tokenizer is not on this machine."""
 
 
 def _of_model(adapter: Adapter, job: Job, settings: MemorySettings, gpu_bytes: int) -> Job:

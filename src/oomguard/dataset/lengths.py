@@ -7,15 +7,14 @@ is.
 
 from __future__ import annotations
 
-import importlib
 import json
 import math
 import re
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from oomguard.dataset.image_size import Size, size_of
 from oomguard.job.memory_settings import MemorySettings
@@ -28,6 +27,8 @@ MOST_SAMPLES = 20_000
 #: Samples whose image files are opened: a tenth of a second's worth.
 MOST_PICTURED = 2_000
 MOST_KEPT = 256
+#: What a tokenizer counts in a few seconds; of more, a part of the samples is counted.
+MOST_CHARACTERS = 8_000_000
 #: English in the vocabularies of current models; other languages have fewer.
 CHARACTERS_PER_TOKEN = 4
 #: What a chat template puts around a sample.
@@ -36,6 +37,8 @@ TEMPLATE_TOKENS = 64
 AUDIO_TOKENS = 750
 #: Tokens that mark the beginning and the end of each image or sound.
 MARKS = 2
+
+Kept = TypeVar("Kept")
 
 _MEDIA = {"image": "image", "images": "image", "audio": "audio", "audios": "audio"}
 _MEDIA |= {"video": "video", "videos": "video"}
@@ -57,43 +60,87 @@ class _Sample:
     folders: tuple[Path, ...] = ()
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Counter:
-    """How tokens are counted: by a tokenizer, or by a ratio."""
+#: Returns the number of tokens of each text, None where the model's tokenizer cannot count them.
+CountTokens = Callable[[Sequence[str]], Sequence[int] | None]
 
-    count: Callable[[str], int]
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Counted:
+    """Tokens by text: by a tokenizer, or by a ratio."""
+
+    tokens: Callable[[str], int]
     name: str
     slack: int  # as often may there be more tokens than counted
 
 
-def with_lengths(job: Job, recipe: MemorySettings) -> Job:
+def with_lengths(job: Job, recipe: MemorySettings, count: CountTokens = lambda _: None) -> Job:
     """Return the job with the lengths of its samples, where its files can be read."""
     samples = [
         sample
         for path in recipe.data
         for sample in _samples(Path(path), Path(job.cwd), recipe.columns)
     ]
-    samples = samples[:MOST_SAMPLES]
+    every = samples = samples[:MOST_SAMPLES]
     if not samples:
         return job
-    counter = _counter(Path(job.cwd, recipe.model) if recipe.model else None)
+    counted = _by_ratio()
+    if recipe.model:
+        samples = _spread(sorted(every, key=_size), _most_counted(every))
+        counted = _by_tokenizer(samples, len(every), count) or counted
+        samples = every if counted.name == _RATIO_NAME else samples
     per_image = _image_tokens(job, recipe)
     tokens, needs = [], []
     for sample in samples:
         media = _media_tokens(sample, per_image)
-        prompt, answer = counter.count(sample.prompt), counter.count(sample.answer)
+        prompt, answer = counted.tokens(sample.prompt), counted.tokens(sample.answer)
         tokens.append(prompt + answer + (media or 0))
-        needs.append(_need(sample, media, prompt, answer, counter))
+        needs.append(_need(sample, media, prompt, answer, counted))
     lengths = Lengths(
-        samples=len(tokens),
-        sorted_tokens=_spread(sorted(tokens)),
-        at_most=max(tokens) * counter.slack + TEMPLATE_TOKENS,
-        counted_by=counter.name,
+        samples=len(every),
+        sorted_tokens=tuple(_spread(sorted(tokens), MOST_KEPT)),
+        at_most=max(tokens) * counted.slack + TEMPLATE_TOKENS,
+        counted_by=counted.name,
         least=0 if None in needs else max(need or 0 for need in needs),
         filled=recipe.packing,
-        images=_largest(samples, job.asked.image_pixels),
+        images=_largest(every, job.asked.image_pixels),
     )
     return replace(job, lengths=lengths)
+
+
+def _size(sample: _Sample) -> int:
+    return len(sample.prompt) + len(sample.answer)
+
+
+def _most_counted(samples: Sequence[_Sample]) -> int:
+    """Return how many samples a tokenizer counts in a few seconds, at their mean size."""
+    characters = sum(map(_size, samples))
+    return (
+        len(samples)
+        if characters <= MOST_CHARACTERS
+        else max(1, len(samples) * MOST_CHARACTERS // characters)
+    )
+
+
+def _by_tokenizer(samples: Sequence[_Sample], all_of: int, count: CountTokens) -> _Counted | None:
+    """Count every text that is needed of the samples at once."""
+    texts = [text for one in samples for text in (one.prompt, one.answer, _before_media(one))]
+    unique = list(dict.fromkeys(text for text in texts if text))
+    found = count(unique)
+    if found is None:
+        return None
+    known = {"": 0, **dict(zip(unique, found, strict=True))}
+    part = len(samples) < all_of
+    return _Counted(
+        tokens=known.__getitem__,
+        name=f"{BY_TOKENIZER}, on {len(samples)} of {all_of} samples" if part else BY_TOKENIZER,
+        slack=2 if part else 1,
+    )
+
+
+def _before_media(sample: _Sample) -> str:
+    """Return a prompt up to its last image or sound, "" where it marks none."""
+    places = [match.end() for match in _PLACEHOLDER.finditer(sample.prompt)]
+    return sample.prompt[: places[-1]] if places and sample.media else ""
 
 
 def _largest(samples: Iterable[_Sample], limit: int | None) -> tuple[Size, ...]:
@@ -106,7 +153,7 @@ def _largest(samples: Iterable[_Sample], limit: int | None) -> tuple[Size, ...]:
 
 
 def _need(
-    sample: _Sample, media: int | None, prompt: int, answer: int, counter: _Counter
+    sample: _Sample, media: int | None, prompt: int, answer: int, counted: _Counted
 ) -> int | None:
     """Return the shortest cut that leaves the media whole; None where that is not known.
 
@@ -117,8 +164,8 @@ def _need(
         return 0
     if media is None:
         return None
-    places = [match.end() for match in _PLACEHOLDER.finditer(sample.prompt)]
-    before = counter.count(sample.prompt[: places[-1]]) if places else prompt
+    marked = _before_media(sample)
+    before = counted.tokens(marked) if marked else prompt
     end, whole = media + before + TEMPLATE_TOKENS, media + prompt + TEMPLATE_TOKENS
     shared = math.ceil(end * (whole + answer) / whole)
     return min(whole + answer, max(end + answer, shared))
@@ -161,11 +208,11 @@ def _own_tower(file: Path) -> tuple[int, int] | None:
         return None
 
 
-def _spread(tokens: list[int]) -> tuple[int, ...]:
-    """Keep some lengths, spread evenly over all, the longest among them."""
-    last = len(tokens) - 1
-    kept = min(MOST_KEPT, len(tokens))
-    return tuple(tokens[round(place * last / max(1, kept - 1))] for place in range(kept))
+def _spread(ordered: Sequence[Kept], most: int) -> list[Kept]:
+    """Keep some, spread evenly over all in their order, the last among them."""
+    last = len(ordered) - 1
+    kept = min(most, len(ordered))
+    return [ordered[last - round(place * last / max(1, kept - 1))] for place in range(kept)][::-1]
 
 
 def _samples(path: Path, cwd: Path, columns: tuple[str, ...]) -> Iterator[_Sample]:
@@ -259,22 +306,11 @@ def _turns(messages: list[Any]) -> Iterator[tuple[str, bool]]:
             yield from ((text, False) for text in message if isinstance(text, str))
 
 
-def _counter(model: Path | None) -> _Counter:
-    """Count by the model's own tokenizer where that can be had without its framework."""
-    file = model / "tokenizer.json" if model else None
-    if file is not None and file.is_file():
-        try:
-            tokenizer = importlib.import_module("tokenizers").Tokenizer.from_file(str(file))
-        except Exception:  # noqa: BLE001  its bindings raise plain Exceptions; a ratio will do
-            return _RATIO
-        return _Counter(
-            count=lambda text: len(tokenizer.encode(text).ids), name=BY_TOKENIZER, slack=1
-        )
-    return _RATIO
+_RATIO_NAME = f"{CHARACTERS_PER_TOKEN} characters a token, a guess"
 
 
-_RATIO = _Counter(
-    count=lambda text: math.ceil(len(text) / CHARACTERS_PER_TOKEN),
-    name=f"{CHARACTERS_PER_TOKEN} characters a token, a guess",
-    slack=2,
-)
+def _by_ratio() -> _Counted:
+    """Count by a ratio, where the model's own tokenizer cannot be had."""
+    return _Counted(
+        tokens=lambda text: math.ceil(len(text) / CHARACTERS_PER_TOKEN), name=_RATIO_NAME, slack=2
+    )
