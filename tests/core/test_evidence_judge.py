@@ -11,12 +11,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from oomguard.evidence.case import TRAINED, is_shortage
 from oomguard.evidence.judge import (
     EVIDENCE_AT_MOST,
     TEXT_CHARS,
-    TRAINED,
     StoppedBy,
-    is_shortage,
     judge,
     judge_log,
 )

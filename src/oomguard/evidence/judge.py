@@ -3,25 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from enum import Enum
 
-from oomguard.evidence.log import LogScanner, classify
-from oomguard.evidence.message import (
-    ABSURD,
-    ANNOUNCED,
-    FRAMES,
-    LAST_OUTPUT,
-    PROGRESS,
-    PROGRESS_AFTER,
-)
-from oomguard.evidence.signatures import BY_ID, NOTICES, Reading
+from oomguard.evidence.case import Case, lines_after, reading_of, sort_findings
+from oomguard.evidence.log import LogScanner
+from oomguard.evidence.message import ANNOUNCED, FRAMES, LAST_OUTPUT
+from oomguard.evidence.signatures import Reading
 from oomguard.evidence.verdict import Confidence, Finding, Kind, Phase, Verdict, Witness
 
 EVIDENCE_AT_MOST = 20
 TEXT_CHARS = 400
-#: A handler prints what it did next to the OOM, the traceback between them included.
-_CAUGHT_WITHIN_LINES = 40
 
 _SIGKILL_CODES = frozenset({-9, 137, 247})  # 247 is sys.exit(-9), as DeepSpeed's launcher ends
 _INTERRUPT_CODES = frozenset({-2, 130})
@@ -45,8 +37,6 @@ _SAME_FAILURE_LINES = 400
 _WORKERS = frozenset({"dataloader-killed", "map-child-died", "pool-child-died"})
 _BEFORE_TRAINING = frozenset({Phase.UNKNOWN, Phase.LAUNCH, Phase.LOAD, Phase.PREPROCESS})
 _ORDER = {witness: place for place, witness in enumerate(Witness)}
-#: Signature of the finding that the training loop of a process has returned.
-TRAINED = "trained"
 
 
 class StoppedBy(str, Enum):
@@ -54,25 +44,6 @@ class StoppedBy(str, Enum):
 
     USER = "user"  # a signal that oomguard got and passed on
     OOMGUARD = "oomguard"  # stopped for what was found; the exit code says nothing
-
-
-@dataclass(frozen=True, slots=True)
-class _Case:
-    """The findings, sorted into what can be a root."""
-
-    findings: tuple[Finding, ...]
-    shortages: tuple[Finding, ...]  # unhandled, each enough by itself
-    caught: tuple[Finding, ...]
-    survived: tuple[Finding, ...]  # those that only later steps or a completed training undid
-    kills: tuple[Finding, ...]
-    masked: tuple[Finding, ...]
-    interruptions: tuple[Finding, ...]  # by a scheduler
-    errors: tuple[Finding, ...]  # the job's own
-    echoes: tuple[Finding, ...]  # symptoms, launchers, bare frames
-    completed: bool
-    trained: bool  # steps were seen
-    trained_ranks: frozenset[int | None]  # whose training loop has returned
-    went_on: bool  # the log ends with steps
 
 
 def judge(
@@ -91,7 +62,7 @@ def judge(
         kernel_watched: whether the kernel's OOM counters were readable all the time, so that
             no KERNEL finding means that the kernel killed nothing for its memory.
     """
-    case = _sort(findings, returncode)
+    case = sort_findings(findings, returncode)
     if returncode == 0 and stopped_by is None and _has_survived(case):
         case = replace(case, shortages=(), caught=(*case.caught, *case.shortages))
     if stopped_by is StoppedBy.USER:
@@ -114,12 +85,7 @@ def judge_log(stream: Iterable[bytes], exit_code: int | None = None) -> Verdict:
     return judge([*findings, *scanner.close()], exit_code)
 
 
-def is_shortage(finding: Finding) -> bool:
-    """Return whether a finding is enough to stop the job: memory ran out, and nobody caught it."""
-    return _group(_reread(finding), ()) == "shortages"
-
-
-def _has_survived(case: _Case) -> bool:
+def _has_survived(case: Case) -> bool:
     """Return whether a job that exited with 0 has trained in spite of the OOMs that were seen.
 
     Something may hide behind the 0 what a process or the kernel reports: there the training must be
@@ -131,10 +97,10 @@ def _has_survived(case: _Case) -> bool:
     sure = [f for f in case.shortages if f.witness is not Witness.LOG]
     if sure:
         return all(f.rank in case.trained_ranks or (f.helper and case.went_on) for f in sure)
-    return not any(_reading(f) is Reading.WRAPPER for f in case.echoes)
+    return not any(reading_of(f) is Reading.WRAPPER for f in case.echoes)
 
 
-def _shortage(case: _Case) -> Verdict | None:
+def _shortage(case: Case) -> Verdict | None:
     """The job ran out of memory: the earliest OOM of the best witness."""
     inside_error = any(f.witness is Witness.INSIDE and not f.helper for f in case.errors)
     shortages = [f for f in case.shortages if not (inside_error and f.helper)]
@@ -149,7 +115,7 @@ def _shortage(case: _Case) -> Verdict | None:
     return _verdict(root.kind, root.text, Confidence.HIGH if sure else root.confidence, case, root)
 
 
-def _failure(case: _Case, code: int | None, *, kernel_watched: bool) -> Verdict | None:
+def _failure(case: Case, code: int | None, *, kernel_watched: bool) -> Verdict | None:
     """Something else failed, or a SIGKILL that memory may explain."""
     own, killed = _own_error(case), next(iter(case.kills), None)
     reported = own is not None and own.witness is Witness.INSIDE
@@ -169,7 +135,7 @@ def _failure(case: _Case, code: int | None, *, kernel_watched: bool) -> Verdict 
     return _by_exit(case, code)
 
 
-def _interruption(case: _Case) -> Finding | None:
+def _interruption(case: Case) -> Finding | None:
     """Return how a scheduler ended the job, unless the job had failed before by itself."""
     first = next(iter(case.interruptions), None)
     if first is None or any((f.line or 0) < (first.line or 0) for f in case.errors):
@@ -177,7 +143,7 @@ def _interruption(case: _Case) -> Finding | None:
     return next((f for f in case.interruptions if f.signature != _BARE_CANCEL), first)
 
 
-def _by_exit(case: _Case, code: int | None) -> Verdict | None:
+def _by_exit(case: Case, code: int | None) -> Verdict | None:
     """Nothing but the exit code, and what launchers and other processes say."""
     if code in _SIGKILL_CODES:
         return _verdict(Kind.UNKNOWN, BARE_KILL, Confidence.LOW, case, _exit(code))
@@ -189,13 +155,13 @@ def _by_exit(case: _Case, code: int | None) -> Verdict | None:
         return _verdict(Kind.NOT_OOM, text, Confidence.LOW, case, _exit(code))
     if case.echoes and code != 0:
         last = case.echoes[-1]
-        told = [f for f in case.echoes if _reading(f) is not Reading.WRAPPER]
+        told = [f for f in case.echoes if reading_of(f) is not Reading.WRAPPER]
         kind = Kind.NOT_OOM if told else Kind.UNKNOWN  # a launcher knows only that a process failed
         return _verdict(kind, last.text, Confidence.LOW, case, last)
     return None
 
 
-def _killed(case: _Case, killed: Finding, *, kernel_watched: bool) -> Verdict:
+def _killed(case: Case, killed: Finding, *, kernel_watched: bool) -> Verdict:
     """Weigh a SIGKILL: loading is where host memory runs out, and the kernel would know."""
     worker = killed.signature in _WORKERS
     before_training = not case.trained and killed.phase in _BEFORE_TRAINING
@@ -208,7 +174,7 @@ def _killed(case: _Case, killed: Finding, *, kernel_watched: bool) -> Verdict:
     return _verdict(Kind.UNKNOWN, BARE_KILL, Confidence.LOW, case, killed)
 
 
-def _success(case: _Case, code: int | None) -> Verdict | None:
+def _success(case: Case, code: int | None) -> Verdict | None:
     """The exit code says so, or the log shows an end or steps that go on."""
     caught = next(iter(case.caught), None)
     if code == 0:
@@ -222,7 +188,7 @@ def _success(case: _Case, code: int | None) -> Verdict | None:
     return _verdict(Kind.OK, shown.text, Confidence.LOW, case, caught or shown)
 
 
-def _unexplained(case: _Case, code: int | None, stopped_by: StoppedBy | None) -> Verdict:
+def _unexplained(case: Case, code: int | None, stopped_by: StoppedBy | None) -> Verdict:
     """Nothing shows what ended the job; an error that often hides an OOM is at least named."""
     masked = next(iter(case.masked), None)
     if masked:
@@ -240,131 +206,12 @@ def _unexplained(case: _Case, code: int | None, stopped_by: StoppedBy | None) ->
     return _verdict(Kind.UNKNOWN, text, Confidence.LOW, case, last or _exit(code))
 
 
-def _own_error(case: _Case) -> Finding | None:
+def _own_error(case: Case) -> Finding | None:
     """The job's own last error; what the process itself reported first."""
     inside = [f for f in case.errors if f.witness is Witness.INSIDE]
     if inside:
         return next((f for f in inside if not f.helper), inside[0])
     return case.errors[-1] if case.errors else None
-
-
-def _sort(findings: Sequence[Finding], code: int | None) -> _Case:
-    known = tuple(_reread(finding) for finding in findings)
-    done = max((f.line or 0 for f in known if _reading(f) is Reading.COMPLETED), default=None)
-    tellers = [f for f in known if f.handled or f.kind is Kind.OK]
-    groups: dict[str, list[Finding]] = {}
-    for finding in known:
-        groups.setdefault(_group(finding, tellers, code), []).append(finding)
-    shortages, caught = tuple(groups.get("shortages", ())), tuple(groups.get("caught", ()))
-    last = max((f.line or 0 for f in shortages), default=0)
-    return _Case(
-        findings=known,
-        shortages=shortages,
-        caught=caught,
-        survived=tuple(f for f in caught if not _was_handled(f, tellers)),
-        kills=tuple(groups.get("kills", ())),
-        masked=tuple(groups.get("masked", ())),
-        interruptions=tuple(groups.get("interruptions", ())),
-        errors=tuple(f for f in groups.get("errors", ()) if not _is_over(f, done)),
-        echoes=tuple(groups.get("echoes", ())),
-        completed=done is not None,
-        trained=any(f.step or f.signature in (PROGRESS, PROGRESS_AFTER) for f in known),
-        trained_ranks=frozenset(f.rank for f in known if f.signature == TRAINED),
-        went_on=any(f.signature == PROGRESS and (f.line or 0) > last for f in known),
-    )
-
-
-def _is_over(finding: Finding, done: int | None) -> bool:
-    """Return whether an error was overcome, for the training was completed after it."""
-    return done is not None and finding.witness is Witness.LOG and (finding.line or 0) < done
-
-
-_WORDS_THAT_COUNT = frozenset(
-    {Reading.SHORTAGE, Reading.KILLED, Reading.MASKED, Reading.SYMPTOM, Reading.WRAPPER}
-)
-
-
-def _reread(finding: Finding) -> Finding:
-    """An exception whose message is about memory is an OOM, whatever its type."""
-    if finding.witness is not Witness.INSIDE or finding.kind is not Kind.NOT_OOM:
-        return finding
-    said = classify(finding.text)
-    if said is None or _reading(said) not in _WORDS_THAT_COUNT:
-        return finding
-    memory = _reading(said) in (Reading.SHORTAGE, Reading.KILLED)
-    kind = said.kind if memory else Kind.NOT_OOM
-    return replace(
-        finding, kind=kind, signature=said.signature, cause=said.cause,
-        requested_bytes=finding.requested_bytes or said.requested_bytes,
-        capacity_bytes=finding.capacity_bytes or said.capacity_bytes,
-    )  # fmt: skip
-
-
-_GROUPS = {
-    Reading.SHORTAGE: "shortages",
-    Reading.MASKED: "masked",
-    Reading.KILLED: "kills",
-    Reading.LOOK_ALIKE: "errors",
-    Reading.ERROR: "errors",
-    Reading.SYMPTOM: "echoes",
-    Reading.WRAPPER: "echoes",
-    Reading.TEARDOWN: "echoes",
-    Reading.INTERRUPTED: "interruptions",
-}
-
-
-def _group(finding: Finding, tellers: Sequence[Finding], code: int | None = None) -> str:
-    reading = _reading(finding)
-    if finding.kind.is_memory and reading not in (Reading.MASKED, Reading.KILLED):
-        caught = _was_handled(finding, tellers) or _was_survived(finding, tellers, code)
-        return "caught" if caught else "shortages"
-    if finding.kind in (Kind.OK, Kind.UNKNOWN) or finding.signature in NOTICES:
-        return "other"
-    if finding.signature in (FRAMES, ABSURD):
-        return "echoes"
-    return _GROUPS.get(reading, "errors") if reading else "errors"
-
-
-def _was_handled(finding: Finding, tellers: Iterable[Finding]) -> bool:
-    """Return whether the job says that it caught the OOM."""
-    if finding.handled or finding.witness is not Witness.LOG:
-        return finding.handled
-    return any(_says_caught(finding, other) for other in tellers)
-
-
-def _says_caught(finding: Finding, other: Finding) -> bool:
-    if other.witness is Witness.INSIDE:
-        same = other.requested_bytes in (None, finding.requested_bytes)
-        return other.handled and other.kind is finding.kind and same
-    spoken = _reading(other) is Reading.HANDLED or (other.handled and other.kind.is_memory)
-    return spoken and 0 <= _lines_after(finding, other) <= _CAUGHT_WITHIN_LINES
-
-
-def _was_survived(finding: Finding, tellers: Sequence[Finding], code: int | None) -> bool:
-    """Return whether the training of the same rank went on after the OOM, or was completed.
-
-    Where the exit code is not known, to be completed takes steps: a program may say that it is
-    done after it failed.
-    """
-    if finding.witness is not Witness.LOG:
-        return False
-    after = [f for f in tellers if f.rank == finding.rank and _lines_after(finding, f) >= 0]
-    if any(f.signature == PROGRESS_AFTER for f in after):
-        return True
-    completed = any(_reading(f) is Reading.COMPLETED for f in after)
-    return completed and (code is not None or any(f.signature == PROGRESS for f in after))
-
-
-def _lines_after(finding: Finding, other: Finding) -> int:
-    """Return how many lines below a finding another one stands; -1 if it is not known."""
-    if other.witness is not Witness.LOG or other.line is None or finding.line is None:
-        return -1
-    return other.line - finding.line
-
-
-def _reading(finding: Finding) -> Reading | None:
-    signature = BY_ID.get(finding.signature or "")
-    return signature.reading if signature else None
 
 
 def _exit(code: int) -> Finding:
@@ -378,7 +225,7 @@ _NO_EVIDENCE = (FRAMES, LAST_OUTPUT, ANNOUNCED)
 
 
 def _verdict(
-    kind: Kind, text: str, confidence: Confidence, case: _Case, root: Finding | None
+    kind: Kind, text: str, confidence: Confidence, case: Case, root: Finding | None
 ) -> Verdict:
     others = (f for f in case.findings if f is not root and f.signature not in _NO_EVIDENCE)
     evidence = [*([root] if root else []), *others][:EVIDENCE_AT_MOST]
@@ -393,7 +240,7 @@ def _verdict(
     )  # fmt: skip
 
 
-def _with_sizes(root: Finding, case: _Case) -> Finding:
+def _with_sizes(root: Finding, case: Case) -> Finding:
     """Return the root with the sizes that the same failure states further below.
 
     A notebook heads a traceback with the bare type; a logger repeats what was raised.
@@ -402,7 +249,7 @@ def _with_sizes(root: Finding, case: _Case) -> Finding:
         return root
     for other in case.findings:
         same = other.kind is root.kind and other.rank in (None, root.rank)
-        near = 0 < _lines_after(root, other) <= _SAME_FAILURE_LINES
+        near = 0 < lines_after(root, other) <= _SAME_FAILURE_LINES
         if same and near and (other.requested_bytes or other.capacity_bytes):
             return replace(
                 root, requested_bytes=other.requested_bytes, capacity_bytes=other.capacity_bytes,
@@ -411,10 +258,10 @@ def _with_sizes(root: Finding, case: _Case) -> Finding:
     return root
 
 
-def _phase(root: Finding, case: _Case) -> Phase:
+def _phase(root: Finding, case: Case) -> Phase:
     """The root's own phase, else that of the traceback below it, else another finding's."""
     if root.phase is not Phase.UNKNOWN:
         return root.phase
     told = [f for f in case.findings if f.phase is not Phase.UNKNOWN and not f.handled]
-    below = [f for f in told if f.signature == FRAMES and _lines_after(root, f) > 0]
+    below = [f for f in told if f.signature == FRAMES and lines_after(root, f) > 0]
     return next((f.phase for f in (*below, *told)), Phase.UNKNOWN)

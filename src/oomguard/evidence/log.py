@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import re
 from collections import Counter, deque
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 
-from oomguard.evidence.frames import frame_at, traceback_before
-from oomguard.evidence.job_phase import announced
-from oomguard.evidence.log_lines import Line, read_line, read_lines, strip_ansi, unpack
-from oomguard.evidence.match import match_line, shortage_in
+from oomguard.evidence.log_end import CONTEXT_LINES, end_shows
+from oomguard.evidence.log_lines import Line, read_line, read_lines, unpack
+from oomguard.evidence.match import match_line, match_over_two, shortage_in
 from oomguard.evidence.message import (
     ANNOUNCED,
     FRAMES,
@@ -21,43 +20,21 @@ from oomguard.evidence.message import (
     TEXT_CHARS,
     Message,
     Tail,
-    announced_before,
     begin,
-    last_announced,
-    last_frame,
-    last_output,
-    progress,
 )
-from oomguard.evidence.progress import (
-    ANNOUNCEMENTS,
-    BAR,
-    announced_total,
-    bar_total,
-    is_loss,
-    step_of,
-    totals_of,
-)
-from oomguard.evidence.signatures import BY_ID, HARMLESS, ROOTS, Reading, Signature
+from oomguard.evidence.prefilter import Prefilter
+from oomguard.evidence.progress import ANNOUNCEMENTS, BAR, announced_total
+from oomguard.evidence.signatures import HARMLESS, Reading, Signature
+from oomguard.evidence.steps_after import StepsAfter
 from oomguard.evidence.verdict import Finding, Phase
 
 _PIECE_BYTES = 1 << 16  # a longer line is read in pieces
 _OVERLAP_BYTES = 1 << 12  # so that nothing is lost at a cut
 _CONTEXT_BYTES = 1 << 16  # what is remembered of the lines before
-_CONTEXT_LINES = 400
 _LIVE_PER_SIGNATURE = 64
 _LAST_PER_SIGNATURE = 16
-_STEPS_THAT_SHOW_PROGRESS = 3
-_WATCHED_LINES = 10_000
 _TOTALS = 16  # announcements that are remembered
-_JOINED_CHARS = 400  # of each of two lines, where a message may be broken between them
-_SPLIT_CHARS = 40
-_SPLIT_WORDS = (
-    "out of memory", "outofmemory", "allocate memory", "to allocate", "resource exhausted",
-    "resource_exhausted", "shared memory", "enough memory", "memoryerror", "bad_alloc",
-)  # fmt: skip
 _PIECE_OF_LINE = re.compile(rb"[^\r\n]+")
-_EXCEPTION, _LAST_LINES = BY_ID["python-exception"].pattern, 5
-_CUES = (*ROOTS, *ANNOUNCEMENTS)
 
 #: Some programs say that they recover before they print from what (fairseq).
 CAUGHT_BEFORE, CAUGHT_BEFORE_LINES = "caught", 5
@@ -65,16 +42,6 @@ CAUGHT_BEFORE, CAUGHT_BEFORE_LINES = "caught", 5
 _OF_THE_WHOLE = (PROGRESS, FRAMES, LAST_OUTPUT, ANNOUNCED)
 #: Readings of a message whose traceback may stand below it.
 _WITH_A_PLACE = frozenset({Reading.SHORTAGE, Reading.MASKED, Reading.LOOK_ALIKE, Reading.ERROR})
-
-
-@dataclass(slots=True)
-class _Watch:
-    """Return whether training steps follow an OOM: then the job caught it."""
-
-    rank: int | None
-    steps: set[int] = field(default_factory=set)
-    lines: int = 0
-    total: int | None = None  # of the bar on the line above
 
 
 class LogScanner:
@@ -94,9 +61,9 @@ class LogScanner:
         self._message: Message | None = None
         self._tail: Tail | None = None
         self._previous: tuple[bytes, int] = (b"", 0)  # the line above, and its number
-        self._prefilter = _Prefilter()
+        self._prefilter = Prefilter()
         self._totals: deque[int] = deque(maxlen=_TOTALS)
-        self._watch: _Watch | None = None
+        self._steps_after: StepsAfter | None = None
         self._late_progress: Finding | None = None
         self._counts: Counter[str] = Counter()
         self._last: dict[str, deque[tuple[Signature, Line, int]]] = {}
@@ -135,7 +102,8 @@ class LogScanner:
         self._found += sorted(late, key=lambda finding: finding.line or 0)
         self._found += [self._late_progress] if self._late_progress else []
         self._last.clear()
-        self._found += self._end_shows()
+        explained = not self._counts.keys() <= HARMLESS
+        self._found += end_shows(self._before, self._line, self._totals, explained=explained)
         return self._take()
 
     def _take(self) -> list[Finding]:
@@ -159,7 +127,7 @@ class LogScanner:
 
     @property
     def _quiet(self) -> bool:
-        return not (self._message or self._watch or self._tail or self._seen)
+        return not (self._message or self._steps_after or self._tail or self._seen)
 
     def _skip(self, part: bytes) -> None:
         rows = part.rstrip(b"\r\n")
@@ -217,14 +185,14 @@ class LogScanner:
         if total:
             self._totals.append(total)
         matched, number = match_line(line.text, seen=seen), self._line
-        if self._watch:
-            self._watch_progress(line)
+        if self._steps_after:
+            self._watch_steps(self._steps_after, line)
         if matched is None and not seen:
-            broken = self._match_over_two(line)
+            above, number = self._previous
+            broken = match_over_two(above, line) if self._message is None else None
             if broken is not None:
-                signature, first, number = broken
                 self._settle()
-                self._found_in(signature, first, number, before)
+                self._found_in(*broken, number, before)
                 self._continue_message(line)
                 return
         if matched is None:
@@ -243,26 +211,6 @@ class LogScanner:
     def _may_announce(line: Line) -> bool:
         lowered = line.text[:TEXT_CHARS].lower().encode("utf-8", "replace")
         return any(cue in lowered for cue in ANNOUNCEMENTS)
-
-    def _match_over_two(self, line: Line) -> tuple[Signature, Line, int] | None:
-        """Return the OOM whose words are broken between the line above and this one."""
-        raw, number = self._previous
-        if not raw or len(raw) > _JOINED_CHARS or self._message is not None:
-            return None
-        head, rest = raw[-_JOINED_CHARS:].decode("utf-8", "replace").rstrip(), line.text
-        ends, begins = head[-_SPLIT_CHARS:].lower(), rest[:_SPLIT_CHARS].lower()
-        for gap in (" ", ""):
-            window = ends + gap + (begins.lstrip() if gap else begins)
-            if not any(x in window and x not in ends and x not in begins for x in _SPLIT_WORDS):
-                continue
-            above = read_line(raw)
-            if above.rank != line.rank and line.rank is not None:
-                return None
-            text = above.text.rstrip() + gap + (rest.lstrip() if gap else rest)[:_JOINED_CHARS]
-            matched = match_line(text)
-            if matched and matched[0].reading is Reading.SHORTAGE:
-                return matched[0], above, number
-        return None
 
     def _continue_message(self, line: Line) -> None:
         message = self._message
@@ -286,7 +234,7 @@ class LogScanner:
         if signature.id == CAUGHT_BEFORE:
             self._caught_line = self._line
         if signature.reading is Reading.SHORTAGE:
-            self._watch = _Watch(line.rank)
+            self._steps_after = StepsAfter(line.rank)
         self._counts[signature.id] += 1
         if self._counts[signature.id] > _LIVE_PER_SIGNATURE:
             last = self._last.setdefault(signature.id, deque(maxlen=_LAST_PER_SIGNATURE))
@@ -316,62 +264,18 @@ class LogScanner:
             self._found.append(self._message.complete())
             self._message = None
 
-    def _watch_progress(self, line: Line) -> None:
-        """Note whether training steps follow an OOM."""
-        watch = self._watch
-        if watch is None:
-            return
-        watch.lines += 1
-        if watch.total is not None and watch.total not in self._totals and is_loss(line.text):
-            self._totals.append(watch.total)
-        watch.total = bar_total(line.text)
-        step = step_of(line.text, self._totals)
-        if step is not None and line.rank == watch.rank:
-            watch.steps.add(step)
-        if len(watch.steps) >= _STEPS_THAT_SHOW_PROGRESS:
+    def _watch_steps(self, watch: StepsAfter, line: Line) -> None:
+        """Note whether training goes on; of many such findings keep the last for the end."""
+        found = watch.add(line, self._line, self._totals)
+        if found:
             self._settle()
-            self._give_progress(progress(PROGRESS_AFTER, line, step, self._line, handled=True))
-        if len(watch.steps) >= _STEPS_THAT_SHOW_PROGRESS or watch.lines > _WATCHED_LINES:
-            self._watch = None
-
-    def _give_progress(self, finding: Finding) -> None:
-        """Return it; of many, the last one represents those in between."""
-        self._counts[PROGRESS_AFTER] += 1
-        if self._counts[PROGRESS_AFTER] > _LIVE_PER_SIGNATURE:
-            self._late_progress = finding
-        else:
-            self._found.append(finding)
-
-    def _end_shows(self) -> Iterator[Finding]:
-        """Yield the last training step, the last frame of a cut traceback, else the last line."""
-        first = self._line - self._before.count(b"\n")
-        rows = enumerate(self._before.split(b"\n"), first)
-        numbered = [(number, line) for number, row in rows for line in read_lines(row)]
-        numbered = numbered[-_CONTEXT_LINES:]
-        self._totals.extend(totals_of(line for _, line in numbered))
-        for number, line in reversed(numbered):
-            if (step := step_of(line.text, self._totals)) is not None:
-                yield progress(PROGRESS, line, step, number, handled=False)
-                break
-        lines = [line for _, line in numbered]
-        phase = announced_before(lines, None, self._totals)
-        if phase is not Phase.UNKNOWN:
-            number, line = next(x for x in reversed(numbered) if announced([x[1].text]) is phase)
-            yield last_announced(phase, line, number)
-        frames = traceback_before(lines, None).frames
-        if frames and not any(_EXCEPTION.match(line.text) for line in lines[-_LAST_LINES:]):
-            last = next(i for i in range(len(lines) - 1, -1, -1) if frame_at(lines, i))
-            number, line = numbered[last]
-            yield last_frame(lines, line, number)
-        elif self._counts.keys() <= HARMLESS:
-            said = next((x for x in reversed(numbered) if not self._is_routine(x[1].text)), None)
-            if said:
-                yield last_output(said[1], said[0])
-
-    def _is_routine(self, text: str) -> bool:
-        """Return whether a line is progress or a harmless notice, which explains no failure."""
-        shows_progress = BAR.search(text) or step_of(text, self._totals) is not None
-        return bool(shows_progress) or match_line(text) is not None
+            self._counts[PROGRESS_AFTER] += 1
+            if self._counts[PROGRESS_AFTER] > _LIVE_PER_SIGNATURE:
+                self._late_progress = found
+            else:
+                self._found.append(found)
+        if watch.over:
+            self._steps_after = None
 
 
 def classify(text: str) -> Finding | None:
@@ -385,54 +289,9 @@ def classify(text: str) -> Finding | None:
     return next((f for f in shown if f.kind.is_memory), next(iter(shown), None))
 
 
-_LOWER = bytes.maketrans(b"\rABCDEFGHIJKLMNOPQRSTUVWXYZ", b"\nabcdefghijklmnopqrstuvwxyz")
-_ZEROS = bytes.maketrans(b"123456789", b"000000000")
-#: Words of the messages in which it matters which number stands there.
-_NUMBERS_MATTER = (b"exit", b"rc=", b"signal", b"error (", *ANNOUNCEMENTS)
-_FORMS, _FORM_BYTES = 1024, 512  # lines that are remembered, and their longest
-
-
-class _Prefilter:
-    """Separates lines that may show something from ordinary ones.
-
-    Ordinary lines repeat but for their digits: the forms that were met are remembered.
-    """
-
-    def __init__(self) -> None:
-        self._without_cue: set[bytes] = set()
-        self._without_match: set[bytes] = set()
-
-    def lets_through(self, part: bytes) -> bool:
-        """Return whether a piece of log contains any cue."""
-        if b"\x1b" in part or b"\0" in part:
-            part = strip_ansi(part.decode("utf-8", "replace")).encode()
-        forms = set(part.translate(_LOWER, b"0123456789").split(b"\n")) - self._without_cue
-        text = b"\n".join(forms)
-        if any(cue in text for cue in _CUES):
-            return True
-        _keep(self._without_cue, forms)
-        return False
-
-    def wants(self, line: bytes) -> bool:
-        """Return whether a line has to be read: it has a cue, and its like has not been read."""
-        return line.translate(_ZEROS) not in self._without_match and self.lets_through(line)
-
-    def showed_nothing(self, line: bytes) -> None:
-        """Remember a line that was read in vain, where its numbers would change nothing."""
-        lowered = line.lower()
-        if not any(word in lowered for word in _NUMBERS_MATTER):
-            _keep(self._without_match, {line.translate(_ZEROS)})
-
-
-def _keep(known: set[bytes], forms: set[bytes]) -> None:
-    if len(known) > _FORMS:
-        known.clear()
-    known.update(form for form in forms if len(form) <= _FORM_BYTES)
-
-
 def _lines_before(before: tuple[bytes, ...], above: tuple[Line, ...]) -> list[Line]:
     """Return the lines above one: `above` are those of the same record."""
-    return [*read_lines(b"".join(before)[-_CONTEXT_BYTES:]), *above][-_CONTEXT_LINES:]
+    return [*read_lines(b"".join(before)[-_CONTEXT_BYTES:]), *above][-CONTEXT_LINES:]
 
 
 def _line_end(block: bytes, start: int) -> int:

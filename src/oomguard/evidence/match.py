@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 
+from oomguard.evidence.log_lines import Line, read_line
 from oomguard.evidence.signatures import (
     ADVICE,
     ADVICE_AFTER,
@@ -14,6 +15,12 @@ from oomguard.evidence.signatures import (
     Signature,
 )
 
+_JOINED_CHARS = 400  # of each of two lines, where a message may be broken between them
+_SPLIT_CHARS = 40
+_SPLIT_WORDS = (
+    "out of memory", "outofmemory", "allocate memory", "to allocate", "resource exhausted",
+    "resource_exhausted", "shared memory", "enough memory", "memoryerror", "bad_alloc",
+)  # fmt: skip
 _MEMORY = frozenset({Reading.SHORTAGE, Reading.MASKED, Reading.KILLED})
 
 
@@ -29,6 +36,26 @@ def match_line(text: str, *, seen: int = 0) -> tuple[Signature, re.Match[str]] |
         match = signature.pattern.search(text)
         if match and match.end() > seen and not _only_speaks(signature, text, match):
             return signature, match
+    return None
+
+
+def match_over_two(above: bytes, line: Line) -> tuple[Signature, Line] | None:
+    """Return the OOM whose words are broken between the line above and this one."""
+    if not above or len(above) > _JOINED_CHARS:
+        return None
+    head, rest = above.decode("utf-8", "replace").rstrip(), line.text
+    ends, begins = head[-_SPLIT_CHARS:].lower(), rest[:_SPLIT_CHARS].lower()
+    for gap in (" ", ""):
+        window = ends + gap + (begins.lstrip() if gap else begins)
+        if not any(x in window and x not in ends and x not in begins for x in _SPLIT_WORDS):
+            continue
+        first = read_line(above)
+        if first.rank != line.rank and line.rank is not None:
+            return None
+        text = first.text.rstrip() + gap + (rest.lstrip() if gap else rest)[:_JOINED_CHARS]
+        matched = match_line(text)
+        if matched and matched[0].reading is Reading.SHORTAGE:
+            return matched[0], first
     return None
 
 

@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 
-from oomguard.evidence.judge import TRAINED
+from oomguard.evidence.case import TRAINED
 from oomguard.evidence.log import LogScanner
 from oomguard.evidence.verdict import Finding, Kind, Phase, Witness
 from oomguard.process.messages import (

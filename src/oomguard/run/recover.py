@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar
 
-from oomguard.evidence.judge import TRAINED
+from oomguard.evidence.case import TRAINED
 from oomguard.evidence.signatures import BY_ID, Reading
 from oomguard.evidence.verdict import Confidence, Finding, Kind, Verdict, Witness
 from oomguard.machine.checkpoint_scan import Stamp

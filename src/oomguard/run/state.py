@@ -12,7 +12,8 @@ from enum import Enum
 
 from typing_extensions import assert_never
 
-from oomguard.evidence.judge import StoppedBy, is_shortage, judge
+from oomguard.evidence.case import is_shortage
+from oomguard.evidence.judge import StoppedBy, judge
 from oomguard.evidence.message import PROGRESS_AFTER
 from oomguard.evidence.refusals import is_refusal
 from oomguard.evidence.verdict import Finding, Kind, Phase, Verdict, Witness
