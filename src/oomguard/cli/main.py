@@ -19,6 +19,8 @@ from oomguard.errors import ExitCode, OomguardError, UsageError, did_you_mean
 COMMANDS = {
     "launch": "Launch a training job; after an OOM, lower its memory use and relaunch it.",
     "resume": "Resume a run from its latest checkpoint.",
+    "runs": "List runs, and how each ended.",
+    "report": "Print what a run tried and changed, for an issue or a pull request.",
     "plan": "Estimate memory before launching, and find the first change that fits.",
     "explain": "Diagnose why a job failed from its log.",
     "ladder": "List the strategies in the order they are tried.",

@@ -236,10 +236,20 @@ def _flag(one: Field[Any]) -> Callable[[F], F]:
 
 #: A config file, in place of a command after --.
 train_file = click.argument("train", required=False, type=click.Path(path_type=Path))
+#: A run, by its folder or by its name.
+run_argument = click.argument("run", type=click.Path(path_type=Path))
 as_json = click.option("--json", "as_json", is_flag=True, help="Print one JSON document to stdout.")
 verbose = click.option(
     "--verbose", is_flag=True, help="List skipped strategies with their reasons."
 )
+
+
+def run_folder(run: Path) -> Path:
+    """Return the folder of a run that was named by it, by a file in it, or under oomguard-runs."""
+    if run.is_file():
+        return run.parent
+    named = Path(RUNS) / run
+    return named if not run.exists() and named.exists() else run
 
 
 class WithCommand(click.Command):

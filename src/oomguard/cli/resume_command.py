@@ -10,7 +10,7 @@ import click
 from oomguard import __version__
 from oomguard.adapters.registry import adapter_named
 from oomguard.cli.console import Console
-from oomguard.cli.options import RESUME, RUNS, as_json, flags
+from oomguard.cli.options import RESUME, as_json, flags, run_argument, run_folder
 from oomguard.cli.prepare import caps_of, ladder_of
 from oomguard.cli.summary import environment_info, now_at, print_summary
 from oomguard.ladder.load import load_strategies, select
@@ -30,7 +30,7 @@ FINAL = (Status.FIT, Status.EXHAUSTED, Status.FAILED)
 
 
 @click.command("resume")
-@click.argument("run", type=click.Path(path_type=Path))
+@run_argument
 @flags(RESUME)
 @as_json
 def command(run: Path, grace_s: float | None, as_json: bool) -> int:
@@ -38,7 +38,7 @@ def command(run: Path, grace_s: float | None, as_json: bool) -> int:
 
     RUN is the run folder, or its name under oomguard-runs.
     """
-    folder, history = RunFolder.open(_find(run))
+    folder, history = RunFolder.open(run_folder(run))
     console = Console(quiet_stdout=as_json)
     try:
         record = history.record
@@ -90,10 +90,3 @@ def _strategies(limits: Limits) -> tuple[Strategy, ...]:
     if not limits.ladder:
         return tuple(strategy for strategy in known if strategy.preflight)
     return select(known, ",".join(limits.ladder))
-
-
-def _find(run: Path) -> Path:
-    if run.name == "events.jsonl":
-        return run.parent
-    named = Path(RUNS) / run
-    return named if not run.exists() and named.exists() else run

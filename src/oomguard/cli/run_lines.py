@@ -14,17 +14,25 @@ from oomguard.run.events import (
     Predicted,
     Resumed,
     Split,
+    Status,
 )
 from oomguard.run.leak import Growth
 from oomguard.run.state import Attempt, RunRecord
 from oomguard.run.verification import Outcome, Verified
 from oomguard.units import show_bytes
 
-_KINDS = {
+KINDS = {
     Kind.DEVICE_OOM: "out of device memory",
     Kind.HOST_OOM: "out of host memory",
     Kind.SHM_OOM: "out of shared memory (/dev/shm)",
     Kind.PINNED_OOM: "out of pinned host memory",
+}
+#: How a run ended, as lists and reports say it.
+STATUSES = {
+    Status.FIT: "trained",
+    Status.EXHAUSTED: "does not fit",
+    Status.FAILED: "the job failed",
+    Status.INTERRUPTED: "interrupted",
 }
 _STOPPED_BY_US = (
     StopReason.RECYCLE, StopReason.FITS, StopReason.DIFFERS, StopReason.NOT_SAME_MATH,
@@ -157,7 +165,7 @@ def _oom_line(verdict: Verdict, steps: str) -> str:
     shown = verdict.phase_known and verdict.phase.value != "unknown"
     where = f" in {verdict.phase.value}" if shown else ""
     rank = "" if verdict.rank is None else f" on rank {verdict.rank}"
-    return f"{_KINDS[verdict.kind]}{where}{rank}{steps}{_requested(verdict)}"
+    return f"{KINDS[verdict.kind]}{where}{rank}{steps}{_requested(verdict)}"
 
 
 def _probe_line(attempt: Attempt, verdict: Verdict, limits: Limits | None) -> str:

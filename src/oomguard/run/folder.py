@@ -31,6 +31,7 @@ from oomguard.run.events import Event, Progress, RunStarted
 from oomguard.run.redaction import mask_event
 from oomguard.units import MIB, show_bytes
 
+EVENTS, REPORT = "events.jsonl", "fit-report.json"
 #: Free disk space that a run needs to begin.
 ROOM_BYTES = 64 * MIB
 FREE_SPACE = "Free disk space or fix the permissions."
@@ -52,7 +53,7 @@ class RunFolder:
         self._lock = lock
         self._folder = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         self.gone = False
-        self._events = _private(path / "events.jsonl", os.O_APPEND)
+        self._events = _private(path / EVENTS, os.O_APPEND)
         self._size_bytes = os.fstat(self._events).st_size
         self._waiting = bytearray()
         with open(_private(path / ".reserve", os.O_TRUNC), "wb") as reserve:
@@ -75,7 +76,7 @@ class RunFolder:
             path.chmod(0o700)
             _check_room(path)
             lock = _hold(path)
-            if (path / "events.jsonl").exists():
+            if (path / EVENTS).exists():
                 lock.release()
                 raise RunFolderError(
                     "the folder already holds a run",
@@ -96,13 +97,9 @@ class RunFolder:
             RunFolderError: if it holds no run, is locked, damaged or not writable.
         """
         path = path.absolute()
-        events = path / "events.jsonl"
+        events = path / EVENTS
         if not events.is_file():
-            raise RunFolderError(
-                "there is no run in this folder",
-                where=Where(file=str(path)),
-                next_step="Pass the folder that `oomguard launch` printed (with events.jsonl).",
-            )
+            raise no_run(path)
         try:
             lock = _hold(path)
             try:
@@ -198,7 +195,7 @@ class RunFolder:
     @property
     def report(self) -> Path:
         """The path of the fit-report."""
-        return self.path / "fit-report.json"
+        return self.path / REPORT
 
     def release(self) -> None:
         """Release the reserved disk space, for the outcome."""
@@ -252,6 +249,16 @@ def _with_secrets(history: History, path: Path) -> History:
             next_step="Launch the job again.",
         ) from error
     return replace(history, events=(replace(first, job=job), *others))
+
+
+def no_run(folder: Path) -> RunFolderError:
+    """Return the error for a folder that holds no run."""
+    return RunFolderError(
+        "there is no run in this folder",
+        where=Where(file=str(folder)),
+        next_step="Pass the folder that `oomguard launch` printed (with events.jsonl); "
+        "`oomguard runs` lists those under oomguard-runs.",
+    )
 
 
 def _check_no_link(folder: Path) -> None:

@@ -1,0 +1,99 @@
+"""A fit-report as Markdown."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from oomguard.cli.plan_text import COSTS, counted, show_change, show_plan
+from oomguard.cli.run_lines import KINDS, STATUSES, verified_line
+from oomguard.evidence.verdict import Kind
+from oomguard.run.events import Status
+from oomguard.run.report import AttemptReport, FitReport
+from oomguard.units import show_bytes
+
+#: A longer diff is cut off: the report is to be read in an issue.
+DIFF_LINES = 40
+
+
+def markdown(report: FitReport) -> Iterator[str]:
+    """Yield the lines of a report: how it ended, what changed, each attempt, the diff."""
+    yield f"### oomguard: {STATUSES[report.status]}, in {counted(len(report.attempts), 'attempt')}"
+    yield ""
+    where = ", ".join(f"{name} {value}" for name, value in report.surroundings.items())
+    yield f"- {report.framework} on {report.device.value}, global batch {report.global_batch}"
+    yield f"- requested: {show_plan(report.asked)}"
+    if report.final is not None:
+        yield f"- {_final(report)}"
+    if report.verified is not None:
+        yield f"- {verified_line(report.verified)[0]}"
+    if report.status is not Status.FIT:
+        yield f"- reason: {report.reason}"
+    yield ""
+    yield from _attempts(report)
+    if report.config_diff:
+        yield ""
+        yield from _diff(report.config_diff)
+    yield ""
+    yield f"<sub>oomguard {report.oomguard}, run {report.run}, {report.at}; {where}</sub>"
+
+
+def _final(report: FitReport) -> str:
+    if not report.changes or report.fidelity is None:
+        return "the requested config fits; nothing was changed"
+    changes = ", ".join(show_change(change) for change in report.changes)
+    return f"changed ({COSTS[report.fidelity]}): {changes}"
+
+
+def _attempts(report: FitReport) -> Iterator[str]:
+    yield "| attempt | plan | result | peak | time |"
+    yield "|---|---|---|---|---|"
+    for attempt in report.attempts:
+        plan = show_plan(attempt.spec.plan, report.asked)
+        kind = "probe " if attempt.spec.probe else ""
+        seconds = "" if attempt.seconds is None else f"{attempt.seconds:.0f} s"
+        cells = (f"{kind}{attempt.number}", plan, _result(attempt), _peak(attempt), seconds)
+        yield "| " + " | ".join(cell.replace("|", r"\|") for cell in cells) + " |"
+
+
+def _result(attempt: AttemptReport) -> str:
+    verdict = attempt.verdict
+    steps = f" after {counted(attempt.optimizer_steps, 'step')}" if attempt.optimizer_steps else ""
+    if verdict is None:
+        return "not known"
+    if verdict.kind.is_memory:
+        size = verdict.requested_bytes
+        asked = f", {show_bytes(size)} requested" if size else ""
+        return f"{KINDS[verdict.kind]} in {verdict.phase.value}{steps}{asked}"
+    if attempt.stopped is not None:
+        return f"stopped{steps}: {attempt.stopped.value}"
+    if verdict.kind is not Kind.OK:
+        return f"failed{steps}: {verdict.root or verdict.kind.value}"
+    split = f", {counted(attempt.splits.steps, 'step')} in smaller parts" if attempt.splits else ""
+    return f"finished{steps}{split}"
+
+
+def _peak(attempt: AttemptReport) -> str:
+    """Return the peak of the GPU, or of the host where none was seen."""
+    peak_bytes = attempt.device_peak_bytes or attempt.host_peak_bytes
+    return show_bytes(peak_bytes) if peak_bytes else ""
+
+
+def _diff(diff: str) -> Iterator[str]:
+    lines = diff.splitlines()
+    yield from _block("diff", lines[:DIFF_LINES])
+    if len(lines) > DIFF_LINES:
+        yield f"... and {counted(len(lines) - DIFF_LINES, 'more line')}, see fit-report.json"
+
+
+def _block(language: str, lines: list[str]) -> Iterator[str]:
+    """Yield a code block whose fence is longer than any in it."""
+    fence = "`" * max(3, 1 + max((_ticks(line) for line in lines), default=0))
+    yield fence + language
+    yield from lines
+    yield fence
+
+
+def _ticks(line: str) -> int:
+    """Return how many backticks a line begins with, after blanks and a diff's sign."""
+    text = line.lstrip(" +-")
+    return len(text) - len(text.lstrip("`"))
