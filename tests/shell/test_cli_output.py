@@ -274,6 +274,6 @@ def test_a_short_command_imports_what_it_needs_and_no_supervisor(words):
     assert "cli" in packages
     shared = {"cli", "errors", "units", "redact", "secret_shapes"}
     # A log is explained in the settings of its framework, which are the adapters'.
-    read = {"evidence", "ladder", "job", "configfile", "adapters", "run"}
+    read = {"evidence", "ladder", "job", "configfile", "adapters", "estimate", "machine", "run"}
     assert packages <= shared | (read if "explain" in words else set())
     assert "oomguard.run.supervisor" not in names
