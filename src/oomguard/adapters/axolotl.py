@@ -48,7 +48,6 @@ _CHECKPOINTING: Key[object] = Key(
     name="gradient_checkpointing", decode=values.anything, default=False
 )
 _BF16: Key[object] = Key(name="bf16", decode=values.anything, default="auto")
-_FULL_HALF = ("bfloat16", "float16")
 _LOAD_4BIT, _LOAD_8BIT = flag("load_in_4bit"), flag("load_in_8bit")
 _OUTPUT = fields.text("output_dir", "./model-out")
 _TARGET_LINEAR, _DORA = flag("lora_target_linear"), flag("peft_use_dora")
@@ -75,16 +74,23 @@ def _accumulation_edits(settings: Settings, value: object) -> Edits:
     return {_STEPS: value}
 
 
-def _precision(settings: Settings) -> Precision | None:
-    # With bf16 the weights are loaded in it, whatever computes beside them.
-    if _BF16.of(settings) is False:
-        half = hf.FP16.of(settings) or any(settings.get(key) for key in _FULL_HALF)
-        return None if half else Precision.FP32
-    return None if hf.FP16.of(settings) else Precision.BF16_TRUE
+def _precision(settings: Settings) -> Precision:
+    """Return the format that the weights are loaded in, whatever computes beside them.
+
+    Source: axolotl 0.19.0, utils/config/__init__.py (resolve_dtype).
+    """
+    fp16 = hf.FP16.of(settings)
+    bf16 = settings.get(_BF16.name) if settings.has(_BF16.name) else _BF16.default
+    by_default = bf16 == _BF16.default and not fp16
+    if by_default or bf16 == "full" or values.is_true(bf16) or settings.get("bfloat16"):
+        return Precision.BF16_TRUE
+    is_half = fp16 or settings.get("float16") or _LOAD_8BIT.of(settings)
+    return Precision.FP16_TRUE if is_half else Precision.FP32
 
 
 def _precision_edits(settings: Settings, value: object) -> Edits | None:
-    if value not in (Precision.FP32, Precision.BF16_TRUE) or _precision(settings) is None:
+    stated = any(settings.get(key) for key in ("bfloat16", "float16", "fp16", _LOAD_8BIT.name))
+    if value not in (Precision.FP32, Precision.BF16_TRUE) or stated:
         return None
     return {_BF16: value is Precision.BF16_TRUE}
 

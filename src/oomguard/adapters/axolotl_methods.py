@@ -37,6 +37,8 @@ ENGINE = EngineKeys(
     share=fields.fraction("vllm.gpu_memory_utilization", 0.9),
     sleeps=fields.flag("trl.vllm_enable_sleep_mode"),
 )
+#: The methods whose trainers are given the adapter's config (loaders/model.py, _load_adapters).
+_ADAPTED_BY_TRL = frozenset({TrainingMethod.DPO, TrainingMethod.KTO})
 #: The methods for which axolotl loads a reference that their trainers are not given.
 _IN_VAIN = frozenset({TrainingMethod.KTO, TrainingMethod.SIMPO})
 
@@ -71,7 +73,9 @@ def memory_settings(found: MemorySettings, settings: Settings) -> MemorySettings
     if method is TrainingMethod.SIMPO and not _NLL.of(settings):
         objective = trl_methods.without_words(objective)
     lora = found.lora and replace(found.lora, dropout=0.0)  # disable_dropout, in all their configs
-    return replace(found, objective=objective, lora=lora, packing=False)
+    # Their trainers make the adapter, in bf16 over a quantized base (trl 1.9.0, dpo_trainer.py).
+    code = replace(found.code, quantized_adapter_bf16=method in _ADAPTED_BY_TRL)
+    return replace(found, code=code, objective=objective, lora=lora, packing=False)
 
 
 def unmodelled(settings: Settings) -> tuple[Unmodelled, ...]:

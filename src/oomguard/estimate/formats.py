@@ -66,7 +66,10 @@ def stored(plan: Plan, recipe: MemorySettings) -> Formats:
     if plan.sharding in ZERO and precision in _MIXED:
         # DeepSpeed converts the whole model, and keeps fp32 copies of what is trained.
         return _IN_HALF
-    raised = recipe.trained_fp32 and precision not in _PURE
+    # PEFT raises an adapter whatever the weights are in (peft 0.21, tuners/tuners_utils.py,
+    # cast_adapter_dtype); DeepSpeed takes it down with the model.
+    is_adapter = plan.tuning is Tuning.LORA and plan.sharding not in ZERO
+    raised = recipe.trained_fp32 and (is_adapter or precision not in _PURE)
     trained = Format.FP32 if raised else base
     if on_the_fly and recipe.code.quantized_adapter_bf16 and plan.tuning is Tuning.LORA:
         trained = Format.BF16

@@ -183,6 +183,44 @@ def test_the_first_fsdp_keeps_what_axolotl_trains_in_fp32(plan, version, size):
     assert terms["optimizer"] == pytest.approx(2 * size * 7.616e9 / 8, rel=0.01)
 
 
+@pytest.mark.parametrize(
+    ("text", "precision"),
+    [
+        ("", "bf16-true"),
+        ("bf16: true\nfp16: true\n", "bf16-true"),
+        ("bf16: false\nbfloat16: true\n", "bf16-true"),
+        ("bf16: false\nfloat16: true\n", "fp16-true"),
+        ("bf16:\nfp16: true\n", "fp16-true"),
+        ("fp16: true\n", "fp16-true"),
+        ("bf16: false\n", "fp32"),
+        ("bf16:\n", "fp32"),
+    ],
+)
+def test_axolotl_loads_weights_in_the_format_of_its_first_switch_that_is_on(plan, text, precision):
+    asked = plan(FULL_AXOLOTL + text)["asked"]
+    assert asked["plan"]["precision"] == precision
+    wide = 4 if precision == "fp32" else 2
+    assert asked["estimate"]["terms"]["weights"] == pytest.approx(wide * 7.616e9, rel=0.01)
+
+
+@pytest.mark.parametrize(
+    ("job", "size"),
+    [
+        (AXOLOTL, 4),
+        (AXOLOTL + "load_in_8bit: true\n", 4),
+        (AXOLOTL + "rl: simpo\n", 4),
+        (AXOLOTL.replace("lora\n", "qlora\nload_in_4bit: true\n", 1) + "rl: dpo\n", 2),
+        (AXOLOTL + "deepspeed: {zero_optimization: {stage: 2}}\n", 2),
+        (LF.replace("bf16: true", "pure_bf16: true"), 4),
+        (TRL + "use_peft: true\ndtype: bfloat16\n", 4),
+    ],
+)
+def test_an_adapter_is_in_fp32_over_weights_in_16_bits(plan, job, size):
+    document = plan(job)
+    terms, trained = document["asked"]["estimate"]["terms"], document["trained"]["parameters"]
+    assert terms["adapter"] == size * trained
+
+
 def test_axolotl_shards_where_there_is_only_an_fsdp_config(plan):
     job = FULL_AXOLOTL
     named = "fsdp: [full_shard, auto_wrap]\nfsdp_config: {fsdp_offload_params: false}\n"
