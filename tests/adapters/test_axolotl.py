@@ -27,7 +27,7 @@ TEXT = "base_model: m\ndatasets: [{path: d, type: alpaca}]\n"
         ("batch_size: 12\nmicro_batch_size: 4", "accumulation", 3),
         ("gradient_checkpointing: offload", "checkpointing", True),
         ("bf16: false", "precision", Precision.FP32),
-        ("bf16: false\nfp16: true", "precision", None),
+        ("bf16: false\nfp16: true", "precision", Precision.FP16_TRUE),
         ("adapter: qlora\nload_in_4bit: true", "quantization", Quantization.NF4_DOUBLE),
         ("adapter: lora", "tuning", Tuning.LORA),
         ("adapter: llama-adapter", "tuning", Tuning.OTHER),

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+import yaml
 
 from decided import twice
 from oomguard.adapters.axolotl import Axolotl
@@ -17,6 +18,7 @@ from oomguard.adapters.ms_swift import MsSwift
 from oomguard.adapters.settings.accelerate_settings import ACCELERATE
 from oomguard.adapters.settings.blocks import unmodelled_inside
 from oomguard.adapters.settings.deepspeed_settings import DEEPSPEED
+from oomguard.adapters.settings.fsdp_settings import FSDP
 from oomguard.adapters.trl import Trl
 from oomguard.job.plan import Offload, Sharding
 from oomguard.job.unmodelled import Direction
@@ -93,6 +95,11 @@ def test_a_size_is_named_where_it_is_not_the_one_that_is_counted(
         ("fsdp_config: {fsdp_reshard_after_forward: false}", "fsdp_reshard_after_forward"),
         ("fsdp_config: {fsdp_activation_checkpointing: true}", "fsdp_activation_checkpointing"),
         ("fsdp_config: {fsdp_future: true}", "fsdp_future"),
+        ("fsdp_config: {fsdp_transformer_layer_cls_to_wrap: LlamaDecoderLayer}", None),
+        (
+            "fsdp_config: {fsdp_transformer_layer_cls_to_wrap: MixtralSparseMoeBlock}",
+            "fsdp_transformer_layer_cls_to_wrap",
+        ),
     ],
 )
 def test_keys_of_accelerates_file(bench: Callable[..., Any], lines: str, named: str | None) -> None:
@@ -105,5 +112,66 @@ def test_keys_of_accelerates_file(bench: Callable[..., Any], lines: str, named: 
     assert found == ({f"accelerate.fsdp_config.{named}"} if named else set())
 
 
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("offload_params", True),
+        ("activation_cpu_offload", True),
+        ("reshard_after_forward", False),
+        ("min_num_params", 10**8),
+        ("new_key", 1),
+    ],
+)
+@pytest.mark.parametrize("name", ["LLaMA-Factory", "axolotl", "ms-swift", "TRL"])
+def test_every_framework_names_a_key_of_fsdps_config(
+    bench: Callable[..., Any], name: str, key: str, value: object
+) -> None:
+    make, command, text = NAMED[name]
+    inner = {key: value, "fsdp_version": 2, "state_dict_type": "FULL_STATE_DICT"}
+    both = {"fsdp": "full_shard auto_wrap", "fsdp_config": inner}
+    files = {f"{CWD}/fsdp.json": json.dumps(both)}
+    in_file = name == "ms-swift"
+    lines = "fsdp: fsdp.json\n" if in_file else yaml.safe_dump(both)
+    job = bench(make(), gpus=2, files=files).job(command, text + lines)
+    assert job.asked.sharding is Sharding.FSDP
+    outer = "fsdp" if in_file else "fsdp_config"
+    found = {one.key for one in make().unmodelled(job) if one.key.startswith("fsdp")}
+    assert found == {f"{outer}.{key}"}
+
+
+def test_options_of_fsdp_in_a_file_that_is_not_there_are_named(bench: Callable[..., Any]) -> None:
+    make, command, text = NAMED["TRL"]
+    lines = "fsdp: full_shard\nfsdp_config: mine.json\n"
+    job = bench(make(), gpus=2).job(command, text + lines)
+    assert "fsdp_config" in {one.key for one in make().unmodelled(job)}
+
+
+@pytest.mark.parametrize(
+    ("lines", "checkpoints"),
+    [
+        ("fsdp_config: {fsdp_activation_checkpointing: true}\n", True),
+        ("fsdp_config: {activation_checkpointing: true}\n", True),
+        ("fsdp_config: {activation_checkpointing: false}\n", False),
+        ("fsdp_config: {activation_checkpointing: true}\ndeepspeed: zero.json\n", False),
+    ],
+)
+def test_axolotl_reads_the_checkpointing_of_fsdp(
+    bench: Callable[..., Any], lines: str, checkpoints: bool
+) -> None:
+    make, command, text = NAMED["axolotl"]
+    job = bench(make(), gpus=2).job(command, text + lines)
+    assert job.asked.checkpointing is checkpoints
+    named = {one.key for one in make().unmodelled(job)}
+    assert not any("checkpointing" in key for key in named)
+
+
+@pytest.mark.parametrize("name", ["LLaMA-Factory", "axolotl", "TRL"])
+@pytest.mark.parametrize("kind", ["shard_grad_op auto_wrap", "no_shard", "full_shard offload"])
+def test_another_kind_of_fsdp_is_named(bench: Callable[..., Any], name: str, kind: str) -> None:
+    make, command, text = NAMED[name]
+    job = bench(make(), gpus=2).job(command, f"{text}fsdp: {kind}\n")
+    assert "fsdp" in {one.key for one in make().unmodelled(job)}
+
+
 def test_no_key_is_in_two_groups() -> None:
-    assert (twice(DEEPSPEED), twice(ACCELERATE)) == ([], [])
+    assert (twice(DEEPSPEED), twice(ACCELERATE), twice(FSDP)) == ([], [], [])

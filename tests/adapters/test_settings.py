@@ -285,7 +285,11 @@ AXOLOTL = {
     "cut_cross_entropy": [Example("false", PLUGGED % "cut_cross_entropy")],
     "low_cpu_mem_usage": [Example("false")],
     "attn_implementation": [Example("eager")],
-    "fsdp_config": [Example("{offload_params: false}"), Example("{fsdp_version: 2}")],
+    "fsdp_config": [
+        Example("{offload_params: false}"),
+        Example("{fsdp_version: 2}"),
+        Example("{activation_checkpointing: true}"),
+    ],
     "fsdp_version": [Example("2", "fsdp_config: {reshard_after_forward: true}\n")],
     "gradient_checkpointing_kwargs": [Example("{use_reentrant: false}")],
     "unfrozen_parameters": [Example("[model.layers]")],

@@ -7,6 +7,7 @@ validation), utils/config/__init__.py, loaders/model.py.
 from __future__ import annotations
 
 import posixpath
+from collections.abc import Mapping
 from dataclasses import replace
 
 from oomguard.adapters import axolotl_methods, fields, launchers, trial
@@ -16,10 +17,16 @@ from oomguard.adapters.config_adapter import Refusal
 from oomguard.adapters.contract import JobRequest, Marks
 from oomguard.adapters.fields import Binding, Bindings, Edits, Key, flag, number
 from oomguard.adapters.hf import training_arguments as hf
-from oomguard.adapters.hf.trainer_adapter import NO_ROWS, ZERO3_WITH_BATCH_SEARCH, TrainerAdapter
+from oomguard.adapters.hf.trainer_adapter import (
+    FSDP_CONFIG,
+    NO_ROWS,
+    ZERO3_WITH_BATCH_SEARCH,
+    TrainerAdapter,
+)
 from oomguard.adapters.invocation import Invocation, file_first
 from oomguard.adapters.launchers import Launcher, LauncherCommand
 from oomguard.adapters.settings.axolotl_settings import AXOLOTL, attention_named, dequantizes
+from oomguard.adapters.settings.fsdp_settings import checkpoints_layers
 from oomguard.configfile import values
 from oomguard.configfile.document import Source
 from oomguard.configfile.flags import Flags
@@ -74,6 +81,16 @@ def _accumulation_edits(settings: Settings, value: object) -> Edits:
     return {_STEPS: value}
 
 
+def _checkpoints(settings: Settings) -> bool:
+    by_fsdp = checkpoints_layers(settings.get(FSDP_CONFIG)) and not hf.DEEPSPEED.of(settings)
+    return by_fsdp or _CHECKPOINTING.of(settings) not in (None, False)
+
+
+def _checkpointing_edits(settings: Settings, value: object) -> Edits | None:
+    after = settings.set(_CHECKPOINTING.name, value)
+    return {_CHECKPOINTING: value} if _checkpoints(after) is bool(value) else None
+
+
 def _precision(settings: Settings) -> Precision:
     """Return the format that the weights are loaded in, whatever computes beside them.
 
@@ -84,15 +101,14 @@ def _precision(settings: Settings) -> Precision:
     by_default = bf16 == _BF16.default and not fp16
     if by_default or bf16 == "full" or values.is_true(bf16) or settings.get("bfloat16"):
         return Precision.BF16_TRUE
-    is_half = fp16 or settings.get("float16") or _LOAD_8BIT.of(settings)
+    is_half = fp16 or settings.get("float16")
     return Precision.FP16_TRUE if is_half else Precision.FP32
 
 
 def _precision_edits(settings: Settings, value: object) -> Edits | None:
-    stated = any(settings.get(key) for key in ("bfloat16", "float16", "fp16", _LOAD_8BIT.name))
-    if value not in (Precision.FP32, Precision.BF16_TRUE) or stated:
-        return None
-    return {_BF16: value is Precision.BF16_TRUE}
+    half = value is Precision.BF16_TRUE
+    after = settings.set(_BF16.name, half)
+    return {_BF16: half} if _precision(after) is value else None
 
 
 def _quantization(settings: Settings) -> Quantization | None:
@@ -165,11 +181,7 @@ BINDINGS = Bindings(
         fields.stated("eval_batch", fields.maybe_number("eval_batch_size")),
         fields.direct("sequence_length", number("sequence_len", 512)),
         fields.choice("overlong", fields.text("excess_length_strategy", "drop"), _EXCESS),
-        Binding(
-            field="checkpointing",
-            read=lambda settings: _CHECKPOINTING.of(settings) not in (None, False),
-            edits=lambda _, value: {_CHECKPOINTING: value},
-        ),
+        Binding(field="checkpointing", read=_checkpoints, edits=_checkpointing_edits),
         Binding(field="precision", read=_precision, edits=_precision_edits),
         Binding(field="quantization", read=_quantization, edits=_quantization_edits),
         Binding(field="tuning", read=_tuning, edits=lambda _, __: None),
@@ -343,6 +355,13 @@ class Axolotl(TrainerAdapter):
         if settings.get("fsdp_config") and not hf.DEEPSPEED.of(settings):
             return Sharding.FSDP, frozenset()
         return super().sharding(invocation, request)
+
+    def fsdp_configs(
+        self, settings: Settings, request: JobRequest
+    ) -> dict[str, Mapping[str, object] | None]:
+        """Return FSDP's options, which switch it on by themselves."""
+        own = settings.get(FSDP_CONFIG)
+        return {FSDP_CONFIG: own} if isinstance(own, dict) else {}
 
     def split(self, argv: tuple[str, ...], source: Source | None) -> Invocation | None:
         """Parse a command line; what follows `--` goes to the launcher."""

@@ -20,10 +20,12 @@ from oomguard.adapters import (
 from oomguard.adapters.config_adapter import Refusal, not_training
 from oomguard.adapters.contract import JobRequest, Marks
 from oomguard.adapters.fields import Binding, Bindings, Edits, Key, flag, number
+from oomguard.adapters.hf import deepspeed
 from oomguard.adapters.hf import training_arguments as hf
 from oomguard.adapters.hf.liger import NOT_FUSED
 from oomguard.adapters.hf.trainer_adapter import (
     ENVIRONMENT,
+    FSDP_CONFIG,
     NO_ROWS,
     QUANTIZED_ALONE,
     ZERO3_WITH_BATCH_SEARCH,
@@ -111,6 +113,8 @@ _ZERO_NAMES = {
     "zero2_offload": (Sharding.ZERO2, frozenset({Offload.OPTIMIZER})),
     "zero3_offload": (Sharding.ZERO3, _BOTH),
 }
+
+_FSDP2 = "fsdp2"  # its own FSDP config, which checkpoints layers (config/fsdp2.json)
 
 
 def _is_multimodal(settings: Settings) -> bool:
@@ -293,6 +297,7 @@ class MsSwift(TrainerAdapter):
     name = "ms_swift"
     title = "ms-swift"
     training_code = TrainingCode()
+    fsdp_files = (hf.FSDP.name,)
     marks = Marks(
         own=frozenset({"dataset", "tuner_type", "train_type", "model_type"})
         | {"quant_bits", "freeze_vit"},
@@ -410,6 +415,23 @@ class MsSwift(TrainerAdapter):
         name = invocation.settings.get("deepspeed")
         known = _ZERO_NAMES.get(name) if isinstance(name, str) else None
         return known or super().sharding(invocation, request)
+
+    def fsdp_configs(
+        self, settings: Settings, request: JobRequest
+    ) -> dict[str, Mapping[str, object] | None]:
+        """Return the options of the file that `fsdp` names, or of ms-swift's own."""
+        name = settings.get(hf.FSDP.name)
+        if not name:
+            return {}
+        if name == _FSDP2:
+            return {hf.FSDP.name: {"activation_checkpointing": True}}
+        path = hf.file_named(name, request.cwd)
+        found = deepspeed.config_in(request.files, path) if path else deepspeed.mapping_of(name)
+        if found is None:
+            return {hf.FSDP.name: None}
+        inner = found.get(FSDP_CONFIG)
+        kind = {hf.FSDP.name: found.get(hf.FSDP.name)}
+        return {hf.FSDP.name: {**kind, **(inner if isinstance(inner, dict) else {})}}
 
     def edit(self, invocation: Invocation, job: Job, plan: Plan) -> Settings:
         """Write the plan's fields; a new batch always comes with its accumulation."""

@@ -31,7 +31,7 @@ from shell.reading_jobs import ADAMW, AXOLOTL, LF, SCRIPT, SWIFT, TORCHTUNE, TRL
         (AXOLOTL + "fsdp_config: {offload_params: true}\n", "fsdp_config.offload_params", "less"),
         (AXOLOTL + "fsdp_config: {reshard_after_forward: false}\n",
          "fsdp_config.reshard_after_forward", "more"),
-        (AXOLOTL + "fsdp: [shard_grad_op, auto_wrap]\n", "fsdp", "more"),
+        (AXOLOTL + "fsdp: [shard_grad_op, auto_wrap]\n", "fsdp", "either"),
         (AXOLOTL + "context_parallel_size: 2\n", "context_parallel_size", "less"),
         (AXOLOTL + "optimizer: muon\n", "optimizer", "either"),
         (AXOLOTL + "optimizer: adopt_adamw\n", "optimizer", "either"),

@@ -7,7 +7,7 @@ Source: transformers 5.6.0, trainer.py, hf_argparser.py.
 from __future__ import annotations
 
 import posixpath
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 
 from oomguard.adapters.config_adapter import ConfigAdapter, Refusal
@@ -22,6 +22,7 @@ from oomguard.adapters.launchers import Launcher
 from oomguard.adapters.settings.accelerate_settings import ACCELERATE
 from oomguard.adapters.settings.blocks import unmodelled_inside
 from oomguard.adapters.settings.deepspeed_settings import DEEPSPEED
+from oomguard.adapters.settings.fsdp_settings import unmodelled_of_fsdp
 from oomguard.adapters.settings.trainer_settings import EFFECTS
 from oomguard.adapters.trial import trainer
 from oomguard.configfile.document import Files, Source
@@ -42,8 +43,9 @@ from oomguard.job.plan import (
 )
 from oomguard.job.stored_format import StoredFormat
 from oomguard.job.training_job import Device, Job, World
-from oomguard.job.unmodelled import TrainingMethod, Unmodelled
+from oomguard.job.unmodelled import Direction, TrainingMethod, Unmodelled
 
+FSDP_CONFIG = "fsdp_config"
 ENVIRONMENT = (
     *("MASTER_ADDR", "MASTER_PORT", "RANK", "LOCAL_RANK", "WORLD_SIZE", "NODE_RANK"),
     *("ACCELERATE_MIXED_PRECISION", "ACCELERATE_USE_DEEPSPEED", "ACCELERATE_USE_FSDP"),
@@ -79,7 +81,8 @@ class TrainerAdapter(ConfigAdapter):
 
     `rank` is the key of the LoRA rank if it can switch to LoRA. `fuses` are the types of models
     whose loss its fused kernels replace; `dequantizes` the formats of checkpoints that it loads in
-    16 bits, by transformers' names.
+    16 bits, by transformers' names; `fsdp_files` the settings that may name a file with FSDP's
+    options.
     """
 
     environment: tuple[str, ...] = ENVIRONMENT
@@ -90,6 +93,7 @@ class TrainerAdapter(ConfigAdapter):
     rank: Key[int] | None = None
     fuses: frozenset[str] = liger.FUSED
     dequantizes: frozenset[str] = frozenset()
+    fsdp_files: tuple[str, ...] = (FSDP_CONFIG,)
     usage = "Write python, torchrun, accelerate launch or deepspeed, then the script."
 
     def invocation(self, argv: tuple[str, ...], source: Source | None) -> Invocation:
@@ -100,7 +104,11 @@ class TrainerAdapter(ConfigAdapter):
     def referenced_files(self, request: JobRequest) -> tuple[str, ...]:
         """Return the DeepSpeed file, accelerate's, and the one that accelerate's names."""
         invocation = self.invocation(request.argv, request.source)
-        files = (self._zero_path(invocation, request), _launch_path(invocation, request.cwd))
+        files = (
+            self._zero_path(invocation, request),
+            _launch_path(invocation, request.cwd),
+            *(hf.file_named(invocation.settings.get(key), request.cwd) for key in self.fsdp_files),
+        )
         return tuple(path for path in files if path)
 
     def accelerate_config(
@@ -135,12 +143,42 @@ class TrainerAdapter(ConfigAdapter):
         path = self._zero_path(invocation, request)
         inline = deepspeed.mapping_of(hf.DEEPSPEED.of(invocation.settings))
         zero = deepspeed.config_in(job.files, path) if path else inline
-        launch = self.accelerate_config(invocation, request)
+        launch = dict(self.accelerate_config(invocation, request))
+        shared, checkpoints = launch.pop(FSDP_CONFIG, None), job.asked.checkpointing is True
         return (
             *super().unmodelled(job),
             *unmodelled_inside(hf.DEEPSPEED.name, zero or {}, DEEPSPEED),
             *unmodelled_inside("accelerate", launch, ACCELERATE),
+            *unmodelled_of_fsdp(f"accelerate.{FSDP_CONFIG}", shared, checkpoints=checkpoints),
+            *self._unmodelled_of_fsdp(job, request),
         )
+
+    def _unmodelled_of_fsdp(self, job: Job, request: JobRequest) -> Iterator[Unmodelled]:
+        """Yield what the job's own FSDP config says, whatever file or mapping holds it."""
+        if job.asked.sharding is not Sharding.FSDP:
+            return
+        settings, checkpoints = self.of_job(job).settings, job.asked.checkpointing is True
+        for key, values in self.fsdp_configs(settings, request).items():
+            if values is None:
+                yield Unmodelled(
+                    key=key,
+                    effect="FSDP's own options are in a file that was not found",
+                    direction=Direction.EITHER,
+                    line=settings.origin(key).line,
+                )
+            for one in unmodelled_of_fsdp(key, values, checkpoints=checkpoints):
+                yield replace(one, line=settings.origin(one.key).line)
+
+    def fsdp_configs(
+        self, settings: Settings, request: JobRequest
+    ) -> dict[str, Mapping[str, object] | None]:
+        """Return FSDP's options by the setting that holds them; None for a file not found."""
+        stated = settings.get(FSDP_CONFIG)
+        if not stated or not hf.FSDP.of(settings):
+            return {}
+        path = hf.file_named(stated, request.cwd)
+        found = deepspeed.config_in(request.files, path) if path else deepspeed.mapping_of(stated)
+        return {FSDP_CONFIG: found}
 
     def fields(
         self, invocation: Invocation, request: JobRequest, world: World

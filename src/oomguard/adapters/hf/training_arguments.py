@@ -160,7 +160,11 @@ def device(settings: Settings, gpus: int) -> Device:
 
 def deepspeed_path(settings: Settings, cwd: str) -> str | None:
     """Return the DeepSpeed file (absolute); None if there is none, or it is inline."""
-    value = DEEPSPEED.of(settings)
+    return file_named(DEEPSPEED.of(settings), cwd)
+
+
+def file_named(value: object, cwd: str) -> str | None:
+    """Return the file (absolute) that a setting names; None for an inline mapping or none."""
     path = value if isinstance(value, str) and not value.lstrip().startswith("{") else None
     return posixpath.join(cwd, path) if path else None
 

@@ -46,7 +46,7 @@ _READ = fields_of(
         "eval_batch": "eval_batch_size",
         "sequence_length": "sequence_len",
         "overlong": "excess_length_strategy",
-        "checkpointing": "gradient_checkpointing",
+        "checkpointing": "gradient_checkpointing fsdp_config",
         "code": "gradient_checkpointing_kwargs rl unfrozen_parameters",
         "precision": "bf16 bfloat16 float16",
         "model": "base_model",
@@ -89,30 +89,7 @@ def dequantizes(settings: Settings) -> bool:
     return named and isinstance(how, dict) and how.get("dequantize") is True
 
 
-_SHARDED = (
-    Effect(
-        key="fsdp",
-        effect="this kind of FSDP is planned as full sharding",
-        when=lambda value: "shard_grad_op" in str(value) or "no_shard" in str(value),
-    ),
-    *(
-        Effect(
-            key=f"fsdp_config.{key}",
-            effect="this kind of FSDP is planned as full sharding",
-            when=lambda value: str(value).lower() not in ("true", "full_shard"),
-        )
-        for key in (
-            *("reshard_after_forward", "fsdp_reshard_after_forward"),
-            *("sharding_strategy", "fsdp_sharding_strategy"),
-        )
-    ),
-    *(
-        switch(f"fsdp_config.{key}", "what FSDP offloads is counted on the GPU", Direction.LESS)
-        for key in ("offload_params", "fsdp_offload_params", "cpu_offload")
-    ),
-)
 _PARTLY = (
-    *_SHARDED,
     Effect(
         key="unfrozen_parameters", effect="all weights count as trained", direction=Direction.LESS
     ),
@@ -388,7 +365,6 @@ _DETAILS = {
     "tiled_mlp": "tiled_mlp_num_shards tiled_mlp_use_original_mlp",
     "fp32_norms": "fp32_norm_classes",
     "fp8": "fp8_config fp8_enable_fsdp_float8_all_gather",
-    "fsdp_config": "fsdp_final_state_dict_type",
     "device_map": "gpu_memory_limit max_memory",
     "grokfast_alpha": "grokfast_lamb",
     "relora": "jagged_restart_anneal_steps jagged_restart_steps jagged_restart_warmup_steps"

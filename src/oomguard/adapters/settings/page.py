@@ -9,10 +9,15 @@ from oomguard.adapters.effects import Effect
 from oomguard.adapters.registry import ADAPTERS
 from oomguard.adapters.settings.accelerate_settings import ACCELERATE
 from oomguard.adapters.settings.deepspeed_settings import DEEPSPEED
+from oomguard.adapters.settings.fsdp_settings import FSDP
 from oomguard.adapters.settings.groups import SettingGroups
 
 #: Files that several frameworks read.
-_SHARED = {"DeepSpeed's config": DEEPSPEED, "accelerate's config": ACCELERATE}
+_SHARED = {
+    "DeepSpeed's config": DEEPSPEED,
+    "accelerate's config": ACCELERATE,
+    "FSDP's config (`fsdp_config`)": FSDP,
+}
 
 
 def settings_tables() -> str:

@@ -5,6 +5,8 @@ Source: transformers 5.6.0 and 5.23, training_args.py, training_args_seq2seq.py,
 
 from __future__ import annotations
 
+import re
+
 from oomguard.adapters import effects
 from oomguard.adapters.effects import Effect
 from oomguard.adapters.fields import Key
@@ -57,6 +59,8 @@ EVALUATING = ("eval_strategy", "eval_on_start", "do_eval")
 COMPILED = "what torch.compile fuses and keeps is not included"
 
 #: Of the first, transformers' own scripts and most frameworks read all.
+#: The kinds of FSDP that are not `full_shard`, and its offload; not in the name of a file.
+OTHER_FSDP = re.compile(r"(?s)^(?!.*\.json$).*(shard_grad_op|no_shard|hybrid_shard|offload)")
 READ = fields_of(
     {
         "micro_batch": "per_device_train_batch_size",
@@ -84,6 +88,12 @@ TRAINER = SettingGroups(
     partly=(
         effects.optimizer(),
         effects.on_host("dataloader_num_workers", "each worker's own host memory is not included"),
+        Effect(
+            key="fsdp",
+            effect="this kind of FSDP is planned as full sharding without offload",
+            direction=Direction.EITHER,
+            when=lambda value: bool(OTHER_FSDP.search(str(value))),
+        ),
     ),
     unmodelled=(
         Effect(
@@ -128,12 +138,6 @@ TRAINER = SettingGroups(
             key="parallelism_config",
             effect="tensor and context parallelism are not modelled",
             direction=Direction.LESS,
-        ),
-        Effect(
-            key="fsdp_config",
-            effect="FSDP's own options, such as its offload and wrapping, are not modelled",
-            direction=Direction.EITHER,
-            given=lambda settings: bool(hf.FSDP.of(settings)),
         ),
         effects.switch(
             "full_determinism", "deterministic kernels and their workspaces", Direction.EITHER
@@ -181,6 +185,7 @@ TRAINER = SettingGroups(
         " length_column_name remove_unused_columns train_sampling_strategy",
         RUNNING: "ddp_timeout local_rank max_steps num_train_epochs resume_from_checkpoint"
         " restore_callback_states_from_checkpoint seed torch_empty_cache_steps",
+        "each of its keys is accounted for: see FSDP's config": "fsdp_config",
         COMMUNICATION: "ddp_backend ddp_broadcast_buffers ddp_bucket_cap_mb"
         " ddp_find_unused_parameters ddp_static_graph",
     },
