@@ -23,9 +23,15 @@ SETS = {
     "labelled": HERE.parents[1] / "tests" / "data" / "failures",
     "unseen": HERE / "unseen",
     "unseen2": HERE / "unseen2",
+    "unseen3": HERE / "unseen3",
 }
 #: The table of run.py that holds what `explain` found in each set: of unseen texts the first run.
-OURS = {"labelled": "after", "unseen": "unseen_first", "unseen2": "unseen2_first"}
+OURS = {
+    "labelled": "after",
+    "unseen": "unseen_first",
+    "unseen2": "unseen2_first",
+    "unseen3": "unseen3_first",
+}
 MEMORY = {"device_oom", "host_oom", "shm_oom", "pinned_oom"}
 NOT_RUN = {
     "nvidia-resiliency-ext 0.4.1 attribution": (
