@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from oomguard.evidence.judge import judge_log
+from oomguard.evidence.log_lines import unpack
 from oomguard.evidence.verdict import Confidence, Kind, Verdict
 
 FOLDER = Path(__file__).parents[1] / "data" / "failures"
@@ -140,3 +141,22 @@ def test_a_log_packed_in_records_is_read_like_the_text_itself(field: str) -> Non
         if kind != LOGS[name]["expected"]["kind"]:
             changed[name] = kind
     assert changed == {}
+
+
+def _shown(line: str) -> str:
+    """Return what a line of a log holds without what stands before its text."""
+    pieces = (read for part in line.split("\r") for read in unpack(part.encode()))
+    return " ".join(" ".join(piece.text.split()) for piece in pieces)
+
+
+@pytest.mark.parametrize("name", sorted(LOGS))
+def test_each_piece_of_evidence_stands_on_the_line_that_it_names(name: str) -> None:
+    lines = LOGS[name]["text"].split("\n")
+    for finding in verdict_of(LOGS[name]).evidence:
+        if finding.line is not None:
+            here = _shown(lines[finding.line - 1])
+            below = _shown(lines[finding.line]) if finding.line < len(lines) else ""
+            # A message may be broken between two lines, at a space or inside a word.
+            assert any(
+                finding.text[:60] in text for text in (here, f"{here} {below}", here + below)
+            )

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import bz2
 import gzip
+import io
 import json
+import lzma
+import sys
 
 import pytest
 
@@ -68,6 +72,33 @@ def test_a_folder_of_rank_logs_is_one_story_with_one_root(tmp_path, capsys, name
 def test_an_empty_folder_is_an_error_that_says_so(tmp_path, capsys):
     assert main(("explain", str(tmp_path))) == 2
     assert "no log in it" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("pack", [bytes, gzip.compress, bz2.compress, lzma.compress])
+def test_stdin_is_read_as_a_file_is(tmp_path, capsys, monkeypatch, pack):
+    data = pack(f"step 1 loss 2.5\n{OOM}".encode())
+    (tmp_path / "log").write_bytes(data)
+    as_file = explained(capsys, "--json", tmp_path / "log")
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BufferedReader(io.BytesIO(data))))
+    assert explained(capsys, "--json", "-") == as_file
+    assert json.loads(as_file)["evidence"][0]["line"] == 2
+
+
+def test_a_format_that_cannot_be_read_names_the_command_that_can(tmp_path, capsys, monkeypatch):
+    data = io.BufferedReader(io.BytesIO(b"(\xb5/\xfd" + b"x" * 9))
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(data))
+    assert main(("explain", "-")) == 2
+    assert "zstd -dc LOG | oomguard explain -" in capsys.readouterr().err
+
+
+def test_weights_and_indexes_beside_the_logs_are_no_logs(tmp_path, capsys):
+    # What torchrun and a trainer leave in one folder; the weights hold the words by chance.
+    (tmp_path / "model.safetensors").write_bytes(b"\0\x10" + OOM.encode() * 3)
+    (tmp_path / ".cache").write_text(OOM)
+    (tmp_path / "rank1.log").write_bytes(f"ValueError: no\n{PEER}".encode("utf-16"))
+    document = json.loads(explained(capsys, "--json", tmp_path))
+    assert (document["kind"], document["rank"]) == ("not_oom", 1)
+    assert {row["file"] for row in document["evidence"]} == {"rank1.log"}
 
 
 FRAMES = {

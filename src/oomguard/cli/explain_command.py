@@ -8,8 +8,9 @@ import lzma
 import sys
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
+from io import BufferedReader
 from pathlib import Path
 from typing import IO, cast
 
@@ -33,7 +34,7 @@ CHUNK_BYTES = 1 << 20
 _END_BYTES = 1 << 18  # of the log, at either end, in which its framework is looked for
 _XZ, _ZSTD, _ZIP = b"\xfd7zXZ\0", b"(\xb5/\xfd", b"PK\3\4"
 #: How a compressed file begins, and what opens it; or the command that prints it.
-_OPENERS: dict[bytes, Callable[[Path], object]] = {
+_OPENERS: dict[bytes, Callable[[IO[bytes]], object]] = {
     b"\x1f\x8b": gzip.open, b"BZh": bz2.open, _XZ: lzma.open,
 }  # fmt: skip
 _PRINTERS = {_ZSTD: "zstd -dc", _ZIP: "unzip -p"}
@@ -122,22 +123,31 @@ def _document(verdict: Verdict, files: Sequence[str]) -> object:
     return document
 
 
-def _open(log: Path) -> AbstractContextManager[IO[bytes]]:
-    if str(log) == "-":
-        return nullcontext(sys.stdin.buffer)
-    with log.open("rb") as file:
-        head = file.read(len(_XZ))
+@contextmanager
+def _open(log: Path) -> Iterator[IO[bytes]]:
+    """Open a log, or stdin, as what it holds uncompressed."""
+    piped = str(log) == "-"
+    with nullcontext(sys.stdin.buffer) if piped else log.open("rb") as file:
+        yield _opened(file, "stdin" if piped else str(log))
+
+
+def _opened(file: IO[bytes], name: str) -> IO[bytes]:
+    """Return a stream of what a file holds uncompressed, by how it begins.
+
+    Raises:
+        LogError: if another program has to uncompress it.
+    """
+    head = cast("BufferedReader", file).peek(len(_XZ))
+    source = "LOG" if name == "stdin" else name
     for magic, printer in _PRINTERS.items():
         if head.startswith(magic):
             raise LogError(
                 "it is compressed",
-                where=Where(file=str(log)),
-                next_step=f"Use: {printer} {log} | oomguard explain -",
+                where=Where(file=name),
+                next_step=f"Use: {printer} {source} | oomguard explain -",
             )
-    for magic, opened in _OPENERS.items():
-        if head.startswith(magic):
-            return cast("IO[bytes]", opened(log))
-    return log.open("rb")
+    opened = next((opens for magic, opens in _OPENERS.items() if head.startswith(magic)), None)
+    return cast("IO[bytes]", opened(file)) if opened else file
 
 
 def _chunks(stream: IO[bytes]) -> Iterator[bytes]:

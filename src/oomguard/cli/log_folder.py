@@ -12,6 +12,9 @@ from oomguard.evidence.judge import EVIDENCE_AT_MOST
 from oomguard.evidence.verdict import Confidence, Finding, Kind, Verdict
 
 MOST_FILES = 4096
+_HEAD_BYTES = 1 << 12
+_TEXTS_WITH_NUL = (b"\xff\xfe", b"\xfe\xff", b"\x1f\x8b", b"BZh", b"\xfd7zXZ\0", b"(\xb5/\xfd")
+_COMPRESSED = frozenset({".gz", ".bz2", ".xz", ".zst"})
 _RANK = re.compile(r"(?i)(?:rank|worker|proc|task)[-_.]?(\d{1,6})")
 #: Certainty that a log holds the root: a failure of its own before those that follow from it.
 _WEIGHTS = {Kind.INTERRUPTED: 3, Kind.UNKNOWN: 1, Kind.OK: 0}
@@ -32,7 +35,7 @@ def judge_folder(folder: Path, judge_file: Callable[[Path], Verdict]) -> Story:
     Raises:
         LogError: if there is no log in the folder, or too many.
     """
-    paths = sorted(path for path in folder.rglob("*") if path.is_file() and not path.is_symlink())
+    paths = sorted(path for path in folder.rglob("*") if _may_be_log(path))
     if not 0 < len(paths) <= MOST_FILES:
         found = "no log in it" if not paths else f"more than {MOST_FILES} files in it"
         raise LogError(f"the folder has {found}", where=Where(file=str(folder)))
@@ -47,6 +50,21 @@ def judge_folder(folder: Path, judge_file: Callable[[Path], Verdict]) -> Story:
     kept = rows[:EVIDENCE_AT_MOST]
     names = tuple(path.relative_to(folder).as_posix() for _, path in kept)
     return Story(replace(verdict, evidence=tuple(finding for finding, _ in kept)), names)
+
+
+def _may_be_log(path: Path) -> bool:
+    """Return whether a file may hold what a job printed: not weights, an archive of them, an index.
+
+    UTF-16 has a NUL in each second byte, and compressed logs begin with their own marks.
+    """
+    if not path.is_file() or path.is_symlink() or path.name.startswith("."):
+        return False
+    try:
+        with path.open("rb") as file:
+            head = file.read(_HEAD_BYTES)
+    except OSError:
+        return True  # the reader will say why it cannot be read
+    return head.startswith(_TEXTS_WITH_NUL) or b"\0" not in head or path.suffix in _COMPRESSED
 
 
 def _weight(verdict: Verdict) -> float:

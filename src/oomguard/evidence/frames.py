@@ -14,7 +14,7 @@ _CELL = r"^\s*(?:Cell|Input) (?P<file>In ?\[\d+\])(?:, line \d+)?(?:, in (?P<nam
 _FRAMES = tuple(
     re.compile(pattern)
     for pattern in (
-        r'(?:^|[\s\]:|>])File "(?P<file>[^"]*)", line \d+, in (?P<name>[^\s(]+)',
+        r'(?:^|[\s\]:|>*`])File "(?P<file>[^"]*)", line \d+, in (?P<name>[^\s(]+)',
         rf"^\s*(?:File )?(?P<file>{_PATH}\.(?:py|pyx|pxi)) in (?P<name>[\w.<>]+)\(",
         rf"^\s*\[(?P<file>{_PATH}\.py)\]\([^()]*\) in (?P<name>[\w.<>]+)\(",  # Colab
         rf"^\s*File (?P<file>{_PATH}\.(?:py|pyx|pxi)|<[^>]+>):\d+, in (?P<name>[\w.<>]+)",

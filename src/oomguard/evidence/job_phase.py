@@ -39,14 +39,16 @@ _BY_NAME = tuple(
         (Phase.PREPROCESS, r"", r"^_?load_(and_\w+_)?(data|dataset|datasets|images?|features|examples|samples|train|val|test|csv|jsonl?|annotations?|corpus|texts?|documents?)(_\w+)?$"),
         (Phase.PREPROCESS, r"(?:^|/)(?:numpy|PIL|h5py|json|librosa|soundfile|imageio|skimage|torchaudio|torchvision/(?:io|datasets))/", r"^_?(load|loads|open|read|memmap)"),
         (Phase.LAUNCH, r"(?:^|/)(?:argparse|hf_argparser|jsonargparse/\w+)\.py", r"^_?(parse_|error$)"),
-        (Phase.LOAD, r"^(?!.*(?:/|<frozen )(?:importlib|yaml|omegaconf|hydra|pickle|ctypes|tomllib)\b)", r"from_pretrained|^_?load(_(?!config|library|dll|dynamic|yaml|env|plugin|unlocked|lib)\w+)?$|^load_(model|state_dict|checkpoint|weights)|set(up)?_(kv_)?caches?$|^_apply$|^to_empty$|^create_weights$|^deepspeed_init$|^merge_and_unload$|^export_model$"),
-        (Phase.PREPROCESS, r"", r"^get_(train_|eval_)?dataset$|^_?get_(preprocessed|merged)_dataset$|^load_dataset$|^_map_single$|^tokenize(_\w+)?$|^preprocess(_\w+)?$|^_?prepare_dataset$"),
+        (Phase.LOAD, r"^(?!.*(?:/|<frozen )(?:importlib|yaml|omegaconf|hydra|pickle|ctypes|tomllib)\b)", r"from_pretrained|^_?load(_\w*(model|net|network|backbone|state|checkpoint|ckpt|weight|param|pretrained|adapter|lora|llm|shard|tensor|module|quantiz|from|into|pipeline|transformer|encoder|decoder|tokenizer|processor|engine)\w*)?$|^load_(model|state_dict|checkpoint|weights)|set(up)?_(kv_)?caches?$|^_apply$|^to_empty$|^create_weights$|^deepspeed_init$|^merge_and_unload$|^export_model$"),
+        (Phase.PREPROCESS, r"", r"^get_(train_|eval_)?dataset$|^_?get_(preprocessed|merged)_dataset$|^load_dataset$|^_map_single$|^tokenize(_\w+)?$|^preprocess(_\w+)?$|^_?prepare_(\w+_)?data(set|sets)?$|^_?prepare_dataset$"),
         (Phase.PREPROCESS, r"/datasets/", r"^map$|^_?(iter|batch)_\w*$"),
         (Phase.PREPROCESS, r"(?:^|/)pyarrow/_?(json|csv|parquet|dataset)|(?:^|/)pandas/io/", r""),
     )
 )  # fmt: skip
 #: Functions that name a phase only where nothing around them did.
-_WEAK = re.compile(r"(?:^|_)forward(?:_|$)|^compute_loss$|^_(?:wrapped_)?call_impl$|^call$")
+_WEAK = re.compile(
+    r"(?:^|_)(?:forward|attn|attention)(?:_|$)|^compute_loss$|^_(?:wrapped_)?call_impl$|^call$"
+)
 #: A script that only evaluates: its forward pass is the evaluation's.
 _EVALUATES = re.compile(
     r"(?i)(?:^|/)(?:eval|evaluate|evaluation|validate|validation)(?:_\w+)?\.py$"
@@ -92,7 +94,7 @@ _ANNOUNCED = tuple(
     for phase, pattern in (
         (Phase.SAVE, r"(?i)\b(?:saving|writing|dumping|summoning) (?:\w+ ){0,3}(?:checkpoint|weights|model)|\bcheckpoint (?:write|save|saving)|model weights saved"),
         (Phase.EVAL, r"\*{3,} ?Running (?:Evaluation|Prediction|evaluation)|(?i:\bvalidating\b|^evaluating\b|\bepoch\b.{0,12}\((?:val|valid|validation|eval|test)\)|^(?:val|valid|validation|eval|evaluation|testing)\b[^|]{0,40}\d+%|\bstart(?:ing)? (?:evaluation|validation)\b)"),
-        (Phase.PREPROCESS, r"(?i)converting format of dataset|running tokenizer on dataset|^tokenizing\b|\bmap \(num_proc|generating \w+ split|\bpreprocessing\b|^preparing (?:\w+ ){0,2}(?:data|datasets?|set|splits?|examples|samples)\b|^map:\s+\d+%"),
+        (Phase.PREPROCESS, r"(?i)converting format of dataset|running tokenizer on dataset|^tokenizing\b|\bmap \(num_proc|generating \w+ split|\bpreprocessing\b|^loading (?:\w+ )?(?:data|datasets?)\b|^preparing (?:\w+ ){0,2}(?:data|datasets?|set|splits?|examples|samples)\b|^map:\s+\d+%"),
         (Phase.LOAD, r"(?i)loading (?:\w+ )?(?:checkpoint shards|weights|model)|\bweights? loading\b|loading safetensors|model loading took|\bcreating (?:the )?model\b|skipping token \S+ with \d+-dimensional vector"),
         (Phase.BACKWARD, r"\.backward\(\)"),
         (Phase.OPTIMIZER, r"\boptimizer\.step\(\)"),
