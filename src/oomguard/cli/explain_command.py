@@ -137,7 +137,7 @@ def _opened(file: IO[bytes], name: str) -> IO[bytes]:
     Raises:
         LogError: if another program has to uncompress it.
     """
-    head = cast("BufferedReader", file).peek(len(_XZ))
+    head = cast(BufferedReader, file).peek(len(_XZ))
     source = "LOG" if name == "stdin" else name
     for magic, printer in _PRINTERS.items():
         if head.startswith(magic):
