@@ -23,6 +23,7 @@ COMMANDS = {
     "report": "Print what a run tried and changed, for an issue or a pull request.",
     "plan": "Estimate memory before launching, and find the first change that fits.",
     "explain": "Diagnose why a job failed from its log.",
+    "doctor": "Check what this machine and the job's Python allow.",
     "ladder": "List the strategies in the order they are tried.",
     "models": "List the models whose size is known without a network.",
 }

@@ -1,4 +1,4 @@
-"""Whether training steps follow an OOM: then the job caught it."""
+"""Finds training steps after an OOM: they show that the job caught it."""
 
 from __future__ import annotations
 

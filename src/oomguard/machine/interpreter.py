@@ -8,9 +8,11 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+
+import msgspec
 
 from oomguard.errors import FrameworkError, Where
 
@@ -20,6 +22,15 @@ _PROBE = (
     "import importlib.util as u, json, sys;"
     "print(json.dumps([n for n in sys.argv[1:] if u.find_spec(n)]))"
 )
+_VERSIONS = (
+    "import importlib.metadata as m, json, sys\n"
+    "found = {}\n"
+    "for name in sys.argv[1:]:\n"
+    "    try: found[name] = m.version(name)\n"
+    "    except m.PackageNotFoundError: pass\n"
+    "print(json.dumps(found))"
+)
+_VERSIONS_TIMEOUT_S = 20
 # pip writes the second form where the path is too long or has a space in it.
 _SHEBANGS = (
     re.compile(rb"\A#!\s*(?P<python>[^\s]*python[0-9.]*)\s*(?:-[^\n]*)?\n"),
@@ -84,6 +95,21 @@ def python_of_wrapper(wrapper: tuple[str, ...], *, cwd: Path) -> str:
             f"{' '.join(wrapper[:2])} starts no Python: {' '.join(detail.split())[-300:]}",
             next_step="Run it without oomguard, or point to the Python with --python.",
         ) from error
+
+
+def versions_of(python: str, packages: Iterable[str]) -> Mapping[str, str]:
+    """Return the versions of the packages that a Python has; none if it does not answer."""
+    try:
+        answer = subprocess.run(
+            [python, "-c", _VERSIONS, *packages],
+            capture_output=True,
+            check=True,
+            timeout=_VERSIONS_TIMEOUT_S,
+            stdin=subprocess.DEVNULL,
+        )
+        return msgspec.json.decode(answer.stdout, type=dict[str, str])
+    except (OSError, subprocess.SubprocessError, msgspec.MsgspecError):
+        return {}
 
 
 def _path_with(python: str) -> dict[str, str]:

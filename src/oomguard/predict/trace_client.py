@@ -7,7 +7,7 @@ import json
 import os
 import subprocess
 import tempfile
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,21 +17,13 @@ import platformdirs
 
 from oomguard.estimate.combine import Traced
 from oomguard.job.memory_settings import Family
+from oomguard.machine.interpreter import versions_of
 from oomguard.tracer import MODELS, PATH, PYTHONPATH
 
 #: The packages whose versions decide the result of a trace.
 _PACKAGES = tuple(
     dict.fromkeys([*(name for one in Family for name in one.packages), "peft", "bitsandbytes"])
 )
-_VERSIONS = (
-    "import importlib.metadata as m, json, sys\n"
-    "found = {}\n"
-    "for name in sys.argv[1:]:\n"
-    "    try: found[name] = m.version(name)\n"
-    "    except m.PackageNotFoundError: pass\n"
-    "print(json.dumps(found))"
-)
-_VERSIONS_TIMEOUT_S = 20
 _MOST_ANSWER_BYTES = 16 << 20
 
 
@@ -108,7 +100,7 @@ def tracer_of(
 ) -> TraceClient | None:
     """Return the first Python that has the packages that a trace needs; None if none has them."""
     for python in dict.fromkeys(pythons):
-        versions = _versions(python, dict.fromkeys([*_PACKAGES, *packages]))
+        versions = versions_of(python, dict.fromkeys([*_PACKAGES, *packages]))
         if all(name in versions for name in packages):
             return TraceClient(python=python, versions=versions, cache=cache or cache_folder())
     return None
@@ -117,20 +109,6 @@ def tracer_of(
 def cache_folder() -> Path:
     """Return where answers are kept."""
     return Path(platformdirs.user_cache_dir("oomguard")) / "predictions"
-
-
-def _versions(python: str, packages: Iterable[str]) -> Mapping[str, str]:
-    try:
-        answer = subprocess.run(
-            [python, "-c", _VERSIONS, *packages],
-            capture_output=True,
-            check=True,
-            timeout=_VERSIONS_TIMEOUT_S,
-            stdin=subprocess.DEVNULL,
-        )
-        return msgspec.json.decode(answer.stdout, type=dict[str, str])
-    except (OSError, subprocess.SubprocessError, msgspec.MsgspecError):
-        return {}
 
 
 def _code() -> str:
