@@ -4,8 +4,8 @@
 
 Walks the packages in the environments of the tests (and a folder of unpacked wheels, where one is
 named in OOMGUARD_PHASE_SOURCES) without importing them, marks the functions that belong to one
-phase, and writes the table with the versions it was made from. Models' own files are left out: a
-`forward` is told by its name.
+phase, and writes the table with the versions it was made from. Rows of a package that is not there stay
+as they are committed. Models' own files are left out: a `forward` is told by its name.
 """
 
 # ruff: noqa: E501 -- a rule is one line
@@ -20,6 +20,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
+sys.path.insert(0, str(ROOT / "src"))
+
+from oomguard.evidence.phase_table import TABLE as COMMITTED  # noqa: E402  found through the path above
+from oomguard.evidence.phase_table import VERSIONS as COMMITTED_VERSIONS  # noqa: E402
+
 TABLE = ROOT / "src" / "oomguard" / "evidence" / "phase_table.py"
 ENVIRONMENTS = ("hf", "trl", "litgpt", "llamafactory", "torchtune", "schemas")
 
@@ -42,9 +47,12 @@ RULES: dict[str, tuple[tuple[str, str, str], ...]] = {
         ("optimizer", r"optim/.*\.py|distributed/optim/.*", STEP),
         ("save", r"serialization\.py|distributed/checkpoint/state_dict_saver\.py|distributed/fsdp/_state_dict_utils\.py|distributed/checkpoint/state_dict\.py", SAVE + r"|async_save|_full_post_state_dict_hook|_post_state_dict_hook|_common_unshard\w+"),
         ("load", r"serialization\.py|distributed/checkpoint/(state_dict_loader|state_dict)\.py|nn/modules/module\.py|distributed/fsdp/_(state_dict|init)_utils\.py", LOAD + r"|_apply|to_empty|_init_param_handle\w*|_materialize\w*"),
-        ("launch", r"distributed/(rendezvous|distributed_c10d)\.py", r"init_process_group|_create_c10d_store|\w*rendezvous\w*"),
+        ("launch", r"distributed/(rendezvous|distributed_c10d|device_mesh)\.py", r"init_process_group|init_device_mesh|_create_c10d_store|\w*rendezvous\w*"),
+        ("launch", r"cuda/__init__\.py", r"set_device|_lazy_init|init"),
     ),
     "transformers": (
+        ("launch", r"training_args\w*\.py", r"_setup_devices|__post_init__"),
+        ("launch", r"hf_argparser\.py", r"parse_\w+"),
         ("save", r"trainer\w*\.py|modeling_utils\.py|integrations/.*", SAVE + r"|_push_from_checkpoint"),
         ("eval", r"trainer\w*\.py", EVAL),
         ("load", r"core_model_loading\.py|quantizers/.*", r"\w*load\w*|create_quantized_param|convert\w*|set_param_for_module|_?process_model_\w+|spawn_\w+"),
@@ -55,6 +63,7 @@ RULES: dict[str, tuple[tuple[str, str, str], ...]] = {
         ("forward", r"trainer\w*\.py|generation/utils\.py", FORWARD),
     ),
     "accelerate": (
+        ("launch", r"state\.py", r"__init__|set_device|_prepare_backend"),
         ("save", r"accelerator\.py|checkpointing\.py|utils/(fsdp_utils|other|megatron_lm)\.py", SAVE + r"|get_state_dict"),
         ("load", r"accelerator\.py|big_modeling\.py|checkpointing\.py|utils/(modeling|fsdp_utils|bnb)\.py", LOAD + r"|_?prepare(_model|_deepspeed|_fsdp2?|_ddp)?|dispatch_model|cpu_offload\w*|disk_offload\w*|set_module_tensor_to_device|fsdp2_\w+"),
         ("backward", r"accelerator\.py", r"backward"),
@@ -63,6 +72,7 @@ RULES: dict[str, tuple[tuple[str, str, str], ...]] = {
         ("forward", r"hooks\.py", r"pre_forward|post_forward"),
     ),
     "deepspeed": (
+        ("launch", r"comm/comm\.py", r"init_distributed|mpi_discovery|initialize_mesh_device"),
         ("save", r"runtime/(engine|pipe/engine)\.py|runtime/zero/.*|runtime/checkpoint_engine/.*", SAVE + r"|_zero3_consolidated_16bit_state_dict|state_dict|_rigid_state_dict"),
         ("load", r"runtime/(engine|pipe/engine|state_dict_factory)\.py|runtime/zero/.*|inference/.*|__init__\.py", LOAD + r"|initialize|_configure_\w+|_post_init_method|_zero_init_param\w*|_create_fp\w+|_setup_for_real_optimizer"),
         ("backward", r"runtime/.*", BACKWARD + r"|_backward_\w+|reduce_\w+|allreduce_\w+"),
@@ -82,6 +92,7 @@ RULES: dict[str, tuple[tuple[str, str, str], ...]] = {
         ("forward", r".*trainer.*\.py|generation/.*", FORWARD + r"|concatenated_\w+|_generate_and_score_completions|_prepare_inputs"),
     ),
     "lightning": (
+        ("launch", r".*/strategies/.*|fabric/utilities/distributed\.py", r"setup_environment|_?setup_distributed|_init_dist_connection|set_world_ranks"),
         ("save", r".*", SAVE + r"|dump_checkpoint|_?save_checkpoint\w*"),
         ("load", r".*(checkpoint_connector|saving|strategies?|strategy|fabric|load)\w*\.py|.*/strategies/.*", LOAD + r"|load_checkpoint|resume_start|model_to_device|setup_module\w*"),
         ("eval", r".*/loops/(evaluation|prediction)_loop\.py", r"_?run|_evaluation_step|_predict_step|_decide_\w+|_on_\w+"),
@@ -100,6 +111,7 @@ RULES: dict[str, tuple[tuple[str, str, str], ...]] = {
         ("forward", r"utils\.py|generate/.*|model\.py|lora\.py|adapter\w*\.py", r"chunked_cross_entropy|generate\w*|next_token|forward"),
     ),
     "torchtune": (
+        ("launch", r"training/_distributed\.py", r"init_distributed"),
         ("save", r".*", SAVE + r"|gather_cpu_state_dict|save_checkpoint\w*"),
         ("load", r".*", LOAD + r"|load_checkpoint\w*|load_from_full_\w+|setup_caches|shard_model|validate_\w+missing\w+"),
         ("optimizer", r"training/.*|modules/.*", r"step|optim_step"),
@@ -239,9 +251,15 @@ def render(versions: dict[str, str], table: dict[str, dict[str, str]]) -> str:
 
 
 def main() -> None:
-    versions: dict[str, str] = {}
-    table: dict[str, dict[str, str]] = {}
-    for name, version, folder in packages():
+    found = list(packages())
+    absent = COMMITTED_VERSIONS.keys() - {name for name, *_ in found}
+    versions = {name: COMMITTED_VERSIONS[name] for name in absent}
+    table = {
+        file: {name: phase for phase, names in phases.items() for name in names.split()}
+        for file, phases in COMMITTED.items()
+        if file.split("/", 1)[0] in absent
+    }
+    for name, version, folder in found:
         versions[name] = version
         table |= marked(name, folder)
     TABLE.write_text(render(versions, table), "utf-8")

@@ -28,6 +28,21 @@ def test_all_packages_and_phases_are_in_the_table() -> None:
     assert phases == {phase.value for phase in Phase} - {"unknown"}
 
 
+@pytest.mark.parametrize(
+    "package", ["torch", "transformers", "accelerate", "deepspeed", "lightning", "torchtune"]
+)
+def test_what_starts_a_process_is_launching(package: str) -> None:
+    assert any(file.startswith(f"{package}/") and "launch" in TABLE[file] for file in TABLE)
+
+
+@pytest.mark.parametrize("package", ["transformers", "trl", "litgpt", "torchtune", "vllm"])
+def test_what_generates_is_a_forward_pass_which_the_same_strategies_shrink(package: str) -> None:
+    # Verdicts have no phase of their own for it: what is left to do is the same.
+    files = [file for file in TABLE if file.startswith(f"{package}/")]
+    names = " ".join(TABLE[file].get("forward", "") for file in files)
+    assert "generate" in names or "execute_model" in names
+
+
 def _by_function(file: str) -> dict[str, str]:
     return {
         function: phase
