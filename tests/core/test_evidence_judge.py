@@ -377,6 +377,29 @@ def test_only_an_empty_log_names_no_error() -> None:
 
 
 @pytest.mark.parametrize(
+    ("log", "code", "kind"),
+    [
+        (
+            b"python: can't open file '/w/x.py': [Errno 2] No such file or directory\n",
+            2,
+            Kind.NOT_OOM,
+        ),
+        (b"train.sh: line 3: llamafactory-cli: command not found\n", 127, Kind.NOT_OOM),
+        (b"sh: 1: ./train.py: Permission denied\n", 126, Kind.NOT_OOM),
+        (
+            b"train.sh: line 1: nvidia-smi: command not found\n" + b"loading\n" * 9,
+            137,
+            Kind.UNKNOWN,
+        ),
+    ],
+)
+def test_a_program_that_did_not_start_is_no_memory_failure(
+    log: bytes, code: int, kind: Kind
+) -> None:
+    assert judge_log([log], code).kind is kind
+
+
+@pytest.mark.parametrize(
     ("log", "offered"),
     [
         ("no such dataset", "no such dataset"),

@@ -29,6 +29,8 @@ _CRASH_CODES = {
     )
     for code in (-number, 128 + number)
 }
+#: A shell's exit codes for a command that cannot be executed, and for one that it does not find.
+_NOT_STARTED = frozenset({126, 127})
 BARE_KILL = "killed by SIGKILL; nothing shows that memory was the reason"
 _NOTHING_SHOWN = "nothing shows a failure or a completed run"
 _BARE_CANCEL = "slurm-cancelled"  # also what srun does to the others after one task failed
@@ -203,7 +205,8 @@ def _unexplained(case: Case, code: int | None, stopped_by: StoppedBy | None) -> 
     last = next((f for f in case.findings if f.signature == LAST_OUTPUT), None)
     reason = f"last output: {last.text}" if last else "no error recognised in log.txt"
     text = f"exited with code {code}; {reason}"
-    return _verdict(Kind.UNKNOWN, text, Confidence.LOW, case, last or _exit(code))
+    kind = Kind.NOT_OOM if code in _NOT_STARTED else Kind.UNKNOWN
+    return _verdict(kind, text, Confidence.LOW, case, last or _exit(code))
 
 
 def _own_error(case: Case) -> Finding | None:

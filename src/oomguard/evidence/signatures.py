@@ -90,6 +90,7 @@ ROOTS = (
     b"too much shared", b"tokens do not match", b"/dev/shm/", b"new thread", b"connection", b"quota exceeded",
     b"exhausted", b"evicted", b"vmrss", b"sigbus", b"bus error", b"cancelled", b"preempt", b"walltime", b"runlimit",
     b"vram", b"hbm", b"heap limit", b"max-running", b"memcreate", b"time limit", b"kv cache",
+    b"t open file",
 )  # fmt: skip
 
 
@@ -341,6 +342,7 @@ _NOISE = (
         TableRow("crash-python", "fatal python error", r"\bFatal Python error\b", "CPython"),
         TableRow("abort", "abort", r"\bAborted \((?:core dumped|signal 6)\)", "abort(3)"),
         TableRow("usage", "error: ", r"^(?:[\w./-]+(?: [\w-]+)?: )?error: ", "CPython argparse, jsonargparse"),
+        TableRow("no-such-script", "can't open file", r"\bcan't open file '.{1,500}': \[Errno \d+\]", "CPython Modules/main.c"),
         TableRow("python-interrupt", "interrupt", r"^KeyboardInterrupt\b", "CPython"),
         TableRow("python-exception", "error", r"^(?:[\w.]+\.)?[A-Z_]\w*Error\b(?::| ?$)", "CPython traceback"),
         TableRow("python-other-exception", "exception", r"^(?:[\w.]+\.)?[A-Z_]?\w*Exception\b(?::| ?$)", "CPython traceback"),
