@@ -15,6 +15,8 @@ from oomguard.adapters.examples import example_of
 from oomguard.adapters.in_logs import framework_in_log
 from oomguard.adapters.registry import ADAPTERS, adapter_named
 from oomguard.cli.main import main
+from oomguard.cli.spelled_changes import spelled
+from oomguard.ladder.load import load_strategies
 
 OOM = "torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2.00 GiB.\n"
 PEER = "ConnectionResetError: [Errno 104] Connection reset by peer\n"
@@ -169,6 +171,18 @@ def test_a_framework_that_is_named_decides(tmp_path, capsys, name):
     (tmp_path / "log").write_text(OOM)
     shown = explained(capsys, tmp_path / "log", "--framework", name)
     assert HALVED[name] in shown
+
+
+@pytest.mark.parametrize("name", HALVED)
+def test_what_a_strategy_sets_is_a_setting_and_leaves_the_others(name):
+    adapter = adapter_named(name)
+    job = example_of(adapter)
+    assert job is not None
+    settings = {strategy.id: spelled(strategy, adapter, job) for strategy in load_strategies()}
+    # At most a handful each: a change of one field does not rewrite the config.
+    assert all(len(rows) <= 4 for rows in settings.values())
+    assert all("/attempt" not in row for rows in settings.values() for row in rows)
+    assert sum(bool(rows) for rows in settings.values()) >= 3
 
 
 def test_with_the_jobs_config_the_settings_are_its_own(tmp_path, capsys):
