@@ -28,7 +28,9 @@ def left_out(
     """
     yield from _of_the_method(method, settings.objective, versions)
     if job.asked.tuning in (None, Tuning.OTHER):
-        effect = "neither full fine-tuning, frozen layers nor LoRA, the kinds that are modelled"
+        effect = "no setting shows what is trained, or the rank of its adapter"
+        if job.asked.tuning is Tuning.OTHER:
+            effect = "neither full fine-tuning, frozen layers nor LoRA, the kinds that are modelled"
         yield Unmodelled(key="tuning", effect=effect, direction=Direction.MORE)
     if job.stored_as is not None and job.asked.quantization is None:
         effect = (

@@ -79,6 +79,33 @@ def test_what_is_trained_is_unknown_where_it_is_not_modelled(plan, job):
     assert trained["total"] > 0
 
 
+@pytest.mark.parametrize(
+    ("code", "what"),
+    [
+        ("get_peft_model(model, IA3Config())", "unknown"),
+        ("peft_config = PrefixTuningConfig(num_virtual_tokens=20)", "unknown"),
+        ("PromptTuningConfig(\n    num_virtual_tokens=8)", "unknown"),
+        ("model = get_peft_model(model, peft.VeraConfig(r=256))", "unknown"),
+        ("get_peft_model(model, OFTConfig(r=8))", "unknown"),
+        ("get_peft_model(model, LoraConfig(r=8))", "unknown"),
+        ("if args.use_lora:\n    model = get_peft_model(model, LoraConfig(r=8))", "full"),
+        ("LoraConfig(r=args.lora_r) if args.lora_r else None", "full"),
+        ("peft_config = get_peft_config(model_args)", "full"),
+        ("from peft import IA3Config", "full"),
+    ],
+)
+def test_an_adapter_that_only_the_code_of_a_script_shows_is_not_full_tuning(
+    plan, tmp_path, code, what
+):
+    (tmp_path / "train.py").write_text(code)
+    document = plan(SCRIPT.format("train.py"))
+    assert document["trained"]["what"].startswith(what)
+    named = [one["key"] for one in document["unmodelled"]]
+    assert (named, document["asked"]["fits"]) == (
+        (["tuning"], "unsure") if what == "unknown" else ([], "yes")
+    )
+
+
 def test_a_setting_that_takes_host_memory_alone_leaves_the_verdict_on_the_gpu(plan):
     job = LF + "dataloader_num_workers: 4\ndataloader_prefetch_factor: 4\n"
     document, plain = plan(job), plan(LF)

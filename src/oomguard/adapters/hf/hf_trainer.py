@@ -17,7 +17,7 @@ from oomguard.adapters.hf import heads
 from oomguard.adapters.hf import training_arguments as hf
 from oomguard.adapters.hf.hf_memory import TRAINER_CODE, code_of_script
 from oomguard.adapters.hf.liger import NOT_FUSED
-from oomguard.adapters.hf.script_methods import method_of_script
+from oomguard.adapters.hf.script_methods import method_of_script, tuning_of_script
 from oomguard.adapters.hf.trainer_adapter import (
     NO_ROWS,
     QUANTIZED_ALONE,
@@ -181,6 +181,15 @@ class HFTrainer(TrainerAdapter):
         ),
         effects.switch("use_unsloth", "Unsloth's kernels are not modelled", Direction.EITHER),
     )
+
+    def read(self, request: JobRequest) -> Job:
+        """Read the job; the code may show an adapter that no flag does."""
+        job = super().read(request)
+        states = any(self.of_job(job).settings.has(key) for key in (*_USES_LORA, *_RANKS))
+        if self.training_code is not TRAINER_CODE or states or job.asked.tuning is not Tuning.FULL:
+            return job
+        tuning = tuning_of_script(self._code(job), (*_USES_LORA, *_RANKS))
+        return replace(job, asked=replace(job.asked, tuning=tuning))
 
     def of_model(
         self, job: Job, model_type: str | None, stored_as: StoredFormat | None = None

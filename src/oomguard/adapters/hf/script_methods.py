@@ -1,6 +1,7 @@
-"""The method of a script on the Trainer: by its flags, its code, or its name.
+"""What a script on the Trainer trains, and by which method: by its flags, its code, or its name.
 
-Source: trl 1.16.0, trainer/*_trainer.py; transformers 5.6.0, models/auto/modeling_auto.py.
+Source: trl 1.16.0, trainer/*_trainer.py; transformers 5.6.0, models/auto/modeling_auto.py; peft
+0.21.2, tuners/*/config.py.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ import re
 
 from oomguard.adapters.hf.trainer_adapter import METHOD_SETTINGS
 from oomguard.configfile.layered import Settings
+from oomguard.job.plan import Tuning
 from oomguard.job.unmodelled import TrainingMethod
 
 #: Words in the names of scripts that train by another method than supervised fine-tuning.
@@ -43,6 +45,13 @@ _SUPERVISED = "SFTTrainer"
 _TRAINER = re.compile(r"\b([A-Za-z]+Trainer)\(")
 _CLASSIFIER = re.compile(r"\bAutoModelFor(?:Sequence|Token)Classification\b")
 _WORDS = "AutoModelForCausalLM"
+#: PEFT's adapters, whose configs a script makes: LoRA's own, then the others.
+_LORA_CONFIG = re.compile(r"\bLoraConfig\(")
+_OTHER_CONFIG = re.compile(
+    r"\b(?:IA3|Vera|OFT|BOFT|HRA|AdaLora|LoHa|LoKr|FourierFT|WaveFT|Poly|LNTuning|VBLoRA|Bone|Miss"
+    r"|XLora|RandLora|Shira|C3A|Road|TrainableTokens|AdaptionPrompt|PrefixTuning|PromptTuning"
+    r"|PromptEncoder|MultitaskPromptTuning|CPT)Config\("
+)
 
 
 def method_of_script(program: str, settings: Settings, code: str) -> TrainingMethod | None:
@@ -61,6 +70,18 @@ def method_of_script(program: str, settings: Settings, code: str) -> TrainingMet
     if (stated, shown) == (TrainingMethod.GRPO, TrainingMethod.RLOO):
         return shown  # the same flags are RLOO's
     return stated or shown or TrainingMethod.SFT
+
+
+def tuning_of_script(code: str, switches: tuple[str, ...]) -> Tuning | None:
+    """Return what a script trains of which no flag says that it has an adapter.
+
+    `switches` are the flags that a LoRA adapter hangs on; where none is in the code, the adapter is
+    there whatever the flags say, and its rank is not known.
+    """
+    if _OTHER_CONFIG.search(code):
+        return Tuning.OTHER
+    is_fixed = _LORA_CONFIG.search(code) and not any(name in code for name in switches)
+    return None if is_fixed else Tuning.FULL
 
 
 def _of_code(code: str) -> TrainingMethod | None:
