@@ -149,6 +149,47 @@ rlhf_type: dpo
 use_logits_to_keep: false
 """
 
+_AXOLOTL = """\
+# A LoRA fine-tune of a tiny Llama; these comments are the user's own.
+base_model: model  # random weights
+adapter: lora
+lora_r: 8
+lora_alpha: 16
+lora_target_linear: true
+bf16: false
+fp16: false
+tf32: false
+# Triton's, for GPUs: axolotl switches them on where nothing is said.
+lora_mlp_kernel: false
+lora_qkv_kernel: false
+lora_o_kernel: false
+lora_embedding_kernel: false
+
+# data
+datasets:
+  - path: data/train.json
+    ds_type: json
+    type: alpaca
+val_set_size: 0
+sequence_len: 256
+excess_length_strategy: truncate
+sample_packing: false
+dataset_num_proc: 1
+dataloader_num_workers: 0
+
+# what one optimizer step is made of
+micro_batch_size: 16  # all at once
+gradient_accumulation_steps: 1
+learning_rate: 1.0e-3
+lr_scheduler: constant
+optimizer: adamw_torch
+max_steps: 3
+
+output_dir: out
+logging_steps: 1
+save_strategy: "no"
+"""
+
 #: What is generated from each prompt, and a reward that differs between the completions of one.
 _GENERATED = """\
 reward_funcs: [rewards.spread]
@@ -283,6 +324,24 @@ def _swift_job(command: str, folder: Path, text: str, *data: str) -> TinyJob:
         smaller=lambda micro: (
             *("--per_device_train_batch_size", str(micro)),
             *("--gradient_accumulation_steps", str(GLOBAL_BATCH // micro)),
+        ),
+    )
+
+
+def axolotl_job(folder: Path) -> TinyJob:
+    """Write an axolotl LoRA job: `train.yaml` for `axolotl train`."""
+    python = environment("axolotl")
+    _make_assets(python, "llama", folder, "--vocabulary", "16384")
+    return TinyJob(
+        name="axolotl",
+        folder=folder,
+        python=python,
+        config=_written(folder / "train.yaml", _AXOLOTL),
+        argv=(str(python.with_name("axolotl")), "train", "train.yaml", "--launcher", "python"),
+        env={**_environ(folder, python), "AXOLOTL_DO_NOT_TRACK": "1"},
+        smaller=lambda micro: (
+            *("--micro-batch-size", str(micro)),
+            *("--gradient-accumulation-steps", str(GLOBAL_BATCH // micro)),
         ),
     )
 

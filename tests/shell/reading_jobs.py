@@ -20,6 +20,7 @@ base_model: Qwen/Qwen2.5-0.5B
 adapter: lora
 lora_r: 8
 lora_target_modules: [q_proj, v_proj]
+lora_mlp_kernel: false
 datasets: [{path: mine, type: alpaca}]
 sequence_len: 512
 micro_batch_size: 1

@@ -27,8 +27,9 @@ MODEL = "Qwen/Qwen2.5-0.5B"
 JOBS = {
     "llamafactory": "model_name_or_path: {model}\ndo_train: true\nfinetuning_type: lora\n"
     "lora_target: all\ndataset: mine\ntemplate: qwen\ncutoff_len: 512\nbf16: true\noutput_dir: o\n",
-    "axolotl": "base_model: {model}\nadapter: lora\nlora_r: 8\nlora_target_modules: [q_proj]\n"
-    "datasets: [{{path: mine, type: alpaca}}]\nsequence_len: 512\nmicro_batch_size: 1\nbf16: true\n"
+    "axolotl": "base_model: {model}\nlora_o_kernel: false\nadapter: lora\nlora_r: 8\n"
+    "lora_target_modules: [q_proj]\ndatasets: [{{path: mine, type: alpaca}}]\nsequence_len: 512\n"
+    "micro_batch_size: 1\nbf16: true\n"
     "output_dir: o\n",
     "trl": "model_name_or_path: {model}\ndataset_name: mine\nmax_length: 512\nbf16: true\n"
     "use_peft: true\noutput_dir: o\n",

@@ -25,7 +25,12 @@ from oomguard.adapters.hf.trainer_adapter import (
 )
 from oomguard.adapters.invocation import Invocation, file_first
 from oomguard.adapters.launchers import Launcher, LauncherCommand
-from oomguard.adapters.settings.axolotl_settings import AXOLOTL, attention_named, dequantizes
+from oomguard.adapters.settings.axolotl_settings import (
+    AXOLOTL,
+    LORA_KERNELS,
+    attention_named,
+    dequantizes,
+)
 from oomguard.adapters.settings.fsdp_settings import checkpoints_layers
 from oomguard.configfile import values
 from oomguard.configfile.document import Source
@@ -46,7 +51,7 @@ from oomguard.job.plan import (
 )
 from oomguard.job.stored_format import StoredFormat
 from oomguard.job.training_job import Job
-from oomguard.job.unmodelled import TrainingMethod, Unmodelled
+from oomguard.job.unmodelled import Direction, TrainingMethod, Unmodelled
 
 _MODULE = "axolotl.cli.train"
 _MICRO, _STEPS = number("micro_batch_size", 1), number("gradient_accumulation_steps", 1)
@@ -173,6 +178,26 @@ def _raises_shards(settings: Settings) -> bool:
     return str(version or 1) != "2"
 
 
+def _own_kernels(settings: Settings, job: Job) -> tuple[Unmodelled, ...]:
+    """Return the LoRA kernels that axolotl switches on where no setting names one of them.
+
+    Source: axolotl 0.19.0, utils/schemas/config.py (check_auto_enable_lora_kernels).
+    """
+    sharded = job.world.size > 1 and settings.get("fsdp_config") and _raises_shards(settings)
+    is_plain = ADAPTER.of(settings) == "lora" and _LOAD_8BIT.of(settings)
+    off = ("rl", "trust_remote_code", "nvfp4_merge_aware")
+    stated = any(settings.get(key) is not None for key in LORA_KERNELS)
+    if ADAPTER.of(settings) not in _LORAS or is_plain or stated or sharded:
+        return ()
+    if any(settings.get(key) for key in off):
+        return ()
+    effect = (
+        "axolotl switches its LoRA kernels on by itself, which are not modelled; "
+        f"{LORA_KERNELS[0]}: false leaves all of them off"
+    )
+    return (Unmodelled(key=LORA_KERNELS[0], effect=effect, direction=Direction.EITHER),)
+
+
 BINDINGS = Bindings(
     bindings=(
         fields.direct("micro_batch", _MICRO),
@@ -292,7 +317,6 @@ class Axolotl(TrainerAdapter):
 
     name = "axolotl"
     title = "axolotl"
-    is_run = False
     training_code = TrainingCode()
     marks = Marks(own=frozenset({"base_model"}), without=frozenset({"model_name_or_path"}))
     programs = ("axolotl",)
@@ -319,7 +343,8 @@ class Axolotl(TrainerAdapter):
     def unmodelled(self, job: Job) -> tuple[Unmodelled, ...]:
         """Return what the settings say, and the method besides."""
         settings = self.of_job(job).settings
-        return (*super().unmodelled(job), *axolotl_methods.unmodelled(settings))
+        kernels = _own_kernels(settings, job)
+        return (*super().unmodelled(job), *axolotl_methods.unmodelled(settings), *kernels)
 
     def of_model(
         self, job: Job, model_type: str | None, stored_as: StoredFormat | None = None

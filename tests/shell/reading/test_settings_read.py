@@ -407,6 +407,28 @@ def test_a_7b_that_llamafactory_trains_in_16_gb_is_not_said_not_to_fit_24(plan, 
     assert document["asked"]["estimate"]["low_bytes"] < 16 * 10**9
 
 
+@pytest.mark.parametrize(
+    ("more", "named"),
+    [
+        ("", True),
+        ("load_in_4bit: true\n", True),
+        ("load_in_8bit: true\n", False),
+        ("rl: dpo\n", False),
+        ("trust_remote_code: true\n", False),
+        ("lora_qkv_kernel: false\n", False),
+    ],
+)
+def test_kernels_that_axolotl_switches_on_by_itself_are_named(plan, more, named):
+    # axolotl 0.19.0, utils/schemas/config.py (check_auto_enable_lora_kernels).
+    job = AXOLOTL.replace("lora_mlp_kernel: false\n", "") + more
+    if "4bit" in more:
+        job = job.replace("adapter: lora", "adapter: qlora")
+    document = plan(job)
+    found = [one["key"] for one in document["unmodelled"]]
+    assert found == (["lora_mlp_kernel"] if named else [])
+    assert document["asked"]["fits"] == ("unsure" if named else "yes")
+
+
 def test_what_is_left_out_is_said_beside_the_verdict(capsys, tmp_path):
     (tmp_path / "train.yaml").write_text(LF + "stage: ppo\nuse_asft_loss: true\nreward_model: rm\n")
     assert main(["plan", "--gpu", "a100-80", "train.yaml"]) == 0

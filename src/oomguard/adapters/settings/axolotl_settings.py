@@ -187,11 +187,12 @@ _TRAINED = (
         for key in ("tokens", "shrink_embeddings")
     ),
 )  # fmt: skip
+LORA_KERNELS = ("lora_mlp_kernel", "lora_qkv_kernel", "lora_o_kernel", "lora_embedding_kernel")
 _KERNELS = (
     *(
         switch(key, "this kernel is not modelled", Direction.EITHER)
         for key in (
-            *("lora_embedding_kernel", "lora_mlp_kernel", "lora_o_kernel", "lora_qkv_kernel"),
+            *LORA_KERNELS,
             *("liger_cross_entropy", "use_kernels"),
             *("flash_attn_cross_entropy", "flash_attn_fuse_mlp", "flash_attn_rms_norm"),
             *("fused_attn_kernel", "use_scattermoe", "use_sonicmoe", "use_dsv4_kernels"),
