@@ -155,12 +155,17 @@ def traced(config: dict[str, Any], asked: request.Variant) -> int:
     return peak(answer.traced(wanted, asked)[0]).size_bytes
 
 
-def real(config: dict[str, Any], asked: request.Variant, **own: Any) -> int:
+def real(
+    config: dict[str, Any],
+    asked: request.Variant,
+    peft_own: dict[str, Any] | None = None,
+    **own: Any,
+) -> int:
     """Train for real and give the most bytes that were alive, the model's own included.
 
-    `own` are settings of the Trainer besides those of the plan.
+    `peft_own` are settings of the adapter besides those of the plan, `own` of the Trainer.
     """
-    model = _model(config, asked)
+    model = _model(config, asked, peft_own or {})
     held = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes()
             for t in [*model.parameters(), *model.buffers(), *_states(model)]}  # fmt: skip
     samples = Samples(asked.sequence_length, 2 * asked.micro_batch * asked.accumulation)
@@ -174,7 +179,7 @@ def real(config: dict[str, Any], asked: request.Variant, **own: Any) -> int:
 
 def looped(config: dict[str, Any], asked: request.Variant) -> int:
     """Train or evaluate in a script's own loop and give the most bytes that were alive."""
-    model = _model(config, asked).train(not asked.eval_only)
+    model = _model(config, asked, {}).train(not asked.eval_only)
     held = {
         t.untyped_storage().data_ptr(): t.untyped_storage().nbytes()
         for t in [*model.parameters(), *model.buffers()]
@@ -207,7 +212,9 @@ def _states(model: torch.nn.Module) -> list[torch.Tensor]:
     return found
 
 
-def _model(config: dict[str, Any], asked: request.Variant) -> torch.nn.Module:
+def _model(
+    config: dict[str, Any], asked: request.Variant, peft_own: dict[str, Any]
+) -> torch.nn.Module:
     values = dict(config)
     settings = transformers.AutoConfig.for_model(values.pop("model_type"), **values)
     settings._attn_implementation = asked.attention
@@ -227,7 +234,7 @@ def _model(config: dict[str, Any], asked: request.Variant) -> torch.nn.Module:
         r=asked.lora.rank, lora_alpha=asked.lora.alpha, lora_dropout=asked.lora.dropout,
         target_modules=targets if isinstance(targets, str) else list(targets),
         modules_to_save=list(asked.lora.modules_to_save) or None,
-        use_dora=asked.lora.dora))  # fmt: skip
+        use_dora=asked.lora.dora, **peft_own))  # fmt: skip
 
 
 def _quantize(model: torch.nn.Module, quantization: str) -> None:
