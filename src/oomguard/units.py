@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 
 KIB, MIB, GIB = 1 << 10, 1 << 20, 1 << 30
+#: 1 EiB: more than any machine has.
+_MOST_BYTES = 1 << 60
 
 _FACTORS = {
     "": 1,
@@ -31,6 +33,8 @@ def parse_size(text: str) -> int:
     factor = _FACTORS.get(match[2].lower()) if match else None
     if match is None or factor is None:
         raise ValueError(f"{text!r} is not a size; write for example 24GiB, 800MiB or 16GB")
+    if float(match[1]) * factor > _MOST_BYTES:
+        raise ValueError(f"{text[:40]!r} is more memory than any machine has")
     size = int(float(match[1]) * factor)
     if size <= 0:
         raise ValueError(f"{text!r} is not a positive size")

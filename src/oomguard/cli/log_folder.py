@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
+from stat import S_ISREG
 
 from oomguard.errors import LogError, Where
 from oomguard.evidence.judge import EVIDENCE_AT_MOST
@@ -35,7 +39,8 @@ def judge_folder(folder: Path, judge_file: Callable[[Path], Verdict]) -> Story:
     Raises:
         LogError: if there is no log in the folder, or too many.
     """
-    paths = sorted(path for path in folder.rglob("*") if _may_be_log(path))
+    logs = (path for path in _files_in(folder) if _may_be_log(path))
+    paths = sorted(islice(logs, MOST_FILES + 1))
     if not 0 < len(paths) <= MOST_FILES:
         found = "no log in it" if not paths else f"more than {MOST_FILES} files in it"
         raise LogError(f"the folder has {found}", where=Where(file=str(folder)))
@@ -57,7 +62,7 @@ def _may_be_log(path: Path) -> bool:
 
     UTF-16 has a NUL in each second byte, and compressed logs begin with their own marks.
     """
-    if not path.is_file() or path.is_symlink() or path.name.startswith("."):
+    if path.name.startswith("."):
         return False
     try:
         with path.open("rb") as file:
@@ -65,6 +70,16 @@ def _may_be_log(path: Path) -> bool:
     except OSError:
         return True  # the reader will say why it cannot be read
     return head.startswith(_TEXTS_WITH_NUL) or b"\0" not in head or path.suffix in _COMPRESSED
+
+
+def _files_in(folder: Path) -> Iterator[Path]:
+    """Yield the regular files of a folder and of those in it, as far as they may be read."""
+    for place, _, names in os.walk(folder):
+        for name in names:
+            path = Path(place, name)
+            with suppress(OSError):
+                if S_ISREG(path.lstat().st_mode):
+                    yield path
 
 
 def _weight(verdict: Verdict) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
@@ -33,6 +34,15 @@ class Seconds(click.FloatRange):
 
     name = "number of seconds"
 
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> float:
+        """Parse a number; fail with a usage error if no wait can be that long."""
+        seconds: float = super().convert(value, param, ctx)
+        if not math.isfinite(seconds):
+            self.fail(f"{seconds} is not a number of seconds.", param, ctx)
+        return seconds
+
 
 class Size(click.ParamType[int]):
     """A size such as 24GiB, in bytes."""
@@ -49,9 +59,26 @@ class Size(click.ParamType[int]):
             self.fail(str(error), param, ctx)
 
 
+class Text(click.ParamType[str]):
+    """A name or a path: not empty, as an unset variable of a shell is, and on one line."""
+
+    name = "text"
+
+    def convert(
+        self, value: object, param: click.Parameter | None, ctx: click.Context | None
+    ) -> str:
+        """Return the text; fail with a usage error if it cannot be a name."""
+        try:
+            return _string(value)
+        except ValueError as error:
+            self.fail(f"{error}.", param, ctx)
+
+
 def _string(value: object) -> str:
-    if not isinstance(value, str) or not value:
+    if not isinstance(value, str) or not value.strip():
         raise ValueError(f"must be a string, not {value!r}")
+    if any(ord(character) < ord(" ") for character in value):
+        raise ValueError(f"must have no control characters, not {value!r}")
     return value
 
 
@@ -90,12 +117,12 @@ def one_of(*known: str) -> ValueType:
     return ValueType(read=read, flag_type=click.Choice(known))
 
 
-STRING = ValueType(read=_string, flag_type=click.STRING)
+STRING = ValueType(read=_string, flag_type=Text())
 NAME = replace(STRING, metavar="NAME")
 PATH = replace(STRING, metavar="PATH")
 FOLDER = replace(STRING, metavar="DIR")
 ARGUMENTS = ValueType(read=_arguments, flag_type=click.STRING)
-IDS = ValueType(read=_ids, flag_type=click.STRING, metavar="IDS")
+IDS = ValueType(read=_ids, flag_type=Text(), metavar="IDS")
 SIZE = ValueType(read=_size, flag_type=Size())
 COUNT = ValueType(read=whole, flag_type=Whole(min=1), metavar="N")
 STEPS = replace(COUNT, metavar="STEPS")

@@ -32,6 +32,8 @@ from oomguard.units import MIB, show_bytes
 
 #: A larger file is not a config.
 MOST_BYTES = 4 * MIB
+#: Room for what is added to a name: 255 bytes is what file systems take.
+MOST_NAME_BYTES = 200
 #: Below this not even a bare Python starts, so the unit is probably missing.
 LEAST_HOST_MEMORY_BYTES = 64 * MIB
 
@@ -322,6 +324,12 @@ def _check(options: Options, given: Stated, *, file: str | None) -> None:
             f"{show_bytes(cap_bytes)} of host memory is too little for Python to start",
             where=_where("host_memory", file=None if given.get("host_memory_bytes") else file),
             next_step=f"Use at least {show_bytes(LEAST_HOST_MEMORY_BYTES)}, and include the unit.",
+        )
+    if name is not None and len(os.fsencode(name)) > MOST_NAME_BYTES:
+        raise UsageError(
+            f"is too long for a folder name: {len(os.fsencode(name))} bytes",
+            where=_where("name", file=None if given.get("name") else file),
+            next_step=f"Use at most {MOST_NAME_BYTES}.",
         )
     if name is not None and (name in (".", "..") or "/" in name):
         raise UsageError(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, cast
@@ -223,10 +224,28 @@ def _load_yaml(source: Source) -> tuple[yaml.Node | None, object]:
         column = f" (column {mark.column + 1})" if mark else ""
         line = mark.line + 1 if mark else None
         raise _error(source, f"not valid YAML: {error.problem}{column}", line=line) from error
+    except yaml.reader.ReaderError as error:
+        line = source.text.count("\n", 0, error.position) + 1
+        character = f"{error.reason} (character #x{ord(source.text[error.position]):04x})"
+        raise _error(source, f"not valid YAML: {character}", line=line) from error
     except (yaml.YAMLError, ValueError) as error:
-        raise _error(source, f"not valid YAML: {error}") from error
+        raise _error(source, f"not valid YAML: {error}", line=_misread(source)) from error
     except RecursionError as error:
         raise _error(source, "nested too deeply") from error
+
+
+def _misread(source: Source) -> int | None:
+    """Return the line of the first value that YAML's own readers fail on, such as a 13th month."""
+    loader = yaml.SafeLoader(source.text)
+    pairs = [pair for mapping in _mappings(loader.get_single_node()) for pair in mapping.value]
+    line = None
+    with suppress(ValueError):
+        for key, value in pairs:
+            line = key.start_mark.line + 1
+            if isinstance(value, yaml.ScalarNode):
+                loader.construct_object(value)
+        line = None
+    return line
 
 
 def _load_json(source: Source) -> tuple[yaml.Node | None, object]:

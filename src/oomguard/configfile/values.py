@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 
 _WHOLE = re.compile(r"[+-]?\d+")
@@ -32,7 +33,7 @@ def real(value: object) -> float:
     """Read a number of at least 0; YAML 1.1 leaves `1e-4` a text."""
     if isinstance(value, int | float | str) and not isinstance(value, bool):
         number = float(value)  # its own ValueError names what it could not read
-        if number >= 0:
+        if number >= 0 and math.isfinite(number):
             return number
     raise ValueError(f"must be a number of at least 0, not {shown(value)}")
 

@@ -12,7 +12,7 @@ from types import ModuleType
 
 from oomguard.errors import StrategyError, Where, did_you_mean
 from oomguard.ladder.climb import CLASSIC
-from oomguard.ladder.strategy_contract import Strategy
+from oomguard.ladder.strategy_contract import Fidelity, Remedy, Strategy
 
 _HERE = Path(__file__).parent.parent
 #: In a wheel the folder lies inside the package, in a checkout or an editable install at its root.
@@ -121,10 +121,29 @@ def _load(path: Path, name: str) -> Strategy:
             where=Where(file=str(path)),
             next_step="docs/strategies.md shows the built-in ones; each is a file in strategies/.",
         )
+    wrong = _wrong_field(strategy)
+    if wrong is not None:
+        raise StrategyError(f"{wrong} in STRATEGY", where=Where(file=str(path)))
     return replace(strategy, id=name)
 
 
+def _wrong_field(strategy: Strategy) -> str | None:
+    """Return what a field of a user's strategy should be, None if all are as they should be."""
+    sound = {
+        "summary is not a string": isinstance(strategy.summary, str),
+        "fidelity is not SAME_MATH, SAME_RECIPE or NEW_RECIPE": isinstance(
+            strategy.fidelity, Fidelity
+        ),
+        "remedies is not a frozenset of Remedy": isinstance(strategy.remedies, frozenset)
+        and all(isinstance(one, Remedy) for one in strategy.remedies),
+        "change is not a function": callable(strategy.change),
+    }
+    return next((wrong for wrong, is_right in sound.items() if not is_right), None)
+
+
 def _execute(path: Path, name: str) -> ModuleType:
+    if path.exists() and not path.is_file():  # reading a pipe would wait for ever
+        raise StrategyError("this is not a regular file", where=Where(file=str(path)))
     spec = importlib.util.spec_from_file_location(f"oomguard_strategy_{name}", path)
     if spec is None or spec.loader is None:
         raise StrategyError("the file cannot be imported", where=Where(file=str(path)))

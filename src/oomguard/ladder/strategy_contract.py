@@ -97,9 +97,16 @@ class Strategy:
         )
 
     def applied(self, job: Job, plan: Plan) -> Plan | str:
-        """Return the changed plan, or why it stays as it is."""
-        changed = self.change(job, plan)
-        return self.otherwise if changed is None or changed == plan else changed
+        """Return the changed plan, or why it stays as it is: a strategy of the user's may fail."""
+        try:
+            changed: object = self.change(job, plan)
+        except Exception as error:  # noqa: BLE001  the ladder has others
+            return f"its change failed: {type(error).__name__}: {error}"
+        if changed is None or changed == plan:
+            return self.otherwise
+        if not isinstance(changed, Plan | str):
+            return f"its change returned {type(changed).__name__}, which is not a plan"
+        return changed
 
     def fidelity_for(self, job: Job) -> Fidelity:
         """Return what it costs in this job."""
