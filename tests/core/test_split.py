@@ -164,6 +164,19 @@ def test_a_loss_that_compares_rows_is_refused():
         measure(FakeRows([5, 9]), lambda batch: 1.0 + len(batch) ** 3, tolerance=1e-3, expected=SUM)
 
 
+def test_equal_losses_of_two_rows_show_nothing():
+    """A mean over all rows, and one that sorts them, are the same number then."""
+    rows = FakeRows([5, 5, 5])
+    with pytest.raises(NotAdditiveError, match="too close"):
+        measure(rows, lambda _batch: 0.7, tolerance=1e-5, expected=None)
+    assert measure(rows, lambda _batch: 0.7, tolerance=1e-5, expected=ROWS) == ROWS
+
+
+def test_rows_without_padding_fill_a_part_by_their_sum():
+    assert divide([900, 60, 60, 60], 1000, padded=False) == [[0], [1, 2, 3]]
+    assert divide([60] * 4, 120, padded=False) == [[0, 1], [2, 3]]
+
+
 def test_what_is_expected_is_refused_where_it_does_not_add_up():
     rows = FakeRows([5, 9, 20])
     assert measure(rows, loss_of(rows, LABELS), tolerance=1e-9, expected=SUM) == LABELS

@@ -9,17 +9,21 @@ difference of losses, gradient norms and weights, or the error that ended it.
 
 from __future__ import annotations
 
+import gc
 import json
 import resource
 import sys
 import tempfile
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import split_vision
 import torch
 from torch import nn
 from transformers import (
+    DataCollatorWithFlattening,
     LlamaConfig,
     LlamaForCausalLM,
     LlamaForSequenceClassification,
@@ -34,7 +38,7 @@ ROOM = 72 * MIB
 HARD = resource.getrlimit(resource.RLIMIT_DATA)[1]
 
 
-class InOrder(Trainer):
+class Capped:
     """Takes the rows as they come, and may leave little memory once training begins."""
 
     room: int | None = None
@@ -45,12 +49,20 @@ class InOrder(Trainer):
     def get_batch_samples(self, *args: Any, **others: Any) -> Any:
         """Set the limit before the first step."""
         fetched = super().get_batch_samples(*args, **others)
+        self.limit()
+        return fetched
+
+    def limit(self) -> None:
+        """Set the limit, once."""
         if self.room is not None:
             status = Path("/proc/self/status").read_text().split("VmData:")[1].split()
             limit = int(status[0]) * 1024 + self.room
             resource.setrlimit(resource.RLIMIT_DATA, (limit, HARD))
             self.room = None
-        return fetched
+
+
+class InOrder(Capped, Trainer):
+    """A Trainer."""
 
 
 class OwnLoss(InOrder):
@@ -80,6 +92,72 @@ def summed(outputs: Any, labels: Any, num_items_in_batch: Any = None) -> Any:
     return each.square().sum() / num_items_in_batch
 
 
+def collate(rows: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
+    """Pad on the right."""
+    width = max(len(row["input_ids"]) for row in rows)
+
+    def padded(name: str, fill: int) -> torch.Tensor:
+        lists = [row[name] + [fill] * (width - len(row[name])) for row in rows]
+        return torch.tensor(lists)
+
+    batch = {"input_ids": padded("input_ids", 0), "attention_mask": padded("attention_mask", 0)}
+    if isinstance(rows[0]["labels"], int):
+        return {**batch, "labels": torch.tensor([row["labels"] for row in rows])}
+    return {**batch, "labels": padded("labels", -100)}
+
+
+def with_images(rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """Add the images of the rows."""
+    return split_vision.collated(rows, collate(rows))
+
+
+def vision(case: Case, wanted: dict[str, Any]) -> Any:
+    """Return a trainer of a tiny Qwen2.5-VL."""
+    return case.trainer(
+        model=split_vision.model(),
+        args=TrainingArguments(**wanted, remove_unused_columns=False),
+        train_dataset=split_vision.with_images(rows_of(case)),
+        data_collator=with_images,
+    )
+
+
+def flattened(rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """Put all rows behind each other in one, as for training without padding."""
+    bare = [{name: row[name] for name in ("input_ids", "labels")} for row in rows]
+    return DataCollatorWithFlattening(return_flash_attn_kwargs=False)(bare)
+
+
+def nested(rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """Put the mask and a list of the rows' names into a dictionary of their own."""
+    batch: dict[str, Any] = collate(rows)
+    names = [f"row {number}" for number in range(len(rows))]
+    return {**batch, "extra": {"mask": batch.pop("attention_mask"), "names": names}}
+
+
+class Unpacking(InOrder):
+    """Takes its mask out of a dictionary."""
+
+    def compute_loss(self, model: Any, inputs: Any, *args: Any, **others: Any) -> Any:
+        """Compute the loss of as many rows as have names."""
+        inputs = dict(inputs)
+        extra = inputs.pop("extra")
+        assert len(extra["names"]) == len(inputs["input_ids"])
+        inputs["attention_mask"] = extra["mask"]
+        return super().compute_loss(model, inputs, *args, **others)
+
+
+def largest(logits: Any, labels: Any) -> Any:
+    """Keep only the largest logit of each token."""
+    return logits.max(-1).values
+
+
+def metric(predicted: Any) -> dict[str, float]:
+    """Return a number that depends on each output of each labelled token, and on their order."""
+    labels = predicted.label_ids[:, 1:]
+    counted = labels != -100
+    return {"metric": float((predicted.predictions[:, :-1] * labels)[counted].mean())}
+
+
 @dataclass
 class Case:
     """One training: `lengths` of its rows in tokens, repeated; arguments of the Trainer."""
@@ -93,6 +171,9 @@ class Case:
     lora: bool = False
     classes: int = 0
     room: int = ROOM
+    collate: Callable[[list[dict[str, Any]]], dict[str, Any]] | None = None
+    make: Callable[[Case, dict[str, Any]], Any] | None = None
+    evaluates: bool = False
 
 
 OUTLIER = (*[TOKENS // 2] * 20, 4 * TOKENS, *[TOKENS // 2] * 27)
@@ -121,21 +202,19 @@ CASES = {
     "checkpointing": Case(lengths=UNEVEN, args={"gradient_checkpointing": True}),
     "bf16": Case(lengths=UNEVEN, args={"bf16": True}),
     "single_row": Case(room=2 * MIB),
+    "packed": Case(lengths=UNEVEN, collate=flattened),
+    "evaluation": Case(
+        lengths=UNEVEN,
+        rows=2 * ROWS + 5,
+        evaluates=True,
+        others={"compute_metrics": metric, "preprocess_logits_for_metrics": largest},
+        args={"per_device_eval_batch_size": ROWS},
+        room=64 * MIB,
+    ),
+    "one_in_300": Case(lengths=(*[16] * 150, 256, *[16] * 149), rows=300),
+    "vision": Case(lengths=UNEVEN, make=vision, room=100 * MIB),
+    "nested": Case(lengths=UNEVEN, trainer=Unpacking, collate=nested),
 }
-
-
-def collate(rows: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
-    """Pad on the right."""
-    width = max(len(row["input_ids"]) for row in rows)
-
-    def padded(name: str, fill: int) -> torch.Tensor:
-        lists = [row[name] + [fill] * (width - len(row[name])) for row in rows]
-        return torch.tensor(lists)
-
-    batch = {"input_ids": padded("input_ids", 0), "attention_mask": padded("attention_mask", 0)}
-    if isinstance(rows[0]["labels"], int):
-        return {**batch, "labels": torch.tensor([row["labels"] for row in rows])}
-    return {**batch, "labels": padded("labels", -100)}
 
 
 def rows_of(case: Case) -> list[dict[str, Any]]:
@@ -174,6 +253,20 @@ def model_of(case: Case) -> Any:
     return model
 
 
+def made(case: Case, wanted: dict[str, Any]) -> Any:
+    """Return a trainer of a tiny Llama."""
+    trainer = case.trainer(
+        model=model_of(case),
+        args=TrainingArguments(**wanted),
+        train_dataset=rows_of(case),
+        data_collator=case.collate or collate,
+        **case.others,
+    )
+    if not case.counted:
+        trainer.model_accepts_loss_kwargs = False
+    return trainer
+
+
 def train(case: Case, folder: str, room: int | None) -> tuple[list[dict[str, float]], Any]:
     """Return the log and the weights of a training."""
     wanted = {
@@ -181,23 +274,30 @@ def train(case: Case, folder: str, room: int | None) -> tuple[list[dict[str, flo
         "logging_steps": 1, "save_strategy": "no", "report_to": "none", "use_cpu": True,
         "optim": "sgd", "learning_rate": 0.5, "disable_tqdm": True, **case.args,
     }  # fmt: skip
-    model = model_of(case)
-    trainer = case.trainer(
-        model=model,
-        args=TrainingArguments(**wanted),
-        train_dataset=rows_of(case),
-        data_collator=collate,
-        **case.others,
-    )
-    if not case.counted:
-        trainer.model_accepts_loss_kwargs = False
+    trainer = (case.make or made)(case, wanted)
     trainer.room = room
+    if room is not None and room < 8 * MIB:  # what is collected later would make more of it
+        gc.collect()
     try:
+        if case.evaluates:
+            return evaluate(trainer, rows_of(case)), {}
         trainer.train()
     finally:
         resource.setrlimit(resource.RLIMIT_DATA, (HARD, HARD))
     log = [line for line in trainer.state.log_history if "loss" in line]
-    return log, {name: value.detach().clone() for name, value in model.named_parameters()}
+    weights = trainer.model.named_parameters()
+    return log, {name: value.detach().clone() for name, value in weights}
+
+
+def evaluate(trainer: Any, rows: list[dict[str, Any]]) -> list[dict[str, float]]:
+    """Return the loss and a metric of an evaluation, once more without outputs."""
+    trainer.limit()
+    kept = []
+    for loss_only in (False, True):
+        trainer.args.prediction_loss_only = loss_only
+        found = trainer.evaluate(rows)
+        kept.append({"loss": found["eval_loss"], "grad_norm": found.get("eval_metric", 1.0)})
+    return kept
 
 
 def reported() -> list[dict[str, Any]]:
@@ -210,7 +310,11 @@ def reported() -> list[dict[str, Any]]:
         told.append({name: getattr(account, name) for name in names})
         original(self, account)
 
-    reporter.split = split
+    def evaluated(self: Any, account: Any) -> None:
+        if account.parts:
+            split(self, account)
+
+    reporter.split, reporter.split_evaluation = split, evaluated
     return told
 
 
@@ -224,6 +328,8 @@ def differences(case: Case, told: list[dict[str, Any]]) -> dict[str, Any]:
         except Exception as error:  # noqa: BLE001  some cases are to end so
             return {"error": str(error), "type": type(error).__name__}
     assert len(whole) == len(parts) > 1
+    weights = weights or {"": torch.ones(1)}
+    others = others or weights
     return {
         **{
             name: max(

@@ -13,10 +13,19 @@ from launched import again, launch
 from monitored_job import run_job
 
 RUNS = Path(__file__).with_name("split_runs.py")
+TRL_RUNS = Path(__file__).with_name("split_trl.py")
+PROPERTIES = Path(__file__).with_name("split_properties.py")
 #: Cases that end as without a limit, and those whose original error is raised.
 SAME = (
     *("fixed", "outlier", "uneven", "mean", "accumulation", "mean_accumulation", "smoothing"),
-    *("loss_function", "own_loss", "classes", "lora", "checkpointing"),
+    *("loss_function", "own_loss", "classes", "lora", "checkpointing", "packed", "nested"),
+    *("one_in_300", "evaluation", "vision"),
+)
+#: The same with TRL's trainers; the others are in `TRL_MORE`.
+TRL = ("sft", "dpo")
+TRL_MORE = (
+    *("sft_outlier", "sft_packed", "sft_padding_free", "sft_smoothing", "sft_checkpointing"),
+    *("dpo_accumulation", "dpo_lora", "dpo_ipo", "dpo_precomputed"),
 )
 RAISED = {
     "contrastive": "the loss of a batch does not add up from that of its rows",
@@ -24,33 +33,50 @@ RAISED = {
 }
 
 
-@pytest.fixture(scope="module")
-def ended(tmp_path_factory):
+def run(folder: Path, framework: str, script: Path, *words: str):
+    """Run a script of several cases as a job."""
+    paths = [str(script.parent), str(script.parents[2] / "recipes" / "quickstart")]
     return run_job(
-        tmp_path_factory.mktemp("runs"),
-        f"import runpy, sys; sys.argv[1:] = {[*SAME, 'bf16', *RAISED]!r}\n"
-        f"runpy.run_path({str(RUNS)!r}, run_name='__main__')",
-        python=environment("hf"),
+        folder,
+        f"import runpy, sys; sys.argv[1:] = {[*words]!r}; sys.path[:0] = {paths!r}\n"
+        f"runpy.run_path({str(script)!r}, run_name='__main__')",
+        python=environment(framework),
         env={
             "OOMGUARD_IN_PLACE": "1", "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "",
             "MALLOC_MMAP_THRESHOLD_": "262144",
         },
-        timeout_s=900,
+        timeout_s=1800,
     )  # fmt: skip
+
+
+def printed(ended):
+    """Return what a script printed last."""
+    assert ended.code == 0, ended.err[-3000:]
+    assert "fault" not in ended.types
+    return json.loads(ended.out.splitlines()[-1])
+
+
+def check_same(case, *, weights: float = 2e-6) -> None:
+    """Hold a run that was divided against the one without a limit."""
+    assert case["split"] > 0
+    assert max(case["loss"], case["grad_norm"]) < 1e-6
+    assert case["weights"] < weights
+
+
+@pytest.fixture(scope="module")
+def ended(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("runs")
+    return run(folder, "hf", RUNS, *SAME, "bf16", *RAISED)
 
 
 @pytest.fixture(scope="module")
 def cases(ended):
-    assert ended.code == 0, ended.err[-3000:]
-    return json.loads(ended.out.splitlines()[-1])
+    return printed(ended)
 
 
 @pytest.mark.parametrize("name", SAME)
 def test_losses_gradients_and_weights_are_those_of_a_run_without_a_limit(cases, name):
-    case = cases[name]
-    assert case["split"] > 0
-    assert max(case["loss"], case["grad_norm"]) < 1e-6
-    assert case["weights"] < 2e-6
+    check_same(cases[name])
 
 
 def test_in_bf16_they_differ_by_its_rounding(cases):
@@ -70,8 +96,52 @@ def test_only_the_step_with_the_outlier_is_divided_and_the_long_row_is_alone(cas
     assert cases["outlier"]["reports"] == [{"failed": 1, "parts": 2, "rows": 1, "width": 256}]
 
 
-def test_nothing_in_the_monitor_fails(ended):
-    assert "fault" not in ended.types
+def test_one_outlier_in_300_samples_costs_one_step(cases):
+    assert cases["one_in_300"]["split"] == 1
+    assert cases["one_in_300"]["reports"] == [{"failed": 1, "parts": 2, "rows": 1, "width": 256}]
+
+
+def test_a_packed_row_counts_as_many_rows_as_its_largest_part_has(cases):
+    report = cases["packed"]["reports"][0]
+    assert report["failed"] == 1
+    assert 1 <= report["rows"] < 16
+    assert report["rows"] * report["width"] <= 16 * report["width"] // 2
+
+
+@pytest.fixture(scope="module")
+def trl(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("trl")
+    return run(folder, "trl", TRL_RUNS, str(folder / "tokenizer"), *TRL, "dpo_aot")
+
+
+@pytest.mark.parametrize("name", TRL)
+def test_trls_losses_gradients_and_weights_are_those_of_a_run_without_a_limit(trl, name):
+    check_same(printed(trl)[name])
+
+
+def test_a_loss_that_sorts_the_pairs_of_a_batch_is_named_once_and_raised(trl):
+    case = printed(trl)["dpo_aot"]
+    assert "DefaultCPUAllocator: can't allocate memory" in case["error"]
+    reasons = [line["reason"] for line in trl.of("no_split")]
+    assert set(reasons) == {"the loss aot sorts the pairs of a batch"}
+    assert len(reasons) == 2  # one for each of the two trainings
+
+
+@pytest.mark.extended
+def test_more_of_trls_losses_are_those_of_a_run_without_a_limit(tmp_path):
+    words = (str(tmp_path / "tokenizer"), *TRL_MORE, "sft_bf16")
+    cases = printed(run(tmp_path, "trl", TRL_RUNS, *words))
+    for name in TRL_MORE:  # what LoRA adds is small: its rounding is large beside it
+        check_same(cases[name], weights=1e-5)
+    assert cases["sft_bf16"]["split"] > 0
+    assert max(cases["sft_bf16"]["loss"], cases["sft_bf16"]["grad_norm"]) < 1e-2
+
+
+def test_the_parts_of_any_batch_join_to_it_and_so_do_their_gradients(tmp_path):
+    ended = run(tmp_path, "hf", PROPERTIES, "3", "60")
+    divided = printed(ended)
+    assert set(divided) == {"plain", "pairs", "grids", "audio", "llava", "packed"}
+    assert min(divided.values()) > 30
 
 
 @pytest.fixture(scope="module")

@@ -178,7 +178,10 @@ class TrainedReport(MonitorReport, frozen=True, kw_only=True, tag="trained"):
 
 
 class SplitReport(MonitorReport, frozen=True, kw_only=True, tag="split"):
-    """An optimizer step passed in smaller parts: the last of `steps`, after `failed` OOMs."""
+    """An optimizer step passed in smaller parts: the last of `steps`, after `failed` OOMs.
+
+    With `evaluation` it is a batch of an evaluation.
+    """
 
     steps: Count
     failed: Count
@@ -187,6 +190,7 @@ class SplitReport(MonitorReport, frozen=True, kw_only=True, tag="split"):
     width: Count
     tokens: Count
     seconds: Number
+    evaluation: bool = False
 
 
 class NoSplitReport(MonitorReport, frozen=True, kw_only=True, tag="no_split"):

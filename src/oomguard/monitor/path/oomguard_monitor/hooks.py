@@ -99,8 +99,10 @@ def _hook_training_step(trainer: Any, patches: Patches, torch: Any) -> None:
     patches.watch(trainer, "training_step", phases.FORWARD)
     if os.environ.get("OOMGUARD_IN_PLACE"):
         from .in_place import hook_steps  # noqa: PLC0415 - only where it is asked for
+        from .in_place_eval import hook_evaluation  # noqa: PLC0415 - the same
 
         hook_steps(trainer, patches, torch)
+        hook_evaluation(trainer, patches, torch)
     patches.replace(trainer, "training_step", stepping)
 
 

@@ -15,11 +15,11 @@ import weakref
 
 from . import oom
 from .in_place_ranks import Exchange, Passed, RanksExchange, is_exchanging, taken_by
-from .in_place_scope import expected_way, has_known_steps, is_rounded, why_not
+from .in_place_scope import BatchKind, expected_way, has_known_steps, is_rounded, why_not
 from .in_place_trainer import Account, BatchPart, TrainerCall
 from .split import Budget, divide
 from .split_accounts import Accounts, random_state, release
-from .split_batch import NotRowsError, Rows
+from .split_batch import NotRowsError
 from .split_loss import (
     CLOSE_IN_HALF,
     EXACT,
@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 
     from .install import Function, Patches
     from .reporter import Reporter
+    from .split_loss import Samples
 
     Call = Callable[[Any], Any]
 
@@ -86,13 +87,14 @@ class Steps:
         self._batches: list[Any] = []
         self._items: Any = None
         self._done = 0
-        self._running = (1, 0)  # rows and width of what runs now
+        self._running: Samples | BatchPart | None = None
         self._in_part = False
         self._undivided: str | None = None  # or why it cannot be divided
         self._begun = 0.0
         self._account = Account()
         self._restore: Callable[[], None] = _nothing
         self._scope: tuple[str | None, bool] | None = None
+        self._kind: BatchKind
         self._exchange, self._passed = Exchange(), Passed()
         self._is_first, self._is_new = True, False  # a step, and one with a larger batch
 
@@ -138,6 +140,7 @@ class Steps:
         try:
             if self._scope is None:
                 self._scope = (why_not(trainer, model, self._torch), has_known_steps(trainer))
+                self._kind = BatchKind(trainer, model)
                 if self._scope[0] is not None:
                     self._reporter.no_split(self._scope[0], None)
             expected = self._batches[self._done] if self._done < len(self._batches) else None
@@ -181,10 +184,9 @@ class Steps:
         """
         limit = self._budget.limit
         parts: list[BatchPart] = []
-        self._running, self._undivided, self._in_part = (1, 0), None, False
+        self._running, self._undivided, self._in_part = None, None, False
         try:
-            rows = Rows(inputs)
-            self._running = (rows.count, rows.width)
+            self._running = rows = self._kind.read(inputs)
             if limit is not None and rows.tokens > limit:
                 parts = self._parts(job, rows, limit)
         except Exception as error:  # noqa: BLE001 - our fault must never break the job
@@ -195,23 +197,24 @@ class Steps:
         if divided:
             raise NotAdditiveError(self._undivided or "no part of the batch has a loss")
         loss = job.call(inputs)
-        self._budget.passed(self._running[0] * self._running[1])
+        if self._running is not None:
+            self._budget.passed(self._running.tokens)
         if is_exchanging(job.model):
             self._passed.add(taken_by(inputs, accumulated=self._done > 0))
         return loss
 
-    def _parts(self, job: TrainerCall, rows: Rows, limit: int) -> list[BatchPart]:
+    def _parts(self, job: TrainerCall, rows: Samples, limit: int) -> list[BatchPart]:
         """Return the parts of a batch."""
         lengths = rows.lengths()
-        divided = divide(lengths, limit)
+        divided = divide(lengths, limit, padded=rows.padded)
         weights = weigh(rows, divided, self._way(job, rows)) if len(divided) > 1 else [1.0]
         shares = weigh(rows, divided, SHIFTED_LABELS)
         parts = [
-            BatchPart(rows, part, max(lengths[row] for row in part), weight, share)
+            BatchPart(rows, lengths, part, weight, share)
             for part, weight, share in zip(divided, weights, shares)  # noqa: B905 - 3.8
             if weight
         ]
-        self._account.note(rows, parts)
+        self._account.note(rows, parts, int(job.trainer.args.per_device_train_batch_size))
         return parts
 
     def _run_parts(self, job: TrainerCall, parts: list[BatchPart]) -> Any:
@@ -219,7 +222,7 @@ class Steps:
         total = None
         before, self._in_part = Accounts(job.trainer), True
         for part in parts:
-            self._running = (len(part.rows), part.width)
+            self._running = part
             try:
                 with self._exchange.held_back(), job.scaled(part.weight):
                     loss = job.call(part.batch())
@@ -227,7 +230,7 @@ class Steps:
                 if oom.find(error) is None:
                     raise _PartError(f"{type(error).__name__}: {error}") from error
                 raise
-            self._budget.passed(len(part.rows) * part.width)
+            self._budget.passed(part.tokens)
             total = loss if total is None else total + loss
         before.join([part.share for part in parts])
         return total
@@ -240,17 +243,17 @@ class Steps:
         """
         first: Exception = failed
         while True:
-            rows, width = self._running
+            rows, tokens = self._failed()
             self._account.failed += 1
             if rows <= 1:
                 alone = self._undivided or "a batch of one row does not fit"
                 if self._in_part:  # a batch of one row may be packed
-                    self._reporter.no_split("a single row does not fit", width)
+                    self._reporter.no_split("a single row does not fit", tokens)
                 else:
                     self._reporter.no_split(alone, None)
                 raise failed
             release(failed)
-            self._budget.failed(rows * width)
+            self._budget.failed(tokens)
             unanswered = None
             try:
                 self._go_back()
@@ -265,6 +268,14 @@ class Steps:
                 self._step_aside(unanswered)
                 raise first
 
+    def _failed(self) -> tuple[int, int]:
+        """Return the samples and tokens of what failed; one sample if it cannot be divided."""
+        try:
+            return (1, 0) if self._running is None else (self._running.count, self._running.tokens)
+        except NotRowsError as error:
+            self._undivided = str(error)
+            return 1, 0
+
     def _whole(self, job: TrainerCall, inputs: Any, surprise: str) -> Any:
         """Run the step again from its beginning, undivided, as from now on all others."""
         self._step_aside(surprise)
@@ -277,14 +288,11 @@ class Steps:
         """Drop the step's gradients, free memory, and account for the time that was lost."""
         self._restore()
         self._reporter.restarted()
-        gc.collect()
-        cuda = getattr(self._torch, "cuda", None)
-        if cuda is not None and cuda.is_initialized():
-            cuda.empty_cache()
+        free_memory(self._torch)
         lost_s = time.monotonic() - self._begun
         self._account = Account(failed=self._account.failed, seconds=lost_s)
 
-    def _way(self, job: TrainerCall, rows: Rows) -> str:
+    def _way(self, job: TrainerCall, rows: Samples) -> str:
         """Return how the losses of a batch's rows add up, measured once for each kind of batch."""
         uniform = is_uniform(rows)
         for kind in (False, uniform):
@@ -307,7 +315,8 @@ class Steps:
             if oom.find(error) is None or expected is None:
                 raise
             return expected
-        self._ways[uniform] = way
+        if expected is not None:  # of others each batch has to show it
+            self._ways[uniform] = way
         return way
 
     def _finish(self) -> None:
@@ -321,7 +330,7 @@ class Steps:
         if self._is_first:  # the states of the optimizer take memory only from now on
             self._passed.forget()
         self._is_first = False
-        self._batches, self._restore = [], _nothing
+        self._batches, self._restore, self._running = [], _nothing, None
 
     def _step_aside(self, reason: str) -> None:
         self._scope = (reason, False)
@@ -330,3 +339,11 @@ class Steps:
 
 def _nothing() -> None:
     """Do nothing."""
+
+
+def free_memory(torch: Any) -> None:
+    """Return what nothing holds any more to the device."""
+    gc.collect()
+    cuda = getattr(torch, "cuda", None)
+    if cuda is not None and cuda.is_initialized():
+        cuda.empty_cache()

@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import sys
+
 from .in_place_ranks import is_exchanging, unwrapped, why_not_on_ranks
-from .split_loss import SHIFTED_LABELS, SUM
+from .split_batch import NotRowsError, Rows
+from .split_loss import LABELS, ROWS, SHIFTED_LABELS, SUM
+from .split_media import Media
+from .split_packed import PackedRow, is_packed
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
+
+    from .split_loss import Samples
 
 #: Kinds of training that communicate in the forward pass, or run the backward pass themselves.
 #: Source: accelerate 1.15, utils/dataclasses.py, DistributedType.
@@ -30,6 +37,27 @@ _KNOWN_LOSSES = frozenset(
         "trl.trainer.sft_trainer",
     }
 )
+#: Whose batches hold the chosen answers of all pairs, then the rejected ones, and whose loss is a
+#: mean over pairs. Source: DataCollatorForPreference of TRL 1.16, PairwiseDataCollatorWithPadding
+#: of LLaMA-Factory 0.9.5.
+_PAIRS = frozenset(
+    {
+        "llamafactory.train.dpo.trainer",
+        "llamafactory.train.rm.trainer",
+        "trl.trainer.dpo_trainer",
+        "trl.trainer.reward_trainer",
+    }
+)
+#: Losses of DPO for which that is not so: they sort the batch, count tokens, or keep a mean of all
+#: rewards so far. Source: `_compute_loss` of TRL 1.16, `dpo_loss` of 0.24, `bco_loss` of
+#: LLaMA-Factory 0.9.5.
+_OF_THE_BATCH = {
+    "aot": "sorts the pairs of a batch",
+    "aot_pair": "sorts the pairs of a batch",
+    "aot_unpaired": "sorts the pairs of a batch",
+    "bco_pair": "keeps a mean of the rewards of each batch",
+    "sft": "adds a mean over tokens to one over pairs",
+}
 #: Losses of a model that shift the labels by one token.
 #: Source: transformers 5.23, loss/loss_utils.py, LOSS_MAPPING.
 _SHIFTING = ("ForCausalLM", "ForConditionalGeneration")
@@ -48,7 +76,56 @@ def why_not(trainer: Any, model: Any, torch: Any) -> str | None:
         if reason is not None:
             return reason
         model = unwrapped(model)
-    return _of_gradients(trainer, model) or _of_model(trainer, model, torch)
+    return _of_gradients(trainer, model) or _of_loss(trainer) or _of_model(trainer, model, torch)
+
+
+class BatchKind:
+    """What the batches of a trainer hold: rows, pairs of rows, media."""
+
+    def __init__(self, trainer: Any, model: Any) -> None:
+        model = unwrapped(model)
+        config = getattr(model, "config", None)
+        self._media = Media.of(model)
+        self._pairs = _is_of_pairs(trainer)
+        attention = str(getattr(config, "_attn_implementation", ""))
+        masking = sys.modules.get("transformers.masking_utils")
+        self._separates = attention.startswith(("flash", "kernels-community")) or hasattr(
+            masking, "find_packed_sequence_indices"
+        )
+
+    def read(self, batch: Any) -> Samples:
+        """Return the samples of a batch.
+
+        Raises:
+            NotRowsError: if it cannot be divided by them.
+        """
+        if not is_packed(batch):
+            return Rows(batch, media=self._media, pairs=self._pairs)
+        if self._media is not None or self._pairs:
+            raise NotRowsError("the samples of a packed row have media or are pairs")
+        if not self._separates:
+            raise NotRowsError("packed samples see each other in this attention")
+        return PackedRow(batch)
+
+
+def _is_of_pairs(trainer: Any) -> bool:
+    return any(one.__module__ in _PAIRS for one in type(trainer).__mro__)
+
+
+def _of_loss(trainer: Any) -> str | None:
+    """Return why the loss of a batch does not follow from that of its samples."""
+    modules = [one.__module__ for one in type(trainer).__mro__]
+    if any(name.endswith(("kto_trainer", "kto.trainer", "bco_trainer")) for name in modules):
+        return "the loss compares the answers of a batch"
+    if not any(name.endswith(("dpo_trainer", "dpo.trainer")) for name in modules):
+        return None
+    losses = getattr(trainer, "loss_types", None) or getattr(trainer, "loss_type", None) or ()
+    for one in [losses] if isinstance(losses, str) else losses:
+        if one in _OF_THE_BATCH:
+            return f"the loss {one} {_OF_THE_BATCH[one]}"
+    if getattr(getattr(trainer, "finetuning_args", None), "pref_bco_weight", 0):
+        return f"the loss bco_pair {_OF_THE_BATCH['bco_pair']}"
+    return None
 
 
 def _of_gradients(trainer: Any, model: Any) -> str | None:
@@ -96,11 +173,40 @@ def expected_way(trainer: Any, model: Any, items: Any) -> str | None:
     """Return how the losses of rows add up, where whoever computes them is known."""
     owner = next(one for one in type(trainer).__mro__ if "compute_loss" in vars(one))
     custom = getattr(trainer, "compute_loss_func", None) is not None
+    if owner.__module__ in _PAIRS and not custom and "compute_loss" not in vars(trainer):
+        return ROWS
     if custom or owner.__module__ not in _KNOWN_LOSSES or "compute_loss" in vars(trainer):
         return None
     if items is not None:
         return SUM
     return SHIFTED_LABELS if getattr(unwrapped(model), "loss_type", None) in _SHIFTING else None
+
+
+def expected_evaluation(trainer: Any, model: Any, batch: Any, rows: Samples) -> str | None:
+    """Return how the losses of rows in an evaluation add up, where whoever computes them is known.
+
+    Each is a mean. Source: `prediction_step` of transformers 4.51 to 5.23, which divides by what
+    the trainer counts, since 5.20 without the first labels; of TRL 1.16, which does not.
+    """
+    if expected_way(trainer, model, None) == ROWS:
+        return ROWS
+    if expected_way(trainer, model, 1) is None:
+        return None
+    owner = next(one for one in type(trainer).__mro__ if "prediction_step" in vars(one))
+    if owner.__module__ == "trl.trainer.sft_trainer":
+        return SHIFTED_LABELS
+    if not owner.__module__.startswith(("transformers.", "llamafactory.")):
+        return None
+    base: Any = next(
+        one for one in type(trainer).__mro__ if one.__module__ == "transformers.trainer"
+    )
+    code = getattr(base.prediction_step, "__code__", None)
+    counts = "_get_num_items_in_batch" in getattr(code, "co_names", ())
+    items = trainer._get_num_items_in_batch([batch], trainer.args.device) if counts else None  # noqa: SLF001 - as its prediction step does
+    if items is None:
+        return SHIFTED_LABELS
+    ways = ((SHIFTED_LABELS, True), (LABELS, False))
+    return next((way for way, one in ways if sum(rows.labelled(shifted=one)) == int(items)), None)
 
 
 def is_rounded(trainer: Any, model: Any, torch: Any) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 
+from .split import tokens_of
 from .split_accounts import Accounts, random_state
 
 TYPE_CHECKING = False
@@ -12,7 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from typing import Any
 
-    from .split_batch import Rows
+    from .split_loss import Samples
 
     Call = Callable[[Any], Any]
 
@@ -20,14 +21,23 @@ if TYPE_CHECKING:
 class BatchPart:
     """Some rows of a batch, cut to the width that they need.
 
-    `weight` is the factor for its loss, `share` its part of the batch's labels.
+    `weight` is the factor for its loss, `share` its part of the batch's labels, `tokens` what it
+    takes at once.
     """
 
-    __slots__ = ("_of", "rows", "share", "weight", "width")
+    __slots__ = ("_of", "rows", "share", "tokens", "weight", "width")
 
-    def __init__(self, of: Rows, rows: list[int], width: int, weight: float, share: float) -> None:
-        self._of, self.rows, self.width = of, rows, width
+    def __init__(
+        self, of: Samples, lengths: list[int], rows: list[int], weight: float, share: float
+    ) -> None:
+        self._of, self.rows, self.width = of, rows, max(lengths[row] for row in rows)
+        self.tokens = tokens_of(lengths, rows, padded=of.padded)
         self.weight, self.share = weight, share
+
+    @property
+    def count(self) -> int:
+        """Return the number of its samples."""
+        return len(self.rows)
 
     def batch(self) -> dict[str, Any]:
         """Return it as a batch."""
@@ -37,7 +47,8 @@ class BatchPart:
 class Account:
     """How the batches of one optimizer step were divided, and what it cost.
 
-    `rows` x `width` is the part of the widest row, `tokens` what its batch took before.
+    `rows` x `width` is the part of the widest row, `tokens` what its batch took before. A row
+    that holds several samples of a batch counts as many of its rows as its largest part has.
     """
 
     __slots__ = ("failed", "parts", "rows", "seconds", "tokens", "width")
@@ -46,12 +57,16 @@ class Account:
         self.failed, self.seconds = failed, seconds
         self.parts = self.rows = self.width = self.tokens = 0
 
-    def note(self, rows: Rows, parts: list[BatchPart]) -> None:
+    def note(self, rows: Samples, parts: list[BatchPart], micro_batch: int) -> None:
         """Note a batch that is divided."""
         self.parts += len(parts)
         widest = max(parts, key=lambda part: part.width)
-        if widest.width > self.width:
-            self.rows, self.width, self.tokens = len(widest.rows), widest.width, rows.tokens
+        held, width = len(widest.rows), widest.width
+        if not rows.padded:
+            width = -(-rows.tokens // micro_batch)
+            held = max(1, max(part.tokens for part in parts) // width)
+        if width > self.width:
+            self.rows, self.width, self.tokens = held, width, rows.tokens
 
 
 class TrainerCall:

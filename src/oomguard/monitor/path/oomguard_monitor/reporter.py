@@ -198,20 +198,30 @@ class Reporter:
         if account.failed or time.monotonic() - self._last_split >= SPLIT_INTERVAL_S:
             self._send_splits()
 
+    @_guarded
+    def split_evaluation(self, account: Account) -> None:
+        """Report a prediction step that ran in parts; only those that answered an OOM."""
+        if account.failed:
+            self._send_account(account, 1, evaluation=True)
+
     def _send_splits(self) -> None:
         account, steps = self._last_account, self._splits
         self._splits, self._last_split = 0, time.monotonic()
         if account is not None and steps:
-            self._send(
-                "split",
-                steps=steps,
-                failed=account.failed,
-                parts=account.parts,
-                rows=account.rows,
-                width=account.width,
-                tokens=account.tokens,
-                seconds=account.seconds,
-            )
+            self._send_account(account, steps, evaluation=False)
+
+    def _send_account(self, account: Account, steps: int, *, evaluation: bool) -> None:
+        self._send(
+            "split",
+            steps=steps,
+            failed=account.failed,
+            parts=account.parts,
+            rows=account.rows,
+            width=account.width,
+            tokens=account.tokens,
+            seconds=account.seconds,
+            evaluation=evaluation,
+        )
 
     @_guarded
     def no_split(self, reason: str, width: int | None) -> None:

@@ -10,33 +10,47 @@ if TYPE_CHECKING:
 FIRST_WAIT, LONGEST_WAIT = 16, 4096
 
 
-def divide(lengths: Sequence[int], limit: int) -> list[list[int]]:
+def divide(lengths: Sequence[int], limit: int, *, padded: bool = True) -> list[list[int]]:
     """Return the numbers of the rows of each part: rows x longest row is at most `limit` tokens.
 
+    Of rows that are not `padded` their sum is at most `limit`.
     The parts are as few as possible with the longest rows together, and then as even as that
     many allow. A row longer than `limit` is a part of its own. The part of the longest row is
     the first, so that one that does not fit fails early.
     """
     order = sorted(range(len(lengths)), key=lambda row: -lengths[row])
-    fewest = len(_filled(lengths, order, limit))
+    fewest = len(_filled(lengths, order, limit, padded))
     low, high = 1, limit
     while low < high:
         middle = (low + high) // 2
-        if len(_filled(lengths, order, middle)) > fewest:
+        if len(_filled(lengths, order, middle, padded)) > fewest:
             low = middle + 1
         else:
             high = middle
-    return [sorted(part) for part in _filled(lengths, order, high)]
+    return [sorted(part) for part in _filled(lengths, order, high, padded)]
 
 
-def _filled(lengths: Sequence[int], order: Sequence[int], limit: int) -> list[list[int]]:
+def tokens_of(lengths: Sequence[int], part: Sequence[int], *, padded: bool) -> int:
+    """Return the tokens that a part takes, with the padding of its shorter rows."""
+    own = [lengths[row] for row in part]
+    return len(own) * max(own) if padded else sum(own)
+
+
+def _filled(
+    lengths: Sequence[int], order: Sequence[int], limit: int, padded: bool
+) -> list[list[int]]:
     """Return the rows in parts, filled one after the other; `order` is from the longest down."""
     parts: list[list[int]] = []
+    held = 0
     for row in order:
-        if parts and (len(parts[-1]) + 1) * lengths[parts[-1][0]] <= limit:
+        larger = (len(parts[-1]) + 1) * lengths[parts[-1][0]] if parts and padded else 0
+        larger = larger or held + lengths[row]
+        if parts and larger <= limit:
             parts[-1].append(row)
+            held = larger
         else:
             parts.append([row])
+            held = lengths[row]
     return parts
 
 

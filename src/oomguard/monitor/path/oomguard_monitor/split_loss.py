@@ -13,6 +13,9 @@ if TYPE_CHECKING:
     from typing import Any
 
     from .split_batch import Rows
+    from .split_packed import PackedRow
+
+    Samples = Rows | PackedRow
 
 #: How the loss of a batch follows from that of its rows: it is their sum (each is divided by the
 #: items of the whole optimizer step), or their mean, weighted by labels or by rows.
@@ -25,7 +28,7 @@ class NotAdditiveError(Exception):
     """The loss of a batch does not follow from that of its parts, as far as can be shown."""
 
 
-def weigh(rows: Rows, parts: Sequence[Sequence[int]], way: str) -> list[float]:
+def weigh(rows: Samples, parts: Sequence[Sequence[int]], way: str) -> list[float]:
     """Return the factor for the loss of each part; 0 where a part adds nothing."""
     if way == SUM:
         return [1.0] * len(parts)
@@ -34,13 +37,13 @@ def weigh(rows: Rows, parts: Sequence[Sequence[int]], way: str) -> list[float]:
     return [sum(counts[row] for row in part) / total for part in parts]
 
 
-def is_uniform(rows: Rows) -> bool:
+def is_uniform(rows: Samples) -> bool:
     """Return whether every mean over these rows is the same: each has as many labels."""
     return len(set(_counts(rows, SHIFTED_LABELS))) == len(set(_counts(rows, LABELS))) == 1
 
 
 def measure(
-    rows: Rows, loss_of: Callable[[Any], float], *, tolerance: float, expected: str | None
+    rows: Samples, loss_of: Callable[[Any], float], *, tolerance: float, expected: str | None
 ) -> str:
     """Return the way in which the losses of two rows add up; `expected` where it is one of many.
 
@@ -67,16 +70,18 @@ def measure(
     alone = [[row] for row in range(rows.count)]
     if len({tuple(weigh(rows, alone, way)) for way in fitting}) != 1:
         raise NotAdditiveError("the loss of a batch does not add up from that of its rows")
+    if abs(losses[0] - losses[1]) <= tolerance * abs(both):
+        raise NotAdditiveError("the rows' losses are too close to show how they add up")
     return fitting[0]
 
 
-def _counts(rows: Rows, way: str) -> list[int]:
+def _counts(rows: Samples, way: str) -> list[int]:
     if way == ROWS:
         return [1] * rows.count
     return rows.labelled(shifted=way == SHIFTED_LABELS)
 
 
-def _pair(rows: Rows) -> tuple[int, int] | None:
+def _pair(rows: Samples) -> tuple[int, int] | None:
     """Return the two shortest rows that have a loss, with different numbers of labels if any."""
     counts, lengths = _counts(rows, SHIFTED_LABELS), rows.lengths()
     order = sorted((row for row in range(rows.count) if counts[row]), key=lambda row: lengths[row])
