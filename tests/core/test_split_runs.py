@@ -29,7 +29,7 @@ from oomguard.run.events import (
 )
 from oomguard.run.observer import Observer
 from oomguard.run.report import highest_cost
-from oomguard.run.splits import Splits, SplitStep, halvings, without_splits
+from oomguard.run.splits import Splits, SplitStep, halvings, split_variant, without_splits
 from oomguard.run.state import RunRecord, replay
 from oomguard.strategy import SAME_MATH, Fidelity
 from reported import reported
@@ -137,6 +137,27 @@ def test_the_widest_batch_decides_and_of_it_the_most_rows_that_passed():
     assert len(splits.at) == 4
 
 
+def test_a_batch_of_an_evaluation_makes_only_the_evaluation_smaller():
+    observer = Observer(1)
+    observer_events = [
+        *observer.take(report(OOM), 1.0),
+        *observer.take(report({**SPLIT, "rows": 3, "evaluation": True}), 2.0),
+    ]
+    (split,) = [event for event in observer_events if isinstance(event, Split)]
+    assert split.evaluation
+    record = story(*observer_events)
+    assert record.last.concluded(0).kind is Kind.OK
+    splits = record.last.splits
+    assert splits is not None
+    assert (splits.steps, splits.rows, splits.failed) == (0, 0, 2)
+    whole = without_splits(Plan(micro_batch=16, accumulation=1, eval_batch=8), splits)
+    assert (whole.micro_batch, whole.eval_batch) == (16, 3)
+    assert (
+        without_splits(Plan(micro_batch=16, accumulation=1, eval_batch=2), splits).eval_batch == 2
+    )
+    assert without_splits(Plan(micro_batch=16, accumulation=1), splits).eval_batch is None
+
+
 @given(st.integers(1, 96), st.integers(1, 16), st.integers(1, 96))
 def test_the_plan_without_splits_keeps_the_global_batch(micro, accumulation, rows):
     plan = Plan(micro_batch=micro, accumulation=accumulation)
@@ -147,6 +168,18 @@ def test_the_plan_without_splits_keeps_the_global_batch(micro, accumulation, row
     taken = make_ladder().retake(make_job(plan), halvings(plan, splits))
     assert taken is not None
     assert taken[0].micro_batch <= whole.micro_batch
+
+
+def test_both_ways_to_train_are_reported_where_few_steps_did_not_fit():
+    plan = Plan(micro_batch=16, accumulation=1)
+    few = Splits().with_step(split_step(rows=1, width=900), steps=3)
+    variant = split_variant(plan, few, 300)
+    assert variant is not None
+    assert variant.plan == plan
+    assert (variant.split_steps, variant.passes, variant.final_passes) == (3, 1, 16)
+    assert split_variant(plan, few, 5) is None  # most steps need it
+    assert split_variant(plan, Splits().with_step(split_step(rows=12), steps=1), 300) is not None
+    assert split_variant(plan, None, 300) is None
 
 
 def test_the_ladder_does_not_halve_a_micro_batch_whose_single_row_did_not_fit():

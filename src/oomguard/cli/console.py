@@ -19,9 +19,11 @@ from oomguard.cli.run_lines import (
     measured_line,
     probe_note,
     resumed_line,
+    split_key,
     split_line,
     survived,
     verified_line,
+    with_splits_line,
 )
 from oomguard.cli.streams import discard
 from oomguard.evidence.settle import what_settles
@@ -45,6 +47,7 @@ from oomguard.run.events import (
     Stopping,
 )
 from oomguard.run.report import FitReport
+from oomguard.run.splits import split_variant
 from oomguard.run.state import RunRecord
 from oomguard.run.verification import Outcome, difference, not_same_math, samples_check
 
@@ -91,7 +94,7 @@ class Console:
                 self._exited(event, record)
             case Counted():
                 self._compared(record)
-            case Split() if event.failed and not self._is_known(f"split {event.attempt}"):
+            case Split() if event.failed and not self._is_known(split_key(event)):
                 self._line(split_line(event), "yellow")
             case NotSplit() if not self._is_known(event.reason):
                 self._line(f"an OOM is not answered by smaller parts: {event.reason}", "yellow")
@@ -196,6 +199,10 @@ class Console:
             count = counted(len(record.attempts) - probes, "attempt")
             after = f" after {counted(probes, 'probe')}" if probes else ""
             self._line(f"trained, in {count}{after}", "bold green")
+            last = record.last
+            variant = split_variant(last.spec.plan, last.splits, last.steps_done)
+            if variant is not None:
+                self._line(with_splits_line(variant), "yellow")
             return
         reason = record.reason
         if record.status is Status.FAILED and is_job_failure(record):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from oomguard.cli.plan_text import COSTS, counted, show_change, show_plan
-from oomguard.cli.run_lines import KINDS, STATUSES, verified_line
+from oomguard.cli.run_lines import KINDS, STATUSES, verified_line, with_splits_line
 from oomguard.evidence.verdict import Kind
 from oomguard.run.events import Status
 from oomguard.run.report import AttemptReport, FitReport
@@ -24,6 +24,8 @@ def markdown(report: FitReport) -> Iterator[str]:
     yield f"- requested: {show_plan(report.asked)}"
     if report.final is not None:
         yield f"- {_final(report)}"
+    if report.with_splits is not None:
+        yield f"- {with_splits_line(report.with_splits)}"
     if report.verified is not None:
         yield f"- {verified_line(report.verified)[0]}"
     if report.status is not Status.FIT:
@@ -68,8 +70,9 @@ def _result(attempt: AttemptReport) -> str:
         return f"stopped{steps}: {attempt.stopped.value}"
     if verdict.kind is not Kind.OK:
         return f"failed{steps}: {verdict.root or verdict.kind.value}"
-    split = f", {counted(attempt.splits.steps, 'step')} in smaller parts" if attempt.splits else ""
-    return f"finished{steps}{split}"
+    split = attempt.splits.steps if attempt.splits else 0
+    parts = f", {counted(split, 'step')} in smaller parts" if split else ""
+    return f"finished{steps}{parts}"
 
 
 def _peak(attempt: AttemptReport) -> str:

@@ -17,6 +17,7 @@ from oomguard.run.events import (
     Status,
 )
 from oomguard.run.leak import Growth
+from oomguard.run.splits import SplitVariant
 from oomguard.run.state import Attempt, RunRecord
 from oomguard.run.verification import Outcome, Verified
 from oomguard.units import show_bytes
@@ -67,6 +68,11 @@ def resumed_line(event: Resumed | CutShort, record: RunRecord) -> str:
 
 def split_line(event: Split) -> str:
     """Return which step ran in smaller parts, and what it cost."""
+    if event.evaluation:
+        return (
+            f"out of memory in an evaluation: ran the batch again in {event.parts} parts of at "
+            f"most {event.rows} samples, and the evaluation goes on ({event.seconds:.1f} s lost)"
+        )
     return (
         f"out of memory in optimizer step {event.step}: ran it again in {event.parts} parts of at "
         f"most {event.rows} x {event.width} tokens, and training goes on ({event.seconds:.1f} s "
@@ -74,11 +80,30 @@ def split_line(event: Split) -> str:
     )
 
 
+def with_splits_line(variant: SplitVariant) -> str:
+    """Return what the final config costs, and the plan that ran beside it."""
+    return (
+        f"only {variant.split_steps} of {counted(variant.optimizer_steps, 'step')} did not fit "
+        f"whole: the final config makes {variant.final_passes} passes in every step; micro batch "
+        f"{variant.plan.micro_batch} x {variant.plan.accumulation} makes {variant.passes} in the "
+        f"others, and needs oomguard ({variant.seconds:.1f} s lost)"
+    )
+
+
+def split_key(event: Split) -> str:
+    """Return what is said once for each attempt."""
+    return f"split {event.attempt} {'evaluation' if event.evaluation else 'training'}"
+
+
 def _splits_note(attempt: Attempt) -> str:
     splits = attempt.splits
     if splits is None:
         return ""
-    return f", {counted(splits.steps, 'step')} split ({splits.seconds:.1f} s lost)"
+    batches = len(splits.evaluations)
+    found = [counted(splits.steps, "step")] if splits.steps else []
+    if batches:
+        found.append(counted(batches, "evaluation batch", "evaluation batches"))
+    return f", {' and '.join(found)} split ({splits.seconds:.1f} s lost)"
 
 
 def growth_line(growth: Growth) -> str:

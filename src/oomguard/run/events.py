@@ -236,7 +236,8 @@ class Split(_Event):
     """A process of the job ran optimizer steps in smaller parts: `steps`, and `step` is the last.
 
     `failed` counts the out-of-memory errors that this answered, `seconds` is what they cost.
-    `rows` x `width` is the part of the widest row, `tokens` its whole batch with padding.
+    `rows` x `width` is the part of the widest row, `tokens` its whole batch with padding. With
+    `evaluation` it was a batch of an evaluation before that step.
     """
 
     attempt: int
@@ -250,6 +251,7 @@ class Split(_Event):
     width: int
     tokens: int
     seconds: float
+    evaluation: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -14,7 +14,7 @@ from oomguard.ladder.strategy_contract import Fidelity, Skip
 from oomguard.redact import redact_config, redact_document
 from oomguard.run.attempt import AttemptSpec, StopReason, flat, nested
 from oomguard.run.events import Limits, Predicted, Status
-from oomguard.run.splits import Splits
+from oomguard.run.splits import Splits, SplitVariant, split_variant
 from oomguard.run.state import Attempt, RunRecord
 from oomguard.run.verification import Verified, not_same_math, verify
 
@@ -58,10 +58,11 @@ class FitReport:
     """What was requested, what was tried and what fits; free of secrets.
 
     `final` is None unless training completed; where steps were split, its micro batch is as small
-    as their parts, so that it trains without oomguard. `fidelity` is the highest cost among the
-    changes, None if nothing was changed. `trained_embeddings` names the vocabulary-sized matrices
-    that new tokens make the framework train in full. `requested_bytes` is the size of the last
-    failed allocation. `config_diff` is a unified diff from the user's file to the final one.
+    as their parts, so that it trains without oomguard; `with_splits` is the plan that ran, where
+    that makes many more passes than the few split steps need. `fidelity` is the highest cost among
+    the changes, None if nothing was changed. `trained_embeddings` names the vocabulary-sized
+    matrices that new tokens make the framework train in full. `requested_bytes` is the size of the
+    last failed allocation. `config_diff` is a unified diff from the user's file to the final one.
     `verified` holds what was counted in the last attempt, compared with its plan.
     """
 
@@ -90,6 +91,7 @@ class FitReport:
     seconds: float | None
     surroundings: dict[str, str]
     verified: Verified | None = None
+    with_splits: SplitVariant | None = None
 
 
 def build(
@@ -130,8 +132,14 @@ def build(
         seconds=record.ended_t,
         surroundings=surroundings,
         verified=verify(record),
+        with_splits=_with_splits(record) if final else None,
     )
     return from_document(redact_document(to_json(report)))
+
+
+def _with_splits(record: RunRecord) -> SplitVariant | None:
+    last = record.last
+    return split_variant(last.spec.plan, last.splits, last.steps_done)
 
 
 def highest_cost(record: RunRecord) -> Fidelity | None:

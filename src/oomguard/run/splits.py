@@ -37,6 +37,8 @@ class Splits:
 
     `rows` of `width` tokens are the most rows of the widest batch that passed at once; `at` has
     the steps that ran out of memory, at most `LISTED` of them. Others were split beforehand.
+    `evaluations` are batches of evaluations that ran out of memory: their `failed` and `seconds`
+    are counted as well.
     """
 
     steps: int = 0
@@ -45,6 +47,7 @@ class Splits:
     rows: int = 0
     width: int = 0
     at: tuple[SplitStep, ...] = ()
+    evaluations: tuple[SplitStep, ...] = ()
 
     def with_step(self, one: SplitStep, *, steps: int) -> Splits:
         """Return the splits after a report of one step, the last of `steps` split ones."""
@@ -61,16 +64,74 @@ class Splits:
             at=(*self.at, one) if listed else self.at,
         )
 
+    def with_evaluation(self, one: SplitStep) -> Splits:
+        """Return the splits after a report of a batch of an evaluation."""
+        listed = len(self.evaluations) < LISTED
+        return replace(
+            self,
+            failed=self.failed + one.failed,
+            seconds=round(self.seconds + one.seconds, 3),
+            evaluations=(*self.evaluations, one) if listed else self.evaluations,
+        )
+
+    @property
+    def evaluation_rows(self) -> int | None:
+        """Return the most rows of an evaluation that pass at once, None if all did."""
+        return min((one.rows for one in self.evaluations), default=None)
+
 
 def without_splits(plan: Plan, splits: Splits | None) -> Plan:
     """Return the plan whose whole micro batches are as small as the parts that passed.
 
-    As many rows of the widest batch fit at once; the global batch stays.
+    As many rows of the widest batch fit at once; the global batch stays. A batch of an evaluation
+    is no larger than what passed of one.
     """
-    if splits is None or not splits.rows or splits.rows >= plan.micro_batch:
+    if splits is None:
+        return plan
+    passed = splits.evaluation_rows
+    if passed is not None and plan.eval_batch is not None:
+        plan = replace(plan, eval_batch=min(plan.eval_batch, passed))
+    if not splits.rows or splits.rows >= plan.micro_batch:
         return plan
     micro = divisor_at_most(plan.rank_batch, splits.rows)
     return replace(plan, micro_batch=micro, accumulation=plan.rank_batch // micro)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SplitVariant:
+    """The plan that ran, as the other way to train beside the final one: only with oomguard.
+
+    Of its `optimizer_steps` only `split_steps` ran in parts, and `seconds` were lost to errors;
+    each other step takes `passes` forward and backward passes, each of the final plan
+    `final_passes`.
+    """
+
+    plan: Plan
+    optimizer_steps: int
+    split_steps: int
+    seconds: float
+    passes: int
+    final_passes: int
+
+
+def split_variant(plan: Plan, splits: Splits | None, optimizer_steps: int) -> SplitVariant | None:
+    """Return the plan that ran if the one without splits is much slower, None otherwise.
+
+    It is where all steps take at least twice as many passes, and less than half of them need that.
+    """
+    final = without_splits(plan, splits)
+    if splits is None or final.accumulation < 2 * plan.accumulation:
+        return None
+    if 2 * splits.steps >= optimizer_steps:
+        return None
+    return SplitVariant(
+        plan=plan,
+        optimizer_steps=optimizer_steps,
+        split_steps=splits.steps,
+        seconds=splits.seconds,
+        passes=plan.accumulation,
+        final_passes=final.accumulation,
+    )
 
 
 def halvings(plan: Plan, splits: Splits | None) -> tuple[str, ...]:

@@ -287,7 +287,10 @@ def _split(old: Splits | None, event: Split) -> Splits:
         step=event.step, rank=event.rank, failed=event.failed, parts=event.parts,
         rows=event.rows, width=event.width, tokens=event.tokens, seconds=event.seconds,
     )  # fmt: skip
-    return (old or Splits()).with_step(step, steps=event.steps)
+    splits = old or Splits()
+    if event.evaluation:
+        return splits.with_evaluation(step)
+    return splits.with_step(step, steps=event.steps)
 
 
 def _sooner(old: Growth | None, new: Growth) -> Growth:
