@@ -12,6 +12,7 @@ import ast
 import contextlib
 import io
 import json
+import math
 import os
 import re
 import shlex
@@ -45,6 +46,7 @@ STARTS = re.compile(
 NO_TRAINING = re.compile(
     r"\b(infer|export|deploy|eval|app|rollout|sample|web-ui|chat|merge|preprocess|download"
     r"|convert|quantize|pip|install|setup|config|cp|ls|vllm-serve)\b|^python3? -c?( |$)"
+    r"|^python3? (-m )?(\S*/)?(uvicorn|\w*_server\.py|start_\w+\.py)"
 )
 #: Words in front of a command that change nothing in it.
 IGNORED = {"export", "nohup"}
@@ -111,15 +113,21 @@ def commands(path: Path, text: str) -> Iterator[Found]:
     """Yield the training commands of a shell text, with the script's own variables filled in."""
     variables: dict[str, str] = {}
     for line in shell_lines(text):
-        words = shlex.split(computed(line, variables), comments=True)
-        parts = [part for part in words if part not in IGNORED]
+        words = split(computed(line, variables))
+        parts = [part for n, part in enumerate(words) if n > 0 or part not in IGNORED]
         filled = [word for part in parts for word in filled_in(part, variables)]
         start = next((n for n, part in enumerate(filled) if not ASSIGNMENT.match(part)), None)
         env = dict(part.split("=", 1) for part in filled[:start] if not re.search(r"\$[\d(]", part))
         if start is None:
             variables |= env
         elif STARTS.match(filled[start]) and not NO_TRAINING.search(" ".join(filled[start:][:3])):
-            yield Found(path, tuple(until_shell(filled[start:])), variables | env)
+            words = (word.replace("\0", "#") for word in until_shell(filled[start:]))
+            yield Found(path, tuple(words), variables | env)
+
+
+def split(line: str) -> list[str]:
+    """Return the words of a line; a hash begins a comment only where a word could begin."""
+    return shlex.split(re.sub(r"(?<=\S)#", "\0", line), comments=True)
 
 
 def shell_lines(text: str) -> Iterator[str]:
@@ -128,7 +136,7 @@ def shell_lines(text: str) -> Iterator[str]:
     for line in text.replace("\\\n", " ").splitlines():
         pending += line + "\n"
         try:
-            shlex.split(pending, comments=True)
+            split(pending)
         except ValueError:
             if pending.count("\n") < 20:
                 continue
@@ -141,11 +149,14 @@ def computed(text: str, variables: dict[str, str]) -> str:
     """Return a line of shell with its plain divisions computed: `$(expr 16 / $ranks)`."""
 
     def divided(found: re.Match[str]) -> str:
-        numbers = [variables.get(word.lstrip("$"), word) for word in found.groups()]
-        known = all(word.isdigit() for word in numbers)
-        return str(int(numbers[0]) // int(numbers[1])) if known else found[0]
+        words = re.split(r" */ *", found[1].strip())
+        numbers = [variables.get(word.lstrip("$"), word) for word in words]
+        if not all(word.isdigit() and int(word) for word in numbers):
+            return found[0]
+        first, *others = map(int, numbers)
+        return str(first // math.prod(others))
 
-    return re.sub(r"\$\((?:expr|\() *(\$?\w+) / (\$?\w+) *\)+", divided, text)
+    return re.sub(r"\$\((?:expr|\() *(\$?\w+(?: */ *\$?\w+)+) *\)+", divided, text)
 
 
 def filled_in(part: str, variables: dict[str, str]) -> list[str]:

@@ -345,7 +345,10 @@ def test_loss_alone_is_refused_where_another_metric_picks_the_best_model(
     assert HFTrainer().refusal(by_loss, replace(job.asked, prediction_loss_only=True)) is None
 
 
-FOUR_BIT = "python train.py --load_in_4bit True --use_peft True --bf16 True"
+FOUR_BIT = (
+    "python train.py --load_in_4bit True --use_peft True --bf16 True"
+    " --per_device_train_batch_size 1"
+)
 
 
 @pytest.mark.parametrize(
@@ -376,5 +379,5 @@ def test_what_a_script_does_not_show_is_counted_as_more_and_named(
     assert HFTrainer().memory_settings(job).code.kbit_float32
     (found,) = HFTrainer().unmodelled(job)
     assert (found.key, found.direction) == ("script", Direction.LESS)
-    plain = read("python train.py --use_peft True --bf16 True", files=files)
+    plain = read(FOUR_BIT.replace("--load_in_4bit True", ""), files=files)
     assert HFTrainer().unmodelled(plain) == ()

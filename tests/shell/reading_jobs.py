@@ -56,7 +56,10 @@ RLHF = SWIFT.replace("swift sft", "swift rlhf")
 
 TRL_COMMAND = "{} --model_name_or_path Qwen/Qwen2.5-0.5B --dataset_name d --output_dir o"
 
-SCRIPT = "python {} --model_name_or_path Qwen/Qwen2.5-0.5B --bf16 --max_length 512 --output_dir o"
+SCRIPT = (
+    "python {} --model_name_or_path Qwen/Qwen2.5-0.5B --per_device_train_batch_size 8 --bf16"
+    " --max_length 512 --output_dir o"
+)
 
 #: Described, but for what these settings do.
 UNMEASURED = {("ms_swift", "grpo"): ["rlhf_type", "dataset"]}

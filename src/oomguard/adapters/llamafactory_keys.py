@@ -63,6 +63,8 @@ _MEDIA_KEYS = ("image_max_pixels", "image_min_pixels", "video_max_pixels", "vide
 _PURE_BF16 = flag("pure_bf16")
 _BITS = fields.maybe_number("quantization_bit")
 _METHOD = fields.text("quantization_method", "bnb")
+#: The second is that of versions before 0.9.3.
+_BNB = ("bnb", "bitsandbytes")
 _PIXELS, _LEAST_PIXELS = (
     fields.number("image_max_pixels", 768 * 768),
     fields.number("image_min_pixels", 32 * 32),
@@ -161,23 +163,25 @@ def _precision_edits(settings: Settings, value: object) -> Edits | None:
 
 def _quantization(settings: Settings) -> Quantization | None:
     bits = _BITS.of(settings)
-    if bits is not None and _METHOD.of(settings) != "bnb":
+    if bits is not None and _METHOD.of(settings) not in _BNB:
         return None
     return quantized_to(settings, bits)
 
 
-def _quantization_edits(_: Settings, value: object) -> Edits | None:
+def _quantization_edits(settings: Settings, value: object) -> Edits | None:
+    stated = _METHOD.of(settings)
+    method = stated if stated in _BNB else _METHOD.default
     if value is Quantization.NONE:
         return {_BITS: None}
     if value is Quantization.INT8:
-        return {_BITS: EIGHT, _METHOD: "bnb"}
+        return {_BITS: EIGHT, _METHOD: method}
     four = hf.spell_four_bit(value)
     if four is None:
         return None
     kind, double = four
     return {
         _BITS: FOUR,
-        _METHOD: "bnb",
+        _METHOD: method,
         KIND: kind,
         DOUBLE: double,
     }

@@ -18,13 +18,15 @@ class OtherFramework:
     """A framework without an adapter.
 
     `packages` are the Python packages whose modules it starts, `programs` its commands, `scripts`
-    parts of the paths of its training scripts, lower case. `marks` recognizes its configs.
+    parts of the paths of its training scripts, lower case, `flags` those that no other has.
+    `marks` recognizes its configs.
     """
 
     title: str
     packages: tuple[str, ...] = ()
     programs: tuple[str, ...] = ()
     scripts: tuple[str, ...] = ()
+    flags: tuple[str, ...] = ()
     marks: Marks = field(default_factory=Marks)
 
     def starts(self, argv: tuple[str, ...]) -> bool:
@@ -36,6 +38,8 @@ class OtherFramework:
             return False
         if launch.is_module:
             return launch.program.split(".")[0] in self.packages
+        if any(word.partition("=")[0] in self.flags for word in launch.args):
+            return True
         path = launch.program.lower()
         return any(part in path for part in self.scripts)
 
@@ -51,6 +55,11 @@ OTHER_FRAMEWORKS = (
     OtherFramework(
         title="torchtitan",
         packages=("torchtitan",),
+    ),
+    OtherFramework(
+        title="Llama Cookbook (llama-recipes)",
+        packages=("llama_recipes", "llama_cookbook"),
+        flags=("--batch_size_training", "--enable_fsdp"),
     ),
     OtherFramework(title="Unsloth", scripts=("unsloth",)),
     OtherFramework(

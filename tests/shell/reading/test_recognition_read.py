@@ -110,6 +110,8 @@ def test_an_unsupported_command_of_a_known_framework_is_refused_as_that(capsys, 
     [
         ("python3 -m verl.trainer.main_ppo data.train_batch_size=256", "verl"),
         ("deepspeed --module openrlhf.cli.train_dpo --pretrain m", "OpenRLHF"),
+        ("torchrun finetuning.py --enable_fsdp --model_name m --use_peft", "Llama Cookbook"),
+        ("python finetuning.py --model_name m --batch_size_training=2", "Llama Cookbook"),
         ("torchrun --nproc_per_node=2 -m torchtitan.train --job.config_file a.toml", "torchtitan"),
         ("python my_unsloth_run.py", "Unsloth"),
         ("accelerate launch sdxl_train_network.py --network_module n", "kohya-ss sd-scripts"),

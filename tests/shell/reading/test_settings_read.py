@@ -441,3 +441,58 @@ def test_what_is_left_out_is_said_beside_the_verdict(capsys, tmp_path):
 @pytest.mark.parametrize("off", ["use_dora: false", "optim: adamw_torch", "use_galore: false"])
 def test_a_setting_that_is_off_leaves_nothing_out(plan, off):
     assert plan(LF + f"{off}\n")["unmodelled"] == []
+
+
+@pytest.mark.parametrize(
+    ("flags", "named"),
+    [
+        ("--peft_lora_r 64", ["peft_lora_r"]),
+        ("--batch_size 4", ["batch_size"]),
+        ("--vision_tower openai/clip-vit-large-patch14 --tune_mm_mlp_adapter True",
+         ["tune_mm_mlp_adapter", "vision_tower"]),
+        ("--freeze_backbone True --bits 4", ["bits", "freeze_backbone"]),
+        ("--use_peft --lora_r 8 --freeze_backbone False --dataset_batch_size 9", []),
+        ("--per_device_train_batch_size 4 --gradient_checkpointing_kwargs {}", []),
+    ],
+)  # fmt: skip
+def test_what_a_script_is_told_about_memory_in_its_own_words_is_named(plan, flags, named):
+    document = plan(f"{SCRIPT.format('train.py')} {flags}")
+    assert sorted(one["key"] for one in document["unmodelled"]) == named
+    assert document["asked"]["fits"] == ("unsure" if named else "yes")
+
+
+@pytest.mark.parametrize(
+    ("flags", "named"),
+    [
+        ("", True),
+        ("--gradient_checkpointing", False),
+        ("--gradient_checkpointing False", False),
+    ],
+)
+def test_a_script_with_one_of_trls_configs_has_their_defaults(plan, tmp_path, flags, named):
+    code = "from trl.experimental.online_dpo import OnlineDPOConfig\nparse(OnlineDPOConfig)\n"
+    (tmp_path / "train.py").write_text(code)
+    document = plan(f"{SCRIPT.format('train.py')} {flags}")
+    assert ("script" in {one["key"] for one in document["unmodelled"]}) is named
+
+
+@pytest.mark.parametrize("method", ["bnb", "bitsandbytes"])
+def test_both_names_of_bitsandbytes_are_read(plan, method):
+    document = plan(LF + f"quantization_bit: 4\nquantization_method: {method}\n")
+    assert document["asked"]["plan"]["quantization"] == "nf4-double"
+    assert document["unmodelled"] == []
+
+
+@pytest.mark.parametrize(("code", "named"), [("", True), ("HfArgumentParser(A)\n", False)])
+def test_no_batch_is_invented_for_a_script(plan, tmp_path, code, named):
+    (tmp_path / "train.py").write_text(code)
+    document = plan("python train.py --model_name Qwen/Qwen2.5-0.5B --max_length 512 --epochs 1")
+    keys = {one["key"] for one in document["unmodelled"]}
+    assert ("per_device_train_batch_size" in keys) is named
+    assert (document["asked"]["fits"] == "unsure") is named
+
+
+def test_a_deepspeed_config_that_is_not_there_is_named(plan):
+    document = plan(f"{SCRIPT.format('train.py')} --deepspeed mine.json")
+    assert ("deepspeed", "less") in {(one["key"], one["direction"]) for one in
+                                     document["unmodelled"]}  # fmt: skip

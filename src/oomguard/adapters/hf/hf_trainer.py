@@ -17,7 +17,12 @@ from oomguard.adapters.hf import heads
 from oomguard.adapters.hf import training_arguments as hf
 from oomguard.adapters.hf.hf_memory import TRAINER_CODE, code_of_script
 from oomguard.adapters.hf.liger import NOT_FUSED
-from oomguard.adapters.hf.script_methods import method_of_script, tuning_of_script
+from oomguard.adapters.hf.script_flags import unread_flags
+from oomguard.adapters.hf.script_methods import (
+    method_of_script,
+    takes_trl_defaults,
+    tuning_of_script,
+)
 from oomguard.adapters.hf.trainer_adapter import (
     NO_ROWS,
     QUANTIZED_ALONE,
@@ -218,8 +223,17 @@ class HFTrainer(TrainerAdapter):
         return heads.classifier(found, self.of_job(job).settings)
 
     def unmodelled(self, job: Job) -> tuple[Unmodelled, ...]:
-        """Add how the script treats a base that it quantizes, if its code does not show it."""
+        """Add what the script's own code decides and its flags do not show."""
         found = super().unmodelled(job)
+        if takes_trl_defaults(self._code(job), self.of_job(job).settings):
+            effect = (
+                "TRL's configs compute in bf16 and checkpoint by default: what no flag states is "
+                "counted by the Trainer's defaults"
+            )
+            own = Unmodelled(key="script", effect=effect, direction=Direction.EITHER)
+            found = (*found, own)
+        if self.training_code is TRAINER_CODE:
+            found = (*found, *unread_flags(self.of_job(job).settings, self._code(job)))
         quantizes = job.asked.quantization in hf.ON_THE_FLY
         is_known = self.training_code is not TRAINER_CODE or code_of_script(self._code(job))
         if is_known or not quantizes:

@@ -42,6 +42,11 @@ _TRAINERS = {
     "SentenceTransformerTrainer": TrainingMethod.EMBEDDING,
 }
 _SUPERVISED = "SFTTrainer"
+#: TRL's configs, whose defaults are not the Trainer's (trl 1.16, trainer/base_config.py).
+_TRL_CONFIG = re.compile(
+    r"\b(SFT|DPO|KTO|ORPO|CPO|BCO|Reward|PRM|PPO|GRPO|RLOO|GKD|GOLD|OnlineDPO|NashMD|XPO)Config\b"
+)
+_PRECISIONS, _CHECKPOINTS = ("bf16", "fp16"), ("gradient_checkpointing",)
 _TRAINER = re.compile(r"\b([A-Za-z]+Trainer)\(")
 _CLASSIFIER = re.compile(r"\bAutoModelFor(?:Sequence|Token)Classification\b")
 _WORDS = "AutoModelForCausalLM"
@@ -82,6 +87,15 @@ def tuning_of_script(code: str, switches: tuple[str, ...]) -> Tuning | None:
         return Tuning.OTHER
     is_fixed = _LORA_CONFIG.search(code) and not any(name in code for name in switches)
     return None if is_fixed else Tuning.FULL
+
+
+def takes_trl_defaults(code: str, settings: Settings) -> bool:
+    """Return whether a script leaves precision or checkpointing to the defaults of TRL's configs.
+
+    Those that the code itself states are not visible either.
+    """
+    states = all(any(map(settings.has, keys)) for keys in (_PRECISIONS, _CHECKPOINTS))
+    return bool(_TRL_CONFIG.search(code)) and not states
 
 
 def _of_code(code: str) -> TrainingMethod | None:

@@ -143,10 +143,16 @@ class TrainerAdapter(ConfigAdapter):
         path = self._zero_path(invocation, request)
         inline = deepspeed.mapping_of(hf.DEEPSPEED.of(invocation.settings))
         zero = deepspeed.config_in(job.files, path) if path else inline
+        missing = Unmodelled(
+            key=hf.DEEPSPEED.name,
+            effect="its config was not found: counted as if nothing were shared out",
+            direction=Direction.LESS,
+        )
         launch = dict(self.accelerate_config(invocation, request))
         shared, checkpoints = launch.pop(FSDP_CONFIG, None), job.asked.checkpointing is True
         return (
             *super().unmodelled(job),
+            *((missing,) if job.asked.sharding is None else ()),
             *unmodelled_inside(hf.DEEPSPEED.name, zero or {}, DEEPSPEED),
             *unmodelled_inside("accelerate", launch, ACCELERATE),
             *unmodelled_of_fsdp(f"accelerate.{FSDP_CONFIG}", shared, checkpoints=checkpoints),

@@ -1,0 +1,63 @@
+"""Flags of a script's own that change memory by their names, though nobody has read its code.
+
+Source: transformers 5.23.0, training_args.py; trl 1.16.0, trainer/model_config.py; the flags that
+hf_trainer.py and hf_memory.py read.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+
+from oomguard.adapters.hf import training_arguments as hf
+from oomguard.adapters.settings.trainer_settings import CHECKPOINTING, SEQ2SEQ, TRAINER
+from oomguard.adapters.settings.trl_settings import TRL
+from oomguard.configfile.layered import Settings
+from oomguard.job.unmodelled import Direction, Unmodelled
+
+_TELLING = re.compile(
+    r"(^|_)(batch|q?lora|peft|fsdp|deepspeed|zero|ds|quant\w*|[48]bit|[48]_bit"
+    r"|bits|precision|checkpointing|offload|(un)?freeze\w*|frozen|vision|projector|mm|tune"
+    r"|teacher)(_|$)"
+)
+#: What is read beside the settings of the Trainer and of TRL's commands, or shapes what is read.
+_READ = """
+init_lora_weights use_lora use_peft_lora lora_rank lora_bias lora_task_type lora_init q_lora
+target_modules lora_target additional_target lora_modules_to_save use_4bit_quantization
+use_8bit_quantization use_nested_quant bnb_4bit_compute_dtype bnb_4bit_quant_storage_dtype
+loftq_bits loftq_iter peft_model_id lora_weight_path
+"""
+_KNOWN = frozenset(_READ.split()).union(
+    TRAINER.names, SEQ2SEQ.names, CHECKPOINTING.names, *(groups.names for groups in TRL.values())
+)
+#: Former names of the Trainer's own settings.
+_FORMER = re.compile(r"^(per_(gpu|device)_|dataloader_|dataset_|preprocessing_|eval_|batch_eval_)")
+_OFF = ("none", "false", "no", "")
+
+
+#: What reads all of the Trainer's arguments, and so has its defaults.
+_PARSERS = re.compile(r"\b(HfArgumentParser|TrlParser|H4ArgumentParser)\b")
+
+
+def unread_flags(settings: Settings, code: str) -> Iterator[Unmodelled]:
+    """Yield what a script is told that would change its memory, and is not read here.
+
+    Nor is its batch known, where no flag states it and its code does not show whose default it has.
+    """
+    if not settings.has(hf.MICRO_BATCH.name) and not _PARSERS.search(code):
+        yield Unmodelled(
+            key=hf.MICRO_BATCH.name,
+            effect="not stated, nor the script's own known: the Trainer's default is counted",
+            direction=Direction.EITHER,
+        )
+    for name in dict.fromkeys((*settings.early.names(), *settings.late.names())):
+        plain = name.replace("-", "_")
+        if plain in _KNOWN or _FORMER.match(plain) or not _TELLING.search(plain):
+            continue
+        if str(settings.get(name)).lower() not in _OFF:
+            yield Unmodelled(
+                key=name,
+                effect="a setting of the script's own, whose code is not read for it",
+                direction=Direction.EITHER,
+                line=settings.origin(name).line,
+            )
