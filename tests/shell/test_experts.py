@@ -21,7 +21,10 @@ def plan(capsys, monkeypatch):
     monkeypatch.setattr("oomguard.cli.plan_job.tracer_of", lambda *_: None)
 
     def run(flags: str) -> dict:
-        script = f"python train.py --bf16 --lora_r 8 --max_length 512 --output_dir o {flags}"
+        script = (
+            "python train.py --bf16 --per_device_train_batch_size 8 --lora_r 8 --max_length 512 "
+            f"--output_dir o {flags}"
+        )
         assert main(["plan", "--gpu", "a100-80", "--json", "--", *script.split()]) == 0
         return json.loads(capsys.readouterr().out)
 

@@ -34,7 +34,8 @@ JOBS = {
     "trl": "model_name_or_path: {model}\ndataset_name: mine\nmax_length: 512\nbf16: true\n"
     "use_peft: true\noutput_dir: o\n",
     "ms_swift": "swift sft --model {model} --tuner_type lora --torch_dtype bfloat16 --dataset d",
-    "script": "python train.py --model_name_or_path {model} --bf16 --lora_r 8 --max_length 512 "
+    "script": "python train.py --model_name_or_path {model} --bf16 --lora_r 8 "
+    "--per_device_train_batch_size 8 --max_length 512 "
     "--output_dir o",
 }
 
