@@ -117,7 +117,8 @@ def commands(path: Path, text: str) -> Iterator[Found]:
         parts = [part for n, part in enumerate(words) if n > 0 or part not in IGNORED]
         filled = [word for part in parts for word in filled_in(part, variables)]
         start = next((n for n, part in enumerate(filled) if not ASSIGNMENT.match(part)), None)
-        env = dict(part.split("=", 1) for part in filled[:start] if not re.search(r"\$[\d(]", part))
+        stated = (part.replace("\0", "#") for part in filled[:start])
+        env = dict(part.split("=", 1) for part in stated if not re.search(r"\$[\d(]", part))
         if start is None:
             variables |= env
         elif STARTS.match(filled[start]) and not NO_TRAINING.search(" ".join(filled[start:][:3])):
