@@ -59,8 +59,8 @@ def test_in_an_evaluation_its_batch_is_halved_and_the_training_goes_on_as_it_was
     first, last = found.attempts
     assert first["verdict"]["phase"] == "eval"
     assert last["plan"] == {**first["plan"], "eval_batch": 4}
-    assert last["begins"]["checkpoint"]["step"] == 1, "that of step 2 comes after its evaluation"
-    assert last["optimizer_steps"] == STEPS - 1
+    assert last["begins"]["checkpoint"]["step"] == 2, "that of step 2 was due after its evaluation"
+    assert last["optimizer_steps"] == STEPS - 2
 
 
 def test_in_the_save_at_the_end_what_was_trained_is_saved_and_not_trained_again(job, tmp_path):

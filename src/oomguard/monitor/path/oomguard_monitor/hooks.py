@@ -9,6 +9,7 @@ import sys
 from . import phases
 from .count_hooks import hook_trainer
 from .phases import DATASETS, LIBRARIES, LOOPS, TRAINER
+from .saved_first import hook_saving
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -31,6 +32,7 @@ def hook_libraries(torch: Any, finder: Finder, patches: Patches, counting: Count
             if name == TRAINER:
                 _hook_training_step(getattr(module, "Trainer", None), patches, torch)
                 hook_trainer(getattr(module, "Trainer", None), patches, counting)
+                hook_saving(getattr(module, "Trainer", None), patches, torch)
                 _resume_from(module, os.environ.get("OOMGUARD_RESUME"))
             if name == DATASETS:
                 _hook_map(getattr(module, "Dataset", None), patches)
