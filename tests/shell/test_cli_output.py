@@ -81,11 +81,11 @@ def test_an_interrupted_one_too(live):
 FAULTY = """
 from oomguard.strategy import SAME_MATH, Kind, Remedy, Strategy
 
-def change(job, plan):
+def cost_for(job):
     raise RuntimeError("a bug")
 
-STRATEGY = Strategy(summary="s", fidelity=SAME_MATH,
-                    remedies=frozenset({Remedy(kind=Kind.DEVICE_OOM)}), change=change)
+STRATEGY = Strategy(summary="s", fidelity=SAME_MATH, change=lambda job, plan: None,
+                    remedies=frozenset({Remedy(kind=Kind.DEVICE_OOM)}), cost_for=cost_for)
 """
 
 
