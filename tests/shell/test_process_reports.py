@@ -6,6 +6,7 @@ import json
 import os
 import queue
 import socket
+import tempfile
 from pathlib import Path
 
 import msgspec
@@ -322,3 +323,13 @@ def test_the_socket_of_an_oomguard_that_was_killed_is_swept_and_nothing_else(tmp
     assert not server.path.parent.exists()
     assert not note.exists()
     server.close()
+
+
+def test_what_is_left_of_a_socket_that_somebody_else_removed_is_swept(tmp_path):
+    there = Path(tempfile.mkdtemp(prefix="oomguard-"))
+    note = tmp_path / "attempts" / "001" / SOCKET_FILE
+    note.parent.mkdir(parents=True)
+    note.write_text(str(there / "s"))
+    sweep(tmp_path)
+    assert not note.exists()
+    assert not there.exists()

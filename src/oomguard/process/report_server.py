@@ -163,15 +163,20 @@ class ReportServer:
 def sweep(folder: Path) -> None:
     """Remove the sockets that a killed oomguard left behind.
 
-    A path in a note is removed only if it is a socket of this user with the expected name.
+    A path in a note is removed only if it is a socket of this user with the expected name; if
+    somebody else has removed it, its folder and its note go too.
     """
     for note in folder.glob(f"attempts/*/{SOCKET_FILE}"):
         with suppress(OSError, ValueError):
             path = Path(note.read_text())
-            info = path.lstat()
-            own = stat.S_ISSOCK(info.st_mode) and info.st_uid == os.geteuid()
-            if own and path.name == "s" and path.parent.name.startswith(_PREFIX):
+            ours = path.name == "s" and path.parent.name.startswith(_PREFIX)
+            if ours and (not os.path.lexists(path) or _is_own_socket(path)):
                 _remove(path, note)
+
+
+def _is_own_socket(path: Path) -> bool:
+    info = path.lstat()
+    return stat.S_ISSOCK(info.st_mode) and info.st_uid == os.geteuid()
 
 
 def _remove(socket_path: Path, note: Path) -> None:
