@@ -14,7 +14,7 @@ from launched import Launched, launch
 #: Tokens of a row: a prompt ("Describe" is eight), an answer and its end.
 ROW = 8 + 8 + 236 + 1
 #: Tokens of each sample; where completions are generated, of a prompt and the longest of them.
-GENERATED = ("grpo",)
+GENERATED = ("grpo", "rloo")
 TOKENS = {"dpo": 2 * ROW, "reward": 2 * ROW, "kto": ROW, **dict.fromkeys(GENERATED, 236 + 8)}
 LONG = [pytest.mark.extended, pytest.mark.timeout(3600)]
 SLOW = [pytest.param(command, marks=LONG) for command in ("kto", *GENERATED)]
