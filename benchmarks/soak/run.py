@@ -52,7 +52,8 @@ GOES_ON = ("rank", "rank", "screen", "reports", "socket", "moved", "log")
 FAULTS = ENDS + GOES_ON
 #: These need a disk of their own.
 ON_DISK = ("disk", "read-only")
-PATIENCE_S = 60.0
+#: For whatever ends soon where the machine is not loaded.
+PATIENCE_S = 600.0
 #: An event as no version writes it yet, and half of one.
 NEWER = b'{"event":"quantum_leap","t":3.0,"attempt":1}\n'
 CUT = b'{"event":"progress","t":1.2,"att\x00'
@@ -290,7 +291,7 @@ def main() -> None:
     mount = ["mount", "-t", "tmpfs", "-o", "size=160m", "tmpfs", str(runs)]
     small = subprocess.run(mount, capture_output=True, check=False).returncode == 0
     faults = tuple(fault for fault in FAULTS if small or fault not in ON_DISK)
-    soak = Soak(place, given.seed, steps=int(given.seconds * 20), faults=faults)
+    soak = Soak(place, given.seed, steps=int(given.seconds * 14), faults=faults)
     soak.go(given.seconds)
     result = {"seed": given.seed, "small_disk": small, **soak.check()}
     given.out.write_text(json.dumps(result, indent=2) + "\n")
