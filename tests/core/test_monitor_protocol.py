@@ -48,6 +48,8 @@ def value(type_: inspect.Type) -> str:
             return ", ".join(map(str, values))
         case inspect.IntType(ge=0):
             return "count"
+        case inspect.TupleType((first, _)):
+            return f"two of {value(first)}"
         case inspect.VarTupleType(item):
             return f"list of {value(item)}"
     return NAMES[type_.cls if isinstance(type_, inspect.StructType) else type(type_)]

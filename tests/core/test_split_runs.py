@@ -29,7 +29,14 @@ from oomguard.run.events import (
 )
 from oomguard.run.observer import Observer
 from oomguard.run.report import highest_cost
-from oomguard.run.splits import Splits, SplitStep, halvings, split_variant, without_splits
+from oomguard.run.splits import (
+    Splits,
+    SplitStep,
+    SplitTally,
+    halvings,
+    split_variant,
+    without_splits,
+)
 from oomguard.run.state import RunRecord, replay
 from oomguard.strategy import SAME_MATH, Fidelity
 from reported import reported
@@ -123,18 +130,71 @@ def split_step(**fields: object) -> SplitStep:
 
 
 def test_the_widest_batch_decides_and_of_it_the_most_rows_that_passed():
-    splits = Splits()
-    for step in (
-        split_step(),
-        split_step(rows=1, width=900, failed=0),
-        split_step(rows=2, width=900),
-        split_step(rows=1, width=900),
-        split_step(rows=8, width=64),
+    tally = SplitTally()
+    for number, step in enumerate(
+        (
+            split_step(),
+            split_step(rows=1, width=900, failed=0),
+            split_step(rows=2, width=900),
+            split_step(rows=1, width=900),
+            split_step(rows=8, width=64),
+        )
     ):
-        splits = splits.with_step(step, steps=1)
+        tally = tally.with_step(replace(step, step=number), ((number, number),))
+    splits = tally.splits
     assert (splits.rows, splits.width) == (2, 900)
     assert (splits.steps, splits.failed, splits.seconds) == (5, 4, 5.0)
     assert len(splits.at) == 4
+
+
+def split_by(rank: int, step: int, seconds: float, *spans: tuple[int, int]) -> Split:
+    """Return the report of a rank: without `spans`, one of an older version, of one step."""
+    return Split(
+        t=2, attempt=1, pid=rank, rank=rank, step=step, failed=int(seconds > 0), parts=2, rows=4,
+        steps=sum(last - first + 1 for first, last in spans) or 1, width=256, tokens=4096,
+        seconds=seconds, spans=spans,
+    )  # fmt: skip
+
+
+def test_a_step_that_two_ranks_split_counts_once_with_the_seconds_of_the_slower_one():
+    splits = story(
+        split_by(0, 1, 2.0, (1, 1)),
+        split_by(1, 1, 3.0, (1, 1)),
+        split_by(1, 4, 0.5, (4, 4)),
+        split_by(0, 9, 0.0, (2, 2), (8, 9)),
+        split_by(1, 9, 0.0, (5, 5), (7, 8)),
+    ).last.splits
+    assert splits is not None
+    assert splits.steps == len({1, 2, 4, 5, 7, 8, 9})
+    assert (splits.failed, splits.seconds) == (3, 3.5)
+    assert [(one.step, one.rank) for one in splits.at] == [(1, 0), (1, 1), (4, 1)]
+
+
+def test_two_ranks_that_evaluate_lose_the_seconds_of_the_slower_one():
+    seen = [
+        replace(split_by(rank, 5, seconds, (5, 5)), evaluation=True)
+        for rank, seconds in ((0, 1.0), (1, 2.5), (0, 2.0))
+    ]
+    splits = story(*seen, split_by(0, 5, 1.0, (5, 5))).last.splits
+    assert splits is not None
+    assert (splits.steps, splits.failed, splits.seconds) == (1, 4, 3.0 + 1.0)
+
+
+def test_steps_in_a_log_of_an_older_version_count_as_those_before_the_last():
+    older = replace(split_by(0, 9, 0.0), steps=3)
+    splits = story(split_by(0, 1, 2.0), older, split_by(1, 8, 1.0)).last.splits
+    assert splits is not None
+    assert (splits.steps, splits.seconds) == (len({1, 7, 8, 9}), 3.0)
+
+
+@given(st.lists(st.tuples(st.integers(0, 3), st.sets(st.integers(1, 40), min_size=1)), min_size=1))
+def test_the_steps_of_any_reports_of_any_ranks_are_counted_once(reports):
+    tally = SplitTally()
+    for rank, steps in reports:
+        tally = tally.with_step(
+            split_step(rank=rank, step=max(steps)), [(one, one) for one in sorted(steps)]
+        )
+    assert tally.splits.steps == len(set().union(*(steps for _, steps in reports)))
 
 
 def test_a_batch_of_an_evaluation_makes_only_the_evaluation_smaller():
@@ -161,7 +221,7 @@ def test_a_batch_of_an_evaluation_makes_only_the_evaluation_smaller():
 @given(st.integers(1, 96), st.integers(1, 16), st.integers(1, 96))
 def test_the_plan_without_splits_keeps_the_global_batch(micro, accumulation, rows):
     plan = Plan(micro_batch=micro, accumulation=accumulation)
-    splits = Splits().with_step(split_step(rows=rows), steps=1)
+    splits = Splits().with_step(split_step(rows=rows), steps=1, seconds=1.0)
     whole = without_splits(plan, splits)
     assert whole.rank_batch == plan.rank_batch
     assert whole.micro_batch <= max(1, min(rows, micro))
@@ -172,13 +232,16 @@ def test_the_plan_without_splits_keeps_the_global_batch(micro, accumulation, row
 
 def test_both_ways_to_train_are_reported_where_few_steps_did_not_fit():
     plan = Plan(micro_batch=16, accumulation=1)
-    few = Splits().with_step(split_step(rows=1, width=900), steps=3)
+    few = Splits().with_step(split_step(rows=1, width=900), steps=3, seconds=1.0)
     variant = split_variant(plan, few, 300)
     assert variant is not None
     assert variant.plan == plan
     assert (variant.split_steps, variant.passes, variant.final_passes) == (3, 1, 16)
     assert split_variant(plan, few, 5) is None  # most steps need it
-    assert split_variant(plan, Splits().with_step(split_step(rows=12), steps=1), 300) is not None
+    assert (
+        split_variant(plan, Splits().with_step(split_step(rows=12), steps=1, seconds=1.0), 300)
+        is not None
+    )
     assert split_variant(plan, None, 300) is None
 
 

@@ -180,7 +180,8 @@ class TrainedReport(MonitorReport, frozen=True, kw_only=True, tag="trained"):
 class SplitReport(MonitorReport, frozen=True, kw_only=True, tag="split"):
     """An optimizer step passed in smaller parts: the last of `steps`, after `failed` OOMs.
 
-    With `evaluation` it is a batch of an evaluation.
+    `spans` are the first and the last of successive steps among these, counted from 1. With
+    `evaluation` it is a batch of an evaluation.
     """
 
     steps: Count
@@ -190,6 +191,7 @@ class SplitReport(MonitorReport, frozen=True, kw_only=True, tag="split"):
     width: Count
     tokens: Count
     seconds: Number
+    spans: tuple[tuple[Count, Count], ...] = ()
     evaluation: bool = False
 
 

@@ -16,7 +16,7 @@ from oomguard.ladder.strategy_contract import Fidelity, Skip
 from oomguard.process.messages import LossReport, TrainingReport, Window
 from oomguard.run.attempt import AttemptSpec, StopReason, flat, nested
 from oomguard.run.leak import Growth
-from oomguard.run.splits import STRATEGY
+from oomguard.run.splits import STRATEGY, Span
 
 #: Default grace period to write a checkpoint.
 GRACE_S = 30.0
@@ -235,6 +235,7 @@ class Probed(_Event):
 class Split(_Event):
     """A process of the job ran optimizer steps in smaller parts: `steps`, and `step` is the last.
 
+    `spans` are the first and the last of successive ones; a log of an older version has none.
     `failed` counts the out-of-memory errors that this answered, `seconds` is what they cost.
     `rows` x `width` is the part of the widest row, `tokens` its whole batch with padding. With
     `evaluation` it was a batch of an evaluation before that step.
@@ -251,6 +252,7 @@ class Split(_Event):
     width: int
     tokens: int
     seconds: float
+    spans: tuple[Span, ...] = ()
     evaluation: bool = False
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 
 from oomguard.job.plan import Plan
 from oomguard.ladder.strategy_contract import divisor_at_most
@@ -11,6 +12,9 @@ from oomguard.ladder.strategy_contract import divisor_at_most
 STRATEGY = "halve_micro_batch"
 #: Steps that are listed one by one; all are counted.
 LISTED = 100
+
+#: The first and the last of successive optimizer steps.
+Span = tuple[int, int]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,6 +39,7 @@ class SplitStep:
 class Splits:
     """The split steps of one attempt: `steps` of them, `failed` errors, `seconds` lost to these.
 
+    A step that several ranks split counts once, and costs the seconds of the slowest of them.
     `rows` of `width` tokens are the most rows of the widest batch that passed at once; `at` has
     the steps that ran out of memory, at most `LISTED` of them. Others were split beforehand.
     `evaluations` are batches of evaluations that ran out of memory: their `failed` and `seconds`
@@ -49,28 +54,28 @@ class Splits:
     at: tuple[SplitStep, ...] = ()
     evaluations: tuple[SplitStep, ...] = ()
 
-    def with_step(self, one: SplitStep, *, steps: int) -> Splits:
-        """Return the splits after a report of one step, the last of `steps` split ones."""
+    def with_step(self, one: SplitStep, *, steps: int, seconds: float) -> Splits:
+        """Return the splits after a report of one step, with `steps` and `seconds` in all."""
         wider = one.width > self.width
         rows = max(one.rows, self.rows if one.width == self.width else 0)
         listed = one.failed and len(self.at) < LISTED
         return replace(
             self,
-            steps=self.steps + steps,
+            steps=steps,
             failed=self.failed + one.failed,
-            seconds=round(self.seconds + one.seconds, 3),
+            seconds=seconds,
             rows=rows if wider or one.width == self.width else self.rows,
             width=max(self.width, one.width),
             at=(*self.at, one) if listed else self.at,
         )
 
-    def with_evaluation(self, one: SplitStep) -> Splits:
-        """Return the splits after a report of a batch of an evaluation."""
+    def with_evaluation(self, one: SplitStep, *, seconds: float) -> Splits:
+        """Return the splits after a report of a batch of an evaluation, with `seconds` in all."""
         listed = len(self.evaluations) < LISTED
         return replace(
             self,
             failed=self.failed + one.failed,
-            seconds=round(self.seconds + one.seconds, 3),
+            seconds=seconds,
             evaluations=(*self.evaluations, one) if listed else self.evaluations,
         )
 
@@ -78,6 +83,62 @@ class Splits:
     def evaluation_rows(self) -> int | None:
         """Return the most rows of an evaluation that pass at once, None if all did."""
         return min((one.rows for one in self.evaluations), default=None)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SplitTally:
+    """What the ranks of an attempt reported, added up to `splits`.
+
+    `spans` are the steps that any of them split. `lost` has the seconds of each rank by the step,
+    and whether it was an evaluation before that step.
+    """
+
+    splits: Splits = field(default_factory=Splits)
+    spans: tuple[Span, ...] = ()
+    lost: Mapping[tuple[int, bool], Mapping[int | None, float]] = field(default_factory=dict)
+
+    def with_step(self, one: SplitStep, spans: Iterable[Span]) -> SplitTally:
+        """Return the tally after a report of one step, the last of those in `spans`."""
+        all_spans = tuple(_joined((*self.spans, *spans)))
+        lost = self._lost(one, evaluation=False)
+        steps = sum(last - first + 1 for first, last in all_spans)
+        splits = self.splits.with_step(one, steps=steps, seconds=_slowest(lost))
+        return SplitTally(splits=splits, spans=all_spans, lost=lost)
+
+    def with_evaluation(self, one: SplitStep) -> SplitTally:
+        """Return the tally after a report of a batch of an evaluation."""
+        lost = self._lost(one, evaluation=True)
+        splits = self.splits.with_evaluation(one, seconds=_slowest(lost))
+        return replace(self, splits=splits, lost=lost)
+
+    def _lost(
+        self, one: SplitStep, *, evaluation: bool
+    ) -> Mapping[tuple[int, bool], Mapping[int | None, float]]:
+        """Return the seconds lost, with those of a report."""
+        if not one.seconds:
+            return self.lost
+        key = (one.step, evaluation)
+        ranks = self.lost.get(key, {})
+        return {**self.lost, key: {**ranks, one.rank: ranks.get(one.rank, 0.0) + one.seconds}}
+
+
+def _joined(spans: Iterable[Span]) -> Iterator[Span]:
+    """Yield the same steps in as few spans as possible, in their order."""
+    begun: Span | None = None
+    for first, last in sorted(spans):
+        if begun is not None and first <= begun[1] + 1:
+            begun = (begun[0], max(begun[1], last))
+        elif first <= last:
+            if begun is not None:
+                yield begun
+            begun = (first, last)
+    if begun is not None:
+        yield begun
+
+
+def _slowest(lost: Mapping[tuple[int, bool], Mapping[int | None, float]]) -> float:
+    """Return the seconds of the slowest rank in each step, in all."""
+    return round(sum(max(ranks.values()) for ranks in lost.values()), 3)
 
 
 def without_splits(plan: Plan, splits: Splits | None) -> Plan:

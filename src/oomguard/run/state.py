@@ -51,7 +51,7 @@ from oomguard.run.events import (
     Ticked,
 )
 from oomguard.run.leak import Growth
-from oomguard.run.splits import Splits, SplitStep, without_splits
+from oomguard.run.splits import Splits, SplitStep, SplitTally, without_splits
 
 
 class State(str, Enum):
@@ -92,7 +92,7 @@ class Attempt:
     """One launch of the job, as far as it is known. `steps_done` counts optimizer steps.
 
     `probed` is set once a process has taken all steps of a probe; `longest_batch` is then the
-    longest row of its batches, in tokens. `splits` are its steps that ran in smaller parts,
+    longest row of its batches, in tokens. `tally` counts its steps that ran in smaller parts,
     `single_row` the width of a row that did not fit alone.
     """
 
@@ -126,8 +126,13 @@ class Attempt:
     probed: bool = False
     longest_batch: int | None = None
     counted: tuple[Counted, ...] = ()
-    splits: Splits | None = None
+    tally: SplitTally | None = None
     single_row: int | None = None
+
+    @property
+    def splits(self) -> Splits | None:
+        """Return its steps that ran in smaller parts."""
+        return None if self.tally is None else self.tally.splits
 
     @property
     def plan_that_fits(self) -> Plan:
@@ -209,7 +214,7 @@ class Attempt:
                 longest = _larger(self.longest_batch, event.longest)
                 return replace(self, probed=True, longest_batch=longest)
             case Split():
-                return replace(self, splits=_split(self.splits, event))
+                return replace(self, tally=_split(self.tally, event))
             case NotSplit():
                 return replace(self, single_row=event.width or self.single_row)
             case Noticed():
@@ -282,15 +287,15 @@ class Attempt:
         return replace(self, findings=findings, suspected_t=None)
 
 
-def _split(old: Splits | None, event: Split) -> Splits:
+def _split(old: SplitTally | None, event: Split) -> SplitTally:
     step = SplitStep(
         step=event.step, rank=event.rank, failed=event.failed, parts=event.parts,
         rows=event.rows, width=event.width, tokens=event.tokens, seconds=event.seconds,
     )  # fmt: skip
-    splits = old or Splits()
+    tally = old or SplitTally()
     if event.evaluation:
-        return splits.with_evaluation(step)
-    return splits.with_step(step, steps=event.steps)
+        return tally.with_evaluation(step)
+    return tally.with_step(step, event.spans or ((event.step - event.steps + 1, event.step),))
 
 
 def _sooner(old: Growth | None, new: Growth) -> Growth:

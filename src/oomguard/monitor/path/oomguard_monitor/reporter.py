@@ -25,6 +25,8 @@ FIRST_STEPS = 16
 INTERVAL_S = 0.25
 #: Least seconds between reports of steps that were divided before they ran out of memory.
 SPLIT_INTERVAL_S = 10.0
+#: Most successions of such steps in one report.
+SPLIT_SPANS = 64
 #: Released at an OOM, so that the report of a host OOM has memory to use. It is larger than
 #: malloc's threshold for mmap, so that releasing it returns it to the system.
 _RESERVE_BYTES = 2 << 20
@@ -77,7 +79,8 @@ class Reporter:
         self._last_step = self._last_phase = time.monotonic()
         self._reserve: bytearray | None = bytearray(_RESERVE_BYTES)
         self._peak_data_bytes = 0
-        self._splits, self._last_split = 0, 0.0
+        self._splits: list[list[int]] = []
+        self._last_split = 0.0
         self._last_account: Account | None = None
 
     @_guarded
@@ -194,26 +197,33 @@ class Reporter:
 
     def split(self, account: Account) -> None:
         """Report an optimizer step that ran in parts; of several in a row only some."""
-        self._splits, self._last_account = self._splits + 1, account
-        if account.failed or time.monotonic() - self._last_split >= SPLIT_INTERVAL_S:
+        step, self._last_account = self.state.step + 1, account
+        if self._splits and self._splits[-1][1] == step - 1:
+            self._splits[-1][1] = step
+        else:
+            self._splits.append([step, step])
+        is_due = time.monotonic() - self._last_split >= SPLIT_INTERVAL_S
+        if account.failed or is_due or len(self._splits) >= SPLIT_SPANS:
             self._send_splits()
 
     @_guarded
     def split_evaluation(self, account: Account) -> None:
         """Report a prediction step that ran in parts; only those that answered an OOM."""
         if account.failed:
-            self._send_account(account, 1, evaluation=True)
+            step = self.state.step + 1
+            self._send_account(account, [[step, step]], evaluation=True)
 
     def _send_splits(self) -> None:
-        account, steps = self._last_account, self._splits
-        self._splits, self._last_split = 0, time.monotonic()
-        if account is not None and steps:
-            self._send_account(account, steps, evaluation=False)
+        account, spans = self._last_account, self._splits
+        self._splits, self._last_split = [], time.monotonic()
+        if account is not None and spans:
+            self._send_account(account, spans, evaluation=False)
 
-    def _send_account(self, account: Account, steps: int, *, evaluation: bool) -> None:
+    def _send_account(self, account: Account, spans: list[list[int]], *, evaluation: bool) -> None:
         self._send(
             "split",
-            steps=steps,
+            steps=sum(last - first + 1 for first, last in spans),
+            spans=spans,
             failed=account.failed,
             parts=account.parts,
             rows=account.rows,
