@@ -20,7 +20,7 @@ COMMANDS = {
     "launch": "Launch a training job; after an OOM, lower its memory use and relaunch it.",
     "resume": "Resume a run from its latest checkpoint.",
     "runs": "List runs, and how each ended.",
-    "report": "Print what a run tried and changed, for an issue or a pull request.",
+    "report": "Show what a run tried and changed: for an issue, a pull request or a paper.",
     "plan": "Estimate memory before launching, and find the first change that fits.",
     "explain": "Diagnose why a job failed from its log.",
     "doctor": "Check what this machine and the job's Python allow.",

@@ -29,7 +29,17 @@ def secho(text: str, *, err: bool = False, **style: object) -> None:
     click.secho(redact(text), err=err, **style)  # type: ignore[arg-type]
 
 
+def json_text(document: object) -> str:
+    """Return a dataclass or a mapping as one indented JSON document, secrets masked."""
+    plain = redact_document(msgspec.to_builtins(document, order="deterministic"))
+    return msgspec.json.format(msgspec.json.encode(plain), indent=2).decode()
+
+
 def print_json(document: object) -> None:
     """Print a dataclass or a mapping as one indented JSON document."""
-    plain = redact_document(msgspec.to_builtins(document, order="deterministic"))
-    click.echo(msgspec.json.format(msgspec.json.encode(plain), indent=2).decode())
+    click.echo(json_text(document))
+
+
+def print_page(page: str) -> None:
+    """Print a page whose secrets are masked piece by piece: masking its markup would break it."""
+    click.echo(page, nl=False)

@@ -1,4 +1,4 @@
-"""`oomguard report`: print what a run tried and changed."""
+"""`oomguard report`: show what a run tried and changed."""
 
 from __future__ import annotations
 
@@ -7,10 +7,13 @@ from pathlib import Path
 import click
 
 from oomguard.cli.options import run_argument, run_folder
-from oomguard.cli.output import echo, print_json
+from oomguard.cli.output import complain, json_text, print_page
 from oomguard.cli.report_text import markdown
+from oomguard.errors import UsageError, Where
+from oomguard.machine.atomic_write import write_text
+from oomguard.redact import redact, redact_document
 from oomguard.run.past_runs import stored_report
-from oomguard.run.report import to_json
+from oomguard.run.report import FitReport, from_document, to_json
 
 
 @click.command("report")
@@ -18,18 +21,48 @@ from oomguard.run.report import to_json
 @click.option(
     "--format",
     "form",
-    type=click.Choice(["md", "json"]),
+    type=click.Choice(["md", "html", "json"]),
     default="md",
-    help="md: Markdown, short enough for an issue (default); json: the whole fit-report.",
+    help="md: Markdown, short enough for an issue (default); html: one page with plots, which "
+    "loads nothing; json: the whole fit-report.",
 )
-def command(run: Path, form: str) -> None:
-    """Print what a run tried and changed, for an issue or a pull request.
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Write it to this file instead of stdout.",
+)
+def command(run: Path, form: str, out: Path | None) -> None:
+    """Show what a run tried and changed, for an issue, a pull request or a paper.
 
     RUN is the run folder, or its name under oomguard-runs.
+
+    For example: oomguard report RUN --format html --out fit-report.html
     """
-    report = stored_report(run_folder(run))
+    folder = run_folder(run)
+    report = stored_report(folder)
     if form == "json":
-        print_json(to_json(report))
+        text = json_text(to_json(report)) + "\n"
+    elif form == "html":
+        text = _page(report)
+    else:
+        text = "".join(f"{redact(line)}\n" for line in markdown(report))
+    if out is None:
+        print_page(text)
         return
-    for line in markdown(report):
-        echo(line)
+    try:
+        write_text(out, text)
+    except OSError as error:
+        raise UsageError(
+            f"cannot write the report: {error.strerror or error}",
+            where=Where(file=str(out)),
+            next_step="Pass --out a file in a folder that exists and that you may write to.",
+        ) from error
+    complain(f"wrote {out}")
+
+
+def _page(report: FitReport) -> str:
+    from oomguard.cli.report_page import Plots, page  # noqa: PLC0415  only for this format
+
+    masked = from_document(redact_document(to_json(report)))
+    return page(masked, Plots())

@@ -53,11 +53,12 @@ def _attempts(report: FitReport) -> Iterator[str]:
         plan = show_plan(attempt.spec.plan, report.asked)
         kind = "probe " if attempt.spec.probe else ""
         seconds = "" if attempt.seconds is None else f"{attempt.seconds:.0f} s"
-        cells = (f"{kind}{attempt.number}", plan, _result(attempt), _peak(attempt), seconds)
+        cells = (f"{kind}{attempt.number}", plan, result_text(attempt), _peak(attempt), seconds)
         yield "| " + " | ".join(cell.replace("|", r"\|") for cell in cells) + " |"
 
 
-def _result(attempt: AttemptReport) -> str:
+def result_text(attempt: AttemptReport) -> str:
+    """Return how an attempt ended."""
     verdict = attempt.verdict
     steps = f" after {counted(attempt.optimizer_steps, 'step')}" if attempt.optimizer_steps else ""
     if verdict is None:
