@@ -243,3 +243,12 @@ def test_counting_nothing_starts_nothing(tmp_path):
 def test_a_python_that_cannot_be_started_counts_nothing(tmp_path):
     (tmp_path / "tokenizer.json").write_text("{}")
     assert JobTokenizer("/no/python", tmp_path / "tokenizer.json")(["a"]) is None
+
+
+def test_the_longest_sample_is_known_by_its_file_and_index(tmp_path):
+    path = tmp_path / "train.json"
+    rows = [{"instruction": "a" * size} for size in (40, 4000, 80)]
+    path.write_text(json.dumps(["not a record", *rows]))
+    found = with_lengths(make_job(PLAN), MemorySettings(data=(str(path),)))
+    assert found.lengths.longest_at == f"{path}, sample 2"
+    assert (found.lengths.longest, found.lengths.median) == (1000, 20)

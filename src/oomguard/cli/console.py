@@ -46,6 +46,7 @@ from oomguard.run.events import (
     Status,
     Stopping,
 )
+from oomguard.run.long_sample import long_sample
 from oomguard.run.report import FitReport
 from oomguard.run.splits import split_variant
 from oomguard.run.state import RunRecord
@@ -171,6 +172,8 @@ class Console:
         self._line(line, "green" if good else "red")
         if event.verdict.kind is Kind.OK and (met := survived(attempt)) is not None:
             self._line(f"note: it survived an OOM: {met.text}", "yellow")
+        if (cause := long_sample(record, attempt)) is not None:
+            self._line(cause, "yellow")
         if event.log_error is not None:
             self._line(f"its log ends early: {event.log_error}", "yellow")
         if passed:

@@ -58,6 +58,7 @@ class _Sample:
     media: Mapping[str, int]
     images: tuple[str, ...] = ()
     folders: tuple[Path, ...] = ()
+    place: str = ""
 
 
 #: Returns the number of tokens of each text, None where the model's tokenizer cannot count them.
@@ -103,6 +104,7 @@ def with_lengths(job: Job, recipe: MemorySettings, count: CountTokens = lambda _
         least=0 if None in needs else max(need or 0 for need in needs),
         filled=recipe.packing,
         images=_largest(every, job.asked.image_pixels),
+        longest_at=samples[tokens.index(max(tokens))].place,
     )
     return replace(job, lengths=lengths)
 
@@ -217,10 +219,10 @@ def _spread(ordered: Sequence[Kept], most: int) -> list[Kept]:
 
 def _samples(path: Path, cwd: Path, columns: tuple[str, ...]) -> Iterator[_Sample]:
     file = _file(path)
-    for record in _records(file):
+    for index, record in enumerate(_records(file)):
         if isinstance(record, dict):
             used = {key: record[key] for key in columns if key in record} if columns else record
-            yield _sample(used, (file.parent, cwd))
+            yield replace(_sample(used, (file.parent, cwd)), place=f"{path}, sample {index}")
 
 
 def _file(path: Path) -> Path:

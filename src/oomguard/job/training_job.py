@@ -44,7 +44,8 @@ class Lengths:
     `least` is the shortest cut that leaves every sample's media tokens whole, 0 where
     no sample holds any. `filled` says that sequences are as long as the limit whatever the data
     (packing). `images` are height and width of each image of the sample with the most pixels,
-    () where there is none or not all of its files can be read.
+    () where there is none or not all of its files can be read. `longest_at` is where the longest
+    sample stands: its file, and its index from 0.
     """
 
     samples: int
@@ -54,6 +55,7 @@ class Lengths:
     least: int = 0
     filled: bool = False
     images: tuple[tuple[int, int], ...] = ()
+    longest_at: str | None = None
 
     @property
     def is_exact(self) -> bool:
@@ -64,6 +66,11 @@ class Lengths:
     def longest(self) -> int:
         """Tokens of the longest sample."""
         return self.sorted_tokens[-1]
+
+    @property
+    def median(self) -> int:
+        """Tokens of a sample that half of the others are as long as at most."""
+        return self.sorted_tokens[(len(self.sorted_tokens) - 1) // 2]
 
     def lost(self, limit: int, *, whole: bool = False) -> float:
         """Return the share of all tokens that a limit cuts off, or drops with `whole` samples."""

@@ -14,6 +14,7 @@ from oomguard.ladder.strategy_contract import Fidelity, Skip
 from oomguard.redact import redact_config, redact_document
 from oomguard.run.attempt import AttemptSpec, StopReason, flat, nested
 from oomguard.run.events import Limits, Predicted, Status
+from oomguard.run.long_sample import long_sample
 from oomguard.run.splits import Splits, SplitVariant, split_variant
 from oomguard.run.state import Attempt, RunRecord
 from oomguard.run.verification import Verified, not_same_math, verify
@@ -30,7 +31,8 @@ class AttemptReport:
 
     `splits` are the optimizer steps that ran in smaller parts after an out-of-memory error.
     `longest_batch` is the longest row that a probe was given (tokens); `predicted` is what its
-    plan was predicted to take, None where nothing was predicted.
+    plan was predicted to take, None where nothing was predicted. `long_sample` names the one
+    sample whose length made the batch that ran out of memory so large.
     """
 
     number: int
@@ -51,6 +53,7 @@ class AttemptReport:
     longest_batch: int | None = None
     splits: Splits | None = None
     predicted: Predicted | None = None
+    long_sample: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -215,6 +218,7 @@ def _attempt(attempt: Attempt, record: RunRecord) -> AttemptReport:
         longest_batch=attempt.longest_batch,
         splits=attempt.splits,
         predicted=record.predicted_for(attempt.spec.plan),
+        long_sample=long_sample(record, attempt),
     )
 
 
