@@ -87,10 +87,10 @@ def main() -> None:
     if script.preprocessing_num_workers > 1:
         preprocess(script.preprocessing_num_workers, script.row_mib)
     batch = training.per_device_train_batch_size * training.gradient_accumulation_steps
-    samples = [
-        {"input_ids": [5] * length, "labels": [5] * length}
+    samples = [  # rows alike would not show how their losses add up
+        {"input_ids": [5 + row] * length, "labels": [5 + row] * length}
         for length in (min(length, script.max_length) for length in script.lengths)
-        for _ in range(batch)
+        for row in range(batch)
     ]
     model = AutoModelForCausalLM.from_pretrained(script.model_name_or_path)
     held_out = [{"input_ids": [5] * script.eval_length, "labels": [5] * script.eval_length}] * 16

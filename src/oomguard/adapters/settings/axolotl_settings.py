@@ -386,7 +386,7 @@ _DETAILS = {
     "profiler_steps": "profiler_steps_start",
 }
 _NO_EFFECT = {
-    trainer.SAVED: "dpo_generate_during_eval"
+    trainer.SAVED: "fsdp_final_state_dict_type dpo_generate_during_eval"
     " comet_api_key comet_experiment_config comet_experiment_key comet_mode"
     " comet_online comet_project_name comet_workspace dynamic_checkpoint early_stopping_patience"
     " hf_mlflow_log_artifacts include_tkps include_tokens_per_second loss_watchdog_patience"
