@@ -10,20 +10,23 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from generators import make_job, make_ladder
-from oomguard.evidence.verdict import Kind, Phase, Verdict
+from oomguard.evidence.verdict import Cause, Kind, Phase, Verdict
+from oomguard.job.checkpoint import Checkpoint
 from oomguard.job.plan import Plan
 from oomguard.process.messages import AnyReport, Report
-from oomguard.run.attempt import AttemptSpec
-from oomguard.run.decide import Finish, Launch, decide
+from oomguard.run.attempt import AttemptSpec, StopReason
+from oomguard.run.decide import Finish, Launch, Stop, decide
 from oomguard.run.events import (
     Counted,
     DeviceFree,
     Exited,
+    Growing,
     Limits,
     Noticed,
     NotSplit,
     Planned,
     RunStarted,
+    Saved,
     Split,
     Started,
 )
@@ -39,7 +42,8 @@ from oomguard.run.splits import (
 )
 from oomguard.run.state import RunRecord, replay
 from oomguard.strategy import SAME_MATH, Fidelity
-from reported import reported
+from oomguard.units import GIB, MIB
+from reported import on_card, reported
 
 HEAD = {"v": 1, "pid": 7, "rank": None, "local_rank": None, "world": None, "t": 1.0, "step": 3}
 OOM = {
@@ -266,3 +270,44 @@ def test_splitting_needs_the_monitor_and_the_strategy_that_it_carries_out():
     for change in ({"ladder": ("enable_qlora",)}, {"inside": False}, {"grow": True}):
         assert not replace(limits, **change).splits
     assert not Limits(ladder=limits.ladder, allow=SAME_MATH, max_attempts=9).splits
+
+
+def leaking(steps: int) -> list[object]:
+    """Return the events of a process that leaks 64 MiB a step, and is split once it runs out.
+
+    A whole step needs 3 GiB beside what is kept, of 10 GiB.
+    """
+    observer = Observer(1, gpu_limit_bytes=10 * GIB)
+    events: list[object] = []
+    for step in range(1, steps + 1):
+        kept = GIB + step * 64 * MIB
+        whole = kept + 3 * GIB
+        if whole > 10 * GIB:
+            events += observer.take(report({**OOM, "step": step - 1}), 1.0)
+            events += observer.take(report({**SPLIT, "step": step - 1}), 1.0)
+        memory = on_card(
+            allocated_bytes=kept,
+            peak_allocated_bytes=min(whole, 10 * GIB),
+            reserved_bytes=min(whole, 10 * GIB),
+            free_bytes=60 * GIB,
+        )
+        events += observer.take(reported("step", step=step, memory=memory), 1.0)
+    events += observer.take(report({**OOM, "step": steps, "uncaught": True}), 2.0)
+    return events
+
+
+def test_a_leak_whose_steps_are_split_is_still_growth_and_the_job_begins_again():
+    events = leaking(130)
+    split = [event for event in events if isinstance(event, Split)]
+    growing = [event for event in events if isinstance(event, Growing)]
+    assert len(split) == 34
+    assert growing
+    assert growing[0].growth.bytes_per_step == 64 * MIB
+    ended = events[-1]
+    assert isinstance(ended, Noticed)
+    assert ended.finding.cause is Cause.GROWTH
+
+    until = events.index(split[9])
+    at_checkpoint = Saved(t=1.5, attempt=1, checkpoint=Checkpoint(path="/c/100", step=100))
+    record = story(*events[: until + 1], at_checkpoint)
+    assert decide(record, at_checkpoint, make_ladder()) == Stop(reason=StopReason.RECYCLE)

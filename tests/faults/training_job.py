@@ -6,6 +6,8 @@ Faults are asked for by environment:
 HOLD_AT=STEP        waits before this step, once, until the file `go` is there; `held` says so
 OOM_ABOVE=N         says out of memory at step OOM_AT (1) where the micro batch is above N
 OOM_HANGS=1         says so to the reporter's socket too, then neither ends nor listens to SIGTERM
+SPLIT_AT=STEP       reports, as the monitor does, that this step ran out of memory and ran again in
+                    parts; waits in the middle as at HOLD_AT
 SAVES_ON="SIG..."   saves and leaves at these signals; takes SAVE_SECONDS (0)
 DAEMON=1            leaves a daemon behind that holds the output open
 RANKS=N             starts itself N times, each in a session of its own; the first one trains
@@ -63,6 +65,7 @@ def train(given: argparse.Namespace) -> int:
         step += 1
         hold(step)
         shortage(step, given.per_device_train_batch_size)
+        split(step)
         weights = follow(weights, step)
         note(out, step, given)  # first: a signal may save the state and end the job here
         state[:] = step, weights
@@ -93,10 +96,26 @@ def say(text: str) -> None:
 
 
 def hold(step: int) -> None:
-    if os.environ.get("HOLD_AT") == str(step) and not Path("held").exists():
+    if os.environ.get("HOLD_AT") == str(step):
+        wait()
+
+
+def wait() -> None:
+    if not Path("held").exists():
         Path("held").touch()
         while not Path("go").exists():
             time.sleep(0.01)
+
+
+def split(step: int) -> None:
+    if os.environ.get("SPLIT_AT") != str(step):
+        return
+    report_shortage(step, uncaught=False)
+    wait()
+    send(
+        "split", step, steps=1, failed=1, parts=2, rows=4, width=64, tokens=512, seconds=0.5,
+        spans=[[step, step]],
+    )  # fmt: skip
 
 
 def shortage(step: int, micro: int) -> None:
@@ -112,14 +131,18 @@ def shortage(step: int, micro: int) -> None:
     sys.exit(1)
 
 
-def report_shortage(step: int) -> None:
+def report_shortage(step: int, *, uncaught: bool = True) -> None:
+    send(
+        "oom", step, exception="torch.OutOfMemoryError", message=OOM, uncaught=uncaught, frames=[],
+        memory=None, shapes=None, device="cuda", requested_bytes=2 << 30, capacity_bytes=None,
+    )  # fmt: skip
+
+
+def send(type_: str, step: int, **fields: object) -> None:
     """Send what the monitor would send, as docs/monitor-protocol.md has it."""
     line = {
-        "v": 1, "type": "oom", "pid": os.getpid(), "rank": None, "local_rank": None,
-        "world": None, "t": time.monotonic(), "phase": "forward", "step": step - 1,
-        "exception": "torch.OutOfMemoryError", "message": OOM, "uncaught": True, "frames": [],
-        "memory": None, "shapes": None, "device": "cuda", "requested_bytes": 2 << 30,
-        "capacity_bytes": None,
+        "v": 1, "type": type_, "pid": os.getpid(), "rank": None, "local_rank": None,
+        "world": None, "t": time.monotonic(), "phase": "forward", "step": step - 1, **fields,
     }  # fmt: skip
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as reporter:
         reporter.connect(os.environ["OOMGUARD_SOCKET"])
