@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import weakref
 
 import pytest
 from hypothesis import given
@@ -12,6 +13,7 @@ from oomguard import monitor
 
 sys.path.append(str(monitor.PATH))
 from oomguard_monitor.split import FIRST_WAIT, Budget, divide
+from oomguard_monitor.split_accounts import Gradients
 from oomguard_monitor.split_loss import (
     LABELS,
     ROWS,
@@ -180,3 +182,58 @@ def test_rows_without_padding_fill_a_part_by_their_sum():
 def test_what_is_expected_is_refused_where_it_does_not_add_up():
     rows = FakeRows([5, 9, 20])
     assert measure(rows, loss_of(rows, LABELS), tolerance=1e-9, expected=SUM) == LABELS
+
+
+class Parameter:
+    """Stands in for one of torch's."""
+
+    def __init__(self) -> None:
+        self.grad: float | None = None
+        self.requires_grad = True
+
+
+class Trained:
+    """Stands in for a model of parameters, each of which is trained."""
+
+    def __init__(self, count: int) -> None:
+        self.walks = 0
+        self.own = [Parameter() for _ in range(count)]
+
+    def parameters(self):
+        self.walks += 1
+        return iter(self.own)
+
+
+def test_gradients_are_seen_in_each_step_and_a_model_is_walked_once():
+    model, other = Trained(3), Trained(3)
+    gradients = Gradients(model)
+    assert not any(gradients.are_there() for _ in range(5))
+    assert model.walks == 1
+    model.own[2].grad = 1.0
+    assert gradients.are_there()
+    model.own[2].requires_grad = False  # frozen since: not part of the sum
+    assert not gradients.are_there()
+    assert (gradients.are_of(model), gradients.are_of(other)) == (True, False)
+
+
+def test_all_gradients_of_a_failed_step_are_dropped_but_none_that_may_be_older():
+    model = Trained(3)
+    gradients = Gradients(model)
+    for one in model.own:
+        one.grad = 1.0
+    gradients.drop()
+    assert [one.grad for one in model.own] == [None] * 3
+    model.own += Trained(1).own
+    gradients.drop()
+    model.own[0].grad = model.own[3].grad = 1.0
+    with pytest.raises(RuntimeError, match="other parameters"):
+        gradients.drop()
+    assert model.own[0].grad == 1.0
+
+
+def test_parameters_that_a_model_has_lost_are_not_kept_alive():
+    model = Trained(2)
+    gradients = Gradients(model)
+    alive = weakref.ref(model.own.pop())
+    assert alive() is None
+    assert not gradients.are_there()

@@ -18,7 +18,7 @@ from .in_place_ranks import Exchange, Passed, RanksExchange, is_exchanging, take
 from .in_place_scope import BatchKind, expected_way, has_known_steps, is_rounded, why_not
 from .in_place_trainer import Account, BatchPart, TrainerCall
 from .split import Budget, divide
-from .split_accounts import Accounts, random_state, release
+from .split_accounts import Accounts, Gradients, random_state, release
 from .split_batch import NotRowsError
 from .split_loss import (
     CLOSE_IN_HALF,
@@ -93,6 +93,7 @@ class Steps:
         self._begun = 0.0
         self._account = Account()
         self._restore: Callable[[], None] = _nothing
+        self._gradients: Gradients | None = None
         self._scope: tuple[str | None, bool] | None = None
         self._kind: BatchKind
         self._exchange, self._passed = Exchange(), Passed()
@@ -163,14 +164,14 @@ class Steps:
 
     def _beginning(self, trainer: Any, model: Any) -> Callable[[], None]:
         """Return what goes back to the beginning of the step, which has no gradients yet."""
-        parameters = [one for one in model.parameters() if one.requires_grad]
-        if any(one.grad is not None for one in parameters):
+        if self._gradients is None or not self._gradients.are_of(model):
+            self._gradients = Gradients(model)
+        if self._gradients.are_there():
             raise RuntimeError("there are gradients before the step begins")
-        accounts, random = Accounts(trainer), random_state(self._torch)
+        gradients, accounts, random = self._gradients, Accounts(trainer), random_state(self._torch)
 
         def restore() -> None:
-            for parameter in parameters:
-                parameter.grad = None
+            gradients.drop()
             accounts.restore()
             random()
 
