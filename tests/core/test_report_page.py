@@ -12,7 +12,7 @@ import pytest
 
 from core.test_report import report
 from oomguard.cli.markup import Markup, element, escaped
-from oomguard.cli.report_page import DIFF_LINES, FINDINGS, Plots, headline, page
+from oomguard.cli.report_page import DIFF_LINES, FINDINGS, Plots, headline, page, without_plots
 from oomguard.evidence.verdict import Kind
 from oomguard.job.plan import Plan
 from oomguard.run.events import Predicted, Status
@@ -92,20 +92,20 @@ def test_the_page_is_whole_and_asks_no_host_for_anything(status):
 @pytest.mark.parametrize("status", Status)
 def test_no_text_becomes_markup(status):
     plain, hostile = report(status), filled(HOSTILE, report(status))
-    seen = Page(page(hostile, Plots(note=HOSTILE)))
+    seen = Page(page(hostile, without_plots(HOSTILE)))
     assert seen.open == []
     assert seen.tags["script"] == 1
     assert seen.tags["img"] == 0
     assert not any(name.startswith("on") for name, _ in seen.attributes)
     assert "<script>alert(1)</script>" in seen.text, "it is shown as it is"
     assert not set("\x00\u202e") & set(seen.text)
-    expected = Page(page(plain, Plots(note="note"))).tags
+    expected = Page(page(plain, without_plots("note"))).tags
     assert set(seen.tags) <= {*expected, "p", "details", "summary", "pre", "ul", "li"}
 
 
 @pytest.mark.parametrize("status", Status)
 def test_no_secret_reaches_the_page(status):
-    assert TOKEN not in page(filled(f"--token {TOKEN}", report(status)), Plots(note=TOKEN))
+    assert TOKEN not in page(filled(f"--token {TOKEN}", report(status)), without_plots(TOKEN))
 
 
 def test_the_headline_is_how_it_ended():

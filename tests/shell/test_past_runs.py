@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,6 +15,7 @@ import pytest
 from oomguard.cli.main import main
 from oomguard.cli.report_text import markdown
 from oomguard.run.report import from_json
+from reported import on_card, reported
 from shell.launches import CAP_BYTES, OOMGUARD, write_job
 
 CAPPED = ("--host-memory", str(CAP_BYTES), "--ladder", "halve_micro_batch", "--no-predict")
@@ -112,3 +115,53 @@ def test_a_long_diff_is_cut_and_a_fence_in_it_closes_nothing(parent):
     assert lines.count("````") == 1
     assert "````diff" in lines
     assert "... and 62 more lines, see fit-report.json" in lines
+
+
+def test_a_page_is_written_to_a_file_at_once_and_without_matplotlib_says_what_to_install(
+    capsys, parent, tmp_path, monkeypatch
+):
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    out = tmp_path / "report.html"
+    out.write_text("old")
+    assert main(["report", str(parent / "trained"), "--format", "html", "--out", str(out)]) == 0
+    told = capsys.readouterr()
+    assert told.out == ""
+    assert "pip install 'oomguard[report]'" in told.err
+    text = out.read_text()
+    assert text.startswith("<!doctype html>")
+    assert "pip install &#x27;oomguard[report]&#x27;" in text
+    assert text.endswith("</html>\n")
+    assert list(tmp_path.iterdir()) == [out]
+    assert said(capsys, "report", str(parent / "trained"), "--format", "html") == text
+
+
+def test_a_page_of_a_run_has_its_memory_and_loss(capsys, parent, tmp_path):
+    pytest.importorskip("matplotlib")
+    run = tmp_path / "r"
+    shutil.copytree(parent / "trained", run)
+    memory = on_card(reserved_bytes=1 << 30)
+    lines = [reported("step", t=float(at), memory=memory).line for at in range(3)]
+    (run / "attempts" / "003" / "memory.jsonl").write_bytes(b"\n".join(lines) + b"\n")
+    (run / "attempts" / "003" / "log.txt").write_text("{'loss': 1.5, 'step': 1}\n" * 2)
+    text = said(capsys, "report", str(run), "--format", "html")
+    assert 'aria-label="Memory of GPU 0 over time"' in text
+    assert 'aria-label="Loss by step"' in text
+
+
+def test_a_file_that_cannot_be_written_is_an_error_that_says_so(capsys, parent, tmp_path):
+    words = ["report", str(parent / "trained"), "--out", str(tmp_path / "none" / "x.md")]
+    assert main(words) == 2
+    assert "cannot write the report" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("form", ["md", "json"])
+def test_other_formats_import_nothing_that_only_the_page_needs(parent, form):
+    code = (
+        "import sys; from oomguard.cli.main import main; main(sys.argv[1:])\n"
+        "print(*sys.modules, file=sys.stderr)"
+    )
+    words = [sys.executable, "-c", code, "report", str(parent / "trained"), "--format", form]
+    done = subprocess.run(words, capture_output=True, text=True, check=True)
+    names = set(done.stderr.split())
+    assert "oomguard.cli.report_command" in names
+    assert not names & {"matplotlib", "oomguard.cli.report_plots", "oomguard.cli.report_page"}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
 from pathlib import Path
 
 import click
@@ -14,6 +15,8 @@ from oomguard.machine.atomic_write import write_text
 from oomguard.redact import redact, redact_document
 from oomguard.run.past_runs import stored_report
 from oomguard.run.report import FitReport, from_document, to_json
+
+NO_PLOTS = "memory and loss over time are not plotted; to plot them: pip install 'oomguard[report]'"
 
 
 @click.command("report")
@@ -44,7 +47,7 @@ def command(run: Path, form: str, out: Path | None) -> None:
     if form == "json":
         text = json_text(to_json(report)) + "\n"
     elif form == "html":
-        text = _page(report)
+        text = _page(folder, report)
     else:
         text = "".join(f"{redact(line)}\n" for line in markdown(report))
     if out is None:
@@ -61,8 +64,15 @@ def command(run: Path, form: str, out: Path | None) -> None:
     complain(f"wrote {out}")
 
 
-def _page(report: FitReport) -> str:
-    from oomguard.cli.report_page import Plots, page  # noqa: PLC0415  only for this format
+def _page(folder: Path, report: FitReport) -> str:
+    """Return the page; what only it needs is imported here, as a plain report is to be quick."""
+    from oomguard.cli.report_page import page, without_plots  # noqa: PLC0415
 
     masked = from_document(redact_document(to_json(report)))
-    return page(masked, Plots())
+    if find_spec("matplotlib") is None:
+        complain(f"note: {NO_PLOTS}")
+        return page(masked, without_plots(NO_PLOTS))
+    from oomguard.cli.report_plots import plots  # noqa: PLC0415
+    from oomguard.run.stored_series import stored_series  # noqa: PLC0415
+
+    return page(masked, plots(masked, list(stored_series(folder, masked))))

@@ -29,11 +29,15 @@ _PURPOSES = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plots:
-    """Sections of the page that plots are in, and a note on what is not plotted."""
+    """What is in the sections that show values over time."""
 
     memory: Markup = NOTHING
     loss: Markup = NOTHING
-    note: str = ""
+
+
+def without_plots(why: str) -> Plots:
+    """Return the reason in the place of the plots."""
+    return Plots(memory=element("p", why[:1].upper() + why[1:], class_="soft"))
 
 
 def page(report: FitReport, plots: Plots) -> str:
@@ -54,7 +58,6 @@ def page(report: FitReport, plots: Plots) -> str:
         section("Memory over time", plots.memory, name="memory"),
         section("Predicted and measured", *_predictions(report), name="predicted"),
         section("Loss", plots.loss, name="loss"),
-        element("p", plots.note, class_="soft") if plots.note else "",
         section("Config", *_config(report), name="config"),
         section("Evidence", *map(_evidence, report.attempts[-EVIDENT:]), name="evidence"),
         section("Strategies that were not taken", _not_taken(report), name="not-taken"),
@@ -102,7 +105,9 @@ def _overview(report: FitReport) -> Iterator[Markup]:
     if report.with_splits is not None:
         yield element("p", with_splits_line(report.with_splits), class_="warn")
     if report.command:
-        yield element("p", "To train it without oomguard:", class_="soft")
+        fits = report.status is Status.FIT
+        use = "To train it without oomguard:" if fits else "The last attempt, without oomguard:"
+        yield element("p", use, class_="soft")
         yield copied(joined(report.command), "command", language="command")
 
 

@@ -245,7 +245,7 @@ class Observer:
         return fresh
 
     def _progress(self, report: AnyReport, t: float) -> Progress:
-        memory = _memory(report)
+        memory = memory_of(report)
         cuda = memory.cuda if memory else ()
         begins = isinstance(report, PhaseReport) and report.phase is Phase.FORWARD
         loaded = [card.allocated_bytes or 0 for card in cuda] if begins and not report.step else []
@@ -278,7 +278,8 @@ def _samples(window: Window) -> tuple[int | None, bool]:
     return window.samples, window.short
 
 
-def _memory(report: AnyReport) -> ProcessMemory | None:
+def memory_of(report: AnyReport) -> ProcessMemory | None:
+    """Return what a report measured, None where its kind measures nothing."""
     match report:
         case StepReport() | PhaseReport() | OomReport() | ProbeReport() | ByeReport():
             return report.memory

@@ -13,6 +13,7 @@ from oomguard.evidence.signatures import BY_ID, Reading
 from oomguard.evidence.verdict import Confidence, Finding, Kind, Verdict, Witness
 from oomguard.machine.checkpoint_scan import Stamp
 from oomguard.process.messages import (
+    AnyReport,
     ByeReport,
     ErrorReport,
     Kernel,
@@ -109,9 +110,15 @@ def _was_completed(attempt: Attempt, folder: Path) -> bool:
     said = (BY_ID.get(found.signature or "") for found in attempt.findings)
     completed = any(one is not None and one.reading is Reading.COMPLETED for one in said)
     completed = completed or any(found.signature == TRAINED for found in attempt.findings)
-    reports = [seen.report for seen in (*_reports(folder / "memory.jsonl"), *_buffered(folder))]
+    reports = list(attempt_reports(folder))
     failed = any(isinstance(report, (ErrorReport, OomReport)) for report in reports)
     return completed and not failed and bool(reports) and isinstance(reports[-1], ByeReport)
+
+
+def attempt_reports(folder: Path) -> Iterator[AnyReport]:
+    """Yield what the processes of an attempt reported: what arrived, then what did not."""
+    yield from (seen.report for seen in _reports(folder / "memory.jsonl"))
+    yield from (seen.report for seen in _buffered(folder))
 
 
 def _unseen(
