@@ -1,4 +1,4 @@
-"""Names the one long sample that a batch ran out of memory on. Pure."""
+"""The one long sample whose batch ran out of memory. Pure."""
 
 from __future__ import annotations
 
