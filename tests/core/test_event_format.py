@@ -30,6 +30,8 @@ from oomguard.run.state import replay
 LINES = (Path(__file__).parents[1] / "data/events/format-1.jsonl").read_text().splitlines()
 OLD = [msgspec.json.decode(line, type=dict[str, object]) for line in LINES]
 EXITED = next(line for line in OLD if line["event"] == "exited")
+#: Fields that events have gained since; without them an older line is read.
+NEWER = {"split": {"spans"}}
 
 
 def test_every_kind_of_event_and_every_stop_reason_is_pinned():
@@ -42,7 +44,7 @@ def test_every_kind_of_event_and_every_stop_reason_is_pinned():
 def test_an_event_is_written_with_the_keys_and_values_it_always_had(old):
     written = msgspec.json.decode(msgspec.json.encode(event_to_json(event_from_json(old))))
     assert _with_the_keys_of(written, old) == old  # jobs, starts and plans have gained fields
-    assert set(written) == set(old)
+    assert set(written) - NEWER.get(str(old["event"]), set()) == set(old)
     assert list(written)[:2] == ["event", "t"]
 
 
