@@ -14,13 +14,13 @@ It needs torch and nothing else, and no supervisor.
 from __future__ import annotations
 
 import contextlib
-import gc
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 
 from oomguard.monitor.path.oomguard_monitor import oom
+from oomguard.monitor.path.oomguard_monitor.freeing import free_memory, release
 from oomguard.monitor.path.oomguard_monitor.in_place_ranks import (
     Exchange,
     Passed,
@@ -30,7 +30,7 @@ from oomguard.monitor.path.oomguard_monitor.in_place_ranks import (
     why_not_exchanged,
 )
 from oomguard.monitor.path.oomguard_monitor.split import Budget, divide
-from oomguard.monitor.path.oomguard_monitor.split_accounts import random_state, release
+from oomguard.monitor.path.oomguard_monitor.split_accounts import random_state
 from oomguard.monitor.path.oomguard_monitor.split_batch import NotRowsError, Rows
 from oomguard.monitor.path.oomguard_monitor.split_loss import (
     CLOSE_IN_HALF,
@@ -226,9 +226,7 @@ class BackwardInParts:
         for parameter in parameters:
             parameter.grad = None
         restore()
-        gc.collect()
-        if torch.cuda.is_initialized():
-            torch.cuda.empty_cache()
+        free_memory(torch)
 
     def _have_passed(self, batches: Sequence[Any]) -> bool:
         return all(

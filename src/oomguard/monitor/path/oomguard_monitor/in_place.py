@@ -9,16 +9,16 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import gc
 import time
 import weakref
 
 from . import oom
+from .freeing import free_memory, release
 from .in_place_ranks import Exchange, Passed, RanksExchange, is_exchanging, taken_by
 from .in_place_scope import BatchKind, expected_way, has_known_steps, is_rounded, why_not
 from .in_place_trainer import Account, BatchPart, TrainerCall
 from .split import Budget, divide
-from .split_accounts import Accounts, Gradients, random_state, release
+from .split_accounts import Accounts, Gradients, random_state
 from .split_batch import NotRowsError
 from .split_loss import (
     CLOSE_IN_HALF,
@@ -340,11 +340,3 @@ class Steps:
 
 def _nothing() -> None:
     """Do nothing."""
-
-
-def free_memory(torch: Any) -> None:
-    """Return what nothing holds any more to the device."""
-    gc.collect()
-    cuda = getattr(torch, "cuda", None)
-    if cuda is not None and cuda.is_initialized():
-        cuda.empty_cache()

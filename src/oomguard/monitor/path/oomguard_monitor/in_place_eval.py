@@ -11,10 +11,10 @@ import time
 import weakref
 
 from . import oom
-from .in_place import free_memory
+from .freeing import free_memory, release
 from .in_place_scope import BatchKind, expected_evaluation, is_rounded, why_not
 from .in_place_trainer import Account
-from .split_accounts import Accounts, release
+from .split_accounts import Accounts
 from .split_loss import CLOSE_IN_HALF, EXACT, SHIFTED_LABELS, NotAdditiveError, measure, weigh
 from .split_outputs import put
 

@@ -9,11 +9,10 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import gc
 import os
-import traceback
 
 from . import oom
+from .freeing import free_memory, release
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -55,10 +54,6 @@ def _save(trainer: Any, error: BaseException, torch: Any) -> None:
         os.path.join(args.output_dir, f"checkpoint-{trainer.state.global_step}")  # noqa: PTH118
     ):
         return  # it is the save that failed
-    for one in oom.chain(error):
-        traceback.clear_frames(one.__traceback__)  # they hold the evaluation's tensors
-    gc.collect()
-    cuda = getattr(torch, "cuda", None)
-    if cuda is not None and cuda.is_initialized():
-        cuda.empty_cache()
+    release(error)
+    free_memory(torch)
     trainer._save_checkpoint(trainer.model, None)  # noqa: SLF001 - as the Trainer itself would

@@ -8,10 +8,7 @@ from __future__ import annotations
 
 import random
 import sys
-import traceback
 import weakref
-
-from . import oom
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -124,9 +121,3 @@ def random_state(torch: Any) -> Callable[[], None]:
             numpy.random.set_state(of_numpy)
 
     return restore
-
-
-def release(error: BaseException) -> None:
-    """Release what the frames of a traceback hold: the tensors of the failed pass."""
-    for one in oom.chain(error):
-        traceback.clear_frames(one.__traceback__)
