@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 import weakref
 
@@ -134,13 +135,20 @@ class FakeRows:
 labelled = st.lists(st.integers(2, 500), min_size=2, max_size=16)
 
 
+#: Whatever whole numbers their roots are multiplied by, no two are the same.
+PRIMES = (2, 3, 5, 7, 11, 13, 17, 19, 23, 29, 31, 37, 41, 43, 47, 53)
+
+
 def loss_of(rows: FakeRows, way: str):
-    """Return the loss of a batch whose row `n` has a loss of `n + 1` on each of its labels."""
+    """Return the loss of a batch whose row `n` has the root of a prime on each of its labels.
+
+    So no two rows have the same loss, which would not show how they add up.
+    """
 
     def loss(batch: list[int]) -> float:
         counts = [1] * rows.count if way == ROWS else rows.labelled(shifted=way == SHIFTED_LABELS)
         total = 100.0 if way == SUM else sum(counts[row] for row in batch)
-        return sum((row + 1) * counts[row] for row in batch) / total
+        return sum(math.sqrt(PRIMES[row]) * counts[row] for row in batch) / total
 
     return loss
 
