@@ -2,42 +2,32 @@
 
 from __future__ import annotations
 
-import bz2
-import gzip
 import lzma
 import sys
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
-from io import BufferedReader
 from pathlib import Path
-from typing import IO, cast
+from typing import IO, TYPE_CHECKING
 
 import click
 import msgspec
 
-from oomguard.adapters.contract import Adapter
-from oomguard.adapters.in_logs import framework_in_log
-from oomguard.adapters.registry import adapter_named
+from oomguard.cli.compressed import opened
 from oomguard.cli.log_folder import judge_folder
 from oomguard.cli.next_steps import Failed, next_steps
 from oomguard.cli.output import echo, print_json
-from oomguard.cli.prepare import prepare
 from oomguard.errors import LogError, Where
 from oomguard.evidence.judge import judge_log
 from oomguard.evidence.verdict import Finding, Verdict
-from oomguard.machine.gpus import gpus
 from oomguard.units import show_bytes
+
+if TYPE_CHECKING:  # adapters are imported where their settings are shown
+    from oomguard.adapters.contract import Adapter
 
 CHUNK_BYTES = 1 << 20
 _END_BYTES = 1 << 18  # of the log, at either end, in which its framework is looked for
-_XZ, _ZSTD, _ZIP = b"\xfd7zXZ\0", b"(\xb5/\xfd", b"PK\3\4"
-#: How a compressed file begins, and what opens it; or the command that prints it.
-_OPENERS: dict[bytes, Callable[[IO[bytes]], object]] = {
-    b"\x1f\x8b": gzip.open, b"BZh": bz2.open, _XZ: lzma.open,
-}  # fmt: skip
-_PRINTERS = {_ZSTD: "zstd -dc", _ZIP: "unzip -p"}
 
 
 @dataclass(slots=True)
@@ -49,15 +39,23 @@ class _Framework:
     tail: bytes = field(default=b"", repr=False)
 
     def watch(self, chunks: Iterable[bytes]) -> Iterator[bytes]:
-        """Yield the chunks of a log; keep its ends, and look into them when it is over."""
+        """Yield the chunks of a log, and keep its ends; look into those of the one before."""
+        self.find()
         self.head = self.tail = b""
         for chunk in chunks:
             if len(self.head) < _END_BYTES:
                 self.head = (self.head + chunk)[:_END_BYTES]
             self.tail = (self.tail + chunk)[-_END_BYTES:]
             yield chunk
-        texts = (end.decode("utf-8", "replace") for end in (self.head, self.tail))
-        self.found = self.found or next(filter(None, map(framework_in_log, texts)), None)
+
+    def find(self) -> Adapter | None:
+        """Return the framework of the logs so far, None if they do not tell it."""
+        if self.found is None and self.tail:
+            from oomguard.adapters.in_logs import framework_in_log  # noqa: PLC0415
+
+            texts = (end.decode("utf-8", "replace") for end in (self.head, self.tail))
+            self.found = next(filter(None, map(framework_in_log, texts)), None)
+        return self.found
 
 
 @click.command("explain")
@@ -82,7 +80,7 @@ def command(
 
     A folder is read as the logs of the ranks of one job; - reads stdin.
     """
-    told = _Framework(adapter_named(framework) if framework else None)
+    told = _Framework(_named(framework) if framework else None)
     if log.is_dir():
         story = judge_folder(log, lambda path: _judge(path, exit_code, told))
         verdict, files = story.verdict, story.files
@@ -91,13 +89,23 @@ def command(
     if as_json:
         print_json(_document(verdict, files))
     else:
-        _print(verdict, files, _failed(told, framework, config))
+        useful = config is not None or verdict.kind.is_memory
+        _print(verdict, files, _failed(told, framework, config) if useful else Failed())
+
+
+def _named(framework: str) -> Adapter:
+    from oomguard.adapters.registry import adapter_named  # noqa: PLC0415
+
+    return adapter_named(framework)
 
 
 def _failed(told: _Framework, framework: str | None, config: Path | None) -> Failed:
     """Return what is known of the job: its framework by its log, or the job by its config."""
     if config is None:
-        return Failed(told.found)
+        return Failed(told.find())
+    from oomguard.cli.prepare import prepare  # noqa: PLC0415
+    from oomguard.machine.gpus import gpus  # noqa: PLC0415
+
     given = {"framework": framework} if framework else {}
     prepared = prepare(config, (), given, planned_gpus=max(1, len(gpus())))
     return Failed(prepared.adapter, prepared.job)
@@ -128,26 +136,7 @@ def _open(log: Path) -> Iterator[IO[bytes]]:
     """Open a log, or stdin, as what it holds uncompressed."""
     piped = str(log) == "-"
     with nullcontext(sys.stdin.buffer) if piped else log.open("rb") as file:
-        yield _opened(file, "stdin" if piped else str(log))
-
-
-def _opened(file: IO[bytes], name: str) -> IO[bytes]:
-    """Return a stream of what a file holds uncompressed, by how it begins.
-
-    Raises:
-        LogError: if another program has to uncompress it.
-    """
-    head = cast(BufferedReader, file).peek(len(_XZ))
-    source = "LOG" if name == "stdin" else name
-    for magic, printer in _PRINTERS.items():
-        if head.startswith(magic):
-            raise LogError(
-                "it is compressed",
-                where=Where(file=name),
-                next_step=f"Use: {printer} {source} | oomguard explain -",
-            )
-    opened = next((opens for magic, opens in _OPENERS.items() if head.startswith(magic)), None)
-    return cast("IO[bytes]", opened(file)) if opened else file
+        yield opened(file, "stdin" if piped else str(log))
 
 
 def _chunks(stream: IO[bytes]) -> Iterator[bytes]:

@@ -11,13 +11,14 @@ from itertools import islice
 from pathlib import Path
 from stat import S_ISREG
 
+from oomguard.cli.compressed import BEGINNINGS
 from oomguard.errors import LogError, Where
 from oomguard.evidence.judge import EVIDENCE_AT_MOST
 from oomguard.evidence.verdict import Confidence, Finding, Kind, Verdict
 
 MOST_FILES = 4096
 _HEAD_BYTES = 1 << 12
-_TEXTS_WITH_NUL = (b"\xff\xfe", b"\xfe\xff", b"\x1f\x8b", b"BZh", b"\xfd7zXZ\0", b"(\xb5/\xfd")
+_UTF_16 = (b"\xff\xfe", b"\xfe\xff")
 _COMPRESSED = frozenset({".gz", ".bz2", ".xz", ".zst"})
 _RANK = re.compile(r"(?i)(?:rank|worker|proc|task)[-_.]?(\d{1,6})")
 #: Certainty that a log holds the root: a failure of its own before those that follow from it.
@@ -69,7 +70,9 @@ def _may_be_log(path: Path) -> bool:
             head = file.read(_HEAD_BYTES)
     except OSError:
         return True  # the reader will say why it cannot be read
-    return head.startswith(_TEXTS_WITH_NUL) or b"\0" not in head or path.suffix in _COMPRESSED
+    return (
+        head.startswith((*_UTF_16, *BEGINNINGS)) or b"\0" not in head or path.suffix in _COMPRESSED
+    )
 
 
 def _files_in(folder: Path) -> Iterator[Path]:

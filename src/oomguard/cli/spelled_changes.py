@@ -21,8 +21,8 @@ _FOLDER = "/attempt"
 
 def spelled(strategy: Strategy, adapter: Adapter, job: Job) -> list[str]:
     """Return the settings that a strategy gives new values to in a job; none if it is refused."""
-    changed = strategy.change(job, job.asked)
-    if not isinstance(changed, Plan) or changed == job.asked:
+    changed = strategy.applied(job, job.asked)
+    if not isinstance(changed, Plan):
         return []
     plan = adapter.normalize(job, changed)
     if adapter.refusal(job, plan) is not None:
