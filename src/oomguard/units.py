@@ -43,6 +43,11 @@ def parse_size(text: str) -> int:
     return size
 
 
+def show_seconds(seconds: float | None) -> str:
+    """Return whole seconds with their unit, "" where they are not known."""
+    return "" if seconds is None else f"{seconds:.0f} s"
+
+
 def show_bytes(size_bytes: int) -> str:
     """Format bytes in GiB, or in MiB, KiB or B if they are less."""
     for name, unit in (("GiB", GIB), ("MiB", MIB), ("KiB", KIB)):

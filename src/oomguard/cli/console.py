@@ -9,7 +9,14 @@ from typing import TextIO
 import click
 
 from oomguard.cli.output import echo
-from oomguard.cli.plan_text import COSTS, counted, show_change, show_plan, show_step, skipped_lines
+from oomguard.cli.plan_text import (
+    COSTS,
+    counted,
+    show_change,
+    show_changes,
+    show_plan,
+    skipped_lines,
+)
 from oomguard.cli.run_lines import (
     begin_line,
     exit_line,
@@ -48,7 +55,6 @@ from oomguard.run.events import (
 )
 from oomguard.run.long_sample import long_sample
 from oomguard.run.report import FitReport
-from oomguard.run.splits import split_variant
 from oomguard.run.state import RunRecord
 from oomguard.run.verification import Outcome, difference, not_same_math, samples_check
 
@@ -120,6 +126,8 @@ class Console:
         """Print each change from the requested config, and the strongest fidelity cost."""
         if report.status is not Status.FIT:
             return
+        if report.with_splits is not None:
+            self._line(with_splits_line(report.with_splits), "yellow")
         if report.verified is not None:
             self._line(*verified_line(report.verified))
         if not report.changes or report.fidelity is None:
@@ -155,7 +163,9 @@ class Console:
         elif event.spec.purpose is Purpose.BEST:
             self._line("smaller changes do not fit; continuing with the best plan found", "yellow")
         for step in event.spec.steps:
-            self._line(f"{step.summary}: {show_step(step)} [{COSTS[step.fidelity]}]", "yellow")
+            self._line(
+                f"{step.summary}: {show_changes(step.changes)} [{COSTS[step.fidelity]}]", "yellow"
+            )
         ran = [attempt for attempt in record.attempts if attempt.spec.probe is None]
         lost = max((attempt.steps_done for attempt in ran), default=0)
         if event.spec.begins is not None and (event.spec.begins.checkpoint or lost):
@@ -202,10 +212,6 @@ class Console:
             count = counted(len(record.attempts) - probes, "attempt")
             after = f" after {counted(probes, 'probe')}" if probes else ""
             self._line(f"trained, in {count}{after}", "bold green")
-            last = record.last
-            variant = split_variant(last.spec.plan, last.splits, last.steps_done)
-            if variant is not None:
-                self._line(with_splits_line(variant), "yellow")
             return
         reason = record.reason
         if record.status is Status.FAILED and is_job_failure(record):

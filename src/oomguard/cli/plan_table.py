@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from oomguard.cli.output import echo, secho
 from oomguard.cli.plan_job import PlannedJob, Rejection
-from oomguard.cli.plan_text import COSTS, show_change, show_plan, show_step, skipped_lines
+from oomguard.cli.plan_text import COSTS, show_changes, show_plan, skipped_lines
 from oomguard.estimate.memory import Fits, MemoryEstimate
 from oomguard.job.plan import differences
 from oomguard.job.unmodelled import Memory
@@ -93,7 +93,7 @@ def _verdict(found: Forecast, capacity: Capacity) -> None:
     if fit is None:
         return
     number = sum(rung.step is not None for rung in found.rungs[: (found.chosen or 0) + 1])
-    changes = ", ".join(map(show_change, differences(asked.plan, fit.plan)))
+    changes = show_changes(differences(asked.plan, fit.plan))
     cost = COSTS[max((step.fidelity for step in fit.steps), key=lambda one: one.cost)]
     secho(
         f"It fits after strategy {number}, {fit.strategy}, with these changes together:", bold=True
@@ -166,7 +166,7 @@ def _ladder(found: Forecast, capacity: Capacity, *, verbose: bool) -> None:
     for number, rung in enumerate(taken, start=1):
         if rung.step is None or rung.estimate is None or rung.fits is None:
             continue
-        changes = show_step(rung.step)
+        changes = show_changes(rung.step.changes)
         mark = ">" if found.chosen is not None and rung is found.rungs[found.chosen] else " "
         echo(f"{mark}{number:>2} {rung.strategy}: {changes} [{COSTS[rung.step.fidelity]}]")
         same = rung.estimate.expected_bytes == before.expected_bytes

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 
 from oomguard.job.plan import Change, Plan, Value, differences
-from oomguard.ladder.strategy_contract import Fidelity, Skip, Step
+from oomguard.ladder.strategy_contract import Fidelity, Skip
 
 COSTS = {
     Fidelity.SAME_MATH: "same math",
@@ -45,9 +45,9 @@ def show_plan(plan: Plan, requested: Plan | None = None) -> str:
     return ", ".join(parts)
 
 
-def show_step(step: Step) -> str:
-    """Return the changes of a step on one line."""
-    return ", ".join(show_change(change) for change in step.changes)
+def show_changes(changes: Iterable[Change]) -> str:
+    """Return changes on one line."""
+    return ", ".join(map(show_change, changes))
 
 
 def show_change(change: Change) -> str:

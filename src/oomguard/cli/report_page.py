@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 from oomguard.cli.markup import NOTHING, Markup, copied, element, joined, section, table
-from oomguard.cli.plan_text import COSTS, counted, show_change, show_plan, show_step, skipped_lines
+from oomguard.cli.plan_text import COSTS, counted, show_changes, show_plan, skipped_lines
 from oomguard.cli.report_style import SCRIPT, STYLE, policy
 from oomguard.cli.report_text import result_text
 from oomguard.cli.run_lines import STATUSES, begin_line, verified_line, with_splits_line
@@ -16,7 +16,7 @@ from oomguard.job.training_job import Device
 from oomguard.run.attempt import Purpose
 from oomguard.run.events import Predicted, Status
 from oomguard.run.report import AttemptReport, FitReport
-from oomguard.units import show_bytes
+from oomguard.units import show_bytes, show_seconds
 
 #: A page holds at most this much of what may be endless; the files of the run have all.
 DIFF_LINES, SKIPPED, EVIDENT, FINDINGS, FINDING_CHARS = 2000, 200, 50, 10, 1000
@@ -79,8 +79,7 @@ def headline(report: FitReport) -> str:
         return f"It does not fit, after {attempts}: {report.reason}"
     if not report.changes or report.fidelity is None:
         return f"It trained in {attempts}: the requested config fits, and nothing was changed."
-    changes = ", ".join(map(show_change, report.changes))
-    cost = COSTS[report.fidelity]
+    cost, changes = COSTS[report.fidelity], show_changes(report.changes)
     return f"It trained in {attempts}; the config that fits is changed ({cost}): {changes}."
 
 
@@ -91,7 +90,6 @@ def _facts(*facts: tuple[str, str]) -> Markup:
 
 
 def _overview(report: FitReport) -> Iterator[Markup]:
-    seconds = "" if report.seconds is None else f"{report.seconds:.0f} s"
     processes = counted(report.world.size, "process", "processes")
     yield _facts(
         ("job", f"{report.framework} on {report.device.value}, {processes}"),
@@ -99,7 +97,7 @@ def _overview(report: FitReport) -> Iterator[Markup]:
         ("requested", show_plan(report.asked)),
         ("fits", show_plan(report.final, report.asked) if report.final else ""),
         ("limits", _limits(report)),
-        ("time", seconds),
+        ("time", show_seconds(report.seconds)),
         ("counted", verified_line(report.verified)[0] if report.verified else ""),
     )
     if report.with_splits is not None:
@@ -136,17 +134,17 @@ def _attempt(report: FitReport, last: AttemptReport | None, one: AttemptReport) 
     probe = "a probe" if one.spec.probe else ""
     note = ", ".join(filter(None, (probe, _PURPOSES[one.spec.purpose])))
     changes = [
-        f"{step.strategy}: {show_step(step)} ({COSTS[step.fidelity]})" for step in one.spec.steps
+        f"{step.strategy}: {show_changes(step.changes)} ({COSTS[step.fidelity]})"
+        for step in one.spec.steps
     ]
     undone = f"reverted: {', '.join(one.spec.undone)}" if one.spec.undone else ""
-    seconds = "" if one.seconds is None else f"{one.seconds:.0f} s"
     facts = _facts(
         ("changed", joined(*(element("div", change) for change in (*changes, undone) if change))),
         ("plan", show_plan(one.spec.plan, report.asked)),
         ("begins", begin_line(one.spec.begins) if one.spec.begins else ""),
         ("peak", ", ".join(_peaks(one))),
         ("saved", _saved(last, one)),
-        ("cost", ", ".join(filter(None, (seconds, _splits(one))))),
+        ("cost", ", ".join(filter(None, (show_seconds(one.seconds), _splits(one))))),
     )
     ran_out = one.verdict is not None and one.verdict.kind.is_memory
     heading = f"{one.number}. {result_text(one)}" + (f" ({note})" if note else "")

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from oomguard.cli.plan_text import COSTS, counted, show_change, show_plan
+from oomguard.cli.plan_text import COSTS, counted, show_changes, show_plan
 from oomguard.cli.run_lines import KINDS, STATUSES, verified_line, with_splits_line
 from oomguard.evidence.verdict import Kind
 from oomguard.run.events import Status
 from oomguard.run.report import AttemptReport, FitReport
-from oomguard.units import show_bytes
+from oomguard.units import show_bytes, show_seconds
 
 #: A longer diff is cut off: the report is to be read in an issue.
 DIFF_LINES = 40
@@ -42,8 +42,7 @@ def markdown(report: FitReport) -> Iterator[str]:
 def _final(report: FitReport) -> str:
     if not report.changes or report.fidelity is None:
         return "the requested config fits; nothing was changed"
-    changes = ", ".join(show_change(change) for change in report.changes)
-    return f"changed ({COSTS[report.fidelity]}): {changes}"
+    return f"changed ({COSTS[report.fidelity]}): {show_changes(report.changes)}"
 
 
 def _attempts(report: FitReport) -> Iterator[str]:
@@ -52,8 +51,13 @@ def _attempts(report: FitReport) -> Iterator[str]:
     for attempt in report.attempts:
         plan = show_plan(attempt.spec.plan, report.asked)
         kind = "probe " if attempt.spec.probe else ""
-        seconds = "" if attempt.seconds is None else f"{attempt.seconds:.0f} s"
-        cells = (f"{kind}{attempt.number}", plan, result_text(attempt), _peak(attempt), seconds)
+        cells = (
+            f"{kind}{attempt.number}",
+            plan,
+            result_text(attempt),
+            _peak(attempt),
+            show_seconds(attempt.seconds),
+        )
         yield "| " + " | ".join(cell.replace("|", r"\|") for cell in cells) + " |"
 
 

@@ -20,7 +20,7 @@ from oomguard.run.leak import Growth
 from oomguard.run.splits import SplitVariant
 from oomguard.run.state import Attempt, RunRecord
 from oomguard.run.verification import Outcome, Verified
-from oomguard.units import show_bytes
+from oomguard.units import show_bytes, show_seconds
 
 KINDS = {
     Kind.DEVICE_OOM: "out of device memory",
@@ -135,7 +135,7 @@ def verified_line(found: Verified) -> tuple[str, str]:
 
 def exit_line(attempt: Attempt, verdict: Verdict, limits: Limits | None) -> str:
     """Return how an attempt ended."""
-    took = f" ({attempt.seconds:.0f} s)" if attempt.seconds is not None else ""
+    took = f" ({show_seconds(attempt.seconds)})" if attempt.seconds is not None else ""
     steps = _steps(attempt)
     if attempt.spec.probe is not None and not verdict.kind.is_memory and not attempt.refused_step:
         return f"{_probe_line(attempt, verdict, limits)}{took}"
