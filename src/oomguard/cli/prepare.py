@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from pathlib import Path
@@ -233,12 +233,8 @@ def _job(
     settings = adapter.memory_settings(job)
     smallest = min((gpu.total_bytes for gpu in here), default=0)
     tokenizer = find_tokenizer(settings.model, cwd=cwd) if settings.model else None
-    count = JobTokenizer(job.python, tokenizer) if tokenizer else _uncounted
+    count = JobTokenizer(job.python, tokenizer) if tokenizer else None
     return with_lengths(_of_model(adapter, job, settings, smallest), settings, count)
-
-
-def _uncounted(_texts: Sequence[str]) -> None:
-    """Count nothing: the model's tokenizer is not on this machine."""
 
 
 def _of_model(adapter: Adapter, job: Job, settings: MemorySettings, gpu_bytes: int) -> Job:

@@ -74,21 +74,31 @@ class _Counted:
     slack: int  # as often may there be more tokens than counted
 
 
-def with_lengths(job: Job, recipe: MemorySettings, count: CountTokens = lambda _: None) -> Job:
-    """Return the job with the lengths of its samples, where its files can be read."""
-    samples = [
+_BY_RATIO = _Counted(
+    tokens=lambda text: math.ceil(len(text) / CHARACTERS_PER_TOKEN),
+    name=f"{CHARACTERS_PER_TOKEN} characters a token, a guess",
+    slack=2,
+)
+
+
+def with_lengths(job: Job, recipe: MemorySettings, count: CountTokens | None = None) -> Job:
+    """Return the job with the lengths of its samples, where its files can be read.
+
+    Without `count`, or where it cannot, tokens are counted by a ratio.
+    """
+    every = [
         sample
         for path in recipe.data
         for sample in _samples(Path(path), Path(job.cwd), recipe.columns)
-    ]
-    every = samples = samples[:MOST_SAMPLES]
-    if not samples:
+    ][:MOST_SAMPLES]
+    if not every:
         return job
-    counted = _by_ratio()
-    if recipe.model:
-        samples = _spread(sorted(every, key=_size), _most_counted(every))
-        counted = _by_tokenizer(samples, len(every), count) or counted
-        samples = every if counted.name == _RATIO_NAME else samples
+    samples, counted = every, _BY_RATIO
+    if count is not None:
+        some = _spread(sorted(every, key=_size), _most_counted(every))
+        by_tokenizer = _by_tokenizer(some, len(every), count)
+        if by_tokenizer is not None:
+            samples, counted = some, by_tokenizer
     per_image = _image_tokens(job, recipe)
     tokens, needs = [], []
     for sample in samples:
@@ -306,13 +316,3 @@ def _turns(messages: list[Any]) -> Iterator[tuple[str, bool]]:
                 yield text, speaker in _SPEAKERS
         elif isinstance(message, list):
             yield from ((text, False) for text in message if isinstance(text, str))
-
-
-_RATIO_NAME = f"{CHARACTERS_PER_TOKEN} characters a token, a guess"
-
-
-def _by_ratio() -> _Counted:
-    """Count by a ratio, where the model's own tokenizer cannot be had."""
-    return _Counted(
-        tokens=lambda text: math.ceil(len(text) / CHARACTERS_PER_TOKEN), name=_RATIO_NAME, slack=2
-    )
