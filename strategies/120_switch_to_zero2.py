@@ -12,6 +12,7 @@ from oomguard.strategy import (
     Strategy,
     replace,
     trains_much,
+    why_not_sharded,
 )
 
 LESS = frozenset({Sharding.NONE, Sharding.ZERO1})
@@ -19,12 +20,9 @@ LESS = frozenset({Sharding.NONE, Sharding.ZERO1})
 
 def change(job: Job, plan: Plan) -> Plan | str:
     """Switch to ZeRO-2, where ranks have gradients and optimizer state worth sharing."""
-    if plan.sharding is None:
-        return "the framework has no such setting"
-    if plan.sharding not in LESS:
-        return f"the job is sharded already ({plan.sharding.value})"
-    if job.world.size == 1:
-        return "there is only one process to share with"
+    why_not = why_not_sharded(job, plan, less=LESS)
+    if why_not is not None:
+        return why_not
     if plan.quantization not in (None, Quantization.NONE):
         return "the base is quantized"
     if not trains_much(job, plan):

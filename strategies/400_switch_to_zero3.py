@@ -12,6 +12,7 @@ from oomguard.strategy import (
     Strategy,
     ready_for_zero3,
     replace,
+    why_not_sharded,
 )
 
 LESS = frozenset({Sharding.NONE, Sharding.ZERO1, Sharding.ZERO2})
@@ -19,12 +20,9 @@ LESS = frozenset({Sharding.NONE, Sharding.ZERO1, Sharding.ZERO2})
 
 def change(job: Job, plan: Plan) -> Plan | str:
     """Switch to ZeRO-3, where there are ranks to share with."""
-    if plan.sharding is None:
-        return "the framework has no such setting"
-    if plan.sharding not in LESS:
-        return f"the job is sharded already ({plan.sharding.value})"
-    if job.world.size == 1:
-        return "there is only one process to share with"
+    why_not = why_not_sharded(job, plan, less=LESS)
+    if why_not is not None:
+        return why_not
     base = ready_for_zero3(job, plan)
     if base is None:
         return "the requested base is quantized"

@@ -44,6 +44,7 @@ from oomguard.ladder.strategy_contract import (
     shorter_sequence,
     tokens_lost,
     trains_much,
+    why_not_sharded,
 )
 
 __all__ = [
@@ -81,4 +82,5 @@ __all__ = [
     "shorter_sequence",
     "tokens_lost",
     "trains_much",
+    "why_not_sharded",
 ]

@@ -13,6 +13,7 @@ from oomguard.job.plan import (
     Plan,
     Precision,
     Quantization,
+    Sharding,
     Tuning,
 )
 from oomguard.job.training_job import Device, Job
@@ -134,6 +135,15 @@ class Skip:
 def trains_much(job: Job, plan: Plan) -> bool:
     """Return whether optimizer state and gradients are large: not those of a plain adapter."""
     return plan.tuning is not Tuning.LORA or bool(job.trained_embeddings)
+
+
+def why_not_sharded(job: Job, plan: Plan, *, less: frozenset[Sharding]) -> str | None:
+    """Return why a job cannot be sharded further than `less`, None if it can."""
+    if plan.sharding is None:
+        return "the framework has no such setting"
+    if plan.sharding not in less:
+        return f"the job is sharded already ({plan.sharding.value})"
+    return "there is only one process to share with" if job.world.size == 1 else None
 
 
 def ready_for_zero3(job: Job, plan: Plan) -> Plan | None:
