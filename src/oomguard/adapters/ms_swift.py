@@ -20,7 +20,6 @@ from oomguard.adapters import (
 from oomguard.adapters.config_adapter import Refusal, not_training
 from oomguard.adapters.contract import JobRequest, Marks
 from oomguard.adapters.fields import Binding, Bindings, Edits, Key, flag, number
-from oomguard.adapters.hf import deepspeed
 from oomguard.adapters.hf import training_arguments as hf
 from oomguard.adapters.hf.liger import NOT_FUSED
 from oomguard.adapters.hf.trainer_adapter import (
@@ -425,8 +424,7 @@ class MsSwift(TrainerAdapter):
             return {}
         if name == _FSDP2:
             return {hf.FSDP.name: {"activation_checkpointing": True}}
-        path = hf.file_named(name, request.cwd)
-        found = deepspeed.config_in(request.files, path) if path else deepspeed.mapping_of(name)
+        found = hf.config_stated(name, request.files, request.cwd)
         if found is None:
             return {hf.FSDP.name: None}
         inner = found.get(FSDP_CONFIG)

@@ -145,7 +145,7 @@ class TrainerAdapter(ConfigAdapter):
         zero = deepspeed.config_in(job.files, path) if path else inline
         missing = Unmodelled(
             key=hf.DEEPSPEED.name,
-            effect="its config was not found: counted as if nothing were shared out",
+            effect="its config was not found: counted without sharding",
             direction=Direction.LESS,
         )
         launch = dict(self.accelerate_config(invocation, request))
@@ -182,9 +182,7 @@ class TrainerAdapter(ConfigAdapter):
         stated = settings.get(FSDP_CONFIG)
         if not stated or not hf.FSDP.of(settings):
             return {}
-        path = hf.file_named(stated, request.cwd)
-        found = deepspeed.config_in(request.files, path) if path else deepspeed.mapping_of(stated)
-        return {FSDP_CONFIG: found}
+        return {FSDP_CONFIG: hf.config_stated(stated, request.files, request.cwd)}
 
     def fields(
         self, invocation: Invocation, request: JobRequest, world: World

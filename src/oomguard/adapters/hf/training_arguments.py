@@ -163,6 +163,12 @@ def deepspeed_path(settings: Settings, cwd: str) -> str | None:
     return file_named(DEEPSPEED.of(settings), cwd)
 
 
+def config_stated(value: object, files: Mapping[str, str], cwd: str) -> Mapping[str, object] | None:
+    """Return the config that a setting states, in a file or inline; None if it cannot be read."""
+    path = file_named(value, cwd)
+    return deepspeed.config_in(files, path) if path else deepspeed.mapping_of(value)
+
+
 def file_named(value: object, cwd: str) -> str | None:
     """Return the file (absolute) that a setting names; None for an inline mapping or none."""
     path = value if isinstance(value, str) and not value.lstrip().startswith("{") else None
@@ -211,10 +217,7 @@ def _zero_values(
     settings: Settings, cwd: str, files: Mapping[str, str]
 ) -> Mapping[str, object] | None:
     """Return the DeepSpeed config, a file or inline; None if there is none."""
-    path = deepspeed_path(settings, cwd)
-    return (
-        deepspeed.config_in(files, path) if path else deepspeed.mapping_of(DEEPSPEED.of(settings))
-    )
+    return config_stated(DEEPSPEED.of(settings), files, cwd)
 
 
 def with_zero_file(
