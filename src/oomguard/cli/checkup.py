@@ -140,8 +140,8 @@ def _cgroup() -> Checked:
     return Checked(
         about="cgroup",
         state=Health.OPTIONAL,
-        text=f"none can be created ({reason}): --host-memory-by cgroup does not work, and kills by "
-        "the kernel's OOM killer are told by the counters of the groups around the job",
+        text=f"none can be created ({reason}): --host-memory-by cgroup does not work, and "
+        "OOM kills are read from the counters of the cgroups that the job runs in",
     )
 
 

@@ -1,4 +1,4 @@
-"""Flags of a script's own that change memory by their names, though nobody has read its code.
+"""Flags of a script's own whose names say that they change memory; its code is not known.
 
 Source: transformers 5.23.0, training_args.py; trl 1.16.0, trainer/model_config.py; the flags that
 hf_trainer.py and hf_memory.py read.
@@ -33,8 +33,6 @@ _KNOWN = frozenset(_READ.split()).union(
 #: Former names of the Trainer's own settings.
 _FORMER = re.compile(r"^(per_(gpu|device)_|dataloader_|dataset_|preprocessing_|eval_|batch_eval_)")
 _OFF = ("none", "false", "no", "")
-
-
 #: What reads all of the Trainer's arguments, and so has its defaults.
 _PARSERS = re.compile(r"\b(HfArgumentParser|TrlParser|H4ArgumentParser)\b")
 

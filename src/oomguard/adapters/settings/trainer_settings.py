@@ -58,9 +58,9 @@ def evaluations(eval_batch: Key[int], micro_batch: Key[int]) -> tuple[Effect, ..
 EVALUATING = ("eval_strategy", "eval_on_start", "do_eval")
 COMPILED = "what torch.compile fuses and keeps is not included"
 
-#: Of the first, transformers' own scripts and most frameworks read all.
 #: The kinds of FSDP that are not `full_shard`, and its offload; not in the name of a file.
 OTHER_FSDP = re.compile(r"(?s)^(?!.*\.json$).*(shard_grad_op|no_shard|hybrid_shard|offload)")
+#: Of the first, transformers' own scripts and most frameworks read all.
 READ = fields_of(
     {
         "micro_batch": "per_device_train_batch_size",

@@ -19,7 +19,7 @@ def put(whole: Any, part: Any, *, start: int, count: int, total: int, axis: int 
     has the whole.
 
     Raises:
-        NotJoinedError: if they are no tensors with an entry for each sample or each of its rows.
+        NotJoinedError: if they are not tensors with an entry for each sample or each of its rows.
     """
     if part is None:
         return None
