@@ -33,6 +33,7 @@ from oomguard.run.events import (
 from oomguard.run.observer import Observer
 from oomguard.run.report import highest_cost
 from oomguard.run.splits import (
+    RECENT,
     Splits,
     SplitStep,
     SplitTally,
@@ -199,6 +200,17 @@ def test_the_steps_of_any_reports_of_any_ranks_are_counted_once(reports):
             split_step(rank=rank, step=max(steps)), [(one, one) for one in sorted(steps)]
         )
     assert tally.splits.steps == len(set().union(*(steps for _, steps in reports)))
+
+
+def test_of_any_number_of_reports_all_steps_are_counted_and_few_spans_are_kept():
+    """Two ranks split every second step of a long run; the second one reports later."""
+    tally = SplitTally()
+    for begin in range(0, 40_000, 80):
+        for rank in (0, 1):
+            spans = [(step, step) for step in range(begin + rank, begin + 80, 4)]
+            tally = tally.with_step(split_step(rank=rank, step=begin + 80, seconds=0.0), spans)
+    assert tally.splits.steps == 20_000
+    assert len(tally.spans) <= RECENT
 
 
 def test_a_batch_of_an_evaluation_makes_only_the_evaluation_smaller():

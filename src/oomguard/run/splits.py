@@ -12,6 +12,8 @@ from oomguard.ladder.strategy_contract import divisor_at_most
 STRATEGY = "halve_micro_batch"
 #: Steps that are listed one by one; all are counted.
 LISTED = 100
+#: Spans that are kept to be joined with those of other ranks, whose reports come seconds later.
+RECENT = 256
 
 #: The first and the last of successive optimizer steps.
 Span = tuple[int, int]
@@ -89,21 +91,23 @@ class Splits:
 class SplitTally:
     """What the ranks of an attempt reported, added up to `splits`.
 
-    `spans` are the steps that any of them split. `lost` has the seconds of each rank by the step,
-    and whether it was an evaluation before that step.
+    `spans` are the latest steps that any of them split, `settled` counts those before them. `lost`
+    has the seconds of each rank by the step, and whether it was an evaluation before that step.
     """
 
     splits: Splits = field(default_factory=Splits)
     spans: tuple[Span, ...] = ()
+    settled: int = 0
     lost: Mapping[tuple[int, bool], Mapping[int | None, float]] = field(default_factory=dict)
 
     def with_step(self, one: SplitStep, spans: Iterable[Span]) -> SplitTally:
         """Return the tally after a report of one step, the last of those in `spans`."""
-        all_spans = tuple(_joined((*self.spans, *spans)))
-        lost = self._lost(one, evaluation=False)
-        steps = sum(last - first + 1 for first, last in all_spans)
+        joined = tuple(_joined((*self.spans, *spans)))
+        older, recent = joined[:-RECENT], joined[-RECENT:]
+        settled, lost = self.settled + _steps_in(older), self._lost(one, evaluation=False)
+        steps = settled + _steps_in(recent)
         splits = self.splits.with_step(one, steps=steps, seconds=_slowest(lost))
-        return SplitTally(splits=splits, spans=all_spans, lost=lost)
+        return SplitTally(splits=splits, spans=recent, settled=settled, lost=lost)
 
     def with_evaluation(self, one: SplitStep) -> SplitTally:
         """Return the tally after a report of a batch of an evaluation."""
@@ -134,6 +138,10 @@ def _joined(spans: Iterable[Span]) -> Iterator[Span]:
             begun = (first, last)
     if begun is not None:
         yield begun
+
+
+def _steps_in(spans: Iterable[Span]) -> int:
+    return sum(last - first + 1 for first, last in spans)
 
 
 def _slowest(lost: Mapping[tuple[int, bool], Mapping[int | None, float]]) -> float:
