@@ -6,14 +6,11 @@ dryrun_truth.py does. What an adapter's start takes before the first step is not
 
 from __future__ import annotations
 
-import sys
-from functools import partial
 from typing import Any
 
-import torch
 from dryrun_truth import ALL, real, traced, variant
 from peft import LoftQConfig
-from profiled import print_rows
+from profiled import run_cases
 from tiny_models import LLAMA
 
 LORA = {"tuning": "lora"}
@@ -33,14 +30,6 @@ CASES: list[tuple[str, dict[str, Any], dict[str, Any], dict[str, Any]]] = [
 ]  # fmt: skip
 
 
-def main() -> None:
-    """Measure and trace each case."""
-    torch.manual_seed(0)
-    torch.set_num_threads(1)
-    wanted = [case for case in CASES if not sys.argv[1:] or case[0] in sys.argv[1:]]
-    print_rows((name, partial(_sizes, *case)) for name, *case in wanted)
-
-
 def _sizes(plan: dict[str, Any], recipe: dict[str, Any], own: dict[str, Any]) -> dict[str, int]:
     asked = variant(plan, {"lora": ALL} | recipe)
     measured = real(LLAMA, asked, own)  # first: a trace hides bitsandbytes, which LoftQ looks for
@@ -48,4 +37,4 @@ def _sizes(plan: dict[str, Any], recipe: dict[str, Any], own: dict[str, Any]) ->
 
 
 if __name__ == "__main__":
-    main()
+    run_cases(CASES, _sizes)

@@ -6,13 +6,10 @@ Run in the environment `optimizers`. Prints one JSON list of {"name", "traced_by
 
 from __future__ import annotations
 
-import sys
-from functools import partial
 from typing import Any
 
-import torch
 from dryrun_truth import real, traced, variant
-from profiled import print_rows
+from profiled import run_cases
 from tiny_models import LLAMA
 
 #: So short that the peak is in the optimizer's step.
@@ -38,18 +35,10 @@ CASES: list[Case] = [
 ]  # fmt: skip
 
 
-def main() -> None:
-    """Measure and trace each case."""
-    torch.manual_seed(0)
-    torch.set_num_threads(1)
-    wanted = [case for case in CASES if not sys.argv[1:] or case[0] in sys.argv[1:]]
-    print_rows((name, partial(_sizes, *case)) for name, *case in wanted)
-
-
 def _sizes(plan: dict[str, Any], recipe: dict[str, Any], own: dict[str, Any]) -> dict[str, int]:
     asked = variant(plan, recipe)
     return {"traced_bytes": traced(LLAMA, asked), "real_bytes": real(LLAMA, asked, **own)}
 
 
 if __name__ == "__main__":
-    main()
+    run_cases(CASES, _sizes)

@@ -7,7 +7,10 @@ import json
 import sys
 import traceback
 from collections.abc import Callable, Iterable
+from functools import partial
 from typing import Any
+
+import torch
 
 
 def most(measured: Any) -> int:
@@ -22,6 +25,17 @@ def most(measured: Any) -> int:
         current += size_bytes
         most = max(most, current)
     return most
+
+
+def run_cases(cases: Iterable[tuple[Any, ...]], sizes: Callable[..., dict[str, int]]) -> None:
+    """Measure and trace the cases that the command line names, all where it names none.
+
+    Each is a name and the arguments of `sizes`.
+    """
+    torch.manual_seed(0)
+    torch.set_num_threads(1)
+    wanted = [case for case in cases if not sys.argv[1:] or case[0] in sys.argv[1:]]
+    print_rows((name, partial(sizes, *case)) for name, *case in wanted)
 
 
 def print_rows(cases: Iterable[tuple[str, Callable[[], dict[str, int]]]]) -> None:

@@ -8,17 +8,15 @@ from __future__ import annotations
 import gc
 import sys
 import tempfile
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import datasets
 import peft
-import torch
 import trl
 from dryrun_truth import ALL, PLAN, RECIPE, traced
 from oomguard_tracer import request
-from profiled import most, print_rows
+from profiled import most, run_cases
 from torch.profiler import ProfilerActivity, profile
 from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -132,14 +130,6 @@ def _samples(asked: request.Variant, kind: str) -> datasets.Dataset:
     return datasets.Dataset.from_list([row] * (4 * asked.micro_batch * asked.accumulation))
 
 
-def main() -> None:
-    """Measure and trace each case."""
-    torch.manual_seed(0)
-    torch.set_num_threads(1)
-    wanted = [case for case in CASES if not sys.argv[1:] or case[0] in sys.argv[1:]]
-    print_rows((name, partial(_sizes, *case)) for name, *case in wanted)
-
-
 def _sizes(
     kind: str,
     plan: dict[str, Any],
@@ -154,4 +144,4 @@ def _sizes(
 
 
 if __name__ == "__main__":
-    main()
+    run_cases(CASES, _sizes)
