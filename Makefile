@@ -9,7 +9,7 @@ export HF_DATASETS_OFFLINE = 1
 # The tests start oomguard hundreds of times: its modules are compiled once, not each time.
 export PYTHONDONTWRITEBYTECODE =
 
-.PHONY: gpu slow extended soak fuzz quickstart test gates unit coverage frameworks environments overhead schema strategies-table options-table settings-table journeys clean
+.PHONY: gpu faults slow extended soak fuzz quickstart test gates unit coverage frameworks environments overhead schema strategies-table options-table settings-table journeys clean
 
 $(VENV)/.dev: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -48,9 +48,13 @@ gates: $(VENV)/.dev
 	$(BIN)/lint-imports --no-logo
 	$(BIN)/vulture
 
-# Everything that needs no real framework: about 2.5 minutes on two cores.
+# Everything that needs no real framework, without the faults: under 4 minutes on two cores.
 unit: $(VENV)/.dev
-	$(PYTEST) -m "not frameworks"
+	$(PYTEST) -m "not frameworks and not faults"
+
+# Every fault at every phase of a run: killed, stopped, out of disk, out of processes, and more.
+faults: $(VENV)/.dev
+	$(PYTEST) -m faults
 
 # Branch coverage of the same tests, in the processes that they start as well; then by package.
 COVERAGE := $(BIN)/coverage

@@ -279,7 +279,7 @@ def small_disk(tmp_path):
 
 
 def test_a_log_that_fills_the_disk_costs_its_own_end_and_nothing_else(tmp_path, small_disk):
-    code = f"for _ in range({(ROOM_BYTES >> 20) + 16}): say('x' * (1 << 20))\nsay('trained')"
+    code = f"for _ in range({(ROOM_BYTES >> 20) + 16}): say('.' * (1 << 20))\nsay('trained')"
     ended = launch(tmp_path, "--runs", str(small_disk), "--", *write_job(tmp_path, code))
     assert ended.code == 0, ended.err
     assert ended.out.endswith("trained\n")
