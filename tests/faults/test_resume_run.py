@@ -1,4 +1,4 @@
-"""`oomguard resume`: what it goes on with, what it leaves alone, what it says."""
+"""`oomguard resume` after a fault: what it goes on with, what it leaves alone, what it says."""
 
 from __future__ import annotations
 
