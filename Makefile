@@ -9,7 +9,7 @@ export HF_DATASETS_OFFLINE = 1
 # The tests start oomguard hundreds of times: its modules are compiled once, not each time.
 export PYTHONDONTWRITEBYTECODE =
 
-.PHONY: gpu faults slow extended soak fuzz quickstart test gates unit coverage frameworks environments overhead schema strategies-table options-table settings-table journeys clean
+.PHONY: gpu faults slow extended soak fuzz quickstart test gates unit coverage frameworks environments overhead in-place schema strategies-table options-table settings-table journeys clean
 
 $(VENV)/.dev: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -95,6 +95,11 @@ gpu: $(VENV)/.dev
 
 overhead: $(VENV)/.dev
 	$(BIN)/python benchmarks/overhead/run.py
+
+# Steps in smaller parts and restarts on the same jobs, interleaved: 3 minutes a pair.
+PAIRS ?= 3
+in-place: $(VENV)/.dev
+	$(BIN)/python benchmarks/in_place/run.py --pairs $(PAIRS)
 
 # Files and functions that plan, launch and an OOM pass through; before.json is the first measurement.
 journeys: $(VENV)/.dev
