@@ -83,6 +83,7 @@ plans = st.builds(
     eval_accumulation=st.none() | st.integers(0, 8),
     prediction_loss_only=st.none() | st.booleans(),
     auto_find_batch_size=st.none() | st.booleans(),
+    token_bound=st.none() | st.integers(1, 1 << 20),
 )
 jobs = st.builds(
     lambda asked, nodes, per_node, **fields: make_job(
@@ -93,6 +94,7 @@ jobs = st.builds(
     st.integers(1, 8),
     device=st.sampled_from(Device),
     multimodal=st.booleans(),
+    divides=st.booleans(),
     bfloat16=st.booleans(),
     hopper=st.booleans(),
     trained_embeddings=st.sampled_from([(), ("embed_tokens", "lm_head")]),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import re
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ import pytest
 from adapters import test_commands, test_refusals, test_round_trip, test_walks
 from adapters.toytrain import toytrain
 from oomguard.adapters.contract import Adapter
+from oomguard.adapters.examples import example_of
 from oomguard.adapters.registry import ADAPTERS
 
 ADAPTER_FILES = Path(__file__).parents[2] / "src" / "oomguard" / "adapters"
@@ -89,3 +91,18 @@ def test_a_framework_states_each_default_once(framework: str) -> None:
 def test_a_default_that_is_stated_twice_is_found() -> None:
     twice = 'A = number("batch", 8)\ndef f(s): return fields.number("batch", 4).of(s)\n'
     assert keys_made(twice) == ["batch", "batch"]
+
+
+@pytest.mark.parametrize(
+    "adapter", [one for one in ADAPTERS if example_of(one)], ids=lambda adapter: adapter.name
+)
+def test_a_bound_of_tokens_is_taken_where_the_trainer_trains_and_changes_no_setting(adapter):
+    job = example_of(adapter)
+    assert job is not None
+    bounded = replace(job.asked, token_bound=4096)
+    assert (adapter.refusal(job, bounded) is None) == adapter.divides
+    if adapter.divides:
+        assert adapter.write(job, bounded, "/a") == adapter.write(job, job.asked, "/a")
+        assert adapter.resume_mode(job, job.asked, bounded) == adapter.resume_mode(
+            job, job.asked, job.asked
+        )

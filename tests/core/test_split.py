@@ -57,6 +57,17 @@ def test_rows_of_one_length_keep_their_order_in_even_parts():
     assert divide([256] * 8, 6 * 256) == [[0, 1, 2, 3], [4, 5, 6, 7]]
 
 
+@given(st.integers(1, 1 << 16), st.lists(st.integers(1, 1 << 17), max_size=60))
+def test_a_bound_holds_from_the_first_step_and_is_never_raised(most, tokens):
+    budget = Budget(most)
+    assert budget.limit == most
+    for one in tokens:
+        budget.passed(one)
+        for _ in range(FIRST_WAIT):
+            budget.finished_step()
+        assert budget.limit == most
+
+
 class Machine:
     """Fits what it fits, and runs batches until they pass, as the monitor does."""
 

@@ -13,6 +13,7 @@ from generators import make_job, make_ladder
 from oomguard.evidence.verdict import Cause, Kind, Phase, Verdict
 from oomguard.job.checkpoint import Checkpoint
 from oomguard.job.plan import Plan
+from oomguard.job.training_job import Lengths
 from oomguard.process.messages import AnyReport, Report
 from oomguard.run.attempt import AttemptSpec, StopReason
 from oomguard.run.decide import Finish, Launch, Stop, decide
@@ -99,7 +100,7 @@ def test_a_final_config_with_other_steps_in_an_epoch_is_a_new_recipe(drop_last, 
             seconds=1.0,
         ),
     )
-    assert record.last.plan_that_fits.micro_batch == 4
+    assert record.plan_that_fits.micro_batch == 4
     assert highest_cost(record) is cost
 
 
@@ -249,16 +250,77 @@ def test_the_plan_without_splits_keeps_the_global_batch(micro, accumulation, row
 def test_both_ways_to_train_are_reported_where_few_steps_did_not_fit():
     plan = Plan(micro_batch=16, accumulation=1)
     few = Splits().with_step(split_step(rows=1, width=900), steps=3, seconds=1.0)
-    variant = split_variant(plan, few, 300)
+    variant = split_variant(plan, without_splits(plan, few), few, 300)
     assert variant is not None
     assert variant.plan == plan
     assert (variant.split_steps, variant.passes, variant.final_passes) == (3, 1, 16)
-    assert split_variant(plan, few, 5) is None  # most steps need it
-    assert (
-        split_variant(plan, Splits().with_step(split_step(rows=12), steps=1, seconds=1.0), 300)
-        is not None
-    )
-    assert split_variant(plan, None, 300) is None
+    assert split_variant(plan, without_splits(plan, few), few, 5) is None  # most steps need it
+    fewer = Splits().with_step(split_step(rows=12), steps=1, seconds=1.0)
+    assert split_variant(plan, without_splits(plan, fewer), fewer, 300) is not None
+    assert split_variant(plan, plan, None, 300) is None
+
+
+@given(
+    st.integers(1, 96),
+    st.integers(1, 16),
+    st.integers(1, 1 << 16),
+    st.none() | st.integers(1, 8192),
+)
+def test_without_the_monitor_the_widest_batch_of_the_data_stays_below_the_bound(
+    micro, accumulation, bound, longest
+):
+    plan = Plan(micro_batch=micro, accumulation=accumulation, token_bound=bound)
+    final = without_splits(plan, None, longest=longest)
+    assert final.token_bound is None
+    assert final.rank_batch == plan.rank_batch
+    assert final.micro_batch * (longest or 1) <= bound or final.micro_batch == 1
+    assert halvings(plan, None) == ()  # the next run begins with the bound
+
+
+VARIED = Lengths(samples=3, sorted_tokens=(60, 64, 900), counted_by="the tokenizer")
+KILLED = Verdict(kind=Kind.DEVICE_OOM, phase=Phase.FORWARD)
+
+
+def after_a_kill(plan: Plan, *seen: object, **attempt: object) -> tuple[RunRecord, DeviceFree]:
+    """Return a job with samples of many lengths whose only attempt ran out of memory."""
+    record = story(*seen, Exited(t=2, attempt=1, returncode=1, verdict=KILLED))
+    free = DeviceFree(t=3, attempt=1, free=True, waited_s=0)
+    record = record.apply(free)
+    spec = AttemptSpec(plan=plan, path=("bound_tokens",) if plan.token_bound else ())
+    last = replace(record.last, spec=spec, **attempt)
+    job = make_job(Plan(micro_batch=16, accumulation=1), lengths=VARIED, divides=True)
+    return replace(record, job=job, attempts=(last,)), free
+
+
+def test_a_job_of_varied_lengths_is_bounded_before_its_micro_batch_is_halved():
+    plan = Plan(micro_batch=16, accumulation=1)
+    action = decide(*after_a_kill(plan), make_ladder())
+    assert isinstance(action, Launch)
+    assert action.spec.plan == replace(plan, token_bound=8 * 900)
+    assert action.spec.path == ("bound_tokens",)
+
+
+def test_a_bounded_job_is_bounded_further_and_then_not_halved():
+    alone = Plan(micro_batch=16, accumulation=1, token_bound=900)
+    tighter = decide(*after_a_kill(replace(alone, token_bound=1800), reporting=True), make_ladder())
+    assert isinstance(tighter, Launch)
+    assert tighter.spec.plan == alone
+    ended = decide(*after_a_kill(alone, reporting=True), make_ladder())
+    assert isinstance(ended, Finish)
+    reasons = {skip.strategy: skip.reason for skip in ended.skipped}
+    assert "longest sample alone" in reasons["bound_tokens"]
+    assert "parts of at most 900 tokens" in reasons["halve_micro_batch"]
+
+
+@pytest.mark.parametrize("why", ["the loss is not known", None])
+def test_a_bound_that_nobody_kept_is_followed_by_a_smaller_micro_batch(why):
+    plan = Plan(micro_batch=16, accumulation=1, token_bound=7200)
+    said = [] if why is None else [NotSplit(t=1, attempt=1, rank=None, reason=why, width=None)]
+    action = decide(*after_a_kill(plan, *said, reporting=why is not None), make_ladder())
+    assert isinstance(action, Launch)
+    assert action.spec.plan.micro_batch == 8
+    (skip,) = [skip for skip in action.spec.skipped if skip.strategy == "bound_tokens"]
+    assert (why or "no process of the job loaded the monitor") in skip.reason
 
 
 def test_the_ladder_does_not_halve_a_micro_batch_whose_single_row_did_not_fit():

@@ -8,9 +8,10 @@ from pathlib import Path
 import pytest
 from environments import environment
 from jobs import GLOBAL_BATCH, cap_bytes, hf_job, llamafactory_job
-from launched import again, launch
+from launched import SAMPLE_BYTES, again, edit, launch
 
 from monitored_job import run_job
+from shell.process_attempts import needs_cgroup
 
 RUNS = Path(__file__).with_name("split_runs.py")
 TRL_RUNS = Path(__file__).with_name("split_trl.py")
@@ -216,3 +217,39 @@ def test_llamafactorys_losses_and_gradients_are_those_of_a_run_without_a_limit(t
         steps = history["log_history"][:3]
         seen.append([number for row in steps for number in (row["loss"], row["grad_norm"])])
     assert seen[0] == pytest.approx(seen[1], rel=1e-6)
+
+
+@needs_cgroup
+def test_a_kill_that_nothing_can_answer_is_followed_by_a_bound_of_tokens(split, tmp_path_factory):
+    """The kernel kills without an exception: the one batch with a long sample is divided."""
+    seen = []
+    for limited in (False, True):
+        job = again(split.job, tmp_path_factory.mktemp("run"))
+        rows = json.loads((job.folder / "data" / "train.json").read_text())[: 3 * GLOBAL_BATCH]
+        short = [{**row, "output": row["output"][:40]} for row in rows[1:]]
+        (job.folder / "varied.json").write_text(json.dumps([rows[0], *short]))
+        edit(job, "data/train.json", "varied.json")
+        words = ["--no-in-place"]
+        if limited:
+            cap = seen[0].attempts[0]["host_peak_bytes"] - 6 * SAMPLE_BYTES
+            words = ["--host-memory", str(cap), "--host-memory-by", "cgroup", "--in-place"]
+        ladder = ("--ladder", "bound_tokens,halve_micro_batch")
+        seen.append(launch(job, "train.yaml", *ladder, *words))
+        assert seen[-1].code == 0, seen[-1].err
+    bounded = seen[1]
+    assert (bounded.kinds, bounded.micro_batches) == (["host_oom", "ok"], [16, 16])
+    assert bounded.attempts[1]["plan"]["token_bound"] == 8 * 256
+    splits = bounded.attempts[1]["splits"]
+    assert (splits["steps"], splits["failed"], splits["width"]) == (1, 0, 256)
+    final = bounded.report["final"]
+    assert (final["micro_batch"], final["accumulation"], final["token_bound"]) == (1, 16, None)
+    variant = bounded.report["with_splits"]
+    assert (variant["plan"]["token_bound"], variant["split_steps"]) == (8 * 256, 1)
+    assert (variant["passes"], variant["final_passes"]) == (1, 16)
+    assert bounded.report["fidelity"] == "same_math"
+    histories = [
+        json.loads((one.job.folder / "out" / "trainer_state.json").read_text())["log_history"]
+        for one in seen
+    ]
+    losses = [[row["loss"] for row in rows if "loss" in row] for rows in histories]
+    assert losses[1] == pytest.approx(losses[0], rel=1e-4)

@@ -36,6 +36,7 @@ ALL = {strategy.id: strategy for strategy in load_strategies()}
 GUIDE = Path(__file__).parents[2] / "docs" / "strategies.md"
 CPU: dict[str, Any] = {"device": Device.CPU}
 TWO: dict[str, Any] = {"world": World(per_node=2)}
+DIVIDED: dict[str, Any] = {"divides": True}
 MEDIA: dict[str, Any] = {"multimodal": True}
 LORA = {"tuning": Tuning.LORA, "quantization": Quantization.NONE}
 FULL = {"tuning": Tuning.FULL, "optimizer": "adamw_torch"}
@@ -97,6 +98,11 @@ def lengths(*tokens: int, **more: Any) -> dict[str, Any]:
         ("correct_device_map", {"device_map": DeviceMap.SHARED}, TWO,
          {"device_map": DeviceMap.OWN}),
         ("cut_cutoff_len", {"sequence_length": 2048}, {}, {"sequence_length": 1024}),
+        ("bound_tokens", {}, {**DIVIDED, **lengths(60, 64, 900)}, {"token_bound": 1800}),
+        ("bound_tokens", {"token_bound": 1800}, {**DIVIDED, **lengths(60, 64, 900)},
+         {"token_bound": 900}),
+        ("bound_tokens", {"sequence_length": 512}, {**DIVIDED, **lengths(60, 64, 900)},
+         {"token_bound": 1024}),
         ("cut_cutoff_len", {"sequence_length": 300}, {}, {"sequence_length": 256}),
         ("cut_cutoff_len", {"sequence_length": 8192}, lengths(100, 1500),
          {"sequence_length": 1024}),
@@ -147,6 +153,14 @@ def test_what_a_strategy_changes(name, plan, job, changed):
         ("fewer_preprocess_workers", {"preprocess_workers": 1}, {}),
         ("unpin_memory", {"pin_memory": True}, CPU),
         ("halve_micro_batch", {"micro_batch": 1}, {}),
+        ("bound_tokens", {"micro_batch": 1}, {**DIVIDED, **lengths(60, 64, 900)}),
+        ("bound_tokens", {"token_bound": 900}, {**DIVIDED, **lengths(60, 64, 900)}),
+        ("bound_tokens", {"sequence_length": 100}, {**DIVIDED, **lengths(60, 64, 900)}),
+        ("bound_tokens", {}, {**DIVIDED, **lengths(60, 64, 900, filled=True)}),
+        ("bound_tokens", {}, DIVIDED),
+        ("bound_tokens", {}, lengths(60, 64, 900)),
+        ("bound_tokens", {}, {**DIVIDED, **lengths(60, 64, 900), "compares_samples": True}),
+        ("bound_tokens", {"sharding": Sharding.FSDP}, {**DIVIDED, **lengths(60, 64, 900)}),
         ("switch_to_zero2", {**FULL, **PINNED}, {}),
         ("switch_to_zero2", {**LORA, **PINNED}, TWO),
         ("offload_optimizer", {**FULL, **PINNED}, CPU),

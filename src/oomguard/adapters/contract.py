@@ -99,7 +99,8 @@ class Adapter(ABC):
     `name` is what `--framework` takes; `title` how its users write it. `marks` recognizes its
     configs. `python_packages` are the packages whose modules only this framework starts
     (`python -m litgpt ...`), `programs` its own commands (`litgpt`). `is_run` says that the tests
-    run its jobs; else it is read from its source alone.
+    run its jobs; else it is read from its source alone. `divides` says that it trains with the
+    Hugging Face Trainer, whose batches the monitor can divide.
     """
 
     name: str
@@ -108,6 +109,7 @@ class Adapter(ABC):
     python_packages: tuple[str, ...] = ()
     programs: tuple[str, ...] = ()
     is_run: bool = True
+    divides: bool = False
 
     def recognizes(self, document: Mapping[str, object]) -> Claim:
         """Return the claim on a config document (parsed YAML or JSON, top level)."""

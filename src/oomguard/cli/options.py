@@ -160,7 +160,8 @@ class Options:
     in_place: bool = option(
         "After an OOM in a training step of the Hugging Face Trainer, run that step again in "
         "smaller parts, without a relaunch; where that does not give the same loss and gradients, "
-        "the job is relaunched (default: in-place, if the ladder has halve_micro_batch).",
+        "the job is relaunched (default: in-place, if the ladder has halve_micro_batch "
+        "or bound_tokens).",
         SWITCH, default=True, flag="--in-place/--no-in-place", key="in_place", limit="in_place",
     )  # fmt: skip
     grow: bool = option(

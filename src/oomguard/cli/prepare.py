@@ -94,8 +94,9 @@ def prepare(
     )
     ids = tuple(strategy.id for strategy in strategies if not strategy.preflight)
     limits = limits_of(options, ids, into=Limits)
+    divides = adapter.divides and limits.splits and not limits.probe
     return Prepared(
-        job=job,
+        job=replace(job, divides=divides),
         adapter=adapter,
         ladder=ladder_of(adapter, strategies, limits.allow),
         limits=limits,

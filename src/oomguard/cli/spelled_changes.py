@@ -28,7 +28,12 @@ def spelled(strategy: Strategy, adapter: Adapter, job: Job) -> list[str]:
     if adapter.refusal(job, plan) is not None:
         return []
     before, after = (adapter.write(job, x, _FOLDER) for x in (job.asked, plan))
-    return [*_new_values(before, after), *_new_words(before.argv, after.argv), *_new(before, after)]
+    found = [
+        *_new_values(before, after), *_new_words(before.argv, after.argv), *_new(before, after)
+    ]  # fmt: skip
+    if plan.token_bound != job.asked.token_bound:
+        found.append(f"no setting: oomguard divides batches of more than {plan.token_bound} tokens")
+    return found
 
 
 def _new_values(before: Command, after: Command) -> Iterator[str]:

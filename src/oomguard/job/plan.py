@@ -138,7 +138,8 @@ class Plan:
     claims for generating them, `engine_sleeps` says that it gives it back for the training steps.
     `precompute_reference` says that the log-probabilities of the frozen reference policy are all
     computed before training. `eval_accumulation` evaluation steps pass before predictions leave
-    the device; 0: all of them.
+    the device; 0: all of them. `token_bound` are the most tokens (samples x the longest of them)
+    that go through the model at once: the monitor divides larger micro batches; None: it does not.
     """
 
     micro_batch: int
@@ -174,6 +175,7 @@ class Plan:
     eval_accumulation: int | None = None
     prediction_loss_only: bool | None = None
     auto_find_batch_size: bool | None = None
+    token_bound: int | None = None
 
     @property
     def rank_batch(self) -> int:

@@ -99,7 +99,8 @@ class Job:
     the others in its micro batch, so that a smaller one is not the same math; `group` is how many
     completions of each prompt are generated and compared, None where nothing is generated.
     `engine_least` is the least share of a GPU in which an inference engine holds the model, None
-    while the model's size or the GPU's is not known. `wrapper` are words before `argv`, such as
+    while the model's size or the GPU's is not known. `divides` says that the monitor may divide the
+    batches of its training loop. `wrapper` are words before `argv`, such as
     `env NAME=VALUE` or `uv run`, which are not part of the framework's command.
     """
 
@@ -128,6 +129,7 @@ class Job:
     group: int | None = None
     engine_least: float | None = None
     wrapper: tuple[str, ...] = ()
+    divides: bool = False
 
     def __post_init__(self) -> None:
         """Keep what is parsed of the files."""

@@ -18,6 +18,7 @@ VARIABLES = (
     "OOMGUARD_GPU_MEMORY",
     "OOMGUARD_RESUME",
     "OOMGUARD_IN_PLACE",
+    "OOMGUARD_TOKEN_BOUND",
     "OOMGUARD_PROBE_STEPS",
     "OOMGUARD_PROBE_LENGTH",
 )
@@ -47,6 +48,11 @@ def add_monitor(
 def in_place() -> dict[str, str]:
     """Return the variable that lets a step that runs out of memory run again in smaller parts."""
     return {"OOMGUARD_IN_PLACE": "1"}
+
+
+def bounding(tokens: int) -> dict[str, str]:
+    """Return the variable that divides each batch of more tokens before it runs."""
+    return {"OOMGUARD_TOKEN_BOUND": str(tokens)}
 
 
 def probing(*, steps: int, tokens: int | None) -> dict[str, str]:

@@ -38,7 +38,8 @@ class PredictionRequest:
         largest = max((high * wide for high, wide in self.images), default=None)
         if largest is not None and pixels is not None:
             plan = replace(plan, image_pixels=min(pixels, largest))
-        return plan if longest is None else replace(plan, sequence_length=longest)
+        plan = plan if longest is None else replace(plan, sequence_length=longest)
+        return _bounded(plan)
 
     @property
     def images(self) -> tuple[tuple[int, int], ...]:
@@ -81,6 +82,15 @@ class PredictionRequest:
             engine_bytes=int((plan.engine_share or 0) * self.capacity_bytes),
             cuda=cuda_overhead(self.job),
         )
+
+
+def _bounded(plan: Plan) -> Plan:
+    """Return the plan with a micro batch of as many of its longest samples as pass at once."""
+    bound, length = plan.token_bound, plan.sequence_length
+    if bound is None or length is None:
+        return plan
+    micro = min(plan.micro_batch, max(1, bound // length))
+    return replace(plan, micro_batch=micro, accumulation=-(-plan.rank_batch // micro))
 
 
 def cuda_overhead(job: Job) -> CudaOverhead:

@@ -29,6 +29,7 @@ _ELSEWHERE = (
     *("sharding", "embedding_rows", "loftq", "overlong", "video_pixels", "device_map"),
     "precompute_reference",  # sent as a part of the objective
     *("completion_length", "generation_batch", "engine_share", "engine_sleeps"),
+    "token_bound",  # sent as a micro batch
     "lora_rank",  # sent as the adapter's own
 )
 

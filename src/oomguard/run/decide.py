@@ -63,7 +63,7 @@ from oomguard.run.events import (
     Stopping,
     Ticked,
 )
-from oomguard.run.splits import STRATEGY
+from oomguard.run.splits import BOUND, STRATEGY
 from oomguard.run.state import Attempt, RunRecord, State, started_job
 
 #: Seconds that a job may continue after an OOM that did not end one of its ranks, as far as is
@@ -380,9 +380,18 @@ def _climb(record: RunRecord, job: Job, why: Verdict, ladder: Ladder) -> Action:
 def _learned(attempt: Attempt) -> dict[str, str]:
     """Return strategies that its split steps have shown not to help, each with the reason."""
     width = attempt.single_row
-    if width is None:
+    if width is not None:
+        return dict.fromkeys(
+            (STRATEGY, BOUND), f"a single row of {width} tokens does not fit either"
+        )
+    if attempt.undivided is not None:
+        return {BOUND: f"its batches were not divided: {attempt.undivided}"}
+    bound = attempt.spec.plan.token_bound
+    if bound is None:
         return {}
-    return {STRATEGY: f"a single row of {width} tokens does not fit either"}
+    if not attempt.reporting:
+        return {BOUND: "its batches were not divided: no process of the job loaded the monitor"}
+    return {STRATEGY: f"its batches are divided already, into parts of at most {bound} tokens"}
 
 
 def _base(record: RunRecord, job: Job) -> Attempt:

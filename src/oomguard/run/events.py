@@ -16,7 +16,7 @@ from oomguard.ladder.strategy_contract import Fidelity, Skip
 from oomguard.process.messages import LossReport, TrainingReport, Window
 from oomguard.run.attempt import AttemptSpec, StopReason, flat, nested
 from oomguard.run.leak import Growth
-from oomguard.run.splits import STRATEGY, Span
+from oomguard.run.splits import BOUND, STRATEGY, Span
 
 #: Default grace period to write a checkpoint.
 GRACE_S = 30.0
@@ -61,10 +61,11 @@ class Limits:
     def splits(self) -> bool:
         """Return whether a step that runs out of memory may run again in smaller parts.
 
-        It is a way to halve the micro batch, so the ladder has to have that. `grow` looks for the
-        largest that fits whole.
+        It is a way to halve the micro batch or to bound tokens, so the ladder has to have one of
+        these. `grow` looks for the largest that fits whole.
         """
-        return self.in_place and self.inside and not self.grow and STRATEGY in self.ladder
+        listed = STRATEGY in self.ladder or BOUND in self.ladder
+        return self.in_place and self.inside and not self.grow and listed
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

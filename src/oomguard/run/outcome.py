@@ -54,16 +54,14 @@ def read_outcome(
         return None
     if record.status is not Status.FIT or record.job is None:
         return report, None
-    config = adapter.write(
-        record.job, record.last.plan_that_fits, str(folder.path / "final")
-    ).config
+    config = adapter.write(record.job, record.plan_that_fits, str(folder.path / "final")).config
     return report, Path(config) if config else None
 
 
 def _final_command(record: RunRecord, adapter: Adapter, folder: RunFolder) -> Command | None:
     if record.status is not Status.FIT or record.job is None or record.limits is None:
         return None
-    command = adapter.write(record.job, record.last.plan_that_fits, str(folder.final()))
+    command = adapter.write(record.job, record.plan_that_fits, str(folder.final()))
     command = command.wrapped(record.job.wrapper)
     for file in command.files:
         write_text(Path(file.path), file.text)

@@ -108,7 +108,7 @@ def build(
     job, limits, status = record.job, record.limits, record.status
     if job is None or limits is None or status is None:
         raise AssertionError("only a run that was started and has ended has a report")
-    final = record.last.plan_that_fits if record.attempts and status is Status.FIT else None
+    final = record.plan_that_fits if record.attempts and status is Status.FIT else None
     report = FitReport(
         schema_version=SCHEMA_VERSION,
         oomguard=record.version,
@@ -142,7 +142,7 @@ def build(
 
 def _with_splits(record: RunRecord) -> SplitVariant | None:
     last = record.last
-    return split_variant(last.spec.plan, last.splits, last.steps_done)
+    return split_variant(last.spec.plan, record.plan_that_fits, last.splits, last.steps_done)
 
 
 def highest_cost(record: RunRecord) -> Fidelity | None:
@@ -154,9 +154,9 @@ def highest_cost(record: RunRecord) -> Fidelity | None:
     kept = {*last.spec.path, *(step.strategy for step in first.spec.steps if not first.spec.path)}
     steps = (step for attempt in record.attempts for step in attempt.spec.steps)
     costs = [step.fidelity for step in steps if step.strategy in kept]
-    if not_same_math(record, last.plan_that_fits) is not None:
+    if not_same_math(record, record.plan_that_fits) is not None:
         costs.append(Fidelity.NEW_RECIPE)
-    if last.plan_that_fits != last.spec.plan:
+    if record.plan_that_fits != last.spec.plan:
         costs.append(Fidelity.SAME_MATH)
     return max(costs, key=lambda fidelity: fidelity.cost, default=None)
 

@@ -10,6 +10,8 @@ from oomguard.ladder.strategy_contract import divisor_at_most
 
 #: The strategy that splitting carries out inside the process.
 STRATEGY = "halve_micro_batch"
+#: The strategy that divides batches before they fail.
+BOUND = "bound_tokens"
 #: Steps that are listed one by one; all are counted.
 LISTED = 100
 #: Spans that are kept to be joined with those of other ranks, whose reports come seconds later.
@@ -149,20 +151,26 @@ def _slowest(lost: Mapping[tuple[int, bool], Mapping[int | None, float]]) -> flo
     return round(sum(max(ranks.values()) for ranks in lost.values()), 3)
 
 
-def without_splits(plan: Plan, splits: Splits | None) -> Plan:
+def without_splits(plan: Plan, splits: Splits | None, *, longest: int | None = None) -> Plan:
     """Return the plan whose whole micro batches are as small as the parts that passed.
 
     As many rows of the widest batch fit at once; the global batch stays. A batch of an evaluation
-    is no larger than what passed of one.
+    is no larger than what passed of one. Where tokens are bounded, whole micro batches stay below
+    the bound even with the `longest` sample of the data in each row.
     """
-    if splits is None:
-        return plan
+    splits = splits or Splits()
     passed = splits.evaluation_rows
     if passed is not None and plan.eval_batch is not None:
         plan = replace(plan, eval_batch=min(plan.eval_batch, passed))
-    if not splits.rows or splits.rows >= plan.micro_batch:
+    rows = splits.rows or plan.micro_batch
+    if plan.token_bound is not None:
+        limit = plan.sequence_length or longest
+        widest = max(splits.width, min(longest or 0, limit or 0), 1)
+        rows = min(rows, max(1, plan.token_bound // widest))
+        plan = replace(plan, token_bound=None)
+    if rows >= plan.micro_batch:
         return plan
-    micro = divisor_at_most(plan.rank_batch, splits.rows)
+    micro = divisor_at_most(plan.rank_batch, rows)
     return replace(plan, micro_batch=micro, accumulation=plan.rank_batch // micro)
 
 
@@ -183,13 +191,15 @@ class SplitVariant:
     final_passes: int
 
 
-def split_variant(plan: Plan, splits: Splits | None, optimizer_steps: int) -> SplitVariant | None:
-    """Return the plan that ran if the one without splits is much slower, None otherwise.
+def split_variant(
+    plan: Plan, final: Plan, splits: Splits | None, optimizer_steps: int
+) -> SplitVariant | None:
+    """Return the plan that ran if the `final` one, without splits, is much slower; else None.
 
     It is where all steps take at least twice as many passes, and less than half of them need that.
     """
-    final = without_splits(plan, splits)
-    if splits is None or final.accumulation < 2 * plan.accumulation:
+    splits = splits or Splits()
+    if final.accumulation < 2 * plan.accumulation:
         return None
     if 2 * splits.steps >= optimizer_steps:
         return None
@@ -204,7 +214,12 @@ def split_variant(plan: Plan, splits: Splits | None, optimizer_steps: int) -> Sp
 
 
 def halvings(plan: Plan, splits: Splits | None) -> tuple[str, ...]:
-    """Return the strategy once for each time that leads from a plan to the one without splits."""
+    """Return the strategy once for each time that leads from a plan to the one without splits.
+
+    Not where tokens are bounded: that is how the next run begins as well.
+    """
+    if plan.token_bound is not None:
+        return ()
     target, micro, times = without_splits(plan, splits).micro_batch, plan.micro_batch, 0
     while micro > target:
         micro, times = divisor_at_most(plan.rank_batch, micro // 2), times + 1

@@ -93,7 +93,8 @@ class Attempt:
 
     `probed` is set once a process has taken all steps of a probe; `longest_batch` is then the
     longest row of its batches, in tokens. `tally` counts its steps that ran in smaller parts,
-    `single_row` the width of a row that did not fit alone.
+    `single_row` the width of a row that did not fit alone, `undivided` why its batches were not
+    divided.
     """
 
     number: int
@@ -128,16 +129,12 @@ class Attempt:
     counted: tuple[Counted, ...] = ()
     tally: SplitTally | None = None
     single_row: int | None = None
+    undivided: str | None = None
 
     @property
     def splits(self) -> Splits | None:
         """Return its steps that ran in smaller parts."""
         return None if self.tally is None else self.tally.splits
-
-    @property
-    def plan_that_fits(self) -> Plan:
-        """Return its plan; where steps were split, with whole micro batches that small."""
-        return without_splits(self.spec.plan, self.splits)
 
     @property
     def ran_out(self) -> bool:
@@ -216,7 +213,9 @@ class Attempt:
             case Split():
                 return replace(self, tally=_split(self.tally, event))
             case NotSplit():
-                return replace(self, single_row=event.width or self.single_row)
+                if event.width:
+                    return replace(self, single_row=event.width)
+                return replace(self, undivided=event.reason)
             case Noticed():
                 return self.with_finding(event)
             case Growing():
@@ -334,6 +333,17 @@ class RunRecord:
     def last(self) -> Attempt:
         """The newest attempt."""
         return self.attempts[-1]
+
+    @property
+    def plan_that_fits(self) -> Plan:
+        """The plan of the newest attempt; where it divided batches, with micro batches that small.
+
+        It needs no monitor.
+        """
+        lengths = self.job.lengths if self.job else None
+        return without_splits(
+            self.last.spec.plan, self.last.splits, longest=lengths.longest if lengths else None
+        )
 
     @property
     def rungs_tried(self) -> int:

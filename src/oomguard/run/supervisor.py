@@ -375,7 +375,9 @@ class Supervisor:
         folder, job = str(self._attempt_folder), self._job
         if spec.probe is None:
             command = self._adapter.write(job, spec.plan, folder, spec.begins)
-            return command.wrapped(job.wrapper)
+            command, bound = command.wrapped(job.wrapper), spec.plan.token_bound
+            bounding = monitor.bounding(bound) if bound else {}
+            return replace(command, env={**command.env, **bounding})
         output = str(self._folder.output(self.record.last.number))
         command = self._adapter.write(self._adapter.as_trial(job, output), spec.plan, folder)
         command = command.wrapped(job.wrapper)

@@ -85,6 +85,7 @@ class TrainerAdapter(ConfigAdapter):
     options.
     """
 
+    divides = True
     environment: tuple[str, ...] = ENVIRONMENT
     elsewhere: tuple[str, ...] = hf.ELSEWHERE
     output = hf.OUTPUT_DIR

@@ -48,8 +48,8 @@ ARGUMENTS = frozenset(
     {"per_device_train_batch_size", "gradient_accumulation_steps", "num_train_epochs", "output_dir"}
     | {"per_device_eval_batch_size", "gradient_checkpointing", "max_steps"}
 )
-#: Fields that no key holds: a DeepSpeed file and the environment do.
-ELSEWHERE = ("sharding", "offload", "allocator")
+#: Fields that no key holds: a DeepSpeed file, the environment and the monitor do.
+ELSEWHERE = ("sharding", "offload", "allocator", "token_bound")
 
 _REENTRANT: Key[object] = Key(
     name="gradient_checkpointing_kwargs", decode=values.anything, default=None

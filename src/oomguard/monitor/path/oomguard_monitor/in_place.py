@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import os
 import time
 import weakref
 
@@ -45,6 +46,7 @@ if TYPE_CHECKING:
 def hook_steps(trainer_class: Any, patches: Patches, torch: Any) -> None:
     """Hook the Trainer's optimizer steps: the batches that it fetches for one, and each of them."""
     reporter = patches.reporter
+    bound = int(os.environ.get("OOMGUARD_TOKEN_BOUND") or 0) or None
     followed: weakref.WeakKeyDictionary[Any, Steps] = weakref.WeakKeyDictionary()
 
     def fetching(original: Function) -> Function:
@@ -53,7 +55,7 @@ def hook_steps(trainer_class: Any, patches: Patches, torch: Any) -> None:
             fetched = original(self, *args, **kwargs)
             if not reporter.disabled:
                 with contextlib.suppress(Exception):
-                    followed.setdefault(self, Steps(torch, reporter)).begin(*fetched)
+                    followed.setdefault(self, Steps(torch, reporter, bound)).begin(*fetched)
             return fetched
 
         return get_batch_samples
@@ -80,9 +82,9 @@ class _PartError(Exception):
 class Steps:
     """The optimizer steps of one trainer: each has the batches that were fetched for it."""
 
-    def __init__(self, torch: Any, reporter: Reporter) -> None:
+    def __init__(self, torch: Any, reporter: Reporter, bound: int | None = None) -> None:
         self._torch, self._reporter = torch, reporter
-        self._budget = Budget()
+        self._budget, self._bound = Budget(bound), bound
         self._ways: dict[bool, str] = {}
         self._batches: list[Any] = []
         self._items: Any = None
@@ -197,6 +199,9 @@ class Steps:
             return self._run_parts(job, parts)
         if divided:
             raise NotAdditiveError(self._undivided or "no part of the batch has a loss")
+        if self._undivided is not None and self._bound is not None:  # which is not kept then
+            self._bound = None
+            self._reporter.no_split(self._undivided, None)
         loss = job.call(inputs)
         if self._running is not None:
             self._budget.passed(self._running.tokens)

@@ -59,11 +59,12 @@ class Budget:
 
     `limit` is None until something has run out of memory. It rises again by half after `_wait`
     divided steps, and falls back to what has passed if that was too much; each such failure
-    doubles the wait, so that one that lasts costs a few steps of a whole run.
+    doubles the wait, so that one that lasts costs a few steps of a whole run. With `most` it is
+    known from the start, and never more than that.
     """
 
-    def __init__(self) -> None:
-        self.limit: int | None = None
+    def __init__(self, most: int | None = None) -> None:
+        self.limit = self._most = most
         self._passed = 0
         self._known = 0
         self._wait, self._since = FIRST_WAIT, 0
@@ -88,4 +89,5 @@ class Budget:
         """Note the end of an optimizer step in which a batch was divided; perhaps allow more."""
         self._since += 1
         if self.limit is not None and self._since >= self._wait:
-            self.limit, self._since = self.limit + max(1, self.limit // 2), 0
+            larger = self.limit + max(1, self.limit // 2)
+            self.limit, self._since = min(larger, self._most or larger), 0
