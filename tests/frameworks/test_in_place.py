@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from environments import environment
-from jobs import GLOBAL_BATCH, cap_bytes, hf_job, llamafactory_job
+from jobs import GLOBAL_BATCH, cap_bytes, hf_job, llamafactory_job, llamafactory_pairs_job
 from launched import SAMPLE_BYTES, again, edit, launch
 
 from monitored_job import run_job
@@ -257,3 +257,18 @@ def test_a_kill_that_nothing_can_answer_is_followed_by_a_bound_of_tokens(split, 
     whole, divided = map(printed_losses, logs)
     assert len(whole) == 3
     assert divided == pytest.approx(whole, rel=1e-3)  # as they are printed
+
+
+@pytest.mark.extended
+def test_llamafactorys_dpo_is_trained_in_one_attempt_with_the_same_losses(tmp_path_factory):
+    job = llamafactory_pairs_job("dpo", tmp_path_factory.mktemp("job"))
+    seen = []
+    for limit in (("--host-memory", str(cap_bytes(job))), ()):
+        launched = launch(
+            again(job, tmp_path_factory.mktemp("run")), "--in-place", *limit, "train.yaml"
+        )
+        assert launched.kinds == ["ok"], launched.err
+        assert (launched.attempts[0]["splits"] is not None) == bool(limit)
+        seen.append(printed_losses(launched.attempt(1) / "log.txt"))
+    assert len(seen[0]) == 3
+    assert seen[0] == pytest.approx(seen[1], rel=1e-3)  # as they are printed
