@@ -30,6 +30,8 @@ from oomguard.cli.main import main as oomguard  # noqa: E402
 
 #: Why a clean row has no verdict, in a sentence, where the keys that are left out do not say all.
 REASONS: dict[str, str] = json.loads((HERE / "reasons.json").read_text())
+#: The DeepSpeed files that runs name and their repositories ship, with what decides over memory.
+SHIPPED: dict[str, dict[str, Any]] = json.loads((HERE / "deepspeed.json").read_text())
 ENVIRONMENTS = Path.home() / ".cache" / "oomguard" / "environments"
 #: accelerate's file of the runs that name one but do not publish it: FSDP, all parameters sharded.
 FSDP = {
@@ -88,6 +90,9 @@ def plan(run: dict[str, Any], *, traces: bool) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         Path(folder, "train.yaml").write_text(run["config"] or "")
         Path(folder, "fsdp.yaml").write_text(yaml.safe_dump(FSDP))
+        for name, shipped in SHIPPED.items():
+            Path(folder, name).parent.mkdir(parents=True, exist_ok=True)
+            Path(folder, name).write_text(json.dumps(shipped["config"]))
         os.environ.update(run["env"])
         os.chdir(folder)
         try:
