@@ -9,11 +9,12 @@ from typing import Any
 import pytest
 
 from oomguard.adapters.trl import Trl
-from oomguard.job.memory_settings import Head, MemorySettings
+from oomguard.job.memory_settings import Family, Head, MemorySettings
 from oomguard.job.plan import Overlong, Plan, Tuning
 from oomguard.job.training_job import Job
 from oomguard.job.unmodelled import TrainingMethod
 from oomguard.ladder.load import load_strategies
+from oomguard.predict.left_out import in_version
 from oomguard.strategy import SAME_MATH, SAME_RECIPE
 
 TEXT = "model_name_or_path: Qwen/Qwen2.5-0.5B\ndataset_name: data\noutput_dir: out\n"
@@ -304,3 +305,15 @@ def test_groups_stay_whole_on_every_rung(
         assert (again.generation_batch or 0) % (job.group or 1) == 0
         assert again.generation_batch == plan.generation_batch
     assert {plan.engine_share for plan in seen} >= ({0.3, 0.2, 0.1} if lines else {None})
+
+
+@pytest.mark.parametrize("command", ["dpo", "kto"])
+@pytest.mark.parametrize(("versions", "covered"), [({}, True), ({"trl": "1.16.0"}, False)])
+def test_the_loss_of_earlier_versions_is_covered_where_none_is_known(
+    read, command, versions, covered
+):
+    _, settings = read(command)
+    found = in_version(settings, Family.HF, versions).objective
+    assert found is not None
+    assert (found.earlier is not None) is covered
+    assert found.earlier is None or (found.earlier.tiles, found.earlier.rows) == (None, found.rows)

@@ -27,25 +27,6 @@ _KEEPS_DROPOUT = replace(_DISABLE_DROPOUT, default=False)
 _TILES = Tiles(tokens=4096, words=32768)
 #: The first version whose trainers have that head.
 _SINCE = ("trl", (1, 16))
-#: The trained policy's forward pass, then the reference's: without gradients or checkpoints.
-_DPO = Objective(
-    method=TrainingMethod.DPO,
-    rows=2,
-    reference=Reference.START,
-    tiles=_TILES,
-    traced="trl_losses:preference",
-    since=_SINCE,
-)
-REWARD = Objective(
-    method=TrainingMethod.REWARD, rows=2, head=Head.SCORE, traced="trl_losses:reward"
-)
-#: The cross entropy of each token by the same head, weighted by its probability in DFT's loss.
-_SFT = Objective(
-    method=TrainingMethod.SFT, tiles=_TILES, traced="trl_losses:supervised", since=_SINCE
-)
-#: A row for each sample. The samples with each other's answers, by which the divergence is
-#: estimated, go through both models as well: without gradients, and before the sample's own pass.
-_KTO = replace(_DPO, method=TrainingMethod.KTO, rows=1, traced="trl_losses:unpaired")
 #: As TRL computed it before 1.16, and its experimental trainers do: from whole logits in fp32
 #: (trl 0.29.1 and 1.9.0, trainer/dpo_trainer.py, trainer/utils.py selective_log_softmax,
 #: experimental/{kto,cpo,orpo}). Beside them stand half of the 16-bit ones that they were cast from,
@@ -56,6 +37,33 @@ _WHOLE_DPO = Objective(
     reference=Reference.START,
     logit_bytes=(6, 12),
     reference_logit_bytes=4,
+)
+#: The trained policy's forward pass, then the reference's: without gradients or checkpoints.
+_DPO = Objective(
+    method=TrainingMethod.DPO,
+    rows=2,
+    reference=Reference.START,
+    tiles=_TILES,
+    traced="trl_losses:preference",
+    since=_SINCE,
+    earlier=_WHOLE_DPO,
+)
+REWARD = Objective(
+    method=TrainingMethod.REWARD, rows=2, head=Head.SCORE, traced="trl_losses:reward"
+)
+#: The cross entropy of each token by the same head, weighted by its probability in DFT's loss.
+_SFT = Objective(
+    method=TrainingMethod.SFT, tiles=_TILES, traced="trl_losses:supervised", since=_SINCE
+)
+#: A row for each sample. The samples with each other's answers, by which the divergence is
+#: estimated, go through both models as well: without gradients, and before the sample's own pass.
+_WHOLE_KTO = replace(_WHOLE_DPO, method=TrainingMethod.KTO, rows=1)
+_KTO = replace(
+    _DPO,
+    method=TrainingMethod.KTO,
+    rows=1,
+    traced="trl_losses:unpaired",
+    earlier=_WHOLE_KTO,
 )
 #: Without a reference; the better answer is also trained on word by word, which copies its half of
 #: the logits and keeps their log-probabilities. Measured: tests/frameworks/test_whole_logits.py.
@@ -68,11 +76,7 @@ _WHOLE_ORPO = replace(
 )
 WHOLE = {
     TrainingMethod.DPO: _WHOLE_DPO,
-    TrainingMethod.KTO: replace(
-        _WHOLE_DPO,
-        method=TrainingMethod.KTO,
-        rows=1,
-    ),
+    TrainingMethod.KTO: _WHOLE_KTO,
     TrainingMethod.ORPO: _WHOLE_ORPO,
     TrainingMethod.CPO: replace(_WHOLE_ORPO, method=TrainingMethod.CPO),
     TrainingMethod.SIMPO: replace(_WHOLE_ORPO, method=TrainingMethod.SIMPO),

@@ -204,6 +204,8 @@ class Objective:
         traced: the function of `oomguard_traced_models` that computes the framework's own loss, as
             `module:name`.
         since: the package and the version from which on all of this holds.
+        earlier: what earlier versions compute, where it is known; set only while the version is
+            not: an estimate then covers both.
     """
 
     method: TrainingMethod
@@ -219,6 +221,7 @@ class Objective:
     further: tuple[FurtherModel, ...] = ()
     traced: str | None = None
     since: tuple[str, tuple[int, ...]] | None = None
+    earlier: Objective | None = None
 
     @property
     def has_logits(self) -> bool:

@@ -82,8 +82,11 @@ def in_version(
 
     From transformers 5 on, experts are one parameter instead of layers. LoRA's names reach it from
     PEFT 0.19 on (utils/transformers_weight_conversion.py); where nothing is installed, no version
-    is known.
+    is known. A known version leaves nothing to cover of the loss of earlier ones.
     """
+    objective = settings.objective
+    if objective is not None and objective.since and objective.since[0] in versions:
+        settings = replace(settings, objective=replace(objective, earlier=None))
     transformers, peft = (versions.get(name) for name in ("transformers", "peft"))
     fused = family is Family.HF and is_before(transformers, (5,)) is False
     fused = fused and is_before(peft, (0, 19)) is True

@@ -5,13 +5,13 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from oomguard.estimate import analytic, combine
 from oomguard.estimate.correct import UNCORRECTED, Ratios, corrected
 from oomguard.estimate.host import host_peak
 from oomguard.estimate.memory import Fits, MemoryEstimate, Method, Spread, Term, estimate
-from oomguard.job.plan import Plan
+from oomguard.job.plan import LossKernel, Plan
 from oomguard.predict import trace_request
 from oomguard.predict.prediction_request import Prediction, PredictionRequest, cuda_overhead
 from oomguard.predict.trace_client import NoTrace, TraceClient
@@ -147,8 +147,15 @@ def _estimated(
 
 
 def _computed(question: PredictionRequest, plan: Plan, ratios: Ratios) -> MemoryEstimate:
+    """Estimate by arithmetic; the interval covers the loss of earlier versions that may run."""
     terms = corrected(analytic.analytic(question.problem(plan)), ratios)
-    return _make_estimate(question, plan, terms, Method.ANALYTIC.value, analytic.SPREAD)
+    found = _make_estimate(question, plan, terms, Method.ANALYTIC.value, analytic.SPREAD)
+    objective = question.recipe.objective
+    if objective is None or objective.earlier is None:
+        return found
+    recipe = replace(question.recipe, objective=objective.earlier)
+    whole = replace(plan, loss_kernel=LossKernel.EAGER)
+    return combine.covering(found, _computed(replace(question, recipe=recipe), whole, ratios))
 
 
 def _distance(plan: Plan, other: Plan) -> int:
@@ -175,7 +182,22 @@ def _make_estimate(
 
 
 def _assumed(question: PredictionRequest) -> list[str]:
-    """Return the length of batches that the estimates assume."""
+    """Return what the estimates assume: the version that computes the loss, the batches' length."""
+    return [*_version(question), *_length(question)]
+
+
+def _version(question: PredictionRequest) -> list[str]:
+    objective = question.recipe.objective
+    if objective is None or objective.earlier is None or objective.since is None:
+        return []
+    package, since = objective.since
+    first = ".".join(map(str, since))
+    return [
+        f"the version of {package} is not known: whole logits, as before {first}, are covered too"
+    ]
+
+
+def _length(question: PredictionRequest) -> list[str]:
     asked = next(iter(question.plans), None)
     if asked is None:
         return []
