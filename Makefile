@@ -9,7 +9,7 @@ export HF_DATASETS_OFFLINE = 1
 # The tests start oomguard hundreds of times: its modules are compiled once, not each time.
 export PYTHONDONTWRITEBYTECODE =
 
-.PHONY: gpu faults slow extended soak fuzz quickstart test gates unit coverage frameworks environments overhead in-place schema strategies-table options-table settings-table journeys clean
+.PHONY: gpu faults slow extended soak fuzz quickstart test gates unit coverage frameworks environments overhead in-place schema strategies-table options-table commands-page settings-table journeys clean
 
 $(VENV)/.dev: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -120,6 +120,12 @@ options-table: $(VENV)/.dev
 	sed -i '/^<!-- made by/q' docs/options.md
 	$(BIN)/python -c "from oomguard.cli.options import options_table; print(options_table())" \
 	  >> docs/options.md
+
+# Regenerate docs/commands.md.
+commands-page: $(VENV)/.dev
+	sed -i '/^<!-- made by/q' docs/commands.md
+	$(BIN)/python -c "from oomguard.cli.help_pages import help_pages; from oomguard.cli.main import cli; print(help_pages(cli))" \
+	  >> docs/commands.md
 
 # Regenerate the tables in docs/settings.md.
 settings-table: $(VENV)/.dev

@@ -12,6 +12,7 @@ from pathlib import Path
 import click
 
 from oomguard import __version__
+from oomguard.cli.help_pages import epilog_of
 from oomguard.cli.streams import discard, is_of_output, open_missing
 from oomguard.errors import ExitCode, OomguardError, UsageError, did_you_mean
 
@@ -26,6 +27,7 @@ COMMANDS = {
     "doctor": "Check what this machine and the job's Python allow.",
     "ladder": "List the strategies in the order they are tried.",
     "models": "List the models whose size is known without a network.",
+    "completion": "Print what completes commands and options in your shell.",
 }
 
 
@@ -48,7 +50,10 @@ class _Lazy(click.Group):
         if name not in COMMANDS:
             return None
         command = importlib.import_module(f"oomguard.cli.{name}_command").command
-        return command if isinstance(command, click.Command) else None
+        if not isinstance(command, click.Command):
+            return None
+        command.epilog = epilog_of(name)
+        return command
 
     def format_commands(self, _ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Commands"):

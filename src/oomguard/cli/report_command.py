@@ -39,8 +39,6 @@ def command(run: Path, form: str, out: Path | None) -> None:
     """Show what a run tried and changed, for an issue, a pull request or a paper.
 
     RUN is the run folder, or its name under oomguard-runs.
-
-    For example: oomguard report RUN --format html --out fit-report.html
     """
     folder = run_folder(run)
     report = stored_report(folder)
