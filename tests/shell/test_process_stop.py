@@ -7,18 +7,22 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from contextlib import suppress
 from dataclasses import replace
+from pathlib import Path
 
 import psutil
 import pytest
 
 from oomguard.machine.cgroups import own_cgroup
-from oomguard.process.members import Members, read_row
+from oomguard.process.members import MARK, Members, read_row
 from shell.process_attempts import PATIENCE_S, STUBBORN, WAIT, make_attempts
 
 attempts = pytest.fixture(make_attempts)
 LONG_S, SHORT_S = PATIENCE_S, 0.1
+#: Of the kernel: the pid that it gave last; the next one is searched from there.
+LAST_PID = Path("/proc/sys/kernel/ns_last_pid")
 
 TREE = """
 import os, sys, time
@@ -228,3 +232,43 @@ def test_killing_the_supervisor_leaves_no_direct_child(attempts, tmp_path):
     attempts.start("true").exit()  # the next start clears away its cgroup
     own = own_cgroup()
     assert own is None or list(own.folder.glob(f"oomguard-{supervisor.pid}-*")) == []
+
+
+def reusing(pid: int) -> subprocess.Popen[bytes]:
+    """Start a stranger that the kernel gives a pid of before, or skip."""
+    for _ in range(100):  # other processes may be given it in between
+        try:
+            LAST_PID.write_text(str(pid - 1))
+        except OSError:
+            pytest.skip("the next pid cannot be chosen here")
+        stranger = subprocess.Popen(["sleep", "600"], env={"PATH": os.environ["PATH"]})
+        if stranger.pid == pid:
+            return stranger
+        stranger.kill()
+        stranger.wait()
+    pytest.skip("the pid was not given again")
+
+
+def test_a_stranger_that_is_given_the_pid_of_a_process_of_the_job_is_left_alone():
+    env = {"PATH": os.environ["PATH"], MARK: "mark-of-reuse"}
+    leader, worker = (
+        subprocess.Popen(["sleep", "600"], env=env, start_new_session=True) for _ in range(2)
+    )
+    members = Members(leader=read_row(leader.pid), mark="mark-of-reuse", cgroup=None)
+    before = members.scan()
+    assert {one.pid for one in before} == {leader.pid, worker.pid}
+    worker.kill()
+    worker.wait()
+    time.sleep(0.05)  # start times are told in ticks of 10 ms
+    stranger = reusing(worker.pid)
+    try:
+        assert {one.pid for one in members.scan()} == {leader.pid}
+        (handle,) = (one for one in before if one.pid == worker.pid)
+        with pytest.raises(psutil.NoSuchProcess):
+            handle.kill()
+        assert stranger.poll() is None
+    finally:
+        for process in (leader, stranger):
+            process.kill()
+            process.wait()
+        members.forget()
