@@ -1,4 +1,4 @@
-"""Two ranks of a real torchrun over gloo, one of which runs out of memory before the other."""
+"""Two ranks over gloo, one of which runs out of memory before the other."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+TORCHRUN = ("torchrun", "--nproc-per-node", "2")
 JOB = Path(__file__).parent / "standins" / "two_ranks.py"
 SAMPLE_MIB = 64
 
@@ -17,13 +18,13 @@ def launch(
     python: Path,
     *options: str,
     job: tuple[str, ...] = (),
-    ranks: tuple[str, ...] = (),
+    ranks: tuple[str, ...] = TORCHRUN,
 ):
-    torchrun = [str(python.with_name("torchrun")), "--nproc-per-node", "2", *ranks, str(JOB)]
+    started = [str(python.with_name(ranks[0])), *ranks[1:], str(JOB)]
     flags = ["--per_device_train_batch_size", "8", "--sample_mib", str(SAMPLE_MIB), *job]
     oomguard = [sys.executable, "-m", "oomguard", "launch", *options, "--name", "run"]
     return subprocess.run(
-        [*oomguard, "--", *torchrun, *flags],
+        [*oomguard, "--", *started, *flags],
         cwd=folder,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         capture_output=True,

@@ -7,7 +7,7 @@ import socket
 
 import pytest
 from environments import environment
-from ranks import cap_bytes, events, launch
+from ranks import TORCHRUN, cap_bytes, events, launch
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +53,7 @@ def test_a_port_that_is_taken_is_told_as_what_it_is_and_not_retried(tmp_path, py
     with socket.create_server(("", 0)) as taken:
         port = taken.getsockname()[1]
         at = ("--master_addr", "127.0.0.1", "--master_port", str(port))
-        ended = launch(tmp_path, python, ranks=at)
+        ended = launch(tmp_path, python, ranks=(*TORCHRUN, *at))
     assert ended.returncode == 1
     (exited,) = events(tmp_path, "exited")
     assert exited["verdict"]["kind"] == "not_oom"

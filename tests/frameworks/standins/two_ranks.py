@@ -20,6 +20,7 @@ parser.add_argument("--sample_mib", type=int, default=64)
 parser.add_argument("--max_steps", type=int, default=4)
 parser.add_argument("--stop_at", type=int, default=0, help="Rank 0 sleeps for good at this step.")
 parser.add_argument("--output_dir", default="out")
+parser.add_argument("--local_rank", type=int, default=0, help="The DeepSpeed launcher gives it.")
 args = parser.parse_args()
 
 dist.init_process_group("gloo")
