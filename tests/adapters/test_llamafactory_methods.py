@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from oomguard.adapters.llamafactory import LlamaFactory
+from oomguard.errors import ConfigError
 from oomguard.job.checkpoint import Mode
 from oomguard.job.memory_settings import Head, MemorySettings, Objective
 from oomguard.job.plan import Quantization
@@ -206,3 +207,21 @@ def test_preference_training_has_neither_dropout_nor_packing(
         settings = read(stage, lines)[1]
         assert settings.lora is not None
         assert (settings.lora.dropout, settings.packing) == (dropout, packing)
+
+
+@pytest.mark.parametrize(
+    ("stage", "lines", "key", "value"),
+    [
+        ("grpo", LORA, "stage", "grpo"),
+        ("DPO", LORA, "stage", "DPO"),
+        ("dpo", f"{LORA}pref_loss: cpo\n", "pref_loss", "cpo"),
+    ],
+)
+def test_what_llamafactory_does_not_have_is_refused_and_not_taken_for_something_else(
+    read: Callable[..., tuple[Job, MemorySettings]], stage: str, lines: str, key: str, value: str
+) -> None:
+    with pytest.raises(ConfigError, match=f"no {key} '{value}'") as refused:
+        read(stage, lines)
+    assert refused.value.where is not None
+    assert refused.value.where.key == key
+    assert "It takes " in refused.value.next_step

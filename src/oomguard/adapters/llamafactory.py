@@ -235,10 +235,13 @@ class LlamaFactory(TrainerAdapter):
         """Read the job.
 
         Raises:
-            ConfigError: if the config does not train, or another trainer reads it.
+            ConfigError: if the config does not train, another trainer reads it, or it has a value
+                that LLaMA-Factory refuses.
         """
         _check_trainer(request.env)
-        _check_trains(self.invocation(request.argv, request.source).settings)
+        stated = self.invocation(request.argv, request.source).settings
+        _check_trains(stated)
+        llamafactory_methods.check_choices(stated)
         job = super().read(request)
         settings = self.of_job(job).settings
         return replace(

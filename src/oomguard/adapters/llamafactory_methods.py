@@ -15,6 +15,7 @@ from oomguard.adapters.config_adapter import Refusal
 from oomguard.adapters.llamafactory_memory import STAGE, TYPE, quantized_to
 from oomguard.adapters.reference_models import other_reference
 from oomguard.configfile.layered import Settings
+from oomguard.errors import ConfigError, did_you_mean
 from oomguard.job.memory_settings import Head, MemorySettings, Objective, Reference
 from oomguard.job.plan import Tuning
 from oomguard.job.unmodelled import Direction, TrainingMethod, Unmodelled
@@ -69,6 +70,13 @@ _METHODS = {
     "kto": TrainingMethod.KTO,
 }
 
+#: What LLaMA-Factory's parser accepts, and ends the job for anything else
+#: (0.9.5, hparams/finetuning_args.py).
+_CHOICES = {
+    STAGE: tuple(_METHODS),
+    _LOSS: ("sigmoid", "hinge", "ipo", "kto_pair", "orpo", "simpo"),
+}
+
 PPO_REFUSALS = (
     Refusal(
         message="`reward_model` is necessary for PPO training.",
@@ -83,10 +91,26 @@ PPO_REFUSALS = (
 )
 
 
+def check_choices(settings: Settings) -> None:
+    """Raise for a stage or a loss that LLaMA-Factory does not have.
+
+    Raises:
+        ConfigError: with the key, and the values that it takes.
+    """
+    for key, choices in _CHOICES.items():
+        value = key.of(settings)
+        if value not in choices:
+            raise ConfigError(
+                f"LLaMA-Factory has no {key.name} {value!r}",
+                where=settings.origin(key.name),
+                next_step=f"{did_you_mean(value, choices)} It takes {', '.join(choices)}.".strip(),
+            )
+
+
 def method_of(settings: Settings) -> TrainingMethod:
     """Return the method of the stage; preference training has several losses."""
     stage = STAGE.of(settings)
-    method = _METHODS.get(stage, TrainingMethod.SFT)
+    method = _METHODS[stage]
     return _WITHOUT_REFERENCE.get(_LOSS.of(settings), method) if stage == "dpo" else method
 
 
