@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 import shutil
 import subprocess
 import sys
@@ -10,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from core.test_house import unknown
 from oomguard.cli.help_pages import EXAMPLES, help_pages
 from oomguard.cli.main import COMMANDS, cli, main
 
@@ -26,15 +26,9 @@ def test_every_command_has_examples_and_shows_them(capsys):
 
 @pytest.mark.parametrize("typed", [typed for each in EXAMPLES.values() for typed, _ in each])
 def test_an_example_parses(typed):
-    words = shlex.split(typed.split(" > ")[0].split(" >> ")[0].split("| ")[-1])
-    assert words[0] == "oomguard"
-    command = cli.get_command(None, words[1])
-    context = command.make_context(words[1], words[2:], resilient_parsing=True)
-    given = [word for word in words[2:] if word.startswith("--") and word != "--"]
-    before = words[2 : words.index("--")] if "--" in words else words[2:]
-    flags = {flag for one in command.params for flag in (*one.opts, *one.secondary_opts)}
-    assert [word for word in given if word in before and word not in flags] == []
-    assert context.info_name == words[1]
+    command = typed.split("| ")[-1]
+    assert command.split()[:1] == ["oomguard"]
+    assert unknown(command) is None
 
 
 def test_the_page_shows_what_help_prints():
