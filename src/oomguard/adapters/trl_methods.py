@@ -38,6 +38,7 @@ _WHOLE_DPO = Objective(
     logit_bytes=(6, 12),
     reference_logit_bytes=4,
 )
+_WHOLE_KTO = replace(_WHOLE_DPO, method=TrainingMethod.KTO, rows=1)
 #: The trained policy's forward pass, then the reference's: without gradients or checkpoints.
 _DPO = Objective(
     method=TrainingMethod.DPO,
@@ -57,7 +58,6 @@ _SFT = Objective(
 )
 #: A row for each sample. The samples with each other's answers, by which the divergence is
 #: estimated, go through both models as well: without gradients, and before the sample's own pass.
-_WHOLE_KTO = replace(_WHOLE_DPO, method=TrainingMethod.KTO, rows=1)
 _KTO = replace(
     _DPO,
     method=TrainingMethod.KTO,
