@@ -153,6 +153,47 @@ def test_the_widest_batch_decides_and_of_it_the_most_rows_that_passed():
     assert len(splits.at) == 4
 
 
+def passed_in(*steps: SplitStep) -> tuple[int, int, int]:
+    """Return rows, width and step of what passes at once after these steps."""
+    tally = SplitTally()
+    for step in steps:
+        tally = tally.with_step(step, [(step.step, step.step)])
+    return tally.splits.rows, tally.splits.width, tally.splits.last
+
+
+def test_what_runs_out_later_does_not_pass_any_more():
+    """The first step passes before the optimizer has its states; the next ones show what fits."""
+    first = split_step(step=1, rows=8, refused=4096)
+    assert passed_in(first, split_step(step=2, rows=4, refused=2048)) == (4, 256, 2)
+    narrower = split_step(step=2, rows=8, width=128, refused=2048)
+    assert passed_in(first, narrower) == (4, 256, 2)  # as many tokens as passed
+    whole = split_step(step=2, rows=8, width=128, refused=4096)
+    assert passed_in(first, whole) == (8, 256, 1)  # a larger batch: no contradiction
+    wider = split_step(step=2, rows=1, width=900, refused=1800)
+    assert passed_in(first, wider) == (1, 900, 2)
+
+
+def test_it_passes_on_every_rank_that_divided_so_wide_a_batch():
+    wide = split_step(rank=0, rows=8), split_step(rank=1, rows=2, step=3)
+    assert passed_in(*wide) == (2, 256, 3)
+    assert passed_in(*wide, split_step(rank=2, rows=1, width=64, step=4)) == (2, 256, 3)
+    assert passed_in(*wide, split_step(rank=1, rows=8, step=5)) == (8, 256, 1)
+
+
+@given(
+    st.lists(st.tuples(st.integers(1, 32), st.integers(1, 999), st.integers(0, 9000)), min_size=1)
+)
+def test_nothing_that_ran_out_since_is_said_to_pass(seen):
+    steps = [
+        split_step(step=step, rows=rows, width=width, refused=max(refused, rows * width + 1))
+        for step, (rows, width, refused) in enumerate(seen, 1)
+    ]
+    rows, width, last = passed_in(*steps)
+    assert width == max(step.width for step in steps)
+    later = [step.refused for step in steps[last:] if step.refused]
+    assert all(rows * width < refused for refused in later) or rows == 1
+
+
 def split_by(rank: int, step: int, seconds: float, *spans: tuple[int, int]) -> Split:
     """Return the report of a rank: without `spans`, one of an older version, of one step."""
     return Split(
@@ -238,7 +279,7 @@ def test_a_batch_of_an_evaluation_makes_only_the_evaluation_smaller():
 @given(st.integers(1, 96), st.integers(1, 16), st.integers(1, 96))
 def test_the_plan_without_splits_keeps_the_global_batch(micro, accumulation, rows):
     plan = Plan(micro_batch=micro, accumulation=accumulation)
-    splits = Splits().with_step(split_step(rows=rows), steps=1, seconds=1.0)
+    splits = SplitTally().with_step(split_step(rows=rows), [(1, 1)]).splits
     whole = without_splits(plan, splits)
     assert whole.rank_batch == plan.rank_batch
     assert whole.micro_batch <= max(1, min(rows, micro))
@@ -249,13 +290,13 @@ def test_the_plan_without_splits_keeps_the_global_batch(micro, accumulation, row
 
 def test_both_ways_to_train_are_reported_where_few_steps_did_not_fit():
     plan = Plan(micro_batch=16, accumulation=1)
-    few = Splits().with_step(split_step(rows=1, width=900), steps=3, seconds=1.0)
+    few = SplitTally().with_step(split_step(rows=1, width=900), [(1, 3)]).splits
     variant = split_variant(plan, without_splits(plan, few), few, 300)
     assert variant is not None
     assert variant.plan == plan
     assert (variant.split_steps, variant.passes, variant.final_passes) == (3, 1, 16)
     assert split_variant(plan, without_splits(plan, few), few, 5) is None  # most steps need it
-    fewer = Splits().with_step(split_step(rows=12), steps=1, seconds=1.0)
+    fewer = SplitTally().with_step(split_step(rows=12), [(1, 1)]).splits
     assert split_variant(plan, without_splits(plan, fewer), fewer, 300) is not None
     assert split_variant(plan, plan, None, 300) is None
 

@@ -347,6 +347,28 @@ def test_a_report_gives_up_its_reserve_and_then_its_extent(monkeypatch):
     assert line["frames"] == []
 
 
+def test_a_report_of_divided_steps_has_the_widest_and_comes_before_one_that_ran_out():
+    sent = []
+    channel = SimpleNamespace(send=lambda line: sent.append(json.loads(line)) or True)
+    reporter = part("reporter").Reporter(SimpleNamespace(), channel, quiet=False)
+    account = part("in_place_trainer").Account
+    seen = [(1, 64, 64), (4, 256, 0), (2, 900, 0), (1, 900, 0), (4, 128, 0), (1, 512, 700)]
+    for step, (rows, width, refused) in enumerate(seen):
+        reporter.state.step = step
+        one = account()
+        one.parts, one.rows, one.width, one.tokens = 16 // rows, rows, width, 16 * width
+        if refused:
+            one.fail(2 * refused)
+            one.fail(refused)
+        reporter.split(one)
+    names = ("steps", "spans", "rows", "width", "failed", "refused")
+    assert [tuple(line[name] for name in names) for line in sent] == [
+        (1, [[1, 1]], 1, 64, 2, 64),
+        (4, [[2, 5]], 2, 900, 0, 0),
+        (1, [[6, 6]], 1, 512, 2, 700),
+    ]
+
+
 @pytest.mark.parametrize(
     ("before", "after"),
     [

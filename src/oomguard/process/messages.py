@@ -180,8 +180,8 @@ class TrainedReport(MonitorReport, frozen=True, kw_only=True, tag="trained"):
 class SplitReport(MonitorReport, frozen=True, kw_only=True, tag="split"):
     """An optimizer step passed in smaller parts: the last of `steps`, after `failed` OOMs.
 
-    `spans` are the first and the last of successive steps among these, counted from 1. With
-    `evaluation` it is a batch of an evaluation.
+    `spans` are the first and the last of successive steps among these, counted from 1; `refused`
+    are the fewest tokens that ran out of memory. With `evaluation` it is a batch of an evaluation.
     """
 
     steps: Count
@@ -192,6 +192,7 @@ class SplitReport(MonitorReport, frozen=True, kw_only=True, tag="split"):
     tokens: Count
     seconds: Number
     spans: tuple[tuple[Count, Count], ...] = ()
+    refused: Count = 0
     evaluation: bool = False
 
 

@@ -238,8 +238,9 @@ class Split(_Event):
 
     `spans` are the first and the last of successive ones; a log of an older version has none.
     `failed` counts the out-of-memory errors that this answered, `seconds` is what they cost.
-    `rows` x `width` is the part of the widest row, `tokens` its whole batch with padding. With
-    `evaluation` it was a batch of an evaluation before that step.
+    `rows` x `width` is the part of the widest row, `tokens` its whole batch with padding;
+    `refused` are the fewest tokens that ran out of memory. With `evaluation` it was a batch of an
+    evaluation before that step.
     """
 
     attempt: int
@@ -254,6 +255,7 @@ class Split(_Event):
     tokens: int
     seconds: float
     spans: tuple[Span, ...] = ()
+    refused: int = 0
     evaluation: bool = False
 
 

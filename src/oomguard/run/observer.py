@@ -195,7 +195,7 @@ class Observer:
             t=t, attempt=self._attempt, pid=report.pid, rank=report.rank, step=report.step + 1,
             steps=report.steps, failed=report.failed, parts=report.parts, rows=report.rows,
             width=report.width, tokens=report.tokens, seconds=round(report.seconds, 3),
-            spans=report.spans, evaluation=report.evaluation,
+            spans=report.spans, refused=report.refused, evaluation=report.evaluation,
         )  # fmt: skip
 
     def _finding(self, report: OomReport | ErrorReport) -> Finding:

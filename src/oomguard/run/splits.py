@@ -26,7 +26,8 @@ class SplitStep:
     """An optimizer step that ran out of memory `failed` times and then passed in `parts`.
 
     `seconds` is what the failures cost. `rows` x `width` is the part of the widest row, and
-    `tokens` the whole batch with its padding.
+    `tokens` the whole batch with its padding. `refused` are the fewest tokens that ran out of
+    memory, 0 if none did or it is not known.
     """
 
     step: int
@@ -37,6 +38,28 @@ class SplitStep:
     width: int
     tokens: int
     seconds: float
+    refused: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Passed:
+    """The most `rows` of the widest divided batch that pass at once on one rank.
+
+    `step` is the last one that showed it. What as many tokens refute later does not count.
+    """
+
+    rows: int
+    width: int
+    step: int
+
+    def after(self, one: SplitStep) -> Passed:
+        """Return what passes after a report of one more step."""
+        if 0 < one.refused <= self.rows * self.width:  # from now on only what this step shows
+            width = max(self.width, one.width)
+            return Passed(rows=max(1, one.rows * one.width // width), width=width, step=one.step)
+        if (one.width, one.rows) >= (self.width, self.rows):
+            return Passed(rows=one.rows, width=one.width, step=one.step)
+        return self
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,8 +67,8 @@ class Splits:
     """The split steps of one attempt: `steps` of them, `failed` errors, `seconds` lost to these.
 
     A step that several ranks split counts once, and costs the seconds of the slowest of them.
-    `rows` of `width` tokens are the most rows of the widest batch that passed at once; `at` has
-    the steps that ran out of memory, at most `LISTED` of them. Others were split beforehand.
+    `rows` of `width` tokens are the most rows of the widest batch that pass at once on every rank
+    that divided it, as `last` shown in that step; `at` has the steps that ran out of memory, at most `LISTED` of them. Others were split beforehand.
     `evaluations` are batches of evaluations that ran out of memory: their `failed` and `seconds`
     are counted as well.
     """
@@ -55,21 +78,27 @@ class Splits:
     seconds: float = 0.0
     rows: int = 0
     width: int = 0
+    last: int = 0
     at: tuple[SplitStep, ...] = ()
     evaluations: tuple[SplitStep, ...] = ()
 
-    def with_step(self, one: SplitStep, *, steps: int, seconds: float) -> Splits:
-        """Return the splits after a report of one step, with `steps` and `seconds` in all."""
-        wider = one.width > self.width
-        rows = max(one.rows, self.rows if one.width == self.width else 0)
+    def with_step(
+        self, one: SplitStep, passed: Iterable[Passed], *, steps: int, seconds: float
+    ) -> Splits:
+        """Return the splits after a report of one step, with what has `passed` on each rank.
+
+        `steps` and `seconds` are those in all.
+        """
+        fewest = min(passed, key=lambda found: (-found.width, found.rows))
         listed = one.failed and len(self.at) < LISTED
         return replace(
             self,
             steps=steps,
             failed=self.failed + one.failed,
             seconds=seconds,
-            rows=rows if wider or one.width == self.width else self.rows,
-            width=max(self.width, one.width),
+            rows=fewest.rows,
+            width=fewest.width,
+            last=fewest.step,
             at=(*self.at, one) if listed else self.at,
         )
 
@@ -94,13 +123,15 @@ class SplitTally:
     """What the ranks of an attempt reported, added up to `splits`.
 
     `spans` are the latest steps that any of them split, `settled` counts those before them. `lost`
-    has the seconds of each rank by the step, and whether it was an evaluation before that step.
+    has the seconds of each rank by the step, and whether it was an evaluation before that step;
+    `passed` has what passes at once on each rank.
     """
 
     splits: Splits = field(default_factory=Splits)
     spans: tuple[Span, ...] = ()
     settled: int = 0
     lost: Mapping[tuple[int, bool], Mapping[int | None, float]] = field(default_factory=dict)
+    passed: Mapping[int | None, Passed] = field(default_factory=dict)
 
     def with_step(self, one: SplitStep, spans: Iterable[Span]) -> SplitTally:
         """Return the tally after a report of one step, the last of those in `spans`."""
@@ -108,8 +139,11 @@ class SplitTally:
         older, recent = joined[:-RECENT], joined[-RECENT:]
         settled, lost = self.settled + _steps_in(older), self._lost(one, evaluation=False)
         steps = settled + _steps_in(recent)
-        splits = self.splits.with_step(one, steps=steps, seconds=_slowest(lost))
-        return SplitTally(splits=splits, spans=recent, settled=settled, lost=lost)
+        shown = Passed(rows=one.rows, width=one.width, step=one.step)
+        own = self.passed.get(one.rank)
+        passed = {**self.passed, one.rank: own.after(one) if own is not None else shown}
+        splits = self.splits.with_step(one, passed.values(), steps=steps, seconds=_slowest(lost))
+        return SplitTally(splits=splits, spans=recent, settled=settled, lost=lost, passed=passed)
 
     def with_evaluation(self, one: SplitStep) -> SplitTally:
         """Return the tally after a report of a batch of an evaluation."""

@@ -290,6 +290,7 @@ def _split(old: SplitTally | None, event: Split) -> SplitTally:
     step = SplitStep(
         step=event.step, rank=event.rank, failed=event.failed, parts=event.parts,
         rows=event.rows, width=event.width, tokens=event.tokens, seconds=event.seconds,
+        refused=event.refused,
     )  # fmt: skip
     tally = old or SplitTally()
     if event.evaluation:

@@ -250,7 +250,7 @@ class Steps:
         first: Exception = failed
         while True:
             rows, tokens = self._failed()
-            self._account.failed += 1
+            self._account.fail(tokens)
             if rows <= 1:
                 alone = self._undivided or "a batch of one row does not fit"
                 if self._in_part:  # a batch of one row may be packed
@@ -296,7 +296,8 @@ class Steps:
         self._reporter.restarted()
         free_memory(self._torch)
         lost_s = time.monotonic() - self._begun
-        self._account = Account(failed=self._account.failed, seconds=lost_s)
+        before = self._account
+        self._account = Account(failed=before.failed, seconds=lost_s, refused=before.refused)
 
     def _way(self, job: TrainerCall, rows: Samples) -> str:
         """Return how the losses of a batch's rows add up, measured once for each kind of batch."""

@@ -99,9 +99,12 @@ class Predictions:
             before.restore()
             if not self._smaller(trainer, kept, failed):
                 raise first
+            account.fail(self._running[1])
             release(failed)
             free_memory(self._torch)
-            account = Account(failed=account.failed + 1, seconds=time.monotonic() - begun)
+            account = Account(
+                failed=account.failed, seconds=time.monotonic() - begun, refused=account.refused
+            )
 
     def _smaller(self, trainer: Any, kept: Any, failed: Exception) -> bool:
         """Lower the limit; return whether a smaller part is left to be tried."""

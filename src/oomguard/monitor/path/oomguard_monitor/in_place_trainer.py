@@ -49,13 +49,19 @@ class Account:
 
     `rows` x `width` is the part of the widest row, `tokens` what its batch took before. A row
     that holds several samples of a batch counts as many of its rows as its largest part has.
+    `refused` are the fewest tokens that ran out of memory, 0 if none did.
     """
 
-    __slots__ = ("failed", "parts", "rows", "seconds", "tokens", "width")
+    __slots__ = ("failed", "parts", "refused", "rows", "seconds", "tokens", "width")
 
-    def __init__(self, *, failed: int = 0, seconds: float = 0.0) -> None:
-        self.failed, self.seconds = failed, seconds
+    def __init__(self, *, failed: int = 0, seconds: float = 0.0, refused: int = 0) -> None:
+        self.failed, self.seconds, self.refused = failed, seconds, refused
         self.parts = self.rows = self.width = self.tokens = 0
+
+    def fail(self, tokens: int) -> None:
+        """Note that this many tokens ran out of memory."""
+        self.failed += 1
+        self.refused = min(self.refused or tokens, tokens)
 
     def note(self, rows: Samples, parts: list[BatchPart], micro_batch: int) -> None:
         """Note a batch that is divided."""

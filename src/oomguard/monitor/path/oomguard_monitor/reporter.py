@@ -81,7 +81,7 @@ class Reporter:
         self._peak_data_bytes = 0
         self._splits: list[list[int]] = []
         self._last_split = 0.0
-        self._last_account: Account | None = None
+        self._widest: Account | None = None
 
     @_guarded
     def hello(self) -> None:
@@ -197,7 +197,12 @@ class Reporter:
 
     def split(self, account: Account) -> None:
         """Report an optimizer step that ran in parts; of several in a row only some."""
-        step, self._last_account = self.state.step + 1, account
+        step = self.state.step + 1
+        if account.failed:
+            self._send_splits()  # of the steps before it
+        widest = self._widest
+        if widest is None or (account.width, account.rows) >= (widest.width, widest.rows):
+            self._widest = account
         if self._splits and self._splits[-1][1] == step - 1:
             self._splits[-1][1] = step
         else:
@@ -214,8 +219,8 @@ class Reporter:
             self._send_account(account, [[step, step]], evaluation=True)
 
     def _send_splits(self) -> None:
-        account, spans = self._last_account, self._splits
-        self._splits, self._last_split = [], time.monotonic()
+        account, spans = self._widest, self._splits
+        self._splits, self._widest, self._last_split = [], None, time.monotonic()
         if account is not None and spans:
             self._send_account(account, spans, evaluation=False)
 
@@ -225,6 +230,7 @@ class Reporter:
             steps=sum(last - first + 1 for first, last in spans),
             spans=spans,
             failed=account.failed,
+            refused=account.refused,
             parts=account.parts,
             rows=account.rows,
             width=account.width,
