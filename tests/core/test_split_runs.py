@@ -35,7 +35,6 @@ from oomguard.run.observer import Observer
 from oomguard.run.report import highest_cost
 from oomguard.run.splits import (
     RECENT,
-    Splits,
     SplitStep,
     SplitTally,
     halvings,

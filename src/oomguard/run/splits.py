@@ -42,7 +42,7 @@ class SplitStep:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Passed:
+class FittingRows:
     """The most `rows` of the widest divided batch that pass at once on one rank.
 
     `step` is the last one that showed it. What as many tokens refute later does not count.
@@ -52,13 +52,15 @@ class Passed:
     width: int
     step: int
 
-    def after(self, one: SplitStep) -> Passed:
+    def after(self, one: SplitStep) -> FittingRows:
         """Return what passes after a report of one more step."""
         if 0 < one.refused <= self.rows * self.width:  # from now on only what this step shows
             width = max(self.width, one.width)
-            return Passed(rows=max(1, one.rows * one.width // width), width=width, step=one.step)
+            return FittingRows(
+                rows=max(1, one.rows * one.width // width), width=width, step=one.step
+            )
         if (one.width, one.rows) >= (self.width, self.rows):
-            return Passed(rows=one.rows, width=one.width, step=one.step)
+            return FittingRows(rows=one.rows, width=one.width, step=one.step)
         return self
 
 
@@ -68,9 +70,9 @@ class Splits:
 
     A step that several ranks split counts once, and costs the seconds of the slowest of them.
     `rows` of `width` tokens are the most rows of the widest batch that pass at once on every rank
-    that divided it, as `last` shown in that step; `at` has the steps that ran out of memory, at most `LISTED` of them. Others were split beforehand.
-    `evaluations` are batches of evaluations that ran out of memory: their `failed` and `seconds`
-    are counted as well.
+    that divided it, as step `last` was the last one to show; `at` has the steps that ran out of
+    memory, at most `LISTED` of them. Others were split beforehand. `evaluations` are batches of
+    evaluations that ran out of memory: their `failed` and `seconds` are counted as well.
     """
 
     steps: int = 0
@@ -83,7 +85,7 @@ class Splits:
     evaluations: tuple[SplitStep, ...] = ()
 
     def with_step(
-        self, one: SplitStep, passed: Iterable[Passed], *, steps: int, seconds: float
+        self, one: SplitStep, passed: Iterable[FittingRows], *, steps: int, seconds: float
     ) -> Splits:
         """Return the splits after a report of one step, with what has `passed` on each rank.
 
@@ -131,7 +133,7 @@ class SplitTally:
     spans: tuple[Span, ...] = ()
     settled: int = 0
     lost: Mapping[tuple[int, bool], Mapping[int | None, float]] = field(default_factory=dict)
-    passed: Mapping[int | None, Passed] = field(default_factory=dict)
+    passed: Mapping[int | None, FittingRows] = field(default_factory=dict)
 
     def with_step(self, one: SplitStep, spans: Iterable[Span]) -> SplitTally:
         """Return the tally after a report of one step, the last of those in `spans`."""
@@ -139,7 +141,7 @@ class SplitTally:
         older, recent = joined[:-RECENT], joined[-RECENT:]
         settled, lost = self.settled + _steps_in(older), self._lost(one, evaluation=False)
         steps = settled + _steps_in(recent)
-        shown = Passed(rows=one.rows, width=one.width, step=one.step)
+        shown = FittingRows(rows=one.rows, width=one.width, step=one.step)
         own = self.passed.get(one.rank)
         passed = {**self.passed, one.rank: own.after(one) if own is not None else shown}
         splits = self.splits.with_step(one, passed.values(), steps=steps, seconds=_slowest(lost))
