@@ -119,6 +119,31 @@ def test_when_no_rung_is_left_the_report_says_what_was_tried_and_what_was_missin
     assert not (ended.run / "final").exists()
 
 
+def test_an_exhausted_run_says_what_is_missing_and_what_would_help_in_its_document_too(tmp_path):
+    code = f"say({TORCH_OOM!r}, to=sys.stderr); sys.exit(1)"
+    ended = launch(
+        tmp_path, "--json", "--max-attempts", "2", "--host-memory", "8GiB", "--",
+        *write_job(tmp_path, code),
+    )  # fmt: skip
+    assert ended.code == 3
+    document = json.loads(ended.out)
+    assert (document["reason"], document["changes"]) == ("none of 2 attempts fits", [])
+    short = document["shortfall"]
+    assert short == ended.report["shortfall"]
+    assert (short["missing_bytes"], short["bound"], short["attempt"]) == (None, "unknown", 2)
+    (untried,) = short["untried"]
+    assert (untried["needs"], untried["step"]["strategy"]) == (
+        "--max-attempts above 2",
+        "halve_micro_batch",
+    )
+    assert short["helps"] == ["--host-memory above 8.00 GiB"]
+    assert (
+        "how much memory is missing is not known: an allocation of 256.00 MiB failed, and what was "
+        "free is not known" in ended.err
+    )
+    assert "would help: --host-memory above 8.00 GiB" in ended.err
+
+
 def reported_oom(phase):
     fields = {
         "uncaught": True, "frames": [], "memory": None, "shapes": None, "device": "cpu",

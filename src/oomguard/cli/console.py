@@ -26,6 +26,7 @@ from oomguard.cli.run_lines import (
     measured_line,
     probe_note,
     resumed_line,
+    shortfall_lines,
     split_key,
     split_line,
     survived,
@@ -123,7 +124,12 @@ class Console:
         self._line(text, "red")
 
     def outcome(self, report: FitReport) -> None:
-        """Print each change from the requested config, and the strongest fidelity cost."""
+        """Print each change from the requested config, and the strongest fidelity cost.
+
+        Where no strategy is left, print what was missing.
+        """
+        for line in shortfall_lines(report.shortfall) if report.shortfall else ():
+            self._line(line)
         if report.status is not Status.FIT:
             return
         if report.with_splits is not None:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from oomguard.evidence.settle import what_settles
-from oomguard.evidence.verdict import Cause, Verdict
+from oomguard.evidence.settle import BY_CAUSE, what_settles
+from oomguard.evidence.verdict import Verdict
 from oomguard.job.training_job import Job
 
 if TYPE_CHECKING:
@@ -22,10 +22,6 @@ _COLOCATED = (
     "where training shares the GPU (vllm_mode: colocate): vllm_gpu_memory_utilization up,"
     " vllm_enable_sleep_mode: true, or per_device_train_batch_size down"
 )
-_BY_CAUSE = {
-    Cause.FRAGMENTATION: "PYTORCH_CUDA_ALLOC_CONF=expandable_segments:True in the environment",
-    Cause.OTHER_PROCESS: "nvidia-smi, and end the process that holds the memory",
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,8 +40,8 @@ def next_steps(verdict: Verdict, failed: Failed | None = None) -> list[str]:
         return [*steps, _LARGER_SHARE, _COLOCATED]
     if not verdict.kind.is_memory:
         return steps
-    if verdict.cause in _BY_CAUSE:
-        steps.append(_BY_CAUSE[verdict.cause])
+    if verdict.cause in BY_CAUSE:
+        steps.append(BY_CAUSE[verdict.cause])
     from oomguard.cli.strategy_steps import strategy_steps  # noqa: PLC0415  brings all adapters
 
     return [*steps, *strategy_steps(verdict, failed or Failed())]

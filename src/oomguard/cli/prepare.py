@@ -89,16 +89,15 @@ def prepare(
     adapter, unwrapped, loaded, options = _requested(train, command, given)
     _check(options, given, file=str(train) if train else None)
     job = _job(adapter, unwrapped, loaded, options, planned_gpus)
-    strategies = select(
-        load_strategies(Path(options.strategies) if options.strategies else None), options.ladder
-    )
+    known = load_strategies(Path(options.strategies) if options.strategies else None)
+    strategies = select(known, options.ladder)
     ids = tuple(strategy.id for strategy in strategies if not strategy.preflight)
     limits = limits_of(options, ids, into=Limits)
     divides = adapter.divides and limits.splits and not limits.probe
     return Prepared(
         job=replace(job, divides=divides),
         adapter=adapter,
-        ladder=ladder_of(adapter, strategies, limits.allow),
+        ladder=ladder_of(adapter, strategies, limits.allow, known=known),
         limits=limits,
         caps=caps_of(limits),
         runs=Path(options.runs_dir),
@@ -249,15 +248,21 @@ def _of_model(adapter: Adapter, job: Job, settings: MemorySettings, gpu_bytes: i
     return adapter.of_model(job, model.type, stored_format(model))
 
 
-def ladder_of(adapter: Adapter, strategies: tuple[Strategy, ...], allow: Fidelity) -> Ladder:
-    """Return the ladder of a run from its strategies and its framework."""
+def ladder_of(
+    adapter: Adapter,
+    strategies: tuple[Strategy, ...],
+    allow: Fidelity,
+    *,
+    known: tuple[Strategy, ...],
+) -> Ladder:
+    """Return the ladder of a run from its strategies, all `known` ones and its framework."""
     framework = Framework(
         normalize=adapter.normalize,
         refusal=adapter.refusal,
         required_packages=adapter.required_packages,
         resume_mode=adapter.resume_mode,
     )
-    return Ladder(strategies=strategies, framework=framework, allow=allow)
+    return Ladder(strategies=strategies, framework=framework, allow=allow, known=known)
 
 
 def caps_of(limits: Limits) -> Caps:

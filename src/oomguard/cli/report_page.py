@@ -10,7 +10,13 @@ from oomguard.cli.markup import NOTHING, Markup, copied, element, joined, sectio
 from oomguard.cli.plan_text import COSTS, counted, show_changes, show_plan, skipped_lines
 from oomguard.cli.report_style import SCRIPT, STYLE, policy
 from oomguard.cli.report_text import result_text
-from oomguard.cli.run_lines import STATUSES, begin_line, verified_line, with_splits_line
+from oomguard.cli.run_lines import (
+    STATUSES,
+    begin_line,
+    shortfall_lines,
+    verified_line,
+    with_splits_line,
+)
 from oomguard.evidence.verdict import Finding
 from oomguard.job.training_job import Device
 from oomguard.run.attempt import Purpose
@@ -102,6 +108,9 @@ def _overview(report: FitReport) -> Iterator[Markup]:
     )
     if report.with_splits is not None:
         yield element("p", with_splits_line(report.with_splits), class_="warn")
+    if report.shortfall is not None:
+        lines = shortfall_lines(report.shortfall)
+        yield element("ul", *(element("li", line) for line in lines), class_="warn")
     if report.command:
         fits = report.status is Status.FIT
         use = "To train it without oomguard:" if fits else "The last attempt, without oomguard:"

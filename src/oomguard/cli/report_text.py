@@ -5,7 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from oomguard.cli.plan_text import COSTS, counted, show_changes, show_plan
-from oomguard.cli.run_lines import KINDS, STATUSES, verified_line, with_splits_line
+from oomguard.cli.run_lines import (
+    KINDS,
+    STATUSES,
+    shortfall_lines,
+    verified_line,
+    with_splits_line,
+)
 from oomguard.evidence.verdict import Kind
 from oomguard.run.events import Status
 from oomguard.run.report import AttemptReport, FitReport
@@ -30,6 +36,8 @@ def markdown(report: FitReport) -> Iterator[str]:
         yield f"- {verified_line(report.verified)[0]}"
     if report.status is not Status.FIT:
         yield f"- reason: {report.reason}"
+    for line in shortfall_lines(report.shortfall) if report.shortfall else ():
+        yield f"- {line}"
     yield ""
     yield from _attempts(report)
     if report.config_diff:

@@ -66,7 +66,8 @@ def _resume(
     job, limits = started_job(history.record)
     limits = limits if grace_s is None else replace(limits, grace_s=grace_s)
     adapter = adapter_named(job.framework)
-    ladder = ladder_of(adapter, _strategies(limits), limits.allow)
+    known = load_strategies(Path(limits.strategies) if limits.strategies else None)
+    ladder = ladder_of(adapter, _selected(known, limits), limits.allow, known=known)
     ended, oom_kills = end_last_attempt(history.events, grace_s=limits.grace_s)
     if ended.asked or ended.killed:
         console.say(f"killed {ended.asked} leftover processes of the previous attempt")
@@ -84,9 +85,8 @@ def _resume(
     return supervisor.resume(history.events, resumed, oom_kills=oom_kills)
 
 
-def _strategies(limits: Limits) -> tuple[Strategy, ...]:
+def _selected(known: tuple[Strategy, ...], limits: Limits) -> tuple[Strategy, ...]:
     """Return the run's strategies in its own order, including preflight ones."""
-    known = load_strategies(Path(limits.strategies) if limits.strategies else None)
     if not limits.ladder:
         return tuple(strategy for strategy in known if strategy.preflight)
     return select(known, ",".join(limits.ladder))

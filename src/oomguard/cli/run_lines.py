@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from oomguard.cli.plan_text import counted
+from collections.abc import Iterator
+
+from oomguard.cli.plan_text import COSTS, counted, show_changes
 from oomguard.evidence.verdict import Finding, Kind, Verdict, Witness
 from oomguard.job.checkpoint import Continuation, Mode
 from oomguard.job.training_job import Job
@@ -17,6 +19,7 @@ from oomguard.run.events import (
     Status,
 )
 from oomguard.run.leak import Growth
+from oomguard.run.shortfall import Shortfall
 from oomguard.run.splits import SplitVariant
 from oomguard.run.state import Attempt, RunRecord
 from oomguard.run.verification import Outcome, Verified
@@ -131,6 +134,20 @@ def verified_line(found: Verified) -> tuple[str, str]:
     if check.outcome is Outcome.DIFFERS:
         return f"not as planned: {check.reason}", "yellow"
     return f"samples per step not verified: {check.reason}", "yellow"
+
+
+def shortfall_lines(found: Shortfall) -> Iterator[str]:
+    """Yield how much memory was missing, and what would help beyond the ladder."""
+    if found.missing_bytes is None:
+        yield f"how much memory is missing is not known: {found.how}"
+    else:
+        missing = f"{found.bound.value} {show_bytes(found.missing_bytes)}"
+        yield f"missing in attempt {found.attempt}: {missing} ({found.how})"
+    for one in found.untried:
+        changes = f"{show_changes(one.step.changes)}, {COSTS[one.step.fidelity]}"
+        yield f"not tried: {one.step.strategy} ({changes}); it needs {one.needs}"
+    for one_helps in found.helps:
+        yield f"would help: {one_helps}"
 
 
 def exit_line(attempt: Attempt, verdict: Verdict, limits: Limits | None) -> str:

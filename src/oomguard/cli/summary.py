@@ -86,10 +86,15 @@ def _print_document(console: Console, document: dict[str, object], code: int) ->
 
 
 def _document(report: FitReport, config: Path | None, folder: RunFolder) -> dict[str, object]:
+    published = to_json(report)
     return {
         "status": report.status,
+        "reason": report.reason,
         "run": str(folder.path),
-        "attempts": to_json(report)["attempts"],
+        "attempts": published["attempts"],
+        "changes": published["changes"],
+        "fidelity": published["fidelity"],
+        "shortfall": published["shortfall"],
         "final_config": str(config) if config else None,
         "fit_report": str(folder.report),
     }

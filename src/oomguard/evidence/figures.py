@@ -78,6 +78,7 @@ class Stated:
     free_bytes: int | None
     ours_bytes: int | None  # held by this process
     others_bytes: int  # held by processes that the message names
+    reserved_bytes: int | None  # held by the allocator, in use or not
     unallocated_bytes: int | None  # reserved by the allocator and not in use
 
     def or_else(self, other: Stated) -> Stated:
@@ -113,6 +114,8 @@ def read_figures(text: str) -> Stated:
     unallocated = _first(_UNALLOCATED, text)
     if unallocated is None and allocated is not None and reserved is not None:
         unallocated = reserved - allocated
+    if reserved is None and allocated is not None and unallocated is not None:
+        reserved = allocated + unallocated
     held = [_first(_OURS, text), reserved, allocated]
     return Stated(
         requested_bytes=_first(_REQUESTED, text),
@@ -121,5 +124,6 @@ def read_figures(text: str) -> Stated:
         # Inside a container the driver cannot see the process and says 0 bytes.
         ours_bytes=next((size for size in held if size), None),
         others_bytes=sum(_bytes(match) for match in _OTHERS[0].finditer(text)),
+        reserved_bytes=reserved,
         unallocated_bytes=unallocated,
     )

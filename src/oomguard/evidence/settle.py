@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from oomguard.evidence.judge import BARE_KILL
 from oomguard.evidence.signatures import BY_ID, Reading
-from oomguard.evidence.verdict import Confidence, Kind, Verdict
+from oomguard.evidence.verdict import Cause, Confidence, Kind, Verdict
 
 _WHO_KILLED = (
     "dmesg -T | grep -iE 'killed process|oom-kill'  (on the node; under Slurm: sacct -j JOB"
@@ -16,6 +16,12 @@ _WHICH_RANK = (
 )
 _WHOLE_OUTPUT = "PYTHONFAULTHANDLER=1 COMMAND 2>&1 | tee log.txt, then oomguard explain log.txt"
 _MASKED = "CUDA_LAUNCH_BLOCKING=1 COMMAND, with nvidia-smi --loop=1 beside it for the free memory"
+
+#: What answers a cause, whatever the job.
+BY_CAUSE = {
+    Cause.FRAGMENTATION: "PYTORCH_CUDA_ALLOC_CONF=expandable_segments:True in the environment",
+    Cause.OTHER_PROCESS: "nvidia-smi, and end the process that holds the memory",
+}
 
 
 def what_settles(verdict: Verdict) -> str | None:

@@ -56,11 +56,15 @@ class Rung:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ladder:
-    """The strategies of a run in their order, and the highest cost that is allowed."""
+    """The strategies of a run in their order, and the highest cost that is allowed.
+
+    `known` are all strategies in their order, with those that --ladder leaves out.
+    """
 
     strategies: tuple[Strategy, ...]
     framework: Framework
     allow: Fidelity = Fidelity.NEW_RECIPE
+    known: tuple[Strategy, ...] = ()
 
     def prepare(self, job: Job) -> tuple[Plan, tuple[Step, ...]]:
         """Return the first plan: the one asked for, after the preflight strategies."""

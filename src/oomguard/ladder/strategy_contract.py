@@ -132,6 +132,14 @@ class Skip:
     reason: str
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Untried:
+    """A step that the options of a run ruled out, and what would allow it."""
+
+    needs: str
+    step: Step
+
+
 def trains_much(job: Job, plan: Plan) -> bool:
     """Return whether optimizer state and gradients are large: not those of a plain adapter."""
     return plan.tuning is not Tuning.LORA or bool(job.trained_embeddings)

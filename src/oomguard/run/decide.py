@@ -35,9 +35,9 @@ from typing_extensions import assert_never
 from oomguard.evidence.verdict import Cause, Finding, Kind, Phase, Verdict, Witness
 from oomguard.job.checkpoint import Continuation
 from oomguard.job.training_job import Device, Job
-from oomguard.ladder.climb import Ladder
-from oomguard.ladder.strategy_contract import Skip
-from oomguard.run import minimize, no_use, verification
+from oomguard.ladder.climb import Ladder, Rung
+from oomguard.ladder.strategy_contract import Skip, Untried
+from oomguard.run import minimize, no_use, untried, verification
 from oomguard.run.attempt import AttemptSpec, Purpose, StopReason, probe_of
 from oomguard.run.events import (
     Counted,
@@ -106,6 +106,7 @@ class Finish:
     status: Status
     reason: str
     skipped: tuple[Skip, ...] = ()
+    untried: tuple[Untried, ...] = ()
 
 
 Action = Launch | StartProcesses | Stop | WaitForDevice | Finish
@@ -340,7 +341,9 @@ def _is_shown(attempt: Attempt) -> bool:
 def _climb(record: RunRecord, job: Job, why: Verdict, ladder: Ladder) -> Action:
     most = record.limits.max_attempts if record.limits else 0
     if record.rungs_tried >= most:
-        return Finish(status=Status.EXHAUSTED, reason=f"none of {most} attempts fits")
+        found = untried.with_more_attempts(_rung(record, job, why, ladder), most)
+        reason = f"none of {most} attempts fits"
+        return Finish(status=Status.EXHAUSTED, reason=reason, untried=found)
     idle = no_use.without_effect(record)
     if idle is not None:
         return Finish(status=Status.EXHAUSTED, reason=idle)
@@ -348,22 +351,15 @@ def _climb(record: RunRecord, job: Job, why: Verdict, ladder: Ladder) -> Action:
     if base is record.last and verification.broken_promise(record):  # a plan of an earlier run
         plan, steps = ladder.prepare(job)
         return Launch(spec=AttemptSpec(plan=plan, steps=steps))
-    others = (attempt.spec.plan for attempt in record.attempts if attempt is not base)
-    tried = [*others, base.spec.plan]
-    path, why = base.spec.path, base.verdict or why
-    useless = [a.spec.steps[-1].strategy for a in record.attempts if _backfired(a, job)]
-    rung = ladder.climb(
-        job,
-        tried,
-        (*path, *useless),
-        why,
-        trained=bool(record.checkpoints),
-        ruled_out={**no_use.ruled_out(record, why, ladder), **_learned(base)},
-        changes_math=lambda plan: verification.not_same_math(record, plan),
-    )
+    rung = _rung(record, job, why, ladder)
     if rung.plan is None or rung.step is None:
         return Finish(
-            status=Status.EXHAUSTED, reason="all strategies are exhausted", skipped=rung.skipped
+            status=Status.EXHAUSTED,
+            reason="all strategies are exhausted",
+            skipped=rung.skipped,
+            untried=untried.with_other_options(
+                job, ladder, lambda job, ladder: _rung(record, job, why, ladder)
+            ),
         )
     return Launch(
         spec=AttemptSpec(
@@ -371,9 +367,26 @@ def _climb(record: RunRecord, job: Job, why: Verdict, ladder: Ladder) -> Action:
             steps=(rung.step,),
             skipped=rung.skipped,
             begins=ladder.begin(job, rung.plan, record.checkpoints, damaged=_damaged(record)),
-            path=(*path, rung.step.strategy),
+            path=(*base.spec.path, rung.step.strategy),
             probe=probe_of(job, rung.plan) if record.last.spec.probe else None,
         )
+    )
+
+
+def _rung(record: RunRecord, job: Job, why: Verdict, ladder: Ladder) -> Rung:
+    """Return the next step from the attempt that is to be changed."""
+    base = _base(record, job)
+    others = (attempt.spec.plan for attempt in record.attempts if attempt is not base)
+    why = base.verdict or why
+    useless = [a.spec.steps[-1].strategy for a in record.attempts if _backfired(a, job)]
+    return ladder.climb(
+        job,
+        [*others, base.spec.plan],
+        (*base.spec.path, *useless),
+        why,
+        trained=bool(record.checkpoints),
+        ruled_out={**no_use.ruled_out(record, why, ladder), **_learned(base)},
+        changes_math=lambda plan: verification.not_same_math(record, plan),
     )
 
 

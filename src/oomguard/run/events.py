@@ -12,7 +12,7 @@ from oomguard.evidence.verdict import Finding, Phase, Verdict
 from oomguard.job.checkpoint import Checkpoint
 from oomguard.job.plan import Plan
 from oomguard.job.training_job import Job
-from oomguard.ladder.strategy_contract import Fidelity, Skip
+from oomguard.ladder.strategy_contract import Fidelity, Skip, Untried
 from oomguard.process.messages import LossReport, TrainingReport, Window
 from oomguard.run.attempt import AttemptSpec, StopReason, flat, nested
 from oomguard.run.leak import Growth
@@ -364,11 +364,12 @@ class Ticked(_Event):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Finished(_Event):
-    """The run ended."""
+    """The run ended; `untried` is what its options ruled out where all strategies are exhausted."""
 
     status: Status
     reason: str
     skipped: tuple[Skip, ...] = ()
+    untried: tuple[Untried, ...] = ()
 
 
 #: Every kind of event. A new one needs a line in `_KINDS` and a case in `RunRecord.apply`.

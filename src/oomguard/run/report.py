@@ -15,6 +15,7 @@ from oomguard.redact import redact_config, redact_document
 from oomguard.run.attempt import AttemptSpec, StopReason, flat, nested
 from oomguard.run.events import Limits, Predicted, Status
 from oomguard.run.long_sample import long_sample
+from oomguard.run.shortfall import Shortfall, shortfall
 from oomguard.run.splits import Splits, SplitVariant, split_variant
 from oomguard.run.state import Attempt, RunRecord
 from oomguard.run.verification import Verified, not_same_math, verify
@@ -66,7 +67,8 @@ class FitReport:
     the changes, None if nothing was changed. `trained_embeddings` names the vocabulary-sized
     matrices that new tokens make the framework train in full. `requested_bytes` is the size of the
     last failed allocation. `config_diff` is a unified diff from the user's file to the final one.
-    `verified` holds what was counted in the last attempt, compared with its plan.
+    `verified` holds what was counted in the last attempt, compared with its plan. `shortfall` is
+    what was missing where all strategies are exhausted.
     """
 
     schema_version: int
@@ -95,6 +97,7 @@ class FitReport:
     surroundings: dict[str, str]
     verified: Verified | None = None
     with_splits: SplitVariant | None = None
+    shortfall: Shortfall | None = None
 
 
 def build(
@@ -136,6 +139,7 @@ def build(
         surroundings=surroundings,
         verified=verify(record),
         with_splits=_with_splits(record) if final else None,
+        shortfall=shortfall(record),
     )
     return from_document(redact_document(to_json(report)))
 

@@ -20,7 +20,7 @@ from oomguard.evidence.verdict import Finding, Kind, Phase, Verdict, Witness
 from oomguard.job.checkpoint import Checkpoint
 from oomguard.job.plan import Plan
 from oomguard.job.training_job import Job
-from oomguard.ladder.strategy_contract import Skip, Step
+from oomguard.ladder.strategy_contract import Skip, Step, Untried
 from oomguard.run.attempt import AttemptSpec, StopReason
 from oomguard.run.events import (
     Counted,
@@ -328,6 +328,7 @@ class RunRecord:
     status: Status | None = None
     reason: str = ""
     skipped_last: tuple[Skip, ...] = ()
+    untried: tuple[Untried, ...] = ()
     ended_t: float | None = None
 
     @property
@@ -396,6 +397,7 @@ class RunRecord:
                     status=event.status,
                     reason=event.reason,
                     skipped_last=event.skipped,
+                    untried=event.untried,
                     ended_t=event.t,
                 )
             case Signalled():
@@ -420,6 +422,7 @@ class RunRecord:
             status=None,
             reason="",
             skipped_last=(),
+            untried=(),
             ended_t=None,
         )
         if not self.attempts:

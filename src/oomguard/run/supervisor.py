@@ -338,7 +338,11 @@ class Supervisor:
                 return None
             case Finish():
                 return Finished(
-                    t=self._now, status=action.status, reason=action.reason, skipped=action.skipped
+                    t=self._now,
+                    status=action.status,
+                    reason=action.reason,
+                    skipped=action.skipped,
+                    untried=action.untried,
                 )
             case _:
                 assert_never(action)
