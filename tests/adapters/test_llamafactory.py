@@ -487,6 +487,9 @@ def test_what_a_plan_needs(read: Callable[..., Job]) -> None:
         ("python -m llamafactory.cli train x.yaml", "x.yaml"),
         ("python src/train.py x.yaml", "x.yaml"),
         ("llamafactory-cli train --stage sft", None),
+        ("python src/train_bash.py --stage sft", None),
+        ("torchrun --nproc_per_node 2 src/train.py --stage sft --template qwen2_vl", None),
+        ("deepspeed --num_gpus 4 run.py --finetuning_type lora --cutoff_len 8", None),
     ],
 )
 def test_its_commands_are_recognised(argv: str, config: str | None) -> None:
@@ -495,7 +498,13 @@ def test_its_commands_are_recognised(argv: str, config: str | None) -> None:
     assert LlamaFactory().config_path(words) == config
 
 
-@pytest.mark.parametrize("argv", ["llamafactory-cli chat x.yaml", "python train.py", "litgpt"])
+@pytest.mark.parametrize(
+    "argv",
+    [
+        *("llamafactory-cli chat x.yaml", "python train.py", "litgpt"),
+        "python src/train.py --stage 2 --model_name_or_path m",
+    ],
+)
 def test_other_commands_are_not(argv: str) -> None:
     words = tuple(argv.split())
     assert not LlamaFactory().recognizes_command(words)
@@ -554,3 +563,23 @@ def test_a_loss_from_logits_is_not_fused(read: Callable[..., Job], loss: str) ->
     job = read(f"{EMPTY}{loss}: true\n")
     refused = LlamaFactory().refusal(job, replace(job.asked, loss_kernel=LossKernel.FUSED))
     assert refused is not None
+
+
+@pytest.mark.parametrize(
+    ("argv", "length"),
+    [
+        ("python src/train_bash.py --stage sft", 1024),
+        ("python src/train_bash.py --stage sft --cutoff_len 512", 512),
+        ("python src/train.py --stage sft --finetuning_type lora", 2048),
+    ],
+)
+def test_a_script_with_flags_has_llamafactorys_defaults(
+    bench: Callable[..., Any], folder: str, argv: str, length: int
+) -> None:
+    table = bench(LlamaFactory())
+    job = table.job(f"{argv} --model_name_or_path m --dataset d --template qwen")
+    asked = job.asked
+    assert (asked.tuning, asked.lora_rank, asked.sequence_length) == (Tuning.LORA, 8, length)
+    command = table.adapter.write(job, replace(asked, sequence_length=256), folder)
+    assert "--cutoff_len 256" in " ".join(command.argv)
+    assert table.reread(job, command).asked.sequence_length == 256

@@ -52,6 +52,7 @@ def test_an_unknown_config_names_all() -> None:
         ("litgpt finetune_lora --config x.yaml", "litgpt"),
         ("torchrun train.py --bf16", "hf_trainer"),
         ("python src/train.py --bf16", "hf_trainer"),
+        ("python src/train.py --stage sft --finetuning_type lora", "llamafactory"),
     ],
 )
 def test_a_command_belongs_to_one_framework(argv: str, name: str) -> None:

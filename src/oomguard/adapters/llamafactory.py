@@ -31,7 +31,7 @@ from oomguard.adapters.llamafactory_keys import (
 from oomguard.adapters.llamafactory_memory import LORA_RANK, memory_settings_of
 from oomguard.adapters.settings.llamafactory_settings import LLAMAFACTORY
 from oomguard.configfile.document import Source
-from oomguard.configfile.flags import Style
+from oomguard.configfile.flags import Flags, Style
 from oomguard.configfile.layered import Settings
 from oomguard.errors import ConfigError, Where
 from oomguard.job.checkpoint import Continuation, Mode
@@ -47,6 +47,11 @@ _ENVIRONMENT = (
     *("RDZV_ID", "MIN_NNODES", "MAX_NNODES", "MAX_RESTARTS", "OPTIM_TORCH", "ALLOW_EXTRA_ARGS"),
     *("USE_RAY", "USE_KT", "USE_MCA", "USE_V1"),
 )
+#: Keys that belong to LLaMA-Factory. One of them may be the flag of any script, two are not.
+_OWN_KEYS = frozenset({"finetuning_type", "stage", "cutoff_len", "dataset_dir", "template"})
+_ENOUGH_KEYS = 2
+#: The training script before version 0.8, and the cutoff_len that it had without one.
+_OLD_SCRIPT, _OLD_LENGTH = "src/train_bash.py", 1024
 
 
 def _started(argv: tuple[str, ...]) -> tuple[tuple[str, ...], LauncherCommand | None] | None:
@@ -58,16 +63,22 @@ def _started(argv: tuple[str, ...]) -> tuple[tuple[str, ...], LauncherCommand | 
         return None
     elif launch.is_module and launch.program in ("llamafactory.cli", "llamafactory"):
         head = launch.head
-    elif launch.program.endswith(("src/train.py", "llamafactory/launcher.py")) or (
-        launch.is_module and launch.program == "llamafactory.launcher"
-    ):
-        # Flags alone do not distinguish its src/train.py from any other.
-        has_config = bool(launch.args) and launch.args[0].endswith(CONFIG_SUFFIXES)
-        own = has_config or "llamafactory" in launch.program
-        return (launch.head, launch) if own else None
     else:
-        return None
+        return (launch.head, launch) if _is_its_script(launch) else None
     return ((*head, "train"), None) if argv[len(head) : len(head) + 1] == ("train",) else None
+
+
+def _is_its_script(launch: LauncherCommand) -> bool:
+    """Return whether a launcher starts LLaMA-Factory's training script, whatever it is called."""
+    program = launch.program
+    if program.endswith(("llamafactory/launcher.py", _OLD_SCRIPT)):
+        return True
+    if launch.is_module and program == "llamafactory.launcher":
+        return True
+    has_config = bool(launch.args) and launch.args[0].endswith(CONFIG_SUFFIXES)
+    if has_config and program.endswith("src/train.py"):
+        return True
+    return len(_OWN_KEYS & set(Flags(args=launch.args).names())) >= _ENOUGH_KEYS
 
 
 def _can_distribute(invocation: Invocation) -> bool:
@@ -157,7 +168,7 @@ class LlamaFactory(TrainerAdapter):
     name = "llamafactory"
     title = "LLaMA-Factory"
     marks = Marks(
-        own=frozenset({"finetuning_type", "stage", "cutoff_len", "dataset_dir", "template"}),
+        own=_OWN_KEYS,
         shared=frozenset({"model_name_or_path"}),
         without=frozenset({"model", "base_model", "train"}),
     )
@@ -255,6 +266,9 @@ class LlamaFactory(TrainerAdapter):
     ) -> dict[str, object]:
         """Return the fields of the requested plan; its own torchrun sets the allocator."""
         fields = super().fields(invocation, request, world)
+        is_old = invocation.launch is not None and invocation.launch.program.endswith(_OLD_SCRIPT)
+        if is_old and fields["sequence_length"] and not invocation.settings.has("cutoff_len"):
+            fields["sequence_length"] = _OLD_LENGTH
         if self.device(invocation.settings, request.gpus) is Device.CPU:
             return fields
         torchrun = invocation.launch is None and _starts_torchrun(request.env, request.gpus)
