@@ -26,6 +26,14 @@ _LAYERS = (
 )
 _ATTENTION, _MLP = ("self_attn", "attn", "attention", "self_attention"), ("mlp", "feed_forward")
 _EXPERTS = ("mlp.experts.0", "block_sparse_moe.experts.0", "feed_forward.experts.0")
+#: What towers call their matrices; those of Qwen's fuse q, k and v (transformers 5.6, models/).
+_PLAIN_TOWER = frozenset({"q_proj", "k_proj", "v_proj", "out_proj", "o_proj", "fc1", "fc2"})
+_FUSED_TOWER = frozenset(
+    {"qkv", "proj", "fc1", "fc2", "gate_proj", "up_proj", "down_proj", "linear_fc1", "linear_fc2"}
+)
+_FUSES_TOWER = re.compile(r"qwen(2|2_5|3)_vl|qwen3_5|glm4v")
+_PLAIN_LAYER = "model.vision_tower.vision_model.encoder.layers.0.self_attn"
+_FUSED_LAYER = "model.visual.blocks.0.attn"
 _ATTENDING = {"query", "key", "value", "qkv", "output", "query_a", "query_b", "kv_a", "kv_b"}
 
 
@@ -108,6 +116,23 @@ def targeted(
     return tuple(linear for linear in linears if names & {*linear.names})
 
 
+def reaches_tower(model: Architecture, plan: Plan, lora: Lora | None) -> bool:
+    """Return whether LoRA adapts matrices of a tower for images or sound too."""
+    if model.tower is None or lora is None or plan.tuning is not Tuning.LORA:
+        return False
+    if Part.VISION_TOWER in (plan.frozen or ()):
+        return False
+    if ALL_LINEAR in lora.targets or "all" in lora.targets:
+        return True
+    is_fused = _FUSES_TOWER.match(model.model_type)
+    names = _FUSED_TOWER if is_fused else _PLAIN_TOWER
+    if is_pattern(lora.targets):
+        layer = _FUSED_LAYER if is_fused else _PLAIN_LAYER
+        return any(_fits(lora.targets[0], f"{layer}.{name}") for name in names)
+    chosen = {target.rsplit(".", 1)[-1] for target in lora.targets or ("q_proj", "v_proj")}
+    return bool(chosen & names)
+
+
 def is_pattern(targets: tuple[str, ...]) -> bool:
     """Return whether targets are one regular expression, which PEFT matches with whole names.
 
@@ -118,11 +143,14 @@ def is_pattern(targets: tuple[str, ...]) -> bool:
 
 @lru_cache(maxsize=4096)
 def _matches(pattern: str, linear: Linear, layers: range) -> bool:
+    return any(_fits(pattern, name) for layer in layers for name in _full_names(linear, layer))
+
+
+def _fits(pattern: str, name: str) -> bool:
     try:
-        wanted = re.compile(pattern)
+        return re.fullmatch(pattern, name) is not None
     except re.error:
         return False
-    return any(wanted.fullmatch(name) for layer in layers for name in _full_names(linear, layer))
 
 
 def _full_names(linear: Linear, layer: int) -> Iterator[str]:

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import replace
 
 from oomguard.catalogue.lookup import Model
-from oomguard.estimate.counts import adapter, targeted
+from oomguard.estimate.counts import adapter, reaches_tower, targeted
 from oomguard.estimate.unmodelled_layers import unmodelled_layers
 from oomguard.job.memory_settings import Family, MemorySettings, Objective
 from oomguard.job.plan import Tuning
@@ -51,6 +51,14 @@ def left_out(
             "adapter is not counted"
         )
         yield Unmodelled(key="adapter", effect=effect, direction=Direction.MORE)
+    if reaches_tower(model.architecture, job.asked, lora):
+        yield Unmodelled(
+            key="adapter",
+            effect="LoRA also adapts the tower for images or sound: its adapters, and what the "
+            "tower then keeps for the backward pass, are not counted",
+            direction=Direction.MORE,
+            traced=True,
+        )
     layers = unmodelled_layers(model.config) if model.family is Family.HF else None
     if layers is not None:
         yield layers
