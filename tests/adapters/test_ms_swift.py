@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from oomguard.adapters.ms_swift import MsSwift
+from oomguard.errors import ConfigError
 from oomguard.job.checkpoint import Mode
 from oomguard.job.memory_settings import Reference
 from oomguard.job.plan import Offload, Part, Precision, Quantization, Sharding, Tuning
@@ -196,3 +197,70 @@ def test_other_methods_generate_nothing(bench: Callable[..., Any], command: str)
     job = bench(MsSwift()).job(f"swift {command} train.yaml", "model: a/b\ndataset: d\n")
     plan = job.asked
     assert (job.group, plan.completion_length, plan.generation_batch) == (None, None, None)
+
+
+@pytest.mark.parametrize(
+    ("argv", "world"),
+    [
+        ("python /opt/bin/swift sft --model m --dataset d", World()),
+        ("python -m swift.cli.main sft --model m --dataset d", World()),
+        ("python swift/cli/main.py sft --model m --dataset d", World()),
+        ("torchrun --nproc_per_node 2 /opt/bin/swift sft --model m --dataset d", World(per_node=2)),
+    ],
+)
+def test_the_program_may_be_started_by_a_launcher(
+    bench: Callable[..., Any], folder: str, argv: str, world: World
+) -> None:
+    table = bench(MsSwift())
+    assert table.adapter.recognizes_command(tuple(argv.split()))
+    job = table.job(argv)
+    assert job.world == world
+    command = table.adapter.write(job, replace(job.asked, lora_rank=4), folder)
+    assert command.argv == (*argv.split(), "--lora_rank", "4")
+
+
+def test_what_a_launcher_starts_besides_is_not_its() -> None:
+    assert not MsSwift().recognizes_command(("python", "/opt/bin/swift", "infer"))
+    assert not MsSwift().recognizes_command(("python", "/opt/bin/swift"))
+
+
+@pytest.mark.parametrize(("name", "other"), [("train_type", "tuner_type"), ("tuner_type", "x")])
+def test_a_setting_of_version_3_is_read_and_kept(
+    bench: Callable[..., Any], folder: str, name: str, other: str
+) -> None:
+    table = bench(MsSwift())
+    job = table.job(CLI, f"{TEXT}{name}: full\n")
+    assert (job.asked.tuning, job.asked.lora_rank) == (Tuning.FULL, None)
+    assert not table.adapter.unknown(job)
+    plan = replace(job.asked, tuning=Tuning.LORA, lora_rank=8)
+    (file,) = table.adapter.write(job, plan, folder).files
+    assert f"{name}: lora\n" in file.text
+    assert other not in file.text
+
+
+@pytest.mark.parametrize(
+    ("line", "later"),
+    [
+        ("sft_type: full", "tuner_type"),
+        ("model_id_or_path: m", "model"),
+        ("lora_target_modules: ALL", "target_modules"),
+        ("quantization_bit: 4", "quant_bits"),
+        ("batch_size: 2", "per_device_train_batch_size"),
+    ],
+)
+def test_the_settings_of_version_2_are_refused_with_their_later_names(
+    bench: Callable[..., Any], line: str, later: str
+) -> None:
+    with pytest.raises(ConfigError, match="is a setting of ms-swift 2") as caught:
+        bench(MsSwift()).job(CLI, f"{TEXT}{line}\n")
+    assert later in caught.value.next_step
+    assert caught.value.where is not None
+    assert caught.value.where.line == 3
+
+
+def test_modules_of_given_names_are_adapted_in_frozen_parts_too(bench: Callable[..., Any]) -> None:
+    table = bench(MsSwift())
+    assert table.job(CLI, VISION + "target_modules: all-linear\n").asked.frozen is not None
+    assert table.job(CLI, VISION + "target_modules: [qkv]\n").asked.frozen is None
+    full = VISION + "target_modules: [qkv]\ntuner_type: full\n"
+    assert table.job(CLI, full).asked.frozen is not None

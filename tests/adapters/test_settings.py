@@ -209,6 +209,7 @@ SWIFT = {
     "bnb_4bit_quant_type": [Example("fp4", "quant_method: bnb\nquant_bits: 4\n")],
     "bnb_4bit_use_double_quant": [Example("false", "quant_method: bnb\nquant_bits: 4\n")],
     "tuner_type": [Example("full")],
+    "train_type": [Example("full")],
     "lora_rank": [Example("4")],
     "lora_alpha": [Example("4")],
     "lora_dropout": [Example("0.5")],

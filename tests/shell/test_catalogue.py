@@ -215,7 +215,6 @@ def test_litgpts_own_names_are_asked_for_what_is_not_carried(tmp_path):
     [
         ("meta-llama/Llama-2-8b", "Did you mean"),
         ("me/unheard-of-7b", "config.json"),
-        (None, "Set model_name_or_path"),
     ],
 )
 def test_an_unknown_model_says_what_to_give(name, hint):

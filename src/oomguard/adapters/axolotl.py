@@ -320,6 +320,7 @@ class Axolotl(TrainerAdapter):
     training_code = TrainingCode()
     marks = Marks(own=frozenset({"base_model"}), without=frozenset({"model_name_or_path"}))
     programs = ("axolotl",)
+    model_key = "base_model"
     python_packages = ("axolotl",)
     starts = (*programs, "train")
     bindings = BINDINGS

@@ -100,7 +100,8 @@ class Adapter(ABC):
     configs. `python_packages` are the packages whose modules only this framework starts
     (`python -m litgpt ...`), `programs` its own commands (`litgpt`). `is_run` says that the tests
     run its jobs; else it is read from its source alone. `divides` says that it trains with the
-    Hugging Face Trainer, whose batches the monitor can divide.
+    Hugging Face Trainer, whose batches the monitor can divide. `model_key` is the setting that
+    names the model.
     """
 
     name: str
@@ -110,6 +111,7 @@ class Adapter(ABC):
     programs: tuple[str, ...] = ()
     is_run: bool = True
     divides: bool = False
+    model_key: str = "model_name_or_path"
 
     def recognizes(self, document: Mapping[str, object]) -> Claim:
         """Return the claim on a config document (parsed YAML or JSON, top level)."""

@@ -18,11 +18,20 @@ T_co = TypeVar("T_co", covariant=True)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Key(Generic[T_co]):
-    """One setting of a framework; `default` applies if it is null or not set."""
+    """One setting of a framework; `default` applies if it is null or not set.
+
+    `former` are the names that earlier versions have for it: a job keeps the one that it states.
+    """
 
     name: str
     decode: Callable[[object], T_co]
     default: T_co
+    former: tuple[str, ...] = ()
+
+    def in_job(self, settings: Settings) -> str:
+        """Return the name that a job states the setting by."""
+        names = (self.name, *self.former)
+        return next((name for name in names if settings.has(name)), self.name)
 
     def of(self, settings: Settings) -> T_co:
         """Read the setting.
@@ -30,13 +39,14 @@ class Key(Generic[T_co]):
         Raises:
             ConfigError: for a value of the wrong type, with the place where it is set.
         """
-        value = settings.get(self.name)
+        name = self.in_job(settings)
+        value = settings.get(name)
         if value is None:
             return self.default
         try:
             return self.decode(value)
         except ValueError as error:
-            raise ConfigError(str(error), where=settings.origin(self.name)) from error
+            raise ConfigError(str(error), where=settings.origin(name)) from error
 
 
 #: What each key must hold.
@@ -74,7 +84,7 @@ class Bindings:
                 continue
             for key, value in (binding.edits(settings, wanted) or {}).items():
                 if key.of(settings) != value:
-                    settings = settings.set(key.name, value)
+                    settings = settings.set(key.in_job(settings), value)
         return settings
 
     def unwritable(
@@ -157,9 +167,9 @@ def flag(name: str, *, default: bool = False) -> Key[bool]:
     return Key(name=name, decode=truth, default=default)
 
 
-def text(name: str, default: str) -> Key[str]:
+def text(name: str, default: str, *, former: tuple[str, ...] = ()) -> Key[str]:
     """Make a key that holds a string."""
-    return Key(name=name, decode=word, default=default)
+    return Key(name=name, decode=word, default=default, former=former)
 
 
 def maybe_text(name: str) -> Key[str | None]:

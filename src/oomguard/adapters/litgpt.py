@@ -231,6 +231,7 @@ class LitGPT(ConfigAdapter):
         own=frozenset({"checkpoint_dir", "train.micro_batch_size", "train.global_batch_size"})
     )
     programs = ("litgpt",)
+    model_key = _CHECKPOINT.name
     python_packages = ("litgpt",)
     refusals = _REFUSALS
     environment = _ENVIRONMENT

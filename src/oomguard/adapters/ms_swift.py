@@ -38,6 +38,7 @@ from oomguard.adapters.settings.swift_settings import (
     ATTENTIONS,
     CHECKPOINTING,
     EVAL_BATCH,
+    FORMER,
     FREEZES_TOWER,
     MICRO_BATCH,
     SWIFT,
@@ -46,7 +47,7 @@ from oomguard.adapters.settings.swift_settings import (
 from oomguard.configfile import values
 from oomguard.configfile.document import Source
 from oomguard.configfile.layered import Settings
-from oomguard.errors import Where
+from oomguard.errors import ConfigError, Where
 from oomguard.job.checkpoint import Continuation, Layout, Mode
 from oomguard.job.command import File
 from oomguard.job.memory_settings import (
@@ -71,6 +72,7 @@ from oomguard.job.plan import (
 from oomguard.job.training_job import Device, Job, World
 from oomguard.job.unmodelled import TrainingMethod, Unmodelled
 
+_PROGRAM = "swift"
 _COMMANDS = (ms_swift_methods.SFT, ms_swift_methods.PT, ms_swift_methods.RLHF)
 _MODULES = {f"swift.cli.{name}" for name in _COMMANDS}
 _LAUNCHED_BY = ("NPROC_PER_NODE", "NNODES", "NODE_RANK", "MASTER_ADDR", "MASTER_PORT")
@@ -84,7 +86,8 @@ _FP16: Key[bool | None] = Key(name="fp16", decode=values.truth, default=None)
 _BITS, _METHOD = fields.maybe_number("quant_bits"), fields.maybe_text("quant_method")
 _KIND = fields.text("bnb_4bit_quant_type", "nf4")
 _DOUBLE = flag("bnb_4bit_use_double_quant", default=True)
-_TYPE, _RANK = fields.text("tuner_type", "lora"), number("lora_rank", 8)
+_TYPE = fields.text("tuner_type", "lora", former=tuple(FORMER))
+_RANK = number("lora_rank", 8)
 _PARTS = {
     Part.VISION_TOWER: FREEZES_TOWER,
     Part.PROJECTOR: flag("freeze_aligner", default=True),
@@ -121,8 +124,14 @@ def _is_multimodal(settings: Settings) -> bool:
     return stated or bool(MULTIMODAL_MODEL.search(_MODEL.of(settings) or ""))
 
 
+def _names_targets(settings: Settings) -> bool:
+    """Return whether LoRA goes to modules of given names, in frozen parts too (pipelines/train)."""
+    stated = settings.get("target_modules")
+    return _TYPE.of(settings) == "lora" and bool(stated) and ALL_LINEAR not in str(stated)
+
+
 def _frozen(settings: Settings) -> frozenset[Part] | None:
-    if not _is_multimodal(settings):
+    if not _is_multimodal(settings) or _names_targets(settings):
         return None
     return frozenset(part for part, key in _PARTS.items() if key.of(settings))
 
@@ -242,7 +251,7 @@ BINDINGS = Bindings(
 
 
 def _launch(argv: tuple[str, ...]) -> LauncherCommand | None:
-    if len(argv) > 1 and posixpath.basename(argv[0]) == "swift" and argv[1] in _COMMANDS:
+    if len(argv) > 1 and posixpath.basename(argv[0]) == _PROGRAM and argv[1] in _COMMANDS:
         return LauncherCommand(
             launcher=Launcher.PYTHON,
             options={},
@@ -257,11 +266,19 @@ def _launch(argv: tuple[str, ...]) -> LauncherCommand | None:
     # The module, or its file in a checkout: swift/cli/sft.py.
     path = launch.program if launch.is_module else launch.program.removesuffix(".py")
     name = ".".join(path.replace("/", ".").split(".")[-3:])
-    return launch if name in _MODULES else None
+    if name in _MODULES:
+        return launch
+    # The program's file, or what it calls: python .../bin/swift sft.
+    is_program = name == f"{_PROGRAM}.cli.main" or posixpath.basename(path) == _PROGRAM
+    command = launch.args[:1]
+    if not is_program or command[:1] == () or command[0] not in _COMMANDS:
+        return None
+    return replace(launch, program=command[0], head=(*launch.head, *command), args=launch.args[1:])
 
 
 def _is_cli(launch: LauncherCommand) -> bool:
-    return launch.program in _COMMANDS
+    """Return whether swift starts the ranks, by the variables that it reads."""
+    return launch.program in _COMMANDS and launch.launcher is Launcher.PYTHON
 
 
 def _command(argv: tuple[str, ...]) -> str:
@@ -290,6 +307,33 @@ _SPLIT = Refusal(
 )
 
 
+#: Settings of version 2 that say what is trained -> what later versions call them.
+_VERSION_2 = {
+    "sft_type": _TYPE.name,
+    "model_id_or_path": _MODEL.name,
+    "lora_target_modules": "target_modules",
+    "quantization_bit": _BITS.name,
+    "batch_size": MICRO_BATCH.name,
+}
+
+
+def _check_version(settings: Settings) -> None:
+    """Raise for the settings of version 2, whose other defaults are not known here.
+
+    Raises:
+        ConfigError: with the first of them, and their later names.
+    """
+    found = [name for name in _VERSION_2 if settings.has(name)]
+    if not found:
+        return
+    later = ", ".join(f"{name}: {_VERSION_2[name]}" for name in found)
+    raise ConfigError(
+        f"{found[0]} is a setting of ms-swift 2, which oomguard cannot read",
+        where=settings.origin(found[0]),
+        next_step=f"Use the names of ms-swift 3 and later ({later}).",
+    )
+
+
 class MsSwift(TrainerAdapter):
     """ms-swift."""
 
@@ -303,8 +347,9 @@ class MsSwift(TrainerAdapter):
         needs=frozenset({"model"}),
         without=frozenset({"base_model", "model._component_"}),
     )
-    programs = ("swift",)
-    python_packages = ("swift",)
+    programs = (_PROGRAM,)
+    python_packages = (_PROGRAM,)
+    model_key = _MODEL.name
     starts = (*programs, "sft")
     bindings = BINDINGS
     refusals = (
@@ -379,8 +424,13 @@ class MsSwift(TrainerAdapter):
         return () if settings.get("deepspeed") in _ZERO_NAMES else super().referenced_files(request)
 
     def read(self, request: JobRequest) -> Job:
-        """Read the job; without a number, ms-swift accumulates to 16 samples."""
+        """Read the job; without a number, ms-swift accumulates to 16 samples.
+
+        Raises:
+            ConfigError: for the settings of version 2.
+        """
         settings = self.invocation(request.argv, request.source).settings
+        _check_version(settings)
         world = self._world(request)
         micro = MICRO_BATCH.of(settings)
         command = _command(request.argv)

@@ -243,6 +243,7 @@ class Torchtune(ConfigAdapter):
     title = "torchtune"
     marks = Marks(own=frozenset({"model._component_"}))
     programs = ("tune",)
+    model_key = _COMPONENT.name
     python_packages = ("torchtune",)
     bindings = BINDINGS
     refusals = _REFUSALS

@@ -56,7 +56,7 @@ class Model:
 
 
 def find_model(
-    name: str | None,
+    name: str,
     family: Family,
     *,
     cwd: Path,
@@ -71,12 +71,6 @@ def find_model(
     Raises:
         ConfigError: if none of them has it.
     """
-    if not name:
-        raise ConfigError(
-            "the job names no model, so its size is unknown",
-            next_step="Set model_name_or_path in the config, or pass it as a flag: the default of "
-            "a script is not visible.",
-        )
     places: tuple[Callable[[], Model | None], ...] = (
         lambda: _folder(name, cwd),
         lambda: _cache(name, environment),

@@ -162,6 +162,11 @@ def _request(
 ) -> tuple[PredictionRequest, tuple[Unmodelled, ...]]:
     """Return what is asked, and the models of the job whose size is not known."""
     job, settings = prepared.job, prepared.adapter.memory_settings(prepared.job)
+    if not settings.model:
+        raise ConfigError(
+            "the job names no model, so its size is unknown",
+            next_step=f"Set {prepared.adapter.model_key}: the default of a script is not visible.",
+        )
     model = _find(settings.model, settings, job)
     further = settings.objective.further if settings.objective else ()
     sizes = {one: _size(one, settings, job) for one in further}
@@ -193,12 +198,14 @@ def _request(
     return request, tuple(dict.fromkeys(uncounted))
 
 
-def _find(name: str | None, settings: MemorySettings, job: Job) -> Model:
+def _find(name: str, settings: MemorySettings, job: Job) -> Model:
     return find_model(name, settings.family, cwd=Path(job.cwd), ask_framework=named(job.python))
 
 
 def _size(one: FurtherModel, settings: MemorySettings, job: Job) -> int | None:
     """Return how many numbers a further model has, None if that is not known."""
+    if not one.model:
+        return None
     try:
         return _find(one.model, settings, job).architecture.parameters
     except ConfigError:

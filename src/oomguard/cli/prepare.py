@@ -239,11 +239,13 @@ def _job(
 
 def _of_model(adapter: Adapter, job: Job, settings: MemorySettings, gpu_bytes: int) -> Job:
     """Return the job with what the model's config.json tells; its name where there is none here."""
+    if not settings.model:
+        return adapter.of_model(job, None)
     offline = {**os.environ, "HF_HUB_OFFLINE": "1"}
     try:
         model = find_model(settings.model, settings.family, cwd=Path(job.cwd), environment=offline)
     except ConfigError:
-        return adapter.of_model(job, None, named_format(settings.model or ""))
+        return adapter.of_model(job, None, named_format(settings.model))
     job = with_engine(job, model.architecture, gpu_bytes)
     return adapter.of_model(job, model.type, stored_format(model))
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from oomguard.cli.main import main
 from shell.reading_jobs import (
     ADAMW,
     AXOLOTL,
@@ -298,3 +299,51 @@ def test_llamafactorys_ppo_is_planned_and_names_what_is_not_counted(plan):
     assert document["rejected"] is None
     said = plan(LF + "stage: ppo\n")["rejected"]["message"]
     assert said == "`reward_model` is necessary for PPO training."
+
+
+SEES = "Qwen/Qwen2.5-VL-7B-Instruct"
+SWIFT_SEES = f"swift sft --model {SEES} --dataset d"
+LF_SEES = LF.replace("Qwen/Qwen2.5-0.5B", SEES)
+TRL_SEES = "trl sft --model_name_or_path {} --dataset_name d --use_peft --lora_target_modules {}"
+LLAVA = "llava-hf/llava-1.5-7b-hf"
+
+
+@pytest.mark.parametrize(
+    ("job", "reached"),
+    [
+        (SWIFT_SEES, False),
+        (f"{SWIFT_SEES} --freeze_vit false", True),
+        (f"{SWIFT_SEES} --target_modules q_proj v_proj", False),
+        (f"{SWIFT_SEES} --target_modules qkv q_proj", True),
+        (f"{SWIFT_SEES} --tuner_type full --freeze_vit false", False),
+        (LF_SEES, False),
+        (LF_SEES + "freeze_vision_tower: false\n", True),
+        (TRL_SEES.format(SEES, "all-linear"), True),
+        (TRL_SEES.format(LLAVA, "q_proj v_proj"), True),
+        (TRL_SEES.format(LLAVA, ".*language_model.*q_proj"), False),
+        (TRL_SEES.format(LLAVA, ".*q_proj"), True),
+    ],
+)
+def test_an_adapter_that_reaches_a_tower_is_never_sure_to_fit(plan, job, reached):
+    document = plan(job)
+    effects = [one["effect"] for one in document["unmodelled"] if one["key"] == "adapter"]
+    assert any("tower" in effect for effect in effects) is reached
+    assert not reached or document["asked"]["fits"] != "yes"
+
+
+@pytest.mark.parametrize(
+    ("job", "key"),
+    [
+        ("swift sft --dataset d", "model"),
+        ("trl sft --dataset_name d", "model_name_or_path"),
+        (AXOLOTL.replace("base_model: Qwen/Qwen2.5-0.5B", "base_model:"), "base_model"),
+        (LF.replace("model_name_or_path: Qwen/Qwen2.5-0.5B\n", ""), "model_name_or_path"),
+    ],
+)
+def test_a_job_without_a_model_is_told_its_own_setting(capsys, tmp_path, job, key):
+    (tmp_path / "train.yaml").write_text(job)
+    words = ["train.yaml"] if "\n" in job else ["--", *job.split()]
+    assert main(["plan", "--gpu", "a100-80", *words]) != 0
+    said = capsys.readouterr().err
+    assert "names no model" in said
+    assert f"Set {key}:" in said

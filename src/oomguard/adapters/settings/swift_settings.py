@@ -27,6 +27,8 @@ ATTENTIONS = {
     **dict.fromkeys(("flash_attn", "flash_attention_2"), Attention.FLASH),
     **dict.fromkeys(("flash_attention_3", "flash_attention_4"), Attention.FLASH),
 }
+#: Names of settings in version 3.
+FORMER = ("train_type",)
 _DECOMPOSING = (*trainer.DECOMPOSING, "loftq")
 
 
@@ -62,11 +64,11 @@ _READ = fields_of(
         "precision": "torch_dtype",
         "base": "torch_dtype",
         "quantization": "quant_bits quant_method bnb_4bit_quant_type bnb_4bit_use_double_quant",
-        "tuning": "tuner_type",
-        "trained_fp32": "tuner_type",
-        "lora": "tuner_type lora_rank lora_alpha lora_dropout target_modules modules_to_save"
-        " use_dora",
-        "lora_rank": "tuner_type lora_rank",
+        "tuning": "tuner_type train_type",
+        "trained_fp32": "tuner_type train_type",
+        "lora": "tuner_type train_type lora_rank lora_alpha lora_dropout target_modules"
+        " modules_to_save use_dora",
+        "lora_rank": "tuner_type train_type lora_rank",
         "embedding_rows": "modules_to_save",
         "trained_embeddings": "modules_to_save",
         "method": "task_type num_labels",
