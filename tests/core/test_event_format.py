@@ -31,7 +31,11 @@ LINES = (Path(__file__).parents[1] / "data/events/format-1.jsonl").read_text().s
 OLD = [msgspec.json.decode(line, type=dict[str, object]) for line in LINES]
 EXITED = next(line for line in OLD if line["event"] == "exited")
 #: Fields that events have gained since; without them an older line is read.
-NEWER = {"split": {"spans", "refused"}, "finished": {"untried"}}
+NEWER = {
+    "split": {"spans", "refused"},
+    "finished": {"untried"},
+    "planned": {"not_launched"},
+}
 
 
 def test_every_kind_of_event_and_every_stop_reason_is_pinned():

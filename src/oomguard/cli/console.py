@@ -24,6 +24,7 @@ from oomguard.cli.run_lines import (
     is_job_failure,
     job_line,
     measured_line,
+    not_launched_line,
     probe_note,
     resumed_line,
     shortfall_lines,
@@ -168,6 +169,8 @@ class Console:
             self._line(f"fits; retrying without {undone} to see if it was needed", "yellow")
         elif event.spec.purpose is Purpose.BEST:
             self._line("smaller changes do not fit; continuing with the best plan found", "yellow")
+        for skip in event.spec.not_launched:
+            self._line(not_launched_line(skip), "yellow")
         for step in event.spec.steps:
             self._line(
                 f"{step.summary}: {show_changes(step.changes)} [{COSTS[step.fidelity]}]", "yellow"

@@ -149,6 +149,7 @@ def _attempt(report: FitReport, last: AttemptReport | None, one: AttemptReport) 
     undone = f"reverted: {', '.join(one.spec.undone)}" if one.spec.undone else ""
     facts = _facts(
         ("changed", joined(*(element("div", change) for change in (*changes, undone) if change))),
+        ("not tried alone", joined(*(element("div", why) for why in _not_launched(one)))),
         ("plan", show_plan(one.spec.plan, report.asked)),
         ("begins", begin_line(one.spec.begins) if one.spec.begins else ""),
         ("peak", ", ".join(_peaks(one))),
@@ -159,6 +160,11 @@ def _attempt(report: FitReport, last: AttemptReport | None, one: AttemptReport) 
     heading = f"{one.number}. {result_text(one)}" + (f" ({note})" if note else "")
     kind = "bad" if ran_out else "good" if one.returncode == 0 else "other"
     return element("li", element("h3", heading), facts, class_=kind)
+
+
+def _not_launched(one: AttemptReport) -> Iterator[str]:
+    """Yield the strategies whose plans were known to be too little, each with the reason."""
+    return (f"{skip.strategy}: {skip.reason}" for skip in one.spec.not_launched)
 
 
 def _peaks(one: AttemptReport) -> Iterator[str]:

@@ -8,6 +8,7 @@ from oomguard.cli.plan_text import COSTS, counted, show_changes
 from oomguard.evidence.verdict import Finding, Kind, Verdict, Witness
 from oomguard.job.checkpoint import Continuation, Mode
 from oomguard.job.training_job import Job
+from oomguard.ladder.strategy_contract import Skip
 from oomguard.process.limits import CapBy
 from oomguard.run.attempt import Probe, StopReason
 from oomguard.run.events import (
@@ -116,6 +117,11 @@ def growth_line(growth: Growth) -> str:
         return line
     left = max(0, growth.forecast_step - growth.step)
     return f"{line}; out of memory in about {left} steps"
+
+
+def not_launched_line(skip: Skip) -> str:
+    """Return why a strategy was not tried alone."""
+    return f"{skip.strategy} is not tried alone: {skip.reason}"
 
 
 def begin_line(begins: Continuation) -> str:

@@ -50,6 +50,7 @@ class StartingPoint:
         peaks = {found.asked.plan: found.asked.estimate}
         peaks |= {r.plan: r.estimate for r in found.rungs if r.plan and r.estimate}
         peaks |= {fit.plan: fit.estimate for fit in (self.fit,) if fit}
+        covers_all = not leaves_out(self.planned)
         corrected_by = {term.value: round(factor, 4) for term, factor in factors.items()}
         return tuple(
             Predicted(
@@ -60,6 +61,7 @@ class StartingPoint:
                 method=peak.method,
                 terms=peak.terms,
                 corrected_by=corrected_by,
+                covers_all=covers_all,
             )
             for plan, peak in peaks.items()
         )
@@ -106,8 +108,7 @@ def _from_history_or_forecast(
     device = _device_name(cards)
     planned = plan_job(prepared, capacity, device=device, index=index, budget_s=BUDGET_S)
     # A later start costs fidelity: not on a prediction that leaves something out.
-    incomplete = any(one.memory is Memory.GPU for one in planned.unmodelled)
-    fit = None if incomplete else _first_fit(planned, capacity)
+    fit = None if leaves_out(planned) else _first_fit(planned, capacity)
     start = before or (_start(fit) if fit else None)
     peak = show_bytes(planned.forecast.asked.estimate.expected_bytes)
     starting = f"; starting {start.reason}" if start and not before else ""
@@ -116,6 +117,11 @@ def _from_history_or_forecast(
     if key is not None and history is not None:
         history = replace(history, device=key.device, versions=dict(key.versions), model=key.model)
     return StartingPoint(history=history, planned=planned, start=start, fit=fit)
+
+
+def leaves_out(planned: PlannedJob) -> bool:
+    """Return whether the prediction leaves out something that takes memory of the GPU."""
+    return any(one.memory is Memory.GPU for one in planned.unmodelled)
 
 
 def _first_fit(planned: PlannedJob, capacity: Capacity) -> Fit | None:

@@ -71,7 +71,8 @@ class AttemptSpec:
 
     `path` names the strategies that lead from the requested config to `plan`, in their order.
     `steps` are those that are new in it, `skipped` the strategies that were skipped before it, and
-    `undone` those that the plan before it had and this one has not.
+    `undone` those that the plan before it had and this one has not. `not_launched` are the steps
+    whose plans were not tried, since they cannot save enough.
     """
 
     plan: Plan
@@ -81,6 +82,7 @@ class AttemptSpec:
     purpose: Purpose = Purpose.TRAIN
     path: tuple[str, ...] = ()
     undone: tuple[str, ...] = ()
+    not_launched: tuple[Skip, ...] = ()
     probe: Probe | None = None
 
 

@@ -28,16 +28,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from typing_extensions import assert_never
 
 from oomguard.evidence.verdict import Cause, Finding, Kind, Phase, Verdict, Witness
 from oomguard.job.checkpoint import Continuation
+from oomguard.job.plan import Plan
 from oomguard.job.training_job import Device, Job
 from oomguard.ladder.climb import Ladder, Rung
 from oomguard.ladder.strategy_contract import Skip, Untried
-from oomguard.run import minimize, no_use, untried, verification
+from oomguard.run import enough, minimize, no_use, untried, verification
 from oomguard.run.attempt import AttemptSpec, Purpose, StopReason, probe_of
 from oomguard.run.events import (
     Counted,
@@ -351,38 +353,53 @@ def _climb(record: RunRecord, job: Job, why: Verdict, ladder: Ladder) -> Action:
     if base is record.last and verification.broken_promise(record):  # a plan of an earlier run
         plan, steps = ladder.prepare(job)
         return Launch(spec=AttemptSpec(plan=plan, steps=steps))
-    rung = _rung(record, job, why, ladder)
-    if rung.plan is None or rung.step is None:
+    reached = enough.climb_far_enough(
+        lambda plans, taken: _rung(record, job, why, ladder, plans=plans, taken=taken),
+        lambda plan: enough.too_little(record, base, plan),
+    )
+    if reached.plan is None:
         return Finish(
             status=Status.EXHAUSTED,
             reason="all strategies are exhausted",
-            skipped=rung.skipped,
+            skipped=reached.skipped,
             untried=untried.with_other_options(
                 job, ladder, lambda job, ladder: _rung(record, job, why, ladder)
             ),
         )
     return Launch(
         spec=AttemptSpec(
-            plan=rung.plan,
-            steps=(rung.step,),
-            skipped=rung.skipped,
-            begins=ladder.begin(job, rung.plan, record.checkpoints, damaged=_damaged(record)),
-            path=(*base.spec.path, rung.step.strategy),
-            probe=probe_of(job, rung.plan) if record.last.spec.probe else None,
+            plan=reached.plan,
+            steps=reached.steps,
+            skipped=reached.skipped,
+            begins=ladder.begin(job, reached.plan, record.checkpoints, damaged=_damaged(record)),
+            path=(*base.spec.path, *(step.strategy for step in reached.steps)),
+            not_launched=reached.not_launched,
+            probe=probe_of(job, reached.plan) if record.last.spec.probe else None,
         )
     )
 
 
-def _rung(record: RunRecord, job: Job, why: Verdict, ladder: Ladder) -> Rung:
-    """Return the next step from the attempt that is to be changed."""
+def _rung(
+    record: RunRecord,
+    job: Job,
+    why: Verdict,
+    ladder: Ladder,
+    *,
+    plans: Sequence[Plan] = (),
+    taken: Sequence[str] = (),
+) -> Rung:
+    """Return the next step from the attempt that is to be changed.
+
+    `plans` and the strategies `taken` to them count as tried since.
+    """
     base = _base(record, job)
     others = (attempt.spec.plan for attempt in record.attempts if attempt is not base)
     why = base.verdict or why
-    useless = [a.spec.steps[-1].strategy for a in record.attempts if _backfired(a, job)]
+    useless = [name for attempt in record.attempts for name in _backfired(attempt, job)]
     return ladder.climb(
         job,
-        [*others, base.spec.plan],
-        (*base.spec.path, *useless),
+        [*others, base.spec.plan, *plans],
+        (*base.spec.path, *useless, *taken),
         why,
         trained=bool(record.checkpoints),
         ruled_out={**no_use.ruled_out(record, why, ladder), **_learned(base)},
@@ -428,15 +445,15 @@ def _is_refused_math(record: RunRecord, attempt: Attempt) -> bool:
     return only_same and verification.not_same_math(record, attempt.spec.plan) is not None
 
 
-def _backfired(attempt: Attempt, job: Job) -> bool:
-    """Return whether its step offloaded to the host, which then ran out of memory."""
+def _backfired(attempt: Attempt, job: Job) -> tuple[str, ...]:
+    """Return its steps that offloaded to the host, if that then ran out of memory."""
     verdict = attempt.verdict
     on_host = verdict is not None and verdict.kind in (Kind.HOST_OOM, Kind.PINNED_OOM)
-    if not on_host or job.device is Device.CPU or not attempt.spec.steps:
-        return False
     before, after = job.asked.offload, attempt.spec.plan.offload
-    moves = any(change.field == "offload" for change in attempt.spec.steps[-1].changes)
-    return moves and before is not None and after is not None and after > before
+    if not on_host or job.device is Device.CPU or before is None or after is None:
+        return ()
+    moved = (s.strategy for s in attempt.spec.steps if any(c.field == "offload" for c in s.changes))
+    return tuple(moved) if after > before else ()
 
 
 def _damaged(record: RunRecord) -> bool:

@@ -88,7 +88,7 @@ class Predicted:
     """The peak that was predicted for a plan, in bytes on each GPU; see `MemoryEstimate`.
 
     `terms` add up to `expected_bytes`; `corrected_by` has the factor by which earlier measurements
-    on the same GPU corrected a term.
+    on the same GPU corrected a term. `covers_all` says that nothing of the job is left out of it.
     """
 
     plan: Plan
@@ -98,6 +98,7 @@ class Predicted:
     method: str
     terms: Mapping[str, int] = field(default_factory=dict)
     corrected_by: Mapping[str, float] = field(default_factory=dict)
+    covers_all: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -3,7 +3,7 @@
 Strategies are applied in the order of the ladder, so the last one may have sufficed alone: where
 QLoRA fits, the sequences may not have had to be cut. Each candidate leaves some of the applied
 strategies out, the most expensive first. One with no more strategies than a plan that ran out of
-memory is not tried: it needs at least as much.
+memory is not tried: it needs at least as much. Nor is one that is known to be too little.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from oomguard.job.training_job import Job
 from oomguard.ladder.climb import Ladder
 from oomguard.ladder.shorten import cheaper_paths, without
 from oomguard.run.attempt import AttemptSpec, Purpose
+from oomguard.run.enough import too_little
 from oomguard.run.state import Attempt, RunRecord
 
 #: The first step proves nothing: the optimizer state is allocated only after it.
@@ -57,12 +58,12 @@ def next_trial(record: RunRecord, ladder: Ladder, base: Attempt) -> AttemptSpec 
     if job is None or limits is None or trials >= MOST_TRIALS:
         return None
     tried = [attempt.spec.plan for attempt in record.attempts]
-    failed = [Counter(attempt.spec.path) for attempt in record.attempts if attempt.ran_out]
+    failed = [attempt for attempt in record.attempts if attempt.ran_out]
     for left in _shorter(job, base.spec.path, ladder, relax=limits.relax, grow=limits.grow):
         trial = _trial(job, ladder, base, left)
         if trial is None or trial.plan in tried:
             continue
-        if not any(_holds(over, Counter(trial.path)) for over in failed):
+        if not any(_will_fail(record, over, trial) for over in failed):
             return trial
     return None
 
@@ -107,6 +108,12 @@ def _shorter(
         yield from (without(path, name, 1) for name in GROWN if name in path)
     if relax:
         yield from cheaper_paths(job, path, ladder)
+
+
+def _will_fail(record: RunRecord, failed: Attempt, trial: AttemptSpec) -> bool:
+    """Return whether a trial needs as much as an attempt that ran out, or is too little for it."""
+    fewer = _holds(Counter(failed.spec.path), Counter(trial.path))
+    return fewer or too_little(record, failed, trial.plan) is not None
 
 
 def _holds(more: Counter[str], fewer: Counter[str]) -> bool:

@@ -16,7 +16,7 @@ EACH_PROCESS = (
 
 def ruled_out(record: RunRecord, why: Verdict, ladder: Ladder) -> dict[str, str]:
     """Return the strategies that cannot free what ran out, each with the reason."""
-    limits, root = record.limits, _root(why)
+    limits, root = record.limits, root_finding(why)
     by_process = limits is not None and limits.host_memory_by == CapBy.RLIMIT
     refused = root is not None and root.witness is not Witness.KERNEL
     if not (by_process and refused and why.kind is Kind.HOST_OOM):
@@ -32,24 +32,25 @@ def without_effect(record: RunRecord) -> str | None:
     if len(record.attempts) < 2:  # noqa: PLR2004 # there is none before it
         return None
     before, last = record.attempts[-2:]
-    changes = [change for step in last.spec.steps for change in step.changes]
-    sizes = next((c for c in changes if c.field == "micro_batch"), None)
+    changes = [(step.strategy, change) for step in last.spec.steps for change in step.changes]
+    sizes = [(name, change) for name, change in changes if change.field == "micro_batch"]
     earlier, now = _oom(before), _oom(last)
-    if sizes is None or sizes.before != before.spec.plan.micro_batch:
+    if not sizes or sizes[0][1].before != before.spec.plan.micro_batch:
         return None
     if earlier is None or now is None or now.batch is None or _place(earlier) != _place(now):
         return None
     size, batch = show_bytes(now.requested_bytes or 0), " x ".join(map(str, now.batch))
+    (_, first), (strategy, latest) = sizes[0], sizes[-1]
     return (
-        f"{last.spec.steps[-1].strategy} had no effect: with a micro batch of {sizes.after} as of "
-        f"{sizes.before}, the same allocation of {size} failed on a batch of {batch}. The job "
+        f"{strategy} had no effect: with a micro batch of {latest.after} as of "
+        f"{first.before}, the same allocation of {size} failed on a batch of {batch}. The job "
         "seems to ignore the setting: change the batch where the job takes it from, and relaunch"
     )
 
 
 def _oom(attempt: Attempt) -> Finding | None:
     """Return what a process of the job reported of the OOM that ended an attempt."""
-    root = _root(attempt.verdict) if attempt.verdict and attempt.ran_out else None
+    root = root_finding(attempt.verdict) if attempt.verdict and attempt.ran_out else None
     return root if root is not None and root.witness is Witness.INSIDE else None
 
 
@@ -57,5 +58,6 @@ def _place(found: Finding) -> tuple[object, ...]:
     return found.kind, found.phase, found.step, found.requested_bytes, found.batch
 
 
-def _root(verdict: Verdict) -> Finding | None:
+def root_finding(verdict: Verdict) -> Finding | None:
+    """Return the finding that a verdict rests on."""
     return verdict.evidence[0] if verdict.evidence else None

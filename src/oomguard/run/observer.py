@@ -211,6 +211,7 @@ class Observer:
         )
         if isinstance(report, ErrorReport):
             return finding
+        cuda = report.memory.cuda if report.memory else ()
         pinned = "pin_memory" in " ".join(report.frames)
         kind = Kind.DEVICE_OOM if report.device == "cuda" else Kind.HOST_OOM
         return replace(
@@ -219,6 +220,7 @@ class Observer:
             cause=self._leaks.cause(report),
             requested_bytes=report.requested_bytes,
             capacity_bytes=report.capacity_bytes,
+            allocated_bytes=_largest(card.allocated_bytes for card in cuda),
             phase_known=report.phase_known,
             batch=max((report.shapes or {}).values(), key=math.prod, default=None),
         )
