@@ -24,6 +24,7 @@ from oomguard.secret_shapes import (
 )
 
 MASK = "***"
+_BARE_MASK = re.compile(r"(?m)(?<=[:,\[\-]\s)\*\*\*(?=[\s,\]}]|$)|(?<=\[)\*\*\*(?=[\s,\]}]|$)")
 #: A shorter value is masked where it stands, but not looked for elsewhere.
 KNOWN_LENGTH = 8
 
@@ -70,8 +71,12 @@ def redact(text: str, known: Known = _NONE_KNOWN) -> str:
 
 
 def redact_config(text: str, known: Known = _NONE_KNOWN) -> str:
-    """Mask the secrets in a config file: values of several lines, blocks and lists as well."""
-    return _masked(text, secret_spans(text, known, setting=True))
+    """Mask the secrets in a config file: values of several lines, blocks and lists as well.
+
+    A mask that is a whole value is quoted: the text stays valid, as `***` is an alias in YAML.
+    """
+    masked = _masked(text, secret_spans(text, known, setting=True))
+    return _BARE_MASK.sub(f'"{MASK}"', masked)
 
 
 def secret_spans(text: str, known: Known = _NONE_KNOWN, *, setting: bool = False) -> list[Span]:

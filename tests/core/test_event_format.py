@@ -35,6 +35,8 @@ NEWER = {
     "split": {"spans", "refused"},
     "finished": {"untried"},
     "planned": {"not_launched"},
+    "exited": {"loss"},
+    "run_started": {"folder", "environment", "data"},
 }
 
 
@@ -81,7 +83,7 @@ def ended(spec: AttemptSpec) -> FitReport:
         ]
     )
     assert record.last.spec is spec
-    return build(record, final_text=None, command=None, surroundings={})
+    return build(record)
 
 
 def test_an_attempt_is_one_value_from_the_event_to_the_report():

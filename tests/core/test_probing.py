@@ -218,7 +218,7 @@ def test_events_are_written_and_read_back_and_the_report_compares(story):
     written = [event_from_json(event_to_json(event)) for event in story.events]
     assert replay(written) == story.record
     record = replace(story.record, status=Status.FIT)
-    report = build(record, final_text=None, command=None, surroundings={})
+    report = build(record)
     first, second = report.attempts
     assert (first.spec.probe, second.spec.probe) == (PROBE, None)
     assert first.longest_batch == 4096

@@ -12,6 +12,7 @@ import oomguard
 from generators import make_job, make_ladder
 from oomguard.configfile.document import Source
 from oomguard.evidence.verdict import Finding, Kind, Phase, Verdict, Witness
+from oomguard.job.command import Command, File
 from oomguard.job.plan import Plan, Tuning
 from oomguard.ladder.strategy_contract import Skip
 from oomguard.run.attempt import AttemptSpec
@@ -25,13 +26,21 @@ from oomguard.run.events import (
     Started,
     Status,
 )
-from oomguard.run.report import FitReport, build, schema, to_json
+from oomguard.run.report import FitReport, build, from_json, schema, to_json
+from oomguard.run.reproduction import PYTHON, reproduction
 from oomguard.run.state import RunRecord, replay
 from oomguard.strategy import SAME_MATH
 
 SCHEMA = Path(oomguard.__file__).with_name("fit-report.schema.json")
 TOKEN = "hf_abcdefghijklmnopqrstuvwx"
 TEXT = f"per_device_train_batch_size: 16 # mine\nhub_token: {TOKEN}\n"
+FINAL = Command(
+    argv=("python", "/job/x.py", "--token", TOKEN, "--config", "/r/final/train.yaml"),
+    cwd="/job",
+    env={"HF_HOME": "/job/hub", "WANDB_API_KEY": TOKEN, "PATH": "/venv/bin"},
+    files=(File(path="/r/final/train.yaml", text=TEXT.replace("16", "8")),),
+    config="/r/final/train.yaml",
+)
 
 
 def record(status: Status = Status.FIT) -> RunRecord:
@@ -77,8 +86,7 @@ def record(status: Status = Status.FIT) -> RunRecord:
 
 
 def report(status: Status = Status.FIT) -> FitReport:
-    final = TEXT.replace("16", "8") if status is Status.FIT else None
-    return build(record(status), final_text=final, command=f"x --token {TOKEN}", surroundings={})
+    return build(record(status), final=FINAL if status is Status.FIT else None, folder="/r/final")
 
 
 def test_a_fit_says_what_changed_and_at_which_cost():
@@ -112,6 +120,52 @@ def test_every_report_satisfies_the_published_schema(status):
     document = json.loads(msgspec.json.encode(to_json(report(status))))
     published = jsonschema.Draft202012Validator(json.loads(SCHEMA.read_text()))
     assert list(published.iter_errors(document)) == []
+
+
+def test_what_reproduces_it_has_no_path_of_its_own_and_no_secret():
+    found = report().reproduction
+    assert found.argv == (PYTHON, "{job}/x.py", "--token", "***", "--config", "{final}/train.yaml")
+    assert found.env == {"HF_HOME": "{job}/hub", "WANDB_API_KEY": "***"}
+    (file,) = found.files
+    assert (file.path, found.config) == ("{final}/train.yaml", "{final}/train.yaml")
+    assert file.text == 'per_device_train_batch_size: 8 # mine\nhub_token: "***"\n'
+    assert found.masked == ("***", "***", "{final}/train.yaml")
+    there = found.at(job="/other", final="/other/f", python="/py")
+    assert there.argv[:2] == ("/py", "/other/x.py")
+    assert (there.config, there.env["HF_HOME"]) == ("/other/f/train.yaml", "/other/hub")
+    assert report(Status.EXHAUSTED).reproduction is None
+
+
+@pytest.mark.parametrize(
+    ("text", "portable"),
+    [
+        ("/job", "{job}"),
+        ("--dir=/job/data", "--dir={job}/data"),
+        ("a: '/job/x', b: /jobs, c: /my/job/x", "a: '{job}/x', b: /jobs, c: /my/job/x"),
+        ("/r/final/a.json /r/final2", "{final}/a.json /r/final2"),
+    ],
+)
+def test_only_whole_paths_are_made_portable(text, portable):
+    command = replace(FINAL, argv=("x", text), files=())
+    assert reproduction(command, make_job(), "/r/final").argv == ("x", portable)
+
+
+OLD = Path(__file__).parents[1] / "data" / "reports" / "version-1.json"
+
+
+def test_a_report_of_the_first_version_is_read():
+    old = from_json(OLD.read_bytes())
+    assert (old.schema_version, old.status) == (1, Status.FIT)
+    assert [one.name for one in old.environment.gpus] == ["NVIDIA A10G", "NVIDIA A10G"]
+    assert old.environment.host_memory_bytes == int(23.54 * (1 << 30))
+    assert old.environment.executable == "/venv/bin/python"
+    assert (old.data, old.reproduction, old.attempts[0].loss) == (None, None, None)
+
+
+def test_a_report_of_a_newer_version_says_so():
+    document = {**json.loads(OLD.read_text()), "schema_version": 99}
+    with pytest.raises(msgspec.DecodeError, match="schema version is 99, this oomguard reads up"):
+        from_json(json.dumps(document).encode())
 
 
 def test_the_published_schema_is_that_of_the_code():

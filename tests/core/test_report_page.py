@@ -15,6 +15,13 @@ from oomguard.cli.markup import Markup, element, escaped
 from oomguard.cli.report_page import DIFF_LINES, FINDINGS, Plots, headline, page, without_plots
 from oomguard.evidence.verdict import Kind
 from oomguard.job.plan import Plan
+from oomguard.job.provenance import (
+    DataFile,
+    DataFingerprint,
+    Environment,
+    GitState,
+    GpuModel,
+)
 from oomguard.run.events import Predicted, Status
 from oomguard.run.report import FitReport, from_document, to_json
 
@@ -48,10 +55,24 @@ class Page(HTMLParser):
         self.text += data
 
 
+ENVIRONMENT = Environment(
+    system="Linux",
+    gpus=(GpuModel(name="A10G", total_bytes=1 << 34),),
+    driver="570",
+    packages={"torch": "2.8.0"},
+    git=GitState(commit="abc", dirty=True),
+)
+DATA = DataFingerprint(
+    files=(DataFile(path="a.json", size_bytes=5, sha256="ab", hashed_bytes=5),),
+    elsewhere=("org/data",),
+)
+
+
 def filled(text: str, whole: FitReport) -> FitReport:
     """Return a report with `text` in every field that takes it."""
     document = msgspec.to_builtins(to_json(whole))
-    document["surroundings"] = {"gpus": "none"}
+    document["environment"] = msgspec.to_builtins(ENVIRONMENT)
+    document["data"] = msgspec.to_builtins(DATA)
     count = 0
 
     def fill(holder, key):
@@ -71,7 +92,7 @@ def filled(text: str, whole: FitReport) -> FitReport:
     for key in list(document):
         fill(document, key)
     assert count > 12
-    document["surroundings"][text] = text
+    document["environment"]["packages"][text] = text
     return from_document(document)
 
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from oomguard.evidence.verdict import Phase
-from oomguard.run.series import POINTS, Thinned, losses_in, series_of, thinned
+from oomguard.run.printed_loss import losses_in
+from oomguard.run.series import POINTS, Thinned, series_of, thinned
 from reported import on_card, reported
 
 

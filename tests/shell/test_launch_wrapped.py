@@ -49,7 +49,7 @@ def test_a_wrapper_that_chooses_the_python_is_asked_for_it(tmp_path):
     ended = launch(tmp_path, "--", "uv", "run", "python", "job.py", *BATCH, env=env)
     assert ended.code == 0, ended.err
     assert f"trained by {sys.executable}" in ended.out
-    assert ended.report["surroundings"]["python"] == sys.executable
+    assert ended.report["environment"]["executable"] == sys.executable
 
 
 def test_what_cannot_be_followed_is_refused_in_one_sentence(tmp_path):

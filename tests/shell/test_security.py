@@ -272,7 +272,7 @@ def test_no_random_secret_is_in_what_is_recorded(secrets, name):
             folder.append(event)
         write_json(
             folder.report,
-            to_json(build(replay(events), final_text=None, command=None, surroundings={})),
+            to_json(build(replay(events))),
         )
         append_json(folder.path / "memory.jsonl", json.loads(report.line))
         folder.close()

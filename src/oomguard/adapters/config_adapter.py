@@ -177,6 +177,14 @@ class ConfigAdapter(Adapter):
             config=config,
         )
 
+    def seed(self, job: Job) -> int | None:
+        """Return the seed that the config or the command states."""
+        stated = self.of_job(job).settings.get("seed")
+        try:
+            return None if stated is None else int(str(stated))
+        except ValueError:
+            return None
+
     def edit(self, invocation: Invocation, job: Job, plan: Plan) -> Settings:
         """Return the settings with the plan's fields written into their keys."""
         return self.bindings_of(invocation).apply(invocation.settings, job, plan)

@@ -195,6 +195,10 @@ class Adapter(ABC):
         """
         return replace(job, model_type=model_type, stored_as=stored_as)
 
+    def seed(self, _job: Job) -> int | None:
+        """Return the seed that the job states; None where it leaves it to the framework."""
+        return None
+
     def memory_settings(self, job: Job) -> MemorySettings:
         """Return what decides the job's memory besides its plan; the default leaves it unknown."""
         return MemorySettings()

@@ -9,6 +9,7 @@ import click
 import msgspec
 
 from oomguard import __version__
+from oomguard.cli.collect_provenance import data_of, environment_of
 from oomguard.cli.console import Console
 from oomguard.cli.options import (
     COMMAND,
@@ -21,7 +22,7 @@ from oomguard.cli.options import (
 )
 from oomguard.cli.prepare import Prepared, prepare
 from oomguard.cli.starting_point import StartingPoint, choose_start
-from oomguard.cli.summary import environment_info, now_at, print_summary
+from oomguard.cli.summary import now_at, print_summary
 from oomguard.errors import UsageError, Where
 from oomguard.predict.history import FitIndex, record_run
 from oomguard.process.start import LocalEngine
@@ -125,9 +126,12 @@ def _launch(
             start=start.start,
             predicted=start.predicted,
             lessons=start.history,
+            folder=str(folder.path),
+            environment=environment_of(prepared.job),
+            data=data_of(prepared.job, prepared.adapter),
         )
         record = supervisor.run(started)
-        outcome = write_outcome(record, prepared.adapter, folder, environment_info(prepared.job))
+        outcome = write_outcome(record, prepared.adapter, folder)
     finally:
         folder.close()
     history_error = record_run(record)

@@ -8,8 +8,9 @@ from itertools import pairwise
 
 from oomguard.cli.markup import NOTHING, Markup, copied, element, joined, section, table
 from oomguard.cli.plan_text import COSTS, counted, show_changes, show_plan, skipped_lines
+from oomguard.cli.provenance_lines import data_line, environment_facts
 from oomguard.cli.report_style import SCRIPT, STYLE, policy
-from oomguard.cli.report_text import result_text
+from oomguard.cli.report_text import loss_line, result_text
 from oomguard.cli.run_lines import (
     STATUSES,
     begin_line,
@@ -104,6 +105,7 @@ def _overview(report: FitReport) -> Iterator[Markup]:
         ("fits", show_plan(report.final, report.asked) if report.final else ""),
         ("limits", _limits(report)),
         ("time", show_seconds(report.seconds)),
+        ("loss", (loss_line(report) or "").removeprefix("loss: ")),
         ("counted", verified_line(report.verified)[0] if report.verified else ""),
     )
     if report.with_splits is not None:
@@ -307,7 +309,8 @@ def _not_taken(report: FitReport) -> Markup:
 
 def _surroundings(report: FitReport) -> Markup:
     return _facts(
-        *report.surroundings.items(),
+        *(environment_facts(report.environment) if report.environment else ()),
+        ("data", data_line(report.data) if report.data else ""),
         ("config", report.config or ""),
         ("oomguard", report.oomguard),
         ("run", report.run),

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from oomguard.cli.plan_text import COSTS, counted, show_changes, show_plan
+from oomguard.cli.provenance_lines import data_line, environment_line
 from oomguard.cli.run_lines import (
     KINDS,
     STATUSES,
@@ -25,13 +26,16 @@ def markdown(report: FitReport) -> Iterator[str]:
     """Yield the lines of a report: how it ended, what changed, each attempt, the diff."""
     yield f"### oomguard: {STATUSES[report.status]}, in {counted(len(report.attempts), 'attempt')}"
     yield ""
-    where = ", ".join(f"{name} {value}" for name, value in report.surroundings.items())
     yield f"- {report.framework} on {report.device.value}, global batch {report.global_batch}"
     yield f"- requested: {show_plan(report.asked)}"
     if report.final is not None:
         yield f"- {_final(report)}"
     if report.with_splits is not None:
         yield f"- {with_splits_line(report.with_splits)}"
+    if report.data is not None:
+        yield f"- data: {data_line(report.data)}"
+    if (loss := loss_line(report)) is not None:
+        yield f"- {loss}"
     if report.verified is not None:
         yield f"- {verified_line(report.verified)[0]}"
     if report.status is not Status.FIT:
@@ -44,7 +48,8 @@ def markdown(report: FitReport) -> Iterator[str]:
         yield ""
         yield from _diff(report.config_diff)
     yield ""
-    yield f"<sub>oomguard {report.oomguard}, run {report.run}, {report.at}; {where}</sub>"
+    where = f"; {environment_line(report.environment)}" if report.environment else ""
+    yield f"<sub>oomguard {report.oomguard}, run {report.run}, {report.at}{where}</sub>"
 
 
 def _final(report: FitReport) -> str:
@@ -67,6 +72,17 @@ def _attempts(report: FitReport) -> Iterator[str]:
             show_seconds(attempt.seconds),
         )
         yield "| " + " | ".join(cell.replace("|", r"\|") for cell in cells) + " |"
+
+
+def loss_line(report: FitReport) -> str | None:
+    """Return the first and the last loss of the last attempt that printed one."""
+    known = [attempt for attempt in report.attempts if attempt.loss is not None]
+    loss = known[-1].loss if known else None
+    if loss is None:
+        return None
+    of = "" if known[-1] is report.attempts[-1] else f" (attempt {known[-1].number})"
+    last = f", {loss.last:g} at {loss.unit} {loss.last_at:g}" if loss.last is not None else ""
+    return f"loss{of}: {loss.first:g} at {loss.unit} {loss.first_at:g}{last}"
 
 
 def result_text(attempt: AttemptReport) -> str:

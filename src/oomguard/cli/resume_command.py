@@ -12,7 +12,7 @@ from oomguard.adapters.registry import adapter_named
 from oomguard.cli.console import Console
 from oomguard.cli.options import RESUME, as_json, flags, run_argument, run_folder
 from oomguard.cli.prepare import caps_of, ladder_of
-from oomguard.cli.summary import environment_info, now_at, print_summary
+from oomguard.cli.summary import now_at, print_summary
 from oomguard.ladder.load import load_strategies, select
 from oomguard.ladder.strategy_contract import Strategy
 from oomguard.predict.history import record_run
@@ -52,9 +52,7 @@ def command(run: Path, grace_s: float | None, as_json: bool) -> int:
                 console.say(lost, "yellow")
         else:
             console.say(f"nothing to resume: {record.status.value}: {record.reason}")
-        outcome = read_outcome(record, adapter, folder) or write_outcome(
-            record, adapter, folder, environment_info(job)
-        )
+        outcome = read_outcome(record, adapter, folder) or write_outcome(record, adapter, folder)
     finally:
         folder.close()
     return print_summary(console, record, outcome, folder, as_json=as_json)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import platform
 import sys
 from datetime import datetime, timezone
 from pathlib import Path
@@ -11,13 +10,10 @@ from oomguard.cli.console import Console
 from oomguard.cli.output import print_json
 from oomguard.cli.streams import discard
 from oomguard.errors import ExitCode
-from oomguard.job.training_job import Job
-from oomguard.machine.gpus import gpus, host_memory
 from oomguard.run.events import Status
 from oomguard.run.folder import RunFolder
 from oomguard.run.report import FitReport, to_json
 from oomguard.run.state import RunRecord
-from oomguard.units import show_bytes
 
 CODES = {
     Status.FIT: ExitCode.TRAINED,
@@ -30,17 +26,6 @@ CODES = {
 def now_at() -> str:
     """Return the current time as recorded: ISO 8601, UTC."""
     return datetime.now(timezone.utc).isoformat(timespec="seconds")
-
-
-def environment_info(job: Job) -> dict[str, str]:
-    """Return the machine and interpreter that a fit depends on."""
-    cards = [f"{gpu.name} ({show_bytes(gpu.total_bytes)})" for gpu in gpus()]
-    return {
-        "system": platform.platform(),
-        "host_memory": show_bytes(host_memory().total_bytes),
-        "gpus": ", ".join(cards) or "none",
-        "python": job.python,
-    }
 
 
 def print_summary(

@@ -228,14 +228,14 @@ def _spread(ordered: Sequence[Kept], most: int) -> list[Kept]:
 
 
 def _samples(path: Path, cwd: Path, columns: tuple[str, ...]) -> Iterator[_Sample]:
-    file = _file(path)
-    for index, record in enumerate(_records(file)):
+    file = data_file(path)
+    for index, record in enumerate(records_in(file)):
         if isinstance(record, dict):
             used = {key: record[key] for key in columns if key in record} if columns else record
             yield replace(_sample(used, (file.parent, cwd)), place=f"{path}, sample {index}")
 
 
-def _file(path: Path) -> Path:
+def data_file(path: Path) -> Path:
     """Find a data set's file: itself, a folder's only one, or what `dataset_info.json` says."""
     if path.is_file():
         return path
@@ -249,7 +249,7 @@ def _file(path: Path) -> Path:
         return path
 
 
-def _records(path: Path) -> Iterable[object]:
+def records_in(path: Path) -> Sequence[object]:
     """Read a JSON list or JSON lines; nothing where it is neither, or too large to be read."""
     try:
         if path.suffix not in (".json", ".jsonl") or path.stat().st_size > MOST_BYTES:

@@ -95,6 +95,20 @@ def gpus() -> tuple[Gpu, ...]:
     return tuple(by_index[index] for index in visible(asked, uuids))
 
 
+def driver_version() -> str | None:
+    """Return the version of NVIDIA's driver; None without one."""
+    try:
+        pynvml.nvmlInit()
+    except pynvml.NVMLError:
+        return None
+    try:
+        return str(pynvml.nvmlSystemGetDriverVersion())
+    except pynvml.NVMLError:
+        return None
+    finally:
+        pynvml.nvmlShutdown()
+
+
 def visible(asked: str | None, uuids: dict[int, str]) -> tuple[int, ...]:
     """Return which of the GPUs (index -> UUID) CUDA_VISIBLE_DEVICES leaves, in its order.
 

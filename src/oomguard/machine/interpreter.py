@@ -15,6 +15,7 @@ from pathlib import Path
 import msgspec
 
 from oomguard.errors import FrameworkError, Where
+from oomguard.job.provenance import JobPython
 
 #: What strategies may need, by the name that is imported.
 PACKAGES = ("deepspeed", "bitsandbytes", "liger_kernel")
@@ -22,15 +23,21 @@ _PROBE = (
     "import importlib.util as u, json, sys;"
     "print(json.dumps([n for n in sys.argv[1:] if u.find_spec(n)]))"
 )
-_VERSIONS = (
-    "import importlib.metadata as m, json, sys\n"
-    "found = {}\n"
-    "for name in sys.argv[1:]:\n"
-    "    try: found[name] = m.version(name)\n"
-    "    except m.PackageNotFoundError: pass\n"
-    "print(json.dumps(found))"
-)
-_VERSIONS_TIMEOUT_S = 20
+# torch states its CUDA version in a file: importing it would take seconds.
+_FACTS = r"""
+import importlib.metadata as m, importlib.util as u, json, os, platform, re, sys
+found, cuda = {}, None
+for name in sys.argv[1:]:
+    try: found[name] = m.version(name)
+    except m.PackageNotFoundError: pass
+try:
+    place = os.path.dirname(u.find_spec("torch").origin)
+    with open(os.path.join(place, "version.py"), encoding="utf-8") as file:
+        cuda = re.search(r"^cuda\b[^=\n]*=\s*['\"]([^'\"]+)", file.read(), re.M)[1]
+except Exception: pass
+print(json.dumps({"version": platform.python_version(), "cuda": cuda, "packages": found}))
+"""
+_FACTS_TIMEOUT_S = 20
 # pip writes the second form where the path is too long or has a space in it.
 _SHEBANGS = (
     re.compile(rb"\A#!\s*(?P<python>[^\s]*python[0-9.]*)\s*(?:-[^\n]*)?\n"),
@@ -99,17 +106,22 @@ def python_of_wrapper(wrapper: tuple[str, ...], *, cwd: Path) -> str:
 
 def versions_of(python: str, packages: Iterable[str]) -> Mapping[str, str]:
     """Return the versions of the packages that a Python has; none if it does not answer."""
+    return facts_of(python, packages).packages
+
+
+def facts_of(python: str, packages: Iterable[str]) -> JobPython:
+    """Return a Python's version and those of the packages that it has; nothing if it is silent."""
     try:
         answer = subprocess.run(
-            [python, "-c", _VERSIONS, *packages],
+            [python, "-c", _FACTS, *packages],
             capture_output=True,
             check=True,
-            timeout=_VERSIONS_TIMEOUT_S,
+            timeout=_FACTS_TIMEOUT_S,
             stdin=subprocess.DEVNULL,
         )
-        return msgspec.json.decode(answer.stdout, type=dict[str, str])
+        return msgspec.json.decode(answer.stdout, type=JobPython)
     except (OSError, subprocess.SubprocessError, msgspec.MsgspecError):
-        return {}
+        return JobPython()
 
 
 def _path_with(python: str) -> dict[str, str]:

@@ -11,11 +11,13 @@ import msgspec
 from oomguard.evidence.verdict import Finding, Phase, Verdict
 from oomguard.job.checkpoint import Checkpoint
 from oomguard.job.plan import Plan
+from oomguard.job.provenance import DataFingerprint, Environment
 from oomguard.job.training_job import Job
 from oomguard.ladder.strategy_contract import Fidelity, Skip, Untried
 from oomguard.process.messages import LossReport, TrainingReport, Window
 from oomguard.run.attempt import AttemptSpec, StopReason, flat, nested
 from oomguard.run.leak import Growth
+from oomguard.run.printed_loss import LossEnds
 from oomguard.run.splits import BOUND, STRATEGY, Span
 
 #: Default grace period to write a checkpoint.
@@ -121,7 +123,8 @@ class RunStarted(_Event):
     """The first event: what was asked, by which version, at which time of day (ISO 8601, UTC).
 
     `masked` says that secrets in the job are masked, and `job.json` holds it as it was asked.
-    `predicted` holds a peak for each plan that was predicted.
+    `predicted` holds a peak for each plan that was predicted. `folder` is the run folder;
+    `environment` and `data` are what the run was made of.
     """
 
     run: str
@@ -133,6 +136,9 @@ class RunStarted(_Event):
     start: Start | None = None
     predicted: tuple[Predicted, ...] = ()
     lessons: HistoryRef | None = None
+    folder: str = ""
+    environment: Environment | None = None
+    data: DataFingerprint | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -319,13 +325,14 @@ class Exited(_Event):
     """The attempt's process ended; `verdict` is what is concluded from all that was seen.
 
     `returncode` is None where nobody was there to see it; `log_error` says why its log ends early,
-    None if it does not.
+    None if it does not. `loss` is what it printed first and last.
     """
 
     attempt: int
     returncode: int | None
     verdict: Verdict
     log_error: str | None = None
+    loss: LossEnds | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

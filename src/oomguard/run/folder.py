@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import errno
 import os
+import posixpath
 import shutil
 from collections.abc import Mapping
 from contextlib import suppress
@@ -188,7 +189,7 @@ class RunFolder:
     def final(self) -> Path:
         """Return the folder of the final config; create it if needed."""
         self.check()
-        folder = self.path / "final"
+        folder = Path(final_folder(str(self.path)))
         folder.mkdir(mode=0o700, exist_ok=True)
         return folder
 
@@ -249,6 +250,11 @@ def _with_secrets(history: History, path: Path) -> History:
             next_step="Launch the job again.",
         ) from error
     return replace(history, events=(replace(first, job=job), *others))
+
+
+def final_folder(run: str) -> str:
+    """Return where the final config of a run is."""
+    return posixpath.join(run, "final")
 
 
 def no_run(folder: Path) -> RunFolderError:

@@ -41,6 +41,7 @@ from oomguard.run.events import (
     Split,
 )
 from oomguard.run.leak import CONTEXT_BYTES, LeakDetector
+from oomguard.run.printed_loss import LossEnds, LossReader
 from oomguard.run.ranks import Ranks
 
 #: Most findings recorded from a log: a job that prints errors forever must not fill the disk.
@@ -72,6 +73,7 @@ class Observer:
             data_limit_bytes=data_limit_bytes, gpu_limit_bytes=gpu_limit_bytes
         )
         self._scanner = LogScanner()
+        self._losses = LossReader()
         self._from_log = 0
         self._peeked = True
         self._windows: dict[int, tuple[int, Window]] = {}
@@ -86,6 +88,7 @@ class Observer:
         match seen:
             case Output():
                 self._peeked = False
+                self._losses.feed(seen.data)
                 yield from self._notice(self._scanner.feed(seen.data), t)
             case Kernel():
                 yield from self._notice([_from_kernel(seen, self._phase)], t)
@@ -107,7 +110,13 @@ class Observer:
             replace(finding, handled=well and pid not in self._aborted)
             for pid, finding in self._caught.items()
         ]
+        self._losses.close()
         yield from self._notice([*self._scanner.close(), *caught], t)
+
+    @property
+    def loss(self) -> LossEnds | None:
+        """The first and the last loss that the job printed."""
+        return self._losses.ends
 
     def _notice(self, findings: list[Finding], t: float) -> Iterator[Event]:
         for finding in findings:

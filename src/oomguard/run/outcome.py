@@ -11,35 +11,37 @@ from oomguard.job.command import Command
 from oomguard.machine.atomic_write import write_text
 from oomguard.process.limits import CapBy
 from oomguard.run.events import Limits, Status
-from oomguard.run.folder import RunFolder, write_json
+from oomguard.run.folder import RunFolder, final_folder, write_json
 from oomguard.run.report import FitReport, build, from_json, to_json
 from oomguard.run.state import RunRecord
 
 
 def write_outcome(
-    record: RunRecord, adapter: Adapter, folder: RunFolder, surroundings: dict[str, str]
+    record: RunRecord, adapter: Adapter, folder: RunFolder
 ) -> tuple[FitReport, Path | None]:
     """Write the fit-report, and `final/` if the run fits; return the report and final config."""
     folder.release()
     try:
-        command = _final_command(record, adapter, folder)
+        config = _write_final(record, adapter, folder)
     except OSError as error:
         folder.miss("the final config", error)
-        command = None
-    text = _config_text(command)
-    report = build(
-        record,
-        final_text=text,
-        command=command.masked().by_hand() if command else None,
-        surroundings=surroundings,
-    )
+        config = None
+    report = report_of(record, adapter, folder.path)
     try:
         folder.check()
         write_json(folder.report, to_json(report))
     except OSError as error:
         folder.miss("the fit-report", error)
-    config = Path(command.config) if command and command.config else None
     return report, config
+
+
+def report_of(record: RunRecord, adapter: Adapter, folder: Path) -> FitReport:
+    """Return the report of a run that has ended: a function of its events alone.
+
+    `folder` is the run folder of a record that does not name it, as older ones.
+    """
+    final = final_folder(record.folder or str(folder))
+    return build(record, final=_final_command(record, adapter, final), folder=final)
 
 
 def read_outcome(
@@ -54,26 +56,27 @@ def read_outcome(
         return None
     if record.status is not Status.FIT or record.job is None:
         return report, None
-    config = adapter.write(record.job, record.plan_that_fits, str(folder.path / "final")).config
+    config = adapter.write(record.job, record.plan_that_fits, final_folder(str(folder.path))).config
     return report, Path(config) if config else None
 
 
-def _final_command(record: RunRecord, adapter: Adapter, folder: RunFolder) -> Command | None:
-    if record.status is not Status.FIT or record.job is None or record.limits is None:
+def _final_command(record: RunRecord, adapter: Adapter, folder: str) -> Command | None:
+    if record.status is not Status.FIT or record.job is None:
         return None
-    command = adapter.write(record.job, record.plan_that_fits, str(folder.final()))
-    command = command.wrapped(record.job.wrapper)
+    return adapter.write(record.job, record.plan_that_fits, folder).wrapped(record.job.wrapper)
+
+
+def _write_final(record: RunRecord, adapter: Adapter, folder: RunFolder) -> Path | None:
+    if record.status is not Status.FIT:
+        return None
+    command = _final_command(record, adapter, str(folder.final()))
+    if command is None or record.limits is None:
+        return None
     for file in command.files:
         write_text(Path(file.path), file.text)
     lines = [*_cap_lines(record.limits), command.by_hand()]
     write_text(folder.final() / "command.txt", "\n".join(lines) + "\n")
-    return command
-
-
-def _config_text(command: Command | None) -> str | None:
-    if command is None:
-        return None
-    return next((file.text for file in command.files if file.path == command.config), None)
+    return Path(command.config) if command.config else None
 
 
 def _cap_lines(limits: Limits) -> list[str]:

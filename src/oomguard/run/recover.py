@@ -29,6 +29,7 @@ from oomguard.process.stop import Leftovers, StopReport, cgroup_left, end_leftov
 from oomguard.run.attempt import StopReason
 from oomguard.run.events import CutShort, Event, Exited, Noticed, Planned, Progress, Started
 from oomguard.run.observer import Observer
+from oomguard.run.printed_loss import LossEnds, LossReader
 from oomguard.run.state import Attempt
 
 CHUNK_BYTES = 1 << 20
@@ -94,7 +95,8 @@ def _end(attempt: Attempt, code: int | None, folder: Path, t: float) -> Event:
         code, verdict = 0, attempt.concluded(0)
     stopped_for_good = attempt.stopped not in (None, StopReason.SIGNAL)
     if code is not None or verdict.kind.is_memory or stopped_for_good:
-        return Exited(t=t, attempt=attempt.number, returncode=code, verdict=verdict)
+        loss = _loss(folder)
+        return Exited(t=t, attempt=attempt.number, returncode=code, verdict=verdict, loss=loss)
     why = STOPPED if attempt.stopped == StopReason.SIGNAL else GONE
     cut = Verdict(
         kind=Kind.INTERRUPTED, root=why, confidence=Confidence.HIGH, evidence=verdict.evidence
@@ -149,6 +151,13 @@ def _printed(folder: Path) -> Iterator[Output]:
     with suppress(OSError), (folder / "log.txt").open("rb") as log:
         while chunk := log.read(CHUNK_BYTES):
             yield Output(data=chunk)
+
+
+def _loss(folder: Path) -> LossEnds | None:
+    losses = LossReader()
+    for printed in _printed(folder):
+        losses.feed(printed.data)
+    return losses.close()
 
 
 def _buffered(folder: Path) -> Iterator[Report]:

@@ -10,7 +10,9 @@ from oomguard.redact import redact_config, redact_document
 from oomguard.run.events import Event, RunStarted, event_to_json
 
 #: What a resumed run has to find again as it was: paths, marks and keys.
-_KEPT = frozenset({"path", "before", "damaged", "cgroup", "mark", "lessons", "strategies"})
+_KEPT = frozenset(
+    {"path", "before", "damaged", "cgroup", "mark", "lessons", "strategies", "folder"}
+)
 
 
 def mask_event(event: Event) -> dict[str, object]:

@@ -8,19 +8,22 @@ from dataclasses import dataclass
 import msgspec
 
 from oomguard.evidence.verdict import Verdict
+from oomguard.job.command import Command
 from oomguard.job.plan import Change, Plan, differences
+from oomguard.job.provenance import DataFingerprint, Environment
 from oomguard.job.training_job import Device, Job, World
 from oomguard.ladder.strategy_contract import Fidelity, Skip
 from oomguard.redact import redact_config, redact_document
 from oomguard.run.attempt import AttemptSpec, StopReason, flat, nested
 from oomguard.run.events import Limits, Predicted, Status
 from oomguard.run.long_sample import long_sample
+from oomguard.run.older_reports import SCHEMA_VERSION, upgraded
+from oomguard.run.printed_loss import LossEnds
+from oomguard.run.reproduction import Reproduction, reproduction
 from oomguard.run.shortfall import Shortfall, shortfall
 from oomguard.run.splits import Splits, SplitVariant, split_variant
 from oomguard.run.state import Attempt, RunRecord
 from oomguard.run.verification import Verified, not_same_math, verify
-
-SCHEMA_VERSION = 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,7 +36,8 @@ class AttemptReport:
     `splits` are the optimizer steps that ran in smaller parts after an out-of-memory error.
     `longest_batch` is the longest row that a probe was given (tokens); `predicted` is what its
     plan was predicted to take, None where nothing was predicted. `long_sample` names the one
-    sample whose length made the batch that ran out of memory so large.
+    sample whose length made the batch that ran out of memory so large. `loss` is what the job
+    printed first and last, or the first one as measured.
     """
 
     number: int
@@ -55,6 +59,7 @@ class AttemptReport:
     splits: Splits | None = None
     predicted: Predicted | None = None
     long_sample: str | None = None
+    loss: LossEnds | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,7 +73,8 @@ class FitReport:
     matrices that new tokens make the framework train in full. `requested_bytes` is the size of the
     last failed allocation. `config_diff` is a unified diff from the user's file to the final one.
     `verified` holds what was counted in the last attempt, compared with its plan. `shortfall` is
-    what was missing where all strategies are exhausted.
+    what was missing where all strategies are exhausted. `environment` and `data` are what the run
+    was made of, and `reproduction` is what runs the final config elsewhere; None in older reports.
     """
 
     schema_version: int
@@ -94,24 +100,23 @@ class FitReport:
     config_diff: str | None
     command: str | None
     seconds: float | None
-    surroundings: dict[str, str]
+    environment: Environment | None = None
+    data: DataFingerprint | None = None
+    reproduction: Reproduction | None = None
     verified: Verified | None = None
     with_splits: SplitVariant | None = None
     shortfall: Shortfall | None = None
 
 
-def build(
-    record: RunRecord, *, final_text: str | None, command: str | None, surroundings: dict[str, str]
-) -> FitReport:
+def build(record: RunRecord, *, final: Command | None = None, folder: str = "") -> FitReport:
     """Return the report of a run that has ended.
 
-    `final_text` and `command` are the config and the command line of the last attempt;
-    `surroundings` names versions and devices.
+    `final` is the command of the config that fits, with its files in `folder`.
     """
     job, limits, status = record.job, record.limits, record.status
     if job is None or limits is None or status is None:
         raise AssertionError("only a run that was started and has ended has a report")
-    final = record.plan_that_fits if record.attempts and status is Status.FIT else None
+    fits = record.plan_that_fits if record.attempts and status is Status.FIT else None
     report = FitReport(
         schema_version=SCHEMA_VERSION,
         oomguard=record.version,
@@ -126,19 +131,21 @@ def build(
         trained_embeddings=job.trained_embeddings,
         limits=limits,
         asked=job.asked,
-        final=final,
-        changes=differences(job.asked, final) if final else (),
-        fidelity=highest_cost(record) if final else None,
+        final=fits,
+        changes=differences(job.asked, fits) if fits else (),
+        fidelity=highest_cost(record) if fits else None,
         attempts=tuple(_attempt(attempt, record) for attempt in record.attempts),
         not_taken=record.skipped_last,
         requested_bytes=_requested(record),
         config=job.config.path if job.config else None,
-        config_diff=_diff(job, final_text),
-        command=command,
+        config_diff=_diff(job, final),
+        command=final.masked().by_hand() if final else None,
         seconds=record.ended_t,
-        surroundings=surroundings,
+        environment=record.environment,
+        data=record.data,
+        reproduction=reproduction(final, job, folder) if final else None,
         verified=verify(record),
-        with_splits=_with_splits(record) if final else None,
+        with_splits=_with_splits(record) if fits else None,
         shortfall=shortfall(record),
     )
     return from_document(redact_document(to_json(report)))
@@ -182,7 +189,7 @@ def from_json(data: bytes) -> FitReport:
 
 def from_document(value: object) -> FitReport:
     """Read a report from its JSON object, as `from_json` does from its text."""
-    document = msgspec.convert(value, dict[str, object])
+    document = upgraded(msgspec.convert(value, dict[str, object]))
     attempts = msgspec.convert(document.get("attempts"), list[dict[str, object]])
     return msgspec.convert({**document, "attempts": [nested(one) for one in attempts]}, FitReport)
 
@@ -223,7 +230,15 @@ def _attempt(attempt: Attempt, record: RunRecord) -> AttemptReport:
         splits=attempt.splits,
         predicted=record.predicted_for(attempt.spec.plan),
         long_sample=long_sample(record, attempt),
+        loss=attempt.loss or _measured_loss(attempt),
     )
+
+
+def _measured_loss(attempt: Attempt) -> LossEnds | None:
+    """Return the loss of the first step, where the monitor measured it."""
+    values = (one.loss.value for one in attempt.counted if one.loss)
+    first = next((value for value in values if value is not None), None)
+    return None if first is None else LossEnds(unit="step", first_at=1, first=first)
 
 
 def _requested(record: RunRecord) -> int | None:
@@ -231,12 +246,14 @@ def _requested(record: RunRecord) -> int | None:
     return next((v.requested_bytes for v in verdicts if v.requested_bytes), None)
 
 
-def _diff(job: Job, final_text: str | None) -> str | None:
-    if job.config is None or final_text is None:
+def _diff(job: Job, final: Command | None) -> str | None:
+    files = final.files if final else ()
+    text = next((file.text for file in files if final and file.path == final.config), None)
+    if job.config is None or text is None:
         return None
     lines = difflib.unified_diff(
         redact_config(job.config.text).splitlines(keepends=True),
-        redact_config(final_text).splitlines(keepends=True),
+        redact_config(text).splitlines(keepends=True),
         fromfile=job.config.path,
         tofile="final",
     )

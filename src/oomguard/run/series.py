@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
@@ -13,11 +12,6 @@ from oomguard.run.observer import memory_of
 #: Points that are kept of a series, and changes of phase of a process.
 POINTS, CHANGES = 500, 2000
 Points = tuple[tuple[float, float], ...]
-#: The loss as the Trainer and its kin print it, with its step or else its epoch; and LitGPT.
-_LOSS = re.compile(
-    r"\{'loss': '?(?P<loss>[\d.eE+-]+)'?(?=[^{}\n]*'(?P<unit>step|epoch)': '?(?P<at>[\d.eE+-]+))"
-    r"|\bstep (?P<step>\d+) \| loss train: (?P<litgpt>[\d.]+)"
-)
 
 
 class Thinned:
@@ -100,18 +94,6 @@ class AttemptSeries:
     phases: dict[int, tuple[Stretch, ...]]
     losses: Points = ()
     loss_unit: str = ""
-
-
-def losses_in(text: str) -> Iterator[tuple[str, float, float]]:
-    """Yield each loss that a log prints, behind its unit (step or epoch) and where it was there."""
-    for found in _LOSS.finditer(text):
-        unit, at, loss = found["unit"], found["at"], found["loss"]
-        if unit is None:
-            unit, at, loss = "step", found["step"], found["litgpt"]
-        try:
-            yield unit, float(at), float(loss)
-        except ValueError:
-            continue
 
 
 def series_of(

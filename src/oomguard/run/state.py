@@ -19,6 +19,7 @@ from oomguard.evidence.refusals import is_refusal
 from oomguard.evidence.verdict import Finding, Kind, Phase, Verdict, Witness
 from oomguard.job.checkpoint import Checkpoint
 from oomguard.job.plan import Plan
+from oomguard.job.provenance import DataFingerprint, Environment
 from oomguard.job.training_job import Job
 from oomguard.ladder.strategy_contract import Skip, Step, Untried
 from oomguard.run.attempt import AttemptSpec, StopReason
@@ -51,6 +52,7 @@ from oomguard.run.events import (
     Ticked,
 )
 from oomguard.run.leak import Growth
+from oomguard.run.printed_loss import LossEnds
 from oomguard.run.splits import Splits, SplitStep, SplitTally, without_splits
 
 
@@ -130,6 +132,7 @@ class Attempt:
     tally: SplitTally | None = None
     single_row: int | None = None
     undivided: str | None = None
+    loss: LossEnds | None = None
 
     @property
     def splits(self) -> Splits | None:
@@ -232,6 +235,7 @@ class Attempt:
                     ended_t=event.t,
                     returncode=event.returncode,
                     log_error=event.log_error,
+                    loss=event.loss,
                     verdict=event.verdict,
                 )
             case CutShort():
@@ -321,6 +325,9 @@ class RunRecord:
     start: Start | None = None
     predicted: tuple[Predicted, ...] = ()
     lessons: HistoryRef | None = None
+    folder: str = ""
+    environment: Environment | None = None
+    data: DataFingerprint | None = None
     limits: Limits | None = None
     state: State = State.NEW
     attempts: tuple[Attempt, ...] = ()
@@ -383,6 +390,9 @@ class RunRecord:
                     start=event.start,
                     predicted=event.predicted,
                     lessons=event.lessons,
+                    folder=event.folder,
+                    environment=event.environment,
+                    data=event.data,
                     limits=event.limits,
                 )
             case Resumed():

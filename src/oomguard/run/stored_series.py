@@ -7,9 +7,10 @@ from contextlib import suppress
 from pathlib import Path
 
 from oomguard.process.limits import CapBy
+from oomguard.run.printed_loss import losses_in
 from oomguard.run.recover import attempt_reports
 from oomguard.run.report import FitReport
-from oomguard.run.series import AttemptSeries, losses_in, series_of
+from oomguard.run.series import AttemptSeries, series_of
 
 #: Of a longer log, and of a longer line in it, the rest is not read for losses.
 LOG_BYTES, LOG_LINE_BYTES = 256 << 20, 1 << 16

@@ -314,6 +314,7 @@ class Supervisor:
             returncode=seen.returncode,
             verdict=verdict,
             log_error=log_error,
+            loss=self._observer.loss,
         )
 
     def _end_processes(self, *, grace_s: float) -> None:
