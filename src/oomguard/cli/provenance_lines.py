@@ -59,7 +59,8 @@ def data_line(found: DataFingerprint) -> str:
         parts.append(counted(found.samples, "sample"))
     if found.lengths is not None:
         lengths = found.lengths
-        parts.append(f"median {lengths.median}, longest {lengths.longest} tokens")
+        most = f"95% at most {lengths.percentile_95}, longest {lengths.longest} tokens"
+        parts.append(f"median {lengths.median}, {most}")
     if len(found.files) == 1 and found.files[0].sha256:
         parts.append(f"sha256 {found.files[0].sha256[:_DIGITS]}")
     parts += [f"{name}: not a local file" for name in found.elsewhere]
