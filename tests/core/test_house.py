@@ -137,7 +137,12 @@ def test_the_core_reads_and_writes_nothing():
 #: Packages that talk to the user, and what runs in other processes.
 OUTSIDE = {"cli", "monitor", "tracer"}
 #: Modules that only pass on to what is not pure, and to what.
-PASSING_ON = {"__main__": "the command line", "predict/forecast": "the tracer"}
+PASSING_ON = {
+    "__main__": "the command line",
+    "predict/forecast": "the tracer",
+    "predict/replay": "the tracer",
+    "predict/card_answers": "forecasts",
+}
 IMPURE = {*CONTRACT["forbidden_modules"], "os", "threading"}
 
 

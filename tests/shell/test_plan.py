@@ -238,7 +238,6 @@ def test_a_command_after_two_dashes_is_planned_without_its_program(plan):
     ("words", "what"),
     [
         (["--gpu", "RTX 3909"], "RTX 3909"),
-        ([], "--gpu"),
         (["--gpu", "3090", "--gpu-memory", "24GiB"], "--gpu"),
         (["--gpu", "A100"], "A100"),
     ],

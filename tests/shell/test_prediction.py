@@ -21,6 +21,7 @@ from oomguard.job.unmodelled import TrainingMethod
 from oomguard.predict import trace_request
 from oomguard.predict.prediction_request import PredictionRequest
 from oomguard.predict.predictor import Predictor, by_arithmetic
+from oomguard.predict.replay import trace_requested
 from oomguard.predict.trace_client import TraceClient, tracer_of
 from oomguard.predict.trace_request import traced_with
 from oomguard.units import GIB, MIB
@@ -354,3 +355,46 @@ def test_without_images_at_hand_the_largest_allowed_one_is_taken(pictured):
     _, asked = pictured()
     assert asked["recipe"]["media"] == {"images": [[448, 448]]}
     assert "lengths" not in asked["recipe"]
+
+
+# --- Many plans and capacities after one trace ---
+
+
+def test_one_trace_answers_for_every_capacity_and_scales_to_other_plans(stand):
+    small, large = ask(LORA, capacity_bytes=8 * GIB), ask(LORA, capacity_bytes=80 * GIB)
+    replay = trace_requested(Predictor(tracer=stand.tracer()), [large, small])
+    assert len(stand.asked) == 1
+    traced = Predictor(tracer=stand.tracer())(large).estimates[0]
+    assert replay(large).estimates[0] == traced
+    assert replay(small).estimates[0].fits(8 * GIB) is Fits.NO
+    longer = replace(LORA, sequence_length=4096)
+    (scaled,) = replay(replace(large, plans=(longer,))).estimates
+    assert scaled.method == "analytic-scaled"
+    assert scaled.expected_bytes > traced.expected_bytes
+    assert len(stand.asked) == 1
+
+
+def test_a_replay_that_was_not_tried_in_this_capacity_does_not_make_it_fit(stand):
+    """Allocated 18.5 GiB, reserved 19.5: between them only a replay shows whether it fits."""
+    replay = trace_requested(Predictor(tracer=stand.tracer()), [ask(LORA, capacity_bytes=80 * GIB)])
+    between = ask(LORA, capacity_bytes=int(20.3 * GIB))
+    assert replay(between).estimates[0].fits(between.capacity_bytes) is Fits.UNSURE
+
+
+def test_a_trace_does_not_hold_for_a_gpu_whose_step_is_another(stand):
+    """A Hopper card's cuBLAS takes more: its trace is one of its own."""
+    usual, hopper = ask(LORA), ask(LORA, hopper=True)
+    replay = trace_requested(Predictor(tracer=stand.tracer()), [usual])
+    assert replay(usual).estimates[0].method == "trace"
+    assert replay(hopper).estimates[0].method == "analytic"
+    both = trace_requested(Predictor(tracer=stand.tracer()), [usual, hopper])
+    assert both(hopper).estimates[0].method == "trace"
+
+
+def test_why_nothing_was_traced_is_a_note(stand):
+    stand.mode("refuse")
+    found = trace_requested(Predictor(tracer=stand.tracer()), [ask(LORA)])(ask(LORA))
+    assert found.estimates[0].method == "analytic"
+    assert "not traced: experts cannot be traced" in found.notes
+    alone = trace_requested(Predictor(), [ask(LORA)])(ask(LORA))
+    assert any("estimates are analytic" in note for note in alone.notes)

@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 
 import click
 from click.core import ParameterSource
 
+from oomguard.cli.cards_text import cards_document, print_cards
 from oomguard.cli.option_types import COUNT, SIZE
 from oomguard.cli.options import COMMAND, PLAN, WithCommand, as_json, flags, train_file, verbose
 from oomguard.cli.output import print_json, secho
-from oomguard.cli.plan_job import PlannedJob, plan_job
+from oomguard.cli.plan_cards import COUNTS, card_table
+from oomguard.cli.plan_job import PlannedJob, on_card, plan_job
 from oomguard.cli.plan_table import print_plan
-from oomguard.cli.prepare import prepare
+from oomguard.cli.plan_target import ALL, JobSource, Target, named_target, target_here
 from oomguard.errors import UsageError
-from oomguard.estimate.cards import Card, card_named
-from oomguard.job.training_job import Device, Job
+from oomguard.machine.gpus import gpus as gpus_here
 from oomguard.predict.forecast import Capacity
 from oomguard.predict.history import FitIndex
 
@@ -24,7 +24,12 @@ from oomguard.predict.history import FitIndex
 @click.command("plan", cls=WithCommand)
 @train_file
 @flags(PLAN)
-@click.option("--gpu", metavar="NAME", help="GPU model, e.g. 'RTX 3090' or a100-80.")
+@click.option(
+    "--gpu",
+    metavar="NAME",
+    help="GPU model, e.g. 'RTX 3090' or a100-80; all: every model that is known, the smallest that "
+    "fits first (default: the GPUs here, else all).",
+)
 @click.option("--gpu-memory", type=SIZE.flag_type, help="Memory of one GPU, e.g. 24GiB.")
 @click.option(
     "--gpus",
@@ -57,57 +62,59 @@ def command(
     """Estimate the memory of a job before launching it, and find the first change that fits.
 
     Needs no GPU, weights or network. TRAIN.YAML is the config file of your framework.
-    Alternatively, pass the full command after --.
+    Alternatively, pass the full command after --. With --gpu all, or without a GPU, it lists the
+    GPUs on which the job fits, as requested or after changes with the same math.
     """
-    prepared = prepare(train, ctx.meta[COMMAND], given, planned_gpus=gpus)
-    card, device_bytes = _device(gpu, gpu_memory)
+    source = JobSource(train=train, command=ctx.meta[COMMAND], given=given)
+    named = named_target(gpu, gpu_memory) if gpu != ALL else None
+    here = gpus_here() if gpu is None and gpu_memory is None else ()
     stated = ctx.get_parameter_source("gpus") is ParameterSource.COMMANDLINE
-    if stated and prepared.job.world.size != gpus:
-        started = f"the job starts on {prepared.job.world.size} by its own settings"
-        secho(f"note: --gpus {gpus} has no effect: {started}", fg="yellow", err=True)
+    prepared = source.on(gpus if stated else max(1, len(here)))
+    target = named or (target_here(prepared, here) if gpu != ALL else None)
+    if target is None and explain_terms:
+        raise UsageError(
+            "--explain-terms is about one GPU",
+            next_step="Add --gpu NAME or --gpu-memory SIZE.",
+        )
     index = FitIndex(Path(prepared.options.fits) if prepared.options.fits else None)
+    if target is None:
+        counts = (gpus,) if stated else COUNTS
+        table = card_table(source, prepared.job, counts, host_bytes=host_memory, index=index)
+        _complain_of(index)
+        if as_json:
+            print_json(cards_document(table))
+        else:
+            print_cards(table, verbose=verbose)
+        return
+    _explain_target(target, prepared.job.world.size, gpus if stated else None)
     planned = plan_job(
-        replace(prepared, job=_on_card(prepared.job, card)),
-        Capacity(device_bytes=device_bytes, host_bytes=host_memory),
-        device=card.name if card else None,
+        on_card(prepared, bfloat16=target.bfloat16, hopper=target.hopper),
+        Capacity(device_bytes=target.device_bytes, host_bytes=host_memory),
+        device=target.name,
         index=index,
     )
-    if index.lost is not None:
-        secho(index.lost, fg="yellow", err=True)
+    _complain_of(index)
     if as_json:
         print_json(_document(planned, explain=explain_terms))
     else:
-        print_plan(planned, gpu=card.name if card else None, explain=explain_terms, verbose=verbose)
+        print_plan(planned, gpu=target.name, explain=explain_terms, verbose=verbose)
 
 
-def _on_card(job: Job, card: Card | None) -> Job:
-    """Return the job with what the GPU can compute in; one whose name is not known is a new one."""
-    if job.device is Device.CPU:
-        raise UsageError(
-            "this job runs on the CPU, so there is no GPU memory to plan",
-            next_step="Remove use_cpu from its settings to plan it for a GPU.",
-        )
-    return replace(
-        job,
-        bfloat16=card is None or card.bfloat16,
-        hopper=card is not None and card.hopper,
-    )
+def _explain_target(target: Target, world: int, gpus: int | None) -> None:
+    """Print which GPUs are planned for, where the command line does not say it."""
+    if gpus is not None and world != gpus:
+        _note(f"--gpus {gpus} has no effect: the job starts on {world} by its own settings")
+    if target.note:
+        _note(target.note)
 
 
-def _device(gpu: str | None, gpu_memory: int | None) -> tuple[Card | None, int]:
-    """Return the GPU to plan for, None if only its size is known, and its bytes."""
-    if gpu is None and gpu_memory is None:
-        raise UsageError(
-            "plan needs a GPU: pass --gpu or --gpu-memory",
-            next_step="For example: --gpu 'RTX 3090', or --gpu-memory 24GiB.",
-        )
-    if gpu is not None and gpu_memory is not None:
-        raise UsageError(
-            "pass --gpu or --gpu-memory, not both",
-            next_step="--gpu-memory is for a GPU whose name oomguard does not know.",
-        )
-    card = card_named(gpu) if gpu is not None else None
-    return card, card.usable_bytes if card else gpu_memory or 0
+def _note(text: str) -> None:
+    secho(f"note: {text}", fg="yellow", err=True)
+
+
+def _complain_of(index: FitIndex) -> None:
+    if index.lost is not None:
+        secho(index.lost, fg="yellow", err=True)
 
 
 def _document(planned: PlannedJob, *, explain: bool) -> dict[str, object]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -12,14 +12,14 @@ from oomguard.catalogue.checkpoint_formats import stored_format
 from oomguard.catalogue.litgpt_configs import named
 from oomguard.catalogue.lookup import Model, find_model
 from oomguard.cli.prepare import Prepared
-from oomguard.errors import ConfigError
+from oomguard.errors import ConfigError, UsageError
 from oomguard.estimate.colocated import with_engine
 from oomguard.estimate.correct import UNCORRECTED, Ratios
 from oomguard.estimate.memory import Fits, MemoryEstimate
 from oomguard.estimate.term_descriptions import TrainedPart, explain_terms, trained_part
 from oomguard.job.memory_settings import FurtherModel, MemorySettings
 from oomguard.job.plan import Plan
-from oomguard.job.training_job import Job
+from oomguard.job.training_job import Device, Job
 from oomguard.job.unmodelled import Direction, TrainingMethod, Unmodelled
 from oomguard.predict.forecast import (
     Capacity,
@@ -32,10 +32,12 @@ from oomguard.predict.forecast import (
 )
 from oomguard.predict.history import FitIndex, HistoryKey
 from oomguard.predict.left_out import in_version, left_out
-from oomguard.predict.prediction_request import PredictionRequest
+from oomguard.predict.prediction_request import Prediction, PredictionRequest
 from oomguard.predict.predictor import BUDGET_S, Predictor
-from oomguard.predict.trace_client import TraceClient, tracer_of
+from oomguard.predict.trace_client import tracer_of
 from oomguard.predict.trace_request import traced_with
+
+Predict = Callable[[PredictionRequest], Prediction]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -112,6 +114,73 @@ class PlannedJob:
         return explain_terms(self.request.problem(peak.plan), peak.estimate, self.ratios)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PlanQuestion:
+    """A job on given GPUs, ready to be predicted.
+
+    `unmodelled` are all effects that an estimate may leave out; `history_key` as in `PlannedJob`.
+    """
+
+    prepared: Prepared
+    request: PredictionRequest
+    capacity: Capacity
+    method: TrainingMethod | None
+    unmodelled: tuple[Unmodelled, ...]
+    history_key: HistoryKey | None
+    predictor: Predictor
+
+
+def on_card(prepared: Prepared, *, bfloat16: bool = True, hopper: bool = False) -> Prepared:
+    """Return the job with what its GPU can compute in.
+
+    Raises:
+        UsageError: if it runs on the CPU.
+    """
+    if prepared.job.device is Device.CPU:
+        raise UsageError(
+            "this job runs on the CPU, so there is no GPU memory to plan",
+            next_step="Remove use_cpu from its settings to plan it for a GPU.",
+        )
+    return replace(prepared, job=replace(prepared.job, bfloat16=bfloat16, hopper=hopper))
+
+
+def plan_question(
+    prepared: Prepared,
+    capacity: Capacity,
+    *,
+    device: str | None = None,
+    index: FitIndex | None = None,
+    budget_s: float = BUDGET_S,
+    like: PlanQuestion | None = None,
+) -> PlanQuestion:
+    """Read what a prediction needs; with the tracer of a question about the same job, if any.
+
+    Raises:
+        ConfigError: if the job's model is not known.
+    """
+    request, uncounted = _request(prepared, capacity)
+    job, model = request.job, request.model
+    if like is None:
+        tracer = tracer_of((job.python, sys.executable), traced_with(request.recipe, model.family))
+    else:
+        tracer = like.predictor.tracer
+    versions = tracer.versions if tracer else {}
+    request = replace(request, recipe=in_version(request.recipe, model.family, versions))
+    key = history_key(job, model, device, versions) if device else None
+    ratios = index.ratios(key) if index and key else UNCORRECTED
+    method = prepared.adapter.training_method(job)
+    missing = left_out(job, method, model, request.recipe, versions)
+    return PlanQuestion(
+        prepared=replace(prepared, job=job),
+        request=request,
+        capacity=capacity,
+        method=method,
+        unmodelled=(*prepared.adapter.unmodelled(job), *missing, *uncounted),
+        history_key=key,
+        predictor=Predictor(tracer=tracer, budget_s=budget_s, ratios=ratios),
+    )
+
+
 def plan_job(
     prepared: Prepared,
     capacity: Capacity,
@@ -126,34 +195,34 @@ def plan_job(
         ConfigError: if the job's model is not known.
     """
     start = time.monotonic()
-    request, uncounted = _request(prepared, capacity)
-    job, model = request.job, request.model
-    prepared = replace(prepared, job=job)
-    tracer = tracer_of((job.python, sys.executable), traced_with(request.recipe, model.family))
-    versions = tracer.versions if tracer else {}
-    request = replace(request, recipe=in_version(request.recipe, model.family, versions))
-    key = _history_key(job, model, device, tracer)
-    ratios = index.ratios(key) if index and key else UNCORRECTED
-    predictor = Predictor(tracer=tracer, budget_s=budget_s, ratios=ratios)
-    method = prepared.adapter.training_method(job)
-    missing = left_out(job, method, model, request.recipe, versions)
-    unmodelled = (*prepared.adapter.unmodelled(job), *missing, *uncounted)
-    found = forecast(request, prepared.ladder, capacity, predictor, unmodelled=unmodelled)
-    rejected = _rejection(prepared, capacity, request, predictor, unmodelled)
+    question = plan_question(prepared, capacity, device=device, index=index, budget_s=budget_s)
+    predictor, unmodelled = question.predictor, question.unmodelled
+    found = forecast(question.request, prepared.ladder, capacity, predictor, unmodelled=unmodelled)
+    return planned(question, found, predictor, since=start)
+
+
+def planned(
+    question: PlanQuestion, found: Forecast, predict: Predict, *, since: float
+) -> PlannedJob:
+    """Return a forecast with what is known of its job; not for sure where the framework refuses.
+
+    `since` is when the question was asked, on the monotonic clock.
+    """
+    rejected = _rejection(question, predict)
     if rejected and found.asked.fits is Fits.YES:
         found = replace(found, asked=replace(found.asked, fits=Fits.UNSURE))
     return PlannedJob(
-        prepared=prepared,
-        request=request,
+        prepared=question.prepared,
+        request=question.request,
         forecast=found,
-        method=method,
-        unmodelled=missing_from(found.asked.estimate, unmodelled),
+        method=question.method,
+        unmodelled=missing_from(found.asked.estimate, question.unmodelled),
         rejected=rejected,
-        capacity=capacity,
-        history_key=key,
-        ratios=ratios,
-        predictor=predictor,
-        seconds=round(time.monotonic() - start, 3),
+        capacity=question.capacity,
+        history_key=question.history_key,
+        ratios=question.predictor.ratios,
+        predictor=question.predictor,
+        seconds=round(time.monotonic() - since, 3),
     )
 
 
@@ -212,37 +281,26 @@ def _size(one: FurtherModel, settings: MemorySettings, job: Job) -> int | None:
         return None
 
 
-def _history_key(
-    job: Job, model: Model, device: str | None, tracer: TraceClient | None
-) -> HistoryKey | None:
-    if device is None:
-        return None
-    return HistoryKey(
-        device=device,
-        versions=tracer.versions if tracer is not None else {},
-        framework=job.framework,
-        model=model.name,
-    )
+def history_key(job: Job, model: Model, device: str, versions: Mapping[str, str]) -> HistoryKey:
+    """Return where measurements of a job on a GPU of this name are stored."""
+    return HistoryKey(device=device, versions=versions, framework=job.framework, model=model.name)
 
 
-def _rejection(
-    prepared: Prepared,
-    capacity: Capacity,
-    request: PredictionRequest,
-    predictor: Predictor,
-    unmodelled: Sequence[Unmodelled],
-) -> Rejection | None:
+def _rejection(question: PlanQuestion, predict: Predict) -> Rejection | None:
     """Return what the framework says against the requested config, None if it accepts it."""
-    adapter, job = prepared.adapter, prepared.job
+    adapter, job = question.prepared.adapter, question.prepared.job
     message = adapter.refusal(job, job.asked)
     if message is None:
         return None
     peaks = []
     for one in adapter.alternatives(job):
         changed = replace(
-            request, job=one.job, recipe=adapter.memory_settings(one.job), plans=(one.job.asked,)
+            question.request,
+            job=one.job,
+            recipe=adapter.memory_settings(one.job),
+            plans=(one.job.asked,),
         )
-        predicted = predictor(changed).estimates[0]
-        peak = planned_peak(one.job.asked, predicted, capacity, unmodelled)
+        predicted = predict(changed).estimates[0]
+        peak = planned_peak(one.job.asked, predicted, question.capacity, question.unmodelled)
         peaks.append(AlternativePeak(change=one.change, estimate=peak.estimate, fits=peak.fits))
     return Rejection(message=message, alternatives=tuple(peaks))

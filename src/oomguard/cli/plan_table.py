@@ -38,9 +38,8 @@ def print_plan(
         _verdict(found, capacity)
     else:
         _rejected(planned.rejected, planned.prepared.adapter.title, capacity)
-    for missing in planned.unmodelled:
-        if missing.memory is Memory.GPU:
-            secho(f"The estimate leaves out {_sentence(missing.sentence)}", fg="yellow")
+    for line in missing_lines(planned):
+        secho(line, fg="yellow")
     echo()
     echo(f"requested config: {show_plan(asked.plan)}")
     for line in bars(asked.estimate, capacity.device_bytes):
@@ -54,8 +53,12 @@ def print_plan(
         echo(f"note: {note}")
 
 
-def _sentence(text: str) -> str:
-    return text if text.endswith("?") else f"{text}."
+def missing_lines(planned: PlannedJob) -> Iterator[str]:
+    """Yield what the estimate of a GPU's memory leaves out."""
+    for missing in planned.unmodelled:
+        if missing.memory is Memory.GPU:
+            text = missing.sentence
+            yield f"The estimate leaves out {text if text.endswith('?') else f'{text}.'}"
 
 
 def _left_out_on_the_host(planned: PlannedJob) -> Iterator[str]:
@@ -94,7 +97,7 @@ def _verdict(found: Forecast, capacity: Capacity) -> None:
         return
     number = sum(rung.step is not None for rung in found.rungs[: (found.chosen or 0) + 1])
     changes = show_changes(differences(asked.plan, fit.plan))
-    cost = COSTS[max((step.fidelity for step in fit.steps), key=lambda one: one.cost)]
+    cost = COSTS[fit.fidelity]
     secho(
         f"It fits after strategy {number}, {fit.strategy}, with these changes together:", bold=True
     )

@@ -70,11 +70,13 @@ def prepare(
     given: Stated,
     *,
     planned_gpus: int | None = None,
+    like: Job | None = None,
 ) -> Prepared:
     """Find framework, Python, strategies and limits for a config file or a command line.
 
     Options `given` on the command line override the `oomguard:` block of the file. With
-    `planned_gpus` the job is read for a machine with that many GPUs and all optional packages.
+    `planned_gpus` the job is read for a machine with that many GPUs and all optional packages;
+    `like` is the same job, read before, whose samples are not counted again.
 
     Raises:
         UsageError: for anything that cannot be done as requested; nothing was started.
@@ -88,7 +90,7 @@ def prepare(
         )
     adapter, unwrapped, loaded, options = _requested(train, command, given)
     _check(options, given, file=str(train) if train else None)
-    job = _job(adapter, unwrapped, loaded, options, planned_gpus)
+    job = _job(adapter, unwrapped, loaded, options, planned_gpus=planned_gpus, like=like)
     known = load_strategies(Path(options.strategies) if options.strategies else None)
     strategies = select(known, options.ladder)
     ids = tuple(strategy.id for strategy in strategies if not strategy.preflight)
@@ -206,7 +208,9 @@ def _job(
     unwrapped: Unwrapped,
     loaded: Loaded | None,
     options: Options,
+    *,
     planned_gpus: int | None,
+    like: Job | None,
 ) -> Job:
     """Read the job for this machine, or for one with `planned_gpus`."""
     cwd, argv = Path.cwd(), unwrapped.argv
@@ -232,9 +236,12 @@ def _job(
     )
     settings = adapter.memory_settings(job)
     smallest = min((gpu.total_bytes for gpu in here), default=0)
+    job = _of_model(adapter, job, settings, smallest)
+    if like is not None:
+        return replace(job, lengths=like.lengths)
     tokenizer = find_tokenizer(settings.model, cwd=cwd) if settings.model else None
     count = JobTokenizer(job.python, tokenizer) if tokenizer else None
-    return with_lengths(_of_model(adapter, job, settings, smallest), settings, count)
+    return with_lengths(job, settings, count)
 
 
 def _of_model(adapter: Adapter, job: Job, settings: MemorySettings, gpu_bytes: int) -> Job:

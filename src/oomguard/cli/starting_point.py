@@ -70,7 +70,7 @@ class StartingPoint:
 def choose_start(prepared: Prepared, console: Console, *, index: FitIndex) -> StartingPoint:
     """Choose the plan to start from; on any error, start from the requested one."""
     cards = gpus()
-    capacity = _capacity(prepared, cards)
+    capacity = own_capacity(prepared, cards)
     if capacity is None:
         return StartingPoint()
     found = StartingPoint()
@@ -105,7 +105,7 @@ def _from_history_or_forecast(
     if before is not None and not prepared.limits.probe:  # a probe is compared with a prediction
         return replace(unknown, start=before)
     console.say(f"estimating what fits in {show_bytes(capacity.device_bytes)}")
-    device = _device_name(cards)
+    device = device_name(cards)
     planned = plan_job(prepared, capacity, device=device, index=index, budget_s=BUDGET_S)
     # A later start costs fidelity: not on a prediction that leaves something out.
     fit = None if leaves_out(planned) else _first_fit(planned, capacity)
@@ -168,7 +168,7 @@ def _should_fit(estimate: MemoryEstimate, capacity: Capacity) -> bool:
     return host and estimate.expected_bytes <= capacity.device_bytes
 
 
-def _capacity(prepared: Prepared, cards: tuple[Gpu, ...]) -> Capacity | None:
+def own_capacity(prepared: Prepared, cards: tuple[Gpu, ...]) -> Capacity | None:
     """Return the capacity of a GPU, None for a CPU job; a limit excludes the CUDA context."""
     limit = prepared.limits.gpu_memory_bytes
     if prepared.job.device is not Device.CUDA or not (cards or limit):
@@ -201,7 +201,8 @@ def _key(prepared: Prepared, capacity: Capacity) -> str:
     return hashlib.sha256(msgspec.json.encode(parts, order="sorted")).hexdigest()
 
 
-def _device_name(cards: tuple[Gpu, ...]) -> str | None:
+def device_name(cards: tuple[Gpu, ...]) -> str | None:
+    """Return the name of the GPUs here, as the catalogue spells it if it has them."""
     if not cards:
         return None
     try:

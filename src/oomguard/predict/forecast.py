@@ -11,9 +11,9 @@ from oomguard.evidence.verdict import Verdict
 from oomguard.job.plan import Plan
 from oomguard.job.unmodelled import Direction, Memory, Unmodelled
 from oomguard.ladder.climb import Ladder
-from oomguard.ladder.enumerate import DEVICE, HOST, WalkedRung, walk
+from oomguard.ladder.enumerate import DEVICE, HOST, Walk, WalkedRung, walk
 from oomguard.ladder.shorten import cheapest
-from oomguard.ladder.strategy_contract import Step
+from oomguard.ladder.strategy_contract import Fidelity, Step
 from oomguard.predict.prediction_request import Prediction, PredictionRequest
 from oomguard.predict.predictor import by_arithmetic
 
@@ -74,6 +74,11 @@ class Fit:
     plan: Plan
     estimate: MemoryEstimate
     undone: tuple[str, ...] = ()
+
+    @property
+    def fidelity(self) -> Fidelity:
+        """The strongest of the changes."""
+        return max((step.fidelity for step in self.steps), key=lambda one: one.cost)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -160,6 +165,54 @@ def planned_peak(
     return PlannedPeak(plan=plan, estimate=estimate, fits=fits)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LadderPeaks:
+    """The peak of the first plan and of each on the way up the ladder, for any capacity."""
+
+    path: Walk
+    estimates: Mapping[Plan, MemoryEstimate]
+    notes: tuple[str, ...] = ()
+
+    def compared(
+        self, asked: Plan, capacity: Capacity, unmodelled: Sequence[Unmodelled]
+    ) -> Forecast:
+        """Compare each peak with a capacity; `asked` is the plan as the user wrote it."""
+        peaks = {
+            plan: planned_peak(plan, estimate, capacity, unmodelled)
+            for plan, estimate in self.estimates.items()
+        }
+        return Forecast(
+            asked=replace(peaks[self.path.first], plan=asked),
+            prepared=self.path.prepared,
+            rungs=tuple(_strategy_forecast(rung, peaks) for rung in self.path.rungs),
+            notes=self.notes,
+        )
+
+
+def ladder_peaks(
+    request: PredictionRequest,
+    ladder: Ladder,
+    capacity: Capacity,
+    predict: Callable[[PredictionRequest], Prediction],
+) -> LadderPeaks:
+    """Walk the whole ladder and predict every plan on it; the request's own plans do not count.
+
+    Of the capacity only the host's decides where the walk leads.
+    """
+
+    def why(plan: Plan) -> Verdict:
+        if capacity.host_bytes is None:
+            return DEVICE
+        tight = capacity.host_fits(by_arithmetic(request, plan)) is Fits.NO
+        return HOST if tight else DEVICE
+
+    path = walk(request.job, ladder, why)
+    plans = [path.first, *(rung.plan for rung in path.rungs if rung.plan is not None)]
+    prediction = predict(replace(request, plans=plans))
+    estimates = dict(zip(plans, prediction.estimates, strict=True))
+    return LadderPeaks(path=path, estimates=estimates, notes=prediction.notes)
+
+
 def forecast(
     request: PredictionRequest,
     ladder: Ladder,
@@ -168,25 +221,9 @@ def forecast(
     *,
     unmodelled: Sequence[Unmodelled] = (),
 ) -> Forecast:
-    """Walk the whole ladder and predict every plan on it; the request's own plans do not count."""
-
-    def why(plan: Plan) -> Verdict:
-        tight = capacity.host_fits(by_arithmetic(request, plan)) is Fits.NO
-        return HOST if tight else DEVICE
-
-    path = walk(request.job, ladder, why)
-    plans = [path.first, *(rung.plan for rung in path.rungs if rung.plan is not None)]
-    prediction = predict(replace(request, plans=plans))
-    peaks = {
-        plan: planned_peak(plan, estimate, capacity, unmodelled)
-        for plan, estimate in zip(plans, prediction.estimates, strict=True)
-    }
-    found = Forecast(
-        asked=replace(peaks[path.first], plan=request.job.asked),
-        prepared=path.prepared,
-        rungs=tuple(_strategy_forecast(rung, peaks) for rung in path.rungs),
-        notes=prediction.notes,
-    )
+    """Predict every plan on the ladder and compare it with a capacity."""
+    peaks = ladder_peaks(request, ladder, capacity, predict)
+    found = peaks.compared(request.job.asked, capacity, unmodelled)
 
     def fits(plan: Plan, estimate: MemoryEstimate) -> bool:
         return planned_peak(plan, estimate, capacity, unmodelled).fits is Fits.YES

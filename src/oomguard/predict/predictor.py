@@ -41,10 +41,8 @@ class Predictor:
         Traced are the asked plan, and round by round those that decide which is the first to fit.
         """
         if self.tracer is None:
-            estimates = tuple(_estimated(question, p, {}, self.ratios) for p in question.plans)
-            return Prediction(
-                estimates=estimates, notes=(_no_tracer(question), *_assumed(question))
-            )
+            estimates = tuple(estimated(question, p, {}, self.ratios) for p in question.plans)
+            return Prediction(estimates=estimates, notes=(no_tracer(question), *assumed(question)))
         versions = self.tracer.versions
         steps = {plan: trace_request.variant(question, plan, versions) for plan in question.plans}
         traces: dict[Plan, combine.Traced] = {}
@@ -57,16 +55,16 @@ class Predictor:
             if not wanted or left <= 0:
                 break
             tried += [steps[plan] for plan in wanted]
-            for step, answer in self._trace(question, [steps[p] or {} for p in wanted], left):
+            for step, answer in self.trace(question, [steps[p] or {} for p in wanted], left):
                 if isinstance(answer, NoTrace):
                     reasons[f"not traced: {answer}"] = None
                 else:
                     traces |= {plan: answer for plan in steps if steps[plan] == step}
-        estimates = tuple(_estimated(question, p, traces, self.ratios) for p in question.plans)
-        notes = (*_cross_check(question, traces), *reasons, *_assumed(question))
+        estimates = tuple(estimated(question, p, traces, self.ratios) for p in question.plans)
+        notes = (*cross_check(question, traces), *reasons, *assumed(question))
         return Prediction(estimates=estimates, notes=notes)
 
-    def _trace(
+    def trace(
         self, question: PredictionRequest, steps: Sequence[Mapping[str, object]], timeout_s: float
     ) -> Iterator[tuple[Mapping[str, object], combine.Traced | NoTrace]]:
         """Trace each step in a child of its own."""
@@ -78,9 +76,7 @@ class Predictor:
                 lambda step: tracer.trace(
                     trace_request.model(question),
                     step,
-                    capacity_bytes=combine.replay_capacity(
-                        question.capacity_bytes, cuda_overhead(question.job).context_bytes
-                    ),
+                    capacity_bytes=replay_capacity(question),
                     timeout_s=timeout_s,
                 ),
                 steps,
@@ -95,12 +91,19 @@ class Predictor:
         if question.plans and not traces and question.plans[0] in open_:
             steps.append(question.plans[0])
         for plan in question.plans:
-            fits = _estimated(question, plan, traces, self.ratios).fits(question.capacity_bytes)
+            fits = estimated(question, plan, traces, self.ratios).fits(question.capacity_bytes)
             if fits is not Fits.NO and plan in open_ and plan not in steps:
                 steps.append(plan)
             if fits is Fits.YES:
                 break
         return steps[:_CHILDREN]
+
+
+def replay_capacity(question: PredictionRequest) -> int:
+    """Return the bytes that a replay must stay within on the GPU of a question."""
+    return combine.replay_capacity(
+        question.capacity_bytes, cuda_overhead(question.job).context_bytes
+    )
 
 
 def _one_of_each(
@@ -118,12 +121,13 @@ def _one_of_each(
 
 def by_arithmetic(question: PredictionRequest, plan: Plan) -> MemoryEstimate:
     """Estimate one plan by the analytic tier."""
-    return _estimated(question, plan, {}, UNCORRECTED)
+    return estimated(question, plan, {}, UNCORRECTED)
 
 
-def _estimated(
+def estimated(
     question: PredictionRequest, plan: Plan, traces: Traces, ratios: Ratios
 ) -> MemoryEstimate:
+    """Estimate one plan by its own trace, else scaled by the nearest, else by arithmetic."""
     problem, traced = question.problem(plan), traces.get(plan)
     if traced is not None:
         terms = combine.traced_terms(traced, problem)
@@ -166,7 +170,8 @@ def _distance(plan: Plan, other: Plan) -> int:
     return 2 * apart + (tokens[0] != tokens[1])
 
 
-def _no_tracer(question: PredictionRequest) -> str:
+def no_tracer(question: PredictionRequest) -> str:
+    """Return that nothing is traced, and what to install for it."""
     extra = trace_request.traced_family(question.recipe, question.model.family).extra
     return (
         "estimates are analytic, computed from the model's shape; to trace a training step "
@@ -181,7 +186,7 @@ def _make_estimate(
     return estimate(terms, method=method, spread=spread, host=host)
 
 
-def _assumed(question: PredictionRequest) -> list[str]:
+def assumed(question: PredictionRequest) -> list[str]:
     """Return what the estimates assume: the version that computes the loss, the batches' length."""
     return [*_version(question), *_length(question)]
 
@@ -218,7 +223,8 @@ def _length(question: PredictionRequest) -> list[str]:
     return [f"every batch is assumed to be as long as the limit of {limit} tokens"]
 
 
-def _cross_check(question: PredictionRequest, traces: Traces) -> list[str]:
+def cross_check(question: PredictionRequest, traces: Traces) -> list[str]:
+    """Return where a trace and the arithmetic differ more than they should."""
     notes = []
     for plan, traced in traces.items():
         problem = question.problem(plan)

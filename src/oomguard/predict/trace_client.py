@@ -80,9 +80,8 @@ class TraceClient:
             return None
         if not isinstance(found, Traced) or kept.get("capacity_bytes") == capacity_bytes:
             return found if isinstance(found, Traced) else None
-        if found.allocated_bytes <= capacity_bytes < found.reserved_bytes:
-            return None
-        return replace(found, fits_replay=found.reserved_bytes <= capacity_bytes)
+        found = at_capacity(found, capacity_bytes)
+        return found if found.fits_replay is not None else None
 
     def _remember(self, key: str, result: Mapping[str, object]) -> None:
         """Keep an estimate; a cache that cannot be written is none."""
@@ -104,6 +103,13 @@ def tracer_of(
         if all(name in versions for name in packages):
             return TraceClient(python=python, versions=versions, cache=cache or cache_folder())
     return None
+
+
+def at_capacity(traced: Traced, capacity_bytes: int) -> Traced:
+    """Return a trace whose replay is within another capacity; None where only a replay shows it."""
+    unclear = traced.allocated_bytes <= capacity_bytes < traced.reserved_bytes
+    fits = None if unclear else traced.reserved_bytes <= capacity_bytes
+    return replace(traced, fits_replay=fits)
 
 
 def cache_folder() -> Path:
