@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from generators import OPEN, jobs, make_job, make_ladder
+from oomguard.cli.console import Console
 from oomguard.evidence.verdict import Kind, Phase, Verdict
 from oomguard.job.checkpoint import Checkpoint, Continuation, Mode
 from oomguard.job.plan import Plan, Quantization, Tuning
@@ -18,9 +19,11 @@ from oomguard.ladder.climb import Ladder
 from oomguard.run.attempt import AttemptSpec, Purpose, StopReason
 from oomguard.run.decide import Action, Finish, Launch, Stop, WaitForDevice
 from oomguard.run.events import (
+    CutShort,
     DeviceFree,
     Exited,
     Limits,
+    Planned,
     Progress,
     RunStarted,
     Status,
@@ -136,6 +139,29 @@ def test_the_best_that_fits_is_launched_again_when_less_is_not_enough():
     assert [Counter(one.undone)["cut_cutoff_len"] for one in trials] == [3, 2]
     assert run.launches[-1] == trials[-1]
     assert run.launches[-1].plan.sequence_length == 1024
+
+
+def test_a_trial_that_was_cut_short_goes_on_and_is_called_that(capfd):
+    run = Run(fits=needs("enable_qlora"), ladder=make_ladder(ladder=",".join(THREE)))
+    run.to_the_end()
+    trial = run.record.attempts[-1]
+    assert trial.spec.undone
+    index = next(place for place, event in enumerate(run.events) if isinstance(event, Planned)
+                 and event.attempt == trial.number)  # fmt: skip
+    run.record = replay(run.events[: index + 1])
+    run.happen(CutShort(t=8, attempt=trial.number, verdict=STOPPED))
+    action = run.happen(DeviceFree(t=9, attempt=trial.number, free=True, waited_s=0))
+    assert (action.spec.plan, action.spec.purpose) == (trial.spec.plan, Purpose.TRIAL)
+    run.launch(action)
+    for number in (trial.number, trial.number + 1):
+        planned = next(
+            event for event in run.events if isinstance(event, Planned) and event.attempt == number
+        )
+        Console(quiet_stdout=True).event(planned, run.record)
+    said = capfd.readouterr().err
+    assert "fits; retrying without cut_cutoff_len to see if it was needed" in said
+    assert "continuing the trial with fewer changes, which was cut short" in said
+    assert "without  to" not in said
 
 
 def test_a_trial_that_fails_otherwise_ends_in_the_best_that_fits():

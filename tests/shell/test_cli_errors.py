@@ -156,6 +156,34 @@ def test_a_mistake_in_the_file(refused, folder, name):
     assert message.startswith((str(folder), "train.yaml"))
 
 
+LITGPT = (sys.executable, "-m", "litgpt", "finetune_lora", "--config", "lit.yaml")
+LITGPT_YAML = "checkpoint_dir: c\nout_dir: out\ntrain: {micro_batch_size: 4}\n"
+
+
+def test_checkpoints_that_nothing_can_resume_from_are_not_asked_for(refused, folder):
+    (folder / "lit.yaml").write_text(LITGPT_YAML)
+    message = refused("launch", "--checkpoint-every", "5", "--", *LITGPT)
+    assert "key '--checkpoint-every': it would have no effect: LitGPT saves only weights" in message
+
+
+@pytest.mark.parametrize(
+    ("command", "way_out"),
+    [
+        ((*COMMAND, "--output_dir", "out", "--save_strategy", "no"),
+         "; use --checkpoint-every STEPS"),
+        ((*COMMAND, "--output_dir", "out"), None),
+        (LITGPT, ": LitGPT saves only weights here and cannot resume"),
+    ],
+)  # fmt: skip
+def test_saving_is_offered_only_where_it_helps(folder, capfd, command, way_out):
+    (folder / "lit.yaml").write_text(LITGPT_YAML)
+    main(["launch", "--no-predict", "--", *command])
+    warning = "warning: this job saves no checkpoints, so a late OOM loses all progress"
+    said = [line.partition(warning)[2] for line in capfd.readouterr().err.splitlines()
+            if warning in line]  # fmt: skip
+    assert said == ([way_out] if way_out else [])
+
+
 def test_a_framework_that_is_not_installed(refused, folder):
     (folder / "train.yaml").write_text(
         "model_name_or_path: model\nstage: sft\ndo_train: true\nfinetuning_type: lora\n"

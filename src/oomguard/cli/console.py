@@ -164,7 +164,9 @@ class Console:
         return known
 
     def _planned(self, event: Planned, record: RunRecord) -> None:
-        if event.spec.purpose is Purpose.TRIAL:
+        if event.spec.purpose is Purpose.TRIAL and not event.spec.undone:
+            self._line("continuing the trial with fewer changes, which was cut short", "yellow")
+        elif event.spec.purpose is Purpose.TRIAL:
             undone = ", ".join(dict.fromkeys(event.spec.undone))
             self._line(f"fits; retrying without {undone} to see if it was needed", "yellow")
         elif event.spec.purpose is Purpose.BEST:

@@ -57,6 +57,7 @@ def command(
     _check_names(prepared)
     console = Console(quiet_stdout=as_json, verbose=verbose)
     prepared = replace(prepared, job=replace(prepared.job, inside=limits.inside))
+    _check_saving(prepared)
     index = FitIndex(Path(options.fits) if options.fits else None)
     start = choose_start(prepared, console, index=index) if options.predict else None
     return _launch(prepared, console, start, as_json=as_json)
@@ -91,10 +92,35 @@ def _check_names(prepared: Prepared) -> None:
         ) from error
 
 
-_NO_CHECKPOINTS = (
-    "warning: this job saves no checkpoints, so a late OOM loses all progress; use "
-    "--checkpoint-every STEPS if the framework supports it"
-)
+def _resumes(prepared: Prepared, checkpoint_every: int | None) -> bool:
+    """Return whether the job saves checkpoints that it can resume from."""
+    job = replace(prepared.job, checkpoint_every=checkpoint_every)
+    return prepared.adapter.checkpoint_layout(job) is not None
+
+
+def _cannot_resume(prepared: Prepared) -> str:
+    job = prepared.job
+    _, why = prepared.adapter.resume_mode(job, job.asked, job.asked)
+    return why or "the folder that the job saves into is not known"
+
+
+def _check_saving(prepared: Prepared) -> None:
+    """Reject checkpoints that nothing could resume from."""
+    every = prepared.job.checkpoint_every
+    if every is not None and not _resumes(prepared, every):
+        raise UsageError(
+            f"it would have no effect: {_cannot_resume(prepared)}",
+            where=Where(key="--checkpoint-every"),
+            next_step="Remove --checkpoint-every.",
+        )
+
+
+def _no_checkpoints(prepared: Prepared) -> str:
+    """Return the warning about a job that cannot resume, with what helps if anything does."""
+    lost = "warning: this job saves no checkpoints, so a late OOM loses all progress"
+    if _resumes(prepared, checkpoint_every=1):
+        return f"{lost}; use --checkpoint-every STEPS"
+    return f"{lost}: {_cannot_resume(prepared)}"
 
 
 def _launch(
@@ -114,8 +140,8 @@ def _launch(
             folder=folder,
             audience=Audience(event=console.event, output=console.output, notice=console.notice),
         )
-        if prepared.adapter.checkpoint_layout(prepared.job) is None:
-            console.say(_NO_CHECKPOINTS)
+        if not _resumes(prepared, prepared.job.checkpoint_every):
+            console.say(_no_checkpoints(prepared))
         started = RunStarted(
             t=0.0,
             run=prepared.name,
