@@ -91,6 +91,18 @@ def test_a_refused_plan_is_refused_with_the_reason(
     assert message in (Axolotl().refusal(job, replace(job.asked, **change)) or "")
 
 
+@pytest.mark.parametrize("lines", ["", "load_in_8bit: true\n"])
+def test_qlora_needs_4_bits(bench: Callable[..., Any], lines: str) -> None:
+    job = bench(Axolotl()).job(CLI, f"{TEXT}adapter: qlora\n{lines}")
+    assert "load_in_4bit to be True" in (Axolotl().refusal(job, job.asked) or "")
+    packed = bench(Axolotl()).job(CLI, f"{TEXT}adapter: qlora\nload_in_4bit: true\n")
+    own = "adapter: qlora\nload_in_4bit: true\nbnb_config_kwargs: {bnb_4bit_quant_type: nf4}\n"
+    asked = bench(Axolotl()).job(CLI, TEXT + own)
+    assert Axolotl().refusal(asked, asked.asked) is None
+    assert Axolotl().refusal(packed, packed.asked) is None
+    assert Axolotl().refusal(packed, replace(packed.asked, quantization=Quantization.INT8)) is None
+
+
 def test_a_command_without_a_config_is_named(bench: Callable[..., Any]) -> None:
     table = bench(Axolotl())
     with pytest.raises(ConfigError, match="from a config file"):

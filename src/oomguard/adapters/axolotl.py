@@ -255,6 +255,14 @@ _REFUSALS = (
             and s.get("excess_length_strategy") == "raise"
         ),
     ),
+    Refusal(
+        message="Require cfg.load_in_4bit to be True for qlora",
+        when=lambda s, job, plan: (
+            s.get("adapter") == "qlora"
+            and not _LOAD_4BIT.of(s)
+            and plan.quantization is job.asked.quantization  # a change writes the adapter too
+        ),
+    ),
     NO_ROWS,
     ZERO3_WITH_BATCH_SEARCH,
 )

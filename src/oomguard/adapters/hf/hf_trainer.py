@@ -17,7 +17,8 @@ from oomguard.adapters.hf import heads
 from oomguard.adapters.hf import training_arguments as hf
 from oomguard.adapters.hf.hf_memory import TRAINER_CODE, code_of_script
 from oomguard.adapters.hf.liger import NOT_FUSED
-from oomguard.adapters.hf.script_flags import unread_flags
+from oomguard.adapters.hf.script_code import overruled
+from oomguard.adapters.hf.script_flags import unread_flags, unseen
 from oomguard.adapters.hf.script_methods import (
     method_of_script,
     takes_trl_defaults,
@@ -168,6 +169,11 @@ def _script(invocation: Invocation, cwd: str) -> str | None:
     return posixpath.join(cwd, launch.program)
 
 
+def _program(invocation: Invocation) -> str:
+    """Return the name of the script's file."""
+    return posixpath.basename(invocation.launch.program) if invocation.launch else ""
+
+
 class HFTrainer(TrainerAdapter):
     """Any script on the Trainer; adapters of one such script state their difference."""
 
@@ -210,8 +216,7 @@ class HFTrainer(TrainerAdapter):
     def training_method(self, job: Job) -> TrainingMethod | None:
         """Return the method that the script's flags, code or name show; supervised otherwise."""
         invocation = self.of_job(job)
-        program = posixpath.basename(invocation.launch.program) if invocation.launch else ""
-        return method_of_script(program, invocation.settings, self._code(job))
+        return method_of_script(_program(invocation), invocation.settings, self._code(job))
 
     def memory_settings(self, job: Job) -> MemorySettings:
         """Read what decides the memory; a classifier has scores in place of logits."""
@@ -233,7 +238,10 @@ class HFTrainer(TrainerAdapter):
             own = Unmodelled(key="script", effect=effect, direction=Direction.EITHER)
             found = (*found, own)
         if self.training_code is TRAINER_CODE:
-            found = (*found, *unread_flags(self.of_job(job).settings, self._code(job)))
+            settings, code = self.of_job(job).settings, self._code(job)
+            quantizes = job.asked.quantization not in (None, Quantization.NONE)
+            hidden = unseen(_program(self.of_job(job)), code, quantizes=quantizes)
+            found = (*found, *unread_flags(settings, code), *overruled(settings, code), *hidden)
         quantizes = job.asked.quantization in hf.ON_THE_FLY
         is_known = self.training_code is not TRAINER_CODE or code_of_script(self._code(job))
         if is_known or not quantizes:

@@ -18,14 +18,15 @@ from oomguard.job.unmodelled import Direction, Unmodelled
 _TELLING = re.compile(
     r"(^|_)(batch|q?lora|peft|fsdp|deepspeed|zero|ds|quant\w*|[48]bit|[48]_bit"
     r"|bits|precision|checkpointing|offload|(un)?freeze\w*|frozen|vision|projector|mm|tune"
-    r"|teacher)(_|$)"
+    r"|teacher|use_liger|cross_entropy|fused_(ce|loss)|unsloth|[tpcse]p|[pcse]p_size"
+    r"|(tensor|pipeline|sequence|context|expert)_parallel\w*)(_|$)"
 )
 #: What is read beside the settings of the Trainer and of TRL's commands, or shapes what is read.
 _READ = """
 init_lora_weights use_lora use_peft_lora lora_rank lora_bias lora_task_type lora_init q_lora
 target_modules lora_target additional_target lora_modules_to_save use_4bit_quantization
 use_8bit_quantization use_nested_quant bnb_4bit_compute_dtype bnb_4bit_quant_storage_dtype
-loftq_bits loftq_iter peft_model_id lora_weight_path
+loftq_bits loftq_iter peft_model_id lora_weight_path use_unsloth tp_size
 """
 _KNOWN = frozenset(_READ.split()).union(
     TRAINER.names, SEQ2SEQ.names, CHECKPOINTING.names, *(groups.names for groups in TRL.values())
@@ -35,6 +36,30 @@ _FORMER = re.compile(r"^(per_(gpu|device)_|dataloader_|dataset_|preprocessing_|e
 _OFF = ("none", "false", "no", "")
 #: What reads all of the Trainer's arguments, and so has its defaults.
 _PARSERS = re.compile(r"\b(HfArgumentParser|TrlParser|H4ArgumentParser)\b")
+
+
+#: Words in the name of a script that loads quantized weights.
+_QUANTIZES = re.compile(r"q_?lora|[48]_?bit|int[48]|bnb|gptq|awq")
+#: What shows that a script trains by itself, and does not start what is in other files.
+_TRAINS = re.compile(r"Trainer\b|Arguments\b|Parser\b|Config\b|\.backward\(|\bpeft\b|_peft_|from_pretrained")
+
+
+def unseen(program: str, code: str, *, quantizes: bool) -> Iterator[Unmodelled]:
+    """Yield what a script does where its code does not show it; `code` is empty if not found."""
+    if not code and not quantizes and _QUANTIZES.search(program.lower()):
+        yield Unmodelled(
+            key="script",
+            effect="its name speaks of quantized weights, which no flag states: they are counted "
+            "as if they were not",
+            direction=Direction.LESS,
+        )
+    if code and not _TRAINS.search(code):
+        yield Unmodelled(
+            key="script",
+            effect="it starts what is in other files, which are not read: what they set besides "
+            "its flags is not known",
+            direction=Direction.EITHER,
+        )
 
 
 def unread_flags(settings: Settings, code: str) -> Iterator[Unmodelled]:

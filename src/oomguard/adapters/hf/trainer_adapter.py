@@ -154,11 +154,23 @@ class TrainerAdapter(ConfigAdapter):
         return (
             *super().unmodelled(job),
             *((missing,) if job.asked.sharding is None else ()),
+            *self._unread_launch(invocation, request),
             *unmodelled_inside(hf.DEEPSPEED.name, zero or {}, DEEPSPEED),
             *unmodelled_inside("accelerate", launch, ACCELERATE),
             *unmodelled_of_fsdp(f"accelerate.{FSDP_CONFIG}", shared, checkpoints=checkpoints),
             *self._unmodelled_of_fsdp(job, request),
         )
+
+    def _unread_launch(self, invocation: Invocation, request: JobRequest) -> Iterator[Unmodelled]:
+        """Yield that accelerate's own config was not found."""
+        path = _launch_path(invocation, request.cwd)
+        if path is not None and Files.of(request.files).document(path) is None:
+            yield Unmodelled(
+                key="config_file",
+                effect="accelerate's config was not found: sharding, ranks and precision that it "
+                "states are not known",
+                direction=Direction.EITHER,
+            )
 
     def _unmodelled_of_fsdp(self, job: Job, request: JobRequest) -> Iterator[Unmodelled]:
         """Yield what the job's own FSDP config says, whatever file or mapping holds it."""
