@@ -41,7 +41,9 @@ _PARSERS = re.compile(r"\b(HfArgumentParser|TrlParser|H4ArgumentParser)\b")
 #: Words in the name of a script that loads quantized weights.
 _QUANTIZES = re.compile(r"q_?lora|[48]_?bit|int[48]|bnb|gptq|awq")
 #: What shows that a script trains by itself, and does not start what is in other files.
-_TRAINS = re.compile(r"Trainer\b|Arguments\b|Parser\b|Config\b|\.backward\(|\bpeft\b|_peft_|from_pretrained")
+_TRAINS = re.compile(
+    r"(Trainer|Arguments|Parser|Config|\bpeft)\b|\.backward\(|_peft_|from_pretrained"
+)
 
 
 def unseen(program: str, code: str, *, quantizes: bool) -> Iterator[Unmodelled]:
