@@ -31,6 +31,7 @@ from oomguard.run.events import (
     Split,
     Started,
 )
+from oomguard.run.final_plan import plan_that_fits
 from oomguard.run.observer import Observer
 from oomguard.run.report import highest_cost
 from oomguard.run.splits import (
@@ -99,7 +100,7 @@ def test_a_final_config_with_other_steps_in_an_epoch_is_a_new_recipe(drop_last, 
             seconds=1.0,
         ),
     )
-    assert record.plan_that_fits.micro_batch == 4
+    assert plan_that_fits(record).micro_batch == 4
     assert highest_cost(record) is cost
 
 
@@ -282,7 +283,7 @@ def test_the_plan_without_splits_keeps_the_global_batch(micro, accumulation, row
     whole = without_splits(plan, splits)
     assert whole.rank_batch == plan.rank_batch
     assert whole.micro_batch <= max(1, min(rows, micro))
-    taken = make_ladder().retake(make_job(plan), halvings(plan, splits))
+    taken = make_ladder().retake(make_job(plan), halvings(plan, whole))
     assert taken is not None
     assert taken[0].micro_batch <= whole.micro_batch
 
@@ -314,7 +315,7 @@ def test_without_the_monitor_the_widest_batch_of_the_data_stays_below_the_bound(
     assert final.token_bound is None
     assert final.rank_batch == plan.rank_batch
     assert final.micro_batch * (longest or 1) <= bound or final.micro_batch == 1
-    assert halvings(plan, None) == ()  # the next run begins with the bound
+    assert halvings(plan, final) == ()  # the next run begins with the bound
 
 
 VARIED = Lengths(samples=3, sorted_tokens=(60, 64, 900), counted_by="the tokenizer")

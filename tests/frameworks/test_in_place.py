@@ -185,6 +185,8 @@ def test_its_final_config_trains_whole_micro_batches_that_small(split):
     assert report["fidelity"] == "same_math"
     text = split.final.read_text()
     assert "per_device_train_batch_size: 4" in text
+    assert (report["final_batch"]["outcome"], report["final_batch"]["observed"]) == ("verified", 4)
+    assert report["verified"]["samples_per_step"]["observed"] == GLOBAL_BATCH
 
 
 def test_a_late_outlier_costs_its_step_and_no_relaunch(split, tmp_path):
@@ -203,6 +205,30 @@ def test_a_late_outlier_costs_its_step_and_no_relaunch(split, tmp_path):
     assert [step["step"] for step in splits["at"]] == [3]
     assert (splits["steps"], splits["width"]) == (1, 256)
     assert launched.attempts[0]["optimizer_steps"] == 5
+
+
+def test_a_script_that_ignores_its_flag_is_trained_and_its_final_config_not_vouched_for(
+    split, tmp_path
+):
+    job = again(split.job, tmp_path)
+    launched = launch(
+        job, "--in-place", "--host-memory", str(cap_bytes(job)), "--",
+        str(job.python), str(Path(__file__).with_name("trainer_script.py")),
+        "--model_name_or_path", "model", "--output_dir", "out", "--use_cpu", "True",
+        "--report_to", "none", "--save_strategy", "no", "--max_steps", "3",
+        "--per_device_train_batch_size", "8", "--own_batch", "16",
+        "--lengths", "256", "256", "256",
+    )  # fmt: skip
+    assert (launched.code, launched.kinds) == (0, ["ok"]), launched.err
+    assert launched.attempts[0]["splits"]["steps"] == 3
+    check = launched.report["final_batch"]
+    assert (check["outcome"], check["expected"], check["observed"]) == ("not_verified", 8, 16)
+    assert launched.report["final"]["micro_batch"] == 8
+    assert launched.report["changes"] == []
+    assert "final config not verified: it keeps the requested micro batch" in launched.err
+    assert "the requested config fits" not in launched.err
+    command = (launched.run / "final" / "command.txt").read_text()
+    assert "# not verified: it keeps the requested micro batch" in command
 
 
 def printed_losses(log: Path) -> list[float]:

@@ -2,9 +2,9 @@
 
 Samples come in the order of `--lengths`, one length in tokens for each optimizer step; the loss of
 the step after `--nan_after` others is not a number, which ends the script. `--eval_length` is that
-of samples to evaluate on; `--save_mib` what the first step leaves in memory, and what the save at
-the end takes. `--preprocessing_num_workers` processes go over the data first, and each keeps
-`--row_mib` of it.
+of samples to evaluate on, `--own_batch` a micro batch that counts instead of the flag's;
+`--save_mib` what the first step leaves in memory, and what the save at the end takes.
+`--preprocessing_num_workers` processes go over the data first, and each keeps `--row_mib` of it.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ class ScriptArguments:
     lengths: list[int] = field(default_factory=lambda: [256])
     nan_after: int = -1
     eval_length: int = 0
+    own_batch: int = 0
     save_mib: int = 0
     preprocessing_num_workers: int = 0
     row_mib: int = 0
@@ -86,6 +87,8 @@ def main() -> None:
     script, training = parser.parse_args_into_dataclasses()
     if script.preprocessing_num_workers > 1:
         preprocess(script.preprocessing_num_workers, script.row_mib)
+    if script.own_batch:
+        training.per_device_train_batch_size = script.own_batch
     batch = training.per_device_train_batch_size * training.gradient_accumulation_steps
     samples = [  # rows alike would not show how their losses add up
         {"input_ids": [5 + row] * length, "labels": [5 + row] * length}

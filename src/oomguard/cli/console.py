@@ -20,6 +20,7 @@ from oomguard.cli.plan_text import (
 from oomguard.cli.run_lines import (
     begin_line,
     exit_line,
+    final_batch_line,
     growth_line,
     is_job_failure,
     job_line,
@@ -31,6 +32,7 @@ from oomguard.cli.run_lines import (
     split_key,
     split_line,
     survived,
+    unchanged_line,
     verified_line,
     with_splits_line,
 )
@@ -137,8 +139,10 @@ class Console:
             self._line(with_splits_line(report.with_splits), "yellow")
         if report.verified is not None:
             self._line(*verified_line(report.verified))
+        if report.final_batch is not None:
+            self._line(*final_batch_line(report.final_batch))
         if not report.changes or report.fidelity is None:
-            self._line("the requested config fits; nothing was changed")
+            self._line(unchanged_line(report))
             return
         self._line(f"changes made ({COSTS[report.fidelity]}):")
         for change in report.changes:

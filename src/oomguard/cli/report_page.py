@@ -14,7 +14,9 @@ from oomguard.cli.report_text import loss_line, result_text
 from oomguard.cli.run_lines import (
     STATUSES,
     begin_line,
+    final_batch_line,
     shortfall_lines,
+    unchanged_line,
     verified_line,
     with_splits_line,
 )
@@ -85,7 +87,7 @@ def headline(report: FitReport) -> str:
     if report.status is Status.EXHAUSTED:
         return f"It does not fit, after {attempts}: {report.reason}"
     if not report.changes or report.fidelity is None:
-        return f"It trained in {attempts}: the requested config fits, and nothing was changed."
+        return f"It trained in {attempts}: {unchanged_line(report)}."
     cost, changes = COSTS[report.fidelity], show_changes(report.changes)
     return f"It trained in {attempts}; the config that fits is changed ({cost}): {changes}."
 
@@ -107,6 +109,7 @@ def _overview(report: FitReport) -> Iterator[Markup]:
         ("time", show_seconds(report.seconds)),
         ("loss", (loss_line(report) or "").removeprefix("loss: ")),
         ("counted", verified_line(report.verified)[0] if report.verified else ""),
+        ("final config", final_batch_line(report.final_batch)[0] if report.final_batch else ""),
     )
     if report.with_splits is not None:
         yield element("p", with_splits_line(report.with_splits), class_="warn")

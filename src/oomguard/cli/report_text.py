@@ -9,7 +9,9 @@ from oomguard.cli.provenance_lines import data_line, environment_line
 from oomguard.cli.run_lines import (
     KINDS,
     STATUSES,
+    final_batch_line,
     shortfall_lines,
+    unchanged_line,
     verified_line,
     with_splits_line,
 )
@@ -38,6 +40,8 @@ def markdown(report: FitReport) -> Iterator[str]:
         yield f"- {loss}"
     if report.verified is not None:
         yield f"- {verified_line(report.verified)[0]}"
+    if report.final_batch is not None:
+        yield f"- {final_batch_line(report.final_batch)[0]}"
     if report.status is not Status.FIT:
         yield f"- reason: {report.reason}"
     for line in shortfall_lines(report.shortfall) if report.shortfall else ():
@@ -54,7 +58,7 @@ def markdown(report: FitReport) -> Iterator[str]:
 
 def _final(report: FitReport) -> str:
     if not report.changes or report.fidelity is None:
-        return "the requested config fits; nothing was changed"
+        return unchanged_line(report)
     return f"changed ({COSTS[report.fidelity]}): {show_changes(report.changes)}"
 
 

@@ -20,10 +20,11 @@ from oomguard.run.events import (
     Status,
 )
 from oomguard.run.leak import Growth
+from oomguard.run.report import FitReport
 from oomguard.run.shortfall import Shortfall
 from oomguard.run.splits import SplitVariant
 from oomguard.run.state import Attempt, RunRecord
-from oomguard.run.verification import Outcome, Verified
+from oomguard.run.verification import Check, Outcome, Verified
 from oomguard.units import show_bytes, show_seconds
 
 KINDS = {
@@ -154,6 +155,20 @@ def shortfall_lines(found: Shortfall) -> Iterator[str]:
         yield f"not tried: {one.step.strategy} ({changes}); it needs {one.needs}"
     for one_helps in found.helps:
         yield f"would help: {one_helps}"
+
+
+def final_batch_line(check: Check) -> tuple[str, str]:
+    """Return whether the final micro batch has passed at once, and the line's style."""
+    if check.outcome is Outcome.VERIFIED:
+        return f"final config: {check.reason}", ""
+    return f"final config not verified: {check.reason}", "yellow"
+
+
+def unchanged_line(report: FitReport) -> str:
+    """Return what a config without changes stands for."""
+    if report.final_batch is None:
+        return "the requested config fits; nothing was changed"
+    return "the requested config was not changed; it trained because oomguard divided its batches"
 
 
 def exit_line(attempt: Attempt, verdict: Verdict, limits: Limits | None) -> str:

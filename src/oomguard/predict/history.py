@@ -18,7 +18,7 @@ import platformdirs
 from oomguard.estimate.correct import Measured, Ratios, learnt
 from oomguard.estimate.memory import Term
 from oomguard.run.events import Predicted, Status
-from oomguard.run.splits import halvings
+from oomguard.run.final_plan import next_path
 from oomguard.run.state import Attempt, RunRecord
 
 #: A file of a newer layout is left alone. The first one kept ratios of no terms: these are let go.
@@ -162,8 +162,7 @@ def record_run(record: RunRecord) -> str | None:
             )
             index.add_measurement(setting, measured)
     if record.status is Status.FIT:
-        last = record.last
-        index.remember(lessons.key, (*last.spec.path, *halvings(last.spec.plan, last.splits)))
+        index.remember(lessons.key, next_path(record))
     return index.lost
 
 

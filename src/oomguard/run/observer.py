@@ -200,11 +200,13 @@ class Observer:
         caught = self._caught.pop(report.pid, None) if report.failed else None
         if caught is not None:
             yield from self._notice([replace(caught, handled=True)], t)
+        spans = report.spans
         yield Split(
-            t=t, attempt=self._attempt, pid=report.pid, rank=report.rank, step=report.step + 1,
-            steps=report.steps, failed=report.failed, parts=report.parts, rows=report.rows,
-            width=report.width, tokens=report.tokens, seconds=round(report.seconds, 3),
-            spans=report.spans, refused=report.refused, evaluation=report.evaluation,
+            t=t, attempt=self._attempt, pid=report.pid, rank=report.rank,
+            step=spans[-1][1] if spans else report.step + 1, steps=report.steps,
+            failed=report.failed, parts=report.parts, rows=report.rows, width=report.width,
+            tokens=report.tokens, seconds=round(report.seconds, 3), spans=spans,
+            refused=report.refused, evaluation=report.evaluation,
         )  # fmt: skip
 
     def _finding(self, report: OomReport | ErrorReport) -> Finding:

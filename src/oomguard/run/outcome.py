@@ -11,9 +11,11 @@ from oomguard.job.command import Command
 from oomguard.machine.atomic_write import write_text
 from oomguard.process.limits import CapBy
 from oomguard.run.events import Limits, Status
+from oomguard.run.final_plan import final_check, plan_that_fits
 from oomguard.run.folder import RunFolder, final_folder, write_json
 from oomguard.run.report import FitReport, build, from_json, to_json
 from oomguard.run.state import RunRecord
+from oomguard.run.verification import Outcome
 
 
 def write_outcome(
@@ -56,14 +58,16 @@ def read_outcome(
         return None
     if record.status is not Status.FIT or record.job is None:
         return report, None
-    config = adapter.write(record.job, record.plan_that_fits, final_folder(str(folder.path))).config
+    config = adapter.write(
+        record.job, plan_that_fits(record), final_folder(str(folder.path))
+    ).config
     return report, Path(config) if config else None
 
 
 def _final_command(record: RunRecord, adapter: Adapter, folder: str) -> Command | None:
     if record.status is not Status.FIT or record.job is None:
         return None
-    return adapter.write(record.job, record.plan_that_fits, folder).wrapped(record.job.wrapper)
+    return adapter.write(record.job, plan_that_fits(record), folder).wrapped(record.job.wrapper)
 
 
 def _write_final(record: RunRecord, adapter: Adapter, folder: RunFolder) -> Path | None:
@@ -74,9 +78,16 @@ def _write_final(record: RunRecord, adapter: Adapter, folder: RunFolder) -> Path
         return None
     for file in command.files:
         write_text(Path(file.path), file.text)
-    lines = [*_cap_lines(record.limits), command.by_hand()]
+    lines = [*_cap_lines(record.limits), *_doubts(record), command.by_hand()]
     write_text(folder.final() / "command.txt", "\n".join(lines) + "\n")
     return Path(command.config) if command.config else None
+
+
+def _doubts(record: RunRecord) -> list[str]:
+    """Return a comment line with why the config may not fit without oomguard, if it may not."""
+    check = final_check(record)
+    unsure = check is not None and check.outcome is not Outcome.VERIFIED
+    return [f"# not verified: {check.reason}"] if check is not None and unsure else []
 
 
 def _cap_lines(limits: Limits) -> list[str]:

@@ -16,14 +16,15 @@ from oomguard.ladder.strategy_contract import Fidelity, Skip
 from oomguard.redact import redact_config, redact_document
 from oomguard.run.attempt import AttemptSpec, StopReason, flat, nested
 from oomguard.run.events import Limits, Predicted, Status
+from oomguard.run.final_plan import final_check, plan_that_fits, with_splits
 from oomguard.run.long_sample import long_sample
 from oomguard.run.older_reports import SCHEMA_VERSION, upgraded
 from oomguard.run.printed_loss import LossEnds
 from oomguard.run.reproduction import Reproduction, reproduction
 from oomguard.run.shortfall import Shortfall, shortfall
-from oomguard.run.splits import Splits, SplitVariant, split_variant
+from oomguard.run.splits import Splits, SplitVariant
 from oomguard.run.state import Attempt, RunRecord
-from oomguard.run.verification import Verified, not_same_math, verify
+from oomguard.run.verification import Check, Verified, not_same_math, verify
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,7 +73,8 @@ class FitReport:
     the changes, None if nothing was changed. `trained_embeddings` names the vocabulary-sized
     matrices that new tokens make the framework train in full. `requested_bytes` is the size of the
     last failed allocation. `config_diff` is a unified diff from the user's file to the final one.
-    `verified` holds what was counted in the last attempt, compared with its plan. `shortfall` is
+    `verified` holds what was counted in the last attempt, compared with its plan; `final_batch`
+    whether the final micro batch passed at once, None where no step ran in parts. `shortfall` is
     what was missing where all strategies are exhausted. `environment` and `data` are what the run
     was made of, and `reproduction` is what runs the final config elsewhere; None in older reports.
     """
@@ -105,6 +107,7 @@ class FitReport:
     reproduction: Reproduction | None = None
     verified: Verified | None = None
     with_splits: SplitVariant | None = None
+    final_batch: Check | None = None
     shortfall: Shortfall | None = None
 
 
@@ -116,7 +119,7 @@ def build(record: RunRecord, *, final: Command | None = None, folder: str = "") 
     job, limits, status = record.job, record.limits, record.status
     if job is None or limits is None or status is None:
         raise AssertionError("only a run that was started and has ended has a report")
-    fits = record.plan_that_fits if record.attempts and status is Status.FIT else None
+    fits = plan_that_fits(record) if record.attempts and status is Status.FIT else None
     report = FitReport(
         schema_version=SCHEMA_VERSION,
         oomguard=record.version,
@@ -145,15 +148,11 @@ def build(record: RunRecord, *, final: Command | None = None, folder: str = "") 
         data=record.data,
         reproduction=reproduction(final, job, folder) if final else None,
         verified=verify(record),
-        with_splits=_with_splits(record) if fits else None,
+        with_splits=with_splits(record) if fits else None,
+        final_batch=final_check(record) if fits else None,
         shortfall=shortfall(record),
     )
     return from_document(redact_document(to_json(report)))
-
-
-def _with_splits(record: RunRecord) -> SplitVariant | None:
-    last = record.last
-    return split_variant(last.spec.plan, record.plan_that_fits, last.splits, last.steps_done)
 
 
 def highest_cost(record: RunRecord) -> Fidelity | None:
@@ -165,9 +164,10 @@ def highest_cost(record: RunRecord) -> Fidelity | None:
     kept = {*last.spec.path, *(step.strategy for step in first.spec.steps if not first.spec.path)}
     steps = (step for attempt in record.attempts for step in attempt.spec.steps)
     costs = [step.fidelity for step in steps if step.strategy in kept]
-    if not_same_math(record, record.plan_that_fits) is not None:
+    final = plan_that_fits(record)
+    if not_same_math(record, final) is not None:
         costs.append(Fidelity.NEW_RECIPE)
-    if record.plan_that_fits != last.spec.plan:
+    if final != last.spec.plan:
         costs.append(Fidelity.SAME_MATH)
     return max(costs, key=lambda fidelity: fidelity.cost, default=None)
 

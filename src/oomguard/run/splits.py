@@ -191,17 +191,17 @@ def without_splits(plan: Plan, splits: Splits | None, *, longest: int | None = N
     """Return the plan whose whole micro batches are as small as the parts that passed.
 
     As many rows of the widest batch fit at once; the global batch stays. A batch of an evaluation
-    is no larger than what passed of one. Where tokens are bounded, whole micro batches stay below
-    the bound even with the `longest` sample of the data in each row.
+    is no larger than what passed of one. Micro batches of the `longest` sample of the data, which
+    is cut to the limit already, have no more tokens than what passed, and than the bound if any.
     """
     splits = splits or Splits()
     passed = splits.evaluation_rows
     if passed is not None and plan.eval_batch is not None:
         plan = replace(plan, eval_batch=min(plan.eval_batch, passed))
-    rows = splits.rows or plan.micro_batch
+    rows, widest = splits.rows or plan.micro_batch, max(splits.width, longest or 0, 1)
+    if splits.rows:
+        rows = max(1, splits.rows * splits.width // widest)
     if plan.token_bound is not None:
-        limit = plan.sequence_length or longest
-        widest = max(splits.width, min(longest or 0, limit or 0), 1)
         rows = min(rows, max(1, plan.token_bound // widest))
         plan = replace(plan, token_bound=None)
     if rows >= plan.micro_batch:
@@ -249,14 +249,14 @@ def split_variant(
     )
 
 
-def halvings(plan: Plan, splits: Splits | None) -> tuple[str, ...]:
-    """Return the strategy once for each time that leads from a plan to the one without splits.
+def halvings(plan: Plan, final: Plan) -> tuple[str, ...]:
+    """Return the strategy once for each time that leads from a plan to the `final` one.
 
     Not where tokens are bounded: that is how the next run begins as well.
     """
     if plan.token_bound is not None:
         return ()
-    target, micro, times = without_splits(plan, splits).micro_batch, plan.micro_batch, 0
+    target, micro, times = final.micro_batch, plan.micro_batch, 0
     while micro > target:
         micro, times = divisor_at_most(plan.rank_batch, micro // 2), times + 1
     return (STRATEGY,) * times

@@ -53,7 +53,7 @@ from oomguard.run.events import (
 )
 from oomguard.run.leak import Growth
 from oomguard.run.printed_loss import LossEnds
-from oomguard.run.splits import Splits, SplitStep, SplitTally, without_splits
+from oomguard.run.splits import Splits, SplitStep, SplitTally
 
 
 class State(str, Enum):
@@ -342,17 +342,6 @@ class RunRecord:
     def last(self) -> Attempt:
         """The newest attempt."""
         return self.attempts[-1]
-
-    @property
-    def plan_that_fits(self) -> Plan:
-        """The plan of the newest attempt; where it divided batches, with micro batches that small.
-
-        It needs no monitor.
-        """
-        lengths = self.job.lengths if self.job else None
-        return without_splits(
-            self.last.spec.plan, self.last.splits, longest=lengths.longest if lengths else None
-        )
 
     @property
     def rungs_tried(self) -> int:

@@ -368,6 +368,12 @@ def _counts(training: TrainingReport) -> bool:
     return bool(training.samples) and not training.short and training.counted_by in _SURE
 
 
+def first_micro_batch(attempt: Attempt) -> int | None:
+    """Return the samples of the first micro batch as they were counted, None if they were not."""
+    first = _training(attempt)
+    return first.samples if first is not None and _counts(first) else None
+
+
 def _training(attempt: Attempt) -> TrainingReport | None:
     """Return the latest report of the first rank that has one: it repeats earlier ones."""
     reports = [event.training for event in attempt.counted if event.training is not None]
