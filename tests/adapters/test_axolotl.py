@@ -8,6 +8,7 @@ import pytest
 
 from oomguard.adapters.axolotl import Axolotl
 from oomguard.errors import ConfigError
+from oomguard.estimate.formats import formats
 from oomguard.job.plan import Precision, Quantization, Sharding, Tuning
 from oomguard.job.training_job import World
 
@@ -28,6 +29,10 @@ TEXT = "base_model: m\ndatasets: [{path: d, type: alpaca}]\n"
         ("gradient_checkpointing: offload", "checkpointing", True),
         ("bf16: false", "precision", Precision.FP32),
         ("bf16: false\nfp16: true", "precision", Precision.FP16_TRUE),
+        ("bf16: full", "precision", Precision.BF16_TRUE),
+        ("adapter: lora\nload_in_8bit: true", "precision", Precision.BF16_TRUE),
+        ("adapter: lora\nload_in_8bit: true\nbf16: false", "precision", Precision.FP16_TRUE),
+        ("adapter: qlora\nload_in_4bit: true\nbf16: false", "precision", Precision.FP32),
         ("adapter: qlora\nload_in_4bit: true", "quantization", Quantization.NF4_DOUBLE),
         ("adapter: lora", "tuning", Tuning.LORA),
         ("adapter: llama-adapter", "tuning", Tuning.OTHER),
@@ -35,6 +40,52 @@ TEXT = "base_model: m\ndatasets: [{path: d, type: alpaca}]\n"
 )
 def test_a_key_is_read(bench: Callable[..., Any], lines: str, field: str, value: object) -> None:
     assert getattr(bench(Axolotl()).job(CLI, f"{TEXT}{lines}\n").asked, field) == value
+
+
+@pytest.mark.parametrize(
+    ("lines", "autocast"),
+    [
+        ("", True),
+        ("bf16: true", True),
+        ("bf16: full", False),
+        ("bf16: false", False),
+        ("bf16: false\nbfloat16: true", True),
+        ("bf16: false\nfp16: true", True),
+        ("bf16: false\nfloat16: true", False),
+        ("bf16: false\nload_in_8bit: true", False),
+        ("deepspeed: {zero_optimization: {stage: 2}}", False),
+    ],
+)
+def test_the_trainer_autocasts_over_weights_in_16_bits(
+    bench: Callable[..., Any], lines: str, autocast: bool
+) -> None:
+    # axolotl 0.19.0, core/builders/base.py (_configure_precision_settings)
+    job = bench(Axolotl()).job(CLI, f"{TEXT}adapter: lora\n{lines}\n")
+    found = formats(job.asked, Axolotl().memory_settings(job))
+    assert found.autocast is autocast
+
+
+@pytest.mark.parametrize(
+    ("lines", "quantization", "precision"),
+    [
+        ("bf16: false", Quantization.INT8, Precision.FP16_TRUE),
+        ("bf16: false\nload_in_8bit: true", Quantization.NF4_DOUBLE, Precision.FP32),
+        ("bf16: true", Quantization.INT8, Precision.BF16_TRUE),
+        ("bf16: false\nfp16: true\nload_in_8bit: true", Quantization.NONE, Precision.FP16_TRUE),
+    ],
+)
+def test_without_a_switch_the_precision_follows_the_quantization(
+    bench: Callable[..., Any],
+    folder: str,
+    lines: str,
+    quantization: Quantization,
+    precision: Precision,
+) -> None:
+    table = bench(Axolotl())
+    job = table.job(CLI, f"{TEXT}adapter: lora\n{lines}\n")
+    plan = Axolotl().normalize(job, replace(job.asked, quantization=quantization))
+    assert plan.precision is precision
+    assert table.reread(job, Axolotl().write(job, plan, folder)).asked == plan
 
 
 @pytest.mark.parametrize(

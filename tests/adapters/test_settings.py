@@ -252,9 +252,10 @@ AXOLOTL = {
         key: TRAINER[key]
         for key in (
             *("gradient_accumulation_steps", "auto_find_batch_size", "dataloader_num_workers"),
-            *("dataloader_pin_memory", "deepspeed", "fsdp", "output_dir", "fp16"),
+            *("dataloader_pin_memory", "deepspeed", "fsdp", "output_dir"),
         )
     },
+    "fp16": [Example("true", "bf16: false\n")],
     "micro_batch_size": [Example("2")],
     "batch_size": [Example("8")],
     "eval_batch_size": [Example("2")],
@@ -266,7 +267,7 @@ AXOLOTL = {
     "float16": [Example("true", "bf16: false\n")],
     "base_model": [Example("other")],
     "load_in_4bit": [Example("true")],
-    "load_in_8bit": [Example("true")],
+    "load_in_8bit": [Example("true"), Example("true", "bf16: false\n")],
     "bnb_config_kwargs": [Example("{bnb_4bit_quant_type: fp4}")],
     "gptq": [Example("true")],
     "adapter": [Example("lora")],

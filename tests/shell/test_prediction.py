@@ -14,8 +14,20 @@ import pytest
 from generators import make_job
 from oomguard.catalogue.lookup import find_model
 from oomguard.estimate.memory import Fits
-from oomguard.job.memory_settings import Family, Objective
-from oomguard.job.plan import Allocator, EmbeddingRows, Plan, Quantization, Sharding, Tuning
+from oomguard.job.memory_settings import (
+    Family,
+    MemorySettings,
+    Objective,
+)
+from oomguard.job.plan import (
+    Allocator,
+    EmbeddingRows,
+    Plan,
+    Precision,
+    Quantization,
+    Sharding,
+    Tuning,
+)
 from oomguard.job.training_job import Lengths, World
 from oomguard.job.unmodelled import TrainingMethod
 from oomguard.predict import trace_request
@@ -234,6 +246,27 @@ def test_the_request_says_how_the_framework_stores_numbers():
     assert (recipe["weights_dtype"], recipe["trainable_dtype"]) == ("bf16", "fp32")
     assert recipe["lora"]["targets"] == "all-linear"
     assert trace_request.variant(ask(LORA), replace(LORA, embedding_rows=EmbeddingRows.NEW)) is None
+
+
+@pytest.mark.parametrize(
+    ("precision", "sharding", "sent"),
+    [
+        (Precision.BF16_TRUE, Sharding.NONE, "bf16-mixed"),
+        (Precision.FP16_TRUE, Sharding.NONE, "fp16-mixed"),
+        (Precision.BF16_TRUE, Sharding.FSDP, "bf16-mixed"),
+        (Precision.BF16_TRUE, Sharding.ZERO2, "bf16-true"),
+        (Precision.FP32, Sharding.NONE, "fp32"),
+    ],
+)
+def test_autocast_over_weights_in_16_bits_is_traced_as_such(precision, sharding, sent):
+    plan = replace(LORA, precision=precision, sharding=sharding)
+    asked = ask(plan)
+    recipe = MemorySettings(lora=FACTORY.lora, autocasts=True)
+    step = trace_request.variant(replace(asked, recipe=recipe), plan)
+    assert step is not None
+    assert step["plan"]["precision"] == sent
+    wide = "fp32" if sent == "fp32" else "bf16"
+    assert step["recipe"]["weights_dtype"] == wide
 
 
 @pytest.mark.parametrize(("litgpt", "second_embedding"), [("0.5.2", None), ("0.5.13", True)])

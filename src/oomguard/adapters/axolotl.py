@@ -60,6 +60,7 @@ _CHECKPOINTING: Key[object] = Key(
     name="gradient_checkpointing", decode=values.anything, default=False
 )
 _BF16: Key[object] = Key(name="bf16", decode=values.anything, default="auto")
+_FULL = "full"
 _LOAD_4BIT, _LOAD_8BIT = flag("load_in_4bit"), flag("load_in_8bit")
 _OUTPUT = fields.text("output_dir", "./model-out")
 _TARGET_LINEAR, _DORA = flag("lora_target_linear"), flag("peft_use_dora")
@@ -70,6 +71,8 @@ _FUSED_LOSSES = {
     flag("liger_fused_linear_cross_entropy"): "liger",
     _CUTS: "cut_cross_entropy",
 }
+#: What axolotl computes in where no switch is on.
+_UNSWITCHED = (Precision.FP32, Precision.FP16_TRUE)
 _LORAS = ("lora", "qlora")
 _EXCESS = {"drop": Overlong.DROPPED, "truncate": Overlong.CUT}
 _FOUR_BIT = Quantization.NF4_DOUBLE  # what axolotl asks of bitsandbytes
@@ -96,24 +99,49 @@ def _checkpointing_edits(settings: Settings, value: object) -> Edits | None:
     return {_CHECKPOINTING: value} if _checkpoints(after) is bool(value) else None
 
 
+def _bf16(settings: Settings) -> object:
+    """Return bf16 as axolotl resolves it: `full`, or whether it is on."""
+    bf16 = settings.get(_BF16.name) if settings.has(_BF16.name) else _BF16.default
+    by_default = bf16 == _BF16.default and not hf.FP16.of(settings)
+    return bf16 if bf16 == _FULL else by_default or values.is_true(bf16)
+
+
+def _switched(settings: Settings) -> Precision | None:
+    """Return the 16 bits that a switch asks for; None if none is on."""
+    if _bf16(settings) or settings.get("bfloat16"):
+        return Precision.BF16_TRUE
+    is_half = hf.FP16.of(settings) or settings.get("float16")
+    return Precision.FP16_TRUE if is_half else None
+
+
 def _precision(settings: Settings) -> Precision:
     """Return the format that the weights are loaded in, whatever computes beside them.
 
     Source: axolotl 0.19.0, utils/config/__init__.py (resolve_dtype).
     """
-    fp16 = hf.FP16.of(settings)
-    bf16 = settings.get(_BF16.name) if settings.has(_BF16.name) else _BF16.default
-    by_default = bf16 == _BF16.default and not fp16
-    if by_default or bf16 == "full" or values.is_true(bf16) or settings.get("bfloat16"):
-        return Precision.BF16_TRUE
-    is_half = fp16 or settings.get("float16")
-    return Precision.FP16_TRUE if is_half else Precision.FP32
+    return _switched(settings) or _unswitched(_quantization(settings))
+
+
+def _unswitched(quantization: Quantization | None) -> Precision:
+    """Return the format where no switch is on: beside weights in 8 bits it is fp16."""
+    return Precision.FP16_TRUE if quantization is Quantization.INT8 else Precision.FP32
+
+
+def _autocasts(settings: Settings) -> bool:
+    """Return whether the Trainer autocasts: not for `bf16: full`, and not for `float16` alone.
+
+    Source: axolotl 0.19.0, core/builders/base.py (_configure_precision_settings).
+    """
+    bf16 = _bf16(settings)
+    asked = bf16 or settings.get("bfloat16") or hf.FP16.of(settings)
+    return bf16 != _FULL and bool(asked)
 
 
 def _precision_edits(settings: Settings, value: object) -> Edits | None:
     half = value is Precision.BF16_TRUE
-    after = settings.set(_BF16.name, half)
-    return {_BF16: half} if _precision(after) is value else None
+    switched = _switched(settings.set(_BF16.name, half))
+    spelled = switched is value or (switched is None and value in _UNSWITCHED)
+    return {_BF16: half} if spelled else None
 
 
 def _quantization(settings: Settings) -> Quantization | None:
@@ -349,6 +377,13 @@ class Axolotl(TrainerAdapter):
             job = replace(job, asked=replace(job.asked, engine_share=None, engine_sleeps=None))
         return replace(job, compares_samples=compares)
 
+    def normalize(self, job: Job, plan: Plan) -> Plan:
+        """Set the precision that follows the quantization where no switch is on."""
+        by_switch = _switched(self.of_job(job).settings) is plan.precision
+        if by_switch or plan.precision not in _UNSWITCHED:
+            return plan
+        return replace(plan, precision=_unswitched(plan.quantization))
+
     def unmodelled(self, job: Job) -> tuple[Unmodelled, ...]:
         """Return what the settings say, and the method besides."""
         settings = self.of_job(job).settings
@@ -377,7 +412,11 @@ class Axolotl(TrainerAdapter):
         code = replace(found.code, reentrant_checkpointing=_is_reentrant(settings))
         attention = attention_named(settings.get("attn_implementation")) or Attention.SDPA
         found = replace(
-            found, code=code, attention=attention, raises_shards=_raises_shards(settings)
+            found,
+            code=code,
+            attention=attention,
+            raises_shards=_raises_shards(settings),
+            autocasts=_autocasts(settings),
         )
         return axolotl_methods.memory_settings(found, settings)
 

@@ -80,13 +80,18 @@ def stored(plan: Plan, recipe: MemorySettings) -> Formats:
         base_bytes=base.size_bytes,
         trained_bytes=trained.size_bytes,
         computed_bytes=computed.size_bytes,
-        autocast=precision in _MIXED,
+        autocast=precision in _MIXED or _autocasts_halves(plan, recipe),
     )
 
 
 def formats(plan: Plan, recipe: MemorySettings) -> Formats:
     """Return the formats a step computes in: FSDP shards fp32 and gathers 16 bits."""
     return _IN_HALF if _casts_gathered(plan, recipe) else stored(plan, recipe)
+
+
+def _autocasts_halves(plan: Plan, recipe: MemorySettings) -> bool:
+    """Return whether autocast runs over weights in 16 bits; under DeepSpeed nothing is autocast."""
+    return recipe.autocasts and plan.precision in _PURE and plan.sharding not in ZERO
 
 
 def _casts_gathered(plan: Plan, recipe: MemorySettings) -> bool:

@@ -283,7 +283,8 @@ class MemorySettings:
     gradient is used and dropped as it comes; `compiled` that torch.compile makes the kernels.
     `states` is what the optimizer keeps that the framework makes in place of the named one.
     `raises_shards` says that FSDP keeps what is trained in fp32 and gathers it in 16 bits, in
-    whatever format it was loaded. `images` are those of one sample. `data` are
+    whatever format it was loaded; `autocasts` that autocast runs over weights in 16 bits, except
+    under DeepSpeed. `images` are those of one sample. `data` are
     paths of training files as far as the settings name them, of which `columns` are used (none
     given: all); `reduce_bucket` counts numbers in
     DeepSpeed's bucket, None where it follows the model; `overlap_comm` says that it has two.
@@ -318,6 +319,7 @@ class MemorySettings:
     reduce_bucket: int | None = None
     overlap_comm: bool = False
     raises_shards: bool = False
+    autocasts: bool = False
     states: States | None = None
 
     @property

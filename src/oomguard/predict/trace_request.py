@@ -22,6 +22,11 @@ AUDIO_SECONDS = 30
 #: Tokens of a sample that are no image.
 SPARE_TOKENS = 64
 NONE_KNOWN: Mapping[str, str] = MappingProxyType({})
+#: The precision that the tracer autocasts in; it is told the format of the weights beside it.
+_AUTOCAST = {
+    Precision.BF16_TRUE: Precision.BF16_MIXED,
+    Precision.FP16_TRUE: Precision.FP16_MIXED,
+}
 #: Fields of a plan that the tracer does not know: they do not change the traced step.
 _ELSEWHERE = (
     *("low_cpu_mem_usage", "loader_workers", "pin_memory", "preprocess_workers", "allocator"),
@@ -49,9 +54,12 @@ def variant(
         return None
     stored = formats(plan, recipe)
     offload = (plan.offload or frozenset()) & {Offload.ACTIVATIONS}
-    step = replace(question.batched(plan), offload=offload)
+    precision = plan.precision
+    if stored.autocast and precision is not None:
+        precision = _AUTOCAST.get(precision, precision)
+    step = replace(question.batched(plan), offload=offload, precision=precision)
     if is_sharded(plan):
-        precision = plan.precision if stored.autocast else Precision.BF16_TRUE
+        precision = precision if stored.autocast else Precision.BF16_TRUE
         step = replace(
             step, optimizer="sgd", precision=precision, accumulation=max(2, plan.accumulation)
         )
