@@ -165,3 +165,69 @@ def test_other_formats_import_nothing_that_only_the_page_needs(parent, form):
     names = set(done.stderr.split())
     assert "oomguard.cli.report_command" in names
     assert not names & {"matplotlib", "oomguard.cli.report_plots", "oomguard.cli.report_page"}
+
+
+# --- show and diff ---
+
+
+def test_a_run_is_shown_as_its_report_by_name_folder_or_file(capsys, parent, monkeypatch, tmp_path):
+    monkeypatch.chdir(parent.parent)
+    shown = said(capsys, "show", "trained")
+    assert shown == said(capsys, "report", "trained")
+    sent = tmp_path / "theirs.json"
+    shutil.copy(parent / "trained" / "fit-report.json", sent)
+    assert said(capsys, "show", str(sent)) == said(capsys, "report", str(sent)) == shown
+    stored = json.loads(sent.read_text())
+    assert json.loads(said(capsys, "show", "trained", "--json")) == stored
+
+
+def test_a_run_that_goes_on_is_shown_as_far_as_it_is(capsys, parent, tmp_path):
+    events = (parent / "trained" / "events.jsonl").read_bytes().splitlines(keepends=True)
+    last = max(at for at, line in enumerate(events) if b'"event":"exited"' in line)
+    (tmp_path / "events.jsonl").write_bytes(b"".join(events[:last]))
+    first, job, *attempts = said(capsys, "show", str(tmp_path)).splitlines()
+    assert first.startswith("trained: not finished, started 20")
+    assert job.startswith("hf_trainer on cpu: global batch 16")
+    assert [re.split(r":| \(", line)[0] for line in attempts] == [
+        "attempt 1",
+        "  out of host memory",
+        "attempt 2",
+        "  out of host memory",
+        "attempt 3",
+        "  in launch, after 0 optimizer steps",
+    ]
+    document = json.loads(said(capsys, "show", str(tmp_path), "--json"))
+    assert (document["status"], len(document["attempts"])) == (None, 3)
+    assert document["attempts"][2]["verdict"] is None
+
+
+def test_a_run_that_is_not_there_is_an_error(capsys, tmp_path):
+    assert main(["show", str(tmp_path)]) == 2
+    assert "there is no run in this folder" in capsys.readouterr().err
+    (tmp_path / "x.json").write_text("{}")
+    assert main(["diff", str(tmp_path / "x.json"), str(tmp_path / "x.json")]) == 2
+    assert "Check that it is a fit-report.json" in capsys.readouterr().err
+
+
+def test_the_difference_of_two_runs_is_listed_by_what_it_is_about(capsys, parent):
+    runs = (str(parent / "trained"), str(parent / "failed"))
+    text = said(capsys, "diff", *runs)
+    assert text.startswith("from trained to failed\noutcome:\n")
+    assert "  status fit -> failed\n" in text
+    assert "  attempts 3 -> 1\n" in text
+    assert "  verdict ok -> not_oom\n" in text
+    assert "final config: failed found none that fits" in text
+    document = json.loads(said(capsys, "diff", *runs, "--json"))
+    found = {one["name"]: (one["before"], one["after"]) for one in document["differences"]}
+    assert found["status"] == ("fit", "failed")
+    assert said(capsys, "diff", runs[0], runs[0]) == (
+        "from trained to trained\nnothing differs\n"
+        "not compared:\n  data: not recorded for trained\n"
+    )
+
+
+def test_an_old_report_is_compared_as_far_as_it_goes(capsys, parent):
+    old = str(Path(__file__).parents[1] / "data" / "reports" / "version-1.json")
+    text = said(capsys, "diff", old, str(parent / "trained"))
+    assert "data: not recorded for trained" in text
+    assert re.search(r"gpus NVIDIA A10G, NVIDIA A10G -> ", text)

@@ -16,6 +16,11 @@ EXAMPLES = {
     ),
     "resume": (("oomguard resume train-20261129-041419-31623", "after a reboot, or a kill -9"),),
     "runs": (("oomguard runs /scratch/runs", "runs that were launched with --runs"),),
+    "show": (("oomguard show train-20261129-041419-31623", "its name is in `oomguard runs`"),),
+    "diff": (
+        ("oomguard diff RUN RUN", "two runs under oomguard-runs"),
+        ("oomguard diff theirs/fit-report.json RUN --json", "a report that somebody sent"),
+    ),
     "report": (
         ("oomguard report RUN", "Markdown, for an issue"),
         ("oomguard report RUN --format html --out fit-report.html", "one page with plots"),

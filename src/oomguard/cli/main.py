@@ -21,6 +21,8 @@ COMMANDS = {
     "launch": "Launch a training job; after an OOM, lower its memory use and relaunch it.",
     "resume": "Resume a run from its latest checkpoint.",
     "runs": "List runs, and how each ended.",
+    "show": "Show a run: how it ended and what was changed, or how far it is.",
+    "diff": "Show what differs between two runs.",
     "report": "Show what a run tried and changed: for an issue, a pull request or a paper.",
     "plan": "Estimate memory before launching, and find the first change that fits.",
     "explain": "Diagnose why a job failed from its log.",

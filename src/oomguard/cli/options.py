@@ -253,6 +253,11 @@ def run_folder(run: Path) -> Path:
     return named if not run.exists() and named.exists() else run
 
 
+def report_place(run: Path) -> Path:
+    """Return where a report is: a JSON file that was named itself, else the run's folder."""
+    return run if run.is_file() and run.suffix == ".json" else run_folder(run)
+
+
 class WithCommand(click.Command):
     """A command that keeps the arguments after `--` as another program's command line."""
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from oomguard.cli.options import run_argument, run_folder
+from oomguard.cli.options import report_place, run_argument, run_folder
 from oomguard.cli.output import complain, json_text, print_page
 from oomguard.cli.report_text import markdown
 from oomguard.errors import UsageError, Where
@@ -41,7 +41,7 @@ def command(run: Path, form: str, out: Path | None) -> None:
     RUN is the run folder, or its name under oomguard-runs.
     """
     folder = run_folder(run)
-    report = stored_report(folder)
+    report = stored_report(report_place(run))
     if form == "json":
         text = json_text(to_json(report)) + "\n"
     elif form == "html":

@@ -30,13 +30,32 @@ class PastRun:
     problem: str | None = None
 
 
+def stored_record(run: Path) -> RunRecord | None:
+    """Return what is known of a run that has no fit-report; None if it has one.
+
+    Raises:
+        RunFolderError: if there is no run, or its events are damaged.
+    """
+    if (run / REPORT).exists() or not (run / EVENTS).is_file():
+        return None
+    try:
+        return _record(run)
+    except OSError as error:
+        raise _unreadable("events", run / EVENTS, error) from error
+
+
+def _record(run: Path) -> RunRecord:
+    with (run / EVENTS).open("rb") as lines:
+        return parse_history(lines, str(run / EVENTS)).record
+
+
 def stored_report(run: Path) -> FitReport:
-    """Return the fit-report of a run that has ended.
+    """Return the fit-report of a run that has ended, or the one in a file.
 
     Raises:
         RunFolderError: if there is no run, it has not ended, or its report is damaged.
     """
-    path = run / REPORT
+    path = run if run.is_file() else run / REPORT
     try:
         return from_json(path.read_bytes())
     except FileNotFoundError as error:
@@ -48,17 +67,23 @@ def stored_report(run: Path) -> FitReport:
             next_step=f"If no oomguard runs it any more: oomguard resume {run}",
         ) from error
     except OSError as error:
-        raise RunFolderError(
-            f"cannot read the fit-report: {error.strerror or error}",
-            where=Where(file=str(path)),
-            next_step="Fix the permissions.",
-        ) from error
+        raise _unreadable("fit-report", path, error) from error
     except msgspec.DecodeError as error:
         raise RunFolderError(
             f"the fit-report is damaged, or of a newer oomguard: {error}",
             where=Where(file=str(path)),
-            next_step=f"Write it again from the run's events: oomguard resume {run}",
+            next_step="Check that it is a fit-report.json, and whole."
+            if run.is_file()
+            else f"Write it again from the run's events: oomguard resume {run}",
         ) from error
+
+
+def _unreadable(what: str, path: Path, error: OSError) -> RunFolderError:
+    return RunFolderError(
+        f"cannot read the {what}: {error.strerror or error}",
+        where=Where(file=str(path)),
+        next_step="Fix the permissions.",
+    )
 
 
 def past_runs(parent: Path) -> list[PastRun]:
@@ -95,8 +120,7 @@ def _past_run(folder: Path) -> PastRun:
 
 def _from_events(folder: Path) -> PastRun:
     try:
-        with (folder / EVENTS).open("rb") as lines:
-            record: RunRecord = parse_history(lines, str(folder / EVENTS)).record
+        record = _record(folder)
     except (OSError, OomguardError) as error:
         problem = error.what if isinstance(error, OomguardError) else error.strerror
         return PastRun(name=folder.name, problem=problem or str(error))

@@ -172,6 +172,12 @@ def highest_cost(record: RunRecord) -> Fidelity | None:
     return max(costs, key=lambda fidelity: fidelity.cost, default=None)
 
 
+def attempts_of(record: RunRecord) -> object:
+    """Return the attempts of a run as a report has them; the run may not have ended."""
+    found = [flat(msgspec.to_builtins(_attempt(one, record))) for one in record.attempts]
+    return redact_document(found)
+
+
 def to_json(report: FitReport) -> dict[str, object]:
     """Return a report as the JSON object that is published: each attempt's spec is flat in it."""
     document = msgspec.to_builtins(report, order="deterministic")
