@@ -28,6 +28,7 @@ EXAMPLES = {
     "plan": (
         ("oomguard plan train.yaml --gpu 'RTX 3090'", "does it fit, and what makes it fit?"),
         ("oomguard plan train.yaml --gpu a100-80 --gpus 8 --explain-terms", "term by term"),
+        ("oomguard plan train.yaml --gpu 3090 --max micro_batch", "the largest that fits"),
         ("oomguard plan train.yaml --gpu all", "which GPUs would do? The smallest is named"),
     ),
     "explain": (

@@ -13,8 +13,10 @@ from oomguard.cli.options import COMMAND, PLAN, WithCommand, as_json, flags, tra
 from oomguard.cli.output import print_json, secho
 from oomguard.cli.plan_cards import COUNTS, card_table
 from oomguard.cli.plan_job import PlannedJob, on_card, plan_job
+from oomguard.cli.plan_largest import largest_document, largest_fit, print_largest
 from oomguard.cli.plan_table import print_plan
 from oomguard.cli.plan_target import ALL, JobSource, Target, named_target, target_here
+from oomguard.cli.replayed_job import SIZES, replayed_job
 from oomguard.errors import UsageError
 from oomguard.machine.gpus import gpus as gpus_here
 from oomguard.predict.forecast import Capacity
@@ -40,6 +42,12 @@ from oomguard.predict.history import FitIndex
 )
 @click.option("--host-memory", type=SIZE.flag_type, help="Host memory of the machine, e.g. 64GiB.")
 @click.option(
+    "--max",
+    "largest",
+    type=click.Choice(SIZES),
+    help="Find the largest value of this setting that fits, with everything else as requested.",
+)
+@click.option(
     "--explain-terms", is_flag=True, help="Show how each term of the estimate is computed."
 )
 @verbose
@@ -54,6 +62,7 @@ def command(
     gpu_memory: int | None,
     gpus: int,
     host_memory: int | None,
+    largest: str | None,
     explain_terms: bool,
     verbose: bool,
     as_json: bool,
@@ -71,9 +80,10 @@ def command(
     stated = ctx.get_parameter_source("gpus") is ParameterSource.COMMANDLINE
     prepared = source.on(gpus if stated else max(1, len(here)))
     target = named or (target_here(prepared, here) if gpu != ALL else None)
-    if target is None and explain_terms:
+    one_gpu = {"--explain-terms": explain_terms, "--max": largest is not None}
+    if target is None and any(one_gpu.values()):
         raise UsageError(
-            "--explain-terms is about one GPU",
+            f"{next(name for name, given in one_gpu.items() if given)} is about one GPU",
             next_step="Add --gpu NAME or --gpu-memory SIZE.",
         )
     index = FitIndex(Path(prepared.options.fits) if prepared.options.fits else None)
@@ -87,6 +97,15 @@ def command(
             print_cards(table, verbose=verbose)
         return
     _explain_target(target, prepared.job.world.size, gpus if stated else None)
+    if largest is not None:
+        job = replayed_job(prepared, target, host_bytes=host_memory, index=index)
+        found = largest_fit(job, largest)
+        _complain_of(index)
+        if as_json:
+            print_json(largest_document(found))
+        else:
+            print_largest(found, gpu=target.name)
+        return
     planned = plan_job(
         on_card(prepared, bfloat16=target.bfloat16, hopper=target.hopper),
         Capacity(device_bytes=target.device_bytes, host_bytes=host_memory),

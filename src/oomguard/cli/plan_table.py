@@ -26,13 +26,8 @@ def print_plan(
     `explain` shows the product behind each term, `verbose` why strategies were skipped, and the
     ladder of a config that fits as requested.
     """
-    job, model, found = planned.prepared.job, planned.model, planned.forecast
-    capacity, asked = planned.capacity, planned.forecast.asked
-    size = show_bytes(capacity.device_bytes)
-    echo(f"{model.name} ({model.source})")
-    card = f"{gpu} ({size} usable)" if gpu else size
-    echo(f"{job.framework} on {job.world.size} x {card}, global batch {job.global_batch}")
-    echo(f"trained: {planned.trained(asked.plan)}")
+    found, capacity, asked = planned.forecast, planned.capacity, planned.forecast.asked
+    print_head(planned, gpu)
     echo()
     if planned.rejected is None:
         _verdict(found, capacity)
@@ -51,6 +46,16 @@ def print_plan(
         _ladder(found, capacity, verbose=verbose)
     for note in dict.fromkeys((*planned.notes, *_left_out_on_the_host(planned))):
         echo(f"note: {note}")
+
+
+def print_head(planned: PlannedJob, gpu: str | None) -> None:
+    """Print the model, the GPUs and what is trained."""
+    job, model = planned.prepared.job, planned.model
+    size = show_bytes(planned.capacity.device_bytes)
+    echo(f"{model.name} ({model.source})")
+    card = f"{gpu} ({size} usable)" if gpu else size
+    echo(f"{job.framework} on {job.world.size} x {card}, global batch {job.global_batch}")
+    echo(f"trained: {planned.trained(planned.forecast.asked.plan)}")
 
 
 def missing_lines(planned: PlannedJob) -> Iterator[str]:
@@ -83,7 +88,7 @@ def _products(planned: PlannedJob) -> None:
 def _verdict(found: Forecast, capacity: Capacity) -> None:
     asked, fit = found.asked, found.first_fit
     fits, colour = _fits(asked, capacity), _COLOURS[asked.fits]
-    peak, available = _peak(asked.estimate), show_bytes(capacity.device_bytes)
+    peak, available = show_peak(asked.estimate), show_bytes(capacity.device_bytes)
     if capacity.host_bytes is not None and capacity.host_fits(asked.estimate) is not Fits.YES:
         need, have = show_bytes(asked.estimate.host_bytes), show_bytes(capacity.host_bytes)
         loading = f"loading needs {need} of host memory, {have} available"
@@ -102,7 +107,7 @@ def _verdict(found: Forecast, capacity: Capacity) -> None:
         f"It fits after strategy {number}, {fit.strategy}, with these changes together:", bold=True
     )
     echo(f"    {changes} [{cost}]")
-    echo(f"    {_peak(fit.estimate)}")
+    echo(f"    {show_peak(fit.estimate)}")
     if fit.undone:
         echo(f"    not needed for it: {', '.join(dict.fromkeys(fit.undone))}")
 
@@ -116,7 +121,7 @@ def _closest(found: Forecast, capacity: Capacity) -> None:
     best = min(unsure, key=lambda rung: rung.estimate.expected_bytes if rung.estimate else 0)
     if best.estimate is not None:
         secho("With no strategy is it certain to fit. The closest:", bold=True)
-        echo(f"    {best.strategy} {_fits(best, capacity)}: {_peak(best.estimate)}")
+        echo(f"    {best.strategy} {_fits(best, capacity)}: {show_peak(best.estimate)}")
 
 
 def _rejected(rejected: Rejection, title: str, capacity: Capacity) -> None:
@@ -124,7 +129,7 @@ def _rejected(rejected: Rejection, title: str, capacity: Capacity) -> None:
     secho(f"{title} rejects the requested config: {rejected.message}", fg="red", bold=True)
     for one in rejected.alternatives:
         fits = _words(one.fits, one.estimate, capacity)
-        echo(f"  {one.change} it {fits}: {_peak(one.estimate)}")
+        echo(f"  {one.change} it {fits}: {show_peak(one.estimate)}")
 
 
 def _fits(peak: PlannedPeak | StrategyForecast, capacity: Capacity) -> str:
@@ -140,7 +145,8 @@ def _words(fits: Fits, estimate: MemoryEstimate, capacity: Capacity) -> str:
     return "fits" if fits is Fits.YES else "does not fit"
 
 
-def _peak(estimate: MemoryEstimate) -> str:
+def show_peak(estimate: MemoryEstimate) -> str:
+    """Return the expected peak with its interval and the method behind it."""
     low, high = show_bytes(estimate.low_bytes), show_bytes(estimate.high_bytes)
     return f"{show_bytes(estimate.expected_bytes)} expected ({low} to {high}, {estimate.method})"
 
@@ -173,7 +179,7 @@ def _ladder(found: Forecast, capacity: Capacity, *, verbose: bool) -> None:
         mark = ">" if found.chosen is not None and rung is found.rungs[found.chosen] else " "
         echo(f"{mark}{number:>2} {rung.strategy}: {changes} [{COSTS[rung.step.fidelity]}]")
         same = rung.estimate.expected_bytes == before.expected_bytes
-        peak = "the peak does not change" if same else _peak(rung.estimate)
+        peak = "the peak does not change" if same else show_peak(rung.estimate)
         secho(f"    {_fits(rung, capacity)}: {peak}", fg=_COLOURS[rung.fits])
         before = rung.estimate
     if verbose:

@@ -15,6 +15,8 @@ _UNGATED = frozenset(
     }
 )
 #: Model types whose output head is the embedding where their config does not say.
+#: How configs name the tokens that a model is made for.
+_CONTEXT = ("max_position_embeddings", "n_positions", "seq_length", "max_seq_len", "block_size")
 _TIED = frozenset({"gpt2", "gpt_neo", "gemma", "gemma2", "gemma3", "gemma3_text", "falcon", "opt"})
 #: Model types with LayerNorm, which keeps its input as it is; RMSNorm keeps it in fp32.
 _LAYER_NORM = frozenset({"gpt2", "gpt_neo", "gpt_neox", "gptj", "falcon", "phi", "opt", "stablelm"})
@@ -173,8 +175,7 @@ def from_config(config: Mapping[str, object], parameters: int | None = None) -> 
     thinker = config.get("thinker_config")
     if isinstance(thinker, dict):  # Qwen's omni models: what understands, and what speaks
         return from_config({**thinker, "model_type": config.get("model_type")}, parameters)
-    inner = config.get("text_config") or config.get("llm_config")
-    text = {**config, **inner} if isinstance(inner, dict) else dict(config)
+    text = _text_of(config)
     kind = str(config.get("model_type") or text.get("model_type") or "")
     sizes = {field: _size(text, names) for field, names in _NAMES.items()}
     hidden, heads = sizes["hidden"], sizes["heads"]
@@ -411,6 +412,19 @@ def _intermediate(text: Mapping[str, object], kind: str, hidden: int) -> int:
 def _activation(text: Mapping[str, object], kind: str) -> object:
     stated = text.get("activation_function") or text.get("hidden_act")
     return stated or ("gelu_new" if kind in _GELU_NEW else None)
+
+
+def context_length(config: Mapping[str, object]) -> int | None:
+    """Return how many tokens a model is made for, as its config states it; None if it does not."""
+    thinker = config.get("thinker_config")
+    text = _text_of(thinker if isinstance(thinker, dict) else config)
+    return next((length for name in _CONTEXT if (length := _number(text.get(name)))), None)
+
+
+def _text_of(config: Mapping[str, object]) -> dict[str, object]:
+    """Return a config with the values of its language model on top."""
+    inner = config.get("text_config") or config.get("llm_config")
+    return {**config, **inner} if isinstance(inner, dict) else dict(config)
 
 
 def _positions(text: Mapping[str, object], kind: str) -> int:
