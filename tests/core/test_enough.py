@@ -160,7 +160,7 @@ def test_the_reason_is_on_the_screen_and_in_the_report(capfd):
     assert line in capfd.readouterr().err
     story.happen(Exited(t=5, attempt=2, returncode=0, verdict=Verdict(kind=Kind.OK)))
     story.happen(Finished(t=6, status=Status.FIT, reason="trained to completion"))
-    report = build(story.record, final_text=None, command=None, surroundings={})
+    report = build(story.record)
     assert report.attempts[1].spec.not_launched == story.record.last.spec.not_launched
     assert "halve_micro_batch: it can save at most 1.27 GiB" in page(report, Plots())
 

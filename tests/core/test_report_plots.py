@@ -77,6 +77,18 @@ def test_without_a_limit_the_size_of_the_gpu_is_drawn():
     assert "size of the GPU: 24.00 GiB" in plots(report(), [attempt(1, 20)]).memory
 
 
+@pytest.mark.parametrize(("by", "is_drawn"), [("rlimit", True), ("cgroup", False), (None, False)])
+def test_a_limit_on_the_host_is_drawn_only_where_it_counts_what_is_drawn(by, is_drawn):
+    memory = {"rss_bytes": GIB, "peak_rss_bytes": GIB, "data_bytes": 2 * GIB, "cuda": []}
+    one = reported("step", memory=memory).report
+    series = series_of(1, [_at(one, n, n) for n in range(9)], private_data=by == "rlimit")
+    whole = capped(report(), host_memory_bytes=3 * GIB, host_memory_by=by)
+    drawn = plots(whole, [series]).memory
+    assert ("limit: 3.00 GiB" in drawn) == is_drawn
+    together = "the limit of 3.00 GiB counts all processes of the job together"
+    assert (together in drawn) != is_drawn
+
+
 def test_the_same_data_give_the_same_page():
     first, second = (plots(report(), [attempt(1, 20)]) for _ in range(2))
     assert first == second

@@ -12,7 +12,8 @@ COSTS = {
     Fidelity.SAME_RECIPE: "same recipe, other numerics",
     Fidelity.NEW_RECIPE: "new recipe",
 }
-#: Fields of a plan that its line always shows.
+_NOTHING = "none"
+#: Fields of a plan that its line always shows, unless they are nothing.
 _ALWAYS_SHOWN = frozenset(
     {
         *("micro_batch", "accumulation", "sequence_length", "completion_length"),
@@ -34,13 +35,13 @@ def show_plan(plan: Plan, requested: Plan | None = None) -> str:
     parts += [
         value.value
         for value in (plan.precision, plan.tuning, plan.quantization, plan.sharding)
-        if value is not None and value.value != "none"
+        if value is not None and value.value != _NOTHING
     ]
     changes = differences(requested, plan) if requested else ()
     parts += [
         f"{change.field} {_value(change.after)}"
         for change in changes
-        if change.field not in _ALWAYS_SHOWN
+        if change.field not in _ALWAYS_SHOWN or change.after in (None, _NOTHING)
     ]
     return ", ".join(parts)
 
@@ -56,7 +57,7 @@ def show_change(change: Change) -> str:
 
 
 def _value(value: Value) -> str:
-    return "+".join(value) or "none" if isinstance(value, list) else str(value)
+    return "+".join(value) or _NOTHING if isinstance(value, list) else str(value)
 
 
 def skipped_lines(skipped: Iterable[Skip]) -> Iterator[str]:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 from oomguard.cli.markup import NOTHING, Markup, copied, element, joined, section, table
+from oomguard.cli.peak_text import peaks
 from oomguard.cli.plan_text import COSTS, counted, show_changes, show_plan, skipped_lines
 from oomguard.cli.provenance_lines import data_line, environment_facts
 from oomguard.cli.report_style import SCRIPT, STYLE, policy
@@ -157,7 +158,7 @@ def _attempt(report: FitReport, last: AttemptReport | None, one: AttemptReport) 
         ("not tried alone", joined(*(element("div", why) for why in _not_launched(one)))),
         ("plan", show_plan(one.spec.plan, report.asked)),
         ("begins", begin_line(one.spec.begins) if one.spec.begins else ""),
-        ("peak", ", ".join(_peaks(one))),
+        ("peak", ", ".join(map(str, peaks(one, report.limits)))),
         ("saved", _saved(last, one)),
         ("cost", ", ".join(filter(None, (show_seconds(one.seconds), _splits(one))))),
     )
@@ -170,18 +171,6 @@ def _attempt(report: FitReport, last: AttemptReport | None, one: AttemptReport) 
 def _not_launched(one: AttemptReport) -> Iterator[str]:
     """Yield the strategies whose plans were known to be too little, each with the reason."""
     return (f"{skip.strategy}: {skip.reason}" for skip in one.spec.not_launched)
-
-
-def _peaks(one: AttemptReport) -> Iterator[str]:
-    """Yield each peak that was measured, with what it is a peak of."""
-    for size_bytes, what in (
-        (one.device_peak_bytes, "allocated on a GPU"),
-        (one.reserved_peak_bytes, "reserved on a GPU"),
-        (one.data_peak_bytes, "private data of a process"),
-        (one.host_peak_bytes, "resident in host memory"),
-    ):
-        if size_bytes:
-            yield f"{show_bytes(size_bytes)} {what}"
 
 
 def _saved(last: AttemptReport | None, one: AttemptReport) -> str:

@@ -105,8 +105,8 @@ def _memory(report: FitReport, series: Sequence[AttemptSeries], device: int | No
 
 def _cap(limits: Limits, device: int | None, tracks: Iterable[Track]) -> tuple[int | None, str]:
     """Return the cap that is drawn, and what it is."""
-    if device is None:
-        size = limits.host_memory_bytes
+    if device is None:  # one by a cgroup counts all processes, and one of them is drawn
+        size = limits.host_memory_bytes if limits.host_memory_by == CapBy.RLIMIT else None
         return size, f"limit: {show_bytes(size)}" if size else ""
     if limits.gpu_memory_bytes:
         return limits.gpu_memory_bytes, f"limit: {show_bytes(limits.gpu_memory_bytes)}"
@@ -157,7 +157,8 @@ def _caption(limits: Limits, device: int | None, *, many: bool) -> str:
     elif limits.host_memory_bytes and limits.host_memory_by == CapBy.RLIMIT:
         what = "Private data, which the limit counts for each process"
     elif limits.host_memory_bytes:
-        what = "Resident set; the limit counts all processes of the job together"
+        size = show_bytes(limits.host_memory_bytes)
+        what = f"Resident set; the limit of {size} counts all processes of the job together"
     else:
         what = "Resident set"
     shades = "the last attempt" if many else "the attempt"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from oomguard.cli.peak_text import main_peak
 from oomguard.cli.plan_text import COSTS, counted, show_changes, show_plan
 from oomguard.cli.provenance_lines import data_line, environment_line
 from oomguard.cli.run_lines import (
@@ -72,7 +73,7 @@ def _attempts(report: FitReport) -> Iterator[str]:
             f"{kind}{attempt.number}",
             plan,
             result_text(attempt),
-            _peak(attempt),
+            str(main_peak(attempt, report.limits) or ""),
             show_seconds(attempt.seconds),
         )
         yield "| " + " | ".join(cell.replace("|", r"\|") for cell in cells) + " |"
@@ -106,12 +107,6 @@ def result_text(attempt: AttemptReport) -> str:
     split = attempt.splits.steps if attempt.splits else 0
     parts = f", {counted(split, 'step')} in smaller parts" if split else ""
     return f"finished{steps}{parts}"
-
-
-def _peak(attempt: AttemptReport) -> str:
-    """Return the peak of the GPU, or of the host where none was seen."""
-    peak_bytes = attempt.device_peak_bytes or attempt.host_peak_bytes
-    return show_bytes(peak_bytes) if peak_bytes else ""
 
 
 def _diff(diff: str) -> Iterator[str]:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from oomguard.cli.peak_text import main_peak
 from oomguard.cli.plan_text import COSTS, counted, show_changes
 from oomguard.evidence.verdict import Finding, Kind, Verdict, Witness
 from oomguard.job.checkpoint import Continuation, Mode
 from oomguard.job.training_job import Job
 from oomguard.ladder.strategy_contract import Skip
-from oomguard.process.limits import CapBy
 from oomguard.run.attempt import Probe, StopReason
 from oomguard.run.events import (
     CutShort,
@@ -212,16 +212,10 @@ def _requested(verdict: Verdict) -> str:
 
 
 def _peaks(attempt: Attempt, limits: Limits | None) -> str:
-    """Return the peak in the measure of the cap, where there is one, with the cap."""
-    if attempt.device_peak_bytes is not None:
-        return f", peak GPU memory {show_bytes(attempt.device_peak_bytes)}"
-    by_process = limits is not None and limits.host_memory_by == CapBy.RLIMIT
-    if limits and limits.host_memory_bytes and by_process and attempt.data_peak_bytes is not None:
-        peak, cap = show_bytes(attempt.data_peak_bytes), show_bytes(limits.host_memory_bytes)
-        return f", peak private data of a process {peak} (limit {cap})"
-    if attempt.host_peak_bytes is not None:
-        return f", peak host memory {show_bytes(attempt.host_peak_bytes)}"
-    return ""
+    peak = main_peak(attempt, limits)
+    if peak is None:
+        return ""
+    return f", peak {peak.measure.value} {show_bytes(peak.size_bytes)}{peak.limit}"
 
 
 def _oom_line(verdict: Verdict, steps: str) -> str:
