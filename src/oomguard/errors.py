@@ -26,6 +26,8 @@ class ExitCode(IntEnum):
     USAGE = 2
     EXHAUSTED = 3  # all strategies exhausted
     OWN_FAULT = 4
+    DOES_NOT_FIT = 5  # plan --ci
+    NOT_CERTAIN = 6  # plan --ci: it may fit, or what it needs is not known
     INTERRUPTED = 130
 
 

@@ -86,7 +86,7 @@ CASES = {
     "no dashes": (("plan", "llamafactory-cli", "train", "t.yaml"), ("-- COMMAND",)),
     "not a number": (("plan", "t.yaml", "--gpus", "two"), ("--gpus", "whole number")),
     "two GPUs": (("plan", "train.yaml", "--gpu", "a10", "--gpu-memory", "24GiB"), ("not both",)),
-    "no GPU": (("plan", "train.yaml"), ("--gpu or --gpu-memory",)),
+    "no GPU": (("plan", "--ci", "train.yaml"), ("--ci is about one GPU", "--gpu NAME")),
     "classic and more": (
         ("launch", "--ladder", "classic,enable_qlora", "train.yaml"),
         ("--ladder", "classic alone"),

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import click
@@ -10,12 +13,14 @@ from click.core import ParameterSource
 from oomguard.cli.cards_text import cards_document, print_cards
 from oomguard.cli.option_types import COUNT, SIZE
 from oomguard.cli.options import COMMAND, PLAN, WithCommand, as_json, flags, train_file, verbose
-from oomguard.cli.output import print_json, secho
+from oomguard.cli.output import echo, print_json, secho
 from oomguard.cli.plan_cards import COUNTS, card_table
+from oomguard.cli.plan_ci import ci_exit, ci_line, github_lines
 from oomguard.cli.plan_job import PlannedJob, on_card, plan_job
 from oomguard.cli.plan_largest import largest_document, largest_fit, print_largest
 from oomguard.cli.plan_table import print_plan
 from oomguard.cli.plan_target import ALL, JobSource, Target, named_target, target_here
+from oomguard.cli.prepare import Prepared
 from oomguard.cli.replayed_job import SIZES, replayed_job
 from oomguard.errors import UsageError
 from oomguard.machine.gpus import gpus as gpus_here
@@ -48,6 +53,12 @@ from oomguard.predict.history import FitIndex
     help="Find the largest value of this setting that fits, with everything else as requested.",
 )
 @click.option(
+    "--ci",
+    is_flag=True,
+    help="Print one line, and exit with 0 only if the requested config is certain to fit: 5 if it "
+    "does not fit, 6 if that is not certain. On GitHub Actions it also annotates the config.",
+)
+@click.option(
     "--explain-terms", is_flag=True, help="Show how each term of the estimate is computed."
 )
 @verbose
@@ -66,8 +77,9 @@ def command(
     explain_terms: bool,
     verbose: bool,
     as_json: bool,
+    ci: bool,
     **given: object,
-) -> None:
+) -> int | None:
     """Estimate the memory of a job before launching it, and find the first change that fits.
 
     Needs no GPU, weights or network. TRAIN.YAML is the config file of your framework.
@@ -75,48 +87,116 @@ def command(
     GPUs on which the job fits, as requested or after changes with the same math.
     """
     source = JobSource(train=train, command=ctx.meta[COMMAND], given=given)
+    stated = ctx.get_parameter_source("gpus") is ParameterSource.COMMANDLINE
+    call = _call(source, gpu, gpu_memory, gpus=gpus if stated else None, host_bytes=host_memory)
+    call = replace(call, verbose=verbose, as_json=as_json)
+    one_gpu = {"--explain-terms": explain_terms, "--max": largest is not None, "--ci": ci}
+    asked = [name for name, is_asked in one_gpu.items() if is_asked]
+    if len(asked) > 1:
+        raise UsageError(f"pass {' or '.join(asked)}: each prints an answer of its own")
+    if call.target is None:
+        _cards(call, asked)
+        return None
+    _explain_target(call.target, call.prepared.job.world.size, call.gpus)
+    if largest is not None:
+        _largest(call, call.target, largest)
+        return None
+    return _plan(call, call.target, explain=explain_terms, ci=ci)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PlanCall:
+    """One `oomguard plan`: the job, where it is planned for (None: every GPU), and the output.
+
+    `gpus` is how many were stated, None if none were.
+    """
+
+    source: JobSource
+    prepared: Prepared
+    target: Target | None
+    gpus: int | None
+    host_bytes: int | None
+    index: FitIndex
+    verbose: bool = False
+    as_json: bool = False
+
+    def show(self, document: Callable[[], object], text: Callable[[], None]) -> None:
+        """Print an answer, and what happened to the history database."""
+        if self.index.lost is not None:
+            secho(self.index.lost, fg="yellow", err=True)
+        if self.as_json:
+            print_json(document())
+        else:
+            text()
+
+
+def _call(
+    source: JobSource,
+    gpu: str | None,
+    gpu_memory: int | None,
+    *,
+    gpus: int | None,
+    host_bytes: int | None,
+) -> PlanCall:
+    """Read the job for the GPUs that are named, else for those here."""
     named = named_target(gpu, gpu_memory) if gpu != ALL else None
     here = gpus_here() if gpu is None and gpu_memory is None else ()
-    stated = ctx.get_parameter_source("gpus") is ParameterSource.COMMANDLINE
-    prepared = source.on(gpus if stated else max(1, len(here)))
-    target = named or (target_here(prepared, here) if gpu != ALL else None)
-    one_gpu = {"--explain-terms": explain_terms, "--max": largest is not None}
-    if target is None and any(one_gpu.values()):
+    prepared = source.on(gpus or max(1, len(here)))
+    return PlanCall(
+        source=source,
+        prepared=prepared,
+        target=named or (target_here(prepared, here) if gpu != ALL else None),
+        gpus=gpus,
+        host_bytes=host_bytes,
+        index=FitIndex(Path(prepared.options.fits) if prepared.options.fits else None),
+    )
+
+
+def _cards(call: PlanCall, about_one: Sequence[str]) -> None:
+    """Answer for every GPU that is known."""
+    if about_one:
         raise UsageError(
-            f"{next(name for name, given in one_gpu.items() if given)} is about one GPU",
+            f"{about_one[0]} is about one GPU",
             next_step="Add --gpu NAME or --gpu-memory SIZE.",
         )
-    index = FitIndex(Path(prepared.options.fits) if prepared.options.fits else None)
-    if target is None:
-        counts = (gpus,) if stated else COUNTS
-        table = card_table(source, prepared.job, counts, host_bytes=host_memory, index=index)
-        _complain_of(index)
-        if as_json:
-            print_json(cards_document(table))
-        else:
-            print_cards(table, verbose=verbose)
-        return
-    _explain_target(target, prepared.job.world.size, gpus if stated else None)
-    if largest is not None:
-        job = replayed_job(prepared, target, host_bytes=host_memory, index=index)
-        found = largest_fit(job, largest)
-        _complain_of(index)
-        if as_json:
-            print_json(largest_document(found))
-        else:
-            print_largest(found, gpu=target.name)
-        return
-    planned = plan_job(
-        on_card(prepared, bfloat16=target.bfloat16, hopper=target.hopper),
-        Capacity(device_bytes=target.device_bytes, host_bytes=host_memory),
-        device=target.name,
-        index=index,
+    table = card_table(
+        call.source,
+        call.prepared.job,
+        (call.gpus,) if call.gpus else COUNTS,
+        host_bytes=call.host_bytes,
+        index=call.index,
     )
-    _complain_of(index)
-    if as_json:
-        print_json(_document(planned, explain=explain_terms))
-    else:
-        print_plan(planned, gpu=target.name, explain=explain_terms, verbose=verbose)
+    call.show(lambda: cards_document(table), lambda: print_cards(table, verbose=call.verbose))
+
+
+def _largest(call: PlanCall, target: Target, field: str) -> None:
+    """Answer `--max`."""
+    job = replayed_job(call.prepared, target, host_bytes=call.host_bytes, index=call.index)
+    found = largest_fit(job, field)
+    call.show(lambda: largest_document(found), lambda: print_largest(found, gpu=target.name))
+
+
+def _plan(call: PlanCall, target: Target, *, explain: bool, ci: bool) -> int | None:
+    """Show the forecast of the whole ladder, or with `--ci` one line of it."""
+    planned = plan_job(
+        on_card(call.prepared, bfloat16=target.bfloat16, hopper=target.hopper),
+        Capacity(device_bytes=target.device_bytes, host_bytes=call.host_bytes),
+        device=target.name,
+        index=call.index,
+    )
+
+    def text() -> None:
+        if ci:
+            echo(ci_line(planned))
+        else:
+            print_plan(planned, gpu=target.name, explain=explain, verbose=call.verbose)
+
+    call.show(lambda: _document(planned, explain=explain), text)
+    if not ci:
+        return None
+    for line in github_lines(planned, os.environ):
+        echo(line, err=call.as_json)
+    return ci_exit(planned)
 
 
 def _explain_target(target: Target, world: int, gpus: int | None) -> None:
@@ -129,11 +209,6 @@ def _explain_target(target: Target, world: int, gpus: int | None) -> None:
 
 def _note(text: str) -> None:
     secho(f"note: {text}", fg="yellow", err=True)
-
-
-def _complain_of(index: FitIndex) -> None:
-    if index.lost is not None:
-        secho(index.lost, fg="yellow", err=True)
 
 
 def _document(planned: PlannedJob, *, explain: bool) -> dict[str, object]:
