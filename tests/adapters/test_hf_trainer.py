@@ -381,3 +381,42 @@ def test_what_a_script_does_not_show_is_counted_as_more_and_named(
     assert (found.key, found.direction) == ("script", Direction.LESS)
     plain = read(FOUR_BIT.replace("--load_in_4bit True", ""), files=files)
     assert HFTrainer().unmodelled(plain) == ()
+
+
+HANDBOOK = """
+model_name_or_path: m
+use_peft: true
+lora_r: 32
+bf16: true
+per_device_train_batch_size: 2
+gradient_accumulation_steps: 4
+output_dir: o
+"""
+
+
+def test_a_yaml_before_all_flags_is_read_and_written(
+    bench: Callable[..., Any], folder: str
+) -> None:
+    table = bench(HFTrainer())
+    argv = "torchrun --nproc_per_node 2 run_dpo.py train.yaml --lora_r=8"
+    assert detect_command(tuple(argv.split())).name == "hf_trainer"
+    assert table.adapter.config_path(tuple(argv.split())) == "train.yaml"
+    job = table.job(argv, HANDBOOK)
+    assert (job.asked.micro_batch, job.asked.accumulation, job.asked.lora_rank) == (2, 4, 8)
+    command = table.adapter.write(job, replace(job.asked, micro_batch=1, accumulation=8), folder)
+    assert command.argv[-2:] == (f"{folder}/train.yaml", "--lora_r=8")
+    assert "per_device_train_batch_size: 1\n" in command.files[0].text
+    assert table.reread(job, command).asked.micro_batch == 1
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("base_model: m\noutput_dir: o\n", "states base_model"),
+        (HANDBOOK + "finetuning_type: lora\n", "states finetuning_type"),
+        ("experiment: a\n", "states none of the Trainer's arguments"),
+    ],
+)
+def test_a_yaml_of_another_kind_is_refused(bench: Callable[..., Any], text: str, said: str) -> None:
+    with pytest.raises(ConfigError, match=said):
+        bench(HFTrainer()).job("python scripts/finetune.py train.yaml", text)

@@ -489,7 +489,8 @@ def test_what_a_plan_needs(read: Callable[..., Job]) -> None:
         ("llamafactory-cli train --stage sft", None),
         ("python src/train_bash.py --stage sft", None),
         ("torchrun --nproc_per_node 2 src/train.py --stage sft --template qwen2_vl", None),
-        ("deepspeed --num_gpus 4 run.py --finetuning_type lora --cutoff_len 8", None),
+        ("deepspeed --num_gpus 4 run.py --template qwen --cutoff_len 8", None),
+        ("python src/train_sft.py --finetuning_type lora", None),
     ],
 )
 def test_its_commands_are_recognised(argv: str, config: str | None) -> None:

@@ -101,7 +101,7 @@ class Adapter(ABC):
     (`python -m litgpt ...`), `programs` its own commands (`litgpt`). `is_run` says that the tests
     run its jobs; else it is read from its source alone. `divides` says that it trains with the
     Hugging Face Trainer, whose batches the monitor can divide. `model_key` is the setting that
-    names the model.
+    names the model. `takes_flat_files` says that a flat config becomes the flags of its script.
     """
 
     name: str
@@ -112,6 +112,7 @@ class Adapter(ABC):
     is_run: bool = True
     divides: bool = False
     model_key: str = "model_name_or_path"
+    takes_flat_files: bool = False
 
     def recognizes(self, document: Mapping[str, object]) -> Claim:
         """Return the claim on a config document (parsed YAML or JSON, top level)."""

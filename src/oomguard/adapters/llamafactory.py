@@ -47,7 +47,8 @@ _ENVIRONMENT = (
     *("RDZV_ID", "MIN_NNODES", "MAX_NNODES", "MAX_RESTARTS", "OPTIM_TORCH", "ALLOW_EXTRA_ARGS"),
     *("USE_RAY", "USE_KT", "USE_MCA", "USE_V1"),
 )
-#: Keys that belong to LLaMA-Factory. One of them may be the flag of any script, two are not.
+#: Keys that belong to LLaMA-Factory. One of them may be the flag of any script, two are not;
+#: finetuning_type is no other's.
 _OWN_KEYS = frozenset({"finetuning_type", "stage", "cutoff_len", "dataset_dir", "template"})
 _ENOUGH_KEYS = 2
 #: The training script before version 0.8, and the cutoff_len that it had without one.
@@ -78,7 +79,8 @@ def _is_its_script(launch: LauncherCommand) -> bool:
     has_config = bool(launch.args) and launch.args[0].endswith(CONFIG_SUFFIXES)
     if has_config and program.endswith("src/train.py"):
         return True
-    return len(_OWN_KEYS & set(Flags(args=launch.args).names())) >= _ENOUGH_KEYS
+    stated = _OWN_KEYS & set(Flags(args=launch.args).names())
+    return "finetuning_type" in stated or len(stated) >= _ENOUGH_KEYS
 
 
 def _can_distribute(invocation: Invocation) -> bool:

@@ -117,6 +117,12 @@ OTHER_FRAMEWORKS = (
         marks=Marks(own=frozenset({"input_features"}), needs=frozenset({"output_features"})),
     ),
     OtherFramework(title="GPT-NeoX", scripts=("deepy.py",)),
+    OtherFramework(title="Open Instruct", packages=("open_instruct",), scripts=("open_instruct/",)),
+    OtherFramework(title="MLX", packages=("mlx_lm",), programs=("mlx_lm", "mlx_lm.lora")),
+    OtherFramework(
+        title="LitGPT before its litgpt command",
+        scripts=("finetune/lora.py", "finetune/adapter.py", "finetune/adapter_v2.py"),
+    ),
 )
 
 

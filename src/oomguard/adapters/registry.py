@@ -61,7 +61,7 @@ def detect(
         # Some scripts are recognized by their flags alone: add those that a flat config becomes.
         plain = {key: v for key, v in document.items() if not isinstance(v, dict | list)}
         flags = tuple(word for key, v in plain.items() for word in (f"--{key}", str(v)))
-        return detect_command((*command, *flags))
+        return detect_command(command, flags)
     where = Where(file=file) if file else None
     other = other_frameworks.owner_of(document)
     if other is not None:
@@ -70,8 +70,10 @@ def detect(
     return _strongest(claims, where)
 
 
-def detect_command(argv: tuple[str, ...]) -> Adapter:
+def detect_command(argv: tuple[str, ...], flat: tuple[str, ...] = ()) -> Adapter:
     """Return the one adapter whose framework a command line starts.
+
+    `flat` are the flags that a flat config becomes, for the scripts that take it as such.
 
     Raises:
         FrameworkError: if none or several match, or the framework has no adapter.
@@ -82,7 +84,10 @@ def detect_command(argv: tuple[str, ...]) -> Adapter:
     launch = launchers.parse(argv)
     package = launch.program.split(".")[0] if launch and launch.is_module else ""
     owners = [adapter for adapter in ADAPTERS if package in adapter.python_packages]
-    claims = [(adapter.recognizes_command(argv), adapter) for adapter in owners or ADAPTERS]
+    claims = [
+        (adapter.recognizes_command((*argv, *(flat if adapter.takes_flat_files else ()))), adapter)
+        for adapter in owners or ADAPTERS
+    ]
     program = posixpath.basename(argv[0]) if argv else ""
     framework = next((adapter for adapter in ADAPTERS if program in adapter.programs), None)
     if framework is not None and all(claim is Claim.NO for claim, _ in claims):

@@ -30,7 +30,14 @@ from oomguard.adapters.hf.trainer_adapter import (
     ZERO3_WITH_BATCH_SEARCH,
     TrainerAdapter,
 )
-from oomguard.adapters.invocation import CONFIG, CONFIG_SUFFIXES, Invocation, file_option, script
+from oomguard.adapters.invocation import (
+    CONFIG,
+    CONFIG_SUFFIXES,
+    Invocation,
+    file_first,
+    file_option,
+    script,
+)
 from oomguard.adapters.settings.trainer_settings import EFFECTS
 from oomguard.configfile import values
 from oomguard.configfile.document import Source
@@ -169,6 +176,29 @@ def _script(invocation: Invocation, cwd: str) -> str | None:
     return posixpath.join(cwd, launch.program)
 
 
+_YAML = (".yaml", ".yml")
+#: Keys of the configs of other frameworks, whose own scripts may be copied under any name.
+_FOREIGN = frozenset({"finetuning_type", "base_model", "checkpoint_dir", "tuner_type"})
+
+
+def _check_arguments(source: Source, claim: Claim) -> None:
+    """Raise for a config of another framework, or of a script's own.
+
+    Raises:
+        ConfigError: with the key that shows it.
+    """
+    foreign = next((key for key in source.document.values if key in _FOREIGN), None)
+    if foreign is None and claim is not Claim.NO:
+        return
+    what = f"states {foreign}" if foreign else "states none of the Trainer's arguments"
+    raise ConfigError(
+        f"the script's config {what}: it is not read by HfArgumentParser",
+        where=source.document.where(foreign) if foreign else Where(file=source.path),
+        next_step="Start a framework's own config by its own command, or pass the settings of "
+        "the script as flags.",
+    )
+
+
 def _program(invocation: Invocation) -> str:
     """Return the name of the script's file."""
     return posixpath.basename(invocation.launch.program) if invocation.launch else ""
@@ -179,6 +209,7 @@ class HFTrainer(TrainerAdapter):
 
     name = "hf_trainer"
     title = "Hugging Face Trainer script"
+    takes_flat_files = True
     # dataset_mixture is no setting of trl sft, whose name for it is `datasets`: scripts have it.
     marks = Marks(own=frozenset({"dataset_mixture"}), shared=hf.ARGUMENTS)
     bindings = BINDINGS
@@ -266,8 +297,16 @@ class HFTrainer(TrainerAdapter):
         """Parse a command line: flags, a `.json` alone, `--config`, or a file turned into flags.
 
         `--config` is TrlParser's; what it names is read only if it states the Trainer's arguments.
+        A YAML file before all flags is what HfArgumentParser's scripts read.
+
+        Raises:
+            ConfigError: if such a file states none of the Trainer's arguments.
         """
         launch = launchers.parse(argv)
+        if launch and launch.args and launch.args[0].endswith(_YAML):
+            if source is not None:
+                _check_arguments(source, self.marks.claim(source.document.values))
+            return file_first(launch.head, launch.args, source, launch=launch)
         name = Flags(args=launch.args).get(CONFIG) if launch else None
         if launch is None or not isinstance(name, str) or not name.endswith(CONFIG_SUFFIXES):
             return script(argv, source)
@@ -277,7 +316,7 @@ class HFTrainer(TrainerAdapter):
     def recognizes_command(self, argv: tuple[str, ...]) -> Claim:
         """Claim any Python script or module as SHARED: another adapter's claim comes first."""
         launch = launchers.parse(argv)
-        if launch is None or (launch.args and launch.args[0].endswith((".yaml", ".yml"))):
+        if launch is None:
             return Claim.NO
         return Claim.SHARED if launch.is_module or launch.program.endswith(".py") else Claim.NO
 

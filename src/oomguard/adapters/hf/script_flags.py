@@ -17,7 +17,7 @@ from oomguard.job.unmodelled import Direction, Unmodelled
 
 _TELLING = re.compile(
     r"(^|_)(batch|q?lora|peft|fsdp|deepspeed|zero|ds|quant\w*|[48]bit|[48]_bit"
-    r"|bits|precision|checkpointing|offload|(un)?freeze\w*|frozen|vision|projector|mm|tune"
+    r"|bits|precision|checkpointing|offload|(un)?freeze\w*|frozen|vision|projector|mm|(fine)?tun(e|er|ing)"
     r"|teacher|use_liger|cross_entropy|fused_(ce|loss)|unsloth|[tpcse]p|[pcse]p_size"
     r"|(tensor|pipeline|sequence|context|expert)_parallel\w*)(_|$)"
 )
