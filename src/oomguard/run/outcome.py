@@ -23,12 +23,19 @@ def write_outcome(
 ) -> tuple[FitReport, Path | None]:
     """Write the fit-report, and `final/` if the run fits; return the report and final config."""
     folder.release()
+    final = final_folder(str(folder.path))
+    command = _final_command(record, adapter, final)
     try:
-        config = _write_final(record, adapter, folder)
+        config = _write_final(record, command, folder)
     except OSError as error:
         folder.miss("the final config", error)
         config = None
-    report = report_of(record, adapter, folder.path)
+    is_moved = record.folder not in (None, str(folder.path))
+    report = (
+        report_of(record, adapter, folder.path)
+        if is_moved
+        else build(record, final=command, folder=final)
+    )
     try:
         folder.check()
         write_json(folder.report, to_json(report))
@@ -70,16 +77,14 @@ def _final_command(record: RunRecord, adapter: Adapter, folder: str) -> Command 
     return adapter.write(record.job, plan_that_fits(record), folder).wrapped(record.job.wrapper)
 
 
-def _write_final(record: RunRecord, adapter: Adapter, folder: RunFolder) -> Path | None:
-    if record.status is not Status.FIT:
-        return None
-    command = _final_command(record, adapter, str(folder.final()))
+def _write_final(record: RunRecord, command: Command | None, folder: RunFolder) -> Path | None:
     if command is None or record.limits is None:
         return None
+    final = folder.final()
     for file in command.files:
         write_text(Path(file.path), file.text)
     lines = [*_cap_lines(record.limits), *_doubts(record), command.by_hand()]
-    write_text(folder.final() / "command.txt", "\n".join(lines) + "\n")
+    write_text(final / "command.txt", "\n".join(lines) + "\n")
     return Path(command.config) if command.config else None
 
 
