@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from oomguard.evidence.verdict import Cause
-from oomguard.run.leak import MAX_POINTS, LeakDetector, MemoryTrend
+from oomguard.process.messages import Pass
+from oomguard.run.leak import MAX_POINTS, LeakDetector, MemoryTrend, ProcessTrend
 from oomguard.units import GIB, MIB
 from reported import on_card, reported
 
@@ -71,7 +72,7 @@ def test_without_a_limit_there_is_growth_but_no_forecast():
 
 def test_a_long_run_is_watched_in_bounded_memory():
     trend = watched(lambda step: step * MIB, steps=20_000)
-    assert len(trend._points) <= MAX_POINTS
+    assert len(trend._levels) <= MAX_POINTS
     assert trend.growth().bytes_per_step == MIB
 
 
@@ -80,6 +81,110 @@ def test_a_batch_far_larger_than_all_before_is_an_outlier():
     assert trend.is_outlier(2048)
     assert not trend.is_outlier(1100)
     assert not watched(lambda _step: GIB, steps=2).is_outlier(2048)
+
+
+def passed(sizes, kept, *, steps=0, within=lambda size: 200 * MIB * size // 512):
+    """Return what the first passes over batches of these sizes show; `kept` is told them so far."""
+    process, shapes = ProcessTrend(step=steps), set()
+    for number, size in enumerate(sizes, 1):
+        shapes.add(size)
+        after = kept(sizes[:number])
+        process.passes.add(
+            Pass(shapes=len(shapes), elements=size, before_bytes=after + within(size),
+                 after_bytes=after)
+        )  # fmt: skip
+    return process
+
+
+LENGTHS = st.lists(st.integers(64, 512), min_size=24, max_size=120)
+SHARES = st.integers(0, 4)
+
+
+@given(sizes=LENGTHS, of_batch=SHARES, of_largest=SHARES, ready=st.integers(0, 12),
+       seed=st.integers(0, 99))  # fmt: skip
+def test_a_healthy_job_has_no_growth_whatever_the_order_of_its_lengths(
+    sizes, of_batch, of_largest, ready, seed
+):
+    """What a batch needs, what the largest so far left behind, a warm-up, and noise."""
+    noise = random.Random(seed)
+
+    def kept(so_far):
+        warm = 400 if len(so_far) > ready else 0
+        units = of_batch * so_far[-1] + of_largest * max(so_far)
+        return 2 * GIB + (units + warm) * MIB + noise.randint(-MIB, MIB)
+
+    assert passed(sizes, kept).growth() is None
+
+
+@given(sizes=st.lists(st.integers(64, 512), min_size=40, max_size=60, unique=True),
+       per_shape=st.integers(8, 64), of_largest=SHARES, seed=st.integers(0, 99))  # fmt: skip
+def test_growth_with_each_new_length_is_seen_within_the_first_step(
+    sizes, per_shape, of_largest, seed
+):
+    noise = random.Random(seed)
+    noise.shuffle(sizes)
+
+    def kept(so_far):
+        units = of_largest * max(so_far) + per_shape * len(set(so_far))
+        return GIB + units * MIB + noise.randint(-MIB // 4, MIB // 4)
+
+    process = passed(sizes, kept)
+    growth = process.growth()
+    assert growth is not None
+    assert growth.bytes_per_step == pytest.approx(per_shape * MIB * len(sizes), rel=0.2)
+    assert process.cause(min(sizes)) is Cause.GROWTH
+
+
+def test_what_grows_only_with_new_lengths_is_told_from_what_grows_with_each_step():
+    lengths = [length for length in range(500, 440, -1) for _ in range(2)][:64]
+    by_length = passed(lengths, lambda so_far: GIB + 32 * MIB * len(set(so_far)), steps=4)
+    by_pass = passed(lengths, lambda so_far: GIB + 32 * MIB * len(so_far), steps=4)
+    assert by_length.growth().per_shape_bytes == 32 * MIB
+    assert by_length.growth().bytes_per_step == pytest.approx(16 * 32 * MIB / 2, rel=0.1)
+    assert by_pass.growth().per_shape_bytes is None
+    assert by_pass.growth().bytes_per_step == 16 * 32 * MIB
+
+
+def test_lengths_that_only_rise_are_a_batch_that_is_larger_and_no_growth():
+    sizes = list(range(100, 400, 5))
+    assert passed(sizes, lambda so_far: GIB + 2 * MIB * so_far[-1]).growth() is None
+
+
+def test_a_single_long_batch_is_an_outlier_though_memory_rose_a_little():
+    kept = lambda so_far: GIB + 8 * MIB * len(so_far)  # noqa: E731
+    process = passed([128] * 20, kept, within=lambda _size: GIB)
+    for step in range(1, 21):
+        process.steps.add(step, kept_bytes=GIB, peak_bytes=2 * GIB, batch=128)
+    process.step = 10
+    assert process.growth() is not None
+    assert process.cause(128) is Cause.GROWTH
+    assert process.cause(512) is Cause.OUTLIER, "three GiB more, of which growth is no twentieth"
+
+
+@given(sizes=st.lists(st.integers(1, 4000), min_size=20, max_size=60), seed=st.integers(0, 99))
+def test_where_shapes_are_not_known_what_a_batch_takes_is_its_size(sizes, seed):
+    noise = random.Random(seed)
+    trend = MemoryTrend()
+    for step, size in enumerate(sizes, 1):
+        kept = GIB + size * MIB + noise.randint(-MIB, MIB)
+        trend.add(step, kept_bytes=kept, peak_bytes=kept + size * 3 * MIB, batch=0)
+    assert trend.growth() is None
+
+
+def test_passes_of_a_report_count_and_those_of_the_oom_too():
+    found = detector(data_limit_bytes=64 * GIB)
+
+    def passes(first, last):
+        return [
+            {"shapes": n, "elements": 512 - n, "before_bytes": GIB, "after_bytes": n * 32 * MIB}
+            for n in range(first, last)
+        ]
+
+    memory = {"rss_bytes": GIB, "peak_rss_bytes": None, "data_bytes": GIB, "cuda": []}
+    found.update(reported("step", step=1, memory=memory, passes=passes(1, 9)).report)
+    last = oom(step=1, shapes={"input_ids": [1, 300]}, passes=passes(9, 17))
+    assert detector().cause(last) is Cause.UNKNOWN, "eight passes show nothing"
+    assert found.cause(last) is Cause.GROWTH
 
 
 def detector(data_limit_bytes=None, gpu_limit_bytes=None):

@@ -13,7 +13,14 @@ from msgspec import inspect
 from oomguard import monitor
 from oomguard.evidence.verdict import Phase
 from oomguard.process.members import MARK
-from oomguard.process.messages import AnyReport, DeviceMemory, MonitorReport, ProcessMemory, Window
+from oomguard.process.messages import (
+    AnyReport,
+    DeviceMemory,
+    MonitorReport,
+    Pass,
+    ProcessMemory,
+    Window,
+)
 
 PAGE = (Path(__file__).parents[2] / "docs" / "monitor-protocol.md").read_text()
 TYPES = {one.__struct_config__.tag: one for one in typing.get_args(AnyReport)}
@@ -21,7 +28,7 @@ TYPES = {one.__struct_config__.tag: one for one in typing.get_args(AnyReport)}
 NAMES = {
     inspect.IntType: "integer", inspect.FloatType: "number", inspect.StrType: "text",
     inspect.BoolType: "bool", inspect.EnumType: "phase", inspect.DictType: "shapes",
-    ProcessMemory: "memory", DeviceMemory: "devices", Window: "window",
+    ProcessMemory: "memory", DeviceMemory: "devices", Window: "window", Pass: "pass",
 }  # fmt: skip
 
 
@@ -97,6 +104,7 @@ def test_every_type_has_a_line_that_says_when_it_is_sent():
         ("## Memory", ProcessMemory),
         ("A device is one GPU:", DeviceMemory),
         ("A window is one optimizer step:", Window),
+        ("A pass is one backward pass, of many before a report one of the last 32:", Pass),
     ],
 )
 def test_memory_has_the_documented_fields(heading, struct):

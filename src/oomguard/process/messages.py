@@ -100,6 +100,19 @@ class Window(Struct, frozen=True, kw_only=True):
     unclear: str | None
 
 
+class Pass(Struct, frozen=True, kw_only=True):
+    """Memory before and after a backward pass: on the GPUs in use, else private data of the host.
+
+    `elements` is the size of its batch, 0 if not known; `shapes` counts the different shapes so
+    far.
+    """
+
+    shapes: Count
+    elements: Count
+    before_bytes: Count
+    after_bytes: Count
+
+
 class StepReport(MonitorReport, frozen=True, kw_only=True, tag="step"):
     """An optimizer step has finished. `shapes` are those of the largest batch since the last."""
 
@@ -107,6 +120,7 @@ class StepReport(MonitorReport, frozen=True, kw_only=True, tag="step"):
     seconds: Number | None
     shapes: Shapes | None
     window: Window | None = None
+    passes: tuple[Pass, ...] = ()
 
 
 class TrainingReport(MonitorReport, frozen=True, kw_only=True, tag="training"):
@@ -153,6 +167,7 @@ class OomReport(MonitorReport, frozen=True, kw_only=True, tag="oom"):
     requested_bytes: Count | None
     capacity_bytes: Count | None
     phase_known: bool = True
+    passes: tuple[Pass, ...] = ()
 
 
 class ErrorReport(MonitorReport, frozen=True, kw_only=True, tag="error"):

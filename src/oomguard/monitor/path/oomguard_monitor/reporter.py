@@ -10,6 +10,7 @@ import time
 
 from . import lines, oom, phases, usage
 from .job_state import MonitorState
+from .passes import FirstPasses
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -79,6 +80,7 @@ class Reporter:
         self._last_step = self._last_phase = time.monotonic()
         self._reserve: bytearray | None = bytearray(_RESERVE_BYTES)
         self._peak_data_bytes = 0
+        self._passes = FirstPasses(torch)
         self._splits: list[list[int]] = []
         self._last_split = 0.0
         self._widest: Account | None = None
@@ -101,7 +103,9 @@ class Reporter:
         """Enter a hooked function; return what `leave` and `failed` need."""
         before = self.state.enter(phase)
         if phase == phases.BACKWARD:
-            self._sample()
+            data_bytes = self._sample()
+            if before not in {None, phase}:
+                self._passes.begin(data_bytes)
         if before not in {None, phase}:
             self._note_phase(phase)
         return before
@@ -111,7 +115,9 @@ class Reporter:
         """Leave a hooked function that returned."""
         self.state.leave(phase, before)
         if phase == phases.BACKWARD:
-            self._sample()
+            data_bytes = self._sample()
+            if before not in {None, phase}:
+                self._passes.end(data_bytes, self.state.shapes)
         if phase == phases.OPTIMIZER and self.state.finish_step():
             self._note_step()
 
@@ -258,6 +264,7 @@ class Reporter:
         self._channel.forked()
         self.state.forked()
         self._entered.clear()
+        self._passes = FirstPasses(self._torch)
         self.quiet = True
 
     @_guarded
@@ -307,12 +314,17 @@ class Reporter:
             seconds=seconds,
             shapes=_listed(self.state.largest()),
             window=window,
+            passes=self._passes.take(),
         )
+        if self._steps == FIRST_STEPS:
+            self._passes.stop()
         self.stepped(window)
 
-    def _sample(self) -> None:
-        """Note memory around a backward pass: close to the peak of a step."""
-        self._peak_data_bytes = max(self._peak_data_bytes, usage.data_bytes())
+    def _sample(self) -> int:
+        """Return private data around a backward pass: close to the peak of a step."""
+        data_bytes = usage.data_bytes()
+        self._peak_data_bytes = max(self._peak_data_bytes, data_bytes)
+        return data_bytes
 
     def _oom(self, found: oom.FoundOom, phase: str | None, *, uncaught: bool) -> None:
         """Report an OOM from the reserve, without frames and memory if even that is too little."""
@@ -346,6 +358,7 @@ class Reporter:
             device=found.device,
             requested_bytes=oom.requested_bytes(found.text),
             capacity_bytes=oom.capacity_bytes(found.text),
+            passes=[] if frames is None else self._passes.take(),
         )
 
     def _phase_of(self, frames: list[tuple[str, int, str]]) -> str | None:

@@ -40,18 +40,29 @@ def data_bytes() -> int:
         return 0
 
 
+def held_bytes(torch: Any, data_bytes: int) -> int:
+    """Return what tensors hold on the GPUs in use; `data_bytes` where none is in use."""
+    found = _cuda_stats(torch)
+    return sum(stats.get("allocated_bytes.all.current", 0) for _, stats in found) or data_bytes
+
+
 def _cuda(torch: Any) -> list[dict[str, int | None]]:
     """Return the allocator's figures of each device in use, without initializing CUDA.
 
     `mem_get_info` creates a context of about 500 MB on a device that has none yet, so devices on
     which nothing was ever reserved are left out.
     """
+    return [_device(torch.cuda, *one) for one in _cuda_stats(torch)]
+
+
+def _cuda_stats(torch: Any) -> list[tuple[int, dict[str, int]]]:
+    """Return the number and the allocator's statistics of each device in use."""
     cuda = getattr(torch, "cuda", None)
     try:
         if cuda is None or not cuda.is_initialized():
             return []
         found = [(number, cuda.memory_stats(number)) for number in range(cuda.device_count())]
-        return [_device(cuda, *one) for one in found if one[1].get("reserved_bytes.all.peak")]
+        return [one for one in found if one[1].get("reserved_bytes.all.peak")]
     except Exception:  # noqa: BLE001 - allocators other than torch's have no statistics
         return []
 
