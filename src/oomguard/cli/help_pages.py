@@ -29,6 +29,11 @@ EXAMPLES = {
         ("oomguard plan train.yaml --gpu 'RTX 3090'", "does it fit, and what makes it fit?"),
         ("oomguard plan train.yaml --gpu a100-80 --gpus 8 --explain-terms", "term by term"),
         ("oomguard plan train.yaml --gpu 3090 --max micro_batch", "the largest that fits"),
+        (
+            "oomguard plan train.yaml --gpu h100 --sweep sequence_length=512,1024,2048 --csv",
+            "a table for a spreadsheet",
+        ),
+        ("oomguard plan --gpu h100 --compare lora.yaml qlora.yaml", "side by side"),
         ("oomguard plan train.yaml --gpu-memory 24GiB --ci", "fail a pipeline if it does not fit"),
         ("oomguard plan train.yaml --gpu all", "which GPUs would do? The smallest is named"),
     ),

@@ -41,7 +41,16 @@ BLOCK = "oomguard"
 RUNS = "oomguard-runs"
 LAUNCH, PLAN, RESUME = "launch", "plan", "resume"
 COMMAND = "oomguard.job.command"
-PLAN_ALONE = {"--gpu", "--gpus", "--explain-terms"}
+PLAN_ALONE = {
+    "--gpu",
+    "--gpus",
+    "--max",
+    "--sweep",
+    "--compare",
+    "--csv",
+    "--ci",
+    "--explain-terms",
+}
 #: Options that were set, by field of `Options`.
 Stated = Mapping[str, object]
 

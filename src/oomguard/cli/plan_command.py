@@ -12,12 +12,26 @@ from click.core import ParameterSource
 
 from oomguard.cli.cards_text import cards_document, print_cards
 from oomguard.cli.option_types import COUNT, SIZE
-from oomguard.cli.options import COMMAND, PLAN, WithCommand, as_json, flags, train_file, verbose
-from oomguard.cli.output import echo, print_json, secho
+from oomguard.cli.options import COMMAND, PLAN, WithCommand, as_json, flags, verbose
+from oomguard.cli.output import echo, print_json, print_page, secho
 from oomguard.cli.plan_cards import COUNTS, card_table
 from oomguard.cli.plan_ci import ci_exit, ci_line, github_lines
+from oomguard.cli.plan_compare import (
+    Compared,
+    compared_csv,
+    compared_document,
+    print_compared,
+)
 from oomguard.cli.plan_job import PlannedJob, on_card, plan_job
 from oomguard.cli.plan_largest import largest_document, largest_fit, print_largest
+from oomguard.cli.plan_sweep import (
+    Swept,
+    SweptType,
+    print_sweep,
+    sweep,
+    sweep_csv,
+    sweep_document,
+)
 from oomguard.cli.plan_table import print_plan
 from oomguard.cli.plan_target import ALL, JobSource, Target, named_target, target_here
 from oomguard.cli.prepare import Prepared
@@ -26,10 +40,13 @@ from oomguard.errors import UsageError
 from oomguard.machine.gpus import gpus as gpus_here
 from oomguard.predict.forecast import Capacity
 from oomguard.predict.history import FitIndex
+from oomguard.redact import redact
+
+_FEWEST_COMPARED = 2
 
 
 @click.command("plan", cls=WithCommand)
-@train_file
+@click.argument("trains", metavar="TRAIN", nargs=-1, type=click.Path(path_type=Path))
 @flags(PLAN)
 @click.option(
     "--gpu",
@@ -53,6 +70,17 @@ from oomguard.predict.history import FitIndex
     help="Find the largest value of this setting that fits, with everything else as requested.",
 )
 @click.option(
+    "--sweep",
+    "swept",
+    type=SweptType(),
+    metavar="FIELD=VALUES",
+    multiple=True,
+    help="Predict each of several values, e.g. sequence_length=512,1024,2048; given twice, every "
+    "combination.",
+)
+@click.option("--compare", is_flag=True, help="Compare several config files on the same GPU.")
+@click.option("--csv", "as_csv", is_flag=True, help="Print --sweep or --compare as CSV.")
+@click.option(
     "--ci",
     is_flag=True,
     help="Print one line, and exit with 0 only if the requested config is certain to fit: 5 if it "
@@ -68,7 +96,7 @@ def command(
     ctx: click.Context,
     /,
     *,
-    train: Path | None,
+    trains: tuple[Path, ...],
     gpu: str | None,
     gpu_memory: int | None,
     gpus: int,
@@ -77,6 +105,9 @@ def command(
     explain_terms: bool,
     verbose: bool,
     as_json: bool,
+    swept: tuple[Swept, ...],
+    compare: bool,
+    as_csv: bool,
     ci: bool,
     **given: object,
 ) -> int | None:
@@ -86,22 +117,55 @@ def command(
     Alternatively, pass the full command after --. With --gpu all, or without a GPU, it lists the
     GPUs on which the job fits, as requested or after changes with the same math.
     """
-    source = JobSource(train=train, command=ctx.meta[COMMAND], given=given)
+    command_line: tuple[str, ...] = ctx.meta[COMMAND]
+    _check_files(ctx, trains, compare=compare, command_line=command_line)
+    source = JobSource(train=trains[0] if trains else None, command=command_line, given=given)
     stated = ctx.get_parameter_source("gpus") is ParameterSource.COMMANDLINE
     call = _call(source, gpu, gpu_memory, gpus=gpus if stated else None, host_bytes=host_memory)
-    call = replace(call, verbose=verbose, as_json=as_json)
-    one_gpu = {"--explain-terms": explain_terms, "--max": largest is not None, "--ci": ci}
-    asked = [name for name, is_asked in one_gpu.items() if is_asked]
-    if len(asked) > 1:
-        raise UsageError(f"pass {' or '.join(asked)}: each prints an answer of its own")
+    call = replace(call, verbose=verbose, as_json=as_json, as_csv=as_csv)
+    one_gpu = {
+        "--explain-terms": explain_terms, "--max": largest is not None, "--ci": ci,
+        "--sweep": bool(swept), "--compare": compare,
+    }  # fmt: skip
+    question = _question([name for name, is_asked in one_gpu.items() if is_asked])
+    if as_csv and question not in ("--sweep", "--compare"):
+        raise UsageError("--csv is for --sweep and --compare", next_step="Or use --json.")
     if call.target is None:
-        _cards(call, asked)
+        _cards(call, question)
         return None
     _explain_target(call.target, call.prepared.job.world.size, call.gpus)
     if largest is not None:
         _largest(call, call.target, largest)
-        return None
-    return _plan(call, call.target, explain=explain_terms, ci=ci)
+    elif swept:
+        _sweep(call, call.target, swept)
+    elif compare:
+        _compare(call, call.target, trains)
+    else:
+        return _plan(call, call.target, explain=explain_terms, ci=ci)
+    return None
+
+
+def _check_files(
+    ctx: click.Context, trains: Sequence[Path], *, compare: bool, command_line: tuple[str, ...]
+) -> None:
+    """Reject several configs without --compare, and --compare without them."""
+    if compare and (len(trains) < _FEWEST_COMPARED or command_line):
+        raise UsageError(
+            "--compare takes two config files or more",
+            next_step="For example: --compare a.yaml b.yaml",
+        )
+    if not compare and len(trains) > 1:
+        raise UsageError(
+            "a command has to stand after --, and several config files after --compare",
+            next_step=f"{ctx.command_path} [OPTIONS] -- COMMAND...",
+        )
+
+
+def _question(asked: Sequence[str]) -> str | None:
+    """Return the one question that was asked beside the plan itself."""
+    if len(asked) > 1:
+        raise UsageError(f"pass {' or '.join(asked)}: each prints an answer of its own")
+    return asked[0] if asked else None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -119,13 +183,21 @@ class PlanCall:
     index: FitIndex
     verbose: bool = False
     as_json: bool = False
+    as_csv: bool = False
 
-    def show(self, document: Callable[[], object], text: Callable[[], None]) -> None:
+    def show(
+        self,
+        document: Callable[[], object],
+        text: Callable[[], None],
+        table: Callable[[], str] = str,
+    ) -> None:
         """Print an answer, and what happened to the history database."""
         if self.index.lost is not None:
             secho(self.index.lost, fg="yellow", err=True)
         if self.as_json:
             print_json(document())
+        elif self.as_csv:
+            print_page(redact(table()))
         else:
             text()
 
@@ -152,11 +224,11 @@ def _call(
     )
 
 
-def _cards(call: PlanCall, about_one: Sequence[str]) -> None:
+def _cards(call: PlanCall, question: str | None) -> None:
     """Answer for every GPU that is known."""
-    if about_one:
+    if question is not None:
         raise UsageError(
-            f"{about_one[0]} is about one GPU",
+            f"{question} is about one GPU",
             next_step="Add --gpu NAME or --gpu-memory SIZE.",
         )
     table = card_table(
@@ -174,6 +246,32 @@ def _largest(call: PlanCall, target: Target, field: str) -> None:
     job = replayed_job(call.prepared, target, host_bytes=call.host_bytes, index=call.index)
     found = largest_fit(job, field)
     call.show(lambda: largest_document(found), lambda: print_largest(found, gpu=target.name))
+
+
+def _sweep(call: PlanCall, target: Target, swept: Sequence[Swept]) -> None:
+    """Answer `--sweep`."""
+    job = replayed_job(call.prepared, target, host_bytes=call.host_bytes, index=call.index)
+    found = sweep(job, swept)
+    call.show(
+        lambda: sweep_document(found),
+        lambda: print_sweep(found, gpu=target.name),
+        lambda: sweep_csv(found),
+    )
+
+
+def _compare(call: PlanCall, target: Target, trains: Sequence[Path]) -> None:
+    """Answer `--compare`."""
+    configs = []
+    for train in trains:
+        prepared = replace(call.source, train=train).on(call.gpus or 1)
+        job = replayed_job(prepared, target, host_bytes=call.host_bytes, index=call.index)
+        planned = job.planned()
+        configs.append(Compared(file=train, planned=planned, answer_seconds=job.answer_seconds))
+    call.show(
+        lambda: compared_document(configs),
+        lambda: print_compared(configs, gpu=target.name),
+        lambda: compared_csv(configs),
+    )
 
 
 def _plan(call: PlanCall, target: Target, *, explain: bool, ci: bool) -> int | None:

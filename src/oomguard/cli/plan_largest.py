@@ -74,7 +74,7 @@ def largest_fit(job: ReplayedJob, field: str) -> LargestFit:
 
     def peak(value: int) -> PlannedPeak:
         if value not in peaks:
-            peaks[value] = job.peak(job.with_value(field, value))
+            peaks[value] = job.peak(job.with_values({field: value}))
         return peaks[value]
 
     found = largest(lambda value: peak(value).fits, requested=requested, most=max(most, requested))

@@ -15,7 +15,7 @@ from oomguard.predict.forecast import Capacity, Forecast, PlannedPeak, StrategyF
 from oomguard.units import show_bytes
 
 _WIDTH = 36
-_COLOURS = {Fits.YES: "green", Fits.NO: "red", Fits.UNSURE: "yellow"}
+COLOURS = {Fits.YES: "green", Fits.NO: "red", Fits.UNSURE: "yellow"}
 
 
 def print_plan(
@@ -87,7 +87,7 @@ def _products(planned: PlannedJob) -> None:
 
 def _verdict(found: Forecast, capacity: Capacity) -> None:
     asked, fit = found.asked, found.first_fit
-    fits, colour = _fits(asked, capacity), _COLOURS[asked.fits]
+    fits, colour = _fits(asked, capacity), COLOURS[asked.fits]
     peak, available = show_peak(asked.estimate), show_bytes(capacity.device_bytes)
     if capacity.host_bytes is not None and capacity.host_fits(asked.estimate) is not Fits.YES:
         need, have = show_bytes(asked.estimate.host_bytes), show_bytes(capacity.host_bytes)
@@ -180,7 +180,7 @@ def _ladder(found: Forecast, capacity: Capacity, *, verbose: bool) -> None:
         echo(f"{mark}{number:>2} {rung.strategy}: {changes} [{COSTS[rung.step.fidelity]}]")
         same = rung.estimate.expected_bytes == before.expected_bytes
         peak = "the peak does not change" if same else show_peak(rung.estimate)
-        secho(f"    {_fits(rung, capacity)}: {peak}", fg=_COLOURS[rung.fits])
+        secho(f"    {_fits(rung, capacity)}: {peak}", fg=COLOURS[rung.fits])
         before = rung.estimate
     if verbose:
         for line in skipped_lines(skipped):

@@ -39,7 +39,7 @@ def show_plan(plan: Plan, requested: Plan | None = None) -> str:
     ]
     changes = differences(requested, plan) if requested else ()
     parts += [
-        f"{change.field} {_value(change.after)}"
+        f"{change.field} {show_value(change.after)}"
         for change in changes
         if change.field not in _ALWAYS_SHOWN or change.after in (None, _NOTHING)
     ]
@@ -53,10 +53,11 @@ def show_changes(changes: Iterable[Change]) -> str:
 
 def show_change(change: Change) -> str:
     """Return a change as `field before -> after`."""
-    return f"{change.field} {_value(change.before)} -> {_value(change.after)}"
+    return f"{change.field} {show_value(change.before)} -> {show_value(change.after)}"
 
 
-def _value(value: Value) -> str:
+def show_value(value: Value) -> str:
+    """Return a field of a plan as text."""
     return "+".join(value) or _NOTHING if isinstance(value, list) else str(value)
 
 

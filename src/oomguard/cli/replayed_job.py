@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from oomguard.cli.plan_job import PlannedJob, PlanQuestion, on_card, plan_question, planned
@@ -48,10 +49,10 @@ class ReplayedJob:
         found = peaks.compared(self.asked, question.capacity, question.unmodelled)
         return planned(question, found, self.replay, since=self.asked_at)
 
-    def with_value(self, field: str, value: int) -> Plan:
-        """Return the requested plan with another value of a size, and what goes with it."""
+    def with_values(self, values: Mapping[str, int]) -> Plan:
+        """Return the requested plan with other values of sizes, and what goes with them."""
         job = self.question.request.job
-        plan = replace(job.asked, **{field: value})  # type: ignore[arg-type]  # a size is an int
+        plan = replace(job.asked, **values)  # type: ignore[arg-type]  # a size is an int
         return self.question.prepared.adapter.normalize(job, plan)
 
     def refusal(self, plan: Plan) -> str | None:
