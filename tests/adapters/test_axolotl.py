@@ -9,10 +9,12 @@ import pytest
 from oomguard.adapters.axolotl import Axolotl
 from oomguard.errors import ConfigError
 from oomguard.estimate.formats import formats
+from oomguard.job.memory_settings import FusedPart, LoraKernels
 from oomguard.job.plan import Precision, Quantization, Sharding, Tuning
 from oomguard.job.training_job import World
 
 CLI = "axolotl train train.yaml"
+ALL_PARTS = frozenset(FusedPart)
 TEXT = "base_model: m\ndatasets: [{path: d, type: alpaca}]\n"
 
 
@@ -86,6 +88,54 @@ def test_without_a_switch_the_precision_follows_the_quantization(
     plan = Axolotl().normalize(job, replace(job.asked, quantization=quantization))
     assert plan.precision is precision
     assert table.reread(job, Axolotl().write(job, plan, folder)).asked == plan
+
+
+@pytest.mark.parametrize(
+    ("lines", "parts", "since"),
+    [
+        ("adapter: lora", ALL_PARTS, (0, 9, 1)),
+        ("adapter: qlora\nload_in_4bit: true", ALL_PARTS, (0, 9, 1)),
+        ("adapter: lora\nlora_dropout: 0.05", ALL_PARTS, (0, 16)),
+        ("adapter: lora\nlora_mlp_kernel: true", {FusedPart.MLP}, (0, 7)),
+        (
+            "adapter: lora\nlora_qkv_kernel: true\nlora_o_kernel: true\nlora_dropout: 0.1",
+            {FusedPart.ATTENTION, FusedPart.OUTPUT},
+            (0, 16),
+        ),
+        ("adapter: lora\nlora_embedding_kernel: true", None, None),
+        ("adapter: lora\nlora_o_kernel: false", None, None),
+        ("adapter: lora\nload_in_8bit: true", None, None),
+        ("adapter: lora\nrl: dpo", None, None),
+        ("adapter: lora\ntrust_remote_code: true", None, None),
+        ("adapter: lora\nnvfp4_merge_aware: true", None, None),
+        ("adapter: lora\npeft_use_dora: true", None, None),
+        ("adapter: lora\nlora_mlp_kernel: true\nrl: dpo", None, None),
+        ("lora_mlp_kernel: true", None, None),
+    ],
+)
+def test_lora_kernels_are_those_that_axolotl_switches_on(
+    bench: Callable[..., Any], lines: str, parts: set[FusedPart] | None, since: tuple[int, ...]
+) -> None:
+    # axolotl 0.19.0, utils/schemas/config.py (check_auto_enable_lora_kernels)
+    job = bench(Axolotl()).job(CLI, f"{TEXT}{lines}\n")
+    lora = Axolotl().memory_settings(job).lora
+    found = lora.fused if lora else None
+    wanted = LoraKernels(parts=frozenset(parts), since=("axolotl", since)) if parts else None
+    assert found == wanted
+
+
+@pytest.mark.parametrize(
+    ("version", "fused"),
+    [("", None), ("fsdp_version: 2\n", "lora_mlp_kernel")],
+)
+def test_under_fsdp_kernels_are_off_in_its_first_version_and_named_in_its_second(
+    bench: Callable[..., Any], version: str, fused: str | None
+) -> None:
+    text = f"{TEXT}adapter: lora\nfsdp_config: {{reshard_after_forward: true}}\n{version}"
+    job = bench(Axolotl(), gpus=2).job(CLI, text)
+    assert Axolotl().memory_settings(job).lora.fused is None  # type: ignore[union-attr]
+    named = [one.key for one in Axolotl().unmodelled(job) if "kernel" in one.key]
+    assert named == ([fused] if fused else [])
 
 
 @pytest.mark.parametrize(

@@ -278,6 +278,11 @@ AXOLOTL = {
     "lora_target_modules": [Example("q_proj", "adapter: lora\n")],
     "lora_modules_to_save": [Example("lm_head", "adapter: lora\n")],
     "lora_target_linear": [Example("true", "adapter: lora\n")],
+    **{
+        f"lora_{part}_kernel": [Example("false", "adapter: lora\n")]
+        for part in ("mlp", "qkv", "o", "embedding")
+    },
+    "trust_remote_code": [Example("true", "adapter: lora\n")],
     "optimizer": [Example("adafactor")],
     "plugins": [
         Example("[axolotl.integrations.liger.LigerPlugin]",

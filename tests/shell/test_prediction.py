@@ -16,12 +16,15 @@ from oomguard.catalogue.lookup import find_model
 from oomguard.estimate.memory import Fits
 from oomguard.job.memory_settings import (
     Family,
+    FusedPart,
+    LoraKernels,
     MemorySettings,
     Objective,
 )
 from oomguard.job.plan import (
     Allocator,
     EmbeddingRows,
+    LossKernel,
     Plan,
     Precision,
     Quantization,
@@ -31,6 +34,7 @@ from oomguard.job.plan import (
 from oomguard.job.training_job import Lengths, World
 from oomguard.job.unmodelled import TrainingMethod
 from oomguard.predict import trace_request
+from oomguard.predict.left_out import in_version
 from oomguard.predict.prediction_request import PredictionRequest
 from oomguard.predict.predictor import Predictor, by_arithmetic
 from oomguard.predict.replay import trace_requested
@@ -267,6 +271,39 @@ def test_autocast_over_weights_in_16_bits_is_traced_as_such(precision, sharding,
     assert step["plan"]["precision"] == sent
     wide = "fp32" if sent == "fp32" else "bf16"
     assert step["recipe"]["weights_dtype"] == wide
+
+
+def test_of_lora_kernels_the_trace_of_pefts_layers_corrects_the_arithmetic(stand):
+    kernels = LoraKernels(parts=frozenset(FusedPart), since=("axolotl", (0, 16)))
+    lora = replace(FACTORY.lora, fused=kernels)
+    plan = replace(LORA, loss_kernel=LossKernel.FUSED)  # so that the peak is in a layer
+    question = replace(ask(plan), recipe=replace(FACTORY, lora=lora))
+    alone, traced = Predictor(), Predictor(tracer=stand.tracer())
+    computed = alone(question).estimates[0]
+    layers = alone(question.without_kernels).estimates[0]
+    assert computed.terms["activations"] < 0.8 * layers.terms["activations"]
+    assert computed.high_bytes == layers.high_bytes  # which run where the kernels do not
+    assert computed.low_bytes < layers.low_bytes
+    found = traced(question).estimates[0]
+    assert found.method == "analytic-scaled"
+    (asked,) = stand.asked
+    assert "fused" not in asked["variants"][0]["recipe"]["lora"]
+    measured = 2048 << 18
+    share = computed.terms["activations"] / layers.terms["activations"]
+    assert found.terms["activations"] == pytest.approx(share * measured, rel=1e-4)
+    assert found.high_bytes >= traced(question.without_kernels).estimates[0].high_bytes
+
+
+@pytest.mark.parametrize(
+    ("versions", "runs"),
+    [({}, True), ({"axolotl": "0.15.0"}, False), ({"axolotl": "0.16.1"}, True)],
+)
+def test_an_older_framework_runs_without_its_later_kernels(versions, runs):
+    kernels = LoraKernels(parts=frozenset(FusedPart), since=("axolotl", (0, 16)))
+    recipe = replace(FACTORY, lora=replace(FACTORY.lora, fused=kernels))
+    assert trace_request.also_asked(recipe) == ("axolotl",)
+    found = in_version(recipe, Family.HF, versions).lora
+    assert found == replace(FACTORY.lora, fused=kernels if runs else None)
 
 
 @pytest.mark.parametrize(("litgpt", "second_embedding"), [("0.5.2", None), ("0.5.13", True)])

@@ -37,7 +37,14 @@ from oomguard.configfile.document import Source
 from oomguard.configfile.flags import Flags
 from oomguard.configfile.layered import Settings
 from oomguard.errors import ConfigError, Where
-from oomguard.job.memory_settings import ALL_LINEAR, Attention, MemorySettings, TrainingCode
+from oomguard.job.memory_settings import (
+    ALL_LINEAR,
+    Attention,
+    FusedPart,
+    LoraKernels,
+    MemorySettings,
+    TrainingCode,
+)
 from oomguard.job.plan import (
     ZERO,
     LossKernel,
@@ -74,6 +81,12 @@ _FUSED_LOSSES = {
 #: What axolotl computes in where no switch is on.
 _UNSWITCHED = (Precision.FP32, Precision.FP16_TRUE)
 _LORAS = ("lora", "qlora")
+#: The kernels of layers, and what they compute of one.
+_PARTS = {
+    "lora_mlp_kernel": FusedPart.MLP,
+    "lora_qkv_kernel": FusedPart.ATTENTION,
+    "lora_o_kernel": FusedPart.OUTPUT,
+}
 _EXCESS = {"drop": Overlong.DROPPED, "truncate": Overlong.CUT}
 _FOUR_BIT = Quantization.NF4_DOUBLE  # what axolotl asks of bitsandbytes
 
@@ -206,24 +219,60 @@ def _raises_shards(settings: Settings) -> bool:
     return str(version or 1) != "2"
 
 
-def _own_kernels(settings: Settings, job: Job) -> tuple[Unmodelled, ...]:
-    """Return the LoRA kernels that axolotl switches on where no setting names one of them.
+def _kernels_on(settings: Settings, job: Job) -> tuple[str, ...]:
+    """Return the LoRA kernels that are on; where none is named, axolotl switches all on.
 
     Source: axolotl 0.19.0, utils/schemas/config.py (check_auto_enable_lora_kernels).
     """
-    sharded = job.world.size > 1 and settings.get("fsdp_config") and _raises_shards(settings)
-    is_plain = ADAPTER.of(settings) == "lora" and _LOAD_8BIT.of(settings)
-    off = ("rl", "trust_remote_code", "nvfp4_merge_aware")
-    stated = any(settings.get(key) is not None for key in LORA_KERNELS)
-    if ADAPTER.of(settings) not in _LORAS or is_plain or stated or sharded:
+    if ADAPTER.of(settings) not in _LORAS or job.asked.quantization is Quantization.INT8:
         return ()
-    if any(settings.get(key) for key in off):
+    if any(settings.get(key) is not None for key in LORA_KERNELS):
+        return tuple(key for key in LORA_KERNELS if flag(key).of(settings))
+    by_fsdp1 = job.world.size > 1 and settings.get("fsdp_config") and _raises_shards(settings)
+    off = any(settings.get(key) for key in ("rl", "trust_remote_code", "nvfp4_merge_aware"))
+    return () if off or by_fsdp1 else LORA_KERNELS
+
+
+def _beside_kernels(settings: Settings, job: Job) -> str | None:
+    """Return what of the job the effect of LoRA kernels is not modelled with; None for nothing."""
+    beside = {
+        "with DoRA": _DORA.of(settings),
+        "in preference and RL training": settings.get("rl"),
+        "on an embedding": "embed_tokens" in settings.words("lora_target_modules"),
+        "over weights that are sharded": job.asked.sharding in (Sharding.FSDP, Sharding.ZERO3),
+    }
+    return next((text for text, holds in beside.items() if holds), None)
+
+
+def _lora_kernels(settings: Settings, job: Job) -> LoraKernels | None:
+    """Return the LoRA kernels as the estimate takes them.
+
+    axolotl has them from 0.7 on, switches them on from 0.9.1 on, and runs them with dropout from
+    0.16 on; their layers are PEFT's otherwise.
+    Source: kernels/lora.py, monkeypatch/lora_kernels.py and the schemas of axolotl 0.7 to 0.19.
+    """
+    on = _kernels_on(settings, job)
+    parts = frozenset(_PARTS[key] for key in on if key in _PARTS)
+    if not parts or _beside_kernels(settings, job):
+        return None
+    stated = settings.get(on[0]) is not None
+    dropout = fields.fraction("lora_dropout", 0.0).of(settings)
+    first = (0, 16) if dropout else (0, 7) if stated else (0, 9, 1)
+    return LoraKernels(parts=parts, since=("axolotl", first))
+
+
+def _unmodelled_kernels(settings: Settings, job: Job) -> tuple[Unmodelled, ...]:
+    """Return the LoRA kernels that are on in a job that their effect is not modelled for."""
+    on, beside = _kernels_on(settings, job), _beside_kernels(settings, job)
+    if not on or beside is None:
         return ()
-    effect = (
-        "axolotl switches its LoRA kernels on by itself, which are not modelled; "
-        f"{LORA_KERNELS[0]}: false leaves all of them off"
-    )
-    return (Unmodelled(key=LORA_KERNELS[0], effect=effect, direction=Direction.EITHER),)
+    effect, line = f"LoRA kernels {beside} are not modelled", None
+    if settings.get(on[0]) is None:
+        effect += f"; axolotl switches them on, {on[0]}: false leaves all of them off"
+    else:
+        line = settings.origin(on[0]).line
+    found = Unmodelled(key=on[0], effect=effect, direction=Direction.EITHER, line=line)
+    return (found,)
 
 
 BINDINGS = Bindings(
@@ -387,7 +436,7 @@ class Axolotl(TrainerAdapter):
     def unmodelled(self, job: Job) -> tuple[Unmodelled, ...]:
         """Return what the settings say, and the method besides."""
         settings = self.of_job(job).settings
-        kernels = _own_kernels(settings, job)
+        kernels = _unmodelled_kernels(settings, job)
         return (*super().unmodelled(job), *axolotl_methods.unmodelled(settings), *kernels)
 
     def of_model(
@@ -407,7 +456,12 @@ class Axolotl(TrainerAdapter):
         found, settings = super().memory_settings(job), self.of_job(job).settings
         if found.lora is not None:
             targets = (ALL_LINEAR,) if _TARGET_LINEAR.of(settings) else found.lora.targets
-            lora = replace(found.lora, dora=_DORA.of(settings), targets=targets)
+            lora = replace(
+                found.lora,
+                dora=_DORA.of(settings),
+                targets=targets,
+                fused=_lora_kernels(settings, job),
+            )
             found = replace(found, lora=lora)
         code = replace(found.code, reentrant_checkpointing=_is_reentrant(settings))
         attention = attention_named(settings.get("attn_implementation")) or Attention.SDPA

@@ -35,7 +35,7 @@ from oomguard.predict.left_out import in_version, left_out
 from oomguard.predict.prediction_request import Prediction, PredictionRequest
 from oomguard.predict.predictor import BUDGET_S, Predictor
 from oomguard.predict.trace_client import tracer_of
-from oomguard.predict.trace_request import traced_with
+from oomguard.predict.trace_request import also_asked, traced_with
 
 Predict = Callable[[PredictionRequest], Prediction]
 
@@ -161,7 +161,8 @@ def plan_question(
     request, uncounted = _request(prepared, capacity)
     job, model = request.job, request.model
     if like is None:
-        tracer = tracer_of((job.python, sys.executable), traced_with(request.recipe, model.family))
+        needed = traced_with(request.recipe, model.family)
+        tracer = tracer_of((job.python, sys.executable), needed, also_asked(request.recipe))
     else:
         tracer = like.predictor.tracer
     versions = tracer.versions if tracer else {}

@@ -11,9 +11,10 @@ from dataclasses import dataclass
 from oomguard.estimate.architecture import Architecture, Linear
 from oomguard.estimate.counts import targeted, trained_layers
 from oomguard.estimate.formats import Formats
+from oomguard.estimate.fused_lora import FusedLora, fused_lora
 from oomguard.estimate.generation import GenerationPass
 from oomguard.estimate.objective_loss import ObjectiveLoss
-from oomguard.job.memory_settings import Attention, MemorySettings
+from oomguard.job.memory_settings import Attention, FusedPart, MemorySettings
 from oomguard.job.plan import LossKernel, Part, Plan, Quantization, Tuning
 
 _FP32 = 4
@@ -90,7 +91,7 @@ class TrainingStep:
     def layer(self) -> int:
         """What one layer keeps when it is not checkpointed."""
         per_token = self._norms + self._linear_inputs + self._attention + self._mlp + self._dora
-        return self.tokens * per_token
+        return self.tokens * per_token + self._adapter_copies
 
     @property
     def _frozen_layer(self) -> int:
@@ -101,6 +102,9 @@ class TrainingStep:
     def working(self) -> int:
         """Gradients of activations while one layer goes backward."""
         model, size = self.model, self.formats.computed_bytes
+        if FusedPart.MLP in self._fused.parts:  # gate's and up's are where their results were
+            dropped = size * model.hidden if self._drops else 0
+            return self.tokens * (self._inner * size + 8 * model.hidden + dropped)
         copies = _FP32 if self._casts_inputs else size
         return self.tokens * (
             2 * self._inner * size + model.intermediate * copies + 8 * model.hidden
@@ -298,15 +302,39 @@ class TrainingStep:
             if self.formats.autocast and self.formats.base_bytes > size:
                 return size * sum(self._input(m) for m in matrices)  # a cast for each matrix
             return size * self._distinct(matrices)
-        matrices = targeted(self.model, self.recipe.lora)
+        fused = self._fused
+        adapted = targeted(self.model, self.recipe.lora)
+        kept = fused.kept_inputs(
+            size=size, dropout=self._drops, attention_keeps_output=not self._scores_whole
+        )
+        return kept + self._adapted_inputs(tuple(m for m in adapted if m not in fused.matrices))
+
+    def _adapted_inputs(self, matrices: tuple[Linear, ...]) -> int:
+        """Return what PEFT's layers keep of a token before these matrices."""
+        size = self.formats.computed_bytes
         if self._casts_inputs:
             return _FP32 * sum(self._input(m) for m in matrices)
-        dropout = self.recipe.lora is not None and self.recipe.lora.dropout > 0
-        if dropout and self.recipe.code.dropout_per_matrix:
+        if self._drops and self.recipe.code.dropout_per_matrix:
             return (size + 1) * sum(self._input(m) for m in matrices)
         if self.formats.autocast and self.formats.trained_bytes > size:
             return size * sum(self._input(m) for m in matrices)
-        return (size + (1 if dropout else 0)) * self._distinct(matrices)
+        return (size + (1 if self._drops else 0)) * self._distinct(matrices)
+
+    @property
+    def _drops(self) -> bool:
+        return self.recipe.lora is not None and self.recipe.lora.dropout > 0
+
+    @property
+    def _fused(self) -> FusedLora:
+        return fused_lora(self.model, self.plan, self.recipe.lora)
+
+    @property
+    def _adapter_copies(self) -> int:
+        """What kernels keep of a layer's adapters, which they compute with in 16 bits."""
+        lora, size = self.recipe.lora, self.formats.computed_bytes
+        if lora is None or self.formats.trained_bytes <= size:
+            return 0
+        return self._fused.copies(rank=self.plan.lora_rank or lora.rank, size=size)
 
     @property
     def _adapter_bytes(self) -> int:
@@ -332,7 +360,7 @@ class TrainingStep:
     @property
     def _attention(self) -> int:
         model, size = self.model, self.formats.computed_bytes
-        if self.recipe.attention is Attention.EAGER or model.softcapped:
+        if self._scores_whole:
             return size * 3 * model.query + model.heads * self.length * (_FP32 + size)
         if self.recipe.attention is Attention.FLASH:
             return size * 2 * (model.query + model.key_value) + _FP32 * model.heads
@@ -342,8 +370,15 @@ class TrainingStep:
         return size * kept + _FP32 * model.heads
 
     @property
+    def _scores_whole(self) -> bool:
+        """Return whether attention makes all scores at once."""
+        return self.recipe.attention is Attention.EAGER or self.model.softcapped
+
+    @property
     def _mlp(self) -> int:
         size = self.formats.computed_bytes
+        if FusedPart.MLP in self._fused.parts:
+            return 2 * self._inner * size
         if self.model.gated:
             return 3 * self._inner * size
         return (_GELU_COPIES if self.model.unfused_gelu else 1) * self._inner * size

@@ -69,13 +69,32 @@ VOCABULARY = frozenset(
 )
 
 
+class FusedPart(str, Enum):
+    """Matrices of a layer that one kernel computes together with their adapters."""
+
+    ATTENTION = "attention"  # query, key and value
+    OUTPUT = "output"
+    MLP = "mlp"  # gate, up and down
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoraKernels:
+    """A framework's own LoRA kernels for `parts` of a layer, from the version of a package on.
+
+    They keep less than PEFT's layers, which run wherever the kernels do not.
+    """
+
+    parts: frozenset[FusedPart]
+    since: tuple[str, tuple[int, ...]]
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Lora:
     """A LoRA adapter; `targets` are names in the model's code (none: PEFT's own choice).
 
     `saved` modules are trained in full beside it. `reaches_experts` says that the experts of a
     layer are adapted if they are among the targets, `dora` that DoRA trains a magnitude of every
-    row as well.
+    row as well. `fused` are the kernels that compute it, None for PEFT's own layers.
     """
 
     rank: int
@@ -85,6 +104,7 @@ class Lora:
     saved: tuple[str, ...] = ()
     reaches_experts: bool = True
     dora: bool = False
+    fused: LoraKernels | None = None
 
     @property
     def trained_embeddings(self) -> tuple[str, ...]:

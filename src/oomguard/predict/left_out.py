@@ -90,14 +90,18 @@ def in_version(
 
     From transformers 5 on, experts are one parameter instead of layers. LoRA's names reach it from
     PEFT 0.19 on (utils/transformers_weight_conversion.py); where nothing is installed, no version
-    is known. A known version leaves nothing to cover of the loss of earlier ones.
+    is known. A known version leaves nothing to cover of the loss of earlier ones, and may be older
+    than a framework's LoRA kernels.
     """
     objective = settings.objective
     if objective is not None and objective.since and objective.since[0] in versions:
         settings = replace(settings, objective=replace(objective, earlier=None))
+    fused = settings.lora.fused if settings.lora else None
+    if settings.lora and fused and is_before(versions.get(fused.since[0]), fused.since[1]):
+        settings = replace(settings, lora=replace(settings.lora, fused=None))
     transformers, peft = (versions.get(name) for name in ("transformers", "peft"))
-    fused = family is Family.HF and is_before(transformers, (5,)) is False
-    fused = fused and is_before(peft, (0, 19)) is True
-    if settings.lora is None or not fused:
+    as_one = family is Family.HF and is_before(transformers, (5,)) is False
+    as_one = as_one and is_before(peft, (0, 19)) is True
+    if settings.lora is None or not as_one:
         return settings
     return replace(settings, lora=replace(settings.lora, reaches_experts=False))

@@ -32,6 +32,14 @@ class PredictionRequest:
     further: int = 0
     further_trained: int = 0
 
+    @property
+    def without_kernels(self) -> PredictionRequest:
+        """The request with PEFT's own layers in place of LoRA kernels: what is traced."""
+        lora = self.recipe.lora
+        if lora is None or lora.fused is None:
+            return self
+        return replace(self, recipe=replace(self.recipe, lora=replace(lora, fused=None)))
+
     def batched(self, plan: Plan) -> Plan:
         """Return the plan with the real length of its longest batch and its images' size."""
         longest, pixels = self._longest(plan), plan.image_pixels

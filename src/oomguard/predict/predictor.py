@@ -127,9 +127,19 @@ def by_arithmetic(question: PredictionRequest, plan: Plan) -> MemoryEstimate:
 def estimated(
     question: PredictionRequest, plan: Plan, traces: Traces, ratios: Ratios
 ) -> MemoryEstimate:
+    """Estimate one plan; of LoRA kernels the interval also covers PEFT's layers in their place."""
+    found, layers = _estimated_once(question, plan, traces, ratios), question.without_kernels
+    if layers is question:
+        return found
+    return combine.covering(found, _estimated_once(layers, plan, traces, ratios))
+
+
+def _estimated_once(
+    question: PredictionRequest, plan: Plan, traces: Traces, ratios: Ratios
+) -> MemoryEstimate:
     """Estimate one plan by its own trace, else scaled by the nearest, else by arithmetic."""
-    problem, traced = question.problem(plan), traces.get(plan)
-    if traced is not None:
+    problem, traced, as_traced = question.problem(plan), traces.get(plan), question.without_kernels
+    if traced is not None and as_traced is question:
         terms = combine.traced_terms(traced, problem)
         found = _make_estimate(
             question, plan, corrected(terms, ratios), traced.method, combine.SPREAD
@@ -140,8 +150,8 @@ def estimated(
         return combine.clip_to_capacity(found, question.capacity_bytes) if does else found
     if not traces:
         return _computed(question, plan, ratios)
-    nearest = min(traces, key=lambda other: _distance(plan, other))
-    reference = question.problem(nearest)
+    nearest = min(traces, key=lambda other: (other != plan, _distance(plan, other)))
+    reference = as_traced.problem(nearest)
     known = combine.traced_terms(traces[nearest], reference)
     terms = corrected(combine.scaled(problem, reference, known), ratios)
     found = _make_estimate(question, plan, terms, Method.SCALED.value, combine.SCALED_SPREAD)
@@ -227,7 +237,7 @@ def cross_check(question: PredictionRequest, traces: Traces) -> list[str]:
     """Return where a trace and the arithmetic differ more than they should."""
     notes = []
     for plan, traced in traces.items():
-        problem = question.problem(plan)
+        problem = question.without_kernels.problem(plan)
         tokens = problem.step.length
         found = combine.disagreement(combine.traced_terms(traced, problem), problem)
         if found is not None:

@@ -95,11 +95,18 @@ class TraceClient:
 
 
 def tracer_of(
-    pythons: Sequence[str], packages: Collection[str], *, cache: Path | None = None
+    pythons: Sequence[str],
+    packages: Collection[str],
+    also: Collection[str] = (),
+    *,
+    cache: Path | None = None,
 ) -> TraceClient | None:
-    """Return the first Python that has the packages that a trace needs; None if none has them."""
+    """Return the first Python that has the packages that a trace needs; None if none has them.
+
+    The versions of those in `also` are asked for as well.
+    """
     for python in dict.fromkeys(pythons):
-        versions = versions_of(python, dict.fromkeys([*_PACKAGES, *packages]))
+        versions = versions_of(python, dict.fromkeys([*_PACKAGES, *packages, *also]))
         if all(name in versions for name in packages):
             return TraceClient(python=python, versions=versions, cache=cache or cache_folder())
     return None

@@ -103,6 +103,12 @@ def traced_with(recipe: MemorySettings, own: Family) -> tuple[str, ...]:
     return (*traced_family(recipe, own).packages, *(since[:1] if since else ()))
 
 
+def also_asked(recipe: MemorySettings) -> tuple[str, ...]:
+    """Return the packages whose versions decide what runs, and that no trace needs."""
+    kernels = recipe.lora.fused if recipe.lora else None
+    return kernels.since[:1] if kernels else ()
+
+
 def _recipe(recipe: MemorySettings, plan: Plan) -> dict[str, object]:
     attention = Attention.SDPA if recipe.attention is Attention.FLASH else recipe.attention
     return {

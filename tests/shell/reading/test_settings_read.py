@@ -410,23 +410,40 @@ def test_a_7b_that_llamafactory_trains_in_16_gb_is_not_said_not_to_fit_24(plan, 
 @pytest.mark.parametrize(
     ("more", "named"),
     [
-        ("", True),
-        ("load_in_4bit: true\n", True),
-        ("load_in_8bit: true\n", False),
-        ("rl: dpo\n", False),
-        ("trust_remote_code: true\n", False),
-        ("lora_qkv_kernel: false\n", False),
+        ("", ()),
+        ("load_in_4bit: true\n", ()),
+        ("load_in_8bit: true\n", ()),
+        ("lora_qkv_kernel: false\n", ()),
+        ("lora_mlp_kernel: true\n", ()),
+        ("rl: dpo\n", ()),
+        ("lora_o_kernel: true\nrl: dpo\n", ("lora_o_kernel", 11)),
+        ("peft_use_dora: true\n", ("lora_mlp_kernel", None)),
+        ("lora_target_modules: [q_proj, embed_tokens]\n", ("lora_mlp_kernel", None)),
+        ("deepspeed: {zero_optimization: {stage: 3}}\n", ("lora_mlp_kernel", None)),
     ],
 )
-def test_kernels_that_axolotl_switches_on_by_itself_are_named(plan, more, named):
+def test_lora_kernels_of_axolotl_are_named_only_where_they_are_not_modelled(plan, more, named):
     # axolotl 0.19.0, utils/schemas/config.py (check_auto_enable_lora_kernels).
     job = AXOLOTL.replace("lora_mlp_kernel: false\n", "") + more
+    if "embed_tokens" in more:
+        job = job.replace("lora_target_modules: [q_proj, v_proj]\n", "")
     if "4bit" in more:
         job = job.replace("adapter: lora", "adapter: qlora")
     document = plan(job)
-    found = [one["key"] for one in document["unmodelled"]]
-    assert found == (["lora_mlp_kernel"] if named else [])
+    found = [(one["key"], one["line"]) for one in document["unmodelled"]]
+    assert found == ([named] if named else [])
     assert document["asked"]["fits"] == ("unsure" if named else "yes")
+
+
+def test_axolotls_lora_kernels_keep_less_and_the_interval_covers_pefts_layers(plan):
+    every = "lora_target_linear: true\nplugins: [axolotl.integrations.liger.LigerPlugin]\n"
+    every += "liger_fused_linear_cross_entropy: true\nsequence_len: 4096\nmicro_batch_size: 4\n"
+    kept = AXOLOTL.replace("sequence_len: 512\nmicro_batch_size: 1\n", every)
+    kernels = plan(kept.replace("lora_mlp_kernel: false\n", ""))["asked"]["estimate"]
+    layers = plan(kept)["asked"]["estimate"]
+    assert kernels["terms"]["activations"] < 0.7 * layers["terms"]["activations"]
+    assert kernels["high_bytes"] == layers["high_bytes"]
+    assert kernels["low_bytes"] < layers["low_bytes"]
 
 
 def test_what_is_left_out_is_said_beside_the_verdict(capsys, tmp_path):

@@ -55,7 +55,8 @@ _READ = fields_of(
         "tuning": "adapter",
         "trained_fp32": "adapter",
         "lora": "adapter lora_r lora_alpha lora_dropout lora_target_modules lora_modules_to_save"
-        " lora_target_linear peft_use_dora rl",
+        " lora_target_linear peft_use_dora rl lora_mlp_kernel lora_qkv_kernel lora_o_kernel"
+        " lora_embedding_kernel trust_remote_code",
         "lora_rank": "lora_r",
         "embedding_rows": "lora_modules_to_save",
         "trained_embeddings": "lora_modules_to_save",
@@ -193,7 +194,6 @@ _KERNELS = (
     *(
         switch(key, "this kernel is not modelled", Direction.EITHER)
         for key in (
-            *LORA_KERNELS,
             *("liger_cross_entropy", "use_kernels"),
             *("flash_attn_cross_entropy", "flash_attn_fuse_mlp", "flash_attn_rms_norm"),
             *("fused_attn_kernel", "use_scattermoe", "use_sonicmoe", "use_dsv4_kernels"),
@@ -419,8 +419,7 @@ _NO_EFFECT = {
     " is_falcon_derived_model is_llama_derived_model is_mistral_derived_model"
     " is_qwen_derived_model model_revision processor_type push_dataset_to_hub"
     " revision_of_model tokenizer_config tokenizer_legacy tokenizer_save_jinja_files"
-    " tokenizer_type tokenizer_use_fast tokenizer_use_mistral_common trust_remote_code"
-    " type_of_model",
+    " tokenizer_type tokenizer_use_fast tokenizer_use_mistral_common type_of_model",
     trainer.RUNNING: "auto_resume_from_checkpoints ddp device experimental_skip_move_to_device"
     " fix_untrained_tokens gc_collect_steps gc_steps num_epochs strict torchdistx_path world_size",
     trainer.INFERENCE: "gradio_max_new_tokens gradio_server_name gradio_server_port gradio_share"
