@@ -102,7 +102,8 @@ class Stand:
         (self.folder / "mode").write_text(name)
 
     def versions(self, **found: str) -> None:
-        (self.folder / "versions.json").write_text(json.dumps(found))
+        facts = {"version": "3.11", "packages": found}
+        (self.folder / "versions.json").write_text(json.dumps(facts))
 
     def tracer(self) -> TraceClient:
         found = tracer_of([str(self.python)], Family.HF.packages, cache=self.folder / "cache")
