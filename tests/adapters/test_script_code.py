@@ -111,6 +111,14 @@ def test_a_config_of_accelerate_that_is_not_there_is_named(
     assert HFTrainer().unmodelled(there.job(f"{launch} {FLAGS}")) == ()
 
 
+@pytest.mark.parametrize("argv", ["python train.py", "python train.py train.yaml"])
+def test_what_a_file_states_is_named_as_a_flag_is(bench: Callable[..., Any], argv: str) -> None:
+    text = "model_name_or_path: m\nper_device_train_batch_size: 1\nlora_enable: true\n"
+    job = bench(HFTrainer()).job(argv, text)
+    (found,) = HFTrainer().unmodelled(job)
+    assert (found.key, found.line) == ("lora_enable", 3)
+
+
 @pytest.mark.parametrize(
     "flag", ["--tp 4", "--context_parallel_size 2", "--use_liger", "--cross_entropy_impl cce"]
 )

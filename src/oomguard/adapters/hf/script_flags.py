@@ -75,7 +75,8 @@ def unread_flags(settings: Settings, code: str) -> Iterator[Unmodelled]:
             effect="not stated, nor the script's own known: the Trainer's default is counted",
             direction=Direction.EITHER,
         )
-    for name in dict.fromkeys((*settings.early.names(), *settings.late.names())):
+    in_file = map(str, settings.file.values) if settings.file else ()
+    for name in dict.fromkeys((*in_file, *settings.early.names(), *settings.late.names())):
         plain = name.replace("-", "_")
         if plain in _KNOWN or _FORMER.match(plain) or not _TELLING.search(plain):
             continue
