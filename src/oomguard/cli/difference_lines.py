@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from oomguard.job.plan import Value
-from oomguard.run.compare import Difference
+from oomguard.run.compare import Difference, Weight
 from oomguard.units import show_bytes
 
 _BYTES = "_bytes"
@@ -14,6 +14,18 @@ def difference_line(one: Difference) -> str:
     is_size = one.name.endswith(_BYTES)
     name = one.name.removesuffix(_BYTES).replace("_", " ") if is_size else one.name
     return f"{name} {_shown(one.before, is_size)} -> {_shown(one.after, is_size)}"
+
+
+_MEANINGS = {
+    Weight.RESULT: "may change the result",
+    Weight.MEMORY: "may change how much memory it takes, or whether it fits",
+    Weight.LITTLE: "not expected to matter",
+}
+
+
+def meaning(one: Difference) -> str:
+    """Return what a difference means for a run that is repeated; empty for a result."""
+    return _MEANINGS[one.weight] if one.weight else ""
 
 
 def _shown(value: Value, is_size: bool) -> str:

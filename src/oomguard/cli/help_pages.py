@@ -21,6 +21,10 @@ EXAMPLES = {
         ("oomguard diff RUN RUN", "two runs under oomguard-runs"),
         ("oomguard diff theirs/fit-report.json RUN --json", "a report that somebody sent"),
     ),
+    "reproduce": (
+        ("oomguard reproduce fit-report.json --dry-run", "what differs here, and does it matter?"),
+        ("oomguard reproduce theirs/fit-report.json --root ~/finetune", "in a copy of the job"),
+    ),
     "report": (
         ("oomguard report RUN", "Markdown, for an issue"),
         ("oomguard report RUN --format html --out fit-report.html", "one page with plots"),

@@ -29,6 +29,8 @@ from oomguard.process.start import LocalEngine
 from oomguard.run.events import Limits, RunStarted
 from oomguard.run.folder import RunFolder
 from oomguard.run.outcome import write_outcome
+from oomguard.run.report import FitReport
+from oomguard.run.state import RunRecord
 from oomguard.run.supervisor import Audience, Supervisor
 
 
@@ -56,11 +58,11 @@ def command(
     _check(limits)
     _check_names(prepared)
     console = Console(quiet_stdout=as_json, verbose=verbose)
-    prepared = replace(prepared, job=replace(prepared.job, inside=limits.inside))
     _check_saving(prepared)
     index = FitIndex(Path(options.fits) if options.fits else None)
     start = choose_start(prepared, console, index=index) if options.predict else None
-    return _launch(prepared, console, start, as_json=as_json)
+    record, outcome, folder = supervise(prepared, console, start)
+    return print_summary(console, record, outcome, folder, as_json=as_json)
 
 
 def _check(limits: Limits) -> None:
@@ -123,9 +125,10 @@ def _no_checkpoints(prepared: Prepared) -> str:
     return f"{lost}: {_cannot_resume(prepared)}"
 
 
-def _launch(
-    prepared: Prepared, console: Console, start: StartingPoint | None, *, as_json: bool
-) -> int:
+def supervise(
+    prepared: Prepared, console: Console, start: StartingPoint | None = None
+) -> tuple[RunRecord, tuple[FitReport, Path | None], RunFolder]:
+    """Run a job until it ends; return its record, its report with the final config, its folder."""
     start = start or StartingPoint()
     folder = RunFolder.create(prepared.runs, prepared.name)
     try:
@@ -163,4 +166,4 @@ def _launch(
     history_error = record_run(record)
     if history_error is not None and start.history_error is None:
         console.say(history_error, "yellow")
-    return print_summary(console, record, outcome, folder, as_json=as_json)
+    return record, outcome, folder

@@ -23,6 +23,7 @@ COMMANDS = {
     "runs": "List runs, and how each ended.",
     "show": "Show a run: how it ended and what was changed, or how far it is.",
     "diff": "Show what differs between two runs.",
+    "reproduce": "Launch the final config of a fit-report on this machine, and compare.",
     "report": "Show what a run tried and changed: for an issue, a pull request or a paper.",
     "plan": "Estimate memory before launching, and find the first change that fits.",
     "explain": "Diagnose why a job failed from its log.",

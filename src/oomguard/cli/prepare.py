@@ -97,7 +97,7 @@ def prepare(
     limits = limits_of(options, ids, into=Limits)
     divides = adapter.divides and limits.splits and not limits.probe
     return Prepared(
-        job=replace(job, divides=divides),
+        job=replace(job, divides=divides, inside=limits.inside),
         adapter=adapter,
         ladder=ladder_of(adapter, strategies, limits.allow, known=known),
         limits=limits,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping
 from datetime import datetime, timezone
 from pathlib import Path
 
@@ -35,8 +36,12 @@ def print_summary(
     folder: RunFolder,
     *,
     as_json: bool,
+    extra: Mapping[str, object] | None = None,
 ) -> int:
-    """Print where the results are, or how to resume; return the exit code."""
+    """Print where the results are, or how to resume; return the exit code.
+
+    `extra` is what else the document has.
+    """
     report, config = outcome
     console.outcome(report)
     for what, reason in folder.missed.items():
@@ -52,7 +57,9 @@ def print_summary(
         console.say(f"the record is incomplete: {folder.lost}", "red")
     code: int = CODES[record.status or Status.FAILED]
     if as_json:
-        code = _print_document(console, _document(report, config, folder), code)
+        code = _print_document(
+            console, {**_document(report, config, folder), **(extra or {})}, code
+        )
     for stream, reason in console.lost.items():
         console.say(f"{stream} could not be written: {reason}; the job's output is in log.txt")
     return code

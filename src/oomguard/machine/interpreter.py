@@ -104,6 +104,13 @@ def python_of_wrapper(wrapper: tuple[str, ...], *, cwd: Path) -> str:
         ) from error
 
 
+def known_python(recorded: str) -> str:
+    """Return the Python that was recorded if it is on this machine, else the shell's."""
+    if recorded and os.access(recorded, os.X_OK):
+        return recorded
+    return shutil.which("python3") or "python3"
+
+
 def versions_of(python: str, packages: Iterable[str]) -> Mapping[str, str]:
     """Return the versions of the packages that a Python has; none if it does not answer."""
     return facts_of(python, packages).packages

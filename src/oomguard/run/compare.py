@@ -158,13 +158,23 @@ def _peaks(report: FitReport) -> dict[str, Value]:
     return {**{name: getattr(last, name) for name in _PEAKS}, "predicted_bytes": predicted}
 
 
-def last_with_loss(report: FitReport) -> AttemptReport | None:
+def known_sections(report: FitReport) -> frozenset[Section]:
+    """Return which results are known of a run."""
+    known = {
+        Section.FINAL: report.final is not None,
+        Section.PEAKS: any(_peaks(report).get(name) for name in _PEAKS),
+        Section.LOSS: _last_with_loss(report) is not None,
+    }
+    return frozenset(section for section, is_known in known.items() if is_known)
+
+
+def _last_with_loss(report: FitReport) -> AttemptReport | None:
     """Return the last attempt whose loss is known."""
     return next((one for one in reversed(report.attempts) if one.loss is not None), None)
 
 
 def _losses(report: FitReport) -> dict[str, Value]:
-    attempt = last_with_loss(report)
+    attempt = _last_with_loss(report)
     return _builtins(attempt.loss) if attempt else {}
 
 
@@ -198,7 +208,7 @@ def environment_differences(before: Environment, after: Environment) -> Iterator
         one, other = _fact(before, name), _fact(after, name)
         if one is not None and other is not None and one != other:
             yield _environment(name, one, other, weight)
-    if before.packages and after.packages:
+    if before.python and after.python:  # else they did not answer
         for name in sorted({*before.packages, *after.packages}):
             one, other = before.packages.get(name), after.packages.get(name)
             if one != other:
