@@ -122,7 +122,8 @@ def test_what_is_not_modelled_is_never_said_to_fit(plan, capsys, train):
     assert "mixture_of_depths" in unsure["because"]
     assert main(["plan", str(train)]) == 0
     text = capsys.readouterr().out
-    assert "It is not certain to fit on any of these GPUs." in text
+    assert "It is not certain to fit on up to 8 of these GPUs." in text
+    assert "On 1, 2, 4, 8 GPUs:" in text
     assert "fits as requested" not in text
     assert "The estimate leaves out mixture_of_depths" in text
 
@@ -206,3 +207,58 @@ def test_terms_are_explained_for_one_gpu(plan, train):
 def test_a_job_on_the_cpu_has_no_table(plan, train):
     train.write_text(LLAMA_YAML + "use_cpu: true\n")
     assert "CPU" in plan(train, code=2)["error"]["what"]
+
+
+# --- How many are needed ---
+
+SHARDED = LLAMA_YAML.replace("finetuning_type: lora", "finetuning_type: full").replace(
+    "per_device_train_batch_size: 8", "per_device_train_batch_size: 1\ndeepspeed: ds.json"
+)
+
+
+@pytest.fixture
+def sharded(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    zero = {"zero_optimization": {"stage": 3}, "train_micro_batch_size_per_gpu": "auto"}
+    (tmp_path / "ds.json").write_text(json.dumps(zero))
+    file = tmp_path / "train.yaml"
+    file.write_text(SHARDED)
+    return file
+
+
+def test_the_fewest_gpus_are_those_of_the_first_plan_that_fits(plan, sharded):
+    document = plan(sharded, "--gpu", "a100-80", "--gpus", "auto")
+    assert [row["gpus"] for row in document["cards"]] == list(range(1, 9))
+    assert {row["card"] for row in document["cards"]} == {"A100 80GB"}
+    verdicts = {
+        gpus: plan(sharded, "--gpu", "a100-80", "--gpus", gpus)["asked"]["fits"]
+        for gpus in range(1, 9)
+    }
+    assert {row["gpus"]: row["asked_fits"] for row in document["cards"]} == verdicts
+    fewest = min(gpus for gpus, fits in verdicts.items() if fits == "yes")
+    assert fewest > 1
+    assert document["smallest_as_requested"]["gpus"] == fewest
+
+
+def test_the_text_of_how_many_joins_numbers_with_the_same_answer(capsys, sharded):
+    assert main(["plan", str(sharded), "--gpu-memory", "80GiB", "--gpus", "auto"]) == 0
+    text = capsys.readouterr().out
+    assert "The smallest that fits as requested: " in text
+    assert " x 80.00 GiB GPU (80.00 GiB usable)." in text
+    assert " to 8 GPUs:" in text
+    assert text.count("fits as requested (analytic)") == 1
+    assert "unless a strategy shards it" not in text
+
+
+def test_a_job_with_a_number_of_its_own_leaves_nothing_to_choose(capsys):
+    words = ["litgpt", "finetune_lora", "checkpoints/meta-llama/Meta-Llama-3-8B", "--devices", "2"]
+    assert main(["plan", "--gpu", "h100", "--gpus", "auto", "--json", "--", *words]) == 0
+    said = capsys.readouterr()
+    assert {row["gpus"] for row in json.loads(said.out)["cards"]} == {2}
+    assert "--gpus auto has no effect: the job starts on 2" in said.err
+
+
+@pytest.mark.parametrize("more", [["--max", "micro_batch"], ["--ci"], ["--explain-terms"]])
+def test_how_many_is_a_question_of_its_own(plan, train, more):
+    error = plan(train, "--gpu", "h100", "--gpus", "auto", *more, code=2)["error"]
+    assert "--gpus auto" in error["what"]

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import groupby
 
 from oomguard.cli.output import echo, secho
-from oomguard.cli.plan_cards import CardTable
+from oomguard.cli.plan_cards import COUNTS, CardTable
 from oomguard.cli.plan_table import missing_lines
 from oomguard.cli.plan_text import COSTS, counted, show_plan
 from oomguard.estimate.combine import is_sharded
@@ -29,30 +29,46 @@ def print_cards(table: CardTable, *, verbose: bool = False) -> None:
     job, model = table.planned.prepared.job, table.planned.model
     asked = table.planned.forecast.asked.plan
     echo(f"{model.name} ({model.source})")
-    batches = ", ".join(
-        f"{size} on {counted(gpus, 'GPU')}" for gpus, size in table.global_batches.items()
-    )
-    echo(f"{job.framework}, global batch {batches}")
+    echo(f"{job.framework}, global batch {_batches(table.global_batches)}")
     echo(f"trained: {table.planned.trained(asked)}")
     echo(f"requested config: {show_plan(asked)}")
     echo()
     _smallest(table)
     for line in missing_lines(table.planned):
         secho(line, fg="yellow")
-    before: list[tuple[object, ...]] = []
-    for gpus, answers in groupby(table.answers, key=lambda one: one.gpus):
-        here = list(answers)
+    for counts, answers in _sections(table.answers, merge=not verbose):
         echo()
-        secho(f"On {counted(gpus, 'GPU')}:", bold=True)
-        same = [_outcome(one) for one in here]
-        if same == before and not verbose:
-            echo("  the same")
-        else:
-            _section(here, verbose=verbose)
-        before = same
+        each = 1 < len(counts) == counts[-1] - counts[0] + 1
+        number = f"{counts[0]} to {counts[-1]}" if each else ", ".join(map(str, counts))
+        secho(f"On {number} GPU{'' if number == '1' else 's'}:", bold=True)
+        _section(answers, verbose=verbose)
     echo()
     for note in notes(table):
         echo(f"note: {note}")
+
+
+def _batches(sizes: Mapping[int, int]) -> str:
+    """Return the global batches, of more than four numbers of GPUs only the first and the last."""
+    shown = [f"{size} on {counted(gpus, 'GPU')}" for gpus, size in sizes.items()]
+    return ", ".join(shown) if len(shown) <= len(COUNTS) else f"{shown[0]} to {shown[-1]}"
+
+
+def _sections(
+    answers: Iterable[CardAnswer], *, merge: bool
+) -> Iterator[tuple[list[int], list[CardAnswer]]]:
+    """Yield the answers by number of GPUs; neighbours with the same answers are one section."""
+    counts: list[int] = []
+    shown: list[CardAnswer] = []
+    for gpus, grouped in groupby(answers, key=lambda one: one.gpus):
+        here = list(grouped)
+        if counts and not (merge and list(map(_outcome, here)) == list(map(_outcome, shown))):
+            yield counts, shown
+            counts = []
+        if not counts:
+            shown = here
+        counts.append(gpus)
+    if counts:
+        yield counts, shown
 
 
 def _outcome(one: CardAnswer) -> tuple[object, ...]:
@@ -62,11 +78,13 @@ def _outcome(one: CardAnswer) -> tuple[object, ...]:
 def _smallest(table: CardTable) -> None:
     least, as_requested = table.smallest, table.smallest_as_requested
     if least is None:
-        secho("It is not certain to fit on any of these GPUs.", bold=True)
+        most = max(table.global_batches)
+        number = f"up to {most} of these GPUs" if most > 1 else "any of these GPUs"
+        secho(f"It is not certain to fit on {number}.", bold=True)
         return
     secho(f"The smallest that fits: {_named(table, least)}.", fg="green", bold=True)
     if as_requested is None:
-        secho("As requested it is not certain to fit on any of these GPUs.", bold=True)
+        secho("As requested it is not certain to fit on any of them.", bold=True)
     elif least is not as_requested:
         secho(f"The smallest that fits as requested: {_named(table, as_requested)}.", bold=True)
 
@@ -97,7 +115,8 @@ def _section(answers: Sequence[CardAnswer], *, verbose: bool) -> None:
         methods = " or ".join(dict.fromkeys(one.estimate.method for one in group))
         line = f"  {_sizes(group)}: {_how(group[0])} ({methods})"
         secho(line, fg=_COLOURS[group[0].answer])
-        echo(f"      {_shortened([one.card for one in group])}")
+        if len(answers) > 1:
+            echo(f"      {_shortened([one.card for one in group])}")
 
 
 def _shortened(names: Sequence[str]) -> str:

@@ -39,6 +39,7 @@ EXAMPLES = {
         ),
         ("oomguard plan --gpu h100 --compare lora.yaml qlora.yaml", "side by side"),
         ("oomguard plan train.yaml --gpu-memory 24GiB --ci", "fail a pipeline if it does not fit"),
+        ("oomguard plan train.yaml --gpu a100-80 --gpus auto", "how many are needed?"),
         ("oomguard plan train.yaml --gpu all", "which GPUs would do? The smallest is named"),
     ),
     "explain": (

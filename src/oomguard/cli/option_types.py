@@ -29,6 +29,21 @@ class Whole(click.IntRange):
     name = "whole number"
 
 
+#: The value of `--gpus auto`: no number of GPUs, but the question how many are needed.
+AUTO = 0
+
+
+class GpuCount(Whole):
+    """A number of GPUs, or `auto`."""
+
+    def __init__(self) -> None:
+        super().__init__(min=1)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        """Parse a number or `auto`."""
+        return AUTO if value == "auto" else int(super().convert(value, param, ctx))
+
+
 class Seconds(click.FloatRange):
     """A duration in seconds."""
 

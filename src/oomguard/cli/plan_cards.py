@@ -14,10 +14,9 @@ from oomguard.cli.plan_job import (
     plan_question,
     planned,
 )
-from oomguard.cli.plan_target import JobSource
+from oomguard.cli.plan_target import JobSource, Target
 from oomguard.cli.prepare import Prepared
 from oomguard.errors import UsageError
-from oomguard.estimate.cards import CARDS, Card
 from oomguard.job.training_job import Job
 from oomguard.ladder.strategy_contract import Fidelity
 from oomguard.predict.card_answers import Answer, CardAnswer, answer_for, smallest
@@ -27,6 +26,8 @@ from oomguard.predict.replay import Replay, trace_requested
 
 #: How many GPUs are tried where the job takes as many as there are.
 COUNTS = (1, 2, 4, 8)
+#: And where the question is how many are needed.
+EACH_COUNT = tuple(range(1, 9))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,11 +61,12 @@ def card_table(
     source: JobSource,
     like: Job,
     counts: Sequence[int],
+    cards: Sequence[Target],
     *,
     host_bytes: int | None = None,
     index: FitIndex | None = None,
 ) -> CardTable:
-    """Answer for every GPU in the catalogue, and each number of them that the job takes.
+    """Answer for each of some GPUs, and each number of them that the job takes.
 
     Changes of the same math are tried, unless the command line allows others. `like` is the same
     job, read before.
@@ -76,7 +78,8 @@ def card_table(
     allowed = source.given.get("allow")
     allow = Fidelity(allowed) if allowed else Fidelity.SAME_MATH
     worlds = _worlds(source, like, counts, allow)
-    questions = dict(_questions(worlds, host_bytes))
+    kinds = _kinds(cards)
+    questions = dict(_questions(worlds, kinds, host_bytes))
     first = next(iter(questions.values()))
     replay = trace_requested(
         first.predictor,
@@ -86,11 +89,11 @@ def card_table(
         ],
     )
     traced = time.monotonic()
-    replays = _by_card(replay, first, index)
+    replays = _by_card(replay, first, cards, index)
     answers = tuple(
         answer
         for (gpus, traits), question in questions.items()
-        for answer in _answers(question, gpus, _cards(traits), replays)
+        for answer in _answers(question, gpus, kinds[traits], replays)
     )
     peaks = ladder_peaks(first.request, first.prepared.ladder, first.capacity, replay)
     found = peaks.compared(first.request.job.asked, first.capacity, first.unmodelled)
@@ -108,8 +111,11 @@ def card_table(
 _Traits = tuple[bool, bool]
 
 
-def _cards(traits: _Traits) -> list[Card]:
-    return [card for card in CARDS if (card.bfloat16, card.hopper) == traits]
+def _kinds(cards: Sequence[Target]) -> dict[_Traits, list[Target]]:
+    kinds: dict[_Traits, list[Target]] = {}
+    for card in cards:
+        kinds.setdefault((card.bfloat16, card.hopper), []).append(card)
+    return kinds
 
 
 def _worlds(
@@ -130,35 +136,38 @@ def _worlds(
 
 
 def _questions(
-    worlds: Mapping[int, Prepared], host_bytes: int | None
+    worlds: Mapping[int, Prepared],
+    kinds: Mapping[_Traits, Sequence[Target]],
+    host_bytes: int | None,
 ) -> Iterator[tuple[tuple[int, _Traits], PlanQuestion]]:
     """Yield a question for each number of GPUs and each kind of them, on the largest of it."""
-    kinds = dict.fromkeys((card.bfloat16, card.hopper) for card in CARDS)
     like = None
     for gpus, prepared in worlds.items():
-        for bfloat16, hopper in kinds:
-            largest = max(card.usable_bytes for card in _cards((bfloat16, hopper)))
+        for (bfloat16, hopper), cards in kinds.items():
+            largest = max(card.device_bytes for card in cards)
             capacity = Capacity(device_bytes=largest, host_bytes=host_bytes)
             on = on_card(prepared, bfloat16=bfloat16, hopper=hopper)
             like = plan_question(on, capacity, like=like)
             yield (gpus, (bfloat16, hopper)), like
 
 
-def _by_card(replay: Replay, question: PlanQuestion, index: FitIndex | None) -> dict[str, Replay]:
+def _by_card(
+    replay: Replay, question: PlanQuestion, cards: Sequence[Target], index: FitIndex | None
+) -> dict[str, Replay]:
     """Return the predictions for each GPU, as earlier measurements on it correct them."""
-    replays = dict.fromkeys((card.name for card in CARDS), replay)
+    replays = dict.fromkeys((card.label for card in cards), replay)
     if index is None:
         return replays
     job, model = question.request.job, question.request.model
-    for card in CARDS:
-        ratios = index.ratios(history_key(job, model, card.name, replay.versions or {}))
+    for name in (card.name for card in cards if card.name is not None):
+        ratios = index.ratios(history_key(job, model, name, replay.versions or {}))
         if ratios.runs:
-            replays[card.name] = replace(replay, ratios=ratios)
+            replays[name] = replace(replay, ratios=ratios)
     return replays
 
 
 def _answers(
-    question: PlanQuestion, gpus: int, cards: Sequence[Card], replays: Mapping[str, Replay]
+    question: PlanQuestion, gpus: int, cards: Sequence[Target], replays: Mapping[str, Replay]
 ) -> Iterator[CardAnswer]:
     """Yield the answer for each GPU of a kind.
 
@@ -169,8 +178,8 @@ def _answers(
     has_engine = prepared.job.asked.engine_share is not None
     known: dict[int, LadderPeaks] = {}
     for card in cards:
-        replay = replays[card.name]
-        capacity = replace(question.capacity, device_bytes=card.usable_bytes)
+        replay = replays[card.label]
+        capacity = replace(question.capacity, device_bytes=card.device_bytes)
         here = plan_question(prepared, capacity, like=question) if has_engine else question
         peaks = None if has_engine else known.get(id(replay))
         if peaks is None:
@@ -178,7 +187,7 @@ def _answers(
             known[id(replay)] = peaks
         peaks = _requested_within(peaks, here, capacity, replay)
         found = peaks.compared(here.request.job.asked, capacity, here.unmodelled)
-        yield answer_for(card.name, gpus, found, capacity, here.unmodelled, refused=refused)
+        yield answer_for(card.label, gpus, found, capacity, here.unmodelled, refused=refused)
 
 
 def _requested_within(

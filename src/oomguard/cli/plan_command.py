@@ -11,10 +11,10 @@ import click
 from click.core import ParameterSource
 
 from oomguard.cli.cards_text import cards_document, print_cards
-from oomguard.cli.option_types import COUNT, SIZE
+from oomguard.cli.option_types import AUTO, SIZE, GpuCount
 from oomguard.cli.options import COMMAND, PLAN, WithCommand, as_json, flags, verbose
 from oomguard.cli.output import echo, print_json, print_page, secho
-from oomguard.cli.plan_cards import COUNTS, card_table
+from oomguard.cli.plan_cards import COUNTS, EACH_COUNT, card_table
 from oomguard.cli.plan_ci import ci_exit, ci_line, github_lines
 from oomguard.cli.plan_compare import (
     Compared,
@@ -33,7 +33,7 @@ from oomguard.cli.plan_sweep import (
     sweep_document,
 )
 from oomguard.cli.plan_table import print_plan
-from oomguard.cli.plan_target import ALL, JobSource, Target, named_target, target_here
+from oomguard.cli.plan_target import ALL, JobSource, Target, catalogue, named_target, target_here
 from oomguard.cli.prepare import Prepared
 from oomguard.cli.replayed_job import SIZES, replayed_job
 from oomguard.errors import UsageError
@@ -57,10 +57,10 @@ _FEWEST_COMPARED = 2
 @click.option("--gpu-memory", type=SIZE.flag_type, help="Memory of one GPU, e.g. 24GiB.")
 @click.option(
     "--gpus",
-    type=COUNT.flag_type,
+    type=GpuCount(),
     default=1,
-    metavar="N",
-    help="Number of GPUs (default: 1).",
+    metavar="N|auto",
+    help="Number of GPUs (default: 1); auto: the fewest with which the job fits.",
 )
 @click.option("--host-memory", type=SIZE.flag_type, help="Host memory of the machine, e.g. 64GiB.")
 @click.option(
@@ -125,12 +125,12 @@ def command(
     call = replace(call, verbose=verbose, as_json=as_json, as_csv=as_csv)
     one_gpu = {
         "--explain-terms": explain_terms, "--max": largest is not None, "--ci": ci,
-        "--sweep": bool(swept), "--compare": compare,
+        "--sweep": bool(swept), "--compare": compare, "--gpus auto": gpus == AUTO,
     }  # fmt: skip
     question = _question([name for name, is_asked in one_gpu.items() if is_asked])
     if as_csv and question not in ("--sweep", "--compare"):
         raise UsageError("--csv is for --sweep and --compare", next_step="Or use --json.")
-    if call.target is None:
+    if call.target is None or gpus == AUTO:
         _cards(call, question)
         return None
     _explain_target(call.target, call.prepared.job.world.size, call.gpus)
@@ -172,7 +172,7 @@ def _question(asked: Sequence[str]) -> str | None:
 class PlanCall:
     """One `oomguard plan`: the job, where it is planned for (None: every GPU), and the output.
 
-    `gpus` is how many were stated, None if none were.
+    `gpus` is how many were stated, None if none were, `AUTO` to find how many are needed.
     """
 
     source: JobSource
@@ -184,6 +184,13 @@ class PlanCall:
     verbose: bool = False
     as_json: bool = False
     as_csv: bool = False
+
+    @property
+    def counts(self) -> tuple[int, ...]:
+        """Return the numbers of GPUs to answer for where one plan is not enough."""
+        if self.gpus:
+            return (self.gpus,)
+        return EACH_COUNT if self.target else COUNTS
 
     def show(
         self,
@@ -226,7 +233,7 @@ def _call(
 
 def _cards(call: PlanCall, question: str | None) -> None:
     """Answer for every GPU that is known."""
-    if question is not None:
+    if question not in (None, "--gpus auto"):
         raise UsageError(
             f"{question} is about one GPU",
             next_step="Add --gpu NAME or --gpu-memory SIZE.",
@@ -234,10 +241,14 @@ def _cards(call: PlanCall, question: str | None) -> None:
     table = card_table(
         call.source,
         call.prepared.job,
-        (call.gpus,) if call.gpus else COUNTS,
+        call.counts,
+        (call.target,) if call.target else catalogue(),
         host_bytes=call.host_bytes,
         index=call.index,
     )
+    if call.target is not None and len(table.global_batches) == 1:
+        (gpus,) = table.global_batches
+        _note(f"--gpus auto has no effect: the job starts on {gpus} by its own settings")
     call.show(lambda: cards_document(table), lambda: print_cards(table, verbose=call.verbose))
 
 

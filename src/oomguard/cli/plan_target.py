@@ -10,9 +10,10 @@ from oomguard.cli.options import Stated
 from oomguard.cli.prepare import Prepared, prepare
 from oomguard.cli.starting_point import device_name, own_capacity
 from oomguard.errors import UsageError
-from oomguard.estimate.cards import card_named
+from oomguard.estimate.cards import CARDS, Card, card_named
 from oomguard.job.training_job import Job
 from oomguard.machine.gpus import Gpu
+from oomguard.units import show_bytes
 
 #: What `--gpu` takes for every GPU that is known.
 ALL = "all"
@@ -48,6 +49,25 @@ class Target:
     hopper: bool = False
     note: str | None = None
 
+    @property
+    def label(self) -> str:
+        """Return the name, or the size where there is none."""
+        return self.name or f"{show_bytes(self.device_bytes)} GPU"
+
+
+def catalogue() -> tuple[Target, ...]:
+    """Return every GPU that is known."""
+    return tuple(map(_target, CARDS))
+
+
+def _target(card: Card) -> Target:
+    return Target(
+        name=card.name,
+        device_bytes=card.usable_bytes,
+        bfloat16=card.bfloat16,
+        hopper=card.hopper,
+    )
+
 
 def named_target(gpu: str | None, gpu_memory: int | None) -> Target | None:
     """Return the GPU that the command line names, None if it names none.
@@ -64,13 +84,7 @@ def named_target(gpu: str | None, gpu_memory: int | None) -> Target | None:
         return Target(name=None, device_bytes=gpu_memory)
     if gpu is None:
         return None
-    card = card_named(gpu)
-    return Target(
-        name=card.name,
-        device_bytes=card.usable_bytes,
-        bfloat16=card.bfloat16,
-        hopper=card.hopper,
-    )
+    return _target(card_named(gpu))
 
 
 def target_here(prepared: Prepared, here: Sequence[Gpu]) -> Target | None:
