@@ -82,6 +82,26 @@ def test_predictions_name_no_framework(package):
     assert named == []
 
 
+# --- Files ---
+
+#: These run by themselves, without oomguard's modules.
+ALONE = ("monitor", "tracer", "watchdog.py", "present.py")
+
+
+def test_what_is_at_a_path_is_asked_where_not_being_allowed_is_no_error():
+    """`Path.exists()` raises in a folder that may not be entered: `present.exists` does not."""
+    raising = {"exists", "is_file", "is_dir", "expanduser", "home"}
+    found = [
+        f"{path.relative_to(SRC)}:{node.lineno}"
+        for path in SOURCES
+        if not set(path.relative_to(SRC).parts) & set(ALONE)
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute)
+        if node.func.attr in raising and not node.args
+    ]
+    assert found == []
+
+
 # --- Purity ---
 
 CONTRACT = next(
@@ -95,7 +115,7 @@ CONTRACT = next(
 IO_CALLS = {
     "open", "read_text", "read_bytes", "write_text", "write_bytes", "mkdir", "unlink", "rmdir",
     "iterdir", "glob", "rglob", "exists", "is_file", "is_dir", "stat", "touch", "rename",
-    "resolve", "samefile", "symlink_to", "scandir", "listdir",
+    "resolve", "samefile", "symlink_to", "scandir", "listdir", "is_folder", "is_hidden", "expanded",
 }  # fmt: skip
 IO_MODULES = {"socket", "subprocess", "shutil", "tempfile", "sqlite3", "io", "glob", "fcntl"}
 

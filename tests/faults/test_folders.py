@@ -148,11 +148,8 @@ def test_a_link_given_for_a_folder_is_not_followed(folder, capsys, option, targe
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="another user is needed")
-def test_a_run_folder_that_is_read_only_for_an_unprivileged_user_is_refused(folder):
-    folder.chmod(0o755)
-    for parent in folder.parents[:-2]:
-        parent.chmod(parent.stat().st_mode | 0o055)
-    runs = folder / "runs"
+def test_a_run_folder_that_is_read_only_for_an_unprivileged_user_is_refused(open_folder):
+    runs = open_folder / "runs"
     runs.mkdir(mode=0o555)
     code = (
         "import os, sys\nfrom pathlib import Path\nfrom oomguard.run.folder import RunFolder\n"

@@ -151,13 +151,11 @@ def test_few_descriptors_are_enough(tmp_path, count):
 
 @pytest.mark.skipif(os.geteuid() != 0, reason=ROOT_ONLY)
 @pytest.mark.parametrize("what", ["file", "folder"])
-def test_strategies_of_another_user_that_cannot_be_read_are_named(tmp_path, what):
-    mine = tmp_path / "mine"
+def test_strategies_of_another_user_that_cannot_be_read_are_named(open_folder, what):
+    mine = open_folder / what
     mine.mkdir()
     (mine / "001_mine.py").write_text("raise RuntimeError('this must not run')")
     mine.chmod(0o755)
-    for parent in [tmp_path, *tmp_path.parents[:-2]]:
-        parent.chmod(parent.stat().st_mode | 0o055)
     (mine if what == "folder" else mine / "001_mine.py").chmod(0o000)
     code = (
         "import os, sys\nfrom pathlib import Path\nfrom oomguard.ladder.load import _files, _load\n"

@@ -254,3 +254,16 @@ def test_the_files_are_not_touched_by_a_user_who_may_not_write_them(folder, refu
         assert "cannot write to the run folder" in refused("launch", "train.yaml")
     finally:
         folder.chmod(0o700)
+
+
+def test_a_home_folder_that_is_not_known_is_no_fault(refused):
+    model = ("--model_name_or_path", "~nobody-of-that-name/model")
+    message = refused("plan", "--gpu", "3090", "--", *COMMAND, *model)
+    assert "unknown model '~nobody-of-that-name/model'" in message
+
+
+def test_a_working_directory_that_was_deleted_is_named(folder, monkeypatch, refused):
+    (folder / "gone").mkdir()
+    monkeypatch.chdir(folder / "gone")
+    (folder / "gone").rmdir()
+    assert refused("launch", "--", *COMMAND).startswith("the working directory was deleted")

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import yaml
 
+from oomguard import present
 from oomguard.catalogue import shipped
 from oomguard.errors import ConfigError, Where, did_you_mean
 from oomguard.estimate.architecture import Architecture, from_config, from_gpt_config
@@ -88,14 +89,14 @@ def find_tokenizer(
     name: str, *, cwd: Path, environment: Mapping[str, str] = os.environ
 ) -> Path | None:
     """Return the file of a model's tokenizer, in its folder or in the local hub cache."""
-    own = cwd / Path(name).expanduser() / "tokenizer.json"
-    if own.is_file():
+    own = cwd / present.expanded(name) / "tokenizer.json"
+    if present.is_file(own):
         return own
     return next(iter(reversed(_cached(name, "tokenizer.json", environment))), None)
 
 
 def _folder(name: str, cwd: Path) -> Model | None:
-    path = cwd / Path(name).expanduser()
+    path = cwd / present.expanded(name)
     for file, family in (("model_config.yaml", Family.LITGPT), ("config.json", Family.HF)):
         text = _read(path / file)
         if text is not None:
@@ -115,10 +116,10 @@ def _cache(name: str, environment: Mapping[str, str]) -> Model | None:
 
 def _cached(name: str, file: str, environment: Mapping[str, str]) -> list[Path]:
     """List the snapshots of a file in the local hub cache."""
-    home = Path(environment.get("HF_HOME") or Path.home() / ".cache" / "huggingface")
+    home = Path(environment.get("HF_HOME") or present.expanded("~/.cache/huggingface"))
     hub = Path(environment.get("HF_HUB_CACHE") or home / "hub")
     folder = hub / f"models--{name.replace('/', '--')}" / "snapshots"
-    return sorted(folder.glob(f"*/{file}")) if folder.is_dir() else []
+    return sorted(folder.glob(f"*/{file}")) if present.is_folder(folder) else []
 
 
 def _asked(

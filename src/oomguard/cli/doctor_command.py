@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import click
 
 from oomguard.cli.checkup import Health, look_at
 from oomguard.cli.options import as_json
 from oomguard.cli.output import echo, print_json, secho
-from oomguard.machine.interpreter import find
+from oomguard.machine.interpreter import find, working_folder
 
 _COLOURS = {Health.OK: "green", Health.OPTIONAL: "yellow", Health.PROBLEM: "red"}
 
@@ -26,7 +24,7 @@ def command(python: str | None, as_json: bool) -> None:
 
     Nothing is trained and nothing is changed.
     """
-    findings = look_at(find(("python3",), cwd=Path.cwd(), python=python))
+    findings = look_at(find(("python3",), cwd=working_folder(), python=python))
     if as_json:
         print_json({"findings": list(findings)})
         return

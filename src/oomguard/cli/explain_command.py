@@ -14,6 +14,7 @@ from typing import IO, TYPE_CHECKING
 import click
 import msgspec
 
+from oomguard import present
 from oomguard.cli.compressed import opened
 from oomguard.cli.log_folder import judge_folder
 from oomguard.cli.next_steps import Failed, next_steps
@@ -81,7 +82,7 @@ def command(
     A folder is read as the logs of the ranks of one job; - reads stdin.
     """
     told = _Framework(_named(framework) if framework else None)
-    if log.is_dir():
+    if present.is_folder(log):
         story = judge_folder(log, lambda path: _judge(path, exit_code, told))
         verdict, files = story.verdict, story.files
     else:

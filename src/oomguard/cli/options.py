@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 import click
 import msgspec
 
+from oomguard import present
 from oomguard.cli.option_types import (
     ARGUMENTS,
     COUNT,
@@ -256,15 +257,15 @@ verbose = click.option(
 
 def run_folder(run: Path) -> Path:
     """Return the folder of a run that was named by it, by a file in it, or under oomguard-runs."""
-    if run.is_file():
+    if present.is_file(run):
         return run.parent
     named = Path(RUNS) / run
-    return named if not run.exists() and named.exists() else run
+    return named if not present.exists(run) and present.exists(named) else run
 
 
 def report_place(run: Path) -> Path:
     """Return where a report is: a JSON file that was named itself, else the run's folder."""
-    return run if run.is_file() and run.suffix == ".json" else run_folder(run)
+    return run if present.is_file(run) and run.suffix == ".json" else run_folder(run)
 
 
 class WithCommand(click.Command):

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from pathlib import Path
 
+from oomguard import present
 from oomguard.adapters.contract import Adapter, Claim, JobRequest
 from oomguard.adapters.registry import ADAPTERS, adapter_named, detect, detect_command
 from oomguard.adapters.wrappers import Unwrapped, unwrap, unwrap_script
@@ -24,7 +25,13 @@ from oomguard.ladder.climb import Framework, Ladder
 from oomguard.ladder.load import load_strategies, select
 from oomguard.ladder.strategy_contract import Fidelity, Strategy
 from oomguard.machine.gpus import gpus
-from oomguard.machine.interpreter import Interpreter, find, find_or_guess, python_of_wrapper
+from oomguard.machine.interpreter import (
+    Interpreter,
+    find,
+    find_or_guess,
+    python_of_wrapper,
+    working_folder,
+)
 from oomguard.machine.job_tokenizer import JobTokenizer
 from oomguard.process.limits import CapBy, Caps
 from oomguard.run.events import Limits
@@ -173,12 +180,14 @@ def load(path: Path) -> Loaded:
 
 
 def _config_text(path: Path) -> str:
-    if path.is_dir():
+    if present.is_folder(path):
         raise _error("is a folder, not a config file", path, "Pass the YAML file in it.")
-    if not path.exists():
-        names = [file.name for file in path.parent.iterdir()] if path.parent.is_dir() else []
+    if present.is_hidden(path):
+        raise _error("cannot be read: Permission denied", path, "Fix the permissions.")
+    if not present.exists(path):
+        names = [file.name for file in path.parent.glob("*")]
         raise _error("does not exist", path, did_you_mean(path.name, names))
-    if not path.is_file():
+    if not present.is_file(path):
         raise _error("is not a regular file", path)
     try:
         with path.open("rb") as file:
@@ -213,7 +222,7 @@ def _job(
     like: Job | None,
 ) -> Job:
     """Read the job for this machine, or for one with `planned_gpus`."""
-    cwd, argv = Path.cwd(), unwrapped.argv
+    cwd, argv = working_folder(), unwrapped.argv
     here = gpus() if planned_gpus is None else ()
     if planned_gpus is None:
         python = options.python
@@ -293,7 +302,7 @@ def _read(
     env = {**os.environ, **interpreter.env, **unwrapped.env}
     request = JobRequest(
         argv=unwrapped.argv,
-        cwd=str(Path.cwd()),
+        cwd=str(working_folder()),
         source=loaded.source if loaded else None,
         env={name: value for name, value in env.items() if value is not None},
         gpus=cards,

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import click
 
+from oomguard import present
 from oomguard.cli.options import as_json, report_place
 from oomguard.cli.output import echo, print_json
 from oomguard.cli.plan_text import show_plan
@@ -26,7 +27,7 @@ def command(run: Path, as_json: bool) -> None:
     RUN is a run folder, its name under oomguard-runs, or a fit-report.json.
     """
     place = report_place(run)
-    record = None if place.is_file() else stored_record(place)
+    record = None if present.is_file(place) else stored_record(place)
     if record is not None:
         if as_json:
             print_json(_document(record))

@@ -7,6 +7,7 @@ import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from oomguard import present
 from oomguard.dataset.lengths import data_file, records_in
 from oomguard.job.provenance import DataFile, DataFingerprint, LengthSummary
 from oomguard.job.training_job import Lengths
@@ -82,7 +83,7 @@ def _samples(path: Path) -> int | None:
 
 
 def _files(path: Path) -> Iterator[Path]:
-    if path.is_file():
+    if present.is_file(path):
         yield path
         return
     for folder, _, names in os.walk(path):

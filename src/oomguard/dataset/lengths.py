@@ -16,6 +16,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
+from oomguard import present
 from oomguard.dataset.image_size import Size, size_of
 from oomguard.job.memory_settings import MemorySettings
 from oomguard.job.training_job import BY_TOKENIZER, Job, Lengths
@@ -237,9 +238,9 @@ def _samples(path: Path, cwd: Path, columns: tuple[str, ...]) -> Iterator[_Sampl
 
 def data_file(path: Path) -> Path:
     """Find a data set's file: itself, a folder's only one, or what `dataset_info.json` says."""
-    if path.is_file():
+    if present.is_file(path):
         return path
-    if path.is_dir():
+    if present.is_folder(path):
         files = [one for one in path.glob("*.json*") if one.name != "dataset_info.json"]
         return files[0] if len(files) == 1 else path
     try:
@@ -303,7 +304,7 @@ def _shorter_of_pair(record: Mapping[str, Any]) -> str | None:
 def _found(name: str, folders: tuple[Path, ...]) -> Path:
     """Return where an image lies; in the first folder where it lies in none."""
     places = [folder / name for folder in folders]
-    return next((place for place in places if place.is_file()), places[0])
+    return next((place for place in places if present.is_file(place)), places[0])
 
 
 def _turns(messages: list[Any]) -> Iterator[tuple[str, bool]]:

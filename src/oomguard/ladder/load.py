@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 
+from oomguard import present
 from oomguard.errors import StrategyError, Where, did_you_mean
 from oomguard.ladder.climb import CLASSIC
 from oomguard.ladder.strategy_contract import Fidelity, Remedy, Strategy
@@ -22,7 +23,7 @@ _NAME = re.compile(r"(?P<order>\d+)_(?P<id>[a-z][a-z0-9_]*)\.py")
 
 def own_folder() -> Path:
     """Return the folder of the default ladder."""
-    found = next((place for place in _PLACES if place.is_dir()), None)
+    found = next((place for place in _PLACES if present.is_folder(place)), None)
     if found is None:
         raise StrategyError(
             "the strategies that come with oomguard are missing",
@@ -142,7 +143,7 @@ def _wrong_field(strategy: Strategy) -> str | None:
 
 
 def _execute(path: Path, name: str) -> ModuleType:
-    if path.exists() and not path.is_file():  # reading a pipe would wait for ever
+    if present.exists(path) and not present.is_file(path):  # reading a pipe would wait for ever
         raise StrategyError("this is not a regular file", where=Where(file=str(path)))
     spec = importlib.util.spec_from_file_location(f"oomguard_strategy_{name}", path)
     if spec is None or spec.loader is None:

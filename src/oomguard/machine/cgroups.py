@@ -16,6 +16,8 @@ from pathlib import Path, PurePosixPath
 
 import psutil
 
+from oomguard import present
+
 PROC = Path("/proc")
 _PREFIX = "oomguard"
 _REMOVE_S, _REMOVE_POLL_S = 1.0, 0.01
@@ -59,7 +61,7 @@ class Cgroup:
         child = Cgroup(folder=self.folder / name, version=self.version)
         child.folder.mkdir()
         try:
-            if self.version == 2 and not (child.folder / "memory.events").exists():  # noqa: PLR2004
+            if self.version == 2 and not present.exists(child.folder / "memory.events"):  # noqa: PLR2004
                 (self.folder / "cgroup.subtree_control").write_text("+memory")
                 (child.folder / "memory.events").read_text()
         except OSError:
@@ -87,15 +89,15 @@ class Cgroup:
     def remove(self) -> bool:
         """Remove it, waiting briefly for its last processes; return whether it is gone."""
         deadline = time.monotonic() + _REMOVE_S
-        while self.folder.exists():
+        while present.exists(self.folder):
             for folder in reversed(list(self._folders())):
                 with suppress(OSError):
                     folder.rmdir()
             if time.monotonic() > deadline:
                 break
-            if self.folder.exists():
+            if present.exists(self.folder):
                 time.sleep(_REMOVE_POLL_S)
-        return not self.folder.exists()
+        return not present.exists(self.folder)
 
     def _write(self, name: str, value: int) -> None:
         with (self.folder / name).open("r+") as file:  # never creates what the kernel lacks
@@ -122,7 +124,7 @@ def name_for(mark: str) -> str:
 def own_cgroup(procfs: Path = PROC) -> Cgroup | None:
     """Find the memory cgroup that this process is in, v1 before v2; None if there is none."""
     for group in own_groups(procfs):
-        if group.folder.is_dir():
+        if present.is_folder(group.folder):
             return Cgroup(folder=group.folder, version=group.version)
     return None
 

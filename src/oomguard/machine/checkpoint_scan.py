@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from oomguard import present
 from oomguard.job.checkpoint import Checkpoint, Layout
 
 _HEADER_LENGTH_BYTES = 8  # of a safetensors file, little endian, before the JSON header
@@ -58,12 +59,12 @@ def is_whole(path: Path, step: int, needs: tuple[str, ...]) -> bool:
     A need may name alternatives: `optimizer.pt|optimizer.bin`.
     """
     try:
-        if (path / _UNDER_WAY).exists():
+        if present.exists(path / _UNDER_WAY):
             return False
         for need in needs:
             if not any(any(path.glob(glob)) for glob in need.split("|")):
                 return False
-        return all(_is_sound(file, step) for file in path.rglob("*") if file.is_file())
+        return all(_is_sound(file, step) for file in path.rglob("*") if present.is_file(file))
     except OSError:
         return False
 
@@ -73,7 +74,9 @@ def _candidates(layout: Layout) -> list[tuple[Path, int]]:
         entries = sorted(Path(layout.folder).iterdir())
     except OSError:
         return []
-    matches = [(path, re.fullmatch(layout.name, path.name)) for path in entries if path.is_dir()]
+    matches = [
+        (path, re.fullmatch(layout.name, path.name)) for path in entries if present.is_folder(path)
+    ]
     return [(path, int(match["step"])) for path, match in matches if match]
 
 

@@ -14,7 +14,8 @@ from pathlib import Path
 
 import msgspec
 
-from oomguard.errors import FrameworkError, Where
+from oomguard import present
+from oomguard.errors import FrameworkError, UsageError, Where
 from oomguard.job.provenance import JobPython
 
 #: What strategies may need, by the name that is imported.
@@ -52,6 +53,20 @@ class Interpreter:
     python: str
     packages: frozenset[str]
     env: Mapping[str, str]
+
+
+def working_folder() -> Path:
+    """Return the folder that oomguard was started in.
+
+    Raises:
+        UsageError: if it was deleted since.
+    """
+    try:
+        return Path.cwd()
+    except FileNotFoundError as error:
+        raise UsageError(
+            "the working directory was deleted", next_step="Change to a folder that exists."
+        ) from error
 
 
 def find(argv: tuple[str, ...], *, cwd: Path, python: str | None) -> Interpreter:
@@ -133,9 +148,11 @@ def facts_of(python: str, packages: Iterable[str]) -> JobPython:
 
 def _path_with(python: str) -> dict[str, str]:
     path = Path(python)
-    if not (path.is_file() and os.access(path, os.X_OK)):
+    if not (present.is_file(path) and os.access(path, os.X_OK)):
         raise FrameworkError(
-            "there is no such Python",
+            "there is no such Python"
+            if not present.is_hidden(path)
+            else "this Python cannot be started: Permission denied",
             where=Where(file=python, key="--python"),
             next_step="Pass the path of the interpreter, for example .venv/bin/python.",
         )
@@ -145,7 +162,7 @@ def _path_with(python: str) -> dict[str, str]:
 
 def _program(name: str, cwd: Path, search: str, python: str | None) -> Path:
     candidate = cwd / name if os.sep in name else Path(shutil.which(name, path=search) or "")
-    if candidate.is_file() and os.access(candidate, os.X_OK):
+    if present.is_file(candidate) and os.access(candidate, os.X_OK):
         return candidate
     beside = f" beside {python} or" if python else ""
     raise FrameworkError(
@@ -164,7 +181,7 @@ def _python_of(program: Path) -> str:
         head = b""
     match = next((m for m in (rule.search(head) for rule in _SHEBANGS) if m), None)
     named = match["python"].decode(errors="replace") if match else ""
-    return named if Path(named).is_file() else shutil.which("python3") or "python3"
+    return named if present.is_file(Path(named)) else shutil.which("python3") or "python3"
 
 
 def _packages(python: str) -> frozenset[str]:

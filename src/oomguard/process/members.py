@@ -18,6 +18,7 @@ from pathlib import Path
 
 import psutil
 
+from oomguard import present
 from oomguard.machine.cgroups import Cgroup
 
 MARK = "OOMGUARD_MARK"
@@ -48,7 +49,7 @@ def become_subreaper() -> None:
 
 def table() -> list[Row]:
     """Return all visible processes; one read for each, as a node may have thousands."""
-    if _PROC.joinpath("self/stat").exists():
+    if present.exists(_PROC.joinpath("self/stat")):
         rows = (read_row(int(name)) for name in os.listdir(_PROC) if name.isdigit())  # noqa: PTH208
         return [row for row in rows if row is not None]
     return list(_portable_table())

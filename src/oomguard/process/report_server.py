@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
+from oomguard import present
 from oomguard.process.messages import Emit, Lines, receive
 from oomguard.redact import Known
 
@@ -106,7 +107,7 @@ class ReportServer:
         for path in sorted(self.buffer.glob("*.jsonl")):
             tail = self._files.setdefault(path, _Tail())
             with suppress(OSError):
-                if not path.is_file():  # a FIFO would block
+                if not present.is_file(path):  # a FIFO would block
                     continue
                 with path.open("rb") as file:
                     file.seek(tail.read_bytes)

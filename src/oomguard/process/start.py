@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping
 from contextlib import ExitStack
 from pathlib import Path
 
-from oomguard import monitor
+from oomguard import monitor, present
 from oomguard.errors import FrameworkError, OomguardError, RunFolderError, UsageError, Where
 from oomguard.job.command import Command, File
 from oomguard.machine.atomic_write import write_text
@@ -215,7 +215,7 @@ def _spawn(
     try:
         child = Child(spec, running.exited)
     except (OSError, ValueError) as error:
-        if not Path(command.cwd).is_dir():
+        if not present.is_folder(Path(command.cwd)):
             raise UsageError(
                 "the working directory does not exist",
                 where=Where(file=command.cwd),

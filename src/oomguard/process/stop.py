@@ -13,6 +13,7 @@ from typing import Protocol
 
 import psutil
 
+from oomguard import present
 from oomguard.machine.cgroups import Cgroup
 from oomguard.process.members import Row, identified, mark_of, table
 
@@ -121,7 +122,7 @@ def cgroup_left(folder: str | None) -> Cgroup | None:
     """Return the memory cgroup of an attempt, if it still exists."""
     if folder is None or not Path(folder).name.startswith("oomguard-"):
         return None
-    if not Path(folder).is_dir():
+    if not present.is_folder(Path(folder)):
         return None
-    version = 1 if (Path(folder) / "memory.oom_control").exists() else 2
+    version = 1 if present.exists(Path(folder) / "memory.oom_control") else 2
     return Cgroup(folder=Path(folder), version=version)

@@ -23,6 +23,7 @@ from pathlib import Path
 import msgspec
 from filelock import FileLock, Timeout
 
+from oomguard import present
 from oomguard.errors import RunFolderError, Where
 from oomguard.job.training_job import Job
 from oomguard.machine.atomic_write import write_text
@@ -70,14 +71,14 @@ class RunFolder:
             RunFolderError: if it is locked, holds a run, is not writable or the disk is full.
         """
         path = base.absolute() / name
-        for given in (base, path):
-            _check_no_link(given)
         try:
+            for given in (base, path):
+                _check_no_link(given)
             path.mkdir(mode=0o700, parents=True, exist_ok=True)
             path.chmod(0o700)
             _check_room(path)
             lock = _hold(path)
-            if (path / EVENTS).exists():
+            if present.exists(path / EVENTS):
                 lock.release()
                 raise RunFolderError(
                     "the folder already holds a run",
@@ -99,7 +100,7 @@ class RunFolder:
         """
         path = path.absolute()
         events = path / EVENTS
-        if not events.is_file():
+        if not present.is_file(events):
             raise no_run(path)
         try:
             lock = _hold(path)
@@ -258,7 +259,13 @@ def final_folder(run: str) -> str:
 
 
 def no_run(folder: Path) -> RunFolderError:
-    """Return the error for a folder that holds no run."""
+    """Return the error for a folder that holds no run, or in which one may not look for it."""
+    if present.is_hidden(folder / EVENTS):
+        return RunFolderError(
+            "cannot read this folder: Permission denied",
+            where=Where(file=str(folder)),
+            next_step="Ask the owner of the run, or fix the permissions.",
+        )
     return RunFolderError(
         "there is no run in this folder",
         where=Where(file=str(folder)),

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import msgspec
 
+from oomguard import present
 from oomguard.errors import OomguardError, RunFolderError, Where
 from oomguard.run.event_log import parse_history
 from oomguard.run.events import Status
@@ -36,7 +37,7 @@ def stored_record(run: Path) -> RunRecord | None:
     Raises:
         RunFolderError: if there is no run, or its events are damaged.
     """
-    if (run / REPORT).exists() or not (run / EVENTS).is_file():
+    if present.exists(run / REPORT) or not present.is_file(run / EVENTS):
         return None
     try:
         return _record(run)
@@ -55,11 +56,11 @@ def stored_report(run: Path) -> FitReport:
     Raises:
         RunFolderError: if there is no run, it has not ended, or its report is damaged.
     """
-    path = run if run.is_file() else run / REPORT
+    path = run if present.is_file(run) else run / REPORT
     try:
         return from_json(path.read_bytes())
     except FileNotFoundError as error:
-        if not (run / EVENTS).is_file():
+        if not present.is_file(run / EVENTS):
             raise no_run(run) from error
         raise RunFolderError(
             "this run has no fit-report yet: it goes on, or was cut off",
@@ -73,7 +74,7 @@ def stored_report(run: Path) -> FitReport:
             f"the fit-report is damaged, or of a newer oomguard: {error}",
             where=Where(file=str(path)),
             next_step="Check that it is a fit-report.json, and whole."
-            if run.is_file()
+            if present.is_file(run)
             else f"Write it again from the run's events: oomguard resume {run}",
         ) from error
 
@@ -93,7 +94,7 @@ def past_runs(parent: Path) -> list[PastRun]:
         RunFolderError: if the folder cannot be read.
     """
     try:
-        folders = [folder for folder in parent.iterdir() if (folder / EVENTS).is_file()]
+        folders = [folder for folder in parent.iterdir() if present.is_file(folder / EVENTS)]
     except OSError as error:
         raise RunFolderError(
             f"cannot read the folder of runs: {error.strerror or error}",

@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar
 
+from oomguard import present
 from oomguard.evidence.case import TRAINED
 from oomguard.evidence.signatures import BY_ID, Reading
 from oomguard.evidence.verdict import Confidence, Finding, Kind, Verdict, Witness
@@ -163,7 +164,7 @@ def _loss(folder: Path) -> LossEnds | None:
 def _buffered(folder: Path) -> Iterator[Report]:
     """Yield the reports that processes of the job wrote to files, for lack of the socket."""
     for path in sorted((folder / "buffer").glob("*.jsonl")):
-        if path.is_file():
+        if present.is_file(path):
             yield from _reports(path)
 
 
