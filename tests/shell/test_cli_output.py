@@ -63,7 +63,11 @@ def test_a_launch_gives_exactly_one_document_on_stdout(tmp_path, status):
     done = run(tmp_path, "launch", "--json", "--name", "r", *CAPPED, "--", *job)
     assert done.returncode == exit_code, done.stderr
     document = json.loads(done.stdout)
-    assert set(document) == {"status", "run", "attempts", "final_config", "fit_report"}
+    assert set(document) == {
+        *("status", "reason", "run", "attempts", "changes", "fidelity", "shortfall"),
+        *("final_config", "fit_report"),
+    }
+    assert (document["shortfall"] is not None) == (status == "exhausted")
     assert document["status"] == status
     assert document["run"] == str(tmp_path / "oomguard-runs" / "r")
     assert document["attempts"] == json.loads(Path(document["fit_report"]).read_text())["attempts"]

@@ -76,6 +76,7 @@ def test_a_report_says_how_it_ended_what_changed_and_each_attempt(capsys, parent
         "out of host memory",
         "finished",
     ]
+    assert "To run it elsewhere: `oomguard reproduce fit-report.json --root DIR`\n" in text
     assert len(text) < 5000
 
 

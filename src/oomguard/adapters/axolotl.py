@@ -15,6 +15,7 @@ from oomguard.adapters.axolotl_cut_losses import CUT
 from oomguard.adapters.axolotl_methods import ADAPTER
 from oomguard.adapters.config_adapter import Refusal
 from oomguard.adapters.contract import JobRequest, Marks
+from oomguard.adapters.data_names import in_entries, in_folder
 from oomguard.adapters.fields import Binding, Bindings, Edits, Key, flag, number
 from oomguard.adapters.hf import training_arguments as hf
 from oomguard.adapters.hf.trainer_adapter import (
@@ -450,6 +451,12 @@ class Axolotl(TrainerAdapter):
         if cuts and model_type in CUT:  # which knows more models than Liger does
             found = replace(found, asked=replace(found.asked, loss_kernel=kernel))
         return found
+
+    def data(self, job: Job) -> tuple[str, ...]:
+        """Return the training data sets, those of pretraining among them."""
+        settings = self.of_job(job).settings
+        keys = ("datasets", "pretraining_dataset")
+        return in_folder((name for key in keys for name in in_entries(settings.get(key))), job.cwd)
 
     def memory_settings(self, job: Job) -> MemorySettings:
         """Read what decides the memory; `lora_target_linear` adapts every linear layer."""

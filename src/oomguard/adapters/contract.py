@@ -200,6 +200,10 @@ class Adapter(ABC):
         """Return the seed that the job states; None where it leaves it to the framework."""
         return None
 
+    def data(self, job: Job) -> tuple[str, ...]:
+        """Return the data sets that the job names: paths in its folder, which need not exist."""
+        return self.memory_settings(job).data
+
     def memory_settings(self, job: Job) -> MemorySettings:
         """Return what decides the job's memory besides its plan; the default leaves it unknown."""
         return MemorySettings()

@@ -19,6 +19,7 @@ from oomguard.adapters import (
 )
 from oomguard.adapters.config_adapter import Refusal, not_training
 from oomguard.adapters.contract import JobRequest, Marks
+from oomguard.adapters.data_names import in_folder, of_swift
 from oomguard.adapters.fields import Binding, Bindings, Edits, Key, flag, number
 from oomguard.adapters.hf import training_arguments as hf
 from oomguard.adapters.hf.liger import NOT_FUSED
@@ -399,6 +400,10 @@ class MsSwift(TrainerAdapter):
     def unbound(self, job: Job, plan: Plan) -> tuple[str, ...]:
         """Return the fields that no single key holds."""
         return (*super().unbound(job, plan), "generation_batch")
+
+    def data(self, job: Job) -> tuple[str, ...]:
+        """Return the training data sets."""
+        return in_folder(of_swift(self.of_job(job).settings.words("dataset")), job.cwd)
 
     def memory_settings(self, job: Job) -> MemorySettings:
         """Read what decides the memory; LoRA goes to all linear layers unless a setting says."""

@@ -16,6 +16,7 @@ import yaml
 from oomguard.adapters import fields, launchers, trl_generation, trl_methods
 from oomguard.adapters.config_adapter import Refusal
 from oomguard.adapters.contract import JobRequest, Marks
+from oomguard.adapters.data_names import in_entries, in_folder
 from oomguard.adapters.fields import Binding, Bindings, Edits, Key, flag
 from oomguard.adapters.hf import accelerate
 from oomguard.adapters.hf import training_arguments as hf
@@ -386,6 +387,11 @@ class Trl(TrainerAdapter):
             key = accelerate.FILE if word else _ACCELERATE.name
             invocation = replace(invocation, settings=settings.set(key, files[0].path))
         return invocation, files
+
+    def data(self, job: Job) -> tuple[str, ...]:
+        """Return the data set, or those of a mixture (`datasets`)."""
+        mixture = in_entries(self.of_job(job).settings.get("datasets"))
+        return in_folder(mixture, job.cwd) or super().data(job)
 
     def memory_settings(self, job: Job) -> MemorySettings:
         """Return what decides the memory besides the plan."""

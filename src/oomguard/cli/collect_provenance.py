@@ -41,7 +41,7 @@ def environment_of(job: Job) -> Environment:
 
 def data_of(job: Job, adapter: Adapter) -> DataFingerprint | None:
     """Return what identifies the job's data; None where the job does not say what it reads."""
-    settings, seed = adapter.memory_settings(job), adapter.seed(job)
-    if not settings.data and seed is None:
+    data, seed = adapter.data(job), adapter.seed(job)
+    if not data and seed is None:
         return None
-    return fingerprint(settings.data, Path(job.cwd), lengths=job.lengths, seed=seed)
+    return fingerprint(data, Path(job.cwd), lengths=job.lengths, seed=seed)

@@ -11,7 +11,7 @@ from oomguard.cli.peak_text import peaks
 from oomguard.cli.plan_text import COSTS, counted, show_changes, show_plan, skipped_lines
 from oomguard.cli.provenance_lines import data_line, environment_facts
 from oomguard.cli.report_style import SCRIPT, STYLE, policy
-from oomguard.cli.report_text import loss_line, result_text
+from oomguard.cli.report_text import REPRODUCE, loss_line, result_text
 from oomguard.cli.run_lines import (
     STATUSES,
     begin_line,
@@ -122,6 +122,9 @@ def _overview(report: FitReport) -> Iterator[Markup]:
         use = "To train it without oomguard:" if fits else "The last attempt, without oomguard:"
         yield element("p", use, class_="soft")
         yield copied(joined(report.command), "command", language="command")
+    if report.reproduction is not None:
+        yield element("p", "To run it elsewhere, where DIR is a copy of the job:", class_="soft")
+        yield copied(joined(REPRODUCE), "reproduce", language="command")
 
 
 def _limits(report: FitReport) -> str:

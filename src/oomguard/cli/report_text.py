@@ -21,6 +21,8 @@ from oomguard.run.events import Status
 from oomguard.run.report import AttemptReport, FitReport
 from oomguard.units import show_bytes, show_seconds
 
+#: What runs a config that fits again.
+REPRODUCE = "oomguard reproduce fit-report.json --root DIR"
 #: A longer diff is cut off: the report is to be read in an issue.
 DIFF_LINES = 40
 
@@ -52,6 +54,14 @@ def markdown(report: FitReport) -> Iterator[str]:
     if report.config_diff:
         yield ""
         yield from _diff(report.config_diff)
+    yield from _end(report)
+
+
+def _end(report: FitReport) -> Iterator[str]:
+    """Yield how to run it again, and where it ran."""
+    if report.reproduction is not None:
+        yield ""
+        yield f"To run it elsewhere: `{REPRODUCE}`"
     yield ""
     where = f"; {environment_line(report.environment)}" if report.environment else ""
     yield f"<sub>oomguard {report.oomguard}, run {report.run}, {report.at}{where}</sub>"
