@@ -13,6 +13,8 @@ import pytest
 
 from generators import make_job
 from oomguard.catalogue.lookup import find_model
+from oomguard.cli.main import main
+from oomguard.estimate.cards import CARDS
 from oomguard.estimate.memory import Fits
 from oomguard.job.memory_settings import (
     Family,
@@ -41,7 +43,7 @@ from oomguard.predict.replay import trace_requested
 from oomguard.predict.trace_client import TraceClient, tracer_of
 from oomguard.predict.trace_request import traced_with
 from oomguard.units import GIB, MIB
-from shapes import FACTORY, LITGPT, LORA, replace
+from shapes import FACTORY, LITGPT, LLAMA_YAML, LORA, replace
 
 try:
     import tomllib
@@ -469,3 +471,48 @@ def test_why_nothing_was_traced_is_a_note(stand):
     assert "not traced: experts cannot be traced" in found.notes
     alone = trace_requested(Predictor(), [ask(LORA)])(ask(LORA))
     assert any("estimates are analytic" in note for note in alone.notes)
+
+
+@pytest.fixture
+def traced_plan(stand, tmp_path, monkeypatch, capsys):
+    """`oomguard plan` in a Python that traces, for Llama-3-8B; the same file in every call."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "own-cache"))
+    monkeypatch.setattr("oomguard.cli.plan_command.gpus_here", tuple)
+    file = tmp_path / "train.yaml"
+    file.write_text(LLAMA_YAML)
+
+    def run(*words: str) -> dict:
+        assert main(["plan", str(file), "--python", str(stand.python), "--json", *words]) == 0
+        return json.loads(capsys.readouterr().out)
+
+    return run
+
+
+def test_a_table_of_gpus_traces_each_kind_of_gpu_once_and_scales_the_rest(stand, traced_plan):
+    document = traced_plan("--gpu", "all")
+    kinds = {(card.bfloat16, card.hopper) for card in CARDS}
+    assert len(stand.asked) <= len(kinds) == 3
+    fitting = [row for row in document["cards"] if row["answer"] == "fits"]
+    assert {row["method"] for row in fitting} == {"trace"}
+    changed = [row for row in document["cards"] if row["answer"] == "with_changes"]
+    assert "analytic-scaled" in {row["method"] for row in changed}
+    assert not [note for note in document["notes"] if "estimates are analytic" in note]
+    before = len(stand.asked)
+    assert traced_plan("--gpu", "all")["cards"] == document["cards"]
+    assert len(stand.asked) == before
+
+
+def test_the_table_and_a_plan_agree_on_the_traced_config(traced_plan):
+    rows = {(row["card"], row["gpus"]): row for row in traced_plan("--gpu", "all")["cards"]}
+    for card in ("RTX 3090", "A100 40GB", "A100 80GB", "H100", "H200"):
+        alone = traced_plan("--gpu", card)["asked"]
+        assert rows[card, 1]["asked_fits"] == alone["fits"]
+
+
+def test_the_largest_value_is_found_with_the_one_trace(stand, traced_plan):
+    document = traced_plan("--gpu", "a100-80", "--max", "sequence_length")
+    assert len(stand.asked) == 1
+    assert document["requested"]["method"] == "trace"
+    assert document["certain"]["method"] == document["possible"]["method"] == "analytic-scaled"
+    assert document["certain"]["value"] >= document["requested"]["value"] == 2048
+    assert any("scaled from it" in note for note in document["notes"])

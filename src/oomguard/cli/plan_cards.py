@@ -17,6 +17,7 @@ from oomguard.cli.plan_job import (
 from oomguard.cli.plan_target import JobSource, Target
 from oomguard.cli.prepare import Prepared
 from oomguard.errors import UsageError
+from oomguard.estimate.memory import Fits
 from oomguard.job.training_job import Job
 from oomguard.ladder.strategy_contract import Fidelity
 from oomguard.predict.card_answers import Answer, CardAnswer, answer_for, smallest
@@ -193,10 +194,14 @@ def _answers(
 def _requested_within(
     peaks: LadderPeaks, question: PlanQuestion, capacity: Capacity, replay: Replay
 ) -> LadderPeaks:
-    """Return the peaks with that of the requested plan as a replay within this GPU shows it."""
-    if not replay.traced:
-        return peaks
+    """Return the peaks with that of the requested plan as a replay within this GPU shows it.
+
+    Only a plan that may fit can be shown to fit by that.
+    """
     first = peaks.path.first
+    unsure = peaks.estimates[first].fits(capacity.device_bytes) is Fits.UNSURE
+    if not (replay.traced and unsure):
+        return peaks
     request = replace(question.request, plans=(first,), capacity_bytes=capacity.device_bytes)
     (estimate,) = replay(request).estimates
     return replace(peaks, estimates={**peaks.estimates, first: estimate})

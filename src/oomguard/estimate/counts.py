@@ -169,18 +169,18 @@ def adapter(model: Architecture, plan: Plan, recipe: MemorySettings) -> int:
     magnitudes = 1 if recipe.lora.dora else 0
     head = rank * (model.hidden + model.vocab) if _HEADS & {*recipe.lora.targets} else 0
     return head + sum(
-        (rank * (m.inputs + m.outputs) + magnitudes * m.outputs) * m.count
-        for m in _adapted(model, recipe.lora)
+        (rank * (m.inputs + m.outputs) + magnitudes * m.outputs) * m.count * layers
+        for m, layers in _adapted(model, recipe.lora)
     )
 
 
-def _adapted(model: Architecture, lora: Lora) -> Iterator[Linear]:
-    """Yield each matrix of the whole model that LoRA adapts."""
+def _adapted(model: Architecture, lora: Lora) -> Iterator[tuple[Linear, int]]:
+    """Yield each matrix that LoRA adapts, and in how many layers."""
     if not is_pattern(lora.targets):
-        yield from model.layers * targeted(model, lora)
+        yield from ((matrix, model.layers) for matrix in targeted(model, lora))
         return
     for layer in range(model.layers):
-        yield from targeted(model, lora, layer)
+        yield from ((matrix, 1) for matrix in targeted(model, lora, layer))
 
 
 def _trained_embeddings(model: Architecture, plan: Plan, recipe: MemorySettings, grown: int) -> int:
