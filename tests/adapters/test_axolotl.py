@@ -68,6 +68,34 @@ def test_the_trainer_autocasts_over_weights_in_16_bits(
 
 
 @pytest.mark.parametrize(
+    ("lines", "raised"),
+    [
+        ("", True),
+        ("attn_implementation: sdpa", True),
+        ("sdp_attention: true", True),
+        ("fp16: true", True),
+        ("bf16: false", False),
+        ("attn_implementation: flash_attention_2", False),
+        ("attn_implementation: kernels-community/vllm-flash-attn3", False),
+        ("flash_attention: true", False),
+        ("flex_attention: true", False),
+        ("adapter: lora", False),
+        ("fsdp_config: {reshard_after_forward: true}", False),
+        ("deepspeed: {zero_optimization: {stage: 1}}", False),
+        ("plugins: [axolotl.integrations.cut_cross_entropy.CutCrossEntropyPlugin]", False),
+    ],
+)
+def test_embeddings_that_full_tuning_leaves_in_fp32_are_named(
+    bench: Callable[..., Any], lines: str, raised: bool
+) -> None:
+    # axolotl 0.19.0, loaders/model.py (_configure_embedding_dtypes)
+    job = bench(Axolotl()).job(CLI, f"{TEXT}{lines}\n")
+    named = [one for one in Axolotl().unmodelled(job) if one.key == "attn_implementation"]
+    effects = [one.effect for one in named if "raises embeddings" in one.effect]
+    assert len(effects) == int(raised)
+
+
+@pytest.mark.parametrize(
     ("lines", "quantization", "precision"),
     [
         ("bf16: false", Quantization.INT8, Precision.FP16_TRUE),

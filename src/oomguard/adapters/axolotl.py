@@ -276,6 +276,39 @@ def _unmodelled_kernels(settings: Settings, job: Job) -> tuple[Unmodelled, ...]:
     return (found,)
 
 
+#: The older switches of attention that have axolotl cast everything to 16 bits, and those in
+#: transformers' words that do not (0.19.0, utils/schemas/enums.py).
+_CASTING = ("xformers_attention", "sage_attention", "flex_attention", "flash_attention")
+_NOT_CASTING = (None, "sdpa", "eager")
+
+
+def _is_raised(settings: Settings, job: Job) -> bool:
+    """Return whether embeddings, head and norms stay in fp32 beside matrices in 16 bits.
+
+    axolotl raises them in every job without FSDP, and casts them back for adapters, attention that
+    needs it, and cut cross entropy; DeepSpeed converts them all.
+    Source: axolotl 0.19.0, loaders/model.py (_configure_embedding_dtypes).
+    """
+    asked, attention = job.asked, settings.get("attn_implementation")
+    casting = any(map(settings.get, (*_CASTING, "gemma4_hybrid_attn_impl")))
+    back = attention not in _NOT_CASTING or casting or _fuses(settings, _CUTS)
+    whole = ADAPTER.of(settings) is None and asked.precision is not Precision.FP32
+    return whole and not back and asked.sharding not in (*ZERO, Sharding.FSDP)
+
+
+def _raised(settings: Settings, job: Job) -> tuple[Unmodelled, ...]:
+    """Return that what axolotl leaves in fp32 is counted in 16 bits, where it does."""
+    key = "attn_implementation"
+    if not _is_raised(settings, job):
+        return ()
+    effect = (
+        "without flash attention, full fine-tuning raises embeddings, head and norms to fp32, "
+        "which are counted in 16 bits"
+    )
+    line = settings.origin(key).line if settings.has(key) else None
+    return (Unmodelled(key=key, effect=effect, direction=Direction.MORE, line=line),)
+
+
 BINDINGS = Bindings(
     bindings=(
         fields.direct("micro_batch", _MICRO),
@@ -437,8 +470,8 @@ class Axolotl(TrainerAdapter):
     def unmodelled(self, job: Job) -> tuple[Unmodelled, ...]:
         """Return what the settings say, and the method besides."""
         settings = self.of_job(job).settings
-        kernels = _unmodelled_kernels(settings, job)
-        return (*super().unmodelled(job), *axolotl_methods.unmodelled(settings), *kernels)
+        beside = (*_unmodelled_kernels(settings, job), *_raised(settings, job))
+        return (*super().unmodelled(job), *axolotl_methods.unmodelled(settings), *beside)
 
     def of_model(
         self, job: Job, model_type: str | None, stored_as: StoredFormat | None = None

@@ -217,7 +217,7 @@ def test_a_file_that_states_rlhf_type_is_for_swift_rlhf(plan):
 @pytest.mark.parametrize("rl", ["kto", "simpo"])
 def test_axolotl_loads_a_reference_that_nothing_uses(plan, rl):
     # axolotl 0.19.0, train.py (setup_reference_model); core/builders/rl.py gives it to DPO alone.
-    full = AXOLOTL.replace("adapter: lora\n", "")
+    full = AXOLOTL.replace("adapter: lora\n", "flash_attention: true\n")
     (one,) = plan(f"{full}rl: {rl}\n")["unmodelled"]
     assert "a further copy of the model" in one["effect"]
 
