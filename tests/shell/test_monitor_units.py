@@ -6,6 +6,7 @@ import ast
 import contextlib
 import importlib
 import json
+import resource
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -398,3 +399,17 @@ def test_the_environment_names_the_socket_and_the_caps_and_keeps_the_rest():
         "OOMGUARD_BUFFER": "/b",
         "OOMGUARD_GPU_MEMORY": "5",
     }
+
+
+@pytest.mark.parametrize(
+    ("limit_bytes", "used_bytes", "is_oom"),
+    [(1000, 950, True), (1000, 500, False), (resource.RLIM_INFINITY, 950, False)],
+)
+def test_what_onednn_says_of_any_failure_is_an_oom_at_the_limit_of_the_process(
+    monkeypatch, limit_bytes, used_bytes, is_oom
+):
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (limit_bytes, limit_bytes))
+    monkeypatch.setattr(usage, "data_bytes", lambda: used_bytes)
+    found = oom.find(RuntimeError("could not create a primitive"))
+    assert (found is not None) is is_oom
+    assert found is None or found.device == "cpu"

@@ -114,6 +114,8 @@ def _splits_note(attempt: Attempt) -> str:
 def growth_line(growth: Growth) -> str:
     """Return how fast memory grows, and when it will be full."""
     line = f"memory grows by {show_bytes(growth.bytes_per_step)} per step"
+    if growth.per_shape_bytes is not None:
+        line += f" ({show_bytes(growth.per_shape_bytes)} with each new batch shape)"
     if growth.forecast_step is None:
         return line
     left = max(0, growth.forecast_step - growth.step)

@@ -18,7 +18,7 @@ TEXT_CHARS = 400
 _SIGKILL_CODES = frozenset({-9, 137, 247})  # 247 is sys.exit(-9), as DeepSpeed's launcher ends
 _INTERRUPT_CODES = frozenset({-2, 130})
 #: Signals of a process's own fault: the exit codes of subprocess and of a shell.
-_CRASH_CODES = {
+CRASH_CODES = {
     code: name
     for name, number in (
         ("SIGILL", 4),
@@ -152,8 +152,8 @@ def _by_exit(case: Case, code: int | None) -> Verdict | None:
     if code and case.survived:
         first = case.survived[0]  # it ran on for a while, and nothing else explains its end
         return _verdict(first.kind, first.text, Confidence.MEDIUM, case, first)
-    if code in _CRASH_CODES:
-        text = f"exited with code {code} ({_CRASH_CODES[code]})"
+    if code in CRASH_CODES:
+        text = f"exited with code {code} ({CRASH_CODES[code]})"
         return _verdict(Kind.NOT_OOM, text, Confidence.LOW, case, _exit(code))
     if case.echoes and code != 0:
         last = case.echoes[-1]

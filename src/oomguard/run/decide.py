@@ -34,7 +34,7 @@ from dataclasses import dataclass, replace
 from typing_extensions import assert_never
 
 from oomguard.evidence.verdict import Cause, Finding, Kind, Phase, Verdict, Witness
-from oomguard.job.checkpoint import Continuation
+from oomguard.job.checkpoint import Continuation, Mode
 from oomguard.job.plan import Plan
 from oomguard.job.training_job import Device, Job
 from oomguard.ladder.climb import Ladder, Rung
@@ -65,6 +65,7 @@ from oomguard.run.events import (
     Stopping,
     Ticked,
 )
+from oomguard.run.grown import not_the_data
 from oomguard.run.splits import BOUND, STRATEGY
 from oomguard.run.state import Attempt, RunRecord, State, started_job
 
@@ -360,7 +361,7 @@ def _climb(record: RunRecord, job: Job, why: Verdict, ladder: Ladder) -> Action:
     if reached.plan is None:
         return Finish(
             status=Status.EXHAUSTED,
-            reason="all strategies are exhausted",
+            reason=_exhausted(record, job, base.verdict or why, ladder),
             skipped=reached.skipped,
             untried=untried.with_other_options(
                 job, ladder, lambda job, ladder: _rung(record, job, why, ladder)
@@ -377,6 +378,15 @@ def _climb(record: RunRecord, job: Job, why: Verdict, ladder: Ladder) -> Action:
             probe=probe_of(job, reached.plan) if record.last.spec.probe else None,
         )
     )
+
+
+def _exhausted(record: RunRecord, job: Job, why: Verdict, ladder: Ladder) -> str:
+    if why.cause is not Cause.GROWTH:
+        return "all strategies are exhausted"
+    growth = next((one.growth for one in reversed(record.attempts) if one.growth), None)
+    on_cpu = job.device is Device.CPU and why.kind is Kind.HOST_OOM
+    mode, _ = ladder.framework.resume_mode(job, job.asked, job.asked)
+    return not_the_data(growth, on_cpu=on_cpu, resumes=mode is not Mode.RESTART)
 
 
 def _rung(

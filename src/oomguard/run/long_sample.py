@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from oomguard.evidence.verdict import Verdict
+from oomguard.evidence.verdict import Cause, Verdict
 from oomguard.run.state import Attempt, RunRecord
 
 #: A batch as wide as this share of the longest sample holds it: lengths are counted without the
@@ -18,6 +18,8 @@ def long_sample(record: RunRecord, attempt: Attempt) -> str | None:
     The lengths of the samples must be known, and the batch must be about as wide as the longest.
     """
     if record.job is None or record.job.multimodal:  # the largest tensor is that of the media
+        return None
+    if attempt.verdict is not None and attempt.verdict.cause is Cause.GROWTH:
         return None
     lengths, width = record.job.lengths, _width(attempt.verdict)
     if lengths is None or lengths.filled or width is None or lengths.longest_at is None:

@@ -80,6 +80,9 @@ def _missing(
     if verdict.cause is Cause.FRAGMENTATION:
         how = "the allocator held enough free memory, but not in one piece"
         return _Missing(bound=Bound.UNKNOWN, how=how)
+    if verdict.cause is Cause.GROWTH:
+        how = "memory grows while the job trains, so that more of it would only last longer"
+        return _Missing(bound=Bound.UNKNOWN, how=how)
     if verdict.kind is Kind.DEVICE_OOM:
         measured = _on_device(verdict, limits.gpu_memory_bytes)
         expected = _by_prediction(verdict, limits.gpu_memory_bytes, predicted)

@@ -51,6 +51,7 @@ from oomguard.run.events import (
     Stopping,
     Ticked,
 )
+from oomguard.run.grown import with_growth
 from oomguard.run.leak import Growth
 from oomguard.run.printed_loss import LossEnds
 from oomguard.run.splits import Splits, SplitStep, SplitTally
@@ -192,8 +193,15 @@ class Attempt:
         if self.stopped is not None:
             by_user = self.stopped is StopReason.SIGNAL
             stopped_by = StoppedBy.USER if by_user else StoppedBy.OOMGUARD
-        return judge(
+        verdict = judge(
             self.findings, returncode, kernel_watched=self.kernel_watched, stopped_by=stopped_by
+        )
+        return with_growth(
+            verdict,
+            self.growth,
+            returncode=returncode,
+            steps_done=self.steps_done,
+            data_peak_bytes=self.data_peak_bytes,
         )
 
     def with_event(self, event: AttemptEvent) -> Attempt:  # noqa: C901, PLR0911, PLR0912  a case for each kind

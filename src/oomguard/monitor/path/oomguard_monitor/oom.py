@@ -5,6 +5,8 @@ from __future__ import annotations
 import errno
 import re
 
+from . import usage
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -63,6 +65,10 @@ _ASKED_NVML = re.compile(
 #: Messages that look like an OOM and are not: the loader ran out of TLS slots, a shape is wrong,
 #: the limit on locked memory is too low.
 _LOOK_ALIKES = ("static TLS block", "more than 1EB memory", "ibv_reg_mr failed")
+#: What oneDNN says of any failure to set up a kernel, an allocation among them: an OOM only where
+#: the process has used up its limit of private data.
+#: Source: uxlfoundation/oneDNN include/oneapi/dnnl/dnnl.hpp
+_OF_ONEDNN = ("could not create a primitive", "could not create a memory", "could not execute a")
 _DEVICE_TYPES = frozenset({"OutOfMemoryError"})
 
 _UNITS = {"bytes": 0, "byte": 0, "B": 0, "K": 10, "M": 20, "G": 30, "T": 40, "P": 50, "E": 60}
@@ -137,6 +143,8 @@ def _recognize(error: BaseException, text: str) -> tuple[bool, str | None]:
             return True, device
     if _ASKED_NVML.search(text):
         return True, CUDA
+    if any(fragment in text for fragment in _OF_ONEDNN) and usage.is_data_full():
+        return True, CPU
     return type(error).__name__ in _DEVICE_TYPES, None
 
 

@@ -9,6 +9,8 @@ if TYPE_CHECKING:
     from typing import Any
 
 _FIELDS = {b"VmRSS:": "rss_bytes", b"VmHWM:": "peak_rss_bytes", b"VmData": "data_bytes"}
+#: Share of RLIMIT_DATA from which a process has used it up, but for blocks too large for the rest.
+_FULL_SHARE = 0.9
 _PAGE_BYTES = resource.getpagesize()
 
 
@@ -38,6 +40,12 @@ def data_bytes() -> int:
             return int(statm.read().split()[5]) * _PAGE_BYTES
     except (OSError, IndexError):
         return 0
+
+
+def is_data_full() -> bool:
+    """Return whether private data is limited and close to its limit."""
+    limit_bytes = resource.getrlimit(resource.RLIMIT_DATA)[0]
+    return limit_bytes != resource.RLIM_INFINITY and data_bytes() >= _FULL_SHARE * limit_bytes
 
 
 def held_bytes(torch: Any, data_bytes: int) -> int:
