@@ -50,6 +50,7 @@ EXAMPLES = {
     "doctor": (("oomguard doctor --python ~/venv/bin/python", "where the framework is installed"),),
     "ladder": (("oomguard ladder --ladder classic", "the basic six"),),
     "models": (("oomguard models qwen3 8b", "names with both words"),),
+    "mcp": (("oomguard mcp", "as a server in the settings of your agent"),),
     "completion": (
         ("oomguard completion bash >> ~/.bashrc", "from the next shell on"),
         ("oomguard completion zsh >> ~/.zshrc", ""),

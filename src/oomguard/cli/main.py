@@ -30,6 +30,7 @@ COMMANDS = {
     "doctor": "Check what this machine and the job's Python allow.",
     "ladder": "List the strategies in the order they are tried.",
     "models": "List the models whose size is known without a network.",
+    "mcp": "Offer plan, explain, launch and show to a coding agent.",
     "completion": "Print what completes commands and options in your shell.",
 }
 
