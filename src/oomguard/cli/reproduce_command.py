@@ -11,6 +11,7 @@ from pathlib import Path
 
 import click
 
+from oomguard import present
 from oomguard.cli.collect_provenance import data_of, environment_of
 from oomguard.cli.console import Console
 from oomguard.cli.difference_lines import difference_line, meaning
@@ -158,7 +159,9 @@ def _words(found: Reproduction) -> tuple[str, ...]:
     """Return the command; a variable whose value was masked has to be set already."""
     env = [f"{name}={value}" for name, value in sorted(found.env.items()) if MASK not in value]
     first, *rest = found.argv
-    if Path(first).is_absolute() and not Path(first).exists():  # in the environment of that machine
+    if Path(first).is_absolute() and not present.exists(
+        Path(first)
+    ):  # in the environment of that machine
         first = Path(first).name
     return (*(("env", *env) if env else ()), first, *rest)
 
@@ -270,7 +273,7 @@ def _too_small(report: FitReport, here: Environment) -> Iterator[str]:
 
 def _output_note(prepared: Prepared) -> Iterator[str]:
     output = prepared.job.output_dir
-    if output is not None and Path(output).is_dir() and any(Path(output).iterdir()):
+    if output is not None and present.is_folder(Path(output)) and any(Path(output).iterdir()):
         yield f"the job writes into {output}, which is not empty"
 
 

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from oomguard import present
 from oomguard.errors import UsageError, Where
 from oomguard.machine.atomic_write import write_text
 from oomguard.redact import redact_config
@@ -31,7 +32,7 @@ def needed_files(report: FitReport, found: Reproduction) -> tuple[str, ...]:
 
 def missing_files(root: Path, needed: tuple[str, ...]) -> tuple[str, ...]:
     """Return the files that are not in a folder."""
-    return tuple(path for path in needed if not (root / path).is_file())
+    return tuple(path for path in needed if not present.is_file(root / path))
 
 
 def find_root(report: Path, needed: tuple[str, ...], given: Path | None) -> Path:
@@ -41,7 +42,7 @@ def find_root(report: Path, needed: tuple[str, ...], given: Path | None) -> Path
         UsageError: if there is none.
     """
     if given is not None:
-        if not given.is_dir():
+        if not present.is_folder(given):
             raise UsageError(
                 "is not a folder",
                 where=Where(file=str(given), key="--root"),
@@ -85,7 +86,7 @@ def write_files(found: Reproduction, folder: Path) -> None:
                 next_step="Do not use a report that somebody has changed so.",
             )
         try:
-            if path.exists():
+            if present.exists(path):
                 _check_same(path, file.text)
                 continue
             path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
