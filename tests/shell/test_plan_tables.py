@@ -144,6 +144,16 @@ def test_configs_are_compared_as_each_is_planned(plan):
     assert found["capacity_bytes"] == alone["capacity_bytes"]
 
 
+def test_the_first_change_leaves_out_what_it_does_not_need(plan):
+    recipe = RECIPES / "llamafactory" / "qwen2_5_vl.yaml"
+    alone = plan(recipe, "--gpu", "a10")["cheapest"]
+    assert alone["undone"]
+    for one in plan("--gpu", "a10", "--compare", recipe, TRL)["configs"][:1]:
+        assert (one["first_fit"]["path"], one["first_fit"]["undone"]) == (
+            alone["path"], alone["undone"],
+        )  # fmt: skip
+
+
 def test_the_columns_show_what_differs_and_the_terms(text, train, tmp_path):
     other = tmp_path / "longer.yaml"
     other.write_text(LLAMA_YAML.replace("cutoff_len: 2048", "cutoff_len: 4096"))

@@ -21,7 +21,7 @@ from oomguard.estimate.memory import Fits
 from oomguard.job.training_job import Job
 from oomguard.ladder.strategy_contract import Fidelity
 from oomguard.predict.card_answers import Answer, CardAnswer, answer_for, smallest
-from oomguard.predict.forecast import Capacity, LadderPeaks, ladder_peaks
+from oomguard.predict.forecast import Capacity, LadderPeaks, ladder_peaks, without_needless
 from oomguard.predict.history import FitIndex
 from oomguard.predict.replay import Replay, trace_requested
 
@@ -187,7 +187,14 @@ def _answers(
             peaks = ladder_peaks(here.request, here.prepared.ladder, here.capacity, replay)
             known[id(replay)] = peaks
         peaks = _requested_within(peaks, here, capacity, replay)
-        found = peaks.compared(here.request.job.asked, capacity, here.unmodelled)
+        found = without_needless(
+            peaks.compared(here.request.job.asked, capacity, here.unmodelled),
+            here.request,
+            here.prepared.ladder,
+            capacity,
+            replay,
+            unmodelled=here.unmodelled,
+        )
         yield answer_for(card.label, gpus, found, capacity, here.unmodelled, refused=refused)
 
 

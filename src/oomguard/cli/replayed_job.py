@@ -11,7 +11,7 @@ from oomguard.cli.plan_target import Target
 from oomguard.cli.prepare import Prepared
 from oomguard.errors import UsageError
 from oomguard.job.plan import Plan, Tuning
-from oomguard.predict.forecast import Capacity, PlannedPeak, ladder_peaks, planned_peak
+from oomguard.predict.forecast import Capacity, PlannedPeak, forecast, planned_peak
 from oomguard.predict.history import FitIndex
 from oomguard.predict.replay import Replay, trace_requested
 
@@ -44,9 +44,13 @@ class ReplayedJob:
     def planned(self) -> PlannedJob:
         """Return the forecast of the whole ladder."""
         question = self.question
-        ladder = question.prepared.ladder
-        peaks = ladder_peaks(question.request, ladder, question.capacity, self.replay)
-        found = peaks.compared(self.asked, question.capacity, question.unmodelled)
+        found = forecast(
+            question.request,
+            question.prepared.ladder,
+            question.capacity,
+            self.replay,
+            unmodelled=question.unmodelled,
+        )
         return planned(question, found, self.replay, since=self.asked_at)
 
     def with_values(self, values: Mapping[str, int]) -> Plan:

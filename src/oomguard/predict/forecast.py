@@ -224,12 +224,25 @@ def forecast(
     """Predict every plan on the ladder and compare it with a capacity."""
     peaks = ladder_peaks(request, ladder, capacity, predict)
     found = peaks.compared(request.job.asked, capacity, unmodelled)
+    return without_needless(found, request, ladder, capacity, predict, unmodelled=unmodelled)
+
+
+def without_needless(
+    found: Forecast,
+    request: PredictionRequest,
+    ladder: Ladder,
+    capacity: Capacity,
+    predict: Callable[[PredictionRequest], Prediction],
+    *,
+    unmodelled: Sequence[Unmodelled] = (),
+) -> Forecast:
+    """Return a forecast whose first fit leaves out the costly changes that it does not need."""
 
     def fits(plan: Plan, estimate: MemoryEstimate) -> bool:
         return planned_peak(plan, estimate, capacity, unmodelled).fits is Fits.YES
 
     first = found.first_fit
-    if first is None:
+    if first is None or first.fidelity is Fidelity.SAME_MATH:
         return found
     return replace(found, cheapest=cheapest_fit(request, ladder, first, predict, fits))
 
