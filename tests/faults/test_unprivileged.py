@@ -22,7 +22,7 @@ pytestmark = [
 
 #: All is imported first: the folder that Python lies in may be closed to others.
 AS_NOBODY = """
-import contextlib, importlib, io, json, os, pkgutil, sys
+import contextlib, importlib, io, json, os, pkgutil, resource, sys
 import oomguard
 from oomguard.cli.main import main
 alone = ("oomguard.monitor", "oomguard.tracer", "oomguard.torch", "oomguard.__main__")
@@ -38,6 +38,8 @@ for words, env in json.loads(sys.stdin.read()):
     if os.fork() == 0:
         for stream in (1, 2):
             os.dup2(os.open(f"said{stream}", os.O_WRONLY | os.O_CREAT | os.O_TRUNC), stream)
+        if "NPROC" in env:
+            resource.setrlimit(resource.RLIMIT_NPROC, (0, 0))
         os.environ.update(env)
         code = main(words)
         sys.stdout.flush()
@@ -84,6 +86,7 @@ READ = [
     (("--model_name_or_path", "some/model"), {"HOME": "../private"}),
 ]
 ENTERED = [((*LAUNCH, "--runs", "../readonly", *JOB, *words), env) for words, env in READ]
+LIMITED = ((*LAUNCH, "--runs", "runs", "--json", *JOB), {"NPROC": "0"})
 MINE = ("ladder", "--strategies", "../mine")
 
 
@@ -117,7 +120,7 @@ def said(open_folder) -> list[Said]:
     os.chown(folder / "home", 65534, 65534)
     done = subprocess.run(
         [sys.executable, "-c", AS_NOBODY],
-        input=json.dumps([*((words, {}) for words, _ in REFUSED), *ENTERED, (MINE, {})]),
+        input=json.dumps([*((words, {}) for words, _ in REFUSED), *ENTERED, LIMITED, (MINE, {})]),
         cwd=folder / "home", capture_output=True, text=True, check=False,
         env={**os.environ, "HF_HUB_OFFLINE": "1", "XDG_DATA_HOME": "data"},
     )  # fmt: skip
@@ -138,6 +141,13 @@ def test_what_only_a_prediction_reads_stops_no_launch(said, number):
     done = said[len(REFUSED) + number]
     assert done.code == 2
     assert "cannot write to the run folder: Permission denied" in done.err
+
+
+def test_a_limit_on_processes_that_oomguard_itself_meets_is_named(said):
+    done = said[-2]
+    assert done.code == 2, done.err
+    assert "the limit on processes and threads is reached: none can be started" in done.err
+    assert "ulimit -u" in json.loads(done.out)["error"]["next"]
 
 
 def test_strategies_of_another_user_that_can_be_read_are_used(said):

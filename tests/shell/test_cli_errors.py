@@ -267,3 +267,18 @@ def test_a_working_directory_that_was_deleted_is_named(folder, monkeypatch, refu
     monkeypatch.chdir(folder / "gone")
     (folder / "gone").rmdir()
     assert refused("launch", "--", *COMMAND).startswith("the working directory was deleted")
+
+
+def test_a_fault_of_ones_own_that_cannot_be_written_is_still_reported(monkeypatch, capsys):
+    def full(*_: object, **__: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    def broken(*_: object, **__: object) -> None:
+        raise KeyError("x")
+
+    monkeypatch.setattr("oomguard.cli.main.tempfile.NamedTemporaryFile", full)
+    monkeypatch.setattr("oomguard.cli.main.cli.main", broken)
+    assert main(["ladder"]) == 4
+    said = capsys.readouterr().err
+    assert said.startswith("oomguard: internal error in oomguard: KeyError: 'x'")
+    assert "its traceback could not be written: No space left on device." in said

@@ -275,6 +275,6 @@ def test_a_short_command_imports_neither_adapters_nor_the_supervisor(words):
     )
     packages = {name.split(".")[1] for name in done.stderr.split()}
     assert "cli" in packages
-    shared = {"cli", "errors", "units", "redact", "secret_shapes"}
+    shared = {"cli", "errors", "units", "redact", "secret_shapes", "present"}
     read = {"evidence", "ladder", "job", "configfile"} if "explain" in words else set()
     assert packages <= shared | read

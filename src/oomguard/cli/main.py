@@ -98,18 +98,24 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _fail(UsageError(error.format_message(), next_step=_help(error)), arguments)
     except (KeyboardInterrupt, click.Abort):
         return _interrupted(arguments)
-    except OSError as error:
-        return _unwritten(error, arguments)
-    except (Exception, SystemExit) as error:  # noqa: BLE001 # our own bug: keep the traceback for a bug report
-        return _own_fault(error, arguments)
+    except (Exception, SystemExit) as error:  # noqa: BLE001 # perhaps our own bug
+        return _unforeseen(error, arguments)
     return int(code or 0)
 
 
-def _unwritten(error: OSError, arguments: Sequence[str]) -> int:
-    """Return the exit code for an error that stdout may have caused."""
-    if not is_of_output(error):
-        return _own_fault(error, arguments)
-    return _fail(UsageError(f"stdout cannot be written: {error.strerror}"), ())
+#: What CPython's `threading` says where no thread can be started.
+_NO_THREAD = "can't start new thread"
+
+
+def _unforeseen(error: BaseException, arguments: Sequence[str]) -> int:
+    """Return the exit code for an error that stdout, a limit or a bug of our own has caused."""
+    if isinstance(error, OSError) and is_of_output(error):
+        return _fail(UsageError(f"stdout cannot be written: {error.strerror}"), ())
+    if isinstance(error, BlockingIOError) or str(error) == _NO_THREAD:
+        what = "the limit on processes and threads is reached: none can be started"
+        next_step = "Raise it: ulimit -u, or pids.max of the cgroup (docker run --pids-limit)."
+        return _fail(UsageError(what, next_step=next_step), arguments)
+    return _own_fault(error, arguments)
 
 
 def _help(error: click.ClickException) -> str:
@@ -152,13 +158,16 @@ def _interrupted(arguments: Sequence[str]) -> int:
 def _own_fault(error: BaseException, arguments: Sequence[str]) -> int:
     from oomguard.redact import redact  # noqa: PLC0415 # only where it is needed
 
-    with tempfile.NamedTemporaryFile(
-        "w", prefix="oomguard-fault-", suffix=".txt", delete=False, encoding="utf-8"
-    ) as log:
-        log.write(f"oomguard {__version__}, Python {sys.version}\n")
-        log.write(redact("".join(traceback.format_exception(error))))
+    text = redact("".join(traceback.format_exception(error)))
     what = f"internal error in oomguard: {type(error).__name__}: {error}"
-    next_step = f"Please report it and attach {Path(log.name)}."
+    try:
+        with tempfile.NamedTemporaryFile(
+            "w", prefix="oomguard-fault-", suffix=".txt", delete=False, encoding="utf-8"
+        ) as log:
+            log.write(f"oomguard {__version__}, Python {sys.version}\n{text}")
+        next_step = f"Please report it and attach {Path(log.name)}."
+    except OSError as full:
+        next_step = f"Please report it; its traceback could not be written: {full.strerror}."
     _say(f"oomguard: {what}\n  {next_step}")
     _print_error(arguments, what=what, where=None, next_step=next_step)
     return ExitCode.OWN_FAULT
