@@ -124,12 +124,22 @@ def test_every_report_satisfies_the_published_schema(status):
 
 def test_what_reproduces_it_has_no_path_of_its_own_and_no_secret():
     found = report().reproduction
-    assert found.argv == (PYTHON, "{job}/x.py", "--token", "***", "--config", "{final}/train.yaml")
-    assert found.env == {"HF_HOME": "{job}/hub", "WANDB_API_KEY": "***"}
+    assert found.argv == (
+        PYTHON,
+        "{oomguard:job}/x.py",
+        "--token",
+        "***",
+        "--config",
+        "{oomguard:final}/train.yaml",
+    )
+    assert found.env == {"HF_HOME": "{oomguard:job}/hub", "WANDB_API_KEY": "***"}
     (file,) = found.files
-    assert (file.path, found.config) == ("{final}/train.yaml", "{final}/train.yaml")
+    assert (file.path, found.config) == (
+        "{oomguard:final}/train.yaml",
+        "{oomguard:final}/train.yaml",
+    )
     assert file.text == 'per_device_train_batch_size: 8 # mine\nhub_token: "***"\n'
-    assert found.masked == ("***", "***", "{final}/train.yaml")
+    assert found.masked == ("***", "***", "{oomguard:final}/train.yaml")
     there = found.at(job="/other", final="/other/f", python="/py")
     assert there.argv[:2] == ("/py", "/other/x.py")
     assert (there.config, there.env["HF_HOME"]) == ("/other/f/train.yaml", "/other/hub")
@@ -139,10 +149,10 @@ def test_what_reproduces_it_has_no_path_of_its_own_and_no_secret():
 @pytest.mark.parametrize(
     ("text", "portable"),
     [
-        ("/job", "{job}"),
-        ("--dir=/job/data", "--dir={job}/data"),
-        ("a: '/job/x', b: /jobs, c: /my/job/x", "a: '{job}/x', b: /jobs, c: /my/job/x"),
-        ("/r/final/a.json /r/final2", "{final}/a.json /r/final2"),
+        ("/job", "{oomguard:job}"),
+        ("--dir=/job/data", "--dir={oomguard:job}/data"),
+        ("a: '/job/x', b: /jobs, c: /my/job/x", "a: '{oomguard:job}/x', b: /jobs, c: /my/job/x"),
+        ("/r/final/a.json /r/final2", "{oomguard:final}/a.json /r/final2"),
     ],
 )
 def test_only_whole_paths_are_made_portable(text, portable):

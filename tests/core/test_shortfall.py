@@ -8,6 +8,7 @@ import pytest
 
 from generators import make_job, make_ladder
 from oomguard.cli.run_lines import shortfall_lines
+from oomguard.evidence.figures import read_figures
 from oomguard.evidence.verdict import Cause, Finding, Kind, Phase, Verdict, Witness
 from oomguard.job.plan import Plan, Quantization, Sharding, Tuning
 from oomguard.job.training_job import Device, Job
@@ -132,6 +133,25 @@ def test_what_the_failed_allocation_lacked_is_the_least_that_is_missing():
     assert found.missing_bytes == 2 * GIB - 512 * MIB
     assert found.how.startswith("2.00 GiB was requested with 512.00 MiB free")
     assert "a GPU with more than 25.19 GiB, such as RTX 5090 (31.36 GiB usable)" in found.helps
+
+
+OLDER = (
+    "CUDA out of memory. Tried to allocate 20.00 MiB (GPU 0; 4.00 GiB total capacity; 3.36 GiB "
+    "already allocated; 0 bytes free; 3.48 GiB reserved in total by PyTorch)"
+)
+CONTAINED = (
+    "CUDA out of memory. Tried to allocate 14.29 GiB. GPU 0 has a total capacity of 22.09 GiB of "
+    "which 8.39 GiB is free. Including non-PyTorch memory, this process has 0 bytes memory in use."
+)
+
+
+@pytest.mark.parametrize(
+    ("text", "missing_bytes"),
+    [(OLDER, 20 * MIB), (CONTAINED, round(14.29 * GIB) - round(8.39 * GIB))],
+)
+def test_messages_of_other_versions_and_of_containers_are_read(text, missing_bytes):
+    requested = read_figures(text).requested_bytes
+    assert run(why=oom(text, requested_bytes=requested)).end().missing_bytes == missing_bytes
 
 
 def test_under_a_cap_the_room_is_what_the_allocator_has_not_reserved():

@@ -218,7 +218,7 @@ def test_an_old_report_and_one_of_a_failed_run_say_why_they_cannot_be_reproduced
 def test_a_report_cannot_write_outside_of_its_folder(sent):
     report, copy = sent
     reproduction = json.loads(report.read_text())["reproduction"]
-    reproduction["files"][0]["path"] = "{final}/../../bin/llamafactory-cli"
+    reproduction["files"][0]["path"] = "{oomguard:final}/../../bin/llamafactory-cli"
     for fields in ({"reproduction": reproduction}, {"run": "../bin"}):
         done = oomguard(copy, str(changed(report, **fields)))
         assert done.returncode == 2, done.stderr
@@ -252,7 +252,7 @@ def test_a_script_is_started_by_the_python_of_this_machine(tmp_path):
     words = ("--host-memory", str(CAP_BYTES), "--", sys.executable, "job.py")
     ended = launch(job, *words, "--per_device_train_batch_size", "16")
     assert ended.code == 0, ended.err
-    assert ended.report["reproduction"]["argv"][:2] == ["{python}", "job.py"]
+    assert ended.report["reproduction"]["argv"][:2] == ["{oomguard:python}", "job.py"]
     copy = tmp_path / "copy"
     copy.mkdir()
     shutil.copy(job / "job.py", copy)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Iterator, Sequence
+from itertools import islice
 from pathlib import Path
 
 from oomguard import present
@@ -18,6 +19,8 @@ MOST_OF_A_FILE_BYTES = 64 * MIB
 #: After this much, further files are known by their sizes alone: a launch must not wait.
 MOST_HASHED_BYTES = 256 * MIB
 MOST_FILES = 200
+#: A folder with more files than this is not listed whole.
+MOST_LISTED = 20_000
 _CHUNK_BYTES = MIB
 
 
@@ -27,7 +30,7 @@ def fingerprint(
     """Return what identifies the data that a job names by path; other names are kept as such."""
     found, elsewhere = [], []
     for name in data:
-        files = sorted(_files(data_file(Path(name))))
+        files = sorted(islice(_files(data_file(Path(name))), MOST_LISTED))
         found += files
         if not files:
             elsewhere.append(_shown(Path(name), cwd))
@@ -86,8 +89,9 @@ def _files(path: Path) -> Iterator[Path]:
     if present.is_file(path):
         yield path
         return
-    for folder, _, names in os.walk(path):
-        yield from (Path(folder, name) for name in names if not name.startswith("."))
+    for folder, folders, names in os.walk(path):
+        folders[:] = sorted(one for one in folders if not one.startswith("."))
+        yield from (Path(folder, name) for name in sorted(names) if not name.startswith("."))
 
 
 def _shown(path: Path, cwd: Path) -> str:

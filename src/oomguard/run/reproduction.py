@@ -1,7 +1,7 @@
 """What another machine needs to run the final config: a command and files without own paths. Pure.
 
-Two names stand for folders: `{job}` for the folder that the job runs in, `{final}` for the one with
-the files of the final config. `{python}` is the job's interpreter.
+Two names stand for folders: `{oomguard:job}` for the one that the job runs in, `{oomguard:final}`
+for the one with the files of the final config. `{oomguard:python}` is the job's interpreter.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from oomguard.job.command import Command, File
 from oomguard.job.training_job import Job
 from oomguard.redact import MASK, redact_config
 
-JOB, FINAL, PYTHON = "{job}", "{final}", "{python}"
+JOB, FINAL, PYTHON = "{oomguard:job}", "{oomguard:final}", "{oomguard:python}"
 #: Variables that say where things are on one machine.
 _OF_MACHINE = frozenset({"PATH", "CUDA_VISIBLE_DEVICES"})
 
@@ -24,7 +24,7 @@ _OF_MACHINE = frozenset({"PATH", "CUDA_VISIBLE_DEVICES"})
 class Reproduction:
     """The final command: its words, its variables, the files to write first.
 
-    A path of a file begins with `{final}` or `{job}`; `config` is the one that the framework reads.
+    Paths of files begin with `{oomguard:final}`; `config` is the one that the framework reads.
     """
 
     argv: tuple[str, ...]

@@ -123,12 +123,10 @@ def _on_device(verdict: Verdict, cap_bytes: int | None) -> _Missing:
 
 def _stated(verdict: Verdict) -> Stated | None:
     """Return the figures of the error that the verdict rests on."""
-    texts = (found.text for found in verdict.evidence if _is_root(found, verdict))
-    stated = None
-    for text in texts:
-        figures = read_figures(text)
-        stated = figures if stated is None else stated.or_else(figures)
-    return stated
+    texts = [found.text for found in verdict.evidence if _is_root(found, verdict)]
+    stated = [read_figures(text) for text in texts]
+    whole = (figures for figures in stated if figures.free_bytes is not None)
+    return next(whole, stated[0] if stated else None)
 
 
 def _is_root(found: Finding, verdict: Verdict) -> bool:
