@@ -64,22 +64,14 @@ def most(step) -> int:
         ("all two", LLAMA, adapter(ALL, TWO)),
         ("none ungated", ARCEE, adapter(())),
         ("all ungated", ARCEE, adapter()),
+        ("none qwen3", QWEN3, adapter(())),  # whose queries and keys have norms of their own
+        ("all qwen3", QWEN3, adapter()),
     ],
 )
 def test_a_layer_keeps_what_axolotls_kernels_were_measured_to_keep(name, config, lora):
     step, measured = measured_step(config, lora), MEASURED[name]
     assert step.layer == pytest.approx(measured["kept_bytes"], rel=0.02)
     assert most(step) == pytest.approx(measured["peak_bytes"], rel=0.09)
-
-
-def test_kernels_change_a_layer_by_as_much_where_the_rest_of_it_is_counted_too_low():
-    # The norms of qwen3's queries and keys are not counted.
-    plain, fused = (measured_step(QWEN3, adapter(parts)) for parts in ((), ALL))
-    before, after = MEASURED["none qwen3"], MEASURED["all qwen3"]
-    saved = before["kept_bytes"] - after["kept_bytes"]
-    assert plain.layer - fused.layer == pytest.approx(saved, rel=0.05)
-    lower = before["peak_bytes"] - after["peak_bytes"]
-    assert most(plain) - most(fused) == pytest.approx(lower, rel=0.15)
 
 
 def test_dropout_adds_its_result_and_a_mask_to_each_input():

@@ -281,8 +281,10 @@ class TrainingStep:
     @property
     def _norms(self) -> int:
         size = self.formats.computed_bytes
-        kept = _FP32 if not self.model.layer_norm or self.formats.autocast else size
-        return 2 * self.model.hidden * kept
+        model = self.model
+        kept = _FP32 if not model.layer_norm or self.formats.autocast else size
+        attended = model.query + model.key_value if model.qk_norms else 0
+        return (2 * model.hidden + attended) * kept
 
     @property
     def _inner(self) -> int:

@@ -36,6 +36,15 @@ _DOWN = ("down_proj", "fc2", "dense_4h_to_h", "c_proj", "mlp")
 #: Model types whose attention cannot run without materialised scores: soft capping, and sinks
 #: (transformers 5.23, `_supports_sdpa = False` in models/*/modeling_*.py).
 _SOFTCAPPED = frozenset({"gemma2", "gemma4", "gpt_oss", "deepseek_v4"})
+#: Model types that put queries and keys through norms of their own, and the key of a config that
+#: may ask for them (transformers 5.16, models/*/modeling_*.py).
+_QK_NORMS = frozenset(
+    {
+        *("qwen3", "qwen3_moe", "qwen3_vl", "qwen3_vl_moe", "gemma3", "gemma3_text", "olmo2"),
+        *("olmo3", "olmoe", "exaone4", "hunyuan_v1_dense", "minimax_m2"),
+    }
+)
+_QK_NORM = "use_qk_norm"
 #: Model types whose own default is transformers' "gelu_new", made of many small operations.
 _GELU_NEW = frozenset({"gpt2", "gpt_neo", "phi"})
 _POSITIONS = frozenset({"gpt2", "gpt_neo", "opt"})
@@ -105,6 +114,7 @@ class Architecture:
     softcapped: bool = False
     unfused_gelu: bool = False
     qkv_bias: bool = False
+    qk_norms: bool = False
     positions: int = 0
     experts: int = 0
     expert_tokens: int = 0
@@ -199,6 +209,7 @@ def from_config(config: Mapping[str, object], parameters: int | None = None) -> 
         softcapped=kind in _SOFTCAPPED,
         unfused_gelu=_activation(text, kind) == "gelu_new",
         qkv_bias=kind.startswith(("qwen", "qwen2")) and not kind.startswith("qwen3"),
+        qk_norms=kind in _QK_NORMS or bool(text.get(_QK_NORM)),
         positions=_positions(text, kind),
         experts=experts,
         expert_tokens=_first(text, _EXPERT_TOKENS) + _shared_experts(text) if experts else 0,
