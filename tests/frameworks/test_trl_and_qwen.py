@@ -6,6 +6,7 @@ from a checkout that OOMGUARD_QWEN_REPO names, if its imports are installed.
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 from dataclasses import replace
@@ -13,8 +14,8 @@ from pathlib import Path
 
 import pytest
 import yaml
-from jobs import cap_bytes
-from launched import Launched, launch
+from jobs import TinyJob, cap_bytes
+from launched import Launched, again, launch
 from recipes import path_of, recipe_job
 
 
@@ -35,19 +36,49 @@ def test_trl_is_brought_to_its_end(tmp_path: Path) -> None:
     assert yaml.safe_load(text)["gradient_accumulation_steps"] == 4
 
 
-def test_qwens_flags_are_brought_to_their_end(tmp_path: Path) -> None:
-    job = recipe_job("qwen/tiny.yaml", "qwen", "hf", tmp_path)
+@pytest.fixture(scope="module")
+def qwen(tmp_path_factory: pytest.TempPathFactory) -> tuple[TinyJob, str]:
+    """Return the job of the script that stands in for Qwen's, and the cap that its users find."""
+    job = recipe_job("qwen/tiny.yaml", "qwen", "hf", tmp_path_factory.mktemp("qwen"))
     cap = subprocess.run(
         [job.python, "recipes/find_cap.py", path_of(job)],
-        cwd=tmp_path,
+        cwd=job.folder,
         env=dict(job.env),
         check=True,
         capture_output=True,
         text=True,
     )
-    found = launched(job, path_of(job), cap=cap.stdout.strip())
+    return job, cap.stdout.strip()
+
+
+def test_qwens_flags_are_brought_to_their_end(qwen: tuple[TinyJob, str]) -> None:
+    job, cap = qwen
+    found = launched(job, path_of(job), cap=cap)
     assert found.report["framework"] == "qwen"
-    assert (tmp_path / "out" / "qwen" / "adapter_model.safetensors").exists()
+    assert (job.folder / "out" / "qwen" / "adapter_model.safetensors").exists()
+
+
+def test_qwens_flags_are_trained_in_one_attempt_where_steps_are_divided(
+    qwen: tuple[TinyJob, str], tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    job, cap = qwen
+    seen = []
+    # Without an adapter, which the script makes before it sets a seed.
+    own_words = ("--use_lora", "False", "--save_strategy", "steps", "--save_steps", "2")
+    for limit in (cap, ""):
+        own = again(job, tmp_path_factory.mktemp("run"))
+        found = launch(own, "--in-place", *limit.split(), "--", *own.argv, *own_words)
+        assert found.code == 0, found.err[-3000:]
+        assert (found.kinds, found.micro_batches) == (["ok"], [16])
+        assert (found.attempts[0]["splits"] is not None) == bool(limit)
+        state = own.folder / "out" / "qwen" / "checkpoint-2" / "trainer_state.json"
+        steps = json.loads(state.read_text())["log_history"][:2]
+        seen.append([number for row in steps for number in (row["loss"], row["grad_norm"])])
+        if limit:
+            final = found.report["final"]
+            assert final["micro_batch"] * final["accumulation"] == 16
+            assert final["micro_batch"] < 16
+    assert seen[0] == pytest.approx(seen[1], rel=1e-6)
 
 
 @pytest.mark.skipif("OOMGUARD_QWEN_REPO" not in os.environ, reason="no checkout of QwenLM/Qwen")

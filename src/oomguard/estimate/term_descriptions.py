@@ -15,6 +15,7 @@ from oomguard.estimate.analytic import (
     reference_weights,
 )
 from oomguard.estimate.correct import UNCORRECTED, Ratios
+from oomguard.estimate.architecture import Linear
 from oomguard.estimate.counts import targeted
 from oomguard.estimate.formats import PACKED_BYTES
 from oomguard.estimate.memory import MemoryEstimate, Term, allocated
@@ -308,5 +309,9 @@ def _targets(problem: EstimateInput) -> str:
     lora = problem.recipe.lora
     if lora is None or {ALL_LINEAR, "all"} & {*lora.targets}:
         return "all linear layers"
-    names = lora.targets or tuple(one.names[0] for one in targeted(problem.model, lora))
-    return ", ".join(names)
+    return ", ".join(lora.targets or map(_named, targeted(problem.model, lora)))
+
+
+def _named(one: Linear) -> str:
+    """Return what a matrix is called; models call a fused one differently."""
+    return "the fused query, key and value" if one.role == "qkv" else one.names[0]

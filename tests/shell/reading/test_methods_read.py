@@ -347,3 +347,8 @@ def test_a_job_without_a_model_is_told_its_own_setting(capsys, tmp_path, job, ke
     said = capsys.readouterr().err
     assert "names no model" in said
     assert f"Set {key}:" in said
+
+
+def test_the_default_target_of_a_fused_matrix_has_no_models_own_name(plan):
+    job = "trl sft --model_name_or_path openai-community/gpt2 --dataset_name d --use_peft"
+    assert plan(job)["trained"]["what"] == "LoRA r=16 on the fused query, key and value"
