@@ -14,8 +14,8 @@ from oomguard.estimate.analytic import (
     packed_head,
     reference_weights,
 )
-from oomguard.estimate.correct import UNCORRECTED, Ratios
 from oomguard.estimate.architecture import Linear
+from oomguard.estimate.correct import UNCORRECTED, Ratios
 from oomguard.estimate.counts import targeted
 from oomguard.estimate.formats import PACKED_BYTES
 from oomguard.estimate.memory import MemoryEstimate, Term, allocated
