@@ -264,3 +264,66 @@ def test_a_job_with_a_number_of_its_own_leaves_nothing_to_choose(capsys):
 def test_how_many_is_a_question_of_its_own(plan, train, more):
     error = plan(train, "--gpu", "h100", "--gpus", "auto", *more, code=2)["error"]
     assert "--gpus auto" in error["what"]
+
+
+# --- Prices ---
+
+
+@pytest.mark.parametrize(
+    "file",
+    [
+        ("prices.yaml", "l4: 0.7\nRTX 3090: 0.4\na100-80: 1.5\n"),
+        ("prices.json", '{"L4": 0.7, "3090": "0.4", "A100 80GB": 1.5}'),
+        ("prices.csv", "gpu,price\nL4,0.7\n\n3090, 0.4\nA100-80,1.5\n"),
+    ],
+)
+def test_the_cheapest_that_fits_is_named_by_the_users_own_prices(
+    plan, capsys, train, tmp_path, file
+):
+    name, text = file
+    (tmp_path / name).write_text(text)
+    words = [train, "--gpu", "all", "--prices", tmp_path / name]
+    document = plan(*words)
+    priced = [row for row in document["cards"] if row["price"] is not None]
+    assert {row["card"] for row in priced} == {"L4", "RTX 3090", "A100 80GB"}
+    assert rows(document)["L4", 4]["price"] == pytest.approx(2.8)
+    fitting = [row for row in priced if row["answer"] in ("fits", "with_changes")]
+    assert document["cheapest"]["price"] == min(row["price"] for row in fitting) == 0.4
+    assert main(["plan", *map(str, words)]) == 0
+    said = capsys.readouterr().out
+    assert "The cheapest that fits: 1 x RTX 3090 for 0.4 an hour (23.69 GiB usable), with " in said
+    assert "on which it fits: no price was stated" in said
+
+
+def test_without_prices_none_is_named(plan, capsys, train):
+    assert plan(train)["cheapest"] is None
+    assert main(["plan", str(train)]) == 0
+    assert "cheapest" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("L4: 1\nL5: 2\n", ("no GPU called 'L5'", "p.yaml:2")),
+        ("L4: 1\nA10: much\n", ("the price of A10", "p.yaml:2")),
+        ("L4: -1\n", ("at least 0", "p.yaml:1")),
+        ("RTX 3090: 1\n'3090': 2\n", ("a second price for RTX 3090", "p.yaml:2")),
+        ("L4,1\nA10\n", ("not a name and a price", "p.csv:2")),
+        ("gpu,price\n", ("has no prices", "p.csv")),
+    ],
+)
+def test_a_price_that_is_not_understood_is_an_error_with_its_line(
+    plan, train, tmp_path, text, said
+):
+    what, where = said
+    file = tmp_path / where.partition(":")[0]
+    file.write_text(text)
+    error = plan(train, "--gpu", "all", "--prices", file, code=2)["error"]
+    assert what in error["what"]
+    assert where in error["where"]
+
+
+def test_prices_are_for_several_gpus(plan, train, tmp_path):
+    (tmp_path / "p.yaml").write_text("L4: 1\n")
+    error = plan(train, "--gpu", "L4", "--prices", tmp_path / "p.yaml", code=2)["error"]
+    assert "several GPUs" in error["what"]

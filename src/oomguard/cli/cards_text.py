@@ -87,6 +87,11 @@ def _smallest(table: CardTable) -> None:
         secho("As requested it is not certain to fit on any of them.", bold=True)
     elif least is not as_requested:
         secho(f"The smallest that fits as requested: {_named(table, as_requested)}.", bold=True)
+    cheapest = table.cheapest
+    if cheapest is not None:
+        price = f"{_price(table, cheapest):g} an hour"
+        text = f"{cheapest.gpus} x {cheapest.card} for {price} {_usable(cheapest)}"
+        secho(f"The cheapest that fits: {text}.", bold=True)
 
 
 def _named(table: CardTable, one: CardAnswer) -> str:
@@ -96,8 +101,18 @@ def _named(table: CardTable, one: CardAnswer) -> str:
         if (other.gpus, other.capacity_bytes) == (one.gpus, one.capacity_bytes)
         and other.answer is one.answer
     )
+    return f"{one.gpus} x {' or '.join(alike)} {_usable(one)}"
+
+
+def _usable(one: CardAnswer) -> str:
     changed = f", {_changes(one.fit)}" if one.fit else ""
-    return f"{one.gpus} x {' or '.join(alike)} ({show_bytes(one.capacity_bytes)} usable){changed}"
+    return f"({show_bytes(one.capacity_bytes)} usable){changed}"
+
+
+def _price(table: CardTable, one: CardAnswer) -> float | None:
+    """Return what all GPUs of an answer cost for an hour."""
+    price = table.prices.get(one.card)
+    return None if price is None else round(one.gpus * price, 6)
 
 
 def _section(answers: Sequence[CardAnswer], *, verbose: bool) -> None:
@@ -167,13 +182,22 @@ def notes(table: CardTable) -> Iterator[str]:
                 "each GPU holds the whole model and its own micro batch, however many there are, "
                 "unless a strategy shards it (switch_to_zero2, switch_to_zero3)"
             )
+    if table.prices:
+        yield "prices are for an hour and not for the run: a slower GPU takes longer"
+        unpriced = {one.card for one in table.answers if one.is_fit} - table.prices.keys()
+        if unpriced:
+            yield f"{counted(len(unpriced), 'GPU')} on which it fits: no price was stated"
     yield from table.planned.notes
 
 
 def cards_document(table: CardTable) -> dict[str, object]:
     """Return the table as `--json` prints it."""
     planned = table.planned
-    least, as_requested = table.smallest, table.smallest_as_requested
+    named = {
+        "smallest": table.smallest,
+        "smallest_as_requested": table.smallest_as_requested,
+        "cheapest": table.cheapest,
+    }
     return {
         "framework": planned.prepared.job.framework,
         "model": planned.model.name,
@@ -185,16 +209,15 @@ def cards_document(table: CardTable) -> dict[str, object]:
         "asked": planned.forecast.asked.plan,
         "allow": table.allow,
         "global_batches": {str(gpus): size for gpus, size in table.global_batches.items()},
-        "cards": [_row(one) for one in table.answers],
-        "smallest": _row(least) if least else None,
-        "smallest_as_requested": _row(as_requested) if as_requested else None,
+        "cards": [_row(table, one) for one in table.answers],
+        **{name: _row(table, one) if one else None for name, one in named.items()},
         "notes": list(notes(table)),
         "seconds": table.seconds,
         "answer_seconds": table.answer_seconds,
     }
 
 
-def _row(one: CardAnswer) -> dict[str, object]:
+def _row(table: CardTable, one: CardAnswer) -> dict[str, object]:
     return {
         "card": one.card,
         "gpus": one.gpus,
@@ -207,4 +230,5 @@ def _row(one: CardAnswer) -> dict[str, object]:
         "estimate": one.estimate,
         "method": one.estimate.method,
         "because": one.because,
+        "price": _price(table, one),
     }

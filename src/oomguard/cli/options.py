@@ -45,6 +45,7 @@ COMMAND = "oomguard.job.command"
 PLAN_ALONE = {
     "--gpu",
     "--gpus",
+    "--prices",
     "--max",
     "--sweep",
     "--compare",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from oomguard.cli.plan_job import (
     PlannedJob,
@@ -20,7 +20,7 @@ from oomguard.errors import UsageError
 from oomguard.estimate.memory import Fits
 from oomguard.job.training_job import Job
 from oomguard.ladder.strategy_contract import Fidelity
-from oomguard.predict.card_answers import Answer, CardAnswer, answer_for, smallest
+from oomguard.predict.card_answers import Answer, CardAnswer, answer_for, cheapest_answer, smallest
 from oomguard.predict.forecast import Capacity, LadderPeaks, ladder_peaks, without_needless
 from oomguard.predict.history import FitIndex
 from oomguard.predict.replay import Replay, trace_requested
@@ -37,7 +37,8 @@ class CardTable:
 
     `planned` is the forecast on the largest GPU, for what does not depend on the GPU.
     `global_batches` maps the number of GPUs to the samples of an optimizer step. `allow` is the
-    strongest change that was tried. `seconds` includes the trace, `answer_seconds` does not.
+    strongest change that was tried. `prices` are those of one GPU for an hour, as far as the user
+    stated any. `seconds` includes the trace, `answer_seconds` does not.
     """
 
     planned: PlannedJob
@@ -46,6 +47,12 @@ class CardTable:
     allow: Fidelity
     seconds: float
     answer_seconds: float
+    prices: Mapping[str, float] = field(default_factory=dict)
+
+    @property
+    def cheapest(self) -> CardAnswer | None:
+        """Return the lowest price an hour for which the job fits, None without prices."""
+        return cheapest_answer((one for one in self.answers if one.is_fit), self.prices)
 
     @property
     def smallest(self) -> CardAnswer | None:

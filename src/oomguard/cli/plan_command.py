@@ -35,6 +35,7 @@ from oomguard.cli.plan_sweep import (
 from oomguard.cli.plan_table import print_plan
 from oomguard.cli.plan_target import ALL, JobSource, Target, catalogue, named_target, target_here
 from oomguard.cli.prepare import Prepared
+from oomguard.cli.price_list import read_prices
 from oomguard.cli.replayed_job import SIZES, replayed_job
 from oomguard.errors import UsageError
 from oomguard.machine.gpus import gpus as gpus_here
@@ -63,6 +64,13 @@ _FEWEST_COMPARED = 2
     help="Number of GPUs (default: 1); auto: the fewest with which the job fits.",
 )
 @click.option("--host-memory", type=SIZE.flag_type, help="Host memory of the machine, e.g. 64GiB.")
+@click.option(
+    "--prices",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Prices of GPUs for an hour, as YAML, JSON or CSV: of the GPUs on which the job fits the "
+    "cheapest is named.",
+)
 @click.option(
     "--max",
     "largest",
@@ -101,6 +109,7 @@ def command(
     gpu_memory: int | None,
     gpus: int,
     host_memory: int | None,
+    prices: Path | None,
     largest: str | None,
     explain_terms: bool,
     verbose: bool,
@@ -131,8 +140,10 @@ def command(
     if as_csv and question not in ("--sweep", "--compare"):
         raise UsageError("--csv is for --sweep and --compare", next_step="Or use --json.")
     if call.target is None or gpus == AUTO:
-        _cards(call, question)
+        _cards(call, question, prices)
         return None
+    if prices is not None:
+        raise UsageError("--prices is for several GPUs", next_step="Add --gpu all.")
     _explain_target(call.target, call.prepared.job.world.size, call.gpus)
     if largest is not None:
         _largest(call, call.target, largest)
@@ -231,13 +242,14 @@ def _call(
     )
 
 
-def _cards(call: PlanCall, question: str | None) -> None:
+def _cards(call: PlanCall, question: str | None, prices: Path | None) -> None:
     """Answer for every GPU that is known."""
     if question not in (None, "--gpus auto"):
         raise UsageError(
             f"{question} is about one GPU",
             next_step="Add --gpu NAME or --gpu-memory SIZE.",
         )
+    known = read_prices(prices) if prices else {}
     table = card_table(
         call.source,
         call.prepared.job,
@@ -246,6 +258,7 @@ def _cards(call: PlanCall, question: str | None) -> None:
         host_bytes=call.host_bytes,
         index=call.index,
     )
+    table = replace(table, prices=known)
     if call.target is not None and len(table.global_batches) == 1:
         (gpus,) = table.global_batches
         _note(f"--gpus auto has no effect: the job starts on {gpus} by its own settings")

@@ -170,7 +170,7 @@ def load(path: Path) -> Loaded:
         ConfigError: if it cannot be read, is not a YAML or JSON mapping, or its `oomguard:` block
             is wrong, with file, line and key.
     """
-    source = Source(path=str(path.absolute()), text=_config_text(path))
+    source = Source(path=str(path.absolute()), text=config_text(path))
     whole = source.document
     block = read_block(whole)
     rest = Source(path=source.path, text=whole.without(BLOCK))
@@ -179,7 +179,12 @@ def load(path: Path) -> Loaded:
     return Loaded(source=rest, document=rest.document.values, block=block)
 
 
-def _config_text(path: Path) -> str:
+def config_text(path: Path) -> str:
+    """Return the text of a small file that the user wrote.
+
+    Raises:
+        ConfigError: if it cannot be read, or is larger than any config.
+    """
     if present.is_folder(path):
         raise _error("is a folder, not a config file", path, "Pass the YAML file in it.")
     if present.is_hidden(path):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
 
@@ -82,6 +82,18 @@ def answer_for(
 def smallest(answers: Iterable[CardAnswer]) -> CardAnswer | None:
     """Return the answer with the least memory in all, of the same memory that with fewer GPUs."""
     return min(answers, key=lambda one: (one.gpus * one.capacity_bytes, one.gpus), default=None)
+
+
+def cheapest_answer(
+    answers: Iterable[CardAnswer], prices: Mapping[str, float]
+) -> CardAnswer | None:
+    """Return the answer with the lowest price in all, of the same price that with less memory."""
+    priced = (one for one in answers if one.card in prices)
+    return min(
+        priced,
+        key=lambda one: (one.gpus * prices[one.card], one.gpus * one.capacity_bytes),
+        default=None,
+    )
 
 
 def _closest(found: Forecast, asked: Fits) -> MemoryEstimate | None:
