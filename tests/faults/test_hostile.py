@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from faults.cells import Cell, scenarios
+from oomguard.cli.main import main
 from oomguard.machine.cgroups import Cgroup
 from oomguard.run.events import Started
 from oomguard.run.folder import ROOM_BYTES
@@ -192,6 +193,36 @@ def the_clock_is_set_back(cell):
     assert all(0 <= attempt.seconds < 60 for attempt in cell.record.attempts)
 
 
+#: Writes a whole checkpoint whose files run a command when they are unpickled, then runs out.
+MALICIOUS = """
+import json, pickle, zipfile
+class Evil:
+    def __reduce__(self): return os.system, (f"touch {os.getcwd()}/unpickled",)
+if sys.argv[2] != '8': sys.exit()
+os.makedirs('out/checkpoint-2')
+with open('out/checkpoint-2/pytorch_model.bin', 'wb') as bare: pickle.dump(Evil(), bare)
+for name in ('optimizer.pt', 'scheduler.pt', 'rng_state.pth', 'training_args.bin'):
+    with zipfile.ZipFile(f'out/checkpoint-2/{name}', 'w') as archive:
+        archive.writestr('archive/data.pkl', pickle.dumps(Evil()))
+with open('out/checkpoint-2/trainer_state.json', 'w') as state: json.dump({'global_step': 2}, state)
+print("{'loss': 1.0, 'step': 2}")
+sys.exit('torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2.00 GiB.')
+"""
+
+
+def a_checkpoint_of_malicious_pickles_is_resumed_from_and_never_opened(cell):
+    job = (*script(cell, MALICIOUS), "--output_dir", "out")
+    assert cell.launch("--ladder", "halve_micro_batch", job=job) == 0, cell.said
+    assert cell.kinds == ["device_oom", "ok"]
+    begins = cell.record.last.spec.begins
+    assert begins is not None
+    assert begins.checkpoint is not None
+    assert begins.checkpoint.step == 2
+    assert main(["explain", str(cell.folder / "out")]) == 0
+    assert main(["report", str(cell.run)]) == 0
+    assert not (cell.folder / "unpickled").exists()
+
+
 def a_port_in_use_is_the_jobs_own_failure(cell):
     code = (
         "import socket\nfirst, second = socket.socket(), socket.socket()\n"
@@ -314,6 +345,7 @@ SCENARIOS = (
     the_disk_of_the_run_folder_is_full_when_memory_runs_out,
     a_log_that_fills_the_disk_ends_early_and_the_job_goes_on,
     the_clock_is_set_back,
+    a_checkpoint_of_malicious_pickles_is_resumed_from_and_never_opened,
     a_port_in_use_is_the_jobs_own_failure,
     the_limit_is_lowered_under_the_job,
     zombies_and_children_of_children,
