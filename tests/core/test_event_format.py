@@ -36,6 +36,7 @@ NEWER = {
     "finished": {"untried"},
     "planned": {"not_launched"},
     "exited": {"loss"},
+    "resumed": {"environment", "data"},
     "run_started": {"folder", "environment", "data"},
 }
 

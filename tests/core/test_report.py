@@ -14,6 +14,7 @@ from oomguard.configfile.document import Source
 from oomguard.evidence.verdict import Finding, Kind, Phase, Verdict, Witness
 from oomguard.job.command import Command, File
 from oomguard.job.plan import Plan, Tuning
+from oomguard.job.provenance import DataFingerprint, Environment
 from oomguard.ladder.strategy_contract import Skip
 from oomguard.run.attempt import AttemptSpec
 from oomguard.run.events import (
@@ -22,6 +23,7 @@ from oomguard.run.events import (
     Finished,
     Limits,
     Planned,
+    Resumed,
     RunStarted,
     Started,
     Status,
@@ -183,3 +185,23 @@ def test_the_published_schema_is_that_of_the_code():
     assert published == json.loads(json.dumps(schema())), "run: make schema"
     with pytest.raises(jsonschema.ValidationError):
         jsonschema.validate({"schema_version": 1}, published)
+
+
+def test_a_resumed_run_was_made_of_what_was_there_when_it_was_resumed():
+    old, new = Environment(system="a", driver="1"), Environment(system="b", driver="2")
+    data = DataFingerprint(seed=7)
+    job = make_job()
+    limits = Limits(ladder=(), allow=SAME_MATH, max_attempts=9)
+    events = [
+        RunStarted(
+            t=0, run="r", version="0.1.0", at="2026", job=job, limits=limits, environment=old,
+            data=data,
+        ),
+        Planned(t=0, attempt=1, spec=AttemptSpec(plan=job.asked)),
+    ]  # fmt: skip
+    resumed = Resumed(t=6, version="0.1.0", at="2026", environment=new)
+    assert replay(events).environment == old
+    assert replay([*events, resumed]).environment == new
+    assert replay([*events, resumed]).data == data
+    unknown = replace(resumed, environment=None)
+    assert replay([*events, unknown]).environment == old

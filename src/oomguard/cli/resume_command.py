@@ -9,6 +9,7 @@ import click
 
 from oomguard import __version__
 from oomguard.adapters.registry import adapter_named
+from oomguard.cli.collect_provenance import data_of, environment_of
 from oomguard.cli.console import Console
 from oomguard.cli.options import RESUME, as_json, flags, run_argument, run_folder
 from oomguard.cli.prepare import caps_of, ladder_of
@@ -78,7 +79,13 @@ def _resume(
         audience=Audience(event=console.event, output=console.output, notice=console.notice),
     )
     resumed = Resumed(
-        t=0.0, version=__version__, at=now_at(), cut_bytes=history.cut_bytes, grace_s=grace_s
+        t=0.0,
+        version=__version__,
+        at=now_at(),
+        cut_bytes=history.cut_bytes,
+        grace_s=grace_s,
+        environment=environment_of(job),
+        data=data_of(job, adapter),
     )
     return supervisor.resume(history.events, resumed, oom_kills=oom_kills)
 

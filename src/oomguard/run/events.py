@@ -146,13 +146,15 @@ class Resumed(_Event):
     """Another supervisor took the run over, `at` this time of day; `t` went on without the gap.
 
     `cut_bytes` is how much of an incomplete last event was dropped; `grace_s` is from now on what
-    the job gets, where it was given anew.
+    the job gets, where it was given anew. `environment` and `data` are those from now on.
     """
 
     version: str
     at: str
     cut_bytes: int = 0
     grace_s: float | None = None
+    environment: Environment | None = None
+    data: DataFingerprint | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

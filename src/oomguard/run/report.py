@@ -76,7 +76,8 @@ class FitReport:
     `verified` holds what was counted in the last attempt, compared with its plan; `final_batch`
     whether the final micro batch passed at once, None where no step ran in parts. `shortfall` is
     what was missing where all strategies are exhausted. `environment` and `data` are what the run
-    was made of, and `reproduction` is what runs the final config elsewhere; None in older reports.
+    was made of when it was last started or resumed, `reproduction` is what runs the final config
+    elsewhere; None in older reports.
     """
 
     schema_version: int

@@ -425,6 +425,8 @@ class RunRecord:
         resumed = replace(
             self,
             limits=limits,
+            environment=event.environment or self.environment,
+            data=event.data or self.data,
             signum=None,
             status=None,
             reason="",
