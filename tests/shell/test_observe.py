@@ -37,6 +37,15 @@ def test_an_uncaught_error_from_inside_is_a_finding_with_its_figures(observer):
     assert (found.requested_bytes, found.capacity_bytes, found.handled) == (5, 9, False)
 
 
+@pytest.mark.parametrize(("held", "least"), [([], None), ([20], 20), ([20, 7], 7), ([20, None], 0)])
+def test_of_several_gpus_the_least_was_held_on_the_one_that_was_full(observer, held, least):
+    card = on_card()["cuda"][0]
+    cards = [{**card, "device": n, "allocated_bytes": size} for n, size in enumerate(held)]
+    memory = {"rss_bytes": None, "peak_rss_bytes": None, "cuda": cards}
+    (found,) = findings(observer.take(reported("oom", uncaught=True, memory=memory), 1.0))
+    assert found.allocated_bytes == least
+
+
 def test_a_caught_error_is_a_finding_once_the_process_has_taken_another_step(observer):
     first = list(observer.take(oom(uncaught=False, step=3), 1.0))
     assert findings(first) == []

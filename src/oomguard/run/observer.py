@@ -231,7 +231,8 @@ class Observer:
             cause=self._leaks.cause(report),
             requested_bytes=report.requested_bytes,
             capacity_bytes=report.capacity_bytes,
-            allocated_bytes=_largest(card.allocated_bytes for card in cuda),
+            # Which of several GPUs was full is not reported: on none was there less than this.
+            allocated_bytes=min((card.allocated_bytes or 0 for card in cuda), default=None),
             phase_known=report.phase_known,
             batch=max((report.shapes or {}).values(), key=math.prod, default=None),
         )
