@@ -20,6 +20,7 @@ def _alone(monkeypatch, tmp_path):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.setenv("HF_HOME", str(tmp_path / "none"))
     monkeypatch.delenv("GITHUB_ACTIONS", raising=False)
+    monkeypatch.delenv("GITHUB_WORKSPACE", raising=False)
     monkeypatch.setattr("oomguard.cli.plan_job.tracer_of", lambda *_, **__: None)
     monkeypatch.setattr("oomguard.cli.plan_command.gpus_here", tuple)
     monkeypatch.chdir(tmp_path)
@@ -78,6 +79,14 @@ def test_on_github_the_verdict_is_on_the_line_that_the_first_fit_changes(ci, mon
     assert error.startswith(f"::error file=train.yaml,line={number},title=oomguard plan::does not")
     assert error.split("::", 2)[2] == line.removeprefix("train.yaml: ")
     assert ci(LLAMA_YAML, "141GiB")[1][1:] == []
+
+
+def test_on_github_a_file_is_named_from_the_root_of_the_repository(ci, monkeypatch, tmp_path):
+    monkeypatch.setenv("GITHUB_ACTIONS", "true")
+    monkeypatch.setenv("GITHUB_WORKSPACE", str(tmp_path.parent))
+    _, (line, error) = ci(LLAMA_YAML, "24GiB")
+    assert line.startswith("train.yaml: does not fit")
+    assert error.startswith(f"::error file={tmp_path.name}/train.yaml,line=")
 
 
 def test_on_github_a_setting_that_is_not_modelled_is_warned_of_on_its_line(ci, monkeypatch):

@@ -44,6 +44,7 @@ def ci_line(planned: PlannedJob) -> str:
 def github_lines(planned: PlannedJob, environment: Mapping[str, str]) -> Iterator[str]:
     """Yield GitHub's workflow commands on a runner of GitHub Actions, none elsewhere.
 
+    Files are named from the root of the repository, where the runner has checked it out.
     The verdict is on the first line of the config that the first fit changes; each setting that is
     not modelled is on its own line.
     """
@@ -52,7 +53,7 @@ def github_lines(planned: PlannedJob, environment: Mapping[str, str]) -> Iterato
         return
     fit = planned.forecast.first_fit
     line = first_changed_line(planned, fit.plan) if fit else None
-    file = _file(planned)
+    file = _file(planned, environment.get("GITHUB_WORKSPACE") or planned.prepared.job.cwd)
     yield _annotation(_LEVEL[asked.fits], _verdict(planned), file, line)
     for one in planned.unmodelled:
         if one.memory is Memory.GPU:
@@ -96,17 +97,17 @@ def _verdict(planned: PlannedJob) -> str:
     return text
 
 
-def _file(planned: PlannedJob) -> str | None:
-    """Return the config as a path from the working folder, where it is in it."""
+def _file(planned: PlannedJob, folder: str) -> str | None:
+    """Return the config as a path from a folder, where it is in it."""
     config = planned.prepared.job.config
     if config is None:
         return None
-    relative = os.path.relpath(config.path, planned.prepared.job.cwd)
+    relative = os.path.relpath(config.path, folder)
     return config.path if relative.startswith("..") else Path(relative).as_posix()
 
 
 def _place(planned: PlannedJob) -> str:
-    return _file(planned) or planned.prepared.job.framework
+    return _file(planned, planned.prepared.job.cwd) or planned.prepared.job.framework
 
 
 def _annotation(level: str, message: str, file: str | None, line: int | None) -> str:
