@@ -282,6 +282,8 @@ def test_of_lora_kernels_the_trace_of_pefts_layers_corrects_the_arithmetic(stand
     plan = replace(LORA, loss_kernel=LossKernel.FUSED)  # so that the peak is in a layer
     question = replace(ask(plan), recipe=replace(FACTORY, lora=lora))
     alone, traced = Predictor(), Predictor(tracer=stand.tracer())
+    assert any("LoRA kernels (from 0.16 on)" in note for note in alone(question).notes)
+    assert not any("LoRA kernels" in note for note in alone(question.without_kernels).notes)
     computed = alone(question).estimates[0]
     layers = alone(question.without_kernels).estimates[0]
     assert computed.terms["activations"] < 0.8 * layers.terms["activations"]

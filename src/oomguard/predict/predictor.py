@@ -197,8 +197,21 @@ def _make_estimate(
 
 
 def assumed(question: PredictionRequest) -> list[str]:
-    """Return what the estimates assume: the version that computes the loss, the batches' length."""
-    return [*_version(question), *_length(question)]
+    """Return what the estimates assume: of the loss, the adapter's kernels, the batches' length."""
+    return [*_version(question), *_kernels(question), *_length(question)]
+
+
+def _kernels(question: PredictionRequest) -> list[str]:
+    lora = question.recipe.lora
+    if lora is None or lora.fused is None:
+        return []
+    package, since = lora.fused.since
+    first = ".".join(map(str, since))
+    note = (
+        f"{package}'s LoRA kernels (from {first} on) are assumed; where they do not run, PEFT's "
+        "layers keep more: the interval covers them"
+    )
+    return [note]
 
 
 def _version(question: PredictionRequest) -> list[str]:
