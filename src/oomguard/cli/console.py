@@ -8,6 +8,7 @@ from typing import TextIO
 
 import click
 
+from oomguard.cli.fold import TracebackFold
 from oomguard.cli.output import echo
 from oomguard.cli.plan_text import (
     COSTS,
@@ -70,19 +71,22 @@ PHASE_UNKNOWN = (
 
 
 class Console:
-    """Prints events as they happen, on stderr; `quiet_stdout` sends the job's output there too."""
+    """Prints events as they happen, on stderr; `quiet_stdout` sends the job's output there too.
+
+    On a terminal a traceback that was printed before is shortened, unless `verbose`.
+    """
 
     def __init__(self, *, quiet_stdout: bool, verbose: bool = False) -> None:
         self._verbose = verbose
         self._stream = sys.stderr if quiet_stdout else sys.stdout
+        self._fold = TracebackFold() if self._stream.isatty() and not verbose else None
         self._fresh_line = True
         self._printed: set[str] = set()
         self.lost: dict[str, str] = {}  # streams that could not be written, and why
 
     def output(self, data: bytes) -> None:
-        """Write the job's output, unchanged."""
-        self._write(data)
-        self._fresh_line = data.endswith(b"\n")
+        """Write the job's output, unchanged but for tracebacks on a terminal."""
+        self._show(self._fold.feed(data) if self._fold else data)
 
     def event(self, event: Event, record: RunRecord) -> None:  # noqa: C901, PLR0912  a case for each kind
         """Print an event, if it matters to the user."""
@@ -102,6 +106,7 @@ class Console:
                     f"the command has exited, {count} of it still running: waiting", "yellow"
                 )
             case Exited():
+                self._show(self._fold.close() if self._fold else b"")
                 self._exited(event, record)
             case Counted():
                 self._compared(record)
@@ -147,6 +152,11 @@ class Console:
         self._line(f"changes made ({COSTS[report.fidelity]}):")
         for change in report.changes:
             self._line(f"  {show_change(change)}")
+
+    def _show(self, data: bytes) -> None:
+        if data:
+            self._write(data)
+            self._fresh_line = data.endswith(b"\n")
 
     def _write(self, data: bytes) -> None:
         """Write to the job's output; one that is full or closed does not stop training."""
