@@ -94,6 +94,19 @@ def test_the_table_and_the_csv_have_the_same_rows(plan, text, train):
     assert any(line.split()[:3] == ["512", "16", "yes"] for line in lines)
 
 
+def test_a_bar_passes_the_mark_of_the_capacity_where_it_may_not_fit(plan, text, train):
+    words = [train, "--gpu", "a100-40", "--sweep", "sequence_length=512,1024,4096"]
+    fits = [row["fits"] for row in plan(*words)["rows"]]
+    assert fits == ["yes", "unsure", "no"]
+    drawn = [line for line in text(*words).splitlines() if "█" in line]
+    marks = {line.index("|") for line in drawn}
+    assert len(marks) == 1  # one capacity, one column
+    beyond = [line.partition("|")[2] for line in drawn]
+    assert beyond[0] == ""
+    assert set(beyond[1]) == {"·"}
+    assert beyond[2].startswith("█")
+
+
 def test_what_is_not_modelled_is_unsure_in_every_row(plan, train):
     train.write_text(LLAMA_YAML + "mixture_of_depths: convert\n")
     found = plan(train, "--gpu", "b200", "--sweep", "micro_batch=1,2")

@@ -15,13 +15,14 @@ from oomguard.cli.plan_job import PlannedJob
 from oomguard.cli.plan_table import COLOURS, missing_lines, print_head
 from oomguard.cli.replayed_job import SIZES, ReplayedJob, requested_size
 from oomguard.errors import UsageError, did_you_mean
-from oomguard.estimate.memory import Fits
+from oomguard.estimate.memory import Fits, MemoryEstimate
 from oomguard.job.plan import Plan
 from oomguard.predict.forecast import PlannedPeak
 from oomguard.units import show_bytes
 
 #: More rows than anybody reads.
 MOST_ROWS = 1000
+_WIDTH = 36
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -119,8 +120,12 @@ def print_sweep(found: Sweep, *, gpu: str | None) -> None:
     """Print a row for each combination."""
     print_head(found.planned, gpu)
     echo()
-    header = (*found.fields, "global batch", "fits", "expected", "from", "to", "method")
-    lines = list(aligned([header, *(_cells(row) for row in found.rows)]))
+    capacity_bytes = found.planned.capacity.device_bytes
+    whole = max(capacity_bytes, *(row.peak.estimate.high_bytes for row in found.rows))
+    header = (*found.fields, "global batch", "fits", "expected", "from", "to", "method", "")
+    drawn = (bar(row.peak.estimate, capacity_bytes, whole) for row in found.rows)
+    cells = [(*_cells(row), line) for row, line in zip(found.rows, drawn, strict=True)]
+    lines = list(aligned([header, *cells]))
     secho(lines[0], bold=True)
     for line, row in zip(lines[1:], found.rows, strict=True):
         secho(line, fg=COLOURS[row.peak.fits])
@@ -131,6 +136,16 @@ def print_sweep(found: Sweep, *, gpu: str | None) -> None:
     echo()
     for note in dict.fromkeys(found.planned.notes):
         echo(f"note: {note}")
+
+
+def bar(estimate: MemoryEstimate, capacity_bytes: int, whole_bytes: int) -> str:
+    """Return the expected peak as a bar, on to its high bound in dots, and `|` at the capacity."""
+    expected, high, capacity = (
+        round(_WIDTH * size / whole_bytes)
+        for size in (estimate.expected_bytes, estimate.high_bytes, capacity_bytes)
+    )
+    drawn = f"{'█' * expected}{'·' * (high - expected)}".ljust(capacity)
+    return f"{drawn[:capacity]}|{drawn[capacity:]}"
 
 
 def _cells(row: SweepRow) -> tuple[str, ...]:
