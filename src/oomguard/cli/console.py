@@ -9,6 +9,8 @@ from typing import TextIO
 import click
 
 from oomguard.cli.fold import TracebackFold
+from oomguard.cli.live_line import LiveLine
+from oomguard.cli.live_text import Pace, live_text
 from oomguard.cli.output import echo
 from oomguard.cli.plan_text import (
     COSTS,
@@ -52,6 +54,7 @@ from oomguard.run.events import (
     LeftRunning,
     NotSplit,
     Planned,
+    Progress,
     Resumed,
     RunStarted,
     Split,
@@ -73,13 +76,18 @@ PHASE_UNKNOWN = (
 class Console:
     """Prints events as they happen, on stderr; `quiet_stdout` sends the job's output there too.
 
-    On a terminal a traceback that was printed before is shortened, unless `verbose`.
+    On a terminal a traceback that was printed before is shortened, unless `verbose`, and the last
+    row says how far the run is; `close` gives it back.
     """
 
     def __init__(self, *, quiet_stdout: bool, verbose: bool = False) -> None:
         self._verbose = verbose
         self._stream = sys.stderr if quiet_stdout else sys.stdout
-        self._fold = TracebackFold() if self._stream.isatty() and not verbose else None
+        is_terminal = self._stream.isatty() and sys.stderr.isatty()
+        self._fold = TracebackFold() if is_terminal and not verbose else None
+        is_live = is_terminal and os.environ.get("TERM", "dumb") != "dumb"
+        self._live = LiveLine(self._draw, self._size) if is_live else None
+        self._pace = Pace()
         self._fresh_line = True
         self._printed: set[str] = set()
         self.lost: dict[str, str] = {}  # streams that could not be written, and why
@@ -90,6 +98,10 @@ class Console:
 
     def event(self, event: Event, record: RunRecord) -> None:  # noqa: C901, PLR0912  a case for each kind
         """Print an event, if it matters to the user."""
+        if isinstance(event, Progress):
+            self._pace.add(event)
+        if self._live is not None and isinstance(event, Progress | Planned | Split):
+            self._live.show(lambda columns: live_text(record, self._pace, columns))
         match event:
             case RunStarted():
                 self._line(job_line(event.job))
@@ -121,7 +133,13 @@ class Console:
             case DeviceFree() if not event.free:
                 self._line(f"the device did not become free: {event.busy}", "red")
             case Finished():
+                self.close()
                 self._finished(record)
+
+    def close(self) -> None:
+        """Leave the terminal as it was."""
+        if self._live is not None:
+            self._live.close()
 
     def say(self, text: str, style: str = "") -> None:
         """Print one line."""
@@ -152,6 +170,15 @@ class Console:
         self._line(f"changes made ({COSTS[report.fidelity]}):")
         for change in report.changes:
             self._line(f"  {show_change(change)}")
+
+    def _draw(self, text: str) -> None:
+        self._write(text.encode("utf-8", "replace"))
+
+    def _size(self) -> os.terminal_size:
+        try:
+            return os.get_terminal_size(self._stream.fileno())
+        except OSError:
+            return os.terminal_size((0, 0))
 
     def _show(self, data: bytes) -> None:
         if data:

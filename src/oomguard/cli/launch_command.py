@@ -162,6 +162,7 @@ def supervise(
         record = supervisor.run(started)
         outcome = write_outcome(record, prepared.adapter, folder)
     finally:
+        console.close()
         folder.close()
     history_error = record_run(record)
     if history_error is not None and start.history_error is None:

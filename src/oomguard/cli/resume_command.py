@@ -55,6 +55,7 @@ def command(run: Path, grace_s: float | None, as_json: bool) -> int:
             console.say(f"nothing to resume: {record.status.value}: {record.reason}")
         outcome = read_outcome(record, adapter, folder) or write_outcome(record, adapter, folder)
     finally:
+        console.close()
         folder.close()
     return print_summary(console, record, outcome, folder, as_json=as_json)
 
