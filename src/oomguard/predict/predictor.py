@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 
 from oomguard.estimate import analytic, combine
 from oomguard.estimate.correct import UNCORRECTED, Ratios, corrected
+from oomguard.estimate.fused_lora import fused_lora
 from oomguard.estimate.host import host_peak
 from oomguard.estimate.memory import Fits, MemoryEstimate, Method, Spread, Term, estimate
 from oomguard.job.plan import LossKernel, Plan
@@ -202,8 +203,9 @@ def assumed(question: PredictionRequest) -> list[str]:
 
 
 def _kernels(question: PredictionRequest) -> list[str]:
-    lora = question.recipe.lora
-    if lora is None or lora.fused is None:
+    lora, model = question.recipe.lora, question.model.architecture
+    fused = any(fused_lora(model, plan, lora).parts for plan in question.plans)
+    if lora is None or lora.fused is None or not fused:
         return []
     package, since = lora.fused.since
     first = ".".join(map(str, since))
