@@ -26,6 +26,7 @@ from oomguard.run.events import (
     Planned,
     Progress,
     RunStarted,
+    Signalled,
     Status,
     Stopping,
     event_from_json,
@@ -52,13 +53,14 @@ COSTS = {strategy.id: strategy.fidelity.cost for strategy in make_ladder().strat
 
 @dataclass
 class Run(Told):
-    """A job of ten steps that is out of memory at `late` unless `fits` says otherwise."""
+    """A job of `steps` steps that is out of memory at `late` unless `fits` says otherwise."""
 
     fits: object  # of a Launch
     job: object = field(default_factory=lambda: make_job(LLM))
     relax: bool = True
     grow: bool = False
     late: int = 1
+    steps: int = 10
     saves: bool = False
     trial_fails: bool = False
     launches: list[AttemptSpec] = field(default_factory=list)
@@ -91,7 +93,7 @@ class Run(Told):
 
     def train(self, action: Launch, number: int) -> Verdict:
         fits = self.fits(action.spec)
-        for step in range(1, 11):
+        for step in range(1, self.steps + 1):
             if not fits and step > self.late:
                 return OOM
             if self.trial_fails and action.spec.purpose is Purpose.TRIAL:
@@ -139,6 +141,60 @@ def test_the_best_that_fits_is_launched_again_when_less_is_not_enough():
     assert [Counter(one.undone)["cut_cutoff_len"] for one in trials] == [3, 2]
     assert run.launches[-1] == trials[-1]
     assert run.launches[-1].plan.sequence_length == 1024
+
+
+@pytest.mark.parametrize(("steps", "late"), [(1, 0), (2, 1), (6, 5)])
+def test_a_job_that_ends_before_it_could_be_stopped_gives_back_what_it_does_not_need(steps, late):
+    ladder = make_ladder(ladder=",".join(THREE))
+    run = Run(fits=needs("enable_qlora"), ladder=ladder, steps=steps, late=late)
+    assert run.to_the_end().status is Status.FIT
+
+    trained = [one for one in run.record.attempts if one.verdict.kind is Kind.OK]
+    assert run.launches[-1].plan.sequence_length == 2048
+    assert run.launches[-1].plan.quantization is Quantization.NF4_DOUBLE
+    assert [one.spec.purpose for one in trained[-1:]] == [Purpose.TRIAL]
+
+
+def test_a_short_job_ends_as_the_best_that_was_trained_where_less_is_not_enough():
+    fits = needs("enable_qlora", "cut_cutoff_len", "cut_cutoff_len", "cut_cutoff_len")
+    run = Run(fits=fits, ladder=make_ladder(ladder=",".join(THREE)), steps=1, late=0)
+    assert run.to_the_end().status is Status.FIT
+    assert run.launches[-1].purpose is Purpose.BEST
+    assert run.launches[-1].plan == run.first_fit.plan
+
+
+def test_a_trained_short_job_is_trained_once_without_relax_and_if_it_took_more_steps():
+    for relax, steps in ((False, 1), (True, 40)):
+        run = Run(fits=needs("enable_qlora"), relax=relax, steps=steps, late=0,
+                  ladder=make_ladder(ladder=",".join(THREE)))  # fmt: skip
+        run.to_the_end()
+        trained = [one for one in run.record.attempts if one.verdict.kind is Kind.OK]
+        assert len(trained) == 1
+
+
+@pytest.mark.parametrize("news", ["signal", "busy"])
+def test_a_short_job_is_trained_whatever_keeps_it_from_a_trial(news):
+    run = Run(
+        fits=needs("enable_qlora"), ladder=make_ladder(ladder=",".join(THREE)), steps=1, late=0
+    )
+    limits = Limits(ladder=(), allow=run.ladder.allow, max_attempts=400, relax=True)
+    started = RunStarted(t=0, run="r", version="0", at="now", job=run.job, limits=limits)
+    action, number = run.happen(started), 0
+    while not run.record.attempts or run.record.last.verdict is not OK:
+        number += 1
+        run.launch(action)
+        verdict = run.train(action, number)
+        said = run.happen(Exited(t=3, attempt=number, returncode=1, verdict=verdict))
+        if verdict is not OK:
+            action = run.happen(DeviceFree(t=4, attempt=number, free=True, waited_s=0))
+    assert isinstance(said, WaitForDevice)
+    if news == "signal":
+        action = run.happen(Signalled(t=4, signum=15))
+    else:
+        free = DeviceFree(t=4, attempt=number, free=False, waited_s=60, busy="another process")
+        action = run.happen(free)
+    assert isinstance(action, Finish)
+    assert action.status is Status.FIT
 
 
 def test_a_trial_that_was_cut_short_goes_on_and_is_called_that(capfd):

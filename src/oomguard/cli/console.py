@@ -209,7 +209,9 @@ class Console:
             self._line("continuing the trial with fewer changes, which was cut short", "yellow")
         elif event.spec.purpose is Purpose.TRIAL:
             undone = ", ".join(dict.fromkeys(event.spec.undone))
-            self._line(f"fits; retrying without {undone} to see if it was needed", "yellow")
+            before = record.attempts[-2] if len(record.attempts) > 1 else None
+            shown = "trained in few steps" if before and before.completed else "fits"
+            self._line(f"{shown}; retrying without {undone} to see if it was needed", "yellow")
         elif event.spec.purpose is Purpose.BEST:
             self._line("smaller changes do not fit; continuing with the best plan found", "yellow")
         for skip in event.spec.not_launched:

@@ -14,6 +14,7 @@
 | RUNNING  | Signalled                                    | Stop the whole group        |
 | RUNNING, STOPPING | Exited, out of memory               | WaitForDevice               |
 | RUNNING, STOPPING | Exited, a probe                     | WaitForDevice               |
+| RUNNING, STOPPING | Exited, short, and a trial is left  | WaitForDevice               |
 | RUNNING, STOPPING | Exited, otherwise                   | Finish                      |
 | WAITING  | Resumed                                      | as after the Exited before  |
 | RUNNING, WAITING | CutShort                             | WaitForDevice               |
@@ -113,6 +114,7 @@ class Finish:
 
 
 Action = Launch | StartProcesses | Stop | WaitForDevice | Finish
+_COMPLETED = Finish(status=Status.FIT, reason="trained to completion")
 
 
 def decide(record: RunRecord, event: Event, ladder: Ladder) -> Action | None:  # noqa: PLR0911  one for each kind of event
@@ -121,7 +123,7 @@ def decide(record: RunRecord, event: Event, ladder: Ladder) -> Action | None:  #
         case Signalled():
             return _on_signal(record, event)
         case Exited():
-            return _on_exit(record, event.verdict)
+            return _on_exit(record, event.verdict, ladder)
         case DeviceFree():
             return _on_device(record, event, ladder)
         case RunStarted() | Resumed() | CutShort():
@@ -195,12 +197,14 @@ def _on_beginning(record: RunRecord, event: Event, ladder: Ladder) -> Action | N
     verdict = record.last.verdict
     if verdict is None or verdict.kind is Kind.INTERRUPTED:
         return None
-    return _on_exit(record, verdict)
+    return _on_exit(record, verdict, ladder)
 
 
 def _on_signal(record: RunRecord, event: Signalled) -> Action | None:
     if record.state is State.RUNNING:
         return Stop(reason=StopReason.SIGNAL)
+    if record.state is State.WAITING and record.last.completed:
+        return _COMPLETED
     if record.state in (State.NEW, State.WAITING):
         return Finish(status=Status.INTERRUPTED, reason=f"signal {event.signum}")
     return None
@@ -247,16 +251,18 @@ def _patience_s(attempt: Attempt) -> float:
     return max(PATIENCE_S, PATIENCE_STEPS * step_s)
 
 
-def _on_exit(record: RunRecord, verdict: Verdict) -> Action:  # noqa: PLR0911  one for each way to end
+def _on_exit(record: RunRecord, verdict: Verdict, ladder: Ladder) -> Action:  # noqa: PLR0911  one for each way to end
     if record.signum is not None and verdict.kind is not Kind.OK:
         return Finish(status=Status.INTERRUPTED, reason=f"signal {record.signum}")
     wrong = _miscounted(record, verdict)
     if wrong is not None:
         return Finish(status=Status.FAILED, reason=wrong)
-    if verdict.kind is Kind.OK and record.last.spec.probe is None:
+    if record.last.completed:
         if verification.broken_promise(record):  # it ended before it could be stopped
             return WaitForDevice()
-        return Finish(status=Status.FIT, reason="trained to completion")
+        if _is_tried_again(record, ladder):
+            return WaitForDevice()
+        return _COMPLETED
     if _goes_on(record.last, verdict):
         return WaitForDevice()
     if record.last.stopped is StopReason.HANG:
@@ -265,6 +271,12 @@ def _on_exit(record: RunRecord, verdict: Verdict) -> Action:  # noqa: PLR0911  o
     if verdict.kind is Kind.INTERRUPTED:
         return Finish(status=Status.INTERRUPTED, reason=verdict.root or "interrupted")
     return Finish(status=Status.FAILED, reason=verdict.root or "the job failed")
+
+
+def _is_tried_again(record: RunRecord, ladder: Ladder) -> bool:
+    """Return whether a short job that is trained is trained again with fewer changes."""
+    tried = record.signum is None and minimize.is_short(record)
+    return tried and minimize.next_trial(record, ladder, record.last) is not None
 
 
 def _miscounted(record: RunRecord, verdict: Verdict) -> str | None:
@@ -314,12 +326,10 @@ def _same_plan_goes_on(record: RunRecord, why: Verdict, again: Continuation) -> 
 
 def _on_device(record: RunRecord, event: DeviceFree, ladder: Ladder) -> Action:
     job, why, last = record.job, record.last.verdict, record.last
-    if record.signum is not None:
-        return Finish(status=Status.INTERRUPTED, reason=f"signal {record.signum}")
     if job is None or why is None:
         raise AssertionError("a device is waited for only after an attempt of a started run")
-    if not event.free:
-        return Finish(status=Status.FAILED, reason=f"the device did not become free: {event.busy}")
+    if record.signum is not None or not event.free:
+        return _without_another(record, event)
     again = ladder.begin(job, last.spec.plan, record.checkpoints, damaged=_damaged(record))
     cut_short = (
         why.kind is Kind.INTERRUPTED
@@ -336,9 +346,18 @@ def _on_device(record: RunRecord, event: DeviceFree, ladder: Ladder) -> Action:
     return _climb(record, job, why, ladder)
 
 
+def _without_another(record: RunRecord, event: DeviceFree) -> Finish:
+    """Return how a run ends that cannot launch another attempt."""
+    if record.last.completed:
+        return _COMPLETED
+    if record.signum is not None:
+        return Finish(status=Status.INTERRUPTED, reason=f"signal {record.signum}")
+    return Finish(status=Status.FAILED, reason=f"the device did not become free: {event.busy}")
+
+
 def _is_shown(attempt: Attempt) -> bool:
     """Return whether an attempt ended because it had shown that its plan fits."""
-    return attempt.stopped is StopReason.FITS or attempt.probe_passed
+    return attempt.stopped is StopReason.FITS or attempt.probe_passed or attempt.completed
 
 
 def _climb(record: RunRecord, job: Job, why: Verdict, ladder: Ladder) -> Action:

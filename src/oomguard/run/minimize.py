@@ -51,6 +51,18 @@ def is_proven(record: RunRecord) -> bool:
     return sound and just_now and not apart
 
 
+def is_short(record: RunRecord) -> bool:
+    """Return whether the latest attempt was completed before it could be stopped for a trial.
+
+    Training so few steps again costs no more than a trial does.
+    """
+    limits, attempt, needed = record.limits, record.last, proof_steps(record)
+    if limits is None or not (limits.relax or limits.grow) or needed is None:
+        return False
+    ended = attempt.completed and attempt.spec.purpose is not Purpose.BEST
+    return ended and 0 < attempt.steps_done <= needed + ASKED_STEPS
+
+
 def next_trial(record: RunRecord, ladder: Ladder, base: Attempt) -> AttemptSpec | None:
     """Return the next trial: fewer changes than `base`, which fits; None if none is left."""
     job, limits = record.job, record.limits

@@ -157,6 +157,12 @@ class Attempt:
         return from_.step if from_ else 0
 
     @property
+    def completed(self) -> bool:
+        """Return whether it has trained to completion."""
+        trained = self.verdict is not None and self.verdict.kind is Kind.OK
+        return trained and self.spec.probe is None
+
+    @property
     def refused_step(self) -> Step | None:
         """The step that the framework rejected, if that ended this attempt.
 
