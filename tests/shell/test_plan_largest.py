@@ -91,6 +91,29 @@ def test_another_micro_batch_is_another_global_batch_and_says_so(plan, capsys, t
     assert "(requested: 8)" in text
 
 
+def test_the_settings_to_write_are_named_and_give_that_plan(plan, capsys, tmp_path):
+    """LitGPT states the global batch, so a larger micro batch alone would accumulate less."""
+    found = plan(LITGPT, "--gpu", "h100", "--max", "micro_batch")
+    certain = found["certain"]
+    value = certain["value"]
+    assert value > 1
+    assert certain["settings"] == [
+        f"train.global_batch_size: {8 * value}", f"train.micro_batch_size: {value}",
+    ]  # fmt: skip
+    text = with_value(LITGPT, "micro_batch_size", value)
+    text = with_value(text, "global_batch_size", 8 * value)
+    alone = plan(text, "--gpu", "h100")["asked"]
+    assert (alone["plan"], alone["fits"]) == (certain["plan"], "yes")
+    assert found["requested"]["settings"] == []
+    assert (
+        main(["plan", str(tmp_path / "train.yaml"), "--gpu", "h200", "--max", "micro_batch"]) == 0
+    )
+    assert re.search(
+        r"(?m)^ {8}train.global_batch_size: \d+, train.micro_batch_size: \d+$",
+        capsys.readouterr().out,
+    )
+
+
 def test_the_search_ends_at_the_tokens_that_the_model_is_made_for(plan):
     found = plan(LLAMA, "--gpu", "mi325x", "--max", "sequence_length")
     assert found["certain"]["value"] == found["searched_up_to"] == 8192

@@ -62,6 +62,7 @@ def test_a_row_is_what_a_plan_with_that_value_predicts(plan, train, tmp_path):
         alone = plan(file, "--gpu", "a100-40")["asked"]
         assert {key: row[key] for key in alone} == alone
         assert (row["method"], row["refused"], row["global_batch"]) == ("analytic", None, 16)
+        assert row["settings"] == ([f"cutoff_len: {length}"] if length != 2048 else [])
     assert [row["fits"] for row in found["rows"]] == ["yes", "unsure", "unsure"]
 
 

@@ -183,13 +183,15 @@ def _question(asked: Sequence[str]) -> str | None:
 class PlanCall:
     """One `oomguard plan`: the job, where it is planned for (None: every GPU), and the output.
 
-    `gpus` is how many were stated, None if none were, `AUTO` to find how many are needed.
+    `gpus` is how many were stated, None if none were, `AUTO` to find how many are needed;
+    `count` is for how many the job was read.
     """
 
     source: JobSource
     prepared: Prepared
     target: Target | None
     gpus: int | None
+    count: int
     host_bytes: int | None
     index: FitIndex
     verbose: bool = False
@@ -231,12 +233,14 @@ def _call(
     """Read the job for the GPUs that are named, else for those here."""
     named = named_target(gpu, gpu_memory) if gpu != ALL else None
     here = gpus_here() if gpu is None and gpu_memory is None else ()
-    prepared = source.on(gpus or max(1, len(here)))
+    count = gpus or max(1, len(here))
+    prepared = source.on(count)
     return PlanCall(
         source=source,
         prepared=prepared,
         target=named or (target_here(prepared, here) if gpu != ALL else None),
         gpus=gpus,
+        count=count,
         host_bytes=host_bytes,
         index=FitIndex(Path(prepared.options.fits) if prepared.options.fits else None),
     )
@@ -287,7 +291,7 @@ def _compare(call: PlanCall, target: Target, trains: Sequence[Path]) -> None:
     """Answer `--compare`."""
     configs = []
     for train in trains:
-        prepared = replace(call.source, train=train).on(call.gpus or 1)
+        prepared = replace(call.source, train=train).on(call.count)
         job = replayed_job(prepared, target, host_bytes=call.host_bytes, index=call.index)
         planned = job.planned()
         configs.append(Compared(file=train, planned=planned, answer_seconds=job.answer_seconds))

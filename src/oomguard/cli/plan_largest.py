@@ -22,11 +22,12 @@ _STEPS_DOWN = 64
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SizeAnswer:
-    """A value, and the peak of the plan that has it."""
+    """A value, the peak of the plan that has it, and the settings to write for it."""
 
     value: int
     peak: PlannedPeak
     global_batch: int
+    settings: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -100,7 +101,8 @@ def largest_fit(job: ReplayedJob, field: str) -> LargestFit:
 
 def _size_answer(job: ReplayedJob, value: int, peak: PlannedPeak) -> SizeAnswer:
     batch = peak.plan.rank_batch * job.question.request.job.world.size
-    return SizeAnswer(value=value, peak=peak, global_batch=batch)
+    settings = () if peak.plan == job.asked else tuple(job.settings(peak.plan))
+    return SizeAnswer(value=value, peak=peak, global_batch=batch, settings=settings)
 
 
 def _most(job: ReplayedJob, field: str) -> tuple[int, str]:
@@ -125,6 +127,8 @@ def print_largest(found: LargestFit, *, gpu: str | None) -> None:
     for value, one in sorted(shown.items()):
         batch = f", global batch {one.global_batch}" if found.field == "micro_batch" else ""
         echo(f"    {found.field} {value}{batch}: {show_peak(one.peak.estimate)}")
+        if one.settings:
+            echo(f"        {', '.join(one.settings)}")
     for line in missing_lines(planned):
         secho(line, fg="yellow")
     echo()
@@ -183,6 +187,7 @@ def _row(one: SizeAnswer | None) -> dict[str, object] | None:
         "fits": one.peak.fits,
         "method": one.peak.estimate.method,
         "global_batch": one.global_batch,
+        "settings": one.settings,
         "plan": one.peak.plan,
         "estimate": one.peak.estimate,
     }

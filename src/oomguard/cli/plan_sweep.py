@@ -64,12 +64,17 @@ class SweptType(click.ParamType[Swept]):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SweepRow:
-    """The values of a row, and the peak of the plan that has them; `refused` by the framework."""
+    """The values of a row, and the peak of the plan that has them.
+
+    `settings` are those to write for it, none where the framework refuses it: then `refused` is
+    its message.
+    """
 
     values: tuple[int, ...]
     peak: PlannedPeak
     global_batch: int
     refused: str | None
+    settings: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -113,6 +118,7 @@ def _row(job: ReplayedJob, fields: Sequence[str], values: tuple[int, ...]) -> Sw
         peak=peak,
         global_batch=plan.rank_batch * job.question.request.job.world.size,
         refused=refused,
+        settings=() if refused is not None else tuple(job.settings(plan)),
     )
 
 
@@ -195,6 +201,7 @@ def sweep_document(found: Sweep) -> dict[str, object]:
                 "method": row.peak.estimate.method,
                 "global_batch": row.global_batch,
                 "refused": row.refused,
+                "settings": row.settings,
                 "plan": row.peak.plan,
                 "estimate": row.peak.estimate,
             }

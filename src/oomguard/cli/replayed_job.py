@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from oomguard.cli.plan_job import PlannedJob, PlanQuestion, on_card, plan_question, planned
 from oomguard.cli.plan_target import Target
 from oomguard.cli.prepare import Prepared
+from oomguard.cli.spelled_changes import settings_of
 from oomguard.errors import UsageError
 from oomguard.job.plan import Plan, Tuning
 from oomguard.predict.forecast import Capacity, PlannedPeak, forecast, planned_peak
@@ -62,6 +63,10 @@ class ReplayedJob:
     def refusal(self, plan: Plan) -> str | None:
         """Return the framework's message if it would refuse a plan."""
         return self.question.prepared.adapter.refusal(self.question.request.job, plan)
+
+    def settings(self, plan: Plan) -> list[str]:
+        """Return the settings of the framework that a plan it takes gives new values."""
+        return settings_of(plan, self.question.prepared.adapter, self.question.request.job)
 
     def peak(self, plan: Plan) -> PlannedPeak:
         """Return the peak of a plan, with what is changed before any attempt."""

@@ -27,6 +27,11 @@ def spelled(strategy: Strategy, adapter: Adapter, job: Job) -> list[str]:
     plan = adapter.normalize(job, changed)
     if adapter.refusal(job, plan) is not None:
         return []
+    return settings_of(plan, adapter, job)
+
+
+def settings_of(plan: Plan, adapter: Adapter, job: Job) -> list[str]:
+    """Return the settings that get new values in a plan that the framework takes."""
     before, after = (adapter.write(job, x, _FOLDER) for x in (job.asked, plan))
     found = [
         *_new_values(before, after), *_new_words(before.argv, after.argv), *_new(before, after)
