@@ -8,7 +8,15 @@ from pathlib import Path
 
 import pytest
 from environments import environment
-from jobs import GLOBAL_BATCH, cap_bytes, hf_job, llamafactory_job, llamafactory_pairs_job
+from jobs import (
+    GLOBAL_BATCH,
+    axolotl_job,
+    cap_bytes,
+    hf_job,
+    llamafactory_job,
+    llamafactory_pairs_job,
+    swift_job,
+)
 from launched import SAMPLE_BYTES, again, edit, launch
 
 from monitored_job import run_job
@@ -249,6 +257,44 @@ def test_llamafactorys_losses_and_gradients_are_those_of_a_run_without_a_limit(t
         steps = history["log_history"][:3]
         seen.append([number for row in steps for number in (row["loss"], row["grad_norm"])])
     assert seen[0] == pytest.approx(seen[1], rel=1e-6)
+
+
+@pytest.mark.extended
+@pytest.mark.timeout(3600)
+@pytest.mark.parametrize("make", [swift_job, axolotl_job])
+def test_ms_swift_and_axolotl_go_on_with_the_losses_and_gradients_of_a_run_without_a_limit(
+    make, tmp_path_factory
+):
+    """What they count themselves (the accuracy of tokens, tokens so far) is the same too."""
+    job = make(tmp_path_factory.mktemp("job"))
+    if make is axolotl_job:
+        saved = "save_strategy: steps\nsave_steps: 3\ninclude_tkps: true\nseed: 7"
+        edit(job, 'save_strategy: "no"', saved)
+        adapter = "adapter: lora\nlora_r: 8\nlora_alpha: 16\nlora_target_linear: true\n"
+        edit(job, adapter, "")  # its first weights are drawn before the seed is set
+    else:  # parts draw other masks
+        edit(job, "lora_rank: 8", "lora_rank: 8\nlora_dropout: 0")
+    seen = []
+    for limit in (("--host-memory", str(cap_bytes(job))), ()):
+        own = again(job, tmp_path_factory.mktemp("run"))
+        launched = launch(own, "--in-place", *limit, "--", *own.argv)
+        assert (launched.code, launched.kinds) == (0, ["ok"]), launched.err
+        assert launched.micro_batches == [GLOBAL_BATCH]
+        splits = launched.attempts[0]["splits"]
+        assert (splits is not None) == bool(limit)
+        if splits is not None:
+            assert (splits["steps"], splits["rows"], splits["width"]) == (3, 4, 256)
+            assert launched.report["final"]["micro_batch"] == 4
+            assert launched.report["final_batch"]["outcome"] == "verified"
+        assert launched.report["verified"]["samples_per_step"]["observed"] == GLOBAL_BATCH
+        state = own.folder / "out" / "checkpoint-3" / "trainer_state.json"
+        seen.append(json.loads(state.read_text())["log_history"][:3])
+    names = {"loss", "grad_norm", "token_acc" if make is swift_job else "tokens/total"}
+    for divided, whole in zip(*seen, strict=True):
+        assert names <= set(whole)
+        assert {name: divided[name] for name in names} == pytest.approx(
+            {name: whole[name] for name in names}, rel=1e-6
+        )
 
 
 @needs_cgroup

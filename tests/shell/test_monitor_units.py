@@ -370,6 +370,108 @@ def test_a_report_of_divided_steps_has_the_widest_and_comes_before_one_that_ran_
     ]
 
 
+def of_module(name, **members):
+    """Return a class that a module of a framework has, as far as its name shows."""
+    for member in members.values():
+        if callable(member):
+            member.__module__ = name
+    return type("Theirs", (), {"__module__": name, **members})
+
+
+def why_not_divided(module, *, template=None, args=None, is_moe=False):
+    """Return why the steps of a trainer of some module are not divided."""
+    prepare = lambda self, inputs: inputs  # noqa: E731  its module is set
+    trainer = of_module(module, _prepare_inputs=prepare)()
+    kind = SimpleNamespace(distributed_type="NO", num_processes=1)
+    trainer.accelerator = kind
+    trainer.args = SimpleNamespace(**(args or {}))
+    trainer.template = template
+    model = SimpleNamespace(
+        parameters=list, modules=list, model_info=SimpleNamespace(is_moe_model=is_moe)
+    )
+    norm = SimpleNamespace(_BatchNorm=type("_BatchNorm", (), {}))
+    torch = SimpleNamespace(nn=SimpleNamespace(modules=SimpleNamespace(batchnorm=norm)))
+    return part("in_place_scope").why_not(trainer, model, torch)
+
+
+SFT = "swift.trainers.seq2seq_trainer"
+
+
+def template(module="swift.template.base", **values):
+    context = lambda self, model, inputs: None  # noqa: E731  its module is set
+    made = of_module(module, forward_context=context)()
+    vars(made).update({"sequence_parallel_size": 1, "padding_free": False, **values})
+    return made
+
+
+def test_swift_sft_is_divided_unless_its_template_or_its_router_looks_at_the_whole_batch():
+    assert why_not_divided(SFT, template=template()) is None
+    own = "swift.template.templates.qwen"
+    assert why_not_divided(SFT, template=template(own)) is None
+    for reason, found in {
+        "the template passes the places": template(own, padding_free=True),
+        "sequence parallelism communicates": template(sequence_parallel_size=2),
+    }.items():
+        assert why_not_divided(SFT, template=found).startswith(reason)
+    aux = {"router_aux_loss_coef": 1e-3}
+    assert why_not_divided(SFT, template=template(), args=aux) is None
+    router = why_not_divided(SFT, template=template(), args=aux, is_moe=True)
+    assert router == "the router's auxiliary loss depends on the whole batch"
+    rlhf = why_not_divided("swift.rlhf_trainers.rlhf_mixin", template=template())
+    assert rlhf == "Theirs prepares its batches in the training step"
+
+
+@pytest.mark.parametrize(
+    ("setting", "reason"),
+    [("orpo_alpha", "the loss of ORPO"), ("layer_offloading", "layers are moved")],
+)
+def test_axolotls_own_losses_and_offloaded_layers_are_not_divided(setting, reason):
+    assert why_not_divided("transformers.trainer", args={}) is None
+    assert why_not_divided("transformers.trainer", args={setting: 0.1}).startswith(reason)
+
+
+class Adds:
+    """A metric that adds up values and their number, as ms-swift's do."""
+
+    def __init__(self):
+        self.state, self.count = 0.0, 0
+
+    def update(self, values):
+        self.state, self.count = self.state + sum(values), self.count + len(values)
+
+
+def test_what_a_trainer_counts_itself_is_taken_back_with_a_failed_step():
+    accounts = part("split_accounts").Accounts
+    kept = Adds()
+    kept.update([1, 0])
+    trainer = SimpleNamespace(
+        custom_metrics={"train": {"token_acc": kept}, "eval": {}}, state=SimpleNamespace()
+    )
+    before = accounts(trainer)
+    kept.update([1, 1, 1])
+    trainer.custom_metrics["train"]["other"] = Adds()
+    trainer.state.tokens = {"trainable": 8, "total": 16}
+    before.restore()
+    assert list(trainer.custom_metrics["train"]) == ["token_acc"]
+    assert (kept.state, kept.count) == (1.0, 2)
+    assert not hasattr(trainer.state, "tokens")
+
+
+def test_tokens_that_parts_left_out_as_padding_count_as_those_of_the_batch():
+    accounts = part("split_accounts").Accounts
+    trainer = SimpleNamespace(state=SimpleNamespace(tokens={"trainable": 100, "total": 500}))
+    before = accounts(trainer)
+    trainer.state.tokens = {"trainable": 160, "total": 580}  # the parts had 80 of 128
+    before.join([0.5, 0.5], 128)
+    assert trainer.state.tokens == {"trainable": 160, "total": 628}
+    before = accounts(trainer)
+    before.join([0.5, 0.5], 128)  # an evaluation counts none
+    assert trainer.state.tokens == {"trainable": 160, "total": 628}
+    trainer.state.tokens = {"trainable": 0, "total": 0}
+    before.restore()
+    assert trainer.state.tokens == {"trainable": 160, "total": 628}
+
+
 @pytest.mark.parametrize(
     ("before", "after"),
     [

@@ -238,7 +238,7 @@ class Steps:
                 raise
             self._budget.passed(part.tokens)
             total = loss if total is None else total + loss
-        before.join([part.share for part in parts])
+        before.join([part.share for part in parts], parts[0].batch_tokens)
         return total
 
     def _recover(self, job: TrainerCall, inputs: Any, failed: Exception) -> Any:

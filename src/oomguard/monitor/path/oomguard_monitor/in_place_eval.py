@@ -159,7 +159,7 @@ class Predictions:
             )
             start += count
             del found
-        before.join(weigh(rows, parts, SHIFTED_LABELS))
+        before.join(weigh(rows, parts, SHIFTED_LABELS), rows.tokens)
         account.parts, account.rows = len(parts), max(len(part) for part in parts)
         account.width, account.tokens = rows.width, rows.tokens
         way = functools.partial(self._way, trainer, kept, rows, predict)

@@ -24,10 +24,17 @@ _ELSEWHERE = {
     "MEGATRON_LM": "Megatron-LM runs the training step",
     "XLA": "XLA compiles for fixed shapes",
 }
-#: Whose `training_step` only wraps that of the Trainer. Source: TRL 1.16, LLaMA-Factory 0.9.5.
-_KNOWN_STEPS = ("transformers", "trl", "llamafactory")
+#: Whose `training_step` only wraps that of the Trainer. Source: TRL 1.16, LLaMA-Factory 0.9.5,
+#: ms-swift 4.6, axolotl 0.19.
+_KNOWN_STEPS = ("transformers", "trl", "llamafactory", "swift", "axolotl")
+#: ms-swift's trainer of `swift sft`. It cuts labels to the tokens that have logits, as it moves a
+#: batch to the device. Source: ms-swift 4.6.
+_SWIFT_SFT = "swift.trainers.seq2seq_trainer"
+#: Whose batches are ready before the training step.
+_READY = ("transformers.trainer", _SWIFT_SFT)
 #: Whose loss is a sum or a mean over tokens, unless the user passes a loss function.
-#: Source: `compute_loss` of transformers 4.51 to 5.23, LLaMA-Factory 0.9.5 and TRL 1.16.
+#: Source: `compute_loss` of transformers 4.51 to 5.23, LLaMA-Factory 0.9.5, TRL 1.16, ms-swift 4.6
+#: and axolotl 0.19.
 _KNOWN_LOSSES = frozenset(
     {
         "transformers.trainer",
@@ -35,6 +42,8 @@ _KNOWN_LOSSES = frozenset(
         "llamafactory.train.sft.trainer",
         "llamafactory.train.pt.trainer",
         "trl.trainer.sft_trainer",
+        _SWIFT_SFT,
+        "axolotl.core.trainers.base",
     }
 )
 #: Whose batches hold the chosen answers of all pairs, then the rejected ones, and whose loss is a
@@ -76,7 +85,12 @@ def why_not(trainer: Any, model: Any, torch: Any) -> str | None:
         if reason is not None:
             return reason
         model = unwrapped(model)
-    return _of_gradients(trainer, model) or _of_loss(trainer) or _of_model(trainer, model, torch)
+    return (
+        _of_gradients(trainer, model)
+        or _of_loss(trainer)
+        or _of_template(trainer, model)
+        or _of_model(trainer, model, torch)
+    )
 
 
 class BatchKind:
@@ -115,6 +129,8 @@ def _is_of_pairs(trainer: Any) -> bool:
 def _of_loss(trainer: Any) -> str | None:
     """Return why the loss of a batch does not follow from that of its samples."""
     modules = [one.__module__ for one in type(trainer).__mro__]
+    if getattr(trainer.args, "orpo_alpha", None):  # axolotl
+        return "the loss of ORPO is not known to add up"
     if any(name.endswith(("kto_trainer", "kto.trainer", "bco_trainer")) for name in modules):
         return "the loss compares the answers of a batch"
     if not any(name.endswith(("dpo_trainer", "dpo.trainer")) for name in modules):
@@ -125,6 +141,22 @@ def _of_loss(trainer: Any) -> str | None:
             return f"the loss {one} {_OF_THE_BATCH[one]}"
     if getattr(getattr(trainer, "finetuning_args", None), "pref_bco_weight", 0):
         return f"the loss bco_pair {_OF_THE_BATCH['bco_pair']}"
+    return None
+
+
+def _of_template(trainer: Any, model: Any) -> str | None:
+    """Return why a batch of ms-swift's is not divided: its template knows more than the batch."""
+    template: Any = getattr(trainer, "template", None)
+    if template is None or type(trainer)._prepare_inputs.__module__ != _SWIFT_SFT:  # noqa: SLF001 - who prepares
+        return None
+    if int(getattr(template, "sequence_parallel_size", 1) or 1) > 1:
+        return "sequence parallelism communicates in the forward pass"
+    own_context = type(template).forward_context.__module__ != "swift.template.base"
+    if own_context and getattr(template, "padding_free", False):
+        return "the template passes the places of a whole batch to the attention"
+    is_moe = getattr(getattr(model, "model_info", None), "is_moe_model", False)
+    if is_moe and (getattr(trainer.args, "router_aux_loss_coef", 0) or 0) > 0:
+        return "the router's auxiliary loss depends on the whole batch"
     return None
 
 
@@ -139,7 +171,7 @@ def _of_gradients(trainer: Any, model: Any) -> str | None:
         return "the optimizer consumes gradients in the backward pass"
     if getattr(of_factory, "use_badam", False):
         return "BAdam replaces the parameters that are trained"
-    if type(trainer)._prepare_inputs.__module__ != "transformers.trainer":  # noqa: SLF001 - who prepares
+    if type(trainer)._prepare_inputs.__module__ not in _READY:  # noqa: SLF001 - who prepares
         return f"{type(trainer).__name__} prepares its batches in the training step"
     return None
 
@@ -151,6 +183,8 @@ def _of_model(trainer: Any, model: Any, torch: Any) -> str | None:
         return "torch.compile may have fixed the shapes"
     if getattr(args, "activation_offloading", False):
         return "activations are offloaded"
+    if getattr(args, "layer_offloading", False):  # axolotl
+        return "layers are moved to the GPU as the pass goes on"
     norm = torch.nn.modules.batchnorm._BatchNorm  # noqa: SLF001 - the base of all of them
     if any(isinstance(module, norm) for module in model.modules()):
         return "batch normalization depends on the whole batch"
@@ -179,6 +213,8 @@ def expected_way(trainer: Any, model: Any, items: Any) -> str | None:
         return None
     if items is not None:
         return SUM
+    if owner.__module__ == _SWIFT_SFT:  # a mean over labels that may be shifted or not
+        return None
     return SHIFTED_LABELS if getattr(unwrapped(model), "loss_type", None) in _SHIFTING else None
 
 

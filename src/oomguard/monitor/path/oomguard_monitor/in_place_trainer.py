@@ -39,6 +39,11 @@ class BatchPart:
         """Return the number of its samples."""
         return len(self.rows)
 
+    @property
+    def batch_tokens(self) -> int:
+        """Return what the batch of which it is a part takes, with its padding."""
+        return self._of.tokens
+
     def batch(self) -> dict[str, Any]:
         """Return it as a batch."""
         return self._of.take(self.rows, self.width)

@@ -1,7 +1,8 @@
 """Keep what a trainer counts at each call of its loss: a repeated or divided step counts once.
 
-Source: TRL 1.16 (`_metrics`, `_total_train_tokens`) and 0.24 (also `_stored_metrics`). The Trainer
-itself counts outside of the training step.
+Source: TRL 1.16 (`_metrics`, `_total_train_tokens`) and 0.24 (also `_stored_metrics`), ms-swift 4.6
+(`custom_metrics`, each of which adds up values and their number), axolotl 0.19 (`state.tokens`).
+The Trainer itself counts outside of the training step.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
 
 _METRICS = ("_metrics", "_stored_metrics")
 _COUNTERS = ("_total_train_tokens",)
+_SUMS = "custom_metrics"
 
 
 class Accounts:
@@ -29,6 +31,8 @@ class Accounts:
         self._counters = {
             name: getattr(trainer, name) for name in _COUNTERS if hasattr(trainer, name)
         }
+        self._tokens = _tokens_of(trainer)
+        self._sums = [(holder, key, dict(vars(one))) for holder, key, one in _summing(trainer)]
 
     def restore(self) -> None:
         """Undo what was counted since."""
@@ -39,9 +43,27 @@ class Accounts:
         for holder, key, kept in self._entries:
             del kept[self._lists[id(kept)][1] :]
             holder[key] = kept
+        known = {(id(holder), key): values for holder, key, values in self._sums}
+        for holder, key, one in list(_summing(self._trainer)):
+            if (id(holder), key) in known:
+                vars(one).update(known[id(holder), key])
+            else:
+                del holder[key]
+        if self._tokens is not None:
+            self._trainer.state.tokens = dict(self._tokens)
+        elif _tokens_of(self._trainer) is not None:
+            del self._trainer.state.tokens
 
-    def join(self, weights: Sequence[float]) -> None:
-        """Replace the values that each part of a batch has added by their weighted mean."""
+    def join(self, weights: Sequence[float], tokens: int) -> None:
+        """Replace the values that each part of a batch has added by their weighted mean.
+
+        A batch counts the `tokens` that it has with its padding, which its parts may have left out.
+        """
+        counted = _tokens_of(self._trainer)
+        if counted is not None:
+            before = (self._tokens or {}).get("total", counted["total"] * 0)
+            if bool(counted["total"] != before):
+                self._trainer.state.tokens = {**counted, "total": before + tokens}
         total = sum(weights) or 1.0
         for _, _, kept in _listed(self._trainer):
             before = self._lists.get(id(kept), (kept, 0))[1]
@@ -102,6 +124,20 @@ def _within(holder: Any) -> Iterator[tuple[Any, Any, list[Any]]]:
             yield holder, key, value
         else:
             yield from _within(value)
+
+
+def _tokens_of(trainer: Any) -> dict[str, Any] | None:
+    """Return how many tokens a trainer has counted so far: trained ones, and all with padding."""
+    counted = getattr(getattr(trainer, "state", None), "tokens", None)
+    return dict(counted) if isinstance(counted, dict) and "total" in counted else None
+
+
+def _summing(trainer: Any) -> Iterator[tuple[Any, Any, Any]]:
+    """Yield each metric that adds up numbers, with the mapping and the key that hold it."""
+    modes = getattr(trainer, _SUMS, None)
+    for holder in modes.values() if isinstance(modes, dict) else ():
+        if isinstance(holder, dict):
+            yield from ((holder, key, one) for key, one in list(holder.items()))
 
 
 def random_state(torch: Any) -> Callable[[], None]:
