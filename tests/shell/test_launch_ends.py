@@ -6,6 +6,7 @@ import json
 import resource
 import shlex
 import subprocess
+import sys
 from pathlib import Path
 
 import jsonschema
@@ -314,3 +315,24 @@ def test_a_log_that_fills_the_disk_costs_its_own_end_and_nothing_else(tmp_path, 
     last = (run / "events.jsonl").read_text().splitlines()[-1]
     assert json.loads(last)["event"] == "finished"
     assert "not complete" not in ended.err
+
+
+def test_a_script_whose_own_flags_are_all_that_it_takes_is_launched_once(tmp_path):
+    code = (
+        "import argparse\nparser = argparse.ArgumentParser()\n"
+        "parser.add_argument('--bs', type=int)\ngiven = parser.parse_args()\n"
+        f"raise RuntimeError({TORCH_OOM!r})\n"
+    )
+    (tmp_path / "job.py").write_text(code)
+    job = (sys.executable, "job.py", "--bs", "16")
+    run = launch(tmp_path, "--ladder", "halve_micro_batch,gradient_checkpointing", "--", *job)
+    assert run.code == 3, run.err
+    assert len(run.report["attempts"]) == 1
+    assert "warning: job.py does not take --per_device_train_batch_size (its own flags: --bs)" in (
+        run.err
+    )
+    skipped = {one["strategy"]: one["reason"] for one in run.report["not_taken"]}
+    assert skipped["halve_micro_batch"] == (
+        "refused by hf_trainer: the script does not take --per_device_train_batch_size, "
+        "--gradient_accumulation_steps"
+    )

@@ -204,6 +204,10 @@ class Adapter(ABC):
         """Return the data sets that the job names: paths in its folder, which need not exist."""
         return self.memory_settings(job).data
 
+    def warnings(self, job: Job) -> tuple[str, ...]:
+        """Return what of a job cannot be known or changed, one sentence each."""
+        return ()
+
     def memory_settings(self, job: Job) -> MemorySettings:
         """Return what decides the job's memory besides its plan; the default leaves it unknown."""
         return MemorySettings()

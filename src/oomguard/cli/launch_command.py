@@ -145,6 +145,8 @@ def supervise(
         )
         if not _resumes(prepared, prepared.job.checkpoint_every):
             console.say(_no_checkpoints(prepared))
+        for warning in prepared.adapter.warnings(prepared.job):
+            console.say(f"warning: {warning}", "yellow")
         started = RunStarted(
             t=0.0,
             run=prepared.name,

@@ -24,6 +24,7 @@ from oomguard.adapters.hf.script_methods import (
     takes_trl_defaults,
     tuning_of_script,
 )
+from oomguard.adapters.hf.script_parser import own_flags
 from oomguard.adapters.hf.trainer_adapter import (
     NO_ROWS,
     QUANTIZED_ALONE,
@@ -45,7 +46,7 @@ from oomguard.configfile.flags import Flags
 from oomguard.configfile.layered import Settings
 from oomguard.errors import ConfigError, Where
 from oomguard.job.memory_settings import MemorySettings
-from oomguard.job.plan import DeviceMap, Overlong, Quantization, Sharding, Tuning
+from oomguard.job.plan import DeviceMap, Overlong, Plan, Quantization, Sharding, Tuning
 from oomguard.job.stored_format import StoredFormat
 from oomguard.job.training_job import Job
 from oomguard.job.unmodelled import Direction, TrainingMethod, Unmodelled
@@ -282,6 +283,39 @@ class HFTrainer(TrainerAdapter):
             "if it did, with all that is not quantized in fp32"
         )
         return (*found, Unmodelled(key="script", effect=effect, direction=Direction.LESS))
+
+    def refusal(self, job: Job, plan: Plan) -> str | None:
+        """Return the framework's message for a plan, or which of its flags the script ends at."""
+        said = super().refusal(job, plan)
+        own = self._own_flags(job)
+        if said is not None or own is None:
+            return said
+        before, after = (self._flags(job, one) for one in (job.asked, plan))
+        unknown = [flag for flag in after if flag not in (*before, *own)]
+        return f"the script does not take {', '.join(unknown)}" if unknown else None
+
+    def warnings(self, job: Job) -> tuple[str, ...]:
+        """Return a warning for a script that does not take the Trainer's flag for its batch."""
+        own = self._own_flags(job)
+        batch = f"--{hf.MICRO_BATCH.name}"
+        if own is None or batch in own:
+            return ()
+        flags = ", ".join(own) or "none"
+        warning = (
+            f"{_program(self.of_job(job))} does not take {batch} (its own flags: {flags}): its "
+            f"batch is not known and cannot be changed; {job.asked.micro_batch}, the Trainer's "
+            "default, stands for it"
+        )
+        return (warning,)
+
+    def _own_flags(self, job: Job) -> tuple[str, ...] | None:
+        """Return all flags that the script takes; None where it may take others."""
+        return own_flags(self._code(job)) if self.training_code is TRAINER_CODE else None
+
+    def _flags(self, job: Job, plan: Plan) -> tuple[str, ...]:
+        """Return the flags on the command line of a plan."""
+        words = self.write(job, plan, "/attempt").argv
+        return tuple(word.partition("=")[0] for word in words if word.startswith("--"))
 
     def _code(self, job: Job) -> str:
         """Return the text of the script; empty if it cannot be read."""
