@@ -10,11 +10,11 @@ from generators import make_job
 from oomguard.cli.console import Console
 from oomguard.cli.plan_text import show_plan
 from oomguard.evidence.verdict import Cause, Finding, Kind, Phase, Verdict, Witness
-from oomguard.job.plan import Part, Plan
+from oomguard.job.plan import Part, Plan, Precision
 from oomguard.job.training_job import Device
 from oomguard.run.decide import Finish, Launch
 from oomguard.run.events import DeviceFree, Exited, Limits, Progress, RunStarted, Status
-from oomguard.run.no_use import EACH_PROCESS
+from oomguard.run.no_use import EACH_PROCESS, OF_BATCH
 from told import Told
 
 MIB = 1 << 20
@@ -36,6 +36,7 @@ class Walked(Told):
 
     capped_by: str | None = "rlimit"
     asked: Plan = ASKED
+    device: Device = Device.CPU
 
     def begin(self) -> Launch:
         limits = Limits(
@@ -45,7 +46,7 @@ class Walked(Told):
             host_memory_bytes=1 << 30,
             host_memory_by=self.capped_by,
         )
-        job = make_job(self.asked, device=Device.CPU)
+        job = make_job(self.asked, device=self.device)
         return self.happen(RunStarted(t=0, run="r", version="0", at="now", job=job, limits=limits))
 
     def ends(self, found: Finding, **verdict: object) -> Launch | Finish:
@@ -116,6 +117,93 @@ def test_another_failure_goes_on(changed):
     action = run.ends(replace(FAILED, **changed))
     assert isinstance(action, Launch)
     assert action.spec.plan.micro_batch == 4
+
+
+@dataclass(kw_only=True)
+class OnCard(Walked):
+    """The same on a GPU without a cap on host memory."""
+
+    capped_by: str | None = None
+    device: Device = Device.CUDA
+
+
+UNSHAPED = replace(FAILED, batch=None, data_bytes=800 * MIB)
+ON_CARD = replace(
+    UNSHAPED, kind=Kind.DEVICE_OOM, text="CUDA out of memory", data_bytes=None,
+    allocated_bytes=8 << 30,
+)  # fmt: skip
+
+
+@pytest.mark.parametrize(("walked", "failed"), [(Walked, UNSHAPED), (OnCard, ON_CARD)])
+def test_a_change_that_leaves_the_same_allocation_failing_is_not_repeated(walked, failed):
+    """As of a script that ignores its arguments, and whose batches are not seen."""
+    run, taken = walked(), []
+    action = run.begin()
+    while isinstance(action, Launch):
+        taken += steps(action)
+        run.launch(action)
+        action = run.ends(failed)
+    assert len(taken) == len(set(taken)), "each strategy at most once"
+    assert "halve_micro_batch" in taken
+    assert not {"cut_cutoff_len", "gradient_checkpointing"} & set(taken)
+    skipped = {skip.strategy: skip.reason for skip in action.skipped}
+    assert skipped["cut_cutoff_len"] == OF_BATCH
+    assert "failed at the same allocation of 512.00 MiB" in skipped["halve_micro_batch"]
+
+
+def test_a_run_in_which_no_change_had_an_effect_says_so():
+    run = Walked(asked=replace(ASKED, precision=Precision.FP32))
+    action = run.begin()
+    while isinstance(action, Launch):
+        run.launch(action)
+        action = run.ends(UNSHAPED)
+    changes = len(run.record.attempts) - 1
+    assert changes > 1
+    assert action.reason.startswith(
+        f"none of {changes} changes had an effect on the allocation of 512.00 MiB that fails"
+    )
+
+
+def test_a_change_without_effect_is_printed(capfd):
+    run = Walked()
+    run.launch(run.begin())
+    run.launch(run.ends(UNSHAPED))
+    run.ends(UNSHAPED)
+    exited = next(event for event in reversed(run.events) if isinstance(event, Exited))
+    Console(quiet_stdout=True).event(exited, run.record)
+    assert (
+        "halve_micro_batch had no effect: attempts 1 and 2 failed at the same allocation of "
+        "512.00 MiB, with 800.00 MiB in use"
+    ) in " ".join(capfd.readouterr().err.split())
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"data_bytes": 700 * MIB},  # a later layer's allocation of that size
+        {"data_bytes": None},
+        {"requested_bytes": None},
+        {"requested_bytes": 256 * MIB},
+        {"step": 1},
+        {"phase": Phase.BACKWARD},
+    ],
+)
+def test_a_change_that_may_have_had_an_effect_is_repeated(changed):
+    run = Walked()
+    run.launch(run.begin())
+    run.launch(run.ends(UNSHAPED))
+    assert steps(run.ends(replace(UNSHAPED, **changed))) == ["halve_micro_batch"]
+
+
+def test_what_had_no_effect_on_one_allocation_may_have_one_on_the_next():
+    run = Walked(asked=replace(ASKED, precision=Precision.FP32))
+    run.launch(run.begin())
+    run.launch(run.ends(UNSHAPED))
+    other = run.ends(UNSHAPED)
+    assert steps(other) != ["halve_micro_batch"]
+    run.launch(other)
+    further = replace(UNSHAPED, phase=Phase.BACKWARD, requested_bytes=64 * MIB)
+    assert steps(run.ends(further)) == ["halve_micro_batch"]
 
 
 def test_growing_memory_is_not_answered_by_cutting_the_data():

@@ -62,6 +62,7 @@ from oomguard.run.events import (
     Stopping,
 )
 from oomguard.run.long_sample import long_sample
+from oomguard.run.no_use import had_no_effect
 from oomguard.run.report import FitReport
 from oomguard.run.state import RunRecord
 from oomguard.run.verification import Outcome, difference, not_same_math, samples_check
@@ -238,6 +239,10 @@ class Console:
             self._line(f"note: it survived an OOM: {met.text}", "yellow")
         if (cause := long_sample(record, attempt)) is not None:
             self._line(cause, "yellow")
+        idle = had_no_effect(record.attempts[-2], attempt) if len(record.attempts) > 1 else None
+        if idle is not None:
+            names = ", ".join(step.strategy for step in attempt.spec.steps)
+            self._line(f"{names} {idle}", "yellow")
         if event.log_error is not None:
             self._line(f"its log ends early: {event.log_error}", "yellow")
         if passed:

@@ -87,7 +87,8 @@ class Finding:
 
     `text` is the line or message it rests on, `signature` the name of the rule that matched,
     `line` its number in the log (from 1), `handled` says that the job caught it and went on.
-    `allocated_bytes` is what its process held at least on the GPU when the allocation failed.
+    `allocated_bytes` is what its process held at least on the GPU when the allocation failed,
+    `data_bytes` its private data then.
     `helper` says that it is about a process beside the ranks, whose failure the job may deal with.
     `phase_known` is False where the phase is only what a job is taken to do by default. `batch` is
     the shape of the largest tensor of the batch that was processed.
@@ -105,6 +106,7 @@ class Finding:
     requested_bytes: int | None = None
     capacity_bytes: int | None = None
     allocated_bytes: int | None = None
+    data_bytes: int | None = None
     confidence: Confidence = Confidence.HIGH
     handled: bool = False
     helper: bool = False

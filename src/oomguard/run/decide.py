@@ -401,7 +401,7 @@ def _climb(record: RunRecord, job: Job, why: Verdict, ladder: Ladder) -> Action:
 
 def _exhausted(record: RunRecord, job: Job, why: Verdict, ladder: Ladder) -> str:
     if why.cause is not Cause.GROWTH:
-        return "all strategies are exhausted"
+        return no_use.nothing_had_effect(record) or "all strategies are exhausted"
     growth = next((one.growth for one in reversed(record.attempts) if one.growth), None)
     on_cpu = job.device is Device.CPU and why.kind is Kind.HOST_OOM
     mode, _ = ladder.framework.resume_mode(job, job.asked, job.asked)

@@ -232,6 +232,7 @@ class Observer:
             requested_bytes=report.requested_bytes,
             capacity_bytes=report.capacity_bytes,
             # Which of several GPUs was full is not reported: on none was there less than this.
+            data_bytes=report.memory.data_bytes if report.memory else None,
             allocated_bytes=min((card.allocated_bytes or 0 for card in cuda), default=None),
             phase_known=report.phase_known,
             batch=max((report.shapes or {}).values(), key=math.prod, default=None),
