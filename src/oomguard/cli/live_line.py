@@ -36,7 +36,7 @@ class LiveLine:
         self.write(f"{_SAVE}\x1b[{rows};1H{_CLEAR}{text(columns)}{_RESTORE}")
 
     def close(self) -> None:
-        """Give the last row back."""
+        """Return the last row to the terminal."""
         if self._rows:
             self.write(f"{_SAVE}\x1b[{self._rows};1H{_CLEAR}\x1b[r{_RESTORE}")
             self._rows = 0

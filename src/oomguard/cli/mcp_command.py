@@ -81,7 +81,7 @@ def explain(
     log: Annotated[str, "Log file of a failed job, or the folder with those of its ranks."],
     exit_code: Annotated[int | None, "Exit code of the job, if known."] = None,
 ) -> Answer:
-    """Say from its log why a training job failed: out of which memory, in which phase, and why."""
+    """Diagnose from its log why a training job failed: out of which memory, in which phase, why."""
     return _answer("explain", *_stated({"--exit-code": exit_code}), log)
 
 
