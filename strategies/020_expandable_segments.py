@@ -4,6 +4,7 @@ from oomguard.strategy import (
     SAME_MATH,
     TRAINING,
     Allocator,
+    Cause,
     Job,
     Kind,
     Phase,
@@ -28,5 +29,6 @@ STRATEGY = Strategy(
     fidelity=SAME_MATH,
     remedies=frozenset({Remedy(kind=Kind.DEVICE_OOM, phases=TRAINING | {Phase.EVAL, Phase.SAVE})}),
     change=change,
+    worth_a_restart=frozenset({Cause.FRAGMENTATION}),
     otherwise="they are on already (LLaMA-Factory's torchrun path sets them), or there is no GPU",
 )

@@ -2,6 +2,7 @@
 
 from oomguard.strategy import (
     SAME_MATH,
+    Cause,
     Device,
     Job,
     Kind,
@@ -33,6 +34,7 @@ STRATEGY = Strategy(
     fidelity=SAME_MATH,
     remedies=frozenset({Remedy(kind=Kind.DEVICE_OOM, phases=PHASES)}),
     change=change,
+    worth_a_restart=frozenset({Cause.CAPACITY, Cause.FRAGMENTATION, Cause.OUTLIER, Cause.UNKNOWN}),
     otherwise="it is fused already, the framework has no such kernel, or there is no GPU for it",
     needs=("liger_kernel",),
 )

@@ -5,6 +5,7 @@ from dataclasses import (
 )
 
 from oomguard.evidence.verdict import (
+    Cause,
     Kind,
     Phase,
     Verdict,
@@ -55,6 +56,7 @@ __all__ = [
     "TRAINING",
     "ZERO",
     "Allocator",
+    "Cause",
     "Device",
     "DeviceMap",
     "EmbeddingRows",

@@ -32,7 +32,8 @@ OLD = [msgspec.json.decode(line, type=dict[str, object]) for line in LINES]
 EXITED = next(line for line in OLD if line["event"] == "exited")
 #: Fields that events have gained since; without them an older line is read.
 NEWER = {
-    "split": {"spans", "refused"},
+    "split": {"spans", "refused", "timing"},
+    "stopping": {"weighed"},
     "finished": {"untried"},
     "planned": {"not_launched"},
     "exited": {"loss"},

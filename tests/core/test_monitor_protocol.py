@@ -19,6 +19,8 @@ from oomguard.process.messages import (
     MonitorReport,
     Pass,
     ProcessMemory,
+    StepSums,
+    StepTimes,
     Window,
 )
 
@@ -29,6 +31,7 @@ NAMES = {
     inspect.IntType: "integer", inspect.FloatType: "number", inspect.StrType: "text",
     inspect.BoolType: "bool", inspect.EnumType: "phase", inspect.DictType: "shapes",
     ProcessMemory: "memory", DeviceMemory: "devices", Window: "window", Pass: "pass",
+    StepTimes: "times", StepSums: "sums",
 }  # fmt: skip
 
 
@@ -105,6 +108,8 @@ def test_every_type_has_a_line_that_says_when_it_is_sent():
         ("A device is one GPU:", DeviceMemory),
         ("A window is one optimizer step:", Window),
         ("A pass is one backward pass, of many before a report one of the last 32:", Pass),
+        ("## Times", StepTimes),
+        ("Sums are:", StepSums),
     ],
 )
 def test_memory_has_the_documented_fields(heading, struct):

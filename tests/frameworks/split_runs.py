@@ -306,14 +306,14 @@ def reported() -> list[dict[str, Any]]:
     reporter: Any = sys.modules["oomguard_monitor.reporter"].Reporter
     original, told = reporter.split, []
 
-    def split(self: Any, account: Any) -> None:
+    def split(self: Any, account: Any, *timing: Any) -> None:
         names = ("failed", "parts", "rows", "width")
         told.append({name: getattr(account, name) for name in names})
-        original(self, account)
+        original(self, account, *timing)
 
     def evaluated(self: Any, account: Any) -> None:
         if account.parts:
-            split(self, account)
+            split(self, account, {})
 
     reporter.split, reporter.split_evaluation = split, evaluated
     return told

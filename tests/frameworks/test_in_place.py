@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import re
+import signal
+import time
 from pathlib import Path
 
 import pytest
@@ -17,7 +19,7 @@ from jobs import (
     llamafactory_pairs_job,
     swift_job,
 )
-from launched import SAMPLE_BYTES, again, edit, launch
+from launched import RUN, SAMPLE_BYTES, again, edit, launch, start, wait
 
 from monitored_job import run_job
 from shell.process_attempts import needs_cgroup
@@ -237,6 +239,74 @@ def test_a_script_that_ignores_its_flag_is_trained_and_its_final_config_not_vouc
     assert "the requested config fits" not in launched.err
     command = (launched.run / "final" / "command.txt").read_text()
     assert "# not verified: it keeps the requested micro batch" in command
+
+
+#: A change that keeps the math and makes no step slower, as a fused loss is on a GPU.
+HARMLESS = """
+from oomguard.strategy import SAME_MATH, TRAINING, Cause, Kind, Remedy, Strategy, replace
+
+
+def change(_job, plan):
+    return replace(plan, loader_workers=1)
+
+
+STRATEGY = Strategy(
+    summary="load batches in another process",
+    fidelity=SAME_MATH,
+    remedies=frozenset({Remedy(kind=Kind.HOST_OOM, phases=TRAINING)}),
+    change=change,
+    worth_a_restart=frozenset(Cause),
+)
+"""
+
+
+@pytest.mark.extended
+@pytest.mark.parametrize("steps", [100_000, 30])
+def test_slow_parts_are_worth_a_restart_early_in_a_run_and_not_late(split, tmp_path, steps):
+    """Each pass takes 1 s besides, so that a step in four parts takes 3 s longer than whole."""
+    job = again(split.job, tmp_path)
+    (tmp_path / "own").mkdir()
+    (tmp_path / "own" / "015_harmless.py").write_text(HARMLESS)
+    process = start(
+        job, "--in-place", "--strategies", "own", "--ladder", "harmless,halve_micro_batch",
+        "--host-memory", str(cap_bytes(job)), "--",
+        str(job.python), str(Path(__file__).with_name("trainer_script.py")),
+        "--model_name_or_path", "model", "--output_dir", "out", "--use_cpu", "True",
+        "--report_to", "none", "--save_strategy", "no", "--logging_strategy", "no",
+        "--per_device_train_batch_size", "16", "--pass_seconds", "1.0", "--disable_tqdm", "True",
+        "--lengths", "16", "256", "--max_steps", str(steps),
+    )  # fmt: skip
+    events = job.folder / "oomguard-runs" / RUN / "events.jsonl"
+    while process.poll() is None:
+        time.sleep(1.0)
+        if events.exists() and {"attempt": 2, "step": 1}.items() <= last_progress(events).items():
+            process.send_signal(signal.SIGTERM)
+            break
+    launched = wait(job, process)
+    stopped = [row for row in rows_of(events) if row["event"] == "stopping"]
+    if steps == 30:
+        assert (launched.code, launched.kinds, stopped) == (0, ["ok"], [])
+        figures = launched.attempts[0]["weighed"]
+    else:
+        assert stopped[0]["reason"] == "cheaper"
+        figures = stopped[0]["weighed"]
+        assert 8 <= figures["lost_steps"] <= 32
+        assert launched.attempts[1]["plan"]["loader_workers"] == 1
+        assert launched.attempts[1]["begins"]["mode"] == "restart"
+        told = [line for line in launched.err.splitlines() if "restarting with a cheaper" in line]
+        assert len(told) == 1
+    assert figures["divided_s"] - figures["whole_s"] > 1.5
+    assert 0.3 < figures["share"] < 0.7
+
+
+def rows_of(events: Path) -> list[dict[str, object]]:
+    """Return the events of a run so far."""
+    return [json.loads(line) for line in events.read_text().splitlines() if line.endswith("}")]
+
+
+def last_progress(events: Path) -> dict[str, object]:
+    """Return the latest report of progress."""
+    return next((row for row in reversed(rows_of(events)) if row["event"] == "progress"), {})
 
 
 def printed_losses(log: Path) -> list[float]:

@@ -3,13 +3,15 @@
 Samples come in the order of `--lengths`, one length in tokens for each optimizer step; the loss of
 the step after `--nan_after` others is not a number, which ends the script. `--eval_length` is that
 of samples to evaluate on, `--own_batch` a micro batch that counts instead of the flag's;
-`--save_mib` what the first step leaves in memory, and what the save at the end takes.
-`--preprocessing_num_workers` processes go over the data first, and each keeps `--row_mib` of it.
+`--pass_seconds` how long each pass of training takes besides. `--save_mib` what the first step
+leaves in memory, and what the save at the end takes. `--preprocessing_num_workers` processes go
+over the data first, and each keeps `--row_mib` of it.
 """
 
 from __future__ import annotations
 
 import math
+import time
 from dataclasses import dataclass, field
 
 import torch
@@ -25,6 +27,7 @@ class ScriptArguments:
     nan_after: int = -1
     eval_length: int = 0
     own_batch: int = 0
+    pass_seconds: float = 0.0
     save_mib: int = 0
     preprocessing_num_workers: int = 0
     row_mib: int = 0
@@ -36,6 +39,7 @@ class InOrder(Trainer):
 
     nan_after = -1
     save_mib = 0
+    pass_seconds = 0.0
     kept = None
 
     def training_step(self, *args, **others):
@@ -58,6 +62,7 @@ class InOrder(Trainer):
         loss = super().compute_loss(model, inputs, **others)
         if not model.training:
             return loss
+        time.sleep(self.pass_seconds)
         loss = loss * math.nan if self.state.global_step == self.nan_after else loss
         if torch.isnan(loss):
             raise FloatingPointError(f"loss is nan at step {self.state.global_step}")
@@ -99,6 +104,7 @@ def main() -> None:
     held_out = [{"input_ids": [5] * script.eval_length, "labels": [5] * script.eval_length}] * 16
     trainer = InOrder(model=model, args=training, train_dataset=samples, eval_dataset=held_out)
     trainer.nan_after, trainer.save_mib = script.nan_after, script.save_mib
+    trainer.pass_seconds = script.pass_seconds
     trainer.train()
     if script.save_mib:
         trainer.save_model()

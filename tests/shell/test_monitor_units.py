@@ -361,7 +361,7 @@ def test_a_report_of_divided_steps_has_the_widest_and_comes_before_one_that_ran_
         if refused:
             one.fail(2 * refused)
             one.fail(refused)
-        reporter.split(one)
+        reporter.split(one, {})
     names = ("steps", "spans", "rows", "width", "failed", "refused")
     assert [tuple(line[name] for name in names) for line in sent] == [
         (1, [[1, 1]], 1, 64, 2, 64),
@@ -515,3 +515,41 @@ def test_what_onednn_says_of_any_failure_is_an_oom_at_the_limit_of_the_process(
     found = oom.find(RuntimeError("could not create a primitive"))
     assert (found is not None) is is_oom
     assert found is None or found.device == "cpu"
+
+
+def timed_steps(timing, steps, monkeypatch):
+    """Run steps of given batches: each is seconds, tokens, and how many parts of how many."""
+    clock = [100.0]
+    monkeypatch.setattr(part("split_timing").time, "monotonic", lambda: clock[0])
+    for seconds, *batches in steps:
+        timing.begin(clock[0])
+        clock[0] += seconds
+        for batch in batches:
+            timing.ran(*batch) if batch else timing.failed()
+    timing.begin(clock[0])
+
+
+def test_steps_are_timed_whole_and_in_parts_but_not_the_first_and_those_that_failed(monkeypatch):
+    timing = part("split_timing").Timing()
+    whole, parts, none = (64,), (256, 4, 240), ()
+    steps = [(9, whole), (1, whole), (5, parts), (7, none, parts), (2, whole, whole), (6, parts)]
+    timed_steps(timing, steps, monkeypatch)
+    assert timing.told()["whole"] == {
+        "steps": 2, "batches": 3, "passes": 3, "tokens": 192, "whole_tokens": 192, "seconds": 3.0,
+    }  # fmt: skip
+    assert timing.told()["divided"] == {
+        "steps": 2, "batches": 2, "passes": 8, "tokens": 480, "whole_tokens": 512, "seconds": 11.0,
+    }  # fmt: skip
+    assert timing.told()["halved"]["steps"] == 0
+
+
+def test_after_eight_steps_in_parts_one_runs_in_twice_as_many(monkeypatch):
+    module = part("split_timing")
+    timing, limits = module.Timing(), []
+    for _ in range(module.ALIKE + 4):
+        timed_steps(timing, [(1, (256, 4, 256))], monkeypatch)
+        assert timing.limit(128, 128) == 128  # it goes through whole
+        limits.append(timing.limit(128, 256))
+        timing.ran(256, 8, 256)
+    assert limits.count(64) == 1
+    assert timing.told()["halved"]["steps"] == 1

@@ -37,6 +37,7 @@ from oomguard.cli.run_lines import (
     survived,
     unchanged_line,
     verified_line,
+    weighed_line,
     with_splits_line,
 )
 from oomguard.cli.streams import discard
@@ -131,6 +132,8 @@ class Console:
                 self._line(growth_line(event.growth), "yellow")
             case Stopping() if event.reason == StopReason.RECYCLE:
                 self._line("stopped at this checkpoint, before an OOM", "yellow")
+            case Stopping() if event.weighed is not None:
+                self._line(weighed_line(event.weighed), "yellow")
             case DeviceFree() if not event.free:
                 self._line(f"the device did not become free: {event.busy}", "red")
             case Finished():

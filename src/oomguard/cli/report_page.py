@@ -17,6 +17,7 @@ from oomguard.cli.run_lines import (
     begin_line,
     final_batch_line,
     shortfall_lines,
+    step_cost,
     unchanged_line,
     verified_line,
     with_splits_line,
@@ -200,7 +201,8 @@ def _splits(one: AttemptReport) -> str:
     if splits is None or not (splits.steps or splits.evaluations):
         return ""
     lost = f"{splits.seconds:.1f} s lost to out-of-memory errors"
-    return f"{counted(splits.steps, 'step')} in smaller parts ({lost})"
+    cost = step_cost(one)
+    return f"{counted(splits.steps, 'step')} in smaller parts ({lost}{'; ' if cost else ''}{cost})"
 
 
 # --- Predictions ---

@@ -12,6 +12,7 @@ from oomguard.cli.run_lines import (
     STATUSES,
     final_batch_line,
     shortfall_lines,
+    step_cost,
     unchanged_line,
     verified_line,
     with_splits_line,
@@ -116,6 +117,8 @@ def result_text(attempt: AttemptReport) -> str:
         return f"failed{steps}: {verdict.root or verdict.kind.value}"
     split = attempt.splits.steps if attempt.splits else 0
     parts = f", {counted(split, 'step')} in smaller parts" if split else ""
+    cost = step_cost(attempt)
+    parts += f" ({cost})" if parts and cost else ""
     return f"finished{steps}{parts}"
 
 

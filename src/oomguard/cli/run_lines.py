@@ -10,7 +10,7 @@ from oomguard.evidence.verdict import Finding, Kind, Verdict, Witness
 from oomguard.job.checkpoint import Continuation, Mode
 from oomguard.job.training_job import Job
 from oomguard.ladder.strategy_contract import Skip
-from oomguard.run.attempt import Probe, StopReason
+from oomguard.run.attempt import Probe, StopReason, Weighed
 from oomguard.run.events import (
     CutShort,
     Limits,
@@ -20,7 +20,7 @@ from oomguard.run.events import (
     Status,
 )
 from oomguard.run.leak import Growth
-from oomguard.run.report import FitReport
+from oomguard.run.report import AttemptReport, FitReport
 from oomguard.run.shortfall import Shortfall
 from oomguard.run.splits import SplitVariant
 from oomguard.run.state import Attempt, RunRecord
@@ -42,6 +42,7 @@ STATUSES = {
 }
 _STOPPED_BY_US = (
     StopReason.RECYCLE, StopReason.FITS, StopReason.DIFFERS, StopReason.NOT_SAME_MATH,
+    StopReason.CHEAPER,
 )  # fmt: skip
 
 
@@ -109,6 +110,23 @@ def _splits_note(attempt: Attempt) -> str:
     if batches:
         found.append(counted(batches, "evaluation batch", "evaluation batches"))
     return f", {' and '.join(found)} split ({splits.seconds:.1f} s lost)"
+
+
+def weighed_line(found: Weighed) -> str:
+    """Return why an attempt whose steps run in parts is restarted."""
+    return (
+        f"restarting with a cheaper change: {found.divided_s:.3g} s for a step in parts, about "
+        f"{found.whole_s:.3g} s whole; over the {counted(found.steps_left, 'step')} left that is "
+        f"{found.saved_s:.0f} s, and a restart costs {found.cost_s:.0f} s"
+    )
+
+
+def step_cost(one: AttemptReport) -> str:
+    """Return what steps in parts took, and what they would take whole, as far as that is known."""
+    found = one.weighed
+    if found is not None:
+        return f"{found.divided_s:.3g} s for such a step, about {found.whole_s:.3g} s if whole"
+    return f"not known if whole: {one.not_weighed}" if one.not_weighed else ""
 
 
 def growth_line(growth: Growth) -> str:

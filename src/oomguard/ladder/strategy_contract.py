@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from enum import Enum
 
-from oomguard.evidence.verdict import Kind, Phase, Verdict
+from oomguard.evidence.verdict import Cause, Kind, Phase, Verdict
 from oomguard.job.plan import (
     Change,
     Overlong,
@@ -69,7 +69,9 @@ class Strategy:
     must have. A `preflight` strategy is applied before the first attempt, whether or not it fails.
     A `fresh` one would discard what was trained, so it is taken only if nothing was. `tell` returns
     what the changed plan means for this job beyond the summary, or an empty string. `cost_for`
-    returns the cost for jobs in which it is another than `fidelity`.
+    returns the cost for jobs in which it is another than `fidelity`. `worth_a_restart` are the
+    causes of an OOM for which a job that goes on in smaller parts may be restarted with it: there
+    it may let batches go through whole, and it makes no step slower.
     """
 
     summary: str
@@ -84,6 +86,7 @@ class Strategy:
     needs: tuple[str, ...] = ()
     tell: Callable[[Job, Plan, Plan], str] = lambda _job, _before, _after: ""
     cost_for: Callable[[Job], Fidelity | None] = lambda _job: None
+    worth_a_restart: frozenset[Cause] = frozenset()
     id: str = ""  # the file's name without its number; set by the discovery
 
     def cures(self, job: Job, verdict: Verdict, *, any_phase: bool = False) -> bool:

@@ -192,6 +192,28 @@ class TrainedReport(MonitorReport, frozen=True, kw_only=True, tag="trained"):
     completed: bool
 
 
+class StepSums(Struct, frozen=True, kw_only=True):
+    """Sums over optimizer steps: of their batches, of the passes of these, tokens and seconds.
+
+    `whole_tokens` are those of the batches with all their padding.
+    """
+
+    steps: Count
+    batches: Count
+    passes: Count
+    tokens: Count
+    whole_tokens: Count
+    seconds: Number
+
+
+class StepTimes(Struct, frozen=True, kw_only=True):
+    """Steps of a process so far: whole, in parts, and in twice as many parts as needed."""
+
+    whole: StepSums
+    divided: StepSums
+    halved: StepSums
+
+
 class SplitReport(MonitorReport, frozen=True, kw_only=True, tag="split"):
     """An optimizer step passed in smaller parts: the last of `steps`, after `failed` OOMs.
 
@@ -209,6 +231,7 @@ class SplitReport(MonitorReport, frozen=True, kw_only=True, tag="split"):
     spans: tuple[tuple[Count, Count], ...] = ()
     refused: Count = 0
     evaluation: bool = False
+    timing: StepTimes | None = None
 
 
 class NoSplitReport(MonitorReport, frozen=True, kw_only=True, tag="no_split"):

@@ -30,7 +30,45 @@ class StopReason(str, Enum):
     FITS = "fits"  # it fits: try a plan that changes less
     PROBED = "probed"  # a probe finished its steps but did not exit
     DIFFERS = "differs"  # its optimizer steps do not have the samples of its plan
+    CHEAPER = "cheaper"  # its steps run in parts, and a restart with a cheaper change saves more
     NOT_SAME_MATH = "not same math"  # its loss or its steps change with the micro batch
+
+
+#: A restart has to save this many times what it costs: the change may not be enough.
+MARGIN = 2.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Weighed:
+    """A restart against going on, in seconds as measured.
+
+    A step in parts takes `divided_s`, and would take `whole_s` if its batches went through whole.
+    Of the `steps_left` the `share` runs in parts. A restart costs `load_s`, from the launch to the
+    end of the first step, and `lost_steps` once more, each of `step_s`.
+    """
+
+    divided_s: float
+    whole_s: float
+    share: float
+    steps_left: int
+    load_s: float
+    lost_steps: int
+    step_s: float
+
+    @property
+    def saved_s(self) -> float:
+        """Return what a restart would save, if its change is enough."""
+        return max(0.0, self.divided_s - self.whole_s) * self.share * self.steps_left
+
+    @property
+    def cost_s(self) -> float:
+        """Return what a restart costs."""
+        return self.load_s + self.lost_steps * self.step_s
+
+    @property
+    def is_worth_it(self) -> bool:
+        """Return whether it saves more than it costs, by the margin."""
+        return self.saved_s > MARGIN * self.cost_s
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -6,6 +6,7 @@
 | RUNNING  | Planned                                      | Start its processes         |
 | RUNNING  | an out-of-memory error is sure, on any rank  | Stop the whole group        |
 | RUNNING  | Saved, and growing memory will run out first | Stop, to restart from there |
+| RUNNING  | Split or Saved, and a restart saves seconds  | Stop, for a cheaper change  |
 | RUNNING  | no progress for the hang timeout             | Stop                        |
 | RUNNING  | it fits, and a smaller change might as well  | Stop, to try that change    |
 | RUNNING  | Counted, and it differs from the plan        | Stop                        |
@@ -18,6 +19,7 @@
 | RUNNING, STOPPING | Exited, otherwise                   | Finish                      |
 | WAITING  | Resumed                                      | as after the Exited before  |
 | RUNNING, WAITING | CutShort                             | WaitForDevice               |
+| WAITING  | DeviceFree, stopped for a cheaper change     | Launch with that change     |
 | WAITING  | DeviceFree, the plan was not at fault        | Launch the same plan        |
 | WAITING  | DeviceFree, after a probe that passed        | Launch a trial, or its plan |
 | WAITING  | DeviceFree, a trial is left                  | Launch it                   |
@@ -41,7 +43,7 @@ from oomguard.job.training_job import Device, Job
 from oomguard.ladder.climb import Ladder, Rung
 from oomguard.ladder.strategy_contract import Skip, Untried
 from oomguard.run import enough, minimize, no_use, untried, verification
-from oomguard.run.attempt import AttemptSpec, Purpose, StopReason, probe_of
+from oomguard.run.attempt import AttemptSpec, Purpose, StopReason, Weighed, probe_of
 from oomguard.run.events import (
     Counted,
     CutShort,
@@ -67,6 +69,7 @@ from oomguard.run.events import (
     Ticked,
 )
 from oomguard.run.grown import not_the_data
+from oomguard.run.restart_worth import cheaper, worth_a_restart
 from oomguard.run.splits import BOUND, STRATEGY
 from oomguard.run.state import Attempt, RunRecord, State, started_job
 
@@ -93,9 +96,10 @@ class StartProcesses:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Stop:
-    """Stop every process of the running attempt."""
+    """Stop every process of the running attempt; `weighed` is why a restart is worth it."""
 
     reason: StopReason
+    weighed: Weighed | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -175,14 +179,23 @@ def _on_news(record: RunRecord, event: Event, ladder: Ladder) -> Action | None: 
             return Stop(reason=StopReason.DIFFERS)
         if verification.broken_promise(record):
             return Stop(reason=StopReason.NOT_SAME_MATH)
-    if isinstance(event, Saved) and _runs_out_before_next(record.last):
-        return Stop(reason=StopReason.RECYCLE)
+    if isinstance(event, (Split, Saved)) and (stop := _for_a_restart(record, event, ladder)):
+        return stop
     proven = isinstance(event, Progress) and minimize.is_proven(record)
     if proven and minimize.next_trial(record, ladder, record.last) is not None:
         return Stop(reason=StopReason.FITS)
     if record.last.lingers(event.t):
         return Stop(reason=StopReason.PROBED)
     return Stop(reason=StopReason.HANG) if _hangs(record, event.t) else None
+
+
+def _for_a_restart(record: RunRecord, event: Split | Saved, ladder: Ladder) -> Stop | None:
+    """Return whether a job that could go on is better launched again, before more is lost."""
+    saved_now = isinstance(event, Saved)
+    if saved_now and _runs_out_before_next(record.last):
+        return Stop(reason=StopReason.RECYCLE)
+    weighed = worth_a_restart(record, ladder, saved_now=saved_now)
+    return None if weighed is None else Stop(reason=StopReason.CHEAPER, weighed=weighed)
 
 
 def _on_beginning(record: RunRecord, event: Event, ladder: Ladder) -> Action | None:
@@ -289,6 +302,7 @@ def _miscounted(record: RunRecord, verdict: Verdict) -> str | None:
 
 _RESTARTS = (
     StopReason.RECYCLE, StopReason.FITS, StopReason.PROBED, StopReason.NOT_SAME_MATH,
+    StopReason.CHEAPER,
 )  # fmt: skip
 
 
@@ -330,14 +344,9 @@ def _on_device(record: RunRecord, event: DeviceFree, ladder: Ladder) -> Action:
         raise AssertionError("a device is waited for only after an attempt of a started run")
     if record.signum is not None or not event.free:
         return _without_another(record, event)
-    again = ladder.begin(job, last.spec.plan, record.checkpoints, damaged=_damaged(record))
-    cut_short = (
-        why.kind is Kind.INTERRUPTED
-        and not _is_shown(last)
-        and last.stopped is not StopReason.NOT_SAME_MATH
-    )
-    if cut_short or _same_plan_goes_on(record, why, again):
-        return Launch(spec=replace(last.spec, begins=again, steps=(), skipped=(), undone=()))
+    again = _cheaper(record, job, ladder) or _with_same_plan(record, job, why, ladder)
+    if again is not None:
+        return again
     broken = verification.broken_promise(record) is not None
     if (_is_shown(last) or last.spec.purpose is Purpose.TRIAL) and not broken:
         return _after_trial(record, job, ladder)
@@ -353,6 +362,39 @@ def _without_another(record: RunRecord, event: DeviceFree) -> Finish:
     if record.signum is not None:
         return Finish(status=Status.INTERRUPTED, reason=f"signal {record.signum}")
     return Finish(status=Status.FAILED, reason=f"the device did not become free: {event.busy}")
+
+
+def _with_same_plan(record: RunRecord, job: Job, why: Verdict, ladder: Ladder) -> Launch | None:
+    """Return a launch of the last plan, where it was not at fault."""
+    last = record.last
+    again = ladder.begin(job, last.spec.plan, record.checkpoints, damaged=_damaged(record))
+    cut_short = (
+        why.kind is Kind.INTERRUPTED
+        and not _is_shown(last)
+        and last.stopped is not StopReason.NOT_SAME_MATH
+    )
+    if not cut_short and not _same_plan_goes_on(record, why, again):
+        return None
+    return Launch(spec=replace(last.spec, begins=again, steps=(), skipped=(), undone=()))
+
+
+def _cheaper(record: RunRecord, job: Job, ladder: Ladder) -> Launch | None:
+    """Return the cheaper plan that an attempt was stopped for; its own where that is refused."""
+    last = record.last
+    before = record.attempts[-2] if len(record.attempts) > 1 else None
+    if last.stopped is StopReason.CHEAPER and not last.ran_out:
+        rung = cheaper(record, ladder)
+        if rung.plan is not None and rung.step is not None:
+            path = (*last.spec.path, rung.step.strategy)
+            spec = AttemptSpec(plan=rung.plan, steps=(rung.step,), skipped=rung.skipped, path=path)
+        else:
+            spec = replace(last.spec, steps=(), skipped=(), undone=())
+    elif last.refused_step and before is not None and before.stopped is StopReason.CHEAPER:
+        spec = replace(before.spec, steps=(), skipped=(), undone=())
+    else:
+        return None
+    begins = ladder.begin(job, spec.plan, record.checkpoints, damaged=_damaged(record))
+    return Launch(spec=replace(spec, begins=begins))
 
 
 def _is_shown(attempt: Attempt) -> bool:

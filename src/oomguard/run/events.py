@@ -14,8 +14,8 @@ from oomguard.job.plan import Plan
 from oomguard.job.provenance import DataFingerprint, Environment
 from oomguard.job.training_job import Job
 from oomguard.ladder.strategy_contract import Fidelity, Skip, Untried
-from oomguard.process.messages import LossReport, TrainingReport, Window
-from oomguard.run.attempt import AttemptSpec, StopReason, flat, nested
+from oomguard.process.messages import LossReport, StepTimes, TrainingReport, Window
+from oomguard.run.attempt import AttemptSpec, StopReason, Weighed, flat, nested
 from oomguard.run.leak import Growth
 from oomguard.run.printed_loss import LossEnds
 from oomguard.run.splits import BOUND, STRATEGY, Span
@@ -249,7 +249,7 @@ class Split(_Event):
     `failed` counts the out-of-memory errors that this answered, `seconds` is what they cost.
     `rows` x `width` is the part of the widest row, `tokens` its whole batch with padding;
     `refused` are the fewest tokens that ran out of memory. With `evaluation` it was a batch of an
-    evaluation before that step.
+    evaluation before that step. `timing` has how long steps of this process took so far.
     """
 
     attempt: int
@@ -266,6 +266,7 @@ class Split(_Event):
     spans: tuple[Span, ...] = ()
     refused: int = 0
     evaluation: bool = False
+    timing: StepTimes | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -308,10 +309,11 @@ class Saved(_Event):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Stopping(_Event):
-    """oomguard is stopping the attempt."""
+    """oomguard is stopping the attempt; `weighed` are the figures, where a restart is worth it."""
 
     attempt: int
     reason: StopReason
+    weighed: Weighed | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -206,7 +206,7 @@ class Observer:
             step=spans[-1][1] if spans else report.step + 1, steps=report.steps,
             failed=report.failed, parts=report.parts, rows=report.rows, width=report.width,
             tokens=report.tokens, seconds=round(report.seconds, 3), spans=spans,
-            refused=report.refused, evaluation=report.evaluation,
+            refused=report.refused, evaluation=report.evaluation, timing=report.timing,
         )  # fmt: skip
 
     def _finding(self, report: OomReport | ErrorReport) -> Finding:

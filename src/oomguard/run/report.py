@@ -14,13 +14,14 @@ from oomguard.job.provenance import DataFingerprint, Environment
 from oomguard.job.training_job import Device, Job, World
 from oomguard.ladder.strategy_contract import Fidelity, Skip
 from oomguard.redact import redact_config, redact_document
-from oomguard.run.attempt import AttemptSpec, StopReason, flat, nested
+from oomguard.run.attempt import AttemptSpec, StopReason, Weighed, flat, nested
 from oomguard.run.events import Limits, Predicted, Status
 from oomguard.run.final_plan import final_check, plan_that_fits, with_splits
 from oomguard.run.long_sample import long_sample
 from oomguard.run.older_reports import SCHEMA_VERSION, upgraded
 from oomguard.run.printed_loss import LossEnds
 from oomguard.run.reproduction import Reproduction, reproduction
+from oomguard.run.restart_worth import weigh
 from oomguard.run.shortfall import Shortfall, shortfall
 from oomguard.run.splits import Splits, SplitVariant
 from oomguard.run.state import Attempt, RunRecord
@@ -39,6 +40,9 @@ class AttemptReport:
     plan was predicted to take, None where nothing was predicted. `long_sample` names the one
     sample whose length made the batch that ran out of memory so large. `loss` is what the job
     printed first and last, or the first one as measured.
+
+    `weighed` is what a restart with a cheaper change would have saved and cost at the end of it, or
+    as it was stopped for one; `not_weighed` is why that is not known.
     """
 
     number: int
@@ -61,6 +65,8 @@ class AttemptReport:
     predicted: Predicted | None = None
     long_sample: str | None = None
     loss: LossEnds | None = None
+    weighed: Weighed | None = None
+    not_weighed: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -217,6 +223,7 @@ def schema() -> dict[str, object]:
 
 
 def _attempt(attempt: Attempt, record: RunRecord) -> AttemptReport:
+    weighed = attempt.weighed or (weigh(attempt) if attempt.splits else None)
     return AttemptReport(
         number=attempt.number,
         spec=attempt.spec,
@@ -238,6 +245,8 @@ def _attempt(attempt: Attempt, record: RunRecord) -> AttemptReport:
         predicted=record.predicted_for(attempt.spec.plan),
         long_sample=long_sample(record, attempt),
         loss=attempt.loss or _measured_loss(attempt),
+        weighed=None if isinstance(weighed, str) else weighed,
+        not_weighed=weighed if isinstance(weighed, str) else None,
     )
 
 

@@ -22,7 +22,8 @@ from oomguard.job.plan import Plan
 from oomguard.job.provenance import DataFingerprint, Environment
 from oomguard.job.training_job import Job
 from oomguard.ladder.strategy_contract import Skip, Step, Untried
-from oomguard.run.attempt import AttemptSpec, StopReason
+from oomguard.process.messages import StepTimes
+from oomguard.run.attempt import AttemptSpec, StopReason, Weighed
 from oomguard.run.events import (
     Counted,
     CutShort,
@@ -96,6 +97,8 @@ class Attempt:
 
     `probed` is set once a process has taken all steps of a probe; `longest_batch` is then the
     longest row of its batches, in tokens. `tally` counts its steps that ran in smaller parts,
+    `times` how long its steps took, those of the rank whose parts took longest; `load_s` is the
+    seconds until its first step was done, `weighed` why it was stopped for a cheaper change,
     `single_row` the width of a row that did not fit alone, `undivided` why its batches were not
     divided.
     """
@@ -131,6 +134,9 @@ class Attempt:
     longest_batch: int | None = None
     counted: tuple[Counted, ...] = ()
     tally: SplitTally | None = None
+    times: StepTimes | None = None
+    load_s: float | None = None
+    weighed: Weighed | None = None
     single_row: int | None = None
     undivided: str | None = None
     loss: LossEnds | None = None
@@ -228,7 +234,8 @@ class Attempt:
                 longest = _larger(self.longest_batch, event.longest)
                 return replace(self, probed=True, longest_batch=longest)
             case Split():
-                return replace(self, tally=_split(self.tally, event))
+                times = _slower(self.times, event.timing)
+                return replace(self, tally=_split(self.tally, event), times=times)
             case NotSplit():
                 if event.width:
                     return replace(self, single_row=event.width)
@@ -240,7 +247,7 @@ class Attempt:
             case Saved():
                 return replace(self, saved=(*self.saved, event.checkpoint.step))
             case Stopping():
-                return replace(self, stopped=event.reason)
+                return replace(self, stopped=event.reason, weighed=event.weighed)
             case LeftRunning():
                 return self
             case Exited():
@@ -264,11 +271,15 @@ class Attempt:
         """Return the attempt after a progress report of one of its processes."""
         advanced = event.step > self.steps_done
         at = event.t if event.said_t is None else event.said_t
+        load_s = self.load_s
+        if load_s is None and event.step > 0 and self.started_t is not None:
+            load_s = event.t - self.started_t
         went_on = advanced and self.suspected_t is not None and at > self.suspected_t
         return replace(
             self._gone_on() if went_on else self,
             reporting=True,
             heard_t=event.t,
+            load_s=load_s,
             phase=event.phase,
             steps_done=max(self.steps_done, event.step),
             caught=event.caught or (self.caught and not advanced),
@@ -314,6 +325,13 @@ def _split(old: SplitTally | None, event: Split) -> SplitTally:
     if event.evaluation:
         return tally.with_evaluation(step)
     return tally.with_step(step, event.spans or ((event.step - event.steps + 1, event.step),))
+
+
+def _slower(old: StepTimes | None, new: StepTimes | None) -> StepTimes | None:
+    """Return the times of the rank whose steps in parts have taken longest."""
+    if old is None or new is None:
+        return old if new is None else new
+    return new if new.divided.seconds >= old.divided.seconds else old
 
 
 def _sooner(old: Growth | None, new: Growth) -> Growth:

@@ -333,7 +333,7 @@ class Supervisor:
             case StartProcesses():
                 return self._started(self.record.last)
             case Stop():
-                return self._stopping(action.reason)
+                return self._stopping(action)
             case WaitForDevice():
                 self._in_background(lambda: self._queue.put(self._engine.wait_until_free()))
                 return None
@@ -399,15 +399,17 @@ class Supervisor:
             gpu_limit_bytes=limits.gpu_memory_bytes if limits else None,
         )
 
-    def _stopping(self, reason: StopReason) -> Stopping | None:
+    def _stopping(self, action: Stop) -> Stopping | None:
         """Stop the running attempt in the background; after a signal it gets its grace period."""
+        reason = action.reason
         running, signum, limits = self._running, self.record.signum, self.record.limits
         if running is None:
             return None
         grace_s = GRACE_OOM_S
         if reason is StopReason.SIGNAL and limits is not None:
             grace_s = limits.grace_s
-        event = Stopping(t=self._now, attempt=self.record.last.number, reason=reason)
+        number = len(self.record.attempts)
+        event = Stopping(t=self._now, attempt=number, reason=reason, weighed=action.weighed)
         if reason is StopReason.SIGNAL and signum is not None:
             running.signal(signum)
         self._in_background(lambda: _stop_after(running, signum, grace_s))

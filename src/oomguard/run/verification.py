@@ -368,6 +368,12 @@ def _counts(training: TrainingReport) -> bool:
     return bool(training.samples) and not training.short and training.counted_by in _SURE
 
 
+def total_steps(attempt: Attempt) -> int | None:
+    """Return how many optimizer steps the Trainer plans, None if it was not seen."""
+    known = _training(attempt)
+    return None if known is None else known.total_steps
+
+
 def first_micro_batch(attempt: Attempt) -> int | None:
     """Return the samples of the first micro batch as they were counted, None if they were not."""
     first = _training(attempt)

@@ -30,6 +30,7 @@ from .split_loss import (
     measure,
     weigh,
 )
+from .split_timing import Timing
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -100,6 +101,7 @@ class Steps:
         self._kind: BatchKind
         self._exchange, self._passed = Exchange(), Passed()
         self._is_first, self._is_new = True, False  # a step, and one with a larger batch
+        self._timing = Timing()
 
     def begin(self, batches: list[Any], items: Any) -> None:
         """Begin an optimizer step with the batches that were fetched for it."""
@@ -153,6 +155,7 @@ class Steps:
                 self._restore = _nothing  # releases what the last step held
                 self._restore = self._beginning(trainer, model)
                 self._account, self._begun = Account(), time.monotonic()
+                self._timing.begin(self._reporter.finished_at)
                 if not self._exchange.is_of(model):
                     self._exchange = RanksExchange(model, self._torch)
                 self._is_new = is_exchanging(model) and not all(
@@ -191,7 +194,7 @@ class Steps:
         try:
             self._running = rows = self._kind.read(inputs)
             if limit is not None and rows.tokens > limit:
-                parts = self._parts(job, rows, limit)
+                parts = self._parts(job, rows, self._timing.limit(limit, rows.tokens))
         except Exception as error:  # noqa: BLE001 - our fault must never break the job
             own = isinstance(error, (NotRowsError, NotAdditiveError))
             self._undivided = str(error) if own else f"{type(error).__name__}: {error}"
@@ -205,6 +208,7 @@ class Steps:
         loss = job.call(inputs)
         if self._running is not None:
             self._budget.passed(self._running.tokens)
+            self._timing.ran(self._running.tokens)
         if is_exchanging(job.model):
             self._passed.add(taken_by(inputs, accumulated=self._done > 0))
         return loss
@@ -238,6 +242,7 @@ class Steps:
                 raise
             self._budget.passed(part.tokens)
             total = loss if total is None else total + loss
+        self._timing.ran(parts[0].batch_tokens, len(parts), sum(part.tokens for part in parts))
         before.join([part.share for part in parts], parts[0].batch_tokens)
         return total
 
@@ -260,6 +265,7 @@ class Steps:
                 raise failed
             release(failed)
             self._budget.failed(tokens)
+            self._timing.failed()
             unanswered = None
             try:
                 self._go_back()
@@ -333,7 +339,7 @@ class Steps:
             return
         if self._account.parts:
             self._budget.finished_step()
-            self._reporter.split(self._account)
+            self._reporter.split(self._account, self._timing.told())
         if self._is_first:  # the states of the optimizer take memory only from now on
             self._passed.forget()
         self._is_first = False

@@ -74,6 +74,7 @@ class Reporter:
         self.stepped: Callable[[dict[str, object] | None], None] = lambda _: None
         self.stop_counting: Callable[[], None] = lambda: None
         self.restarted: Callable[[], None] = lambda: None
+        self.finished_at = 0.0  # the latest optimizer step, in seconds of time.monotonic()
         self._torch, self._channel = torch, channel
         self._entered: set[str] = set()
         self._steps = 0
@@ -84,6 +85,7 @@ class Reporter:
         self._splits: list[list[int]] = []
         self._last_split = 0.0
         self._widest: Account | None = None
+        self._timing: dict[str, Any] = {}
 
     @_guarded
     def hello(self) -> None:
@@ -119,6 +121,7 @@ class Reporter:
             if before not in {None, phase}:
                 self._passes.end(data_bytes, self.state.shapes)
         if phase == phases.OPTIMIZER and self.state.finish_step():
+            self.finished_at = time.monotonic()
             self._note_step()
 
     @_guarded
@@ -201,8 +204,9 @@ class Reporter:
         """Report that the training loop returned (`completed`) or raised."""
         self._send("trained", completed=completed)
 
-    def split(self, account: Account) -> None:
+    def split(self, account: Account, timing: dict[str, Any]) -> None:
         """Report an optimizer step that ran in parts; of several in a row only some."""
+        self._timing = timing
         step = self.state.step + 1
         if account.failed:
             self._send_splits()  # of the steps before it
@@ -243,6 +247,7 @@ class Reporter:
             tokens=account.tokens,
             seconds=account.seconds,
             evaluation=evaluation,
+            timing=self._timing or None,
         )
 
     @_guarded
