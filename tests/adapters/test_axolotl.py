@@ -8,7 +8,7 @@ import pytest
 
 from oomguard.adapters.axolotl import Axolotl
 from oomguard.errors import ConfigError
-from oomguard.estimate.formats import formats
+from oomguard.estimate.formats import formats, raises
 from oomguard.job.memory_settings import FusedPart, LoraKernels
 from oomguard.job.plan import Precision, Quantization, Sharding, Tuning
 from oomguard.job.training_job import World
@@ -85,14 +85,18 @@ def test_the_trainer_autocasts_over_weights_in_16_bits(
         ("plugins: [axolotl.integrations.cut_cross_entropy.CutCrossEntropyPlugin]", False),
     ],
 )
-def test_embeddings_that_full_tuning_leaves_in_fp32_are_named(
+def test_embeddings_that_full_tuning_leaves_in_fp32_are_counted_and_beside_a_reference_named(
     bench: Callable[..., Any], lines: str, raised: bool
 ) -> None:
     # axolotl 0.19.0, loaders/model.py (_configure_embedding_dtypes)
     job = bench(Axolotl()).job(CLI, f"{TEXT}{lines}\n")
-    named = [one for one in Axolotl().unmodelled(job) if one.key == "attn_implementation"]
-    effects = [one.effect for one in named if "raises embeddings" in one.effect]
-    assert len(effects) == int(raised)
+    recipe = Axolotl().memory_settings(job)
+    assert raises(job.asked, recipe) is raised
+    for text in ("", "rl: kto\n"):
+        other = bench(Axolotl()).job(CLI, f"{TEXT}{lines}\n{text}")
+        named = [one for one in Axolotl().unmodelled(other) if one.key == "attn_implementation"]
+        effects = [one.effect for one in named if "raises embeddings" in one.effect]
+        assert len(effects) == int(raised and bool(text))
 
 
 @pytest.mark.parametrize(

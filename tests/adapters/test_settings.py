@@ -286,12 +286,14 @@ AXOLOTL = {
     "optimizer": [Example("adafactor")],
     "plugins": [
         Example("[axolotl.integrations.liger.LigerPlugin]",
-                "liger_fused_linear_cross_entropy: true\n")
+                "liger_fused_linear_cross_entropy: true\n"),
+        Example("[axolotl.integrations.cut_cross_entropy.CutCrossEntropyPlugin]"),
     ],
     "liger_fused_linear_cross_entropy": [Example("true", PLUGGED % "liger")],
     "cut_cross_entropy": [Example("false", PLUGGED % "cut_cross_entropy")],
     "low_cpu_mem_usage": [Example("false")],
-    "attn_implementation": [Example("eager")],
+    "attn_implementation": [Example("eager"), Example("flash_attention_2")],
+    "flash_attention": [Example("true")],
     "fsdp_config": [
         Example("{offload_params: false}"),
         Example("{fsdp_version: 2}"),

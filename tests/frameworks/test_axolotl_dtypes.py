@@ -12,7 +12,7 @@ from jobs import axolotl_job
 
 from adapters.conftest import Bench
 from oomguard.adapters.axolotl import Axolotl
-from oomguard.estimate.formats import stored
+from oomguard.estimate.formats import raises, stored
 
 # Its environment is not built beforehand.
 pytestmark = [pytest.mark.extended, pytest.mark.timeout(1800)]
@@ -56,9 +56,9 @@ def test_a_model_is_stored_as_its_config_is_read(tmp_path: Path) -> None:
 def read(text: str, loaded: dict[str, int]) -> dict[str, int]:
     """Return the bytes of a number of each part that was loaded, as the config is read."""
     job = Bench(Axolotl()).job("axolotl train train.yaml", text)
-    found = stored(job.asked, Axolotl().memory_settings(job))
-    raised = any(one.key == "attn_implementation" for one in Axolotl().unmodelled(job))
-    beside = 4 if raised else found.base_bytes
+    recipe = Axolotl().memory_settings(job)
+    found = stored(job.asked, recipe)
+    beside = 4 if raises(job.asked, recipe) else found.base_bytes
     parts = {"embeddings": beside, "head": beside, "norms": beside, "matrices": found.base_bytes}
     if job.asked.is_quantized:  # packed, into whatever is stored
         parts["matrices"] = loaded["matrices"]

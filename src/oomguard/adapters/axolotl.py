@@ -280,30 +280,32 @@ def _unmodelled_kernels(settings: Settings, job: Job) -> tuple[Unmodelled, ...]:
 #: transformers' words that do not (0.19.0, utils/schemas/enums.py).
 _CASTING = ("xformers_attention", "sage_attention", "flex_attention", "flash_attention")
 _NOT_CASTING = (None, "sdpa", "eager")
+#: What axolotl raises, by parts of names (0.19.0, loaders/utils.py, get_linear_embedding_layers).
+_RAISED = ("norm", "embed_tokens", "lm_head", "embed_in", "embed_out", "word_embeddings")
 
 
-def _is_raised(settings: Settings, job: Job) -> bool:
-    """Return whether embeddings, head and norms stay in fp32 beside matrices in 16 bits.
+def _casts_back(settings: Settings) -> bool:
+    """Return whether axolotl casts embeddings, head and norms back to 16 bits in full tuning.
 
-    axolotl raises them in every job without FSDP, and casts them back for adapters, attention that
-    needs it, and cut cross entropy; DeepSpeed converts them all.
+    It raises them in every job without FSDP, and casts them back for adapters, attention that needs
+    it, and cut cross entropy; DeepSpeed converts them all.
     Source: axolotl 0.19.0, loaders/model.py (_configure_embedding_dtypes).
     """
-    asked, attention = job.asked, settings.get("attn_implementation")
-    casting = any(map(settings.get, (*_CASTING, "gemma4_hybrid_attn_impl")))
-    back = attention not in _NOT_CASTING or casting or _fuses(settings, _CUTS)
-    whole = ADAPTER.of(settings) is None and asked.precision is not Precision.FP32
-    return whole and not back and asked.sharding not in (*ZERO, Sharding.FSDP)
+    older = any(map(settings.get, (*_CASTING, "gemma4_hybrid_attn_impl")))
+    stated = settings.get("attn_implementation") not in _NOT_CASTING
+    return stated or older or _fuses(settings, _CUTS)
 
 
 def _raised(settings: Settings, job: Job) -> tuple[Unmodelled, ...]:
-    """Return that what axolotl leaves in fp32 is counted in 16 bits, where it does."""
-    key = "attn_implementation"
-    if not _is_raised(settings, job):
+    """Return that what axolotl leaves in fp32 is counted in 16 bits, beside a reference."""
+    key, asked = "attn_implementation", job.asked
+    in_half = asked.tuning is Tuning.FULL and asked.precision is not Precision.FP32
+    whole = asked.sharding not in (*ZERO, Sharding.FSDP)
+    if not (settings.get("rl") and in_half and whole) or _casts_back(settings):
         return ()
     effect = (
-        "without flash attention, full fine-tuning raises embeddings, head and norms to fp32, "
-        "which are counted in 16 bits"
+        "without flash attention, full fine-tuning raises embeddings, head and norms to fp32: "
+        "in preference and RL training they are counted in 16 bits"
     )
     line = settings.origin(key).line if settings.has(key) else None
     return (Unmodelled(key=key, effect=effect, direction=Direction.MORE, line=line),)
@@ -511,6 +513,7 @@ class Axolotl(TrainerAdapter):
             attention=attention,
             raises_shards=_raises_shards(settings),
             autocasts=_autocasts(settings),
+            raised=() if settings.get("rl") or _casts_back(settings) else _RAISED,
         )
         return axolotl_methods.memory_settings(found, settings)
 

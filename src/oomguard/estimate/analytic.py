@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from oomguard.estimate import constants, sharding
 from oomguard.estimate.activations import TrainingStep
@@ -12,7 +12,12 @@ from oomguard.estimate.constants import CUDA, CudaOverhead
 from oomguard.estimate.counts import Counts, adapter, counts
 from oomguard.estimate.formats import PACKED_BYTES, Formats, formats, stored
 from oomguard.estimate.memory import Spread, Term
-from oomguard.estimate.optimizer_memory import embedding_states, state_bytes, step_temporaries
+from oomguard.estimate.optimizer_memory import (
+    embedding_states,
+    raised_states,
+    state_bytes,
+    step_temporaries,
+)
 from oomguard.job.memory_settings import MemorySettings
 from oomguard.job.plan import (
     FOUR_BIT,
@@ -67,13 +72,19 @@ class EstimateInput:
         return counts(self.model, self.plan, self.recipe)
 
     @property
+    def _formats_of_step(self) -> Formats:
+        """How a step computes: embeddings in fp32 make the sums of hidden states as wide."""
+        found = formats(self.plan, self.recipe)
+        return replace(found, base_bytes=_FP32) if self.counts.raised else found
+
+    @property
     def step(self) -> TrainingStep:
         """One micro batch of the longest samples."""
         return TrainingStep(
             model=self.model,
             plan=self.plan,
             recipe=self.recipe,
-            formats=formats(self.plan, self.recipe),
+            formats=self._formats_of_step,
             length=self.plan.sequence_length or untruncated(self.model),
         )
 
@@ -119,7 +130,8 @@ def static(problem: EstimateInput) -> dict[Term, int]:
         Term.ADAPTER: int(adapter_bytes(problem) * numbers.adapter * kept),
         Term.TRAINED_EMBEDDINGS: int(each * numbers.embeddings) + wide[Term.TRAINED_EMBEDDINGS],
         Term.MEDIA_TOWERS: int(_tower_weights(problem) * kept),
-        Term.OPTIMIZER: int(state * trained * share.optimizer) + wide[Term.OPTIMIZER],
+        Term.OPTIMIZER: int((state * trained + raised_states(problem)) * share.optimizer)
+        + wide[Term.OPTIMIZER],
         Term.ZERO_BUCKETS: sharding.buckets(
             problem.model, problem.plan, problem.recipe, stored.trained_bytes
         ),
@@ -156,7 +168,13 @@ def base_weights(problem: EstimateInput) -> int:
         return int((numbers.linear + head) * packed) + (rest - head) * stored.base_bytes
     trained = min(numbers.base_trained, numbers.linear + rest)
     frozen = numbers.linear + rest - trained
-    return trained * stored.trained_bytes + frozen * stored.base_bytes
+    found = trained * stored.trained_bytes + frozen * stored.base_bytes
+    return found + raised_bytes(problem)
+
+
+def raised_bytes(problem: EstimateInput) -> int:
+    """Return by how much weights that are trained in fp32 are wider than all others."""
+    return problem.counts.raised * (_FP32 - problem.formats.trained_bytes)
 
 
 def reference_weights(problem: EstimateInput) -> int:
@@ -342,9 +360,10 @@ def gradients(problem: EstimateInput, share: float) -> dict[Term, int]:
     if problem.recipe.step_in_backward:
         most = _HEAD_COPIES * problem.model.embedding  # the largest matrix of any model
         return {Term.GRADIENTS: int(each * min(most, numbers.trained))}
+    wider = raised_bytes(problem) * share
     return {
         Term.GRADIENTS: int(
-            each * (numbers.trained - numbers.embeddings + problem.further_trained)
+            each * (numbers.trained - numbers.embeddings + problem.further_trained) + wider
         ),
         Term.TRAINED_EMBEDDINGS: int(each * numbers.embeddings),
     }
@@ -355,6 +374,8 @@ def _autocast_copies(problem: EstimateInput) -> int:
     stored, numbers = problem.step.formats, problem.counts
     if not stored.autocast:
         return 0
+    if numbers.raised:  # of the matrices beside them the head alone
+        return problem.model.embedding * stored.computed_bytes
     wide_base = numbers.linear if stored.base_bytes > stored.computed_bytes else 0
     wide = numbers.base_trained if stored.trained_bytes > stored.computed_bytes else 0
     # Only leaves that are trained are cached; a frozen matrix is cast for its own use alone.

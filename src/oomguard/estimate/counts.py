@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 from oomguard.estimate.architecture import Architecture, Linear
+from oomguard.estimate.formats import raises
 from oomguard.job.memory_settings import ALL_LINEAR, Lora, MemorySettings
 from oomguard.job.plan import EmbeddingRows, Part, Plan, Tuning
 
@@ -43,6 +44,7 @@ class Counts:
 
     `adapter` is what LoRA adds, `embeddings` what is trained in full beside it (and `copied`:
     PEFT keeps the original too), `base_trained` what full or partial tuning trains of the base.
+    `raised` of these are in fp32 whatever the others are in.
     """
 
     linear: int
@@ -53,6 +55,7 @@ class Counts:
     embeddings: int = 0
     base_trained: int = 0
     tower_trained: int = 0
+    raised: int = 0
 
     @property
     def trained(self) -> int:
@@ -77,6 +80,7 @@ def counts(model: Architecture, plan: Plan, recipe: MemorySettings) -> Counts:
             tower=tower,
             base_trained=text,
             tower_trained=tower - frozen_tower,
+            raised=rest + embeddings if text and raises(plan, recipe) else 0,
         )
     if plan.tuning is Tuning.PARTIAL:
         part = trained_layers(model, recipe) * (model.layer_linear + model.layer_small)

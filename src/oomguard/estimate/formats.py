@@ -89,6 +89,12 @@ def formats(plan: Plan, recipe: MemorySettings) -> Formats:
     return _IN_HALF if _casts_gathered(plan, recipe) else stored(plan, recipe)
 
 
+def raises(plan: Plan, recipe: MemorySettings) -> bool:
+    """Return whether embeddings, head and norms are trained in fp32 beside matrices in 16 bits."""
+    whole = plan.tuning is Tuning.FULL and plan.sharding in (None, Sharding.NONE)
+    return bool(recipe.raised) and whole and plan.precision in _PURE
+
+
 def _autocasts_halves(plan: Plan, recipe: MemorySettings) -> bool:
     """Return whether autocast runs over weights in 16 bits; under DeepSpeed nothing is autocast."""
     return recipe.autocasts and plan.precision in _PURE and plan.sharding not in ZERO

@@ -53,6 +53,12 @@ def _updated_bytes(problem: EstimateInput) -> int:
     return _FP32 if problem.plan.sharding in ZERO else problem.formats.trained_bytes
 
 
+def raised_states(problem: EstimateInput) -> float:
+    """Return the bytes by which states of what is trained in fp32 are wider than all others."""
+    each, size = _states(problem).bytes_each, _updated_bytes(problem)
+    return problem.counts.raised * (each(_FP32) - each(size))
+
+
 def embedding_states(problem: EstimateInput) -> dict[Term, int]:
     """Return the bytes by which states of trained embeddings are wider than all others."""
     none = {Term.OPTIMIZER: 0, Term.TRAINED_EMBEDDINGS: 0}

@@ -12,6 +12,7 @@ from oomguard.estimate.analytic import (
     gradients,
     merged_embeddings,
     packed_head,
+    raised_bytes,
     reference_weights,
 )
 from oomguard.estimate.architecture import Linear
@@ -22,6 +23,7 @@ from oomguard.estimate.memory import MemoryEstimate, Term, allocated
 from oomguard.estimate.optimizer_memory import (
     embedding_states,
     moments,
+    raised_states,
     state_bytes,
     step_temporaries,
 )
@@ -122,6 +124,7 @@ def _counted(problem: EstimateInput, term: Term) -> list[tuple[Product, ...]]:
         case Term.OPTIMIZER:
             states = _sum((numbers.trained - numbers.embeddings, state, share.optimizer))
             states = (*states, *_wide(problem, term))
+            states = (*states, *_raised(raised_states(problem) * share.optimizer))
             update = _plain(step_temporaries(problem), "temporaries of the update")
             return [states, (*states, *update)]
         case Term.GRADIENTS | Term.TRAINED_EMBEDDINGS:
@@ -140,8 +143,11 @@ def _with_gradients(
     size = problem.formats.trained_bytes
     held = _bytes(size)
     if term is Term.GRADIENTS:
-        count = gradients(problem, 1.0)[term] // size
-        return [_sum((count, held, part)) for part in shares if count * part]
+        wider = raised_bytes(problem)
+        count = (gradients(problem, 1.0)[term] - wider) // size
+        return [
+            (*_sum((count, held, part)), *_raised(wider * part)) for part in shares if count * part
+        ]
     rows = problem.counts.embeddings
     fixed = _sum((rows, held, share.weights), (rows, state, share.optimizer))
     fixed = (*fixed, *_wide(problem, term))
@@ -165,7 +171,7 @@ def _weights(problem: EstimateInput) -> tuple[Product, ...]:
         (trained, _bytes(stored.trained_bytes), share),
         (base - trained, _bytes(stored.base_bytes), share),
     )
-    return (*whole, *copy)
+    return (*whole, *_raised(raised_bytes(problem) * share), *copy)
 
 
 def _tower(problem: EstimateInput) -> tuple[Product, ...]:
@@ -192,6 +198,10 @@ def _state(problem: EstimateInput, master_bytes: int) -> tuple[float, str]:
 
 def _wide(problem: EstimateInput, term: Term) -> tuple[Product, ...]:
     return _plain(embedding_states(problem)[term], "states of embeddings, in fp32")
+
+
+def _raised(size: float) -> tuple[Product, ...]:
+    return _plain(int(size), "embeddings, head and norms in fp32")
 
 
 def _sum(*addends: tuple[int, tuple[float, str], float]) -> tuple[Product, ...]:

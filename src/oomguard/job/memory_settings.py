@@ -304,7 +304,9 @@ class MemorySettings:
     `states` is what the optimizer keeps that the framework makes in place of the named one.
     `raises_shards` says that FSDP keeps what is trained in fp32 and gathers it in 16 bits, in
     whatever format it was loaded; `autocasts` that autocast runs over weights in 16 bits, except
-    under DeepSpeed. `images` are those of one sample. `data` are
+    under DeepSpeed. `raised` are parts of the names of modules that full tuning keeps in fp32
+    beside matrices in 16 bits, unless the model is sharded or under DeepSpeed: those of embeddings,
+    head and norms. `images` are those of one sample. `data` are
     paths of training files as far as the settings name them, of which `columns` are used (none
     given: all); `reduce_bucket` counts numbers in
     DeepSpeed's bucket, None where it follows the model; `overlap_comm` says that it has two.
@@ -340,6 +342,7 @@ class MemorySettings:
     overlap_comm: bool = False
     raises_shards: bool = False
     autocasts: bool = False
+    raised: tuple[str, ...] = ()
     states: States | None = None
 
     @property

@@ -12,7 +12,7 @@ import msgspec
 
 from oomguard.estimate.analytic import untruncated
 from oomguard.estimate.combine import is_sharded
-from oomguard.estimate.formats import formats
+from oomguard.estimate.formats import formats, raises
 from oomguard.job.memory_settings import ALL_LINEAR, Attention, Family, Format, Lora, MemorySettings
 from oomguard.job.plan import EmbeddingRows, Offload, Plan, Precision
 from oomguard.predict.prediction_request import PredictionRequest, cuda_overhead
@@ -77,6 +77,7 @@ def variant(
             **_media(question, step),
             **_lengths(question, step),
             **_of_versions(recipe, versions),
+            **_raised(plan, recipe),
             "workspace_bytes": cuda_overhead(question.job).workspace_bytes,
             "weights_dtype": half if stored.base_bytes == Format.BF16.size_bytes else "fp32",
             "trainable_dtype": half if stored.trained_bytes == Format.BF16.size_bytes else "fp32",
@@ -101,6 +102,10 @@ def traced_with(recipe: MemorySettings, own: Family) -> tuple[str, ...]:
     """Return the packages that a trace needs: the model's, and that of the method's own loss."""
     since = recipe.objective.since if recipe.objective else None
     return (*traced_family(recipe, own).packages, *(since[:1] if since else ()))
+
+
+def _raised(plan: Plan, recipe: MemorySettings) -> dict[str, object]:
+    return {"raised": list(recipe.raised)} if raises(plan, recipe) else {}
 
 
 def also_asked(recipe: MemorySettings) -> tuple[str, ...]:

@@ -224,10 +224,15 @@ def test_the_first_fsdp_keeps_what_axolotl_trains_in_fp32(plan, version, size):
     ],
 )
 def test_axolotl_loads_weights_in_the_format_of_its_first_switch_that_is_on(plan, text, precision):
-    asked = plan(FULL_AXOLOTL + text)["asked"]
+    asked, flash = (
+        plan(FULL_AXOLOTL + text + more)["asked"]
+        for more in ("", "attn_implementation: flash_attention_2\n")
+    )
     assert asked["plan"]["precision"] == precision
     wide = 4 if precision == "fp32" else 2
-    assert asked["estimate"]["terms"]["weights"] == pytest.approx(wide * 7.616e9, rel=0.01)
+    weights, beside = wide * 7.616e9, (4 - wide) * 2 * 152064 * 3584  # embeddings, head: in fp32
+    assert flash["estimate"]["terms"]["weights"] == pytest.approx(weights, rel=0.01)
+    assert asked["estimate"]["terms"]["weights"] == pytest.approx(weights + beside, rel=0.01)
 
 
 @pytest.mark.parametrize(

@@ -64,6 +64,7 @@ _READ = fields_of(
         "loss_kernel": "plugins liger_fused_linear_cross_entropy cut_cross_entropy",
         "low_cpu_mem_usage": "low_cpu_mem_usage",
         "attention": "attn_implementation",
+        "raised": "attn_implementation flash_attention plugins cut_cross_entropy rl",
         "sharding": "fsdp_config",
         "raises_shards": "fsdp_config fsdp_version",
         "method": "rl reward_model process_reward_model model_type",
@@ -431,7 +432,7 @@ _NO_EFFECT = {
     "kernels that keep no more than what is counted": "liger_glu_activation liger_layer_norm"
     " liger_rms_norm liger_rms_norm_gated liger_rope liger_swiglu",
     "experts in 4 bits, as all matrices of a model in 4 bits are counted": "quantize_moe_experts",
-    "attention that keeps no scores, as the one that is counted": "flash_attention sdp_attention",
+    "attention that keeps no scores, as the one that is counted": "sdp_attention",
 }
 
 _OWN = SettingGroups(

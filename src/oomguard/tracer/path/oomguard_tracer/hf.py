@@ -49,6 +49,7 @@ def build(request: TraceRequest, variant: Variant) -> Built:
     _quantize(model, variant)
     _checkpoint(model, variant)
     called = _train(model, variant, head, media_terms)
+    _raise(model, variant)
     if variant.objective is not None:
         reference = _reference(request, variant)
         step = objectives.step(called, model, reference, variant, variant.objective)
@@ -191,6 +192,13 @@ def _quantize(model: Any, variant: Variant) -> None:
         for parameter in model.parameters():
             if parameter.dtype in (torch.float16, torch.bfloat16):
                 parameter.data = parameter.data.to(torch.float32)
+
+
+def _raise(model: nn.Module, variant: Variant) -> None:
+    """Keep in fp32 what a framework raises after it has loaded the model, by parts of names."""
+    for path, module in model.named_modules():
+        if any(word in path for word in variant.raised):
+            module.to(torch.float32)
 
 
 def _checkpoint(model: Any, variant: Variant) -> None:

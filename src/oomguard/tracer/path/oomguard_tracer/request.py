@@ -65,6 +65,7 @@ class Variant:
     weights_dtype: str | None = None
     trainable_dtype: str | None = None
     kbit_float32: bool = False
+    raised: tuple[str, ...] = ()
     use_reentrant: bool = False
     checkpoints_trained_layers: bool = False
     bitsandbytes_keeps_input: bool = False
@@ -127,6 +128,7 @@ def _variant(item: dict[str, Any]) -> Variant:
         values["objective"] = ObjectiveRequest(**values["objective"])
     for name in ("frozen", "offload"):
         values[name] = frozenset(values.get(name, ()))
+    values["raised"] = tuple(values.get("raised", ()))
     if "lengths" in values:
         values["lengths"] = tuple(tuple(int(n) for n in batch) for batch in values["lengths"])
     return Variant(id=str(item["id"]), **values)
