@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from adapters.conftest import CWD
 from oomguard.adapters.hf.hf_trainer import HFTrainer
+from oomguard.job.plan import Precision, Quantization, Tuning
 from oomguard.job.unmodelled import Unmodelled
 
 FLAGS = "--model_name_or_path m --per_device_train_batch_size 8"
@@ -42,7 +44,7 @@ def named(bench: Callable[..., Any]) -> Callable[..., dict[str, Unmodelled]]:
          {"per_device_train_batch_size"}),
         ("TrainingArguments(deepspeed='ds.json', fsdp='full_shard')", "", {"deepspeed", "fsdp"}),
         # what loads the model
-        ("BitsAndBytesConfig(load_in_4bit=True)\nTrainer()", "", {"load_in_4bit"}),
+        ("BitsAndBytesConfig(load_in_4bit=True)\nTrainer()", "", {"load_in_4bit", "script"}),
         ("AutoModelForCausalLM.from_pretrained(n, torch_dtype=torch.bfloat16)", "",
          {"torch_dtype"}),
         ("AutoModelForCausalLM.from_pretrained(n, torch_dtype=torch.bfloat16)",
@@ -77,8 +79,12 @@ def test_a_value_of_the_code_that_is_not_counted_is_named(
 
 def test_the_value_and_the_line_are_stated(named: Callable[..., dict[str, Unmodelled]]) -> None:
     found = named("import torch\nTrainingArguments(\n    'o',\n    optim='adafactor',\n)\n")
-    effect = "the script sets it to adafactor in its line 4, which is not counted"
-    assert found["optim"].effect == effect
+    effect = "the script sets it to adafactor in its line 4, which is counted, though no flag "
+    assert found["optim"].effect == effect + "states it"
+    computed = named("TrainingArguments(optim=choose())")["optim"].effect
+    assert computed == "the script sets it in its line 1, which is not counted"
+    against = named("TrainingArguments(bf16=False)", "--bf16")["bf16"].effect
+    assert against == "the script sets it to False in its line 1, which is not counted"
 
 
 @pytest.mark.parametrize(
@@ -126,3 +132,74 @@ def test_parallelism_and_losses_of_a_scripts_own_are_named(
     named: Callable[..., dict[str, Unmodelled]], flag: str
 ) -> None:
     assert named("", flag).keys() == {flag.split(maxsplit=1)[0].removeprefix("--")}
+
+
+WHOLE = """
+MODEL = "meta-llama/Llama-2-7b-hf"
+BATCH = 2
+bnb = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_use_double_quant=True,
+                         bnb_4bit_quant_type="nf4")
+tokenizer = AutoTokenizer.from_pretrained(MODEL)
+model = AutoModelForCausalLM.from_pretrained(MODEL, quantization_config=bnb)
+lora = LoraConfig(r=16, lora_alpha=32, target_modules=["q_proj", "v_proj"], lora_dropout=0.1)
+model = get_peft_model(model, lora)
+args = TrainingArguments("out", per_device_train_batch_size=BATCH, bf16=True, optim="adafactor")
+args.gradient_checkpointing = True
+Trainer(model, args).train()
+"""
+
+
+def test_what_a_script_states_in_its_code_alone_is_planned(bench: Callable[..., Any]) -> None:
+    table = bench(HFTrainer(), files={f"{CWD}/train.py": WHOLE})
+    job = table.job("python train.py")
+    asked, settings = job.asked, HFTrainer().memory_settings(job)
+    assert (asked.micro_batch, asked.precision, asked.optimizer) == (
+        2, Precision.BF16_MIXED, "adafactor",
+    )  # fmt: skip
+    assert (asked.tuning, asked.lora_rank, asked.checkpointing) == (Tuning.LORA, 16, True)
+    assert asked.quantization is Quantization.NF4_DOUBLE
+    assert settings.model == "meta-llama/Llama-2-7b-hf"
+    assert settings.lora is not None
+    assert (settings.lora.targets, settings.lora.alpha) == (("q_proj", "v_proj"), 32)
+
+
+def test_what_the_code_sets_is_never_written(bench: Callable[..., Any], folder: str) -> None:
+    table = bench(HFTrainer(), files={f"{CWD}/train.py": WHOLE})
+    job = table.job("python train.py --bf16 True")
+    command = table.adapter.write(job, replace(job.asked, micro_batch=1, accumulation=2), folder)
+    assert command.argv == (
+        *("python", "train.py", "--bf16", "True", "--per_device_train_batch_size", "1"),
+        *("--gradient_accumulation_steps", "2"),
+    )
+
+
+@pytest.mark.parametrize(
+    ("code", "flags", "tuning"),
+    [
+        ("LoraConfig(r=8)\nget_peft_model(m)", "", Tuning.LORA),
+        ("if args.use_lora:\n    LoraConfig(r=8)\n    get_peft_model(m)", "", Tuning.FULL),
+        ("if args.use_lora:\n    LoraConfig(r=8)", "--use_lora True", Tuning.LORA),
+        ("LoraConfig(r=args.rank)", "", None),
+        ("A = LoraConfig(r=8)\nB = LoraConfig(r=64)", "", None),
+    ],
+)
+def test_an_adapter_of_the_code_counts_where_no_flag_hangs_on_it(
+    bench: Callable[..., Any], code: str, flags: str, tuning: Tuning | None
+) -> None:
+    table = bench(HFTrainer(), files={f"{CWD}/train.py": code})
+    assert table.job(f"python train.py {FLAGS} {flags}").asked.tuning is tuning
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "A.from_pretrained('a', dtype=torch.half)\nB.from_pretrained('b', dtype=torch.bfloat16)",
+        "N = 'a'\nN = 'b'\nAutoModelForCausalLM.from_pretrained(N)",
+        "def load(n='a'):\n    return AutoModelForCausalLM.from_pretrained(n)",
+        "AutoTokenizer.from_pretrained('a')\nTrainer()",
+    ],
+)
+def test_which_model_is_trained_is_not_guessed(bench: Callable[..., Any], code: str) -> None:
+    table = bench(HFTrainer(), files={f"{CWD}/train.py": code})
+    found = HFTrainer().memory_settings(table.job("python train.py"))
+    assert (found.model, found.base) == (None, None)

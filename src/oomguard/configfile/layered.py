@@ -15,11 +15,14 @@ class Settings:
 
     `late` arguments override the file, which overrides `early` ones. An edit goes to the layer
     that sets the key and wins; a new key goes into the file, or on the command line without one.
+    `code` are values that a script's own code sets where no layer states one: they are read and
+    never written.
     """
 
     late: Flags = field(default_factory=Flags)
     file: Document | None = None
     early: Flags = field(default_factory=Flags)
+    code: Flags = field(default_factory=Flags)
 
     def has(self, key: str) -> bool:
         """Return whether some layer states the key."""
@@ -48,7 +51,7 @@ class Settings:
     def set(self, key: str, value: object) -> Settings:
         """Write one value; None writes null, or takes the word away where null has no spelling."""
         layer = self._winner(key)
-        if layer is None:
+        if layer is None or layer is self.code:
             layer = self.late if self.file is None else self.file
         if isinstance(layer, Document):
             return replace(self, file=layer.set(key, value))
@@ -57,5 +60,5 @@ class Settings:
         return replace(self, early=layer.set(key, value))
 
     def _winner(self, key: str) -> Flags | Document | None:
-        layers = (self.late, self.file, self.early)
+        layers = (self.late, self.file, self.early, self.code)
         return next((layer for layer in layers if layer is not None and layer.has(key)), None)

@@ -87,7 +87,7 @@ def test_what_is_trained_is_unknown_where_it_is_not_modelled(plan, job):
         ("PromptTuningConfig(\n    num_virtual_tokens=8)", "unknown"),
         ("model = get_peft_model(model, peft.VeraConfig(r=256))", "unknown"),
         ("get_peft_model(model, OFTConfig(r=8))", "unknown"),
-        ("get_peft_model(model, LoraConfig(r=8))", "unknown"),
+        ("get_peft_model(model, LoraConfig(r=a.rank))", "unknown"),
         ("if args.use_lora:\n    model = get_peft_model(model, LoraConfig(r=8))", "full"),
         ("LoraConfig(r=args.lora_r) if args.lora_r else None", "full"),
         ("peft_config = get_peft_config(model_args)", "full"),

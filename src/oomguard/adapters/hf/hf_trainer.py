@@ -17,7 +17,6 @@ from oomguard.adapters.hf import heads
 from oomguard.adapters.hf import training_arguments as hf
 from oomguard.adapters.hf.hf_memory import TRAINER_CODE, code_of_script
 from oomguard.adapters.hf.liger import NOT_FUSED
-from oomguard.adapters.hf.script_code import overruled
 from oomguard.adapters.hf.script_flags import unread_flags, unseen
 from oomguard.adapters.hf.script_methods import (
     method_of_script,
@@ -25,6 +24,7 @@ from oomguard.adapters.hf.script_methods import (
     tuning_of_script,
 )
 from oomguard.adapters.hf.script_parser import own_flags
+from oomguard.adapters.hf.script_values import code_flags, set_by_code
 from oomguard.adapters.hf.trainer_adapter import (
     NO_ROWS,
     QUANTIZED_ALONE,
@@ -48,7 +48,7 @@ from oomguard.errors import ConfigError, Where
 from oomguard.job.memory_settings import MemorySettings
 from oomguard.job.plan import DeviceMap, Overlong, Plan, Quantization, Sharding, Tuning
 from oomguard.job.stored_format import StoredFormat
-from oomguard.job.training_job import Job
+from oomguard.job.training_job import Job, World
 from oomguard.job.unmodelled import Direction, TrainingMethod, Unmodelled
 
 _LENGTHS = (
@@ -225,6 +225,29 @@ class HFTrainer(TrainerAdapter):
         effects.switch("use_unsloth", "Unsloth's kernels are not modelled", Direction.EITHER),
     )
 
+    def of_job(self, job: Job) -> Invocation:
+        """Return the command line of a job, parsed, with what the script's code sets."""
+        return self._with_code(super().of_job(job), job.files, job.cwd)
+
+    def _with_code(self, invocation: Invocation, files: Mapping[str, str], cwd: str) -> Invocation:
+        """Add what the script's code sets where no flag states it."""
+        if self.training_code is not TRAINER_CODE:
+            return invocation
+        code = files.get(_script(invocation, cwd) or "", "")
+        found, settings = code_flags(code), invocation.settings
+        hangs = any(name in code for name in _USES_LORA)  # an adapter that a flag switches on
+        if hangs and not any(settings.has(name) for name in _USES_LORA):
+            for name in _RANKS:
+                found = found.delete(name)
+        return replace(invocation, settings=replace(settings, code=found))
+
+    def fields(
+        self, invocation: Invocation, request: JobRequest, world: World
+    ) -> dict[str, object]:
+        """Return the fields of the requested plan."""
+        with_code = self._with_code(invocation, request.files, request.cwd)
+        return super().fields(with_code, request, world)
+
     def read(self, request: JobRequest) -> Job:
         """Read the job; the code may show an adapter that no flag does."""
         job = super().read(request)
@@ -273,7 +296,7 @@ class HFTrainer(TrainerAdapter):
             settings, code = self.of_job(job).settings, self._code(job)
             quantizes = job.asked.quantization not in (None, Quantization.NONE)
             hidden = unseen(_program(self.of_job(job)), code, quantizes=quantizes)
-            found = (*found, *unread_flags(settings, code), *overruled(settings, code), *hidden)
+            found = (*found, *unread_flags(settings, code), *set_by_code(settings, code), *hidden)
         quantizes = job.asked.quantization in hf.ON_THE_FLY
         is_known = self.training_code is not TRAINER_CODE or code_of_script(self._code(job))
         if is_known or not quantizes:

@@ -1,161 +1,194 @@
-"""What the code of a script sets by itself, whatever its flags say.
+"""What the code of a script sets by itself, whatever its flags say. Pure: text in.
 
-Source: transformers 5.23, training_args.py, utils/quantization_config.py, modeling_utils.py; trl
-1.16, trainer/*_config.py.
+Source: transformers 5.23, training_args.py, utils/quantization_config.py, modeling_utils.py; peft
+0.21, tuners/lora/config.py; trl 1.16, trainer/*_config.py.
 """
 
 from __future__ import annotations
 
 import ast
 import re
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from functools import lru_cache
 
-from oomguard.configfile.layered import Settings
-from oomguard.job.unmodelled import Direction, Unmodelled
-
-#: Settings that decide memory, by the names that code and flags have in common -> the value that is
-#: counted where no flag states one.
-_COUNTED: dict[str, object] = {
-    "per_device_train_batch_size": 8,
-    "gradient_accumulation_steps": 1,
-    "gradient_checkpointing": False,
-    "bf16": False,
-    "fp16": False,
-    "optim": "adamw_torch",
-    "deepspeed": None,
-    "fsdp": "",
-    "auto_find_batch_size": False,
-    "use_liger_kernel": False,
-    "torch_compile": False,
-    "packing": False,
-    "max_length": None,
-    "max_seq_length": None,
-    "max_prompt_length": None,
-    "max_completion_length": None,
-    "num_generations": None,
-    "load_in_4bit": False,
-    "load_in_8bit": False,
-    "torch_dtype": None,
-    "dtype": None,
-    "attn_implementation": "sdpa",
+#: The value of a setting that code computes.
+COMPUTED = object()
+MODEL = "model_name_or_path"
+#: Arguments of the configs of a training and of the call that loads a model, which are flags too.
+_SHARED = frozenset(
+    {
+        *("per_device_train_batch_size", "gradient_accumulation_steps", "gradient_checkpointing"),
+        *("bf16", "fp16", "optim", "deepspeed", "fsdp", "auto_find_batch_size", "packing"),
+        *("use_liger_kernel", "torch_compile", "max_length", "max_seq_length", "num_generations"),
+        *("max_prompt_length", "max_completion_length", "load_in_4bit", "load_in_8bit"),
+        *("torch_dtype", "dtype", "attn_implementation"),
+    }
+)
+#: Configs whose arguments have other names as flags.
+_CONFIGS: Mapping[str, Mapping[str, str]] = {
+    "LoraConfig": {
+        "r": "lora_r",
+        "lora_alpha": "lora_alpha",
+        "lora_dropout": "lora_dropout",
+        "target_modules": "lora_target_modules",
+        "modules_to_save": "lora_modules_to_save",
+        "use_dora": "use_dora",
+    },
+    "BitsAndBytesConfig": {
+        "load_in_4bit": "load_in_4bit",
+        "load_in_8bit": "load_in_8bit",
+        "bnb_4bit_quant_type": "bnb_4bit_quant_type",
+        "bnb_4bit_use_double_quant": "use_bnb_nested_quant",
+    },
 }
+_KNOWN = _SHARED.union({MODEL}, *(flags.values() for flags in _CONFIGS.values()))
 #: Names of one setting: a value that comes from either is the flag's own.
 _ALIKE = (
     frozenset({"max_length", "max_seq_length", "model_max_length", "cutoff_len", "block_size"}),
     frozenset({"torch_dtype", "dtype", "model_dtype"}),
     frozenset({"deepspeed", "deepspeed_config"}),
-)
-#: Values whose memory is that of another one.
-_EQUAL = (
-    (re.compile(r"flash_attention_\d"), "sdpa"),
-    (re.compile(r"adamw_(torch_fused|hf|apex_fused)"), "adamw_torch"),
+    frozenset({MODEL, "model", "model_name", "model_id", "base_model"}),
 )
 _ARGUMENTS = re.compile(r"(Arguments|Args|TrainerConfig|Config)$")
-_OTHER_CONFIGS = re.compile(r"^(Lora|Auto|Generation|Peft|Pretrained|Model|\w+Vision)Config$")
+_OTHER_CONFIGS = re.compile(r"^(Auto|Generation|Peft|Pretrained|Model|\w+Vision)Config$")
+_TRAINER = re.compile(r"Trainer$")
+_OTHER_LOADS = re.compile(r"Tokenizer|Processor|Config|Extractor")
 _LOADS, _DECLARES = "from_pretrained", "add_argument"
 _SWITCHES_ON = {"gradient_checkpointing_enable": "gradient_checkpointing"}
 #: Objects whose attributes are settings of a training.
 _HOLDER = re.compile(r"args|arguments|config", re.IGNORECASE)
-_UNKNOWN = object()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SetInCode:
-    """A setting that code gives a value; `value` is `_UNKNOWN` where it is computed.
+    """A setting that code gives a value; `value` is `COMPUTED` where it does not stand there.
 
-    `is_default` says that a flag goes before it.
+    `is_default` says that a flag goes before it; `by_load` that the call that loads a model has it.
     """
 
     name: str
     line: int
     value: object
     is_default: bool = False
+    by_load: bool = False
 
 
-def overruled(settings: Settings, code: str) -> Iterator[Unmodelled]:
-    """Yield the settings to which a script's code gives another value than is counted.
-
-    A value that the code takes from a flag of the same name is the flag's own.
-    """
-    said: set[str] = set()
-    for one in _settings_of(code):
-        stated = settings.has(one.name)
-        counted = settings.get(one.name) if stated else _COUNTED[one.name]
-        if one.name in said or (stated and one.is_default) or _same(one.value, counted):
-            continue
-        said.add(one.name)
-        value = "" if one.value is _UNKNOWN else f" to {one.value}"
-        yield Unmodelled(
-            key=one.name,
-            effect=f"the script sets it{value} in its line {one.line}, which is not counted",
-            direction=Direction.EITHER,
-        )
-
-
-def _settings_of(code: str) -> Iterator[SetInCode]:
+@lru_cache(maxsize=8)  # a ladder asks for each plan
+def settings_in(code: str) -> tuple[SetInCode, ...]:
+    """Return what a script sets, in the order of its text; nothing if it is no Python."""
     try:
         tree = ast.parse(code)
     except (SyntaxError, ValueError):  # a null byte is a ValueError
-        return
+        return ()
+    found = _Reader(_constants(tree)).read(tree)
+    return tuple(sorted(found, key=lambda one: one.line))
+
+
+def _constants(tree: ast.AST) -> dict[str, ast.expr]:
+    """Return the names to which a script gives one literal value, and nothing else."""
+    given: dict[str, list[ast.expr | None]] = {}
     for node in ast.walk(tree):
-        if isinstance(node, ast.Call):
-            yield from _of_call(node)
-        elif isinstance(node, ast.ClassDef) and _ARGUMENTS.search(node.name):
-            yield from _of_fields(node)
-        elif isinstance(node, ast.Assign):
-            for target in node.targets:
-                if isinstance(target, ast.Attribute) and _HOLDER.search(ast.unparse(target.value)):
-                    yield from _given(target.attr, node.value)
+        if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store | ast.Del):
+            given.setdefault(node.id, []).append(None)
+        elif isinstance(node, ast.arg):
+            given.setdefault(node.arg, []).append(None)
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Assign) and len(node.targets) == 1:
+            (target,) = node.targets
+            if isinstance(target, ast.Name) and isinstance(node.value, ast.Constant):
+                given[target.id].append(node.value)
+    # One place that stores the name, and the literal that is stored there.
+    return {
+        name: places[1]
+        for name, places in given.items()
+        if len(places) == 2 and places[1] is not None  # noqa: PLR2004
+    }
 
 
-def _of_call(node: ast.Call) -> Iterator[SetInCode]:
-    called = node.func.attr if isinstance(node.func, ast.Attribute) else ""
-    called = node.func.id if isinstance(node.func, ast.Name) else called
-    if called == _DECLARES:
-        yield from _of_flag(node)
-    if called in _SWITCHES_ON:
-        yield SetInCode(name=_SWITCHES_ON[called], line=node.lineno, value=True)
-    is_config = _ARGUMENTS.search(called) and not _OTHER_CONFIGS.match(called)
-    if not is_config and called != _LOADS:
-        return
-    for word in node.keywords:
-        if word.arg is not None:
-            yield from _given(word.arg, word.value)
+@dataclass(frozen=True, slots=True)
+class _Reader:
+    """Reads one script, whose constants are known."""
+
+    constants: Mapping[str, ast.expr] = field(default_factory=dict)
+
+    def read(self, tree: ast.AST) -> Iterator[SetInCode]:
+        """Yield what calls, dataclasses and assignments set."""
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Call):
+                yield from self._of_call(node)
+            elif isinstance(node, ast.ClassDef) and _ARGUMENTS.search(node.name):
+                yield from self._of_fields(node)
+            elif isinstance(node, ast.Assign):
+                yield from self._of_assignment(node)
+
+    def _of_assignment(self, node: ast.Assign) -> Iterator[SetInCode]:
+        for one in node.targets:
+            if isinstance(one, ast.Attribute) and _HOLDER.search(ast.unparse(one.value)):
+                yield from self._given(one.attr, node.value)
+
+    def _of_call(self, node: ast.Call) -> Iterator[SetInCode]:
+        called = _called(node)
+        words = {word.arg: word.value for word in node.keywords if word.arg is not None}
+        if called == _DECLARES:
+            yield from self._of_flag(node, words.get("default"))
+        elif called in _SWITCHES_ON:
+            yield SetInCode(name=_SWITCHES_ON[called], line=node.lineno, value=True)
+        elif called == _LOADS:
+            yield from self._of_load(node, words)
+        elif _TRAINER.search(called) and isinstance(words.get("model"), ast.Constant):
+            yield from self._given(MODEL, words["model"])
+        elif _ARGUMENTS.search(called) and not _OTHER_CONFIGS.match(called):
+            flags = _CONFIGS.get(called)
+            for name, value in words.items():
+                yield from self._given(flags.get(name, "") if flags else name, value)
+
+    def _of_load(self, node: ast.Call, words: dict[str, ast.expr]) -> Iterator[SetInCode]:
+        """Yield what the call that loads a model is given, not that of a tokenizer."""
+        if _OTHER_LOADS.search(ast.unparse(node.func)):
+            return
+        named = {MODEL: node.args[0]} if node.args else {}
+        for name, value in {**named, **words}.items():
+            for one in self._given(name, value):
+                yield replace(one, by_load=True)
+
+    def _of_fields(self, node: ast.ClassDef) -> Iterator[SetInCode]:
+        """Yield the defaults of a dataclass of flags."""
+        for one in node.body:
+            if isinstance(one, ast.AnnAssign) and isinstance(one.target, ast.Name) and one.value:
+                words = one.value.keywords if isinstance(one.value, ast.Call) else []
+                default = next((word.value for word in words if word.arg == "default"), one.value)
+                yield from self._default(one.target.id, default)
+
+    def _of_flag(self, node: ast.Call, default: ast.expr | None) -> Iterator[SetInCode]:
+        """Yield the default of a flag of argparse."""
+        for one in node.args if default is not None else ():
+            if default is not None and isinstance(one, ast.Constant) and isinstance(one.value, str):
+                yield from self._default(one.value.lstrip("-").replace("-", "_"), default)
+
+    def _default(self, name: str, node: ast.expr) -> Iterator[SetInCode]:
+        for one in self._given(name, node):
+            yield replace(one, is_default=True)
+
+    def _given(self, name: str, node: ast.expr) -> Iterator[SetInCode]:
+        """Yield what a value sets, unless the code takes it from something of the same name."""
+        if name not in _KNOWN:
+            return
+        if isinstance(node, ast.Name) and node.id in self.constants:
+            node = ast.copy_location(self.constants[node.id], node)
+        alike = next((names for names in _ALIKE if name in names), frozenset({name}))
+        if not _names(node) & alike:
+            yield SetInCode(name=name, line=node.lineno, value=_value(node))
 
 
-def _of_fields(node: ast.ClassDef) -> Iterator[SetInCode]:
-    """Yield the defaults of a dataclass of flags."""
-    for one in node.body:
-        if isinstance(one, ast.AnnAssign) and isinstance(one.target, ast.Name) and one.value:
-            words = one.value.keywords if isinstance(one.value, ast.Call) else []
-            default = next((word.value for word in words if word.arg == "default"), one.value)
-            yield from _default(one.target.id, default)
-
-
-def _of_flag(node: ast.Call) -> Iterator[SetInCode]:
-    """Yield the default of a flag of argparse."""
-    names = [one.value for one in node.args if isinstance(one, ast.Constant)]
-    default = next((word.value for word in node.keywords if word.arg == "default"), None)
-    for name in names:
-        if default is not None and isinstance(name, str):
-            yield from _default(name.lstrip("-").replace("-", "_"), default)
-
-
-def _default(name: str, node: ast.expr) -> Iterator[SetInCode]:
-    for one in _given(name, node):
-        yield replace(one, is_default=True)
-
-
-def _given(name: str, node: ast.expr) -> Iterator[SetInCode]:
-    """Yield what a value sets, unless the code takes it from something of the same name."""
-    alike = next((names for names in _ALIKE if name in names), frozenset({name}))
-    if name in _COUNTED and not _names(node) & alike:
-        yield SetInCode(name=name, line=node.lineno, value=_value(node))
+def _called(node: ast.Call) -> str:
+    if isinstance(node.func, ast.Attribute):
+        return node.func.attr
+    return node.func.id if isinstance(node.func, ast.Name) else ""
 
 
 def _names(node: ast.expr) -> set[str]:
-    """Return the names, attributes and texts that an expression is made of."""
+    """Return the names, attributes and keys that an expression is made of."""
     found: set[str] = set()
     for one in ast.walk(node):
         if isinstance(one, ast.Name):
@@ -170,22 +203,8 @@ def _names(node: ast.expr) -> set[str]:
 def _value(node: ast.expr) -> object:
     if isinstance(node, ast.Attribute):  # torch.bfloat16
         is_torchs = isinstance(node.value, ast.Name) and node.value.id == "torch"
-        return node.attr if is_torchs else _UNKNOWN
+        return node.attr if is_torchs else COMPUTED
     try:
         return ast.literal_eval(node)
     except ValueError:
-        return _UNKNOWN
-
-
-def _same(value: object, counted: object) -> bool:
-    """Return whether code and flag give the same value; an unset one is false or nothing."""
-    if value is _UNKNOWN:
-        return False
-    empty = ("", "none", "false", "no")
-    said, other = (_plain(one) for one in (value, counted))
-    return said == other or (said in empty and other in empty)
-
-
-def _plain(value: object) -> str:
-    text = str(value).lower().removeprefix("torch.")
-    return next((same for pattern, same in _EQUAL if pattern.fullmatch(text)), text)
+        return COMPUTED
