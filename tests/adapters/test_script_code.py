@@ -77,6 +77,24 @@ def test_a_value_of_the_code_that_is_not_counted_is_named(
     assert named(code, flags).keys() == keys
 
 
+@pytest.mark.parametrize(
+    "code",
+    [
+        "TrainingArguments(fsdp={[]: 1})",
+        "TrainingArguments('\\d', bf16=True)",
+        "x = " + "(" * 500 + ")" * 500,
+        "TrainingArguments(optim=" + "-" * 3000 + "1)",
+        "\0",
+        "\ud800",
+    ],
+)
+def test_a_script_may_hold_anything(
+    named: Callable[..., dict[str, Unmodelled]], code: str, recwarn: pytest.WarningsRecorder
+) -> None:
+    named(code)
+    assert not recwarn.list
+
+
 def test_the_value_and_the_line_are_stated(named: Callable[..., dict[str, Unmodelled]]) -> None:
     found = named("import torch\nTrainingArguments(\n    'o',\n    optim='adafactor',\n)\n")
     effect = "the script sets it to adafactor in its line 4, which is counted, though no flag "

@@ -12,6 +12,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 
+from oomguard.adapters.hf.script_tree import literal, parsed
+
 #: The value of a setting that code computes.
 COMPUTED = object()
 MODEL = "model_name_or_path"
@@ -77,9 +79,8 @@ class SetInCode:
 @lru_cache(maxsize=8)  # a ladder asks for each plan
 def settings_in(code: str) -> tuple[SetInCode, ...]:
     """Return what a script sets, in the order of its text; nothing if it is no Python."""
-    try:
-        tree = ast.parse(code)
-    except (SyntaxError, ValueError):  # a null byte is a ValueError
+    tree = parsed(code)
+    if tree is None:
         return ()
     found = _Reader(_constants(tree)).read(tree)
     return tuple(sorted(found, key=lambda one: one.line))
@@ -204,7 +205,4 @@ def _value(node: ast.expr) -> object:
     if isinstance(node, ast.Attribute):  # torch.bfloat16
         is_torchs = isinstance(node.value, ast.Name) and node.value.id == "torch"
         return node.attr if is_torchs else COMPUTED
-    try:
-        return ast.literal_eval(node)
-    except ValueError:
-        return COMPUTED
+    return literal(node, COMPUTED)

@@ -9,6 +9,8 @@ import ast
 from collections.abc import Iterable, Iterator
 from functools import lru_cache
 
+from oomguard.adapters.hf.script_tree import parsed
+
 _MAKES = frozenset({"ArgumentParser", "argparse.ArgumentParser"})
 _GROUPS = frozenset({"add_argument_group", "add_mutually_exclusive_group"})
 #: What may be called on a parser without telling anything else of its flags.
@@ -22,9 +24,8 @@ def own_flags(code: str) -> tuple[str, ...] | None:
 
     It has one argparse parser, which nothing else in the script or beyond it gets hold of.
     """
-    try:
-        tree = ast.parse(code)
-    except (SyntaxError, ValueError):
+    tree = parsed(code)
+    if tree is None:
         return None
     parsers = list(_assigned(tree, _MAKES))
     if len(parsers) != 1 or _count(tree, _MAKES) != 1 or not _is_plain(parsers[0][1]):
