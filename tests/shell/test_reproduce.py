@@ -104,7 +104,9 @@ def test_it_trains_in_another_folder_at_once_and_is_compared(sent):
     assert "per_device_train_batch_size: 4  # all at once\n" in config.read_text()
     lines = [line.removeprefix("oomguard ") for line in done.stderr.splitlines()]
     assert f"command  llamafactory-cli train {config}" in lines
+    assert f"config   {config}" in lines
     assert "nothing that was recorded differs" in lines
+    assert "note: the weights of the model are not compared: org/model" in lines
     results = {"final: as recorded", "loss: as recorded", "peaks: not known in both runs"}
     assert results <= set(lines)
     # A second time the config is there already.

@@ -253,7 +253,7 @@ def _checked(where: _Place, prepared: Prepared) -> _Checked:
             Difference(section=Section.FINAL, name=one.field, before=one.before, after=one.after)
             for one in differences(report.final, job.asked)
         ]
-    notes += _output_note(prepared)
+    notes += _notes_on(prepared)
     return _Checked(differences=tuple(found), problems=tuple(problems), notes=tuple(notes))
 
 
@@ -271,16 +271,20 @@ def _too_small(report: FitReport, here: Environment) -> Iterator[str]:
         )
 
 
-def _output_note(prepared: Prepared) -> Iterator[str]:
-    output = prepared.job.output_dir
+def _notes_on(prepared: Prepared) -> Iterator[str]:
+    """Yield what is not compared, and what the job would find."""
+    model, output = prepared.adapter.memory_settings(prepared.job).model, prepared.job.output_dir
+    if model is not None:
+        yield f"the weights of the model are not compared: {model}"
     if output is not None and present.is_folder(Path(output)) and any(Path(output).iterdir()):
         yield f"the job writes into {output}, which is not empty"
 
 
 def _lines(where: _Place, checked: _Checked) -> Iterator[str]:
     yield f"reproducing {where.report.run} of {where.report.at} in {where.root}"
-    if where.found.config:
-        yield f"config   {where.found.config}"
+    config = where.found.config
+    if config and any(config in word for word in where.words):  # not where its keys are flags
+        yield f"config   {config}"
     yield f"command  {shlex.join(where.words)}"
     for one in checked.differences:
         means = meaning(one)
