@@ -40,6 +40,7 @@ CARD = dict.fromkeys(
     ),
     1,
 )
+PASSES = [{"shapes": 2, "elements": 512, "before_bytes": 9, "after_bytes": 7}]
 MEMORY = {"rss_bytes": 5, "peak_rss_bytes": 6, "data_bytes": 4, "cuda": [CARD]}
 OOM = {
     "exception": "torch.OutOfMemoryError",
@@ -52,12 +53,13 @@ OOM = {
     "requested_bytes": 10,
     "capacity_bytes": None,
     "phase_known": True,
+    "passes": PASSES,
 }
 MESSAGES = [
     {**HEAD, "type": "hello", "phase": "launch", "argv0": "x", "python": "3.11", "torch": "2.1",
      "ppid": 1},
     {**HEAD, "type": "step", "phase": "optimizer", "memory": MEMORY, "seconds": 0.5, "shapes": {},
-     "window": None},
+     "window": None, "passes": PASSES},
     {**HEAD, "type": "phase", "phase": "eval", "memory": {}},
     {**HEAD, "type": "oom", "phase": "forward", **OOM},
     {**HEAD, "type": "error", "phase": "load", "exception": "ValueError", "message": "ü",
@@ -66,7 +68,7 @@ MESSAGES = [
     {**HEAD, "type": "probe", "phase": "forward", "memory": {}, "tokens": None, "longest": 9},
     {**HEAD, "type": "bye", "phase": "save", "memory": None, "more": "is kept"},
 ]  # fmt: skip
-MAY_BE_MISSING = {"window", "phase_known"}
+MAY_BE_MISSING = {"window", "phase_known", "passes"}
 GARBAGE = [b"", b"\xff\xfe", b"[]", b"1", b"{}", b"{" * 9, b"[" * 60_000, b'{"v": NaN}', b"null"]
 
 json_values = st.recursive(

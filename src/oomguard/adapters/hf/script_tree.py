@@ -22,7 +22,7 @@ def parsed(code: str) -> ast.Module | None:
 
 
 def literal(node: ast.expr, otherwise: object) -> object:
-    """Return the value that stands in an expression, or `otherwise` if it is computed."""
+    """Return the value of a literal, or `otherwise` for an expression that computes one."""
     try:
         return ast.literal_eval(node)
     except (*_BROKEN, TypeError):
