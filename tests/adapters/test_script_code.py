@@ -221,3 +221,13 @@ def test_which_model_is_trained_is_not_guessed(bench: Callable[..., Any], code: 
     table = bench(HFTrainer(), files={f"{CWD}/train.py": code})
     found = HFTrainer().memory_settings(table.job("python train.py"))
     assert (found.model, found.base) == (None, None)
+
+
+def test_a_batch_that_only_the_code_sets_cannot_be_changed(bench: Callable[..., Any]) -> None:
+    code = (
+        "import argparse\nparser = argparse.ArgumentParser()\nparser.add_argument('--x')\n"
+        "args = parser.parse_args()\nTrainingArguments('o', per_device_train_batch_size=4)\n"
+    )
+    table = bench(HFTrainer(), files={f"{CWD}/train.py": code})
+    (said,) = HFTrainer().warnings(table.job("python train.py"))
+    assert said.endswith("(its own flags: --x): its code sets 4, which cannot be changed")

@@ -323,13 +323,12 @@ class HFTrainer(TrainerAdapter):
         batch = f"--{hf.MICRO_BATCH.name}"
         if own is None or batch in own:
             return ()
-        flags = ", ".join(own) or "none"
-        warning = (
-            f"{_program(self.of_job(job))} does not take {batch} (its own flags: {flags}): its "
-            f"batch is not known and cannot be changed; {job.asked.micro_batch}, the Trainer's "
-            "default, stands for it"
-        )
-        return (warning,)
+        flags, invocation = ", ".join(own) or "none", self.of_job(job)
+        takes_not = f"{_program(invocation)} does not take {batch} (its own flags: {flags}): its "
+        if invocation.settings.code.has(hf.MICRO_BATCH.name):
+            return (f"{takes_not}code sets {job.asked.micro_batch}, which cannot be changed",)
+        default = f"{job.asked.micro_batch}, the Trainer's default"
+        return (f"{takes_not}batch is not known and cannot be changed; {default}, stands for it",)
 
     def _own_flags(self, job: Job) -> tuple[str, ...] | None:
         """Return all flags that the script takes; None where it may take others."""
