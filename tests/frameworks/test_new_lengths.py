@@ -1,8 +1,13 @@
-"""Memory that grows with each new length of a batch, in a plain loop: named, and no data is cut."""
+"""Memory that grows with each new length of a batch: named, and no data is cut for it.
+
+In a plain loop, and in LitGPT in bf16, whose job ends after few optimizer steps of many lengths.
+"""
 
 from __future__ import annotations
 
+import json
 import os
+import random
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -10,6 +15,7 @@ import pytest
 from caps import peak_data_bytes
 from environments import environment
 from launched import launch
+from recipes import recipe_job
 
 SCRIPT = Path(__file__).with_name("new_lengths.py")
 STEPS, FITS_STEPS, GROWS_BYTES = 24, 12, 8 << 20
@@ -65,3 +71,29 @@ def test_the_same_lengths_in_fp32_are_no_growth(tmp_path):
     run = launched(tmp_path, 4 << 30, "--dtype", "float32")
     assert run.code == 0, run.err
     assert "memory grows" not in run.err
+
+
+def litgpt_flags(steps: int) -> tuple[str, ...]:
+    sizes = ("--train.micro_batch_size", "1", "--train.max_seq_length", "512")
+    return ("--precision", "bf16-true", *sizes, "--train.max_steps", str(steps))
+
+
+@pytest.mark.extended
+def test_litgpt_in_bf16_keeps_its_512_tokens(tmp_path, cap_bytes):
+    """`cap_bytes` is asked for only to skip where a CPU keeps no kernels."""
+    assert cap_bytes
+    job = recipe_job("litgpt/tiny.yaml", "litgpt", "litgpt", tmp_path)
+    noise = random.Random(1)
+    texts = [" ".join(["hill"] * noise.randint(20, 480)) for _ in range(120)]
+    samples = [{"instruction": "Describe", "input": "", "output": text} for text in texts]
+    (tmp_path / "tiny" / "litgpt" / "data" / "train.json").write_text(json.dumps(samples))
+    short = (*job.argv, *litgpt_flags(2))
+    cap = peak_data_bytes(short, cwd=tmp_path, env=job.env)
+    words = (*job.argv, *litgpt_flags(6))
+    run = launch(job, "--host-memory", str(cap), "--ladder", "cut_cutoff_len", "--", *words)
+    assert run.code == 3, run.err
+    (only,) = run.attempts
+    assert (only["verdict"]["kind"], only["verdict"]["cause"]) == ("host_oom", "growth")
+    assert only["optimizer_steps"] < 6
+    assert only["plan"]["sequence_length"] == 512
+    assert "the data is not the cause" in run.err
