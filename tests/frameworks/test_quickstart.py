@@ -63,7 +63,7 @@ def test_it_really_runs_out_at_16_and_8_and_is_trained_in_parts_of_4(quickstart)
 
 
 def test_it_says_where_the_final_config_lies_and_what_is_changed_in_it(quickstart):
-    _, final = _paths(quickstart, "final config")
+    _, final = _paths(quickstart, "final config  ")
     text = (QUICKSTART / "train.yaml").read_text()
     changed = [line for line in final.read_text().splitlines() if line not in text.splitlines()]
     assert changed == ["per_device_train_batch_size: 4", "gradient_accumulation_steps: 4"]
