@@ -54,15 +54,26 @@ def command(
     TRAIN.YAML is the config file of your framework. Alternatively, pass the full command after --.
     """
     prepared = prepare(train, ctx.meta[COMMAND], given)
-    options, limits = prepared.options, prepared.limits
-    _check(limits)
-    _check_names(prepared)
     console = Console(quiet_stdout=as_json, verbose=verbose)
+    record, outcome, folder = launched(prepared, console)
+    return print_summary(console, record, outcome, folder, as_json=as_json)
+
+
+def launched(
+    prepared: Prepared, console: Console
+) -> tuple[RunRecord, tuple[FitReport, Path | None], RunFolder]:
+    """Check what was asked for, predict where to start, and run the job until it ends.
+
+    Raises:
+        UsageError: for options that exclude each other or have no effect; nothing was started.
+    """
+    options = prepared.options
+    _check(prepared.limits)
+    _check_names(prepared)
     _check_saving(prepared)
     index = FitIndex(Path(options.fits) if options.fits else None)
     start = choose_start(prepared, console, index=index) if options.predict else None
-    record, outcome, folder = supervise(prepared, console, start)
-    return print_summary(console, record, outcome, folder, as_json=as_json)
+    return supervise(prepared, console, start)
 
 
 def _check(limits: Limits) -> None:

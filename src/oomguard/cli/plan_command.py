@@ -130,7 +130,7 @@ def command(
     _check_files(ctx, trains, compare=compare, command_line=command_line)
     source = JobSource(train=trains[0] if trains else None, command=command_line, given=given)
     stated = ctx.get_parameter_source("gpus") is ParameterSource.COMMANDLINE
-    call = _call(source, gpu, gpu_memory, gpus=gpus if stated else None, host_bytes=host_memory)
+    call = plan_call(source, gpu, gpu_memory, gpus=gpus if stated else None, host_bytes=host_memory)
     call = replace(call, verbose=verbose, as_json=as_json, as_csv=as_csv)
     one_gpu = {
         "--explain-terms": explain_terms, "--max": largest is not None, "--ci": ci,
@@ -222,7 +222,7 @@ class PlanCall:
             text()
 
 
-def _call(
+def plan_call(
     source: JobSource,
     gpu: str | None,
     gpu_memory: int | None,
@@ -317,7 +317,7 @@ def _plan(call: PlanCall, target: Target, *, explain: bool, ci: bool) -> int | N
         else:
             print_plan(planned, gpu=target.name, explain=explain, verbose=call.verbose)
 
-    call.show(lambda: _document(planned, explain=explain), text)
+    call.show(lambda: plan_document(planned, explain=explain), text)
     if not ci:
         return None
     for line in github_lines(planned, os.environ):
@@ -337,7 +337,8 @@ def _note(text: str) -> None:
     secho(f"note: {text}", fg="yellow", err=True)
 
 
-def _document(planned: PlannedJob, *, explain: bool) -> dict[str, object]:
+def plan_document(planned: PlannedJob, *, explain: bool = False) -> dict[str, object]:
+    """Return a plan as `--json` prints it."""
     found, asked = planned.forecast, planned.forecast.asked.plan
     document: dict[str, object] = {
         "framework": planned.prepared.job.framework,
