@@ -52,11 +52,11 @@ class Predictor:
         end = self.clock() + self.budget_s
         for _ in range(ROUNDS):
             wanted = self._deciding(question, traces, _one_of_each(steps, tried))
-            left = end - self.clock()
-            if not wanted or left <= 0:
+            if not wanted or self.clock() >= end:
                 break
             tried += [steps[plan] for plan in wanted]
-            for step, answer in self.trace(question, [steps[p] or {} for p in wanted], left):
+            asked = [(question, steps[plan] or {}) for plan in wanted]
+            for step, answer in self.trace(asked, until=end):
                 if isinstance(answer, NoTrace):
                     reasons[f"not traced: {answer}"] = None
                 else:
@@ -66,23 +66,24 @@ class Predictor:
         return Prediction(estimates=estimates, notes=notes)
 
     def trace(
-        self, question: PredictionRequest, steps: Sequence[Mapping[str, object]], timeout_s: float
+        self, steps: Sequence[tuple[PredictionRequest, Mapping[str, object]]], *, until: float
     ) -> Iterator[tuple[Mapping[str, object], combine.Traced | NoTrace]]:
-        """Trace each step in a child of its own."""
+        """Trace each step of a question in a child of its own, until a time on the clock."""
         tracer = self.tracer
         if tracer is None:
             return
         with ThreadPoolExecutor(_CHILDREN) as pool:
             answers = pool.map(
-                lambda step: tracer.trace(
-                    trace_request.model(question),
-                    step,
-                    capacity_bytes=replay_capacity(question),
-                    timeout_s=timeout_s,
+                lambda asked: tracer.trace(
+                    trace_request.model(asked[0]),
+                    asked[1],
+                    capacity_bytes=replay_capacity(asked[0]),
+                    timeout_s=max(0.0, until - self.clock()),
                 ),
                 steps,
             )
-            yield from zip(steps, answers, strict=True)
+            for (_, step), answer in zip(steps, answers, strict=True):
+                yield step, answer
 
     def _deciding(
         self, question: PredictionRequest, traces: Traces, open_: list[Plan]

@@ -72,19 +72,19 @@ def trace_requested(predictor: Predictor, questions: Sequence[PredictionRequest]
     if predictor.tracer is None:
         return Replay(ratios=predictor.ratios)
     versions = predictor.tracer.versions
+    wanted: list[tuple[PredictionRequest, Mapping[str, object]]] = []
+    for question in questions:
+        step = trace_request.variant(question, question.plans[0], versions)
+        if step is not None and all(step != known for _, known in wanted):
+            wanted.append((question, step))
     traced: list[TracedPlan] = []
     reasons: dict[str, None] = {}
-    end = predictor.clock() + predictor.budget_s
-    for question in questions:
-        plan = question.plans[0]
-        step = trace_request.variant(question, plan, versions)
-        if step is None or any(one.step == step for one in traced):
-            continue
-        for _, answer in predictor.trace(question, [step], max(0.0, end - predictor.clock())):
-            if isinstance(answer, NoTrace):
-                reasons[f"not traced: {answer}"] = None
-            else:
-                traced.append(TracedPlan(plan=plan, step=step, traced=answer))
+    answers = predictor.trace(wanted, until=predictor.clock() + predictor.budget_s)
+    for (question, sent), (_, answer) in zip(wanted, answers, strict=True):
+        if isinstance(answer, NoTrace):
+            reasons[f"not traced: {answer}"] = None
+        else:
+            traced.append(TracedPlan(plan=question.plans[0], step=sent, traced=answer))
     return Replay(
         traced=tuple(traced), ratios=predictor.ratios, versions=versions, reasons=tuple(reasons)
     )
