@@ -11,7 +11,7 @@ import json
 import os
 import subprocess
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
@@ -148,3 +148,31 @@ def test_every_step_counts_once(recycled, leaking):
     assert history == list(range(1, STEPS + 1))
     _, again = named(recycled[1], "planned")
     assert again["begins"]["checkpoint"]["step"] >= FITS_STEPS // 2
+
+
+@pytest.fixture(scope="module")
+def divided(leaking):
+    """The same job, whose steps run again in parts when memory is gone."""
+    own = replace(leaking, argv=(*leaking.argv, "--output_dir", "divided"))
+    return lambda *options: own.launch(*options, "--in-place")
+
+
+@pytest.mark.parametrize("leaking", [hf], indirect=True)
+def test_steps_in_parts_do_not_hide_it_it_is_begun_again_all_the_same(divided):
+    code, events = divided("--checkpoint-every", str(SAVED_EVERY))
+    assert code == 0
+    first, *_ = named(events, "growing")
+    assert first["growth"]["bytes_per_step"] == pytest.approx(LEAK_MIB * 2**20, rel=0.05)
+    assert [event["reason"] for event in named(events, "stopping")] == ["recycle"]
+    plans = [event["plan"] for event in named(events, "planned")]
+    assert plans[0] == plans[1], "nothing about the job was changed"
+
+
+@pytest.mark.parametrize("leaking", [hf], indirect=True)
+def test_without_a_checkpoint_steps_in_parts_end_with_growth_named_as_the_cause(divided):
+    code, events = divided("--ladder", "halve_micro_batch")
+    assert code == 3
+    assert named(events, "growing")
+    assert named(events, "split"), "a step ran in parts before"
+    last = named(events, "exited")[-1]
+    assert (last["verdict"]["kind"], last["verdict"]["cause"]) == ("host_oom", "growth")
