@@ -9,7 +9,7 @@ export HF_DATASETS_OFFLINE = 1
 # The tests start oomguard hundreds of times: its modules are compiled once, not each time.
 export PYTHONDONTWRITEBYTECODE =
 
-.PHONY: gpu faults slow extended soak fuzz quickstart test gates unit coverage frameworks environments overhead in-place schema strategies-table options-table commands-page settings-table journeys clean
+.PHONY: gpu faults slow extended soak fuzz quickstart test gates unit coverage frameworks environments overhead in-place recovery schema strategies-table options-table commands-page settings-table journeys clean
 
 $(VENV)/.dev: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -100,6 +100,12 @@ overhead: $(VENV)/.dev
 PAIRS ?= 3
 in-place: $(VENV)/.dev
 	$(BIN)/python benchmarks/in_place/run.py --pairs $(PAIRS)
+
+# Nine ways to recover from an OOM, on one job in three situations, under real limits: about 12
+# minutes a turn where nothing else runs. The other frameworks are installed the first time.
+TURNS ?= 1
+recovery: $(VENV)/.dev
+	$(BIN)/python benchmarks/recovery/run.py --turns $(TURNS)
 
 # Files and functions that plan, launch and an OOM pass through; before.json is the first measurement.
 journeys: $(VENV)/.dev

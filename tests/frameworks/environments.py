@@ -22,8 +22,8 @@ from filelock import FileLock
 PINS = Path(__file__).with_name("pins")
 NAMES = ("hf", "llamafactory", "litgpt", "torchtune", "trl", "peft", "schemas")
 #: Asked for by a benchmark or an extended test alone, so not built beforehand: transformers as xMem
-#: measured it, the packages of optimizers, ms-swift and axolotl.
-OTHERS = ("xmem", "optimizers", "swift", "axolotl")
+#: measured it, the packages of optimizers, ms-swift, axolotl, and what else recovers from an OOM.
+OTHERS = ("xmem", "optimizers", "swift", "axolotl", "recovery")
 _DONE = ".complete"
 # DeepSpeed compiles its operators at first use instead of at install.
 _BUILD_ENV = {"DS_BUILD_OPS": "0", "PIP_DISABLE_PIP_VERSION_CHECK": "1"}
