@@ -101,8 +101,8 @@ PAIRS ?= 3
 in-place: $(VENV)/.dev
 	$(BIN)/python benchmarks/in_place/run.py --pairs $(PAIRS)
 
-# Nine ways to recover from an OOM, on one job in three situations, under real limits: about 12
-# minutes a turn where nothing else runs. The other frameworks are installed the first time.
+# Eight ways to recover from an OOM on one job in three situations, under real limits: a turn starts
+# 30 jobs, of a minute each beside other work. Lightning and NVRx are installed the first time.
 TURNS ?= 1
 recovery: $(VENV)/.dev
 	$(BIN)/python benchmarks/recovery/run.py --turns $(TURNS)
