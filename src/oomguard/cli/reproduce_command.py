@@ -159,10 +159,9 @@ def _words(found: Reproduction) -> tuple[str, ...]:
     """Return the command; a variable whose value was masked has to be set already."""
     env = [f"{name}={value}" for name, value in sorted(found.env.items()) if MASK not in value]
     first, *rest = found.argv
-    if Path(first).is_absolute() and not present.exists(
-        Path(first)
-    ):  # in the environment of that machine
-        first = Path(first).name
+    program = Path(first)
+    if program.is_absolute() and not present.exists(program):  # that machine's environment
+        first = program.name
     return (*(("env", *env) if env else ()), first, *rest)
 
 
