@@ -51,8 +51,9 @@ def parse_history(lines: Iterable[bytes], file: str) -> History:
             of a version that has other events.
     """
     events: list[Event] = []
-    kept_bytes = cut_bytes = planned = single = 0
+    kept_bytes = cut_bytes = planned = single = stepped = 0
     broken: int | None = None
+    is_kept = False  # the last event: when an attempt took its first step is told by it alone
     for number, line in enumerate(lines, start=1):
         event = _event(line, file, number)
         if broken is not None or event is None:
@@ -64,10 +65,12 @@ def parse_history(lines: Iterable[bytes], file: str) -> History:
         _check_place(event, events, planned, file, number)
         kept_bytes += len(line)
         single = SINGLE_AFTER_FINDING if isinstance(event, Noticed) else max(0, single - 1)
-        if single or not events or not _can_merge(events[-1], event):
+        if single or is_kept or not events or not _can_merge(events[-1], event):
             events.append(event)
         else:
             events[-1] = _merged(events[-1], event)
+        is_kept = isinstance(event, Progress) and event.step > 0 and event.attempt != stepped
+        stepped = event.attempt if is_kept and isinstance(event, Progress) else stepped
     if not events:
         raise _damaged("it contains no complete event", file, 1)
     return History(events=tuple(events), kept_bytes=kept_bytes, cut_bytes=cut_bytes)
