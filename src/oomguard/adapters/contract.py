@@ -204,6 +204,10 @@ class Adapter(ABC):
         """Return the data sets that the job names: paths in its folder, which need not exist."""
         return self.memory_settings(job).data
 
+    def notes(self, job: Job) -> tuple[str, ...]:
+        """Return what a plan of the job assumes of it, one sentence each."""
+        return ()
+
     def warnings(self, job: Job) -> tuple[str, ...]:
         """Return what of a job cannot be known or changed, one sentence each."""
         return ()

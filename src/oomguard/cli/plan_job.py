@@ -103,7 +103,8 @@ class PlannedJob:
         corrected = (f"corrected by measurements of {runs}: {shown}",) if shown else ()
         taken = self.model.taken_for
         alike = (f"{self.model.name} is not in the catalogue: taken for {taken}",) if taken else ()
-        return (*refused, *alike, *ignored, *self.forecast.notes, *corrected, *unrun)
+        read = self.prepared.adapter.notes(job)
+        return (*refused, *alike, *ignored, *read, *self.forecast.notes, *corrected, *unrun)
 
     def trained(self, plan: Plan) -> TrainedPart:
         """Return what a plan trains."""

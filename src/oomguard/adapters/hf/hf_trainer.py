@@ -24,7 +24,7 @@ from oomguard.adapters.hf.script_methods import (
     tuning_of_script,
 )
 from oomguard.adapters.hf.script_parser import own_flags
-from oomguard.adapters.hf.script_values import code_flags, set_by_code
+from oomguard.adapters.hf.script_values import code_flags, read_from_code, set_by_code
 from oomguard.adapters.hf.trainer_adapter import (
     NO_ROWS,
     QUANTIZED_ALONE,
@@ -306,6 +306,11 @@ class HFTrainer(TrainerAdapter):
             "if it did, with all that is not quantized in fp32"
         )
         return (*found, Unmodelled(key="script", effect=effect, direction=Direction.LESS))
+
+    def notes(self, job: Job) -> tuple[str, ...]:
+        """Return what was read from the script's code."""
+        note = read_from_code(self.of_job(job).settings, self._code(job))
+        return (note,) if note else ()
 
     def refusal(self, job: Job, plan: Plan) -> str | None:
         """Return the framework's message for a plan, or which of its flags the script ends at."""

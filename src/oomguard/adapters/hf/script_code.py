@@ -58,6 +58,7 @@ _TRAINER = re.compile(r"Trainer$")
 _OTHER_LOADS = re.compile(r"Tokenizer|Processor|Config|Extractor")
 _LOADS, _DECLARES = "from_pretrained", "add_argument"
 _SWITCHES_ON = {"gradient_checkpointing_enable": "gradient_checkpointing"}
+_BRANCHES = (ast.If, ast.IfExp, ast.Try, ast.Match, ast.BoolOp, ast.While, ast.ExceptHandler)
 #: Objects whose attributes are settings of a training.
 _HOLDER = re.compile(r"args|arguments|config", re.IGNORECASE)
 
@@ -66,7 +67,8 @@ _HOLDER = re.compile(r"args|arguments|config", re.IGNORECASE)
 class SetInCode:
     """A setting that code gives a value; `value` is `COMPUTED` where it does not stand there.
 
-    `is_default` says that a flag goes before it; `by_load` that the call that loads a model has it.
+    `is_default` says that a flag goes before it; `by_load` that the call that loads a model has it;
+    `in_branch` that a branch sets it, which may not be taken.
     """
 
     name: str
@@ -74,6 +76,7 @@ class SetInCode:
     value: object
     is_default: bool = False
     by_load: bool = False
+    in_branch: bool = False
 
 
 @lru_cache(maxsize=8)  # a ladder asks for each plan
@@ -115,13 +118,17 @@ class _Reader:
 
     def read(self, tree: ast.AST) -> Iterator[SetInCode]:
         """Yield what calls, dataclasses and assignments set."""
-        for node in ast.walk(tree):
-            if isinstance(node, ast.Call):
-                yield from self._of_call(node)
-            elif isinstance(node, ast.ClassDef) and _ARGUMENTS.search(node.name):
-                yield from self._of_fields(node)
-            elif isinstance(node, ast.Assign):
-                yield from self._of_assignment(node)
+        for node, in_branch in _with_branches(tree):
+            for one in self._of_node(node):
+                yield replace(one, in_branch=in_branch)
+
+    def _of_node(self, node: ast.AST) -> Iterator[SetInCode]:
+        if isinstance(node, ast.Call):
+            yield from self._of_call(node)
+        elif isinstance(node, ast.ClassDef) and _ARGUMENTS.search(node.name):
+            yield from self._of_fields(node)
+        elif isinstance(node, ast.Assign):
+            yield from self._of_assignment(node)
 
     def _of_assignment(self, node: ast.Assign) -> Iterator[SetInCode]:
         for one in node.targets:
@@ -180,6 +187,21 @@ class _Reader:
         alike = next((names for names in _ALIKE if name in names), frozenset({name}))
         if not _names(node) & alike:
             yield SetInCode(name=name, line=node.lineno, value=_value(node))
+
+
+def _with_branches(tree: ast.AST) -> Iterator[tuple[ast.AST, bool]]:
+    """Yield each node of a tree, and whether a branch holds it."""
+    waiting = [(tree, False)]
+    while waiting:
+        node, in_branch = waiting.pop()
+        yield node, in_branch
+        branches = isinstance(node, _BRANCHES) and not _is_entry(node)
+        waiting += [(child, in_branch or branches) for child in ast.iter_child_nodes(node)]
+
+
+def _is_entry(node: ast.AST) -> bool:
+    """Return whether a branch is taken by every script that is run: `if __name__ == ...`."""
+    return isinstance(node, ast.If) and "__name__" in _names(node.test)
 
 
 def _called(node: ast.Call) -> str:

@@ -66,11 +66,32 @@ def _is_plain(value: object) -> bool:
     return all(isinstance(item, str | int | float) and item != "" for item in items)
 
 
+def read_from_code(settings: Settings, code: str) -> str | None:
+    """Return a note on what is counted because a script's code sets it; None for nothing."""
+    found = [one for one, is_counted in _differing(settings, code) if is_counted]
+    lines = ", ".join(f"{one.name} (line {one.line})" for one in found)
+    return f"read from the script's code: {lines}" if found else None
+
+
 def set_by_code(settings: Settings, code: str) -> Iterator[Unmodelled]:
-    """Yield what a script's code sets and no flag: it may set it otherwise elsewhere.
+    """Yield what a script's code sets otherwise than it is counted, or only in a branch.
 
     A value that the code takes from a flag of the same name is the flag's own.
     """
+    for one, is_counted in _differing(settings, code):
+        if is_counted and not one.in_branch:
+            continue
+        value = "" if one.value is COMPUTED else f" to {one.value}"
+        how = "in a branch: counted as taken" if is_counted else "which is not counted"
+        yield Unmodelled(
+            key=one.name,
+            effect=f"the script sets it{value} in its line {one.line}, {how}",
+            direction=Direction.EITHER,
+        )
+
+
+def _differing(settings: Settings, code: str) -> Iterator[tuple[SetInCode, bool]]:
+    """Yield what code sets otherwise than flags and defaults do, and whether that is counted."""
     said: set[str] = set()
     stated, used = replace(settings, code=Flags()), settings.code
     for one in settings_in(code):
@@ -83,14 +104,7 @@ def set_by_code(settings: Settings, code: str) -> Iterator[Unmodelled]:
         if is_known or (by_flag and one.is_default) or _same(one.value, counted):
             continue
         said.add(one.name)
-        value = "" if one.value is COMPUTED else f" to {one.value}"
-        is_used = used.has(one.name) and not by_flag
-        how = "which is counted, though no flag states it" if is_used else "which is not counted"
-        yield Unmodelled(
-            key=one.name,
-            effect=f"the script sets it{value} in its line {one.line}, {how}",
-            direction=Direction.EITHER,
-        )
+        yield one, used.has(one.name) and not by_flag
 
 
 def _same(value: object, counted: object) -> bool:
