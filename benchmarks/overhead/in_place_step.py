@@ -15,6 +15,7 @@ import argparse
 import json
 import os
 import platform
+import random
 import statistics
 import subprocess
 import sys
@@ -120,18 +121,26 @@ def figures(rows: list[list[float]]) -> dict[str, object]:
         if one[0] != other[0]
     ]
     step = [statistics.median(row[clock] for row in rows) for clock in (1, 2)]
-    paired = [
-        statistics.median(on[clock] - off[clock] for on, off in pairs) / step[clock - 1]
-        for clock in (1, 2)
+    differences = [
+        [(on[clock] - off[clock]) / step[clock - 1] for on, off in pairs] for clock in (1, 2)
     ]
+    paired = [statistics.median(them) for them in differences]
     own = statistics.median(row[3] for row in rows if row[0])
     return {
         "pairs": len(pairs),
         "step_seconds": {"wall": step[0], "cpu": step[1]},
         "paired": {"wall": paired[0], "cpu": paired[1]},
+        "paired_interval_95": {"wall": _interval(differences[0]), "cpu": _interval(differences[1])},
         "own_seconds": own,
         "own": own / step[1],
     }
+
+
+def _interval(differences: list[float]) -> tuple[float, float]:
+    """Return the bootstrap interval of 95 % of a median."""
+    draw, count = random.Random(0), len(differences)
+    medians = sorted(statistics.median(draw.choices(differences, k=count)) for _ in range(2000))
+    return medians[50], medians[-50]
 
 
 def main() -> None:
