@@ -58,6 +58,19 @@ def named(bench: Callable[..., Any]) -> Callable[..., dict[str, Unmodelled]]:
         (PARSED + "args.gradient_checkpointing = True", "", {"gradient_checkpointing"}),
         (PARSED + "model.gradient_checkpointing_enable()", "", {"gradient_checkpointing"}),
         (PARSED + "model.gradient_checkpointing_enable()", "--gradient_checkpointing", set()),
+        # what PEFT's preparation switches on
+        ("Trainer(prepare_model_for_kbit_training(m))", "--load_in_4bit",
+         {"gradient_checkpointing"}),
+        ("Trainer(prepare_model_for_kbit_training(m, False))", "--load_in_4bit", set()),
+        ("Trainer(prepare_model_for_kbit_training(m, use_gradient_checkpointing=False))",
+         "--load_in_4bit", set()),
+        ("Trainer(prepare_model_for_kbit_training(m, args.gradient_checkpointing))",
+         "--load_in_4bit", set()),
+        ("Trainer(prepare_model_for_kbit_training(m, False))", "",
+         {"prepare_model_for_kbit_training"}),
+        # a library that changes the model
+        ("from unsloth import FastLanguageModel\nTrainer()", "", {"unsloth"}),
+        ("import unsloth\nTrainer()", "", {"unsloth"}),
         # its own defaults, which flags go before
         ("class TrainArgs(TrainingArguments):\n    bf16: bool = field(default=True)", "", {"bf16"}),
         ("class TrainArgs(TrainingArguments):\n    bf16: bool = True", "--bf16 False", set()),
@@ -217,6 +230,42 @@ def test_an_adapter_of_the_code_counts_where_no_flag_hangs_on_it(
     assert table.job(f"python train.py {FLAGS} {flags}").asked.tuning is tuning
 
 
+OWN = """
+parser = argparse.ArgumentParser()
+parser.add_argument("--model_path", default="a/default")
+parser.add_argument("--batch-size", type=int, default=4)
+parser.add_argument("--rank", type=int, default=16)
+args = parser.parse_args()
+model = AutoModelForCausalLM.from_pretrained(args.model_path)
+model = get_peft_model(model, LoraConfig(r=args.rank, target_modules=["q_proj"]))
+Trainer(model, TrainingArguments("o", per_device_train_batch_size=args.batch_size)).train()
+"""
+
+
+@pytest.mark.parametrize(
+    ("flags", "model", "batch", "rank"),
+    [
+        ("", "a/default", 4, 16),
+        ("--model_path b/c --batch-size 2", "b/c", 2, 16),
+        ("--batch-size=3 --rank 8", "a/default", 3, 8),
+    ],
+)
+def test_a_setting_taken_from_a_flag_of_another_name_is_read(
+    bench: Callable[..., Any], flags: str, model: str, batch: int, rank: int
+) -> None:
+    table = bench(HFTrainer(), files={f"{CWD}/train.py": OWN})
+    job = table.job(f"python train.py {flags}")
+    assert HFTrainer().memory_settings(job).model == model
+    assert (job.asked.micro_batch, job.asked.lora_rank) == (batch, rank)
+    assert HFTrainer().unmodelled(job) == ()
+
+
+@pytest.mark.parametrize("how", ["'m'", "model_name='m'", "pretrained_model_name_or_path='m'"])
+def test_a_model_that_is_named_in_the_call_is_read(bench: Callable[..., Any], how: str) -> None:
+    table = bench(HFTrainer(), files={f"{CWD}/train.py": f"AutoModel.from_pretrained({how})"})
+    assert HFTrainer().memory_settings(table.job("python train.py")).model == "m"
+
+
 @pytest.mark.parametrize(
     "code",
     [
@@ -239,4 +288,4 @@ def test_a_batch_that_only_the_code_sets_cannot_be_changed(bench: Callable[..., 
     )
     table = bench(HFTrainer(), files={f"{CWD}/train.py": code})
     (said,) = HFTrainer().warnings(table.job("python train.py"))
-    assert said.endswith("(its own flags: --x): its code sets 4, which cannot be changed")
+    assert said.endswith("(its own flags: --x): its batch of 4 is read and left as it is")

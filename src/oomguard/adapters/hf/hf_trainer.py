@@ -234,7 +234,8 @@ class HFTrainer(TrainerAdapter):
         if self.training_code is not TRAINER_CODE:
             return invocation
         code = files.get(_script(invocation, cwd) or "", "")
-        found, settings = code_flags(code), invocation.settings
+        settings = invocation.settings
+        found = code_flags(code, settings)
         hangs = any(name in code for name in _USES_LORA)  # an adapter that a flag switches on
         if hangs and not any(settings.has(name) for name in _USES_LORA):
             for name in _RANKS:
@@ -331,7 +332,7 @@ class HFTrainer(TrainerAdapter):
         flags, invocation = ", ".join(own) or "none", self.of_job(job)
         takes_not = f"{_program(invocation)} does not take {batch} (its own flags: {flags}): its "
         if invocation.settings.code.has(hf.MICRO_BATCH.name):
-            return (f"{takes_not}code sets {job.asked.micro_batch}, which cannot be changed",)
+            return (f"{takes_not}batch of {job.asked.micro_batch} is read and left as it is",)
         default = f"{job.asked.micro_batch}, the Trainer's default"
         return (f"{takes_not}batch is not known and cannot be changed; {default}, stands for it",)
 

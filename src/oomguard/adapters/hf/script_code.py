@@ -56,7 +56,8 @@ _ARGUMENTS = re.compile(r"(Arguments|Args|TrainerConfig|Config)$")
 _OTHER_CONFIGS = re.compile(r"^(Auto|Generation|Peft|Pretrained|Model|\w+Vision)Config$")
 _TRAINER = re.compile(r"Trainer$")
 _OTHER_LOADS = re.compile(r"Tokenizer|Processor|Config|Extractor")
-_LOADS, _DECLARES = "from_pretrained", "add_argument"
+_LOADS, _DECLARES, PREPARES = "from_pretrained", "add_argument", "prepare_model_for_kbit_training"
+_NAMES_MODEL = ("pretrained_model_name_or_path", "model_name")
 _SWITCHES_ON = {"gradient_checkpointing_enable": "gradient_checkpointing"}
 _BRANCHES = (ast.If, ast.IfExp, ast.Try, ast.Match, ast.BoolOp, ast.While, ast.ExceptHandler)
 #: Objects whose attributes are settings of a training.
@@ -68,7 +69,8 @@ class SetInCode:
     """A setting that code gives a value; `value` is `COMPUTED` where it does not stand there.
 
     `is_default` says that a flag goes before it; `by_load` that the call that loads a model has it;
-    `in_branch` that a branch sets it, which may not be taken.
+    `in_branch` that a branch sets it, which may not be taken; `flag` is a flag of another name that
+    it is taken from, in underscores.
     """
 
     name: str
@@ -77,6 +79,7 @@ class SetInCode:
     is_default: bool = False
     by_load: bool = False
     in_branch: bool = False
+    flag: str = ""
 
 
 @lru_cache(maxsize=8)  # a ladder asks for each plan
@@ -87,6 +90,21 @@ def settings_in(code: str) -> tuple[SetInCode, ...]:
         return ()
     found = _Reader(_constants(tree)).read(tree)
     return tuple(sorted(found, key=lambda one: one.line))
+
+
+@lru_cache(maxsize=8)
+def defaults_in(code: str) -> Mapping[str, object]:
+    """Return the literal defaults of a script's own flags, by their names in underscores."""
+    tree = parsed(code)
+    if tree is None:
+        return {}
+    constants = _constants(tree)
+    found = {
+        name: literal(_constant(node, constants), COMPUTED)
+        for one in ast.walk(tree)
+        for name, node in _declared(one)
+    }
+    return {name: value for name, value in found.items() if value is not COMPUTED}
 
 
 def _constants(tree: ast.AST) -> dict[str, ast.expr]:
@@ -125,8 +143,8 @@ class _Reader:
     def _of_node(self, node: ast.AST) -> Iterator[SetInCode]:
         if isinstance(node, ast.Call):
             yield from self._of_call(node)
-        elif isinstance(node, ast.ClassDef) and _ARGUMENTS.search(node.name):
-            yield from self._of_fields(node)
+        elif isinstance(node, ast.ClassDef):
+            yield from self._of_defaults(node)
         elif isinstance(node, ast.Assign):
             yield from self._of_assignment(node)
 
@@ -139,9 +157,11 @@ class _Reader:
         called = _called(node)
         words = {word.arg: word.value for word in node.keywords if word.arg is not None}
         if called == _DECLARES:
-            yield from self._of_flag(node, words.get("default"))
+            yield from self._of_defaults(node)
         elif called in _SWITCHES_ON:
             yield SetInCode(name=_SWITCHES_ON[called], line=node.lineno, value=True)
+        elif called == PREPARES:
+            yield from self._of_preparing(node, words)
         elif called == _LOADS:
             yield from self._of_load(node, words)
         elif _TRAINER.search(called) and isinstance(words.get("model"), ast.Constant):
@@ -155,38 +175,65 @@ class _Reader:
         """Yield what the call that loads a model is given, not that of a tokenizer."""
         if _OTHER_LOADS.search(ast.unparse(node.func)):
             return
-        named = {MODEL: node.args[0]} if node.args else {}
-        for name, value in {**named, **words}.items():
+        names = [node.args[0]] if node.args else []
+        names += [words[key] for key in _NAMES_MODEL if key in words]
+        for name, value in [*((MODEL, name) for name in names), *words.items()]:
             for one in self._given(name, value):
                 yield replace(one, by_load=True)
 
-    def _of_fields(self, node: ast.ClassDef) -> Iterator[SetInCode]:
-        """Yield the defaults of a dataclass of flags."""
-        for one in node.body:
-            if isinstance(one, ast.AnnAssign) and isinstance(one.target, ast.Name) and one.value:
-                words = one.value.keywords if isinstance(one.value, ast.Call) else []
-                default = next((word.value for word in words if word.arg == "default"), one.value)
-                yield from self._default(one.target.id, default)
+    def _of_preparing(self, node: ast.Call, words: dict[str, ast.expr]) -> Iterator[SetInCode]:
+        """Yield that PEFT switches checkpointing on in what it prepares, unless told not to.
 
-    def _of_flag(self, node: ast.Call, default: ast.expr | None) -> Iterator[SetInCode]:
-        """Yield the default of a flag of argparse."""
-        for one in node.args if default is not None else ():
-            if default is not None and isinstance(one, ast.Constant) and isinstance(one.value, str):
-                yield from self._default(one.value.lstrip("-").replace("-", "_"), default)
+        Source: peft 0.21, utils/other.py (prepare_model_for_kbit_training).
+        """
+        told = words.get("use_gradient_checkpointing", node.args[1] if node.args[1:] else None)
+        told = told or ast.copy_location(ast.Constant(True), node)
+        for one in self._given("gradient_checkpointing", told):
+            if one.value is not False:
+                yield one
 
-    def _default(self, name: str, node: ast.expr) -> Iterator[SetInCode]:
-        for one in self._given(name, node):
-            yield replace(one, is_default=True)
+    def _of_defaults(self, node: ast.Call | ast.ClassDef) -> Iterator[SetInCode]:
+        for name, default in _declared(node):
+            for one in self._given(name, default):
+                yield replace(one, is_default=True)
 
     def _given(self, name: str, node: ast.expr) -> Iterator[SetInCode]:
         """Yield what a value sets, unless the code takes it from something of the same name."""
         if name not in _KNOWN:
             return
-        if isinstance(node, ast.Name) and node.id in self.constants:
-            node = ast.copy_location(self.constants[node.id], node)
+        node = _constant(node, self.constants)
         alike = next((names for names in _ALIKE if name in names), frozenset({name}))
         if not _names(node) & alike:
-            yield SetInCode(name=name, line=node.lineno, value=_value(node))
+            yield SetInCode(name=name, line=node.lineno, value=_value(node), flag=_flag(node))
+
+
+def _constant(node: ast.expr, constants: Mapping[str, ast.expr]) -> ast.expr:
+    """Return the literal that a constant's name means, on the line of that name."""
+    if isinstance(node, ast.Name) and node.id in constants:
+        return ast.copy_location(constants[node.id], node)
+    return node
+
+
+def _flag(node: ast.expr) -> str:
+    """Return the flag whose value an expression is: `args.batch_size`."""
+    if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
+        return node.attr if _HOLDER.search(node.value.id) else ""
+    return ""
+
+
+def _declared(node: ast.AST) -> Iterator[tuple[str, ast.expr]]:
+    """Yield the defaults of the flags that a call of argparse or a dataclass declares."""
+    if isinstance(node, ast.ClassDef) and _ARGUMENTS.search(node.name):
+        for one in node.body:
+            if isinstance(one, ast.AnnAssign) and isinstance(one.target, ast.Name) and one.value:
+                words = one.value.keywords if isinstance(one.value, ast.Call) else []
+                default = next((word.value for word in words if word.arg == "default"), one.value)
+                yield one.target.id, default
+    elif isinstance(node, ast.Call) and _called(node) == _DECLARES:
+        defaults = [word.value for word in node.keywords if word.arg == "default"]
+        for flag in node.args if defaults else ():
+            if isinstance(flag, ast.Constant) and isinstance(flag.value, str):
+                yield flag.value.lstrip("-").replace("-", "_"), defaults[0]
 
 
 def _with_branches(tree: ast.AST) -> Iterator[tuple[ast.AST, bool]]:

@@ -10,6 +10,8 @@ import re
 from collections.abc import Iterator
 
 from oomguard.adapters.hf import training_arguments as hf
+from oomguard.adapters.hf.script_code import PREPARES
+from oomguard.adapters.hf.script_values import flags_read
 from oomguard.adapters.settings.trainer_settings import CHECKPOINTING, SEQ2SEQ, TRAINER
 from oomguard.adapters.settings.trl_settings import TRL
 from oomguard.configfile.layered import Settings
@@ -40,6 +42,7 @@ _PARSERS = re.compile(r"\b(HfArgumentParser|TrlParser|H4ArgumentParser)\b")
 
 #: Words in the name of a script that loads quantized weights.
 _QUANTIZES = re.compile(r"q_?lora|[48]_?bit|int[48]|bnb|gptq|awq")
+_UNSLOTH = re.compile(r"(?m)^\s*(from|import) unsloth\b")
 #: What shows that a script trains by itself, and does not start what is in other files.
 _TRAINS = re.compile(
     r"(Trainer|Arguments|Parser|Config|\bpeft)\b|\.backward\(|_peft_|from_pretrained"
@@ -54,6 +57,19 @@ def unseen(program: str, code: str, *, quantizes: bool) -> Iterator[Unmodelled]:
             effect="its name speaks of quantized weights, which no flag states: they are counted "
             "as if they were not",
             direction=Direction.LESS,
+        )
+    if _UNSLOTH.search(code):
+        yield Unmodelled(
+            key="unsloth",
+            effect="the script imports Unsloth, whose kernels and checkpointing are not modelled",
+            direction=Direction.EITHER,
+        )
+    if PREPARES in code and not quantizes:
+        yield Unmodelled(
+            key=PREPARES,
+            effect="it raises the 16-bit weights to fp32, as they are not quantized, which is not "
+            "counted",
+            direction=Direction.EITHER,
         )
     if code and not _TRAINS.search(code):
         yield Unmodelled(
@@ -75,10 +91,11 @@ def unread_flags(settings: Settings, code: str) -> Iterator[Unmodelled]:
             effect="not stated, nor the script's own known: the Trainer's default is counted",
             direction=Direction.EITHER,
         )
+    read = flags_read(code)
     in_file = map(str, settings.file.values) if settings.file else ()
     for name in dict.fromkeys((*in_file, *settings.early.names(), *settings.late.names())):
         plain = name.replace("-", "_")
-        if plain in _KNOWN or _FORMER.match(plain) or not _TELLING.search(plain):
+        if plain in _KNOWN or plain in read or _FORMER.match(plain) or not _TELLING.search(plain):
             continue
         if str(settings.get(name)).lower() not in _OFF:
             yield Unmodelled(

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 
-from oomguard.adapters.hf.script_code import COMPUTED, MODEL, SetInCode, settings_in
+from oomguard.adapters.hf.script_code import COMPUTED, MODEL, SetInCode, defaults_in, settings_in
 from oomguard.configfile.flags import Flags
 from oomguard.configfile.layered import Settings
 from oomguard.job.unmodelled import Direction, Unmodelled
@@ -32,17 +32,36 @@ _NAMED_ELSEWHERE = frozenset(
 )
 
 
-def code_flags(code: str) -> Flags:
+def code_flags(code: str, settings: Settings) -> Flags:
     """Return what a script's code sets, spelled as the flags that would set it.
+
+    What it takes from a flag of another name is that flag's value, or its default.
 
     A setting that it gives several values, or computes, is left out; so are those of the call that
     loads a model if there are several.
     """
     words: list[str] = []
-    for name, value in _values(settings_in(code)).items():
+    for name, value in _values(_resolved(code, settings)).items():
         values = value if isinstance(value, list | tuple) else [value]
         words += [f"--{name}", *map(str, values)]
     return Flags(args=tuple(words))
+
+
+def flags_read(code: str) -> frozenset[str]:
+    """Return the flags of other names from which a script takes settings that are read."""
+    return frozenset(one.flag for one in settings_in(code) if one.flag)
+
+
+def _resolved(code: str, settings: Settings) -> tuple[SetInCode, ...]:
+    """Return what a script sets, with the values of the flags that it is taken from."""
+    defaults = defaults_in(code)
+    found = []
+    for one in settings_in(code):
+        spelled = (one.flag, one.flag.replace("_", "-"))
+        stated = [settings.get(name) for name in spelled if one.flag and settings.has(name)]
+        value = stated[0] if stated else defaults.get(one.flag, one.value)
+        found.append(replace(one, value=value))
+    return tuple(found)
 
 
 def _values(found: tuple[SetInCode, ...]) -> dict[str, object]:
@@ -94,7 +113,7 @@ def _differing(settings: Settings, code: str) -> Iterator[tuple[SetInCode, bool]
     """Yield what code sets otherwise than flags and defaults do, and whether that is counted."""
     said: set[str] = set()
     stated, used = replace(settings, code=Flags()), settings.code
-    for one in settings_in(code):
+    for one in _resolved(code, stated):
         by_flag = stated.has(one.name)
         counted = stated.get(one.name) if by_flag else _COUNTED.get(one.name)
         is_known = one.name in said or one.name in _NAMED_ELSEWHERE
