@@ -68,6 +68,8 @@ def named(bench: Callable[..., Any]) -> Callable[..., dict[str, Unmodelled]]:
          "--load_in_4bit", set()),
         ("Trainer(prepare_model_for_kbit_training(m, False))", "",
          {"prepare_model_for_kbit_training"}),
+        ("# prepare_model_for_kbit_training(m)\nTrainer()", "", set()),
+        ("if a:\n    prepare_model_for_kbit_training(m, False)\nTrainer()", "", set()),
         # a library that changes the model
         ("from unsloth import FastLanguageModel\nTrainer()", "", {"unsloth"}),
         ("import unsloth\nTrainer()", "", {"unsloth"}),

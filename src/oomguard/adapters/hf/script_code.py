@@ -107,6 +107,15 @@ def defaults_in(code: str) -> Mapping[str, object]:
     return {name: value for name, value in found.items() if value is not COMPUTED}
 
 
+def prepares(code: str) -> bool:
+    """Return whether a script calls PEFT's `prepare_model_for_kbit_training`, not in a branch."""
+    tree = parsed(code)
+    return tree is not None and any(
+        isinstance(node, ast.Call) and _called(node) == PREPARES and not in_branch
+        for node, in_branch in _with_branches(tree)
+    )
+
+
 def _constants(tree: ast.AST) -> dict[str, ast.expr]:
     """Return the names to which a script gives one literal value, and nothing else."""
     given: dict[str, list[ast.expr | None]] = {}

@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterator
 
 from oomguard.adapters.hf import training_arguments as hf
-from oomguard.adapters.hf.script_code import PREPARES
+from oomguard.adapters.hf.script_code import PREPARES, prepares
 from oomguard.adapters.hf.script_values import flags_read
 from oomguard.adapters.settings.trainer_settings import CHECKPOINTING, SEQ2SEQ, TRAINER
 from oomguard.adapters.settings.trl_settings import TRL
@@ -64,7 +64,7 @@ def unseen(program: str, code: str, *, quantizes: bool) -> Iterator[Unmodelled]:
             effect="the script imports Unsloth, whose kernels and checkpointing are not modelled",
             direction=Direction.EITHER,
         )
-    if PREPARES in code and not quantizes:
+    if not quantizes and prepares(code):
         yield Unmodelled(
             key=PREPARES,
             effect="it raises the 16-bit weights to fp32, as they are not quantized, which is not "
