@@ -70,6 +70,11 @@ def named(bench: Callable[..., Any]) -> Callable[..., dict[str, Unmodelled]]:
          {"prepare_model_for_kbit_training"}),
         ("# prepare_model_for_kbit_training(m)\nTrainer()", "", set()),
         ("if a:\n    prepare_model_for_kbit_training(m, False)\nTrainer()", "", set()),
+        # TRL's configs, whose defaults are others
+        ("SFTConfig('o')", "", {"script"}),
+        ("AsyncGRPOConfig('o')", "", {"script"}),
+        ("ServerDistillationConfig('o')", "", {"script"}),
+        ("AsyncGRPOConfig('o')", "--bf16 --gradient_checkpointing", set()),
         # a library that changes the model
         ("from unsloth import FastLanguageModel\nTrainer()", "", {"unsloth"}),
         ("import unsloth\nTrainer()", "", {"unsloth"}),

@@ -27,27 +27,35 @@ _METHODS = {
 }
 #: Names of TRL's example scripts whose methods are none that is known here.
 _OTHER_METHODS = ("online_dpo", "nash_md", "xpo", "bco", "sdft", "sdpo", "ssd.py", "tpo")
-#: Trainers of a script's own code.
+#: Beginnings or endings of the names of trainers that a script makes.
 _TRAINERS = {
-    "DPOTrainer": TrainingMethod.DPO,
-    "KTOTrainer": TrainingMethod.KTO,
-    "ORPOTrainer": TrainingMethod.ORPO,
-    "CPOTrainer": TrainingMethod.CPO,
-    "RewardTrainer": TrainingMethod.REWARD,
-    "PRMTrainer": TrainingMethod.REWARD,
-    "PPOTrainer": TrainingMethod.PPO,
-    "GRPOTrainer": TrainingMethod.GRPO,
-    "RLOOTrainer": TrainingMethod.RLOO,
-    "GKDTrainer": TrainingMethod.DISTILLATION,
-    "SentenceTransformerTrainer": TrainingMethod.EMBEDDING,
+    "DPO": TrainingMethod.DPO,
+    "KTO": TrainingMethod.KTO,
+    "ORPO": TrainingMethod.ORPO,
+    "CPO": TrainingMethod.CPO,
+    "Reward": TrainingMethod.REWARD,
+    "PRM": TrainingMethod.REWARD,
+    "PPO": TrainingMethod.PPO,
+    "GRPO": TrainingMethod.GRPO,
+    "RLOO": TrainingMethod.RLOO,
+    "GKD": TrainingMethod.DISTILLATION,
+    "GOLD": TrainingMethod.DISTILLATION,
+    "Distill": TrainingMethod.DISTILLATION,
+    "Distillation": TrainingMethod.DISTILLATION,
+    "MiniLLM": TrainingMethod.DISTILLATION,
+    "IWOPD": TrainingMethod.DISTILLATION,
+    "SentenceTransformer": TrainingMethod.EMBEDDING,
 }
-_SUPERVISED = "SFTTrainer"
+_SUPERVISED = "SFT"
+#: Those whose methods are none that is known here.
+_OTHER_TRAINER = re.compile(r"(OnlineDPO|NashMD|XPO|BCO|SDFT|SDPO|SSD|TPO|A2PO|GMPO)$")
 #: TRL's configs, whose defaults are not the Trainer's (trl 1.16, trainer/base_config.py).
 _TRL_CONFIG = re.compile(
-    r"\b(SFT|DPO|KTO|ORPO|CPO|BCO|Reward|PRM|PPO|GRPO|RLOO|GKD|GOLD|OnlineDPO|NashMD|XPO)Config\b"
+    r"\b\w*(?:SFT|PO|KTO|BCO|Reward|PRM|RLOO|GKD|GOLD|NashMD|SDFT|SSD|MiniLLM|IWOPD|Distillation)"
+    r"\w*Config\b"
 )
 _PRECISIONS, _CHECKPOINTS = ("bf16", "fp16"), ("gradient_checkpointing",)
-_TRAINER = re.compile(r"\b([A-Za-z]+Trainer)\(")
+_TRAINER = re.compile(r"\b(\w+)Trainer\(")
 _CLASSIFIER = re.compile(r"\bAutoModelFor(?:Sequence|Token)Classification\b")
 _WORDS = "AutoModelForCausalLM"
 #: PEFT's adapters, whose configs a script makes: LoRA's own, then the others.
@@ -65,13 +73,14 @@ def method_of_script(program: str, settings: Settings, code: str) -> TrainingMet
     None if the name shows that it is another one.
     """
     name = program.lower()
-    if any(word in name for word in _OTHER_METHODS):
+    made = set(_TRAINER.findall(code))
+    if any(word in name for word in _OTHER_METHODS) or any(map(_OTHER_TRAINER.search, made)):
         return None
     stated = next(
         (kind for kind, keys in METHOD_SETTINGS.items() if any(map(settings.has, keys))), None
     )
     named = next((kind for word, kind in _METHODS.items() if word in name), None)
-    shown = _of_code(code) or named
+    shown = _of_code(code, made) or named
     if (stated, shown) == (TrainingMethod.GRPO, TrainingMethod.RLOO):
         return shown  # the same flags are RLOO's
     return stated or shown or TrainingMethod.SFT
@@ -98,11 +107,14 @@ def takes_trl_defaults(code: str, settings: Settings) -> bool:
     return bool(_TRL_CONFIG.search(code)) and not states
 
 
-def _of_code(code: str) -> TrainingMethod | None:
+def _of_code(code: str, made: set[str]) -> TrainingMethod | None:
     """Return the method of the one trainer that a script makes, or of the model that it loads."""
-    made = set(_TRAINER.findall(code))
-    methods = {_TRAINERS[name] for name in made & _TRAINERS.keys()}
-    if len(methods) == 1 and _SUPERVISED not in made:
+    methods = {
+        kind
+        for word, kind in _TRAINERS.items()
+        if any(name.startswith(word) or name.endswith(word) for name in made)
+    }
+    if len(methods) == 1 and not any(name.endswith(_SUPERVISED) for name in made):
         return methods.pop()
     classifies = _CLASSIFIER.search(code) and _WORDS not in code and not methods
     return TrainingMethod.CLASSIFICATION if classifies else None
