@@ -267,6 +267,28 @@ def test_a_setting_taken_from_a_flag_of_another_name_is_read(
     assert HFTrainer().unmodelled(job) == ()
 
 
+@pytest.mark.parametrize(
+    "code", ["AutoModel.from_pretrained(args.{})", "GRPOTrainer(model=args.{})"]
+)
+@pytest.mark.parametrize("flag", ["model", "model_name", "model-id", "base_model", "checkpoint"])
+def test_a_models_flag_may_have_a_default(bench: Callable[..., Any], code: str, flag: str) -> None:
+    declared = f"parser.add_argument('--{flag}', default='m')\n"
+    used = code.format(flag.replace("-", "_"))
+    table = bench(HFTrainer(), files={f"{CWD}/train.py": declared + used})
+    assert HFTrainer().memory_settings(table.job("python train.py")).model == "m"
+    stated = HFTrainer().memory_settings(table.job(f"python train.py --{flag} other"))
+    assert stated.model == "other"
+
+
+def test_a_length_that_another_name_gives_is_read(bench: Callable[..., Any]) -> None:
+    code = (
+        "p.add_argument('--max_seq_length', default=512)\nSFTConfig(max_length=args.max_seq_length)"
+    )
+    table = bench(HFTrainer(), files={f"{CWD}/train.py": code})
+    for flags, tokens in (("", 512), ("--max_seq_length 64", 64)):
+        assert table.job(f"python train.py {FLAGS} {flags}").asked.sequence_length == tokens
+
+
 @pytest.mark.parametrize("how", ["'m'", "model_name='m'", "pretrained_model_name_or_path='m'"])
 def test_a_model_that_is_named_in_the_call_is_read(bench: Callable[..., Any], how: str) -> None:
     table = bench(HFTrainer(), files={f"{CWD}/train.py": f"AutoModel.from_pretrained({how})"})

@@ -45,7 +45,7 @@ _CONFIGS: Mapping[str, Mapping[str, str]] = {
     },
 }
 _KNOWN = _SHARED.union({MODEL}, *(flags.values() for flags in _CONFIGS.values()))
-#: Names of one setting: a value that comes from either is the flag's own.
+#: Names of one setting.
 _ALIKE = (
     frozenset({"max_length", "max_seq_length", "model_max_length", "cutoff_len", "block_size"}),
     frozenset({"torch_dtype", "dtype", "model_dtype"}),
@@ -173,7 +173,7 @@ class _Reader:
             yield from self._of_preparing(node, words)
         elif called == _LOADS:
             yield from self._of_load(node, words)
-        elif _TRAINER.search(called) and isinstance(words.get("model"), ast.Constant):
+        elif _TRAINER.search(called) and _names_model(words.get("model")):
             yield from self._given(MODEL, words["model"])
         elif _ARGUMENTS.search(called) and not _OTHER_CONFIGS.match(called):
             flags = _CONFIGS.get(called)
@@ -211,9 +211,19 @@ class _Reader:
         if name not in _KNOWN:
             return
         node = _constant(node, self.constants)
-        alike = next((names for names in _ALIKE if name in names), frozenset({name}))
-        if not _names(node) & alike:
-            yield SetInCode(name=name, line=node.lineno, value=_value(node), flag=_flag(node))
+        flag = _flag(node)
+        if not _names(node) & alike(name) or (flag and flag != name):
+            yield SetInCode(name=name, line=node.lineno, value=_value(node), flag=flag)
+
+
+def alike(name: str) -> frozenset[str]:
+    """Return the names of one setting: a value that comes from one of them is the flag's own."""
+    return next((names for names in _ALIKE if name in names), frozenset({name}))
+
+
+def _names_model(node: ast.expr | None) -> bool:
+    """Return whether what a trainer is given is a model's name, and not a model."""
+    return isinstance(node, ast.Constant) or (node is not None and bool(_flag(node)))
 
 
 def _constant(node: ast.expr, constants: Mapping[str, ast.expr]) -> ast.expr:

@@ -6,7 +6,14 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 
-from oomguard.adapters.hf.script_code import COMPUTED, MODEL, SetInCode, defaults_in, settings_in
+from oomguard.adapters.hf.script_code import (
+    COMPUTED,
+    MODEL,
+    SetInCode,
+    alike,
+    defaults_in,
+    settings_in,
+)
 from oomguard.configfile.flags import Flags
 from oomguard.configfile.layered import Settings
 from oomguard.job.unmodelled import Direction, Unmodelled
@@ -60,7 +67,8 @@ def _resolved(code: str, settings: Settings) -> tuple[SetInCode, ...]:
         spelled = (one.flag, one.flag.replace("_", "-"))
         stated = [settings.get(name) for name in spelled if one.flag and settings.has(name)]
         value = stated[0] if stated else defaults.get(one.flag, one.value)
-        found.append(replace(one, value=value))
+        if value is not COMPUTED or one.flag not in alike(one.name):
+            found.append(replace(one, value=value))
     return tuple(found)
 
 
