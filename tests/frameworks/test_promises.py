@@ -62,6 +62,14 @@ def plain(folder: Path, mode: str, *words: str, options: tuple[str, ...] = ()) -
     return launch(folder, "plain_loop.py", "--mode", mode, *batch, options=options)
 
 
+def hidden(folder: Path, *words: str, options: tuple[str, ...] = ()) -> Launched:
+    """Run a script with a batch of 16 of its own, for which the Trainer's 8 is taken."""
+    script = folder / "hidden_default.py"
+    text = (HERE / "plain_loop.py").read_text()
+    script.write_text(text.replace("default=16", "default=int('16')"))
+    return launch(folder, str(script), "--mode", "constant", *words, options=options)
+
+
 def test_a_loop_that_follows_its_flags_is_verified(tmp_path):
     run = plain(tmp_path, "honest")
     assert (run.code, run.batches) == (0, [(16, 1), (8, 2)]), run.err
@@ -87,9 +95,15 @@ def test_a_script_that_ignores_the_accumulation_fails_with_the_reason(tmp_path):
 
 
 def test_a_script_with_its_own_batch_is_not_climbed_from_a_wrong_reading(tmp_path):
-    run = plain(tmp_path, "constant", "--per_device_train_b", "16")
+    run = hidden(tmp_path, "--per_device_train_b", "16")
     assert (run.code, run.report["status"], run.batches) == (1, "failed", [(8, 1), (4, 2)])
     assert "expected 4, observed 16, as with 8 before" in run.report["reason"]
+
+
+def test_the_default_of_a_scripts_own_flag_is_its_batch(tmp_path):
+    run = plain(tmp_path, "constant", "--per_device_train_b", "16")
+    assert (run.code, run.report["status"], run.batches) == (1, "failed", [(16, 1), (8, 2)])
+    assert "expected 8, observed 16, as with 16 before" in run.report["reason"]
 
 
 @pytest.mark.extended
@@ -101,7 +115,7 @@ def test_a_script_that_ignores_its_micro_batch_is_launched_twice_at_most(tmp_pat
 
 @pytest.mark.extended
 def test_a_healthy_job_that_was_read_wrongly_trains_and_is_reported(tmp_path):
-    run = plain(tmp_path, "constant", "--seed", "1", options=("--host-memory", "4GiB"))
+    run = hidden(tmp_path, "--seed", "1", options=("--host-memory", "4GiB"))
     assert (run.code, run.outcome()) == (0, "differs"), run.err
     assert "DONE" in run.out
     assert "expected 8" in run.err
