@@ -58,6 +58,8 @@ def run(folder: Path, framework: str, script: Path, *words: str):
         env={
             "OOMGUARD_IN_PLACE": "1", "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "",
             "MALLOC_MMAP_THRESHOLD_": "262144",
+            # bf16 kernels of a CPU that has them: kept for each shape, they take all of the room.
+            "ONEDNN_PRIMITIVE_CACHE_CAPACITY": "0",
         },
         timeout_s=1800,
     )  # fmt: skip
