@@ -108,6 +108,8 @@ def test_a_value_of_the_code_is_named_as_read_or_as_not_counted(
     [
         "TrainingArguments(fsdp={[]: 1})",
         "TrainingArguments('\\d', bf16=True)",
+        "p.add_argument('--a', action=[1])\np.add_argument(*b, action='store_true')",
+        "p.add_argument(1, default={})\nGRPOTrainer(model=args.x)\nTrainer(model=None)",
         "x = " + "(" * 500 + ")" * 500,
         "TrainingArguments(optim=" + "-" * 3000 + "1)",
         "\0",
@@ -278,6 +280,25 @@ def test_a_models_flag_may_have_a_default(bench: Callable[..., Any], code: str, 
     assert HFTrainer().memory_settings(table.job("python train.py")).model == "m"
     stated = HFTrainer().memory_settings(table.job(f"python train.py --{flag} other"))
     assert stated.model == "other"
+
+
+@pytest.mark.parametrize(
+    ("action", "flags", "precision", "keys"),
+    [
+        ("store_true", "", Precision.FP32, []),
+        ("store_true", "--half", Precision.BF16_MIXED, []),
+        ("store_false", "", Precision.BF16_MIXED, []),
+        ("store_false", "--half", Precision.FP32, ["bf16"]),
+    ],
+)
+def test_a_switch_of_a_scripts_own_is_read(
+    bench: Callable[..., Any], action: str, flags: str, precision: Precision, keys: list[str]
+) -> None:
+    code = f"p.add_argument('--half', action='{action}')\nTrainingArguments('o', bf16=args.half)"
+    table = bench(HFTrainer(), files={f"{CWD}/train.py": code})
+    job = table.job(f"python train.py {FLAGS} {flags}")
+    assert job.asked.precision is precision
+    assert [one.key for one in HFTrainer().unmodelled(job)] == keys
 
 
 def test_a_length_that_another_name_gives_is_read(bench: Callable[..., Any]) -> None:

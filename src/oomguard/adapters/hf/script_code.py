@@ -58,6 +58,8 @@ _TRAINER = re.compile(r"Trainer$")
 _OTHER_LOADS = re.compile(r"Tokenizer|Processor|Config|Extractor")
 _LOADS, _DECLARES, PREPARES = "from_pretrained", "add_argument", "prepare_model_for_kbit_training"
 _NAMES_MODEL = ("pretrained_model_name_or_path", "model_name")
+#: Actions of argparse that store a value of their own, and the default that they have.
+_SWITCHES: Mapping[str, bool] = {"store_true": False, "store_false": True}
 _SWITCHES_ON = {"gradient_checkpointing_enable": "gradient_checkpointing"}
 _BRANCHES = (ast.If, ast.IfExp, ast.Try, ast.Match, ast.BoolOp, ast.While, ast.ExceptHandler)
 #: Objects whose attributes are settings of a training.
@@ -249,10 +251,14 @@ def _declared(node: ast.AST) -> Iterator[tuple[str, ast.expr]]:
                 default = next((word.value for word in words if word.arg == "default"), one.value)
                 yield one.target.id, default
     elif isinstance(node, ast.Call) and _called(node) == _DECLARES:
-        defaults = [word.value for word in node.keywords if word.arg == "default"]
-        for flag in node.args if defaults else ():
-            if isinstance(flag, ast.Constant) and isinstance(flag.value, str):
-                yield flag.value.lstrip("-").replace("-", "_"), defaults[0]
+        given = {word.arg: word.value for word in node.keywords}
+        stored = given.get("default")
+        switch = str(literal(given["action"], None)) if "action" in given else ""
+        if stored is None and switch in _SWITCHES:
+            stored = ast.copy_location(ast.Constant(_SWITCHES[switch]), node)
+        for flag in node.args if stored is not None else ():
+            if stored is not None and isinstance(flag, ast.Constant):
+                yield str(flag.value).lstrip("-").replace("-", "_"), stored
 
 
 def _with_branches(tree: ast.AST) -> Iterator[tuple[ast.AST, bool]]:

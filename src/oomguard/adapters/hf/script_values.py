@@ -67,6 +67,8 @@ def _resolved(code: str, settings: Settings) -> tuple[SetInCode, ...]:
         spelled = (one.flag, one.flag.replace("_", "-"))
         stated = [settings.get(name) for name in spelled if one.flag and settings.has(name)]
         value = stated[0] if stated else defaults.get(one.flag, one.value)
+        if stated and defaults.get(one.flag) is True:  # a switch may turn it off
+            value = COMPUTED
         if value is not COMPUTED or one.flag not in alike(one.name):
             found.append(replace(one, value=value))
     return tuple(found)
