@@ -9,6 +9,7 @@ from __future__ import annotations
 import ast
 import re
 from collections.abc import Iterator, Mapping
+from copy import copy
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 
@@ -231,7 +232,7 @@ def _names_model(node: ast.expr | None) -> bool:
 def _constant(node: ast.expr, constants: Mapping[str, ast.expr]) -> ast.expr:
     """Return the literal that a constant's name means, on the line of that name."""
     if isinstance(node, ast.Name) and node.id in constants:
-        return ast.copy_location(constants[node.id], node)
+        return ast.copy_location(copy(constants[node.id]), node)
     return node
 
 
@@ -256,8 +257,10 @@ def _declared(node: ast.AST) -> Iterator[tuple[str, ast.expr]]:
         switch = str(literal(given["action"], None)) if "action" in given else ""
         if stored is None and switch in _SWITCHES:
             stored = ast.copy_location(ast.Constant(_SWITCHES[switch]), node)
-        for flag in node.args if stored is not None else ():
-            if stored is not None and isinstance(flag, ast.Constant):
+        if stored is None:
+            return
+        for flag in node.args:
+            if isinstance(flag, ast.Constant):
                 yield str(flag.value).lstrip("-").replace("-", "_"), stored
 
 
