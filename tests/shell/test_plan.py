@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from pathlib import Path
@@ -27,22 +26,6 @@ def _offline(monkeypatch, tmp_path):
 def _no_tracer(monkeypatch):
     """Leave it to arithmetic, whether this Python has torch (`make quickstart`) or not."""
     monkeypatch.setattr("oomguard.cli.plan_job.tracer_of", lambda *_, **__: None)
-
-
-@pytest.fixture
-def plan(capsys):
-    def run(*words: object, code: int = 0) -> dict:
-        assert main(["plan", *map(str, words), "--json"]) == code
-        return json.loads(capsys.readouterr().out)
-
-    return run
-
-
-@pytest.fixture
-def train(tmp_path):
-    file = tmp_path / "train.yaml"
-    file.write_text(LLAMA_YAML)
-    return file
 
 
 def test_the_document_has_what_the_design_names(plan, train):

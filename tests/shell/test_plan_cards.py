@@ -16,29 +16,7 @@ from shapes import LLAMA_YAML
 RECIPES = Path(__file__).parents[2] / "recipes"
 
 
-@pytest.fixture(autouse=True)
-def _alone(monkeypatch, tmp_path):
-    """Leave it to arithmetic, on a machine without a GPU."""
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    monkeypatch.setenv("HF_HOME", str(tmp_path / "none"))
-    monkeypatch.setattr("oomguard.cli.plan_job.tracer_of", lambda *_, **__: None)
-    monkeypatch.setattr("oomguard.cli.plan_command.gpus_here", tuple)
-
-
-@pytest.fixture
-def plan(capsys):
-    def run(*words: object, code: int = 0) -> dict:
-        assert main(["plan", *map(str, words), "--json"]) == code
-        return json.loads(capsys.readouterr().out)
-
-    return run
-
-
-@pytest.fixture
-def train(tmp_path):
-    file = tmp_path / "train.yaml"
-    file.write_text(LLAMA_YAML)
-    return file
+pytestmark = pytest.mark.usefixtures("arithmetic")
 
 
 def rows(document: dict) -> dict[tuple[str, int], dict]:

@@ -15,14 +15,10 @@ FITS, USAGE, DOES_NOT_FIT, NOT_CERTAIN = 0, 2, 5, 6
 
 
 @pytest.fixture(autouse=True)
-def _alone(monkeypatch, tmp_path):
-    """Leave it to arithmetic, on a machine without a GPU that is no runner of GitHub's."""
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    monkeypatch.setenv("HF_HOME", str(tmp_path / "none"))
+def _alone(monkeypatch, tmp_path, arithmetic):
+    """Be on a machine that is no runner of GitHub's."""
     monkeypatch.delenv("GITHUB_ACTIONS", raising=False)
     monkeypatch.delenv("GITHUB_WORKSPACE", raising=False)
-    monkeypatch.setattr("oomguard.cli.plan_job.tracer_of", lambda *_, **__: None)
-    monkeypatch.setattr("oomguard.cli.plan_command.gpus_here", tuple)
     monkeypatch.chdir(tmp_path)
 
 

@@ -14,13 +14,7 @@ from shapes import LLAMA_YAML
 RECIPES = Path(__file__).parents[2] / "recipes"
 
 
-@pytest.fixture(autouse=True)
-def _alone(monkeypatch, tmp_path):
-    """Leave it to arithmetic, on a machine without a GPU."""
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    monkeypatch.setenv("HF_HOME", str(tmp_path / "none"))
-    monkeypatch.setattr("oomguard.cli.plan_job.tracer_of", lambda *_, **__: None)
-    monkeypatch.setattr("oomguard.cli.plan_command.gpus_here", tuple)
+pytestmark = pytest.mark.usefixtures("arithmetic")
 
 
 @pytest.fixture

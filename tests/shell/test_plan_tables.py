@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 from pathlib import Path
 
 import pytest
@@ -16,22 +15,7 @@ RECIPES = Path(__file__).parents[2] / "recipes"
 TRL, LITGPT = RECIPES / "hf_trainer" / "trl.yaml", RECIPES / "litgpt" / "train.yaml"
 
 
-@pytest.fixture(autouse=True)
-def _alone(monkeypatch, tmp_path):
-    """Leave it to arithmetic, on a machine without a GPU."""
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    monkeypatch.setenv("HF_HOME", str(tmp_path / "none"))
-    monkeypatch.setattr("oomguard.cli.plan_job.tracer_of", lambda *_, **__: None)
-    monkeypatch.setattr("oomguard.cli.plan_command.gpus_here", tuple)
-
-
-@pytest.fixture
-def plan(capsys):
-    def run(*words: object, code: int = 0) -> dict:
-        assert main(["plan", *map(str, words), "--json"]) == code
-        return json.loads(capsys.readouterr().out)
-
-    return run
+pytestmark = pytest.mark.usefixtures("arithmetic")
 
 
 @pytest.fixture
@@ -41,13 +25,6 @@ def text(capsys):
         return capsys.readouterr().out
 
     return run
-
-
-@pytest.fixture
-def train(tmp_path):
-    file = tmp_path / "train.yaml"
-    file.write_text(LLAMA_YAML)
-    return file
 
 
 def test_a_row_is_what_a_plan_with_that_value_predicts(plan, train, tmp_path):
