@@ -106,6 +106,17 @@ class PlannedJob:
         read = self.prepared.adapter.notes(job)
         return (*refused, *alike, *ignored, *read, *self.forecast.notes, *corrected, *unrun)
 
+    @property
+    def subject(self) -> dict[str, object]:
+        """Return what the answers of `--max` and `--sweep` are about, as `--json` prints it."""
+        return {
+            "framework": self.prepared.job.framework,
+            "model": self.model.name,
+            "capacity_bytes": self.capacity.device_bytes,
+            "unmodelled": self.unmodelled,
+            "rejected": self.rejected,
+        }
+
     def trained(self, plan: Plan) -> TrainedPart:
         """Return what a plan trains."""
         return trained_part(self.request.problem(plan))

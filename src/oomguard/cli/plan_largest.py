@@ -162,11 +162,7 @@ def largest_document(found: LargestFit) -> dict[str, object]:
     """Return the answer as `--json` prints it."""
     planned = found.planned
     return {
-        "framework": planned.prepared.job.framework,
-        "model": planned.model.name,
-        "capacity_bytes": planned.capacity.device_bytes,
-        "unmodelled": planned.unmodelled,
-        "rejected": planned.rejected,
+        **planned.subject,
         "field": found.field,
         "requested": _row(found.requested),
         "certain": _row(found.certain),

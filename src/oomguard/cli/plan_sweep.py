@@ -188,11 +188,7 @@ def sweep_document(found: Sweep) -> dict[str, object]:
     """Return the rows as `--json` prints them."""
     planned = found.planned
     return {
-        "framework": planned.prepared.job.framework,
-        "model": planned.model.name,
-        "capacity_bytes": planned.capacity.device_bytes,
-        "unmodelled": planned.unmodelled,
-        "rejected": planned.rejected,
+        **planned.subject,
         "fields": found.fields,
         "rows": [
             {
